@@ -1,0 +1,9 @@
+"""SMT Vision: the Scale-Aware Modulation Transformer, its training and its use.
+
+Importing the package registers its models with timm: ``timm.create_model("smt_tiny", features_only=True)``.
+"""
+
+from .model import MHMC, MSA, SAA, SAM, SMT, VARIANTS
+
+__version__ = "0.1.0"
+__all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS", "__version__"]

@@ -1,0 +1,44 @@
+"""Multi-head self-attention (MSA) with local enhancement, the mixer of SMT's deep stages.
+
+Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.2, and the authors' release.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import conv_bhwc
+
+
+class MSA(nn.Module):
+    """Global self-attention over the grid, plus a depthwise 3x3 convolution of the value.
+
+    Args:
+        dim: channels ``C``; a multiple of ``num_heads``.
+        num_heads: attention heads ``A``; the scale is ``(C / A) ** -0.5``.
+        attn_drop_rate: dropout on the attention weights.
+        drop_rate: dropout after the output projection.
+
+    Shape: ``(B, H, W, C) -> (B, H, W, C)``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_drop_rate: float = 0.0, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"MSA: dim={dim} is not a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.local_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        qkv = self.qkv(x)
+        q, k, v = (  # each (B, A, H*W, C/A)
+            part.flatten(1, 2).unflatten(-1, (self.num_heads, C // self.num_heads)).transpose(1, 2)
+            for part in qkv.chunk(3, dim=-1)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop_rate if self.training else 0.0)
+        out = out.transpose(1, 2).reshape(B, H, W, C)
+        return self.proj_drop(self.proj(out + conv_bhwc(self.local_conv, qkv[..., 2 * C :])))

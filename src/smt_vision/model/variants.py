@@ -1,0 +1,154 @@
+"""The variants, each a row of data and a function registered with timm."""
+
+from importlib.resources import files
+from typing import Any
+from urllib.error import URLError
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor
+
+from .official import RELEASE_URL, is_official, to_ours
+from .smt import SMT
+
+# Every row is a set of constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules:
+# attention heads of 32 channels (24 in atto), stage 3 the deepest, its mixers in turn.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "smt_atto": dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 4, 1), attn_heads=(1, 1, 2, 4)),
+    "smt_femto": dict(embed_dims=(32, 64, 128, 256), depths=(1, 1, 6, 1), attn_heads=(1, 2, 4, 8)),
+    "smt_pico": dict(embed_dims=(48, 96, 192, 384), depths=(2, 2, 6, 1), attn_heads=(2, 3, 6, 12)),
+    "smt_tiny": dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 8, 1)),
+    "smt_small": dict(embed_dims=(64, 128, 256, 512), depths=(3, 4, 18, 2)),
+    "smt_base": dict(embed_dims=(64, 128, 256, 512), depths=(4, 6, 28, 2), mlp_ratios=(8, 6, 4, 2), stem_kernel=7),
+    "smt_large": dict(
+        embed_dims=(96, 192, 384, 768), depths=(4, 6, 28, 4), mlp_ratios=(8, 6, 4, 2), stem_kernel=7, layer_scale=1e-4
+    ),
+}
+
+# What the weights of a tag were trained with, where that is not the variant's default.
+TAG_ARGS: dict[str, dict[str, Any]] = {"smt_femto.cifar10": dict(stem_stride=2)}
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    defaults = dict(
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=224 / 256,
+        interpolation="bicubic",
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv="stem.conv1",
+        classifier="head.fc",
+        license="apache-2.0",
+        paper_ids="arXiv:2307.08579",
+        paper_name="Scale-Aware Modulation Meet Transformer",
+        origin_url="https://github.com/AFeng-x/SMT",
+    )
+    return {**defaults, **kwargs}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "smt_atto.untrained": _cfg(),
+        "smt_femto.untrained*": _cfg(),  # the star: a bare smt_femto is this one, of 1000 classes
+        "smt_femto.cifar10": _cfg(
+            file=str(files("smt_vision") / "weights" / "smt_femto.cifar10.safetensors"),
+            input_size=(3, 32, 32),
+            pool_size=(2, 2),
+            crop_pct=1.0,
+            num_classes=10,
+            label_names=CIFAR10_CLASSES,
+            origin_url=None,
+        ),
+        "smt_pico.untrained": _cfg(),
+        "smt_tiny.in1k": _cfg(url=RELEASE_URL + "smt_tiny.pth"),
+        "smt_small.in1k": _cfg(url=RELEASE_URL + "smt_small.pth"),
+        "smt_base.in1k": _cfg(url=RELEASE_URL + "smt_base.pth"),
+        "smt_large.in22k_ft_in1k": _cfg(url=RELEASE_URL + "smt_large_22k_224_ft.pth"),
+        "smt_large.in22k_ft_in1k_384": _cfg(
+            url=RELEASE_URL + "smt_large_22k_384_ft.pth",
+            input_size=(3, 384, 384),
+            pool_size=(12, 12),
+            crop_pct=1.0,
+            crop_mode="squash",
+        ),
+        "smt_large.in22k": _cfg(url=RELEASE_URL + "smt_large_22k.pth", num_classes=21841),
+    }
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Tensor]:
+    """A state dict of ours from what a file holds: the release's dict, a training checkpoint, or ours."""
+    for entry in ("model", "state_dict"):
+        if isinstance(state_dict.get(entry), dict):
+            state_dict = state_dict[entry]
+    return to_ours(state_dict) if is_official(state_dict) else state_dict
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
+    tag = kwargs.get("pretrained_cfg")
+    tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
+    try:
+        return build_model_with_cfg(
+            SMT,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+            **{**VARIANTS[variant], **tag_args, **kwargs},
+        )
+    except URLError as error:
+        url = getattr(error, "url", None) or default_cfgs[variant].default.url
+        if isinstance(tag, str):
+            url = default_cfgs[variant].cfgs[tag].url
+        raise RuntimeError(
+            f"The pretrained weights of {variant} could not be fetched from {url} ({error.reason}). Without a network: "
+            "fetch that file on another machine, then create the model with "
+            "pretrained=True, pretrained_cfg_overlay=dict(file='PATH/TO/FILE.pth')."
+        ) from error
+
+
+@register_model
+def smt_atto(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-Atto, a relative of ours for tests and very small images."""
+    return _create("smt_atto", pretrained, **kwargs)
+
+
+@register_model
+def smt_femto(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-Femto, a relative of ours for small images and edge devices."""
+    return _create("smt_femto", pretrained, **kwargs)
+
+
+@register_model
+def smt_pico(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-Pico, a relative of ours for edge devices."""
+    return _create("smt_pico", pretrained, **kwargs)
+
+
+@register_model
+def smt_tiny(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-T of the paper: 11.5 M parameters, 2.46 GMAC at 224."""
+    return _create("smt_tiny", pretrained, **kwargs)
+
+
+@register_model
+def smt_small(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-S of the release: 22.6 M parameters (the paper's table says 20.5), 4.84 GMAC at 224."""
+    return _create("smt_small", pretrained, **kwargs)
+
+
+@register_model
+def smt_base(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-B of the paper: 32.0 M parameters, 7.97 GMAC at 224."""
+    return _create("smt_base", pretrained, **kwargs)
+
+
+@register_model
+def smt_large(pretrained: bool = False, **kwargs: Any) -> SMT:
+    """SMT-L of the paper: 80.6 M parameters, 17.9 GMAC at 224, with LayerScale."""
+    return _create("smt_large", pretrained, **kwargs)
