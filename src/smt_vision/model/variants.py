@@ -14,9 +14,9 @@ from .smt import SMT
 # Every row is a set of constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules:
 # attention heads of 32 channels (24 in atto), stage 3 the deepest, its mixers in turn.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "smt_atto": dict(embed_dims=(16, 32, 64, 128), depths=(1, 1, 4, 1), attn_heads=(1, 1, 2, 4)),
-    "smt_femto": dict(embed_dims=(32, 64, 128, 256), depths=(1, 1, 6, 1), attn_heads=(1, 2, 4, 8)),
-    "smt_pico": dict(embed_dims=(48, 96, 192, 384), depths=(2, 2, 6, 1), attn_heads=(2, 3, 6, 12)),
+    "smt_atto": dict(embed_dims=(12, 24, 48, 96), depths=(1, 1, 4, 1), attn_heads=(1, 1, 2, 4)),
+    "smt_femto": dict(embed_dims=(32, 64, 128, 256), depths=(2, 2, 4, 1), attn_heads=(1, 2, 4, 8)),
+    "smt_pico": dict(embed_dims=(48, 96, 192, 384), depths=(2, 2, 4, 1), attn_heads=(2, 3, 6, 12)),
     "smt_tiny": dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 8, 1)),
     "smt_small": dict(embed_dims=(64, 128, 256, 512), depths=(3, 4, 18, 2)),
     "smt_base": dict(embed_dims=(64, 128, 256, 512), depths=(4, 6, 28, 2), mlp_ratios=(8, 6, 4, 2), stem_kernel=7),
@@ -54,7 +54,6 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "smt_atto.untrained": _cfg(),
-        "smt_femto.untrained*": _cfg(),  # the star: a bare smt_femto is this one, of 1000 classes
         "smt_femto.cifar10": _cfg(
             file=str(files("smt_vision") / "weights" / "smt_femto.cifar10.safetensors"),
             input_size=(3, 32, 32),
@@ -64,6 +63,7 @@ default_cfgs = generate_default_cfgs(
             label_names=CIFAR10_CLASSES,
             origin_url=None,
         ),
+        "smt_femto.untrained*": _cfg(),  # starred and last, it is the default: a bare smt_femto has 1000 classes
         "smt_pico.untrained": _cfg(),
         "smt_tiny.in1k": _cfg(url=RELEASE_URL + "smt_tiny.pth"),
         "smt_small.in1k": _cfg(url=RELEASE_URL + "smt_small.pth"),
