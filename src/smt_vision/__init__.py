@@ -3,7 +3,8 @@
 Importing the package registers its models with timm: ``timm.create_model("smt_tiny", features_only=True)``.
 """
 
+from ._version import __version__
 from .model import MHMC, MSA, SAA, SAM, SMT, VARIANTS
 
-__version__ = "0.1.0"
+
 __all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS", "__version__"]

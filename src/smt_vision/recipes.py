@@ -6,11 +6,10 @@ dotted (``--optim.lr 5e-4``), or from a YAML file. This module holds names and n
 The paper's values: arXiv 2307.08579 (ICCV 2023) and the configurations of the authors' release.
 """
 
-from dataclasses import dataclass, field, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
 
 
@@ -22,10 +21,11 @@ class Input:
         size: side of the square the model sees, in pixels.
         channels: 3 for RGB, 1 for grey.
         crop_pct: evaluation resizes the short side to size / crop_pct and takes the centre.
-        crop_mode: ``center``: as above; ``squash``: resize both sides to size, no crop.
+        crop_mode: ``center``: as above; ``squash``: resize both sides to size, no crop;
+            ``border``: resize the long side, pad the rest.
         interpolation: of every resize: ``bicubic``, ``bilinear``, ``nearest``, or ``random`` (training alone).
-        mean: subtracted from each channel, of values in [0, 1].
-        std: each channel is divided by it.
+        mean: subtracted from each channel, of values in [0, 1]; ``None``: what the model's weights were trained with.
+        std: each channel is divided by it; ``None`` likewise.
         val_fraction: share of a set without a validation split that is held out, stratified and seeded.
         workers: loader processes for each training process; 0 loads in the process itself.
         max_broken: unreadable images to name, count and skip before the run stops with an error.
@@ -34,10 +34,10 @@ class Input:
     size: int = 224
     channels: int = 3
     crop_pct: float = 224 / 256
-    crop_mode: Literal["center", "squash"] = "center"
+    crop_mode: Literal["center", "squash", "border"] = "center"
     interpolation: str = "bicubic"
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     val_fraction: float = 0.1
     workers: int = 8
     max_broken: int = 10
@@ -195,6 +195,10 @@ class Recipe:
     expected: dict[str, float] = field(default_factory=dict)
     expected_source: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON and YAML know it: dicts, lists, numbers and strings."""
+        return json.loads(json.dumps(asdict(self)))
+
 
 def _imagenet(variant: str, params: str, drop_path: float, top1: float | None, top5: float | None) -> Recipe:
     measured = {} if top1 is None or top5 is None else {"top1": top1, "top5": top5}
@@ -284,13 +288,13 @@ RECIPES: dict[str, Recipe] = {
             name="cifar10",
             about="a small model from scratch on CIFAR-10, on two CPU cores",
             model="smt_femto",
-            model_args=dict(stem_stride=2, drop_path_rate=0.05),
+            model_args=dict(stem_stride=2),
             data="torch/cifar10",
             epochs=24,
             batch_size=128,
             input=Input(size=32, crop_pct=1.0, workers=1),
             augment=Augment(
-                crop="pad", auto_augment=None, color_jitter=0.0, random_erasing=0.0, mixup=0.0, cutmix=0.0
+                crop="pad", auto_augment=None, color_jitter=0.0, random_erasing=0.25, mixup=0.0, cutmix=0.0
             ),
             optim=Optim(lr=2e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.5, clip_grad=1.0),
             engine=Engine(ema=0.998),

@@ -30,6 +30,9 @@ def expand_pattern(pattern: str, depth: int) -> str:
         return (pattern * depth)[:depth]
     free = depth - (len(tokens) - stars)
     if free < 0:
-        raise ValueError(f"mixers: {pattern!r} names {len(tokens) - stars} blocks without a star in a stage of {depth}")
+        raise ValueError(
+            f"mixers: {pattern!r} names {len(tokens) - stars} blocks without a star in a stage of {depth}; "
+            "leave some out or raise the stage's entry of depths"
+        )
     shares = iter([free // stars + (i < free % stars) for i in range(stars)])
     return "".join(token[0] * next(shares) if token.endswith("*") else token for token in tokens)

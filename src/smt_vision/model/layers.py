@@ -1,8 +1,13 @@
 """Pieces that several parts of the network share. ``B`` batch, ``H W`` grid, ``C`` channels."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 def conv_bhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -43,3 +48,30 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``, recomputed in the backward pass in place of keeping its activations.
+
+    The second run leaves BatchNorm's running statistics alone, so that they are those of a run without checkpoints.
+    """
+    if torch.compiler.is_compiling():  # the compiler takes no context; it plans its own recomputation
+        return checkpoint(block, x, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _no_statistics_update(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _no_statistics_update(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from timm.layers import ClassifierHead, DropPath, trunc_normal_
 from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from .attention import MSA
 from .ehn import expand_pattern
-from .layers import FFN, LayerScale, conv_bhwc
+from .layers import FFN, LayerScale, checkpointed, conv_bhwc
 from .modulation import SAM
 from .official import is_official, to_ours
 
@@ -109,7 +108,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
+            x = checkpointed(block, x) if self.grad_checkpointing else block(x)
         return self.norm(x)
 
 
@@ -126,6 +125,12 @@ def _per_stage(name: str, value: Any, num_stages: int) -> tuple:
 def _check(ok: bool, name: str, value: Any, works: str) -> None:
     if not ok:
         raise ValueError(f"{name}={value!r} cannot work: {works}")
+
+
+def _check_pool(global_pool: str, num_classes: int) -> None:
+    works = "one of 'avg', 'max', 'avgmax' and 'catavgmax', or '' for none where num_classes=0"
+    _check(global_pool in ("avg", "max", "avgmax", "catavgmax", ""), "global_pool", global_pool, works)
+    _check(global_pool != "" or num_classes == 0, "global_pool", global_pool, works)
 
 
 class SMT(nn.Module):
@@ -184,7 +189,9 @@ class SMT(nn.Module):
         _check(num_classes >= 0, "num_classes", num_classes, "0 (no classifier) or more")
         _check(stem_kernel >= 1 and stem_kernel % 2 == 1, "stem_kernel", stem_kernel, "an odd number, as 3 or 7")
         _check(stem_stride in (1, 2, 4), "stem_stride", stem_stride, "one of 4, 2 and 1")
-        _check(expand_ratio >= 1, "expand_ratio", expand_ratio, "a whole number of at least 1")
+        whole = expand_ratio >= 1 and expand_ratio == int(expand_ratio)
+        _check(whole, "expand_ratio", expand_ratio, "a whole number of at least 1")
+        _check_pool(global_pool, num_classes)
         for name, rate in (
             ("drop_path_rate", drop_path_rate),
             ("drop_rate", drop_rate),
@@ -221,7 +228,7 @@ class SMT(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.patterns = patterns
-        self.num_features = self.head_hidden_size = dims[-1]
+        self.num_features = dims[-1]
 
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
 
@@ -247,6 +254,7 @@ class SMT(nn.Module):
             dict(num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)
         ]
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head_hidden_size = dims[-1] * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
 
     # --- forward ---
@@ -301,9 +309,15 @@ class SMT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last index and, by default, the classifier; returns the indices."""
+        """Drop the stages after the last index; returns the indices.
+
+        The classifier goes unless told otherwise, and in any case where its stage does.
+        """
         take, max_index = feature_take_indices(len(self.stages), indices)
+        prune_head = prune_head or max_index + 1 < len(self.stages)
         self.stages = self.stages[: max_index + 1]
+        self.patterns = self.patterns[: max_index + 1]
+        self.num_features = self.head.in_features = self.feature_info[max_index]["num_chs"]
         if prune_head:
             self.reset_classifier(0, "")
         return take
@@ -314,11 +328,15 @@ class SMT(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; 0 classes for none."""
+        """Replace the classifier by a new one; 0 classes for none. ``None`` leaves the pooling as it is."""
+        _check(num_classes >= 0, "num_classes", num_classes, "0 (no classifier) or more")
+        _check_pool(self.head.global_pool.pool_type if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         if isinstance(self.head.fc, nn.Linear):
             _init_weights(self.head.fc)
+            self.head.to(self.stem.norm.weight)  # an empty head has no device of its own
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass in place of keeping its activations."""

@@ -1,11 +1,12 @@
 """The variants, each a row of data and a function registered with timm."""
 
+from collections.abc import Set
+from http.client import HTTPException
 from importlib.resources import files
 from typing import Any
-from urllib.error import URLError
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
 from .official import RELEASE_URL, is_official, to_ours
@@ -82,34 +83,56 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Tensor]:
-    """A state dict of ours from what a file holds: the release's dict, a training checkpoint, or ours."""
+    """A state dict of ours from what a file holds: the release's dict, a training checkpoint, or ours.
+
+    Raises:
+        RuntimeError: a tensor is missing or left over. timm's own load is strict only where the number of classes
+            is the file's; this check is for the rest of the network and knows no exception.
+    """
     for entry in ("model", "state_dict"):
         if isinstance(state_dict.get(entry), dict):
             state_dict = state_dict[entry]
-    return to_ours(state_dict) if is_official(state_dict) else state_dict
+    state_dict = to_ours(state_dict) if is_official(state_dict) else dict(state_dict)
+    head = {"head.fc.weight", "head.fc.bias"}
+    expected, given = model.state_dict().keys() - head, state_dict.keys() - head
+    if expected != given:
+        raise RuntimeError(
+            f"The weights are not those of this model. Missing: {_some(expected - given)}. Left over: "
+            f"{_some(given - expected)}. Name the variant and the arguments that the file was made with."
+        )
+    return state_dict
+
+
+def _some(keys: Set[str]) -> str:
+    names = sorted(keys)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
     tag = kwargs.get("pretrained_cfg")
     tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
+    args = {**VARIANTS[variant], **tag_args, **kwargs}
     try:
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             SMT,
             variant,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-            **{**VARIANTS[variant], **tag_args, **kwargs},
+            feature_cfg=dict(out_indices=tuple(range(len(args["embed_dims"]))), feature_cls="getter"),
+            **args,
         )
-    except URLError as error:
-        url = getattr(error, "url", None) or default_cfgs[variant].default.url
-        if isinstance(tag, str):
-            url = default_cfgs[variant].cfgs[tag].url
+    except (OSError, HTTPException) as error:  # URLError and HTTPError, time-outs and cut connections are OSErrors
+        cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
+        if cfg.file:
+            raise type(error)(f"The weights file of {variant} could not be read: {cfg.file} ({error!r})") from error
         raise RuntimeError(
-            f"The pretrained weights of {variant} could not be fetched from {url} ({error.reason}). Without a network: "
-            "fetch that file on another machine, then create the model with "
+            f"The pretrained weights of {variant} could not be fetched from {cfg.url or cfg.hf_hub_id} ({error}). "
+            "Without a network: fetch that file on another machine, then create the model with "
             "pretrained=True, pretrained_cfg_overlay=dict(file='PATH/TO/FILE.pth')."
         ) from error
+    # timm saves the caller's arguments with a model; without the tag's, a reload would be another network.
+    model._model_args = dict(tag_args)
+    return model
 
 
 @register_model

@@ -1,0 +1,67 @@
+"""What the commands share."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+EXIT_ERROR, EXIT_USAGE = 1, 2
+
+
+@dataclass(frozen=True)
+class Output:
+    """A command's result.
+
+    Args:
+        data: for ``--json``.
+        show: otherwise printed, one after the other: strings and rich's renderables.
+        code: the exit code.
+    """
+
+    data: Any
+    show: Sequence[Any] = ()
+    code: int = 0
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean X?"``, or nothing where no known word is near."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # a bare or misplaced field: --lr for --optim.lr
+        close = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+@dataclass
+class _Names:
+    options: list[str] = field(default_factory=list)
+
+
+class Parser(ArgumentParser):
+    """A parser that answers an unknown option or key with the nearest known one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
+        for pattern, dashes in ((r"nrecognized arguments: --([\w.\-]+)", "--"), (r"[Kk]ey ['\"]([\w.\-]+)['\"]", "")):
+            if (match := re.search(pattern, message)) and match[1] not in options:
+                hint = nearest(match[1], options)
+                message = f"there is no {dashes}{match[1]}" + (hint.replace("mean ", f"mean {dashes}") if hint else "")
+                break
+        print(f"{self.prog}: error: {message}\nsee {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def new_parser(command: str, about: str, examples: str = "") -> Parser:
+    """A command's parser, with ``--json``; ``examples`` are shown below the options, as they are typed."""
+    import argparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = Parser(prog=f"smt {command}", description=about, epilog=examples, default_env=False)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    return parser

@@ -1,0 +1,36 @@
+"""``smt recipes``."""
+
+from typing import Any
+
+import yaml
+from rich.syntax import Syntax
+from rich.table import Table
+
+from ..recipes import RECIPES
+from .common import Output, Parser, nearest, new_parser
+
+HELP = "list the recipes, or print one whole"
+EXAMPLES = """\
+smt recipes
+smt recipes finetune > mine.yaml        change it, then: smt train finetune --config mine.yaml
+"""
+
+
+def build_parser(words: list[str]) -> Parser:
+    parser = new_parser("recipes", f"{HELP}, as YAML.", EXAMPLES)
+    parser.add_argument("name", nargs="?", help="the recipe to print")
+    return parser
+
+
+def run(args: Any) -> Output:
+    if args.name is None:
+        table = Table("recipe", "model", "data", "epochs", "expected top-1", "for", box=None, header_style="bold")
+        for r in RECIPES.values():
+            top1 = f"{r.expected['top1']:.1f} %" if "top1" in r.expected else "-"
+            table.add_row(r.name, r.model, r.data, str(r.epochs), top1, r.about)
+        return Output([r.to_dict() for r in RECIPES.values()], [table])
+    if args.name not in RECIPES:
+        raise ValueError(f"there is no recipe {args.name!r}{nearest(args.name, RECIPES)}; smt recipes lists them")
+    recipe = RECIPES[args.name].to_dict()
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
+    return Output(recipe, [Syntax(text.rstrip(), "yaml", background_color="default")])

@@ -1,0 +1,100 @@
+"""``smt train``."""
+
+import shlex
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..recipes import RECIPES, Recipe
+from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
+
+HELP = "train a recipe, from the start or from where it was stopped"
+DESCRIBED = {"name", "about", "hardware", "citation", "expected", "expected_source"}  # what a run does not depend on
+EXAMPLES = """\
+smt train quickstart
+smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
+smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_rate
+smt train finetune --config my.yaml             my.yaml holds any of the fields below
+smt train --resume runs/finetune                go on after a stop
+"""
+
+
+def build_parser(words: list[str]) -> Parser:
+    """The options are the fields of a recipe, with the values of the recipe that the words name."""
+    name = next((w for w in words if w in RECIPES), None)
+    if resumed := _resumed(words):
+        name = None
+    parser = new_parser("train", f"{HELP}.", EXAMPLES)
+    parser.add_argument("recipe", nargs="?", help=f"one of: {', '.join(RECIPES)}; smt recipes tells about them")
+    parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered where taken")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument("--max_steps", type=int, help="stop, resumable, after so many updates in all")
+    parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
+    parser.add_class_arguments(Recipe, skip=DESCRIBED, as_group=True)
+    values = resumed or asdict(RECIPES[name] if name else _blank())
+    parser.set_defaults({k: v for k, v in values.items() if k not in DESCRIBED})
+    return parser
+
+
+def _blank() -> Recipe:
+    return Recipe(name="", about="", model="", data="", epochs=1, batch_size=1, hardware="", citation="")
+
+
+def _resumed(words: list[str]) -> dict[str, Any] | None:
+    """The recipe of the run that ``--resume`` names."""
+    folder = next((w.partition("=")[2] or "".join(words[i + 1 : i + 2]) for i, w in enumerate(words)
+                   if w == "--resume" or w.startswith("--resume=")), None)  # fmt: skip
+    path = Path(folder or "") / "recipe.yaml"
+    return yaml.safe_load(path.read_text()) if folder and path.is_file() else None
+
+
+def run(args: Any) -> Output:
+    """Train; the best weights' numbers are the result."""
+    if args.resume:
+        folder = args.resume
+        stored = _resumed(["--resume", str(folder)])
+        if stored is None:
+            raise FileNotFoundError(f"{folder} holds no run: there is no recipe.yaml in it")
+        described = {k: stored[k] for k in DESCRIBED}
+    elif args.recipe in RECIPES:
+        described = {k: getattr(RECIPES[args.recipe], k) for k in DESCRIBED}
+        folder = args.run or _free_folder(Path("runs") / args.recipe)
+    else:
+        what = f"there is no recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
+        print(f"smt train: error: {what}; smt recipes lists them", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+    chosen = {f.name: args[f.name] for f in fields(Recipe) if f.name not in DESCRIBED}
+    for group in ("input", "augment", "optim", "engine"):
+        kind = Recipe.__dataclass_fields__[group].default_factory
+        chosen[group] = kind(**_tuples(chosen[group]))
+    recipe = Recipe(**described, **chosen)
+
+    from ..engine.loop import fit  # torch, only now that the words are right
+
+    command = "smt " + shlex.join(["train", *sys.argv[2:]])
+    done = fit(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
+    data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
+    show = [f"\n[bold]{folder}[/]: {done.task.headline} {numbers.get(done.task.headline, float('nan')):.2f} % "
+            f"(best of epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
+    show += [f"  {name}" for name in ("summary.md", "curves.png", "confusion.png", "mistakes.png")
+             if (folder / name).is_file()]  # fmt: skip
+    show.append(f"use it: smt predict {folder} IMAGE_OR_FOLDER")
+    return Output(data, show)
+
+
+def _tuples(group: Any) -> dict[str, Any]:
+    values = group if isinstance(group, dict) else vars(group)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _free_folder(wanted: Path) -> Path:
+    """The wanted folder, or, where it holds a run already, the first of its kind with a number that holds none."""
+    folder, number = wanted, 1
+    while (folder / "recipe.yaml").exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -1,0 +1,91 @@
+"""The one image decoder: any file that Pillow reads, to 8-bit RGB or grey."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit: a decoded RGB image of half a gigabyte
+_MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be decoded; the message names the file and the reason."""
+
+
+def decode(
+    data: bytes | Path | Image.Image, channels: Literal[1, 3], *, name: str, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode an image to 8 bits a channel.
+
+    EXIF orientation is applied; transparency is laid over white; 16-bit grey is divided by 257, not clipped; the
+    first frame of an animation is taken. Plain RGB equals ``Image.open(...).convert("RGB")`` to the bit.
+
+    Args:
+        data: an encoded file's bytes, its path, or an image that is decoded already.
+        channels: 3 for RGB, 1 for grey.
+        name: what errors call the image.
+        max_pixels: largest width x height accepted, checked before any pixel is decoded. Pillow refuses more than
+            178,956,970 whatever this says.
+
+    Returns:
+        An image of mode ``RGB`` or ``L``.
+
+    Raises:
+        BrokenImage: not an image, truncated, too large, or of a pixel format with no agreed range.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
+    if isinstance(data, Image.Image):
+        return _to_mode(data, _MODES[channels], name)
+    try:
+        with warnings.catch_warnings():
+            # Our own limit decides; Pillow's warning at half of it would be noise for each large photograph.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BrokenImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_mode(image, _MODES[channels], name)
+    except (BrokenImage, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can make Pillow's readers raise nearly anything
+        raise BrokenImage(f"{name}: {_reason(data, error)}") from error
+
+
+def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image, name)
+    elif image.mode == "F":
+        raise BrokenImage(f"{name}: floating-point pixels have no agreed range; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, (255, 255, 255))
+        image.paste(rgba, mask=rgba.getchannel("A"))
+    return image.convert(mode)
+
+
+def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+        raise BrokenImage(
+            f"{name}: integer pixels from {pixels.min()} to {pixels.max()}, outside 16 bits (0 to 65535); "
+            "save the image with 8 or 16 bits"
+        )
+    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+
+
+def _reason(data: bytes | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        length = len(data) if isinstance(data, bytes) else data.stat().st_size
+        return "an empty file" if length == 0 else f"not an image that Pillow knows ({length} bytes)"
+    return f"{error} ({type(error).__name__})"

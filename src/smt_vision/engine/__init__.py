@@ -1,0 +1,1 @@
+"""The only training and evaluation loops of the project, and what they write down."""

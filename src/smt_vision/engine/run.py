@@ -1,0 +1,151 @@
+"""The state of a run: model, averaged model, optimiser and how far it is; its folder, saved and restored."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from .. import pictures
+from ..recipes import Recipe
+from ..tasks import Task
+from . import checkpoint
+from .journal import read_log
+from .optim import build_optimizer
+from .summary import hardware, write_summary
+
+LAST, BEST = "last.pt", "best.pt"
+# A resumed run may differ in these: they change how it is carried out or described, not what it computes.
+FREE_FIELDS = {
+    "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
+    "engine.checkpoint_minutes", "engine.eval_every", "input.workers", "input.max_broken",
+}  # fmt: skip
+
+
+class Run:
+    """A run's state, restored from its folder's ``last.pt`` where there is one.
+
+    Attributes:
+        raw: the model itself; ``model`` is the same, wrapped for the devices.
+        ema: the averaged model, or ``None``.
+        weights: what is evaluated and saved as best: the averaged model where there is one.
+        step: updates done.
+        metrics: of the best weights so far; empty before the first evaluation.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe.
+    """
+
+    def __init__(self, fabric: Fabric, task: Task, recipe: Recipe, folder: Path) -> None:
+        self.fabric, self.task, self.recipe, self.folder = fabric, task, recipe, folder
+        self.raw = task.model
+        model = torch.compile(self.raw) if recipe.engine.compile else self.raw
+        self.model, self.optimizer = fabric.setup(model, build_optimizer(self.raw, recipe.optim))
+        self.ema = (
+            ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
+        )
+        self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
+        self.step = 0
+        self.best_epoch = 0
+        self.metrics: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._started = self._saved = time.monotonic()
+        if (folder / LAST).is_file():
+            self._restore(checkpoint.load(folder / LAST))
+        elif fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        fabric.barrier()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all its sessions."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def checkpoint_due(self) -> bool:
+        """Whether the last save is longer ago than the recipe allows."""
+        return time.monotonic() - self._saved > 60 * self.recipe.engine.checkpoint_minutes
+
+    def save_last(self) -> None:
+        """Write ``last.pt``: everything needed to go on as if never stopped."""
+        self._save(
+            LAST,
+            model=self.raw.state_dict(),
+            ema=self.ema.module.state_dict() if self.ema is not None else None,
+            optimizer=self.optimizer.state_dict(),
+            precision=self.fabric.strategy.precision.state_dict(),
+            step=self.step,
+            seconds=self.seconds,
+            best_epoch=self.best_epoch,
+            metrics=self.metrics,
+        )
+        self._saved = time.monotonic()
+
+    def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
+        """Write ``best.pt`` if no evaluation before scored as high; and draw the curves anew."""
+        headline = self.task.headline
+        if not self.metrics or metrics[headline] > self.metrics[headline]:
+            self.metrics, self.best_epoch = metrics, epoch
+            self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
+
+    def _save(self, name: str, **state: Any) -> None:
+        if self.fabric.is_global_zero:
+            checkpoint.save({**state, "card": self.task.card, "recipe": self.recipe.to_dict()}, self.folder / name)
+        self.fabric.barrier()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        theirs, ours = _flat(state["recipe"]), _flat(self.recipe.to_dict())
+        unlike = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
+        if unlike:
+            listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in unlike)
+            raise ValueError(
+                f"{self.folder} holds a run of another recipe: {listed}. Go on with that one (smt train --resume "
+                f"{self.folder}) or choose another folder with --run."
+            )
+        self.raw.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
+        self._seconds_before = state["seconds"]
+
+    def report(self, command: str) -> None:
+        """Write what a finished run leaves to read: metrics.json, pictures and the one-page summary."""
+        if not self.fabric.is_global_zero:
+            return
+        (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1))
+        pictures.curves(read_log(self.folder), self.folder / "curves.png", self.recipe.name)
+        self.task.pictures(self.folder, self.metrics)
+        from ..benchmark import describe
+
+        channels, size = self.recipe.input.channels, self.recipe.input.size
+        info = describe(self.raw, input_size=(channels, size, size))
+        write_summary(
+            self.folder,
+            recipe=self.recipe.to_dict(),
+            metrics=self.metrics,
+            best_epoch=self.best_epoch,
+            seconds=self.seconds,
+            hardware=hardware(),
+            command=command,
+            classes=self.task.card["classes"],
+            parameters=info.parameters,
+            gmac=info.gmac,
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys; a model's own arguments stay together."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key in ("input", "augment", "optim", "engine"):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out

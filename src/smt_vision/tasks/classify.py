@@ -1,0 +1,166 @@
+"""Image classification."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from .. import pictures
+from ..data import decode, eval_loader, open_dataset, train_loader
+from ..data import ImageSet
+from ..metrics import ClassificationMetrics
+from ..recipes import Augment, Recipe
+from .build import build_model, resolve_input
+from .task import Batch, EvalLoader, TrainLoader
+
+WORST = 25  # mistakes kept for the picture
+
+
+class Classification:
+    """What training and evaluation of classifiers share.
+
+    Args:
+        classes: names, by the model's output.
+        val_set: the images to evaluate on.
+    """
+
+    headline = "top1"
+
+    def __init__(self, classes: tuple[str, ...], val_set: ImageSet) -> None:
+        self.classes = classes
+        self.val_set = val_set
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["image"])
+
+    def metric(self, device: torch.device) -> "ClassifyMetric":
+        return ClassifyMetric(self.classes, device)
+
+    def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
+        """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the worst ones."""
+        drawn = []
+        if metrics["confusion"] is not None:
+            drawn.append(folder / "confusion.png")
+            pictures.confusion(torch.tensor(metrics["confusion"]), self.classes, drawn[-1])
+        items = []
+        for worst in metrics["worst"]:
+            raw, _, name = self.val_set.read(worst["index"])
+            items.append(
+                pictures.Mistake(
+                    image=decode(raw, 3, name=name),
+                    target=self.classes[worst["target"]],
+                    prediction=self.classes[worst["prediction"]],
+                    confidence=worst["confidence"],
+                    id=name,
+                )
+            )
+        drawn.append(folder / "mistakes.png")
+        pictures.mistakes(items, drawn[-1])
+        return drawn
+
+
+class Classify(Classification):
+    """Training a classifier on images of one class each, in a set with named classes.
+
+    Args:
+        recipe: the run. Its data set is opened and its model built at once, so that what cannot work fails early.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.train_set = self._open("train")
+        super().__init__(self.train_set.classes, self._open("val"))
+        self.model = build_model(recipe, num_classes=len(self.classes))
+        self.input = resolve_input(recipe.input, self.model)
+        self.mix = _mix(recipe.augment, len(self.classes))
+        self.card = {
+            "task": "classify",
+            "model": recipe.model,
+            "model_args": dict(recipe.model_args),
+            "classes": list(self.classes),
+            "input": asdict(self.input),
+        }
+
+    def _open(self, split: Literal["train", "val"]) -> ImageSet:
+        return open_dataset(self.recipe.data, split, val_fraction=self.recipe.input.val_fraction, seed=self.recipe.seed)
+
+    def train_loader(self, rank: int, world: int) -> TrainLoader:
+        recipe = self.recipe
+        return train_loader(
+            self.train_set, self.input, recipe.augment, recipe.batch_size, seed=recipe.seed, rank=rank, world=world
+        )
+
+    def eval_loader(self, rank: int, world: int) -> EvalLoader:
+        return eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        image, target = batch["image"], batch["target"]
+        if self.mix is not None:
+            image, target = self.mix(image, target)
+        return {"loss": F.cross_entropy(model(image), target, label_smoothing=self.recipe.augment.label_smoothing)}
+
+
+class ClassifyMetric:
+    """Accuracy and its relatives, exact on any number of processes, and the worst mistakes.
+
+    Args:
+        classes: names, by target.
+        device: where the sums live.
+    """
+
+    def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
+        self.classes = classes
+        self.sums = ClassificationMetrics(len(classes), device)
+        # Rows of (confidence, index, target, prediction); -1 where there is none.
+        self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        target, logits = batch["target"], output.float()
+        self.sums.update(logits, target)
+        confidence, prediction = logits.softmax(-1).max(-1)
+        rows = torch.stack([t.double() for t in (confidence, batch["index"], target, prediction)], dim=-1)
+        self.worst = _worst(torch.cat([self.worst, rows[prediction != target]]))
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        self.sums.reduce(all_reduce)
+        self.worst = _worst(all_gather(self.worst).reshape(-1, 4))
+
+    def compute(self) -> dict[str, Any]:
+        out = self.sums.compute()
+        confusion = out["confusion"]
+        out["confusion"] = confusion.tolist() if isinstance(confusion, Tensor) else confusion
+        for row in out["per_class"]:
+            row["class"] = self.classes[int(row["class"])]
+        out["worst"] = [
+            {"index": int(i), "target": int(t), "prediction": int(p), "confidence": c}
+            for c, i, t, p in self.worst.tolist()
+            if c >= 0
+        ]
+        return out
+
+
+def _worst(rows: Tensor) -> Tensor:
+    """The most confident rows; ties go to the lower index, so that the result does not hang on the order."""
+    rows = rows[rows[:, 1].argsort(stable=True)]
+    return rows[rows[:, 0].argsort(descending=True, stable=True)][:WORST]
+
+
+def _mix(augment: Augment, num_classes: int) -> v2.Transform | None:
+    """Mixup and cutmix of a batch and its targets; draws from torch's global generator."""
+    mixup, cutmix = augment.mixup > 0, augment.cutmix > 0
+    if not (mixup or cutmix) or augment.mix_prob == 0 or num_classes < 2:
+        return None
+    transforms: list[v2.Transform] = []
+    probabilities = []
+    if mixup:
+        transforms.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
+        probabilities.append(1 - augment.switch_prob if cutmix else 1.0)
+    if cutmix:
+        transforms.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
+        probabilities.append(augment.switch_prob if mixup else 1.0)
+    return v2.RandomApply([v2.RandomChoice(transforms, p=probabilities)], p=augment.mix_prob)

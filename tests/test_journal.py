@@ -1,0 +1,232 @@
+"""What a run writes down: a log that survives a kill, a resumed log, a display with and without a terminal."""
+
+import io
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from smt_vision.engine import journal as module
+from smt_vision.engine.journal import Journal, read_log
+
+
+def open_journal(folder: Path, start_step: int = 0, display: bool = False, active: bool = True) -> Journal:
+    return Journal(folder, total_steps=40, total_epochs=4, display=display, start_step=start_step, active=active)
+
+
+def train(journal: Journal, first: int, last: int) -> None:
+    """Records these steps, with an evaluation every ten; a step's loss is 1 / step, top-1 is the step."""
+    for step in range(first, last + 1):
+        journal.step(step, step / 10, loss=1 / step, lr=1e-3, images_per_s=500.0)
+        if step % 10 == 0:
+            journal.evaluation(step, step // 10, {"top1": float(step), "loss": 2.0})
+
+
+def board(folder: Path, tag: str) -> list[int]:
+    """The steps at which TensorBoard shows the tag."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_log_and_tensorboard_hold_every_number(tmp_path):
+    with open_journal(tmp_path) as journal:
+        before = time.time()
+        train(journal, 1, 10)
+        journal.note("a class without images", name="owl", path=tmp_path)
+    lines = read_log(tmp_path)
+    assert [line["kind"] for line in lines] == ["train"] * 10 + ["eval", "note"]
+    assert lines[3] | {"time": 0} == {
+        "kind": "train", "time": 0, "step": 4, "epoch": 0.4, "loss": 0.25, "lr": 1e-3, "images_per_s": 500.0,
+    }  # fmt: skip
+    assert before - 1 <= lines[3]["time"] <= time.time() + 1
+    assert (lines[10]["step"], lines[10]["epoch"], lines[10]["top1"]) == (10, 1, 10.0)
+    assert (lines[11]["message"], lines[11]["name"], lines[11]["path"]) == (
+        "a class without images", "owl", str(tmp_path),
+    )  # fmt: skip
+    assert board(tmp_path, "train/loss") == list(range(1, 11))
+    assert board(tmp_path, "eval/top1") == [10]
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    with open_journal(tmp_path) as journal:
+        train(journal, 1, 3)
+        assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
+
+
+def test_torn_last_line_is_left_out_and_not_continued(tmp_path):
+    with open_journal(tmp_path) as journal:
+        train(journal, 1, 5)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])  # as a kill leaves it
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+    with open_journal(tmp_path, start_step=4) as journal:
+        train(journal, 5, 6)
+    assert [line["step"] for line in read_log(tmp_path) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    for text in log.read_text().splitlines():
+        json.loads(text)
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "st\n{"kind": "train", "step": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        read_log(tmp_path)
+
+
+def test_missing_log_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no log\.jsonl in"):
+        read_log(tmp_path)
+
+
+def test_resumed_run_supersedes_what_it_does_again(tmp_path):
+    with open_journal(tmp_path) as journal:
+        train(journal, 1, 23)
+        journal.note("before")
+    with open_journal(tmp_path, start_step=15) as journal:
+        journal.step(16, 1.6, loss=7.0)
+    lines = read_log(tmp_path)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 17))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [10]
+    assert [line["step"] for line in lines if line["kind"] == "resume"] == [15]
+    assert [line["message"] for line in lines if line["kind"] == "note"] == ["before"]
+    assert lines[-1]["loss"] == 7.0
+    assert board(tmp_path, "train/loss") == list(range(1, 17))
+    assert board(tmp_path, "eval/top1") == [10]
+
+
+def test_run_begun_anew_in_its_folder_supersedes_all(tmp_path):
+    for _ in range(2):  # the first is ended before its first checkpoint
+        with open_journal(tmp_path) as journal:
+            train(journal, 1, 3)
+    assert [line["step"] for line in read_log(tmp_path) if line["kind"] == "train"] == [1, 2, 3]
+
+
+def test_numbers_that_json_cannot_write(tmp_path):
+    with open_journal(tmp_path) as journal:
+        journal.step(1, 0.1, loss=math.nan, grad_norm=math.inf, low=-math.inf)
+    text = (tmp_path / "log.jsonl").read_text()
+
+    def forbid(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads(text, parse_constant=forbid)
+    assert (line["loss"], line["grad_norm"], line["low"]) == ("nan", "inf", "-inf")
+    (read,) = read_log(tmp_path)
+    assert math.isnan(read["loss"])
+    assert (read["grad_norm"], read["low"]) == (math.inf, -math.inf)
+
+
+def test_only_numbers_of_an_evaluation_are_written(tmp_path):
+    with open_journal(tmp_path) as journal:
+        journal.evaluation(1, 1, {"top1": 50.0, "count": 3, "confusion": None, "per_class": [{}]})
+    (line,) = read_log(tmp_path)
+    assert set(line) == {"kind", "time", "step", "epoch", "top1", "count"}
+
+
+def test_inactive_journal_does_nothing(tmp_path, capsys):
+    with open_journal(tmp_path / "run", display=True, active=False) as journal:
+        train(journal, 1, 10)
+        journal.progress(10, loss=1.0)
+        journal.note("unseen")
+        journal.image("curves", 10, tmp_path / "no.png")
+        with journal.evaluating(5) as advance:
+            advance(5)
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_images_reach_tensorboard(tmp_path):
+    Image.new("L", (6, 4), 200).save(tmp_path / "grey.png")
+    with open_journal(tmp_path) as journal:
+        journal.image("file", 1, tmp_path / "grey.png")
+        journal.image("tensor", 2, torch.zeros(3, 5, 9))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (file,), (tensor,) = events.Images("file"), events.Images("tensor")
+    assert (file.width, file.height, file.step) == (6, 4, 1)
+    assert (tensor.width, tensor.height, tensor.step) == (9, 5, 2)
+
+
+def test_plain_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with open_journal(tmp_path, display=True) as journal:
+        for step in range(1, 41):
+            clock[0] += 2  # 80 seconds in all
+            journal.progress(step, lr=1e-3, images_per_s=640.0)
+            journal.step(step, step / 10, loss=1.0)
+            with journal.evaluating(5) as advance:
+                advance(5)
+            if step % 20 == 0:
+                journal.evaluation(step, step // 10, {"top1": 60.0 - step, "loss": 2.0})
+        journal.note("done [b]at last[/b]", folder="runs/x")
+    out = capsys.readouterr().out
+    assert not any(ord(character) < 32 for character in out.replace("\n", ""))
+    lines = out.splitlines()
+    progress = [line for line in lines if "step" in line]
+    assert len(progress) == 3  # after 5 s, then every 30 s
+    assert progress[1] == ("epoch 2/4  step 18/40  loss 1.0000  lr 1.00e-03  640 images/s  0:00:36  0:00:44 left")
+    assert [line for line in lines if "top-1" in line] == [
+        "epoch 2/4  train loss 1.0000  eval loss 2.0000  top-1 40.00 %*  best 40.00 %  0:00:40",
+        "epoch 4/4  train loss 1.0000  eval loss 2.0000  top-1 20.00 %   best 40.00 %  0:01:20",
+    ]
+    assert lines[-1] == "done [b]at last[/b]  folder=runs/x"
+
+
+def test_best_is_known_after_a_resume(tmp_path, capsys):
+    with open_journal(tmp_path) as journal:
+        train(journal, 1, 30)  # top-1 reaches 20 by step 20, 30 by step 30
+    with open_journal(tmp_path, start_step=25, display=True) as journal:
+        journal.evaluation(26, 2, {"top1": 15.0})
+        journal.evaluation(27, 2, {"top1": 21.0})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "top-1 15.00 %   best 20.00 %" in first
+    assert "top-1 21.00 %*  best 21.00 %" in second
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_live_display_on_a_terminal(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(module, "LIVE_SECONDS", 0.0)
+    with open_journal(tmp_path, display=True) as journal:
+        journal.step(20, 2.0, loss=0.5, lr=2e-3, images_per_s=640.0)
+        with journal.evaluating(300) as advance:
+            advance(150)
+        journal.evaluation(20, 2, {"top1": 75.0, "loss": 0.4})
+        print("printed by someone else")
+    text = terminal.getvalue()
+    assert "\x1b[" in text
+    for expected in ("training", "20/40", "evaluating", "150/300", "loss 0.5000", "lr 2.00e-03", "640 images/s",
+                     "top-1 75.00 %*", "best 75.00 %", "printed by someone else"):  # fmt: skip
+        assert expected in text, expected
+    assert text.endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_progress_is_cheap_and_reads_no_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_PLAIN_SECONDS", 1e9)
+    with open_journal(tmp_path, display=True) as journal:
+        started = time.perf_counter()
+        for step in range(1000):
+            journal.progress(step, lr=1e-3, loss=torch.zeros(2))  # reading two elements as one number would raise
+        assert time.perf_counter() - started < 0.05 * 5  # 50 us each, and room for a busy machine
+
+
+def test_close_twice(tmp_path):
+    journal = open_journal(tmp_path)
+    journal.close()
+    journal.close()
+    journal.step(1, 0.1, loss=1.0)
+    assert (tmp_path / "log.jsonl").read_text() == ""

@@ -1,0 +1,218 @@
+"""Pictures and summary of a run: that they show the numbers they were given."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import rcParams
+from PIL import Image
+
+import smt_vision
+from smt_vision.engine.summary import hardware, write_summary
+from smt_vision.pictures import Mistake, Prediction, confusion, curves, mistakes, predictions
+
+LOG = [
+    *({"kind": "train", "step": s, "epoch": s / 10, "loss": 3 - s / 20, "lr": 1e-3 * s} for s in range(1, 41)),
+    {"kind": "note", "message": "in between"},
+    *({"kind": "eval", "step": 10 * e, "epoch": e, "loss": 2.0, "top1": t} for e, t in enumerate((50, 80, 70, 75), 1)),
+]
+
+
+def size(path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def image(side: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+def test_curves_draw_the_log(tmp_path):
+    before = dict(rcParams)
+    figure = curves(LOG, tmp_path / "curves.png", "quickstart")
+    assert size(tmp_path / "curves.png") == (1560, 480)
+    assert dict(rcParams) == before  # no style is left behind
+    loss, top1, rate = figure.axes
+    raw, smooth, evaluated = loss.lines
+    np.testing.assert_allclose(raw.get_xydata(), [(s / 10, 3 - s / 20) for s in range(1, 41)])
+    assert smooth.get_ydata()[0] == raw.get_ydata()[0]
+    assert raw.get_ydata()[-1] < smooth.get_ydata()[-1] < raw.get_ydata()[0]
+    np.testing.assert_allclose(evaluated.get_xydata(), [(e, 2.0) for e in (1, 2, 3, 4)])
+    np.testing.assert_allclose(top1.lines[1].get_xydata(), [(2, 80)])  # the star
+    assert top1.get_title(loc="right") == "best 80.00 %, epoch 2"
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [1e-3 * s for s in range(1, 41)])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "top-1 (%)", "learning rate"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+
+
+def test_curves_leave_a_gap_where_the_loss_is_not_finite(tmp_path):
+    log = [{"kind": "train", "epoch": e, "loss": loss} for e, loss in enumerate((2.0, float("nan"), float("inf"), 1.0))]
+    figure = curves(log, tmp_path / "curves.png", "t")
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, True, False]
+    assert np.isfinite(figure.axes[0].lines[1].get_ydata()[-1])
+
+
+def test_curves_of_an_empty_log_say_so(tmp_path):
+    figure = curves([], tmp_path / "curves.png", "a title with $ in it")
+    assert [axes.texts[0].get_text() for axes in figure.axes] == ["nothing logged"] * 3
+
+
+def test_confusion_writes_row_percentages(tmp_path):
+    counts = torch.tensor([[9, 1, 0], [0, 4, 0], [0, 0, 0]])
+    figure = confusion(counts, ["cat", "$dog", "owl"], tmp_path / "confusion.png")
+    axes = figure.axes[0]
+    texts = {tuple(map(int, text.get_position()[::-1])): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "90.0", (0, 1): "10.0", (1, 1): "100.0"}  # empty cells are blank
+    drawn = axes.images[0].get_array()
+    np.testing.assert_allclose(drawn[:2], [[90, 10, 0], [0, 100, 0]])
+    assert np.ma.getmaskarray(drawn)[2].all()  # no image of the class: no percentage
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "$dog", "owl"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert figure.axes[1].get_ylabel() == "images of the true class (%)"
+    width, height = size(tmp_path / "confusion.png")
+    assert width == height + 120
+
+
+def test_confusion_of_many_classes_keeps_those_with_most_errors(tmp_path):
+    counts = 10 * np.eye(60, dtype=np.int64)
+    counts[range(20, 60), range(59, 19, -1)] += 2  # the first 20 classes are never wrong
+    counts[20, :8] += 1
+    figure = confusion(counts, [f"c{index}" for index in range(60)], tmp_path / "confusion.png")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"c{index}" for index in range(20, 60)]
+    assert "40 of 60 classes" in axes.get_title(loc="left")
+    assert not axes.texts
+    assert axes.images[0].get_array()[0, 0] == pytest.approx(50)  # of all 20 images
+
+
+def test_confusion_needs_one_name_a_row(tmp_path):
+    with pytest.raises(ValueError, match=r"\(2, 2\) and there are 3"):
+        confusion(np.eye(2), ["a", "b", "c"], tmp_path / "confusion.png")
+
+
+def test_mistakes_are_captioned_worst_first(tmp_path):
+    items = [Mistake(image(), f"true{n}", f"said{n}", n / 100, f"folder/{n}.png") for n in range(30)]
+    figure = mistakes(items, tmp_path / "mistakes.png")
+    assert size(tmp_path / "mistakes.png")[0] == 1320
+    assert len(figure.axes) == 25
+    assert figure.axes[0].get_title() == "said said29 (29 %),\nis true29"
+    assert figure.axes[0].get_xlabel() == "folder/29.png"
+    assert figure.axes[24].get_title() == "said said5 (5 %),\nis true5"
+    assert figure.axes[0].images[0].get_interpolation() == "nearest"
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.asarray(image()))
+
+
+def test_no_mistakes_say_so(tmp_path):
+    figure = mistakes([], tmp_path / "mistakes.png")
+    assert "No mistakes" in figure.texts[0].get_text()
+    assert size(tmp_path / "mistakes.png") == (720, 240)
+
+
+def test_predictions_of_grey_and_large_images(tmp_path):
+    items = [
+        Prediction(image(800), "a name that is much too long for a caption", 0.987, "x" * 80 + "/end.jpg"),
+        Prediction(image().convert("L"), "7", 0.5, "7.png"),
+    ]
+    figure = predictions(items, tmp_path / "predictions.png")
+    first, second = figure.axes
+    assert first.get_title() == "a name … for a caption (99 %)"
+    assert re.fullmatch(r"x{12}…x{15}/end.jpg", first.get_xlabel())
+    assert first.images[0].get_array().shape == (320, 320, 3)
+    assert first.images[0].get_interpolation() == "antialiased"
+    assert second.get_title() == "7 (50 %)"
+
+
+METRICS = {
+    "top1": 81.25,
+    "top5": 97.5,
+    "loss": 0.61234,
+    "ece": 3.456,
+    "count": 160,
+    "per_class": [
+        {"class": "cat", "count": 80, "accuracy": 95.0},
+        {"class": "d|g", "count": 80, "accuracy": 67.5},
+        {"class": "owl", "count": 0, "accuracy": None},
+    ],
+    "confusion": [[76, 4, 0], [26, 54, 0], [0, 0, 0]],
+}
+RECIPE = {
+    "name": "imagenet1k_tiny",
+    "model": "smt_tiny",
+    "data": "pets",
+    "epochs": 300,
+    "batch_size": 128,
+    "seed": 7,
+    "input": {"size": 224, "channels": 3},
+    "expected": {"top1": 82.2},
+    "expected_source": "the paper, table 1",
+}
+
+
+def summary(tmp_path, **changes) -> str:
+    values = {
+        "recipe": RECIPE,
+        "metrics": METRICS,
+        "best_epoch": 291,
+        "seconds": 3725.4,
+        "hardware": "2 x a GPU",
+        "command": "smt train imagenet1k_tiny --data pets",
+        "classes": ["cat", "d|g", "owl"],
+        "parameters": 11_500_000,
+        "gmac": 2.4,
+    }
+    write_summary(tmp_path, **(values | changes))
+    return (tmp_path / "summary.md").read_text()
+
+
+def test_summary_holds_the_numbers(tmp_path):
+    (tmp_path / "log.jsonl").write_text(
+        "".join(f'{{"kind": "train", "step": {s}, "images_per_s": {400 + s}}}\n' for s in (1, 2, 3))
+    )
+    text = summary(tmp_path)
+    assert "**81.25 % top-1** of 160 images" in text
+    assert "| top-1 (%) | 81.25 | 82.20 | -0.95 |" in text
+    assert "| loss (nats) | 0.6123 |  |  |" in text
+    assert "| calibration error (%) | 3.46 |  |  |" in text
+    assert "Expected: the paper, table 1." in text
+    assert "| cat | 80 | 95.00 |" in text
+    assert "| d\\|g | 80 | 67.50 |" in text
+    assert "owl" not in text  # no image of it was evaluated
+    assert text.index("| d\\|g | cat | 26 | 32.50 |") < text.index("| cat | d\\|g | 4 | 5.00 |")
+    assert "11.50 M parameters, 2.4 GMAC" in text
+    assert "time: 1:02:05, 402 images/s" in text
+    assert "2 x a GPU" in text
+    assert f"smt_vision {smt_vision.__version__}, torch {torch.__version__}" in text
+    assert "seed: 7" in text
+    assert "smt train imagenet1k_tiny --data pets\n" in text
+    for command in ("smt predict", "smt eval", "smt train --resume"):
+        assert f"{command} {tmp_path}" in text
+    for name in ("curves", "confusion", "mistakes"):
+        assert f"]({name}.png)" in text
+
+
+def test_summary_without_what_a_run_may_lack(tmp_path):
+    text = summary(tmp_path, metrics=METRICS | {"confusion": None}, recipe=RECIPE | {"expected": {}})
+    assert "confusion" not in text
+    assert "| top-1 (%) | 81.25 |  |  |" in text
+    assert "images/s" not in text
+
+
+def test_summary_takes_a_tensor(tmp_path):
+    assert summary(tmp_path, metrics=METRICS | {"confusion": torch.tensor(METRICS["confusion"])}) == summary(tmp_path)
+
+
+def test_best_and_worst_classes_do_not_overlap(tmp_path):
+    classes = [f"c{n:02}" for n in range(12)]
+    rows = [{"class": name, "count": 10, "accuracy": 5.0 * n} for n, name in enumerate(classes)]
+    text = summary(tmp_path, metrics=METRICS | {"per_class": rows, "confusion": None}, classes=classes)
+    listed = re.findall(r"\| (c\d\d) \|", text)
+    assert listed == ["c11", "c10", "c09", "c08", "c07", "c00", "c01", "c02", "c03", "c04"]
+
+
+def test_hardware_is_one_line():
+    line = hardware()
+    assert "\n" not in line
+    assert f"{torch.get_num_threads()} torch threads" in line
+    assert re.search(r"\d+ cores", line)

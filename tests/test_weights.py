@@ -1,0 +1,276 @@
+"""Weights by every road timm and torch have: official files, local folders, the hub's upload, no network."""
+
+import json
+from collections.abc import Callable
+from http.client import IncompleteRead, RemoteDisconnected
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+import pytest
+import timm
+import torch
+from literal import LiteralSMT
+from timm.models import _hub
+from torch import Tensor
+
+from smt_vision import SMT, VARIANTS
+from smt_vision.model import variants
+
+SIZE: dict[str, Any] = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
+
+
+def create(**kwargs: Any) -> Any:
+    return timm.create_model("smt_tiny", **{**SIZE, **kwargs}).eval()
+
+
+def images(channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def literal() -> LiteralSMT:
+    torch.manual_seed(0)
+    return LiteralSMT(**SIZE).eval()
+
+
+@pytest.fixture
+def official(literal: LiteralSMT, tmp_path: Path) -> Path:
+    """A file of the release's layout: ``{"model": state dict}`` of 1000 classes."""
+    path = tmp_path / "smt_official.pth"
+    torch.save({"model": literal.state_dict(), "epoch": 299}, path)
+    return path
+
+
+# --- official files ---
+
+
+def test_an_official_file_loads_as_it_is(literal: LiteralSMT, official: Path) -> None:
+    model = create()
+    result = model.load_state_dict(torch.load(official, weights_only=True)["model"])
+    assert not result.missing_keys and not result.unexpected_keys
+    torch.testing.assert_close(model(images()), literal(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_loading_leaves_the_callers_dict_alone(literal: LiteralSMT) -> None:
+    state = literal.state_dict()
+    keys = list(state)
+    create().load_state_dict(state)
+    assert list(state) == keys
+
+
+def test_an_official_dict_loads_inside_another_module(literal: LiteralSMT) -> None:
+    outer = torch.nn.ModuleDict({"backbone": create(num_classes=1000)})
+    outer.load_state_dict({f"backbone.{k}": v for k, v in literal.state_dict().items()})
+    torch.testing.assert_close(outer["backbone"](images()), literal(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_pretrained_file(literal: LiteralSMT, official: Path) -> None:
+    model = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)))
+    torch.testing.assert_close(model(images()), literal(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_pretrained_file_of_other_classes(literal: LiteralSMT, official: Path) -> None:
+    model = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), num_classes=5)
+    assert model(images()).shape == (2, 5)
+    torch.testing.assert_close(model.forward_features(images()), literal.features(images())[-1], rtol=1e-4, atol=1e-4)
+    bare = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), num_classes=0)
+    torch.testing.assert_close(bare(images()), literal.features(images())[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_pretrained_file_of_other_channels(literal: LiteralSMT, official: Path) -> None:
+    """One channel: timm sums the first convolution over the three, which is the grey image thrice."""
+    model = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), in_chans=1)
+    grey = images(1)
+    torch.testing.assert_close(model(grey), literal(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    four = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), in_chans=4)
+    assert four(images(4)).shape == (2, 1000)
+
+
+def test_pretrained_features(literal: LiteralSMT, official: Path) -> None:
+    overlay = dict(file=str(official))
+    model = create(pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, out_indices=(1, 2))
+    for actual, i in zip(model(images()), (1, 2), strict=True):
+        torch.testing.assert_close(actual, literal.features(images())[i], rtol=1e-4, atol=1e-4)
+
+
+def test_the_22k_head(tmp_path: Path) -> None:
+    narrow = dict(embed_dims=(4, 4, 4, 8), depths=(1, 1, 1, 1), attn_heads=1, conv_heads=4)
+    literal = LiteralSMT(
+        **{**narrow, "attn_heads": (1,) * 4, "conv_heads": (4,) * 4}, num_classes=21841, layer_scale=1.0
+    )
+    torch.save({"model": literal.state_dict()}, tmp_path / "smt_large_22k.pth")
+    overlay = dict(file=str(tmp_path / "smt_large_22k.pth"))
+    args = dict(narrow, mlp_ratios=(4, 4, 4, 2), stem_kernel=3, layer_scale=1.0)
+    model = timm.create_model("smt_large.in22k", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    assert model.num_classes == 21841
+    assert torch.equal(model.get_classifier().weight, literal.head.weight)
+    tuned = timm.create_model("smt_large.in22k", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, **args)
+    assert tuned.get_classifier().weight.shape == (3, 8)
+
+
+def drop(state: dict[str, Tensor], key: str) -> None:
+    del state[key]
+
+
+def add(state: dict[str, Tensor], key: str) -> None:
+    state[key] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("change, key, named", [
+    (drop, "block1.0.mlp.fc1.weight", r"Missing.*stages\.0\.blocks\.0\.ffn\.fc1\.weight"),
+    (drop, "block1.0.attn.s.weight", r"block1\.0\.attn\.v\.weight"),  # half of a merged layer
+    (drop, "block4.0.attn.q.bias", r"stages\.3\.blocks\.0\.mixer\.qkv\.bias"),
+    (add, "block1.0.attn.conv.weight", r"stages\.0\.blocks\.0\.attn\.conv\.weight"),
+    (add, "epoch", r"epoch"),
+])  # fmt: skip
+def test_a_file_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Tensor], str], None], key: str, named: str, literal: LiteralSMT, tmp_path: Path
+) -> None:
+    state = dict(literal.state_dict())
+    change(state, key)
+    with pytest.raises(RuntimeError, match=f"(?s){named}"):
+        create().load_state_dict(state)
+    torch.save({"model": state}, tmp_path / "changed.pth")
+    overlay = dict(file=str(tmp_path / "changed.pth"))
+    for num_classes in (1000, 5):  # timm alone would load the second without a word
+        with pytest.raises(RuntimeError, match=f"(?s){named}"):
+            create(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes)
+
+
+def test_a_file_of_another_size_is_refused(official: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"size mismatch for stem\.conv1\.weight"):
+        timm.create_model(
+            "smt_atto", pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), depths=(1, 1, 2, 1)
+        )
+    with pytest.raises(RuntimeError, match=r"Missing: stages\.2\.blocks\.2\..*and \d+ more.*Left over: none"):
+        create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), depths=(1, 1, 3, 1))
+
+
+def test_our_own_state_dict_loads_by_the_same_road(tmp_path: Path) -> None:
+    model = create(num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "ours.pth")
+    overlay = dict(file=str(tmp_path / "ours.pth"), num_classes=3)
+    again = create(pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(again(images()), model(images()))
+
+
+# --- no network ---
+
+
+@pytest.mark.parametrize("error", [
+    URLError(OSError(-2, "Name or service not known")),
+    HTTPError("https://example.org/x", 404, "Not Found", None, None),  # type: ignore[arg-type]
+    TimeoutError("timed out"),
+    ConnectionResetError("reset by peer"),
+    RemoteDisconnected("closed without response"),
+    IncompleteRead(b""),
+], ids=lambda e: type(e).__name__)  # fmt: skip
+@pytest.mark.parametrize("name", ["smt_tiny", "smt_large.in22k"])
+def test_without_a_network_the_error_says_what_to_do(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", fetch)
+    file = {"smt_tiny": "smt_tiny.pth", "smt_large.in22k": "smt_large_22k.pth"}[name]
+    with pytest.raises(
+        RuntimeError, match=rf"{name.split('.')[0]} .*v1\.0\.0/{file} .*pretrained_cfg_overlay=dict\(file="
+    ):
+        timm.create_model(name, pretrained=True, **{**SIZE, "num_classes": 2})
+
+
+def test_a_server_that_does_not_exist_is_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real download code, against a port where nothing listens."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    overlay = dict(url="http://127.0.0.1:9/smt_tiny.pth")
+    with pytest.raises(
+        RuntimeError, match=r"could not be fetched from http://127\.0\.0\.1:9/smt_tiny\.pth \(.*refused"
+    ):
+        create(pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "absent.pth"
+    with pytest.raises(FileNotFoundError, match=r"smt_tiny could not be read: .*absent\.pth"):
+        create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+
+
+def test_a_variant_without_weights_says_so() -> None:
+    with pytest.raises(RuntimeError, match="No pretrained weights exist for smt_atto"):
+        timm.create_model("smt_atto", pretrained=True)
+
+
+# --- folders and the hub ---
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_local_dir_round_trip(safe: bool, tmp_path: Path) -> None:
+    model = create(num_classes=5, in_chans=1, mixers=("S", "A", "S*A*", "A"), stem_stride=2)
+    _hub.save_for_hf(model, str(tmp_path), safe_serialization=safe)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.num_classes == 5 and again.patterns == model.patterns
+    assert torch.equal(again(images(1)), model(images(1)))
+    tuned = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2)
+    assert tuned(images(1)).shape == (2, 2)
+
+
+def test_local_dir_keeps_what_a_tag_set(tmp_path: Path) -> None:
+    """The CIFAR-10 weights have a stem of stride 2; a reload of stride 4 would fit them, and compute nonsense."""
+    model = timm.create_model("smt_femto.cifar10", depths=(1, 1, 1, 1)).eval()
+    assert model.feature_info[0]["reduction"] == 2
+    _hub.save_for_hf(model, str(tmp_path))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.feature_info[0]["reduction"] == 2
+    assert torch.equal(again(images()), model(images()))
+
+
+def test_local_dir_after_a_new_classifier(tmp_path: Path) -> None:
+    model = create()
+    model.reset_classifier(4, "max")
+    _hub.save_for_hf(model, str(tmp_path))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, global_pool="max").eval()
+    assert torch.equal(again(images()), model(images()))
+
+
+def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own function, up to the network: what it would upload is what a user would download."""
+    folder = tmp_path / "repo"
+
+    class Api:
+        def __init__(self, **_: Any) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def file_exists(self, **_: Any) -> bool:
+            return False
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **_: Any) -> str:
+            Path(folder_path).rename(folder)
+            Path(folder_path).mkdir()  # timm removes its temporary folder itself
+            return repo_id
+
+    monkeypatch.setattr(_hub, "HfApi", Api)
+    model = create(num_classes=3)
+    assert (
+        timm.models.push_to_hf_hub(model, "someone/smt", model_config=dict(label_names=["a", "b", "c"]))
+        == "someone/smt"
+    )
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "pytorch_model.bin", "README.md"}
+    config = json.loads((folder / "config.json").read_text())
+    assert (
+        config["architecture"] == "smt_tiny" and config["num_classes"] == 3 and config["label_names"] == ["a", "b", "c"]
+    )
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(again(images()), model(images()))
+
+
+def test_every_tag_has_a_variant() -> None:
+    assert set(variants.default_cfgs) == set(VARIANTS)
+    for name in variants.TAG_ARGS:
+        variant, tag = name.split(".")
+        assert tag in variants.default_cfgs[variant].cfgs
+        assert type(timm.create_model(name)) is SMT
