@@ -11,10 +11,10 @@ from urllib.error import HTTPError, URLError
 import pytest
 import timm
 import torch
-from literal import LiteralSMT
 from timm.models import _hub
 from torch import Tensor
 
+from literal import LiteralSMT
 from smt_vision import SMT, VARIANTS
 from smt_vision.model import variants
 
@@ -49,7 +49,8 @@ def official(literal: LiteralSMT, tmp_path: Path) -> Path:
 def test_an_official_file_loads_as_it_is(literal: LiteralSMT, official: Path) -> None:
     model = create()
     result = model.load_state_dict(torch.load(official, weights_only=True)["model"])
-    assert not result.missing_keys and not result.unexpected_keys
+    assert not result.missing_keys
+    assert not result.unexpected_keys
     torch.testing.assert_close(model(images()), literal(images()), rtol=1e-4, atol=1e-5)
 
 
@@ -118,7 +119,7 @@ def add(state: dict[str, Tensor], key: str) -> None:
     state[key] = torch.zeros(1)
 
 
-@pytest.mark.parametrize("change, key, named", [
+@pytest.mark.parametrize(("change", "key", "named"), [
     (drop, "block1.0.mlp.fc1.weight", r"Missing.*stages\.0\.blocks\.0\.ffn\.fc1\.weight"),
     (drop, "block1.0.attn.s.weight", r"block1\.0\.attn\.v\.weight"),  # half of a merged layer
     (drop, "block4.0.attn.q.bias", r"stages\.3\.blocks\.0\.mixer\.qkv\.bias"),
@@ -211,7 +212,8 @@ def test_local_dir_round_trip(safe: bool, tmp_path: Path) -> None:
     model = create(num_classes=5, in_chans=1, mixers=("S", "A", "S*A*", "A"), stem_stride=2)
     _hub.save_for_hf(model, str(tmp_path), safe_serialization=safe)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert again.num_classes == 5 and again.patterns == model.patterns
+    assert again.num_classes == 5
+    assert again.patterns == model.patterns
     assert torch.equal(again(images(1)), model(images(1)))
     tuned = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=2)
     assert tuned(images(1)).shape == (2, 2)
@@ -261,9 +263,9 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "pytorch_model.bin", "README.md"}
     config = json.loads((folder / "config.json").read_text())
-    assert (
-        config["architecture"] == "smt_tiny" and config["num_classes"] == 3 and config["label_names"] == ["a", "b", "c"]
-    )
+    assert config["architecture"] == "smt_tiny"
+    assert config["num_classes"] == 3
+    assert config["label_names"] == ["a", "b", "c"]
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(again(images()), model(images()))
 

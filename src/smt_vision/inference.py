@@ -1,7 +1,7 @@
 """A trained classifier in use: load it from wherever it is, ask it about images.
 
-    classifier = Classifier.load("runs/finetune")          # or a checkpoint, or a timm name
-    classifier(["cat.jpg"])[0].label
+classifier = Classifier.load("runs/finetune")          # or a checkpoint, or a timm name
+classifier(["cat.jpg"])[0].label
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +90,9 @@ class Classifier:
             variant, num_classes, in_chans, weights = identify(state, path)
             model = timm.create_model(variant, num_classes=num_classes, in_chans=in_chans)
             model.load_state_dict(weights)
-            return cls(model, _class_names(model, num_classes), input_from_model(model), f"{variant} ({path.name})", device)
+            return cls(
+                model, _class_names(model, num_classes), input_from_model(model), f"{variant} ({path.name})", device
+            )
         model = timm.create_model(
             card["model"], num_classes=len(card["classes"]), in_chans=card["input"]["channels"], **card["model_args"]
         )

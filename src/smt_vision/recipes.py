@@ -290,12 +290,10 @@ RECIPES: dict[str, Recipe] = {
             model="smt_femto",
             model_args=dict(stem_stride=2),
             data="torch/cifar10",
-            epochs=24,
+            epochs=17,
             batch_size=128,
             input=Input(size=32, crop_pct=1.0, workers=1),
-            augment=Augment(
-                crop="pad", auto_augment=None, color_jitter=0.0, random_erasing=0.25, mixup=0.0, cutmix=0.0
-            ),
+            augment=Augment(crop="pad", auto_augment=None, color_jitter=0.0, random_erasing=0.0, mixup=0.0, cutmix=0.0),
             optim=Optim(lr=2e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.5, clip_grad=1.0),
             engine=Engine(ema=0.998),
             hardware="2 CPU cores",

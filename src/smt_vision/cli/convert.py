@@ -14,7 +14,9 @@ smt convert smt_tiny.safetensors smt_tiny.pth          and back, for code writte
 
 
 def build_parser(words: list[str]) -> Parser:
-    about = f"{HELP}; which way is seen from the keys. Strict: what does not fit a variant to the last tensor is refused."
+    about = (
+        f"{HELP}; which way is seen from the keys. Strict: what does not fit a variant to the last tensor is refused."
+    )
     parser = new_parser("convert", about, EXAMPLES)
     parser.add_argument("source", type=Path, help="a .pth or .safetensors file")
     parser.add_argument("target", type=Path, help="the .pth or .safetensors file to write")

@@ -24,11 +24,14 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     if args.name is None:
-        table = Table("recipe", "model", "data", "epochs", "expected top-1", "for", box=None, header_style="bold")
+        table = Table("recipe", "top-1", "what for", box=None, header_style="bold")
+        table.columns[0].no_wrap = True
         for r in RECIPES.values():
             top1 = f"{r.expected['top1']:.1f} %" if "top1" in r.expected else "-"
-            table.add_row(r.name, r.model, r.data, str(r.epochs), top1, r.about)
-        return Output([r.to_dict() for r in RECIPES.values()], [table])
+            table.add_row(r.name, top1, f"{r.about}; {r.epochs} epochs on {r.hardware}")
+        return Output(
+            [r.to_dict() for r in RECIPES.values()], [table, "\ntop-1 is the published result; each recipe says whose."]
+        )
     if args.name not in RECIPES:
         raise ValueError(f"there is no recipe {args.name!r}{nearest(args.name, RECIPES)}; smt recipes lists them")
     recipe = RECIPES[args.name].to_dict()

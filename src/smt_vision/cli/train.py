@@ -64,7 +64,7 @@ def run(args: Any) -> Output:
         folder = args.run or _free_folder(Path("runs") / args.recipe)
     else:
         what = f"there is no recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
-        print(f"smt train: error: {what}; smt recipes lists them", file=sys.stderr)
+        print(f"smt train: error: {what} (smt recipes lists them)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
     chosen = {f.name: args[f.name] for f in fields(Recipe) if f.name not in DESCRIBED}
     for group in ("input", "augment", "optim", "engine"):

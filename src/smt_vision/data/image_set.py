@@ -28,8 +28,9 @@ class ImageSet(ABC):
         where: what comes before an id in messages, as the folder with a slash.
     """
 
-    def __init__(self, classes: Sequence[str], targets: Sequence[int] | npt.NDArray[np.int64], ids: Sequence[str],
-                 where: str) -> None:  # fmt: skip
+    def __init__(
+        self, classes: Sequence[str], targets: Sequence[int] | npt.NDArray[np.int64], ids: Sequence[str], where: str
+    ) -> None:
         self.classes = tuple(classes)
         self.targets: npt.NDArray[np.int64] = np.asarray(targets, dtype=np.int64)
         if len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
@@ -100,8 +101,8 @@ def held_out(images: ImageSet, split: Split, *, val_fraction: float, seed: int) 
             f"{images.where}: has no validation split of its own, so val_fraction must be a share in (0, 1], as 0.1; "
             f"it is {val_fraction}"
         )
-    hashes = [hashlib.blake2b(f"{seed}/{images.id(i)}".encode(errors="surrogateescape"), digest_size=8).digest()
-              for i in range(len(images))]  # fmt: skip
+    keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
+    hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     in_val = np.zeros(len(images), dtype=bool)
     for target in range(len(images.classes)):
         members = sorted(np.flatnonzero(images.targets == target).tolist(), key=hashes.__getitem__)

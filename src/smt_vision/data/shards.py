@@ -58,10 +58,12 @@ def _word(path: Path) -> str:
 
 def _samples(shards: list[Path], where: str) -> TarSet:
     tars = [open_tar(path) for path in shards]
+    root = os.path.commonpath([path.parent for path in shards])
     members: list[tuple[int, int]] = []
     targets: list[int] = []
     ids: list[str] = []
     for number, tar in enumerate(tars):
+        shard = shards[number].relative_to(root).as_posix()
         samples: dict[str, dict[str, int]] = defaultdict(dict)
         for row, name in enumerate(tar.names):
             folder, base = os.path.split(name)
@@ -73,7 +75,7 @@ def _samples(shards: list[Path], where: str) -> TarSet:
             if image is not None:
                 members.append((number, image))
                 targets.append(_label(tar, parts, f"{tar.path}:{key}"))
-                ids.append(f"{tar.path.parent.name}/{tar.path.name}:{key}")
+                ids.append(f"{shard}:{key}")
     if not targets:
         raise ValueError(
             f"{where}: no sample has an image ({', '.join(get_img_extensions())}) in {len(shards)} shard(s); expected "
@@ -82,7 +84,7 @@ def _samples(shards: list[Path], where: str) -> TarSet:
     classes = _classes(shards[0], max(targets))
     if len(classes) < 2:
         raise ValueError(f"{where}: only one class ({classes[0]}); expected two or more")
-    return TarSet(tars, members, classes, targets, ids, f"{shards[0].parent.parent}{os.sep}")
+    return TarSet(tars, members, classes, targets, ids, f"{root}{os.sep}")
 
 
 def _label(tar: TarIndex, parts: dict[str, int], name: str) -> int:

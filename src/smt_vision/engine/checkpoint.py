@@ -61,7 +61,9 @@ def load(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise half a dozen kinds for a bad file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}); is it cut short, or of another kind?") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({reason}); is it cut short, or of another kind?"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a checkpoint")
     if state.get("format", FORMAT) > FORMAT:

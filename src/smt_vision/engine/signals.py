@@ -18,7 +18,9 @@ class Stopped(RuntimeError):
 
     def __init__(self, folder: Path, step: int, total_steps: int, asked: list[int]) -> None:
         self.signal = asked[0] if asked else int(signal.SIGTERM)
-        super().__init__(f"stopped after update {step} of {total_steps} and saved; go on with: smt train --resume {folder}")
+        super().__init__(
+            f"stopped after update {step} of {total_steps} and saved; go on with: smt train --resume {folder}"
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def conv_bhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def conv_bhwc(conv: nn.Module, x: Tensor) -> Tensor:
     """Run a convolution over a channels-last tensor: ``(B, H, W, C_in) -> (B, H', W', C_out)``, without a copy."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 

@@ -8,6 +8,7 @@ Source: the key list of the release v1.0.0 of the GitHub repository AFeng-x/SMT.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ _BLOCK = [
 ]
 # Ours is the concatenation of these, along the first axis.
 _MERGED = {"mixer.vs": ("attn.v", "attn.s"), "mixer.qkv": ("attn.q", "attn.kv")}
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict inside a checkpoint: its ``model`` (the release's) or ``state_dict`` entry, or itself."""
+    for entry in ("model", "state_dict"):
+        if isinstance(checkpoint.get(entry), Mapping):
+            return checkpoint[entry]
+    return checkpoint
 
 
 def is_official(state_dict: Mapping[str, Tensor]) -> bool:

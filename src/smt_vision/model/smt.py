@@ -340,8 +340,9 @@ class SMT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass in place of keeping its activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to spare from weight decay, beside biases and 1-D ones, which timm spares anyway: none."""

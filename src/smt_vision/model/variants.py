@@ -9,7 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
-from .official import RELEASE_URL, is_official, to_ours
+from .official import RELEASE_URL, is_official, to_ours, unwrap
 from .smt import SMT
 
 # Every row is a set of constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules:
@@ -89,10 +89,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
         RuntimeError: a tensor is missing or left over. timm's own load is strict only where the number of classes
             is the file's; this check is for the rest of the network and knows no exception.
     """
-    for entry in ("model", "state_dict"):
-        if isinstance(state_dict.get(entry), dict):
-            state_dict = state_dict[entry]
-    state_dict = to_ours(state_dict) if is_official(state_dict) else dict(state_dict)
+    given_dict = unwrap(state_dict)
+    state_dict = to_ours(given_dict) if is_official(given_dict) else dict(given_dict)
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
     if expected != given:
@@ -113,7 +111,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
     tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
     args = {**VARIANTS[variant], **tag_args, **kwargs}
     try:
-        model = build_model_with_cfg(
+        model: Any = build_model_with_cfg(
             SMT,
             variant,
             pretrained,

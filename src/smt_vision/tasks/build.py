@@ -42,4 +42,3 @@ def resolve_input(config: Input, model: nn.Module) -> Input:
         return given if len(given) == config.channels else (sum(given) / len(given),) * config.channels
 
     return replace(config, mean=config.mean or values("mean"), std=config.std or values("std"))
-

@@ -1,0 +1,58 @@
+"""``smt info``."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .common import Output, Parser, nearest, new_parser
+
+HELP = "print a model's parameters, GMAC and feature shapes, stage by stage"
+EXAMPLES = """\
+smt info smt_tiny
+smt info smt_base --size 384
+smt info convnext_tiny              any model of timm
+smt info runs/finetune
+"""
+
+
+def build_parser(words: list[str]) -> Parser:
+    parser = new_parser("info", f"{HELP}. GMAC count attention's products.", EXAMPLES)
+    parser.add_argument("model", help="a name of timm's, a run's folder, or a checkpoint")
+    parser.add_argument("--size", nargs="+", type=int, help="pixels: a side, or height and width; default: the model's")
+    parser.add_argument("--model_args", type=dict[str, Any], default={}, help="constructor arguments, for a name")
+    return parser
+
+
+def run(args: Any) -> Output:
+    import timm
+
+    from ..benchmark import describe
+    from ..inference import Classifier
+
+    if Path(args.model).exists():
+        classifier = Classifier.load(args.model)
+        model, channels, side = classifier.model, classifier.input.channels, classifier.input.size
+    else:
+        if not timm.is_model(args.model):
+            hint = nearest(args.model.partition(".")[0], timm.list_models())
+            raise FileNotFoundError(
+                f"{args.model!r} is neither a file or folder here nor a model that timm knows{hint}"
+            )
+        model = timm.create_model(args.model, **args.model_args)
+        channels, side = model.pretrained_cfg["input_size"][:2]
+    sides = tuple(args.size or (side,)) * (1 if args.size and len(args.size) > 1 else 2)
+    if len(sides) != 2:
+        raise ValueError(f"--size takes a side, or height and width; got {args.size}")
+    info = describe(model, (channels, *sides))
+    table = Table("stage", "output", "mixers", "parameters", "GMAC", box=None, header_style="bold")
+    for stage in info.stages:
+        shape = " x ".join(map(str, stage.shape))
+        table.add_row(stage.name, shape, stage.mixers or "", f"{stage.parameters:,}", f"{stage.gmac:.3f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{info.parameters:,}", f"{info.gmac:.3f}")
+    head = (
+        f"[bold]{args.model}[/] at {' x '.join(map(str, info.input_size))}: {info.parameters / 1e6:.2f} M parameters, "
+    )
+    head += f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations"
+    return Output(info.to_dict(), [head, table])

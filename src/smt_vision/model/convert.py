@@ -1,0 +1,130 @@
+"""Weight files of the release to ours and back.
+
+The network loads either layout as it is; this is for tools that want a file of the other one.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .official import is_official, to_official, to_ours, unwrap
+from .smt import SMT
+from .variants import VARIANTS
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What :func:`convert_file` did.
+
+    ``direction`` is ``official -> ours`` or ``ours -> official``; ``tensors`` and ``parameters`` (numbers that train,
+    hence without BatchNorm's statistics) are those of the written file.
+    """
+
+    source: Path
+    target: Path
+    direction: str
+    variant: str
+    num_classes: int
+    in_chans: int
+    tensors: int
+    parameters: int
+
+
+def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
+    """Translate a weight file from the release's layout to ours, or from ours to the release's.
+
+    The content tells the direction and the variant; the suffixes tell the formats. A ``.pth`` of the release's layout
+    is written as the release does, ``{"model": state dict}``; every other file is the state dict alone. Values and
+    dtypes are kept bit by bit. The target appears whole or not at all.
+
+    Args:
+        source: a ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
+        target: the file to write, ``.pth`` or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: no such source, or no folder for the target.
+        ValueError: a suffix is unknown, the target is the source, or the content is not the weights of a variant.
+    """
+    source, target = Path(source), Path(target)
+    for path in (source, target):
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: unknown suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such weight file; check the path")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: its folder does not exist; create {target.parent} first")
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target}: the target is the source; name another file")
+
+    state = _read(source)
+    official = is_official(state)
+    result = to_ours(state) if official else to_official(state)
+    variant, num_classes, in_chans, parameters = _identify(result if official else state, source)
+    _write({key: value.contiguous() for key, value in result.items()}, target, official=not official)
+    direction = "official -> ours" if official else "ours -> official"
+    return ConversionReport(source, target, direction, variant, num_classes, in_chans, len(result), parameters)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        cause = f"{type(error).__name__} {error}".splitlines()[0].strip()
+        raise ValueError(
+            f"{path}: not a readable {path.suffix} file of tensors ({cause}); "
+            "fetch it again, or save a state dict alone"
+        ) from error
+    state = unwrap(content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no state dict; expected names and tensors, alone or as the entry 'model'")
+    return dict(state)
+
+
+def _identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:
+    """Variant, classes, input channels and parameters of a state dict of ours, which must load strictly."""
+    blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
+    places = {(int(m[1]), int(m[2])) for m in blocks if m}
+    depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
+    norms = [state.get(f"stages.{i}.norm.weight") for i in range(len(depths))]
+    dims = tuple(0 if norm is None else norm.shape[0] for norm in norms)
+    stem = state.get("stem.conv1.weight")
+    if stem is None or stem.ndim != 4 or not depths:
+        raise ValueError(
+            f"{source}: not the weights of an SMT; expected the release's keys (patch_embed1.conv.0.weight, ...) or "
+            f"ours (stem.conv1.weight, ...), found {', '.join(list(state)[:3]) or 'nothing'}"
+        )
+    found = [name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
+    if not found:
+        known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in VARIANTS.items())
+        raise ValueError(f"{source}: channels {dims} and depths {depths} a stage are no variant's; known are {known}")
+    head = state.get("head.fc.weight")
+    num_classes, in_chans = 0 if head is None else head.shape[0], stem.shape[1]
+    with torch.device("meta"):
+        model = SMT(**VARIANTS[found[0]], num_classes=num_classes, in_chans=in_chans)
+    try:
+        model.load_state_dict({key: value.to("meta") for key, value in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: looks like {found[0]} but does not fit it; fetch it again. {error}") from error
+    return found[0], num_classes, in_chans, sum(p.numel() for p in model.parameters())
+
+
+def _write(state: dict[str, Tensor], path: Path, official: bool) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.suffix == ".safetensors":
+            save_file(state, part, metadata={"format": "pt"})
+        else:
+            torch.save({"model": state} if official else state, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The one decoder: known pixels of every kind of image, and errors that name the file."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smt_vision.data import BrokenImage, decode
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def grey16(values: list[list[int]]) -> Image.Image:
+    return Image.fromarray(np.array(values, dtype=np.uint16))
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+def test_rgb_jpeg_equals_pillow_to_the_bit(tmp_path: Path, as_path: bool) -> None:
+    data = encoded(noise(37, 53), "JPEG", quality=80)
+    (tmp_path / "a.jpg").write_bytes(data)
+    image = decode(tmp_path / "a.jpg" if as_path else data, 3, name="a.jpg")
+    assert image.mode == "RGB"
+    assert np.array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_grey_from_rgb_and_rgb_from_grey() -> None:
+    red = encoded(Image.new("RGB", (2, 2), (255, 0, 0)))
+    grey = encoded(Image.new("L", (2, 2), 90))
+    assert decode(red, 1, name="red").getpixel((0, 0)) == 76  # 0.299 * 255
+    assert decode(grey, 3, name="grey").getpixel((1, 1)) == (90, 90, 90)
+    assert decode(grey, 1, name="grey").mode == "L"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+    data = encoded(grey16([[0, 257, 32896], [65535, 300, 65280]]), kind)
+    assert np.array_equal(decode(data, 1, name="x"), [[0, 1, 128], [255, 1, 254]])
+    assert decode(data, 3, name="x").getpixel((0, 1)) == (255, 255, 255)
+
+
+def test_16_bit_big_endian_tiff() -> None:
+    image = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 514, 65535))
+    assert np.array_equal(decode(encoded(image, "TIFF"), 1, name="x"), [[2, 255]])
+
+
+def test_16_bit_rgb_png() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\0" + struct.pack(">HHH", 65535, 0, 128 * 257)
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decode(data, 3, name="x").getpixel((0, 0)) == (255, 0, 128)
+
+
+def test_integers_beyond_16_bits_and_floats_have_no_range() -> None:
+    wide = Image.fromarray(np.array([[0, 70000]], dtype=np.int32))
+    with pytest.raises(BrokenImage, match=r"wide\.tif: integer pixels from 0 to 70000, outside 16 bits"):
+        decode(encoded(wide, "TIFF"), 1, name="wide.tif")
+    real = Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32))
+    with pytest.raises(BrokenImage, match=r"real\.tif: floating-point pixels have no agreed range"):
+        decode(encoded(real, "TIFF"), 3, name="real.tif")
+
+
+def test_cmyk_palette_and_one_bit() -> None:
+    cmyk = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert np.allclose(decode(cmyk, 3, name="x").getpixel((4, 4)), (255, 0, 0), atol=3)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    assert np.array_equal(decode(encoded(palette), 3, name="x"), [[[10, 20, 30], [200, 100, 50]]])
+    bits = Image.new("1", (2, 1))
+    bits.putpixel((1, 0), 1)
+    assert np.array_equal(decode(encoded(bits), 1, name="x"), [[0, 255]])
+
+
+def test_transparency_lies_over_white() -> None:
+    rgba = Image.new("RGBA", (3, 1))
+    for x, pixel in enumerate([(10, 20, 30, 255), (10, 20, 30, 0), (0, 0, 0, 128)]):
+        rgba.putpixel((x, 0), pixel)
+    assert np.array_equal(decode(encoded(rgba), 3, name="x"), [[[10, 20, 30], [255, 255, 255], [127, 127, 127]]])
+    la = Image.new("LA", (1, 1), (0, 0))
+    assert decode(encoded(la), 1, name="x").getpixel((0, 0)) == 255
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
+def test_palette_with_a_transparent_entry(transparency: int | bytes) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    palette.putpixel((1, 0), 1)
+    data = encoded(palette, transparency=transparency)
+    assert np.array_equal(decode(data, 3, name="x"), [[[10, 20, 30], [255, 255, 255]]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_exif_orientation(orientation: int, kind: str) -> None:
+    upright = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    # How the pixels of the upright image are stored under each tag: TIFF 6.0, tag 274.
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.T, 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif)
+    assert np.array_equal(decode(data, 1, name="x"), upright)
+
+
+def test_damaged_exif_is_ignored() -> None:
+    data = encoded(noise(8, 8), "JPEG", exif=b"Exif\0\0no such thing")
+    assert np.array_equal(decode(data, 3, name="x"), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_one_pixel() -> None:
+    assert decode(encoded(Image.new("RGB", (1, 1), (1, 2, 3))), 3, name="x").getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_an_image_that_is_decoded_already() -> None:
+    assert decode(Image.new("L", (2, 2), 7), 3, name="x").getpixel((0, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_truncated(kind: str) -> None:
+    data = encoded(noise(64, 64), kind)
+    with pytest.raises(BrokenImage, match=r"^cats/1\.img: "):
+        decode(data[: len(data) * 2 // 3], 3, name="cats/1.img")
+
+
+def test_not_an_image(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImage, match=r"^a\.jpg: not an image that Pillow knows \(5 bytes\)"):
+        decode(b"hello", 3, name="a.jpg")
+    with pytest.raises(BrokenImage, match=r"^a\.jpg: an empty file"):
+        decode(b"", 3, name="a.jpg")
+    with pytest.raises(BrokenImage, match=r"^a\.jpg: no such file"):
+        decode(tmp_path / "a.jpg", 3, name="a.jpg")
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    data = encoded(Image.new("L", (40, 30)))
+    assert decode(data, 1, name="x", max_pixels=1200).size == (40, 30)
+    with pytest.raises(BrokenImage, match=r"x: 40 x 30 pixels, more than max_pixels=1199"):
+        decode(data, 1, name="x", max_pixels=1199)
+    # A few bytes that claim 10 gigapixels.
+    huge = bytearray(encoded(Image.new("1", (8, 8))))
+    huge[16:24] = struct.pack(">II", 100_000, 100_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    with pytest.raises(BrokenImage, match=r"^bomb\.png: "):
+        decode(bytes(huge), 3, name="bomb.png")
+
+
+def test_between_pillows_warning_and_its_limit_there_is_no_warning() -> None:
+    large = bytearray(encoded(Image.new("1", (8, 8))))
+    large[16:24] = struct.pack(">II", 10_000, 10_000)
+    large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+    with pytest.raises(BrokenImage, match="10000 x 10000 pixels, more than max_pixels=1000"):
+        decode(bytes(large), 3, name="x", max_pixels=1000)
+
+
+def test_channels() -> None:
+    with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(RGB\), not 4"):
+        decode(b"", 4, name="x")

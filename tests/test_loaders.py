@@ -1,0 +1,408 @@
+"""Transforms, samplers and loaders: equal to timm's, exact over ranks, and the same after a resume."""
+
+import logging
+import os
+import pickle
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_transform, resolve_data_config
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from smt_vision.data import (
+    Batch,
+    BrokenImage,
+    ImageSet,
+    eval_loader,
+    eval_transform,
+    input_from_model,
+    open_dataset,
+    train_loader,
+    train_transform,
+)
+from smt_vision.data.loaders import EvalSampler, TrainLoader, TrainSampler, seed_all
+from smt_vision.data.transforms import PadCrop, ToNormalized
+from smt_vision.recipes import Augment, Input
+
+PLAIN = Augment(crop="none", hflip=0.0, color_jitter=0.0, auto_augment=None, random_erasing=0.0)
+SMALL = Input(size=16, crop_pct=1.0, workers=0)
+
+ORDER = [[9, 1, 3, 8], [7, 6, 0, 4]]  # of 10 images in batches of 4, epoch 1, seed 0
+
+
+class ArrayImages(ImageSet):
+    """N images of 20 x 16 pixels: noise that starts with the image's number. Some bytes are no image."""
+
+    def __init__(self, length: int, broken: Sequence[int] = (), fatal: bool = False) -> None:
+        super().__init__(["even", "odd"], [i % 2 for i in range(length)], [f"{i}.png" for i in range(length)], "set/")
+        self.broken_rows = frozenset(broken)
+        self.fatal = fatal
+
+    def _read(self, row: int, name: str) -> bytes | Image.Image:
+        if self.fatal and torch.utils.data.get_worker_info() is not None:
+            os._exit(3)
+        if row in self.broken_rows:
+            return b"rubbish"
+        pixels = np.random.default_rng(row).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def photo(height: int = 60, width: int = 90, channels: int = 3) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def indices(batches: list[Batch]) -> list[int]:
+    return [i for batch in batches for i in batch["index"].tolist()]
+
+
+def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a["index"].tolist() == b["index"].tolist()
+        assert a["target"].tolist() == b["target"].tolist()
+        assert torch.equal(a["image"], b["image"])
+
+
+# Transforms
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_evaluation_equals_timm(crop_mode: str, channels: int) -> None:
+    given = Input(size=32, channels=channels, crop_pct=0.9, crop_mode=crop_mode, mean=(0.4,) * channels,
+                  std=(0.3,) * channels)  # fmt: skip
+    theirs = create_transform((channels, 32, 32), crop_pct=0.9, crop_mode=crop_mode, interpolation="bicubic",
+                              mean=(0.4,) * channels, std=(0.3,) * channels)  # fmt: skip
+    ours = eval_transform(given)(photo(channels=channels))
+    assert ours.shape == (channels, 32, 32)
+    assert torch.equal(ours, theirs(photo(channels=channels)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm's reader leaves files open
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_files_of_a_folder_equal_timms_validation(tmp_path: Path, name: str) -> None:
+    for k, (label, size) in enumerate([("cat", (300, 240)), ("cat", (90, 150)), ("dog", (33, 32))]):
+        (tmp_path / "val" / label).mkdir(parents=True, exist_ok=True)
+        photo(*size).save(tmp_path / "val" / label / f"{k}.jpg")
+    model = timm.create_model(name)
+    config = resolve_data_config({}, model=model)
+    theirs = ImageDataset(str(tmp_path / "val"), transform=create_transform(**config))
+    loader = eval_loader(open_dataset(str(tmp_path), "val"), input_from_model(model, workers=0), batch_size=2)
+    images = torch.cat([batch["image"] for batch in loader])
+    targets = torch.cat([batch["target"] for batch in loader])
+    assert torch.equal(images, torch.stack([image for image, _ in theirs]))
+    assert targets.tolist() == [target for _, target in theirs]
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", None])
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
+def test_training_crops_equal_timm(policy: str | None, interpolation: str) -> None:
+    augment = Augment(auto_augment=policy, random_erasing=0.5)
+    ours = train_transform(Input(size=32, interpolation=interpolation), augment)
+    theirs = transforms_imagenet_train(
+        32, auto_augment=policy, interpolation=interpolation, re_prob=0.5, re_mode="pixel", color_jitter=0.4
+    )
+    for i in range(20):
+        seed_all(i)
+        expected = theirs(photo())
+        seed_all(i)
+        assert torch.equal(ours(photo()), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalizing_equals_torchvision_to_the_bit(channels: int) -> None:
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    theirs = Compose([ToTensor(), Normalize(torch.tensor(mean), torch.tensor(std))])
+    ours = ToNormalized(mean, std)(photo(channels=channels))
+    assert torch.equal(ours, theirs(photo(channels=channels)))
+    assert ours.is_contiguous()
+
+
+def test_pad_crop_is_a_crop_of_the_padded_image() -> None:
+    image = photo(8, 6)
+    padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
+    windows = {padded[y : y + 8, x : x + 6].tobytes() for y in range(5) for x in range(5)}
+    random.seed(0)
+    drawn = {np.asarray(PadCrop(2)(image)).tobytes() for _ in range(500)}
+    assert drawn == windows
+
+
+@pytest.mark.parametrize("crop", ["rrc", "pad", "none"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", None])
+def test_training_shapes(crop: str, channels: int, policy: str | None) -> None:
+    transform = train_transform(
+        Input(size=24, channels=channels), Augment(crop=crop, auto_augment=policy, vflip=0.5, random_erasing=1.0)
+    )
+    for _ in range(10):
+        out = transform(photo(channels=channels))
+        assert out.shape == (channels, 24, 24)
+        assert out.dtype == torch.float32
+        assert out.isfinite().all()
+
+
+def test_no_augmentation_is_a_resize() -> None:
+    out = train_transform(replace(SMALL, size=60), PLAIN)(photo(60, 60))
+    assert torch.equal(out, ToNormalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(photo(60, 60)))
+    squashed = train_transform(replace(SMALL, size=30), PLAIN)(photo())
+    assert torch.equal(squashed, eval_transform(replace(SMALL, size=30, crop_mode="squash"))(photo()))
+
+
+def test_flips() -> None:
+    image, given = photo(16, 16), replace(SMALL, mean=(0.0,) * 3, std=(1.0,) * 3)
+    plain = train_transform(given, PLAIN)(image)
+    assert torch.equal(train_transform(given, replace(PLAIN, hflip=1.0))(image), plain.flip(-1))
+    assert torch.equal(train_transform(given, replace(PLAIN, vflip=1.0))(image), plain.flip(-2))
+
+
+def test_transform_errors() -> None:
+    with pytest.raises(ValueError, match=r"input\.mean has 2 values for 3 channel\(s\): \(0\.5, 0\.5\); give one"):
+        eval_transform(Input(mean=(0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"input\.channels must be 1 \(grey\) or 3 \(RGB\), not 4"):
+        train_transform(Input(channels=4), Augment())
+
+
+def test_input_from_model() -> None:
+    found = input_from_model(timm.create_model("vit_tiny_patch16_224"), workers=3, max_broken=2)
+    assert (found.size, found.crop_pct, found.crop_mode, found.interpolation) == (224, 0.9, "center", "bicubic")
+    assert found.mean == found.std == (0.5, 0.5, 0.5)
+    assert (found.workers, found.max_broken) == (3, 2)
+    model = nn.Identity()
+    model.pretrained_cfg = {"input_size": (3, 128, 64)}
+    with pytest.raises(ValueError, match="input is 128 x 64; only square inputs"):
+        input_from_model(model)
+    model.pretrained_cfg = {"crop_mode": "border"}
+    with pytest.raises(ValueError, match="crop_mode is 'border'; expected 'center' or 'squash'"):
+        input_from_model(model)
+
+
+# Samplers
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_training_order(world: int) -> None:
+    samplers = [TrainSampler(103, 8, rank, world, seed=5) for rank in range(world)]
+    epochs = [[list(s.batches(epoch)) for s in samplers] for epoch in (0, 1)]
+    for ranks in epochs:
+        assert {len(batches) for batches in ranks} == {103 // (8 * world)}
+        seen = [i for batches in ranks for batch in batches for i in batch]
+        assert all(len(batch) == 8 for batches in ranks for batch in batches)
+        assert len(set(seen)) == len(seen) == 103 // (8 * world) * 8 * world
+    assert epochs[0] != epochs[1]
+    assert epochs[0][0] == list(TrainSampler(103, 8, 0, world, seed=5).batches(0))
+    assert epochs[0][0] != list(TrainSampler(103, 8, 0, world, seed=6).batches(0))
+    assert list(samplers[0].batches(1, start_batch=2)) == epochs[1][0][2:]
+
+
+def test_training_order_does_not_change_between_releases() -> None:
+    assert list(TrainSampler(10, 4, 0, 1, seed=0).batches(1)) == ORDER
+
+
+def test_a_global_batch_is_the_same_for_any_world() -> None:
+    one = [set(batch) for batch in TrainSampler(64, 8, 0, 1, 0).batches(3)]
+    two = zip(*(TrainSampler(64, 4, rank, 2, 0).batches(3) for rank in range(2)), strict=True)
+    assert one == [set(a) | set(b) for a, b in two]
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
+    (batch,) = TrainSampler(5, 8, 0, 1, 0).batches(0)
+    assert sorted(batch) == [0, 1, 2, 3, 4]
+    shares = [list(TrainSampler(5, 8, rank, 2, 0).batches(0)) for rank in range(2)]
+    assert [len(batch) for share in shares for batch in share] == [2, 2]
+    with pytest.raises(ValueError, match="2 training images for 3 processes"):
+        TrainSampler(2, 8, 0, 3, 0)
+
+
+@pytest.mark.parametrize(("length", "world"), [(10, 1), (10, 3), (2, 4), (12, 4)])
+def test_evaluation_sees_every_image_once(length: int, world: int) -> None:
+    samplers = [EvalSampler(length, 2, rank, world) for rank in range(world)]
+    batches = [list(sampler.batches()) for sampler in samplers]
+    assert [len(b) for b in batches] == [len(s) for s in samplers]
+    assert sorted(i for b in batches for batch in b for i in batch) == list(range(length))
+
+
+# Loaders
+
+
+def loader_of(workers: int, length: int = 22, augment: Augment | None = None, **options: object) -> TrainLoader:
+    images = ArrayImages(length, **options)
+    return train_loader(images, replace(SMALL, workers=workers, max_broken=3), augment or Augment(), 4, seed=1)
+
+
+def test_batches() -> None:
+    loader = loader_of(0, augment=PLAIN)
+    batches = list(loader.epoch(0))
+    assert loader.batches_per_epoch == len(batches) == 5
+    assert len(set(indices(batches))) == 20
+    for batch in batches:
+        assert batch["image"].shape == (4, 3, 16, 16)
+        assert batch["image"].dtype == torch.float32
+        assert batch["target"].dtype == batch["index"].dtype == torch.int64
+        assert batch["target"].tolist() == [i % 2 for i in batch["index"].tolist()]
+        assert batch["broken"] == []
+        raw, _, _ = loader.images.read(int(batch["index"][0]))
+        assert torch.equal(batch["image"][0], train_transform(SMALL, PLAIN)(raw))
+
+
+def test_batches_do_not_hang_on_workers_and_resume_is_exact() -> None:
+    whole = loader_of(0)
+    first, second = list(whole.epoch(0)), list(whole.epoch(1))
+    assert not torch.equal(first[0]["image"], second[0]["image"])
+    for workers in (0, 2):
+        loader = loader_of(workers)
+        assert_equal_batches(list(loader.epoch(1, start_batch=2)), second[2:])
+        part = loader.epoch(0)  # left in the middle
+        assert_equal_batches([next(part), next(part)], first[:2])
+        assert_equal_batches(list(loader.epoch(1)), second)
+        assert list(loader.epoch(0, start_batch=5)) == []
+        loader.close()
+
+
+def test_global_generators_are_left_alone() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    for workers in (0, 1):
+        seed_all(3)
+        expected = [draw(), draw()]
+        loader = loader_of(workers)
+        seed_all(3)
+        seen = [draw()]
+        list(loader.epoch(0))
+        seen.append(draw())
+        loader.close()
+        assert seen == expected
+
+
+def test_a_pickled_data_set_gives_the_same_images() -> None:  # as platforms that do not fork need
+    dataset = loader_of(0)._loader.dataset
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(dataset[0, 7]["image"], copy[0, 7]["image"])
+
+
+def test_augmentation_draws_from_each_generator_anew() -> None:
+    def three(image: Image.Image) -> Tensor:
+        return torch.tensor([random.random(), np.random.random(), float(torch.rand(()))]).reshape(3, 1, 1)
+
+    loader = loader_of(0)
+    loader._loader.dataset.transform = three
+    draws = torch.cat([batch["image"].flatten() for epoch in range(2) for batch in loader.epoch(epoch)])
+    assert len(draws.unique()) == 2 * 20 * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_replaces_broken_images_and_names_them_once(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    loader = loader_of(workers, length=20, broken=(3, 4, 11))
+    for epoch in range(2):
+        batches = list(loader.epoch(epoch))
+        assert [len(batch["target"]) for batch in batches] == [4] * 5
+        seen = indices(batches)
+        assert {3, 4, 11}.isdisjoint(seen)
+        assert seen.count(5) == 3  # for itself, 3 and 4
+        assert seen.count(12) == 2
+    loader.close()
+    assert sorted(message.split(":")[0] for message in loader.broken) == ["set/11.png", "set/3.png", "set/4.png"]
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 3
+    assert "unreadable image 1 of at most 3: set/" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_leaves_broken_images_out(workers: int) -> None:
+    given = replace(SMALL, workers=workers, max_broken=3)
+    loader = eval_loader(ArrayImages(10, broken=(1, 4, 5)), given, batch_size=2)
+    for _ in range(2):
+        batches = list(loader)
+        assert indices(batches) == [0, 2, 3, 6, 7, 8, 9]
+    assert len(loader) == 5  # one of them, with images 4 and 5, has none left
+    assert len(loader.broken) == 3
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_images_stop_the_run(workers: int) -> None:
+    message = (
+        r"^[4-9] unreadable images, more than max_broken=3: set/\d+\.png: not an image .*; set/.*; set/.* \.\.\.\. "
+        r"Replace or remove them, or raise input\.max_broken$"
+    )
+    loader = loader_of(workers, length=20, broken=range(9))
+    with pytest.raises(BrokenImage, match=message):
+        list(loader.epoch(0))
+    loader.close()
+    loader = loader_of(workers, length=20, broken=range(20))
+    with pytest.raises(BrokenImage, match="unreadable images, more than max_broken=3"):
+        list(loader.epoch(0))
+    loader.close()
+    strict = eval_loader(ArrayImages(10, broken=(7,)), replace(SMALL, workers=workers, max_broken=0), batch_size=4)
+    with pytest.raises(BrokenImage, match=r"^1 unreadable images, more than max_broken=0: set/7\.png: not an image"):
+        list(strict)
+    strict.close()
+
+
+def test_a_dead_worker_is_explained() -> None:
+    loader = loader_of(1, fatal=True)
+    with pytest.raises(
+        RuntimeError, match=r"a loader process died .*; most often memory .* lower input\.workers \(now"
+    ):
+        list(loader.epoch(0))
+    loader.close()
+
+
+def test_workers_are_limited_to_batches_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert loader_of(64, length=4000)._loader.num_workers == cores
+    assert loader_of(64, length=4)._loader.num_workers == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert loader_of(64, length=4000)._loader.num_workers == 1
+    assert loader_of(0, length=4000)._loader.num_workers == 0
+
+
+def test_evaluation_over_ranks_is_the_whole_set() -> None:
+    images = ArrayImages(11)
+    parts = [list(eval_loader(images, SMALL, batch_size=3, rank=rank, world=3)) for rank in range(3)]
+    assert sorted(i for part in parts for i in indices(part)) == list(range(11))
+
+
+def test_grey_images_from_colour_files() -> None:
+    given = replace(SMALL, channels=1, mean=(0.5,), std=(0.5,))
+    (batch,) = train_loader(ArrayImages(6), given, Augment(), 6, seed=0).epoch(0)
+    assert batch["image"].shape == (6, 1, 16, 16)
+    (batch,) = eval_loader(ArrayImages(6), given, 6)
+    assert batch["image"].shape == (6, 1, 16, 16)
+
+
+def test_an_augmented_image_is_pinned_to_seed_epoch_and_index() -> None:
+    batches = list(loader_of(0).epoch(0))
+    position = indices(batches).index(7)
+    image = batches[position // 4]["image"][position % 4]
+    seed_all(1, 0, 7)
+    raw, _, _ = ArrayImages(22).read(7)
+    assert torch.equal(image, train_transform(SMALL, Augment())(raw))
+
+
+def test_cifar10_batches(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shared / "data" / "cifar10.tar.gz"
+    if not source.is_file():
+        pytest.skip("no CIFAR-10 among the shared files")
+    monkeypatch.setenv("SMT_CACHE_DIR", str(tmp_path))
+    images = open_dataset(str(source), "train")
+    given = Input(size=32, crop_pct=1.0, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616), workers=1)
+    loader = train_loader(images, given, replace(PLAIN, hflip=0.5), 128, seed=0)
+    assert loader.batches_per_epoch == 390
+    batches = [batch for batch, _ in zip(loader.epoch(0), range(8), strict=False)]
+    loader.close()
+    pixels = torch.cat([batch["image"] for batch in batches])
+    # Normalised by the published statistics of the set.
+    assert pixels.mean().abs() < 0.05
+    assert abs(pixels.std() - 1) < 0.05
+    assert torch.cat([batch["target"] for batch in batches]).bincount(minlength=10).min() > 70
