@@ -11,8 +11,8 @@ from torch import Tensor
 
 from literal import LiteralSMT
 from smt_vision import SMT, VARIANTS
-from smt_vision.model import convert
-from smt_vision.model.convert import convert_file
+from smt_vision import convert
+from smt_vision.convert import convert_file
 
 VARIANT = "smt_atto"
 ATTO = VARIANTS[VARIANT]
@@ -104,7 +104,7 @@ def test_every_variant_is_told_from_its_shapes(variant: str) -> None:
     with torch.device("meta"):
         model = SMT(**VARIANTS[variant], num_classes=5, in_chans=4)
     parameters = sum(p.numel() for p in model.parameters())
-    assert convert._identify(model.state_dict(), Path("file.pth")) == (variant, 5, 4, parameters)
+    assert convert.identify(model.state_dict(), Path("file.pth")) == (variant, 5, 4, parameters)
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -166,10 +166,8 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_paths_that_cannot_work(tmp_path: Path) -> None:
     source = write(official_state(), tmp_path / "a.pth")
     before = source.read_bytes()
-    with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such weight file"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth: there is no such file"):
         convert_file(tmp_path / "absent.pth", tmp_path / "b.pth")
-    with pytest.raises(FileNotFoundError, match=r"folder does not exist; create .*nowhere"):
-        convert_file(source, tmp_path / "nowhere" / "b.pth")
     with pytest.raises(ValueError, match=r"unknown suffix '\.ckpt'; expected one of \.pth, \.safetensors"):
         convert_file(source, tmp_path / "b.ckpt")
     (tmp_path / "link.pth").symlink_to(source)

@@ -16,14 +16,12 @@ from .tasks.classify import Classification
 
 def evaluate_classifier(
     source: str,
-    data: str,
+    data: str | None = None,
     *,
     engine: Engine,
     batch_size: int = 64,
     workers: int = 8,
     max_broken: int = 10,
-    val_fraction: float | None = None,
-    seed: int = 0,
     advance: Callable[[int, int], None] | None = None,
     **input_overrides: Any,
 ) -> tuple[dict[str, Any], Classification]:
@@ -31,13 +29,12 @@ def evaluate_classifier(
 
     Args:
         source: a run's folder, a checkpoint, or a timm name.
-        data: the images, as for training. Of a set without a validation split all are taken.
+        data: the images, as for training; ``None`` for those that a run was trained on. Of a set without a validation
+            split all are taken, but of the run's own the ones that training held out.
         engine: devices, processes and precision.
         batch_size: images a batch.
         workers: loader processes for each process.
         max_broken: unreadable images to skip before giving up.
-        val_fraction: take this share of a set without a validation split, the one that training with ``seed`` held out.
-        seed: of that split.
         advance: called after each batch with its number and the count of all.
         input_overrides: fields of :class:`Input` to change, as ``size`` or ``crop_pct``.
 
@@ -45,16 +42,23 @@ def evaluate_classifier(
         The numbers, and the task, which draws pictures of them.
 
     Raises:
-        ValueError: the set has more classes than the model.
+        ValueError: the set has more classes than the model, or ``data`` is not given and not known.
     """
     fabric = build_fabric(engine)
     fabric.launch()
     classifier = Classifier.load(source, fabric.device)
     given = {k: v for k, v in input_overrides.items() if v is not None}
     input = replace(classifier.input, workers=workers, max_broken=max_broken, **given)
+    recipe = classifier.recipe
+    if data is None and recipe is None:
+        raise ValueError(f"{source} does not say what it was trained on; name the images with --data")
+    own = recipe is not None and data in (None, recipe.data)
+    data = recipe.data if recipe is not None and data is None else data
+    split = (
+        {"val_fraction": recipe.input.val_fraction, "seed": recipe.seed} if own and recipe else {"val_fraction": 1.0}
+    )
     with fabric.rank_zero_first():
-        whole = 1.0 if val_fraction is None else val_fraction
-        images = relabel(open_dataset(data, "val", val_fraction=whole, seed=seed), classifier.classes)
+        images = relabel(open_dataset(str(data), "val", **split), classifier.classes)
     task = Classification(classifier.classes, images)
     loader = eval_loader(images, input, batch_size, rank=fabric.global_rank, world=fabric.world_size)
     done = 0
@@ -66,7 +70,7 @@ def evaluate_classifier(
             advance(done, len(loader))
 
     metrics = evaluate(fabric, task, classifier.model, loader, count)
-    return {"model": classifier.name, "data": data, "input": _told(input), **metrics}, task
+    return {"model": classifier.name, "data": str(data), "input": _told(input), **metrics}, task
 
 
 def relabel(images: ImageSet, classes: Sequence[str]) -> ImageSet:
@@ -80,8 +84,8 @@ def relabel(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     """
     if len(images.classes) > len(classes):
         raise ValueError(
-            f"{images.where} has {len(images.classes)} classes and the model {len(classes)}; evaluate a model trained on "
-            "these classes"
+            f"{images.where} has {len(images.classes)} classes and the model {len(classes)}; evaluate a model "
+            "trained on these classes"
         )
     for names in (tuple(classes), tuple(ImageNetInfo("imagenet-1k").label_names()) if len(classes) == 1000 else ()):
         if set(images.classes) <= set(names):

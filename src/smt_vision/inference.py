@@ -16,9 +16,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
+from .convert import identify, state_dict_of
 from .data import BrokenImage, decode, eval_transform, input_from_model
 from .engine import checkpoint
-from .recipes import Input
+from .model.official import is_official, to_ours
+from .recipes import Input, Recipe, from_plain
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 
@@ -51,15 +53,23 @@ class Classifier:
         input: how images become tensors.
         name: what to call it.
         device: where it runs.
+        recipe: what it was trained by, where that is known.
     """
 
     def __init__(
-        self, model: nn.Module, classes: Sequence[str], input: Input, name: str, device: str | torch.device = "cpu"
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        input: Input,
+        name: str,
+        device: str | torch.device = "cpu",
+        recipe: Recipe | None = None,
     ) -> None:
         self.model = model.eval().to(device)
         self.classes = tuple(classes)
         self.input = input
         self.name = name
+        self.recipe = recipe
         self.device = torch.device(device)
         self.transform = eval_transform(input)
 
@@ -85,27 +95,26 @@ class Classifier:
         state = checkpoint.load(path)
         card = state.get("card")
         if card is None:
-            from .model.convert import identify
-
-            variant, num_classes, in_chans, weights = identify(state, path)
+            weights = state_dict_of(state, path)
+            weights = to_ours(weights) if is_official(weights) else weights
+            variant, num_classes, in_chans, _ = identify(weights, path)
             model = timm.create_model(variant, num_classes=num_classes, in_chans=in_chans)
             model.load_state_dict(weights)
-            return cls(
-                model, _class_names(model, num_classes), input_from_model(model), f"{variant} ({path.name})", device
-            )
+            names = _class_names(model, num_classes)
+            return cls(model, names, input_from_model(model), f"{variant} ({path.name})", device)
         model = timm.create_model(
             card["model"], num_classes=len(card["classes"]), in_chans=card["input"]["channels"], **card["model_args"]
         )
         weights = state["ema"] if state.get("ema") else state["model"]
         model.load_state_dict(weights)
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in card["input"].items()}
-        return cls(model, card["classes"], Input(**settings), str(path), device)
+        recipe = Recipe.from_dict(state["recipe"]) if "recipe" in state else None
+        return cls(model, card["classes"], from_plain(Input, card["input"]), str(path), device, recipe)
 
     @classmethod
     def _from_timm(cls, name: str, device: str | torch.device) -> "Classifier":
         if not timm.is_model(name):
             raise FileNotFoundError(f"{name!r} is neither a file or folder here nor a model that timm knows")
-        model = timm.create_model(name, pretrained=True)
+        model: Any = timm.create_model(name, pretrained=True)
         return cls(model, _class_names(model, model.num_classes), input_from_model(model), name, device)
 
     @torch.inference_mode()
@@ -128,12 +137,14 @@ class Classifier:
         """
         items = iter(enumerate(images))
         while batch := list(islice(items, batch_size)):
-            names, tensors, errors = [], [], {}
+            names: list[str] = []
+            tensors: list[torch.Tensor] = []
+            errors: dict[int, str] = {}
             for i, image in batch:
                 name = str(i) if isinstance(image, Image.Image) else str(image)
                 try:
                     raw = image if isinstance(image, Image.Image) else Path(image)
-                    tensors.append(self.transform(decode(raw, self.input.channels, name=name)))
+                    tensors.append(self.transform(decode(raw, 1 if self.input.channels == 1 else 3, name=name)))
                 except BrokenImage as error:
                     errors[len(names)] = str(error)
                 names.append(name)
@@ -170,10 +181,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _class_names(model: nn.Module, num_classes: int) -> tuple[str, ...]:
+def _class_names(model: Any, num_classes: int) -> tuple[str, ...]:
     """A timm model's class names: its own, ImageNet's where it has as many, else the numbers."""
-    config: dict[str, Any] = model.pretrained_cfg
-    if names := config.get("label_names"):
+    if names := model.pretrained_cfg.get("label_names"):
         return tuple(names)
     subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(num_classes)
     if subset is None:

@@ -7,10 +7,13 @@ The paper's values: arXiv 2307.08579 (ICCV 2023) and the configurations of the a
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,19 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON and YAML know it: dicts, lists, numbers and strings."""
         return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The reverse of :meth:`to_dict`."""
+        return from_plain(cls, {k: from_plain(GROUPS[k], v) if k in GROUPS else v for k, v in values.items()})
+
+
+GROUPS: dict[str, type] = {"input": Input, "augment": Augment, "optim": Optim, "engine": Engine}
+
+
+def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from what JSON, YAML or a checkpoint made of it: lists become tuples again."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _imagenet(variant: str, params: str, drop_path: float, top1: float | None, top5: float | None) -> Recipe:

@@ -1,6 +1,6 @@
 """The command line, ``smt COMMAND ...``: one module a command.
 
-A command's module has ``HELP``, one line; ``build_parser()``, given the command's words where its options depend on them;
+A command's module has ``HELP``, one line; ``build_parser(words)``, since its options may depend on the words typed;
 and ``run(args)``, which does the work and returns a :class:`Output`.
 """
 

@@ -1,13 +1,14 @@
 """What the commands share."""
 
+import argparse
 import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 
@@ -36,9 +37,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-@dataclass
-class _Names:
-    options: list[str] = field(default_factory=list)
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Options as jsonargparse prints them, examples as they are typed."""
 
 
 class Parser(ArgumentParser):
@@ -55,13 +55,10 @@ class Parser(ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
-def new_parser(command: str, about: str, examples: str = "") -> Parser:
-    """A command's parser, with ``--json``; ``examples`` are shown below the options, as they are typed."""
-    import argparse
-
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = Parser(prog=f"smt {command}", description=about, epilog=examples, default_env=False)
+def new_parser(command: str, about: str, examples: str) -> Parser:
+    """A command's parser, with ``--json``; ``examples`` are shown below the options."""
+    parser = Parser(
+        prog=f"smt {command}", description=about, epilog=f"examples:\n{examples}", formatter_class=Formatter
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser

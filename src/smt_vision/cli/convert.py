@@ -24,7 +24,7 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..model.convert import convert_file
+    from ..convert import convert_file
 
     report = convert_file(args.source, args.target)
     line = (

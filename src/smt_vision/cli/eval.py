@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ..recipes import Engine
+from ..recipes import Engine, from_plain
 from .common import Output, Parser, new_parser
 
 HELP = "measure a model on labelled images: accuracy, calibration, confusion"
@@ -21,7 +22,9 @@ smt eval convnext_tiny --data imagenet              any model of timm, measured 
 def build_parser(words: list[str]) -> Parser:
     parser = new_parser("eval", f"{HELP}. Exact for any batch size and number of processes.", EXAMPLES)
     parser.add_argument("model", help="a run's folder, a checkpoint, or a name of timm's (its pretrained weights)")
-    parser.add_argument("--data", required=True, help="where the images are, as for smt train")
+    parser.add_argument(
+        "--data", type=str | None, help="where the images are, as for smt train; default: the run's own"
+    )
     parser.add_argument("--out", type=Path, help="a folder for metrics.json, confusion.png and mistakes.png")
     parser.add_argument("--batch_size", type=int, default=64, help="images a batch")
     parser.add_argument("--workers", type=int, default=8, help="loader processes for each process")
@@ -33,7 +36,8 @@ def build_parser(words: list[str]) -> Parser:
         help="of a set without a validation split take only the share that training held out; default: all of it",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of that split")
-    parser.add_class_arguments(Engine, "engine")
+    unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
+    parser.add_class_arguments(Engine, "engine", skip=unused)
     parser.set_defaults({"engine.precision": "32-true"})
     return parser
 
@@ -48,17 +52,15 @@ def run(args: Any) -> Output:
     metrics, task = evaluate_classifier(
         args.model,
         args.data,
-        engine=Engine(**{k: tuple(v) if isinstance(v, list) else v for k, v in vars(args.engine).items()}),
+        engine=from_plain(Engine, vars(args.engine)),
         batch_size=args.batch_size,
         workers=args.workers,
         max_broken=args.max_broken,
-        val_fraction=args.val_fraction,
-        seed=args.seed,
         advance=advance,
         size=args.size,
         crop_pct=args.crop_pct,
     )
-    show: list[Any] = [_table(metrics)]
+    show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _table(metrics)]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -68,7 +70,7 @@ def run(args: Any) -> Output:
 
 
 def _table(metrics: dict[str, Any]) -> Table:
-    table = Table(title=f"{metrics['model']} on {metrics['data']} ({metrics['input']})", box=None, show_header=False)
+    table = Table(box=None, show_header=False)
     for name, label, unit in (
         ("count", "images", ""),
         ("top1", "top-1", " %"),

@@ -30,6 +30,7 @@ def run(args: Any) -> Output:
     from ..benchmark import describe
     from ..inference import Classifier
 
+    model: Any
     if Path(args.model).exists():
         classifier = Classifier.load(args.model)
         model, channels, side = classifier.model, classifier.input.channels, classifier.input.size

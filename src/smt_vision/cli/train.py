@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..recipes import RECIPES, Recipe
+from ..recipes import GROUPS, RECIPES, Recipe
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
 HELP = "train a recipe, from the start or from where it was stopped"
@@ -67,10 +67,7 @@ def run(args: Any) -> Output:
         print(f"smt train: error: {what} (smt recipes lists them)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
     chosen = {f.name: args[f.name] for f in fields(Recipe) if f.name not in DESCRIBED}
-    for group in ("input", "augment", "optim", "engine"):
-        kind = Recipe.__dataclass_fields__[group].default_factory
-        chosen[group] = kind(**_tuples(chosen[group]))
-    recipe = Recipe(**described, **chosen)
+    recipe = Recipe.from_dict({**described, **{k: vars(v) if k in GROUPS else v for k, v in chosen.items()}})
 
     from ..engine.loop import fit  # torch, only now that the words are right
 
@@ -84,11 +81,6 @@ def run(args: Any) -> Output:
              if (folder / name).is_file()]  # fmt: skip
     show.append(f"use it: smt predict {folder} IMAGE_OR_FOLDER")
     return Output(data, show)
-
-
-def _tuples(group: Any) -> dict[str, Any]:
-    values = group if isinstance(group, dict) else vars(group)
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _free_folder(wanted: Path) -> Path:

@@ -11,9 +11,9 @@ MIB = 1 << 20
 def keep_big_blocks() -> bool:
     """Serve blocks of up to 32 MiB from the heap, and do not trim it; returns whether glibc took it.
 
-    By default each tensor above 128 KiB or so may be a mapping of its own, whose pages the kernel zeroes at first touch:
-    training on a CPU then spends a good part of its time in page faults. 32 MiB is the largest threshold glibc takes.
-    Costs memory that is kept for the process's life. Does nothing where the C library is another.
+    By default each tensor above 128 KiB or so may be a mapping of its own, whose pages the kernel zeroes at first
+    touch: training on a CPU then spends a good part of its time in page faults. 32 MiB is the largest threshold glibc
+    takes. Costs memory that is kept for the process's life. Does nothing where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
 from ..recipes import Engine, Recipe
-from ..tasks import Task, build_task
-from ..tasks.task import Batch, EvalLoader
+from ..tasks import build_task
+from ..tasks.task import Batch, EvalLoader, Evaluable
 from .allocator import keep_big_blocks
 from .journal import Journal
 from .optim import learning_rate, set_learning_rate
@@ -149,7 +150,7 @@ def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor],
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         with fabric.no_backward_sync(run.model, enabled=i + 1 < len(group)):
             losses = run.task.loss(run.model, batch)
-            fabric.backward(sum(losses.values()) / len(group))
+            fabric.backward(torch.stack(list(losses.values())).sum() / len(group))
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / len(group)
     grad_norm = None
@@ -168,7 +169,11 @@ def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor],
 
 @torch.inference_mode()
 def evaluate(
-    fabric: Fabric, task: Task, weights: nn.Module, loader: EvalLoader, advance: Callable[[int], None] | None = None
+    fabric: Fabric,
+    task: Evaluable,
+    weights: nn.Module,
+    loader: EvalLoader,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model over a loader, exactly, on any number of processes.
 
@@ -192,7 +197,7 @@ def evaluate(
         metric.update(output, batch)
         if advance is not None:
             advance(1)
-    metric.reduce(lambda t: fabric.all_reduce(t, reduce_op="sum"), fabric.all_gather)
+    metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
     weights.train(training)
     return metric.compute()
 
@@ -202,14 +207,22 @@ def average_buffers(fabric: Fabric, model: nn.Module) -> None:
     if fabric.world_size > 1:
         for buffer in model.buffers():
             if buffer.is_floating_point():
-                buffer.copy_(fabric.all_reduce(buffer, reduce_op="mean"))
+                buffer.copy_(_reduced(fabric, "mean", buffer))
+
+
+def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_reduce(value, reduce_op=how))
+
+
+def _gathered(fabric: Fabric, value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_gather(value))
 
 
 def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
     """Whether a flag is set on any process."""
     if fabric.world_size == 1:
         return list(flags)
-    summed = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="sum")
+    summed = _reduced(fabric, "sum", torch.tensor(flags, dtype=torch.float32, device=fabric.device))
     return [bool(flag) for flag in summed]
 
 
@@ -217,9 +230,9 @@ def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
     bad = {name: value for name, value in losses.items() if not torch.isfinite(torch.tensor(value))}
     if bad:
         raise FloatingPointError(
-            f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at update {step}. The last checkpoint in "
-            f"{folder} is from before; start again with a lower optim.lr, a smaller optim.clip_grad or longer warm-up, or "
-            "with engine.precision=32-true."
+            f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at update {step}. The last checkpoint "
+            f"in {folder} is from before; start again with a lower optim.lr, a smaller optim.clip_grad, a longer "
+            "warm-up, or engine.precision=32-true."
         )
 
 

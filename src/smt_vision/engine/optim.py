@@ -1,6 +1,7 @@
 """The optimiser, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 from timm.optim import create_optimizer_v2
 from torch import nn, optim
@@ -28,7 +29,9 @@ def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: i
 
 def build_optimizer(model: nn.Module, config: Optim) -> optim.Optimizer:
     """timm's optimiser of that name; no decay on biases and 1-D parameters; a rate a layer with ``layer_decay``."""
-    adam = {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
+    adam: dict[str, Any] = (
+        {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
+    )
     return create_optimizer_v2(
         model,
         opt=config.name,

@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .. import pictures
+from ..benchmark import describe
 from ..recipes import Recipe
 from ..tasks import Task
 from . import checkpoint
@@ -44,7 +45,7 @@ class Run:
     def __init__(self, fabric: Fabric, task: Task, recipe: Recipe, folder: Path) -> None:
         self.fabric, self.task, self.recipe, self.folder = fabric, task, recipe, folder
         self.raw = task.model
-        model = torch.compile(self.raw) if recipe.engine.compile else self.raw
+        model: Any = torch.compile(self.raw) if recipe.engine.compile else self.raw
         self.model, self.optimizer = fabric.setup(model, build_optimizer(self.raw, recipe.optim))
         self.ema = (
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
@@ -122,8 +123,6 @@ class Run:
         (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1))
         pictures.curves(read_log(self.folder), self.folder / "curves.png", self.recipe.name)
         self.task.pictures(self.folder, self.metrics)
-        from ..benchmark import describe
-
         channels, size = self.recipe.input.channels, self.recipe.input.size
         info = describe(self.raw, input_size=(channels, size, size))
         write_summary(

@@ -1,6 +1,7 @@
 """A recipe's model: any of timm's, ours among them."""
 
 from dataclasses import replace
+from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
@@ -16,7 +17,7 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         ValueError: timm knows no such model, or it does not take the recipe's ``model_args``.
     """
     try:
-        model = timm.create_model(
+        model: Any = timm.create_model(
             recipe.model,
             pretrained=recipe.pretrained,
             num_classes=num_classes,

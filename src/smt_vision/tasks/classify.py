@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .. import pictures
-from ..data import decode, eval_loader, open_dataset, train_loader
-from ..data import ImageSet
+from ..data import ImageSet, decode, eval_loader, open_dataset, train_loader
 from ..metrics import ClassificationMetrics
 from ..recipes import Augment, Recipe
 from .build import build_model, resolve_input

@@ -26,9 +26,10 @@ class Metric(Protocol):
 class TrainLoader(Protocol):
     """Batches whose order and content are a pure function of the epoch."""
 
-    batches_per_epoch: int
+    @property
+    def batches_per_epoch(self) -> int: ...
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
         """The epoch's batches from ``start_batch`` on; those before are skipped without being read."""
 
     def close(self) -> None:
@@ -38,12 +39,21 @@ class TrainLoader(Protocol):
 class EvalLoader(Protocol):
     """Every sample of a data set exactly once over all processes."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def __len__(self) -> int: ...
 
 
-class Task(Protocol):
+class Evaluable(Protocol):
+    """The part of a task that evaluation needs."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's output for a batch."""
+
+    def metric(self, device: torch.device) -> Metric: ...
+
+
+class Task(Evaluable, Protocol):
     """What is learnt: the model, its data, its loss and its metric.
 
     Attributes:
@@ -62,11 +72,6 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Named losses of a batch; the loop sums them."""
-
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's output for a batch."""
-
-    def metric(self, device: torch.device) -> Metric: ...
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """Draw an evaluation into the run's folder."""

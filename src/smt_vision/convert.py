@@ -3,21 +3,19 @@
 The network loads either layout as it is; this is for tools that want a file of the other one.
 """
 
-import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .official import is_official, to_official, to_ours, unwrap
-from .smt import SMT
-from .variants import VARIANTS
+from .files import read_tensors, write_whole
+from .model import SMT, VARIANTS
+from .model.official import is_official, to_official, to_ours, unwrap
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -52,46 +50,51 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
         target: the file to write, ``.pth`` or ``.safetensors``.
 
     Raises:
-        FileNotFoundError: no such source, or no folder for the target.
+        FileNotFoundError: there is no such source.
         ValueError: a suffix is unknown, the target is the source, or the content is not the weights of a variant.
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path}: unknown suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such weight file; check the path")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: its folder does not exist; create {target.parent} first")
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
-    state = _read(source)
+    state = state_dict_of(read_tensors(source)[0], source)
     official = is_official(state)
     result = to_ours(state) if official else to_official(state)
-    variant, num_classes, in_chans, parameters = _identify(result if official else state, source)
-    _write({key: value.contiguous() for key, value in result.items()}, target, official=not official)
+    variant, num_classes, in_chans, parameters = identify(result if official else state, source)
+    result = {key: value.contiguous() for key, value in result.items()}
+
+    def write(part: Path) -> None:
+        if target.suffix == ".safetensors":
+            save_file(result, part, metadata={"format": "pt"})
+        else:
+            torch.save(result if official else {"model": result}, part)
+
+    write_whole(target, write)
     direction = "official -> ours" if official else "ours -> official"
     return ConversionReport(source, target, direction, variant, num_classes, in_chans, len(result), parameters)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        cause = f"{type(error).__name__} {error}".splitlines()[0].strip()
-        raise ValueError(
-            f"{path}: not a readable {path.suffix} file of tensors ({cause}); "
-            "fetch it again, or save a state dict alone"
-        ) from error
-    state = unwrap(content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds no state dict; expected names and tensors, alone or as the entry 'model'")
+def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
+    """The state dict in a file's content, alone or as the entry ``model``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    state = unwrap(content)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{source}: holds no state dict; expected names and tensors, alone or as the entry 'model'")
     return dict(state)
 
 
-def _identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:
-    """Variant, classes, input channels and parameters of a state dict of ours, which must load strictly."""
+def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:
+    """Variant, classes, input channels and parameters of a state dict with our keys.
+
+    Raises:
+        ValueError: it is not the weights of a variant, to the last tensor.
+    """
     blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
     depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
@@ -116,15 +119,3 @@ def _identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int,
     except RuntimeError as error:
         raise ValueError(f"{source}: looks like {found[0]} but does not fit it; fetch it again. {error}") from error
     return found[0], num_classes, in_chans, sum(p.numel() for p in model.parameters())
-
-
-def _write(state: dict[str, Tensor], path: Path, official: bool) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.suffix == ".safetensors":
-            save_file(state, part, metadata={"format": "pt"})
-        else:
-            torch.save({"model": state} if official else state, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
