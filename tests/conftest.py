@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_run import tiny, write_split
+
 
 def shared_dir() -> Path:
     """The folder of reference files: ``SMT_SHARED_DIR``, or ``shared`` beside the repository."""
@@ -18,4 +20,20 @@ def shared() -> Path:
     folder = shared_dir()
     if not folder.is_dir():
         pytest.skip(f"the reference files are not at {folder.name}/ beside the repository; set SMT_SHARED_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ (24 images) and val/ (12 images) of three classes, blue, green and red."""
+    return write_split(tmp_path_factory.mktemp("coloured"))
+
+
+@pytest.fixture(scope="session")
+def trained(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished debug-size run on ``coloured``, in which every image is classified right."""
+    from smt_vision.engine.loop import fit
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(tiny(coloured, epochs=6), folder, display=False, command="smt train tiny")
     return folder

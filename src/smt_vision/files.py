@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 metadata = file.metadata() or {}
             return load_file(path), metadata
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path}: not a readable {path.suffix} file of tensors ({type(error).__name__}): it is cut short, of "
             "another kind, or has objects in it, which are never loaded; fetch it again, or save a state dict alone"

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
@@ -21,6 +20,7 @@ from .data import BrokenImage, decode, eval_transform, input_from_model
 from .engine import checkpoint
 from .model.official import is_official, to_ours
 from .recipes import Input, Recipe, from_plain
+from .tasks.build import create_model
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 
@@ -98,11 +98,11 @@ class Classifier:
             weights = state_dict_of(state, path)
             weights = to_ours(weights) if is_official(weights) else weights
             variant, num_classes, in_chans, _ = identify(weights, path)
-            model = timm.create_model(variant, num_classes=num_classes, in_chans=in_chans)
+            model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
             model.load_state_dict(weights)
             names = _class_names(model, num_classes)
             return cls(model, names, input_from_model(model), f"{variant} ({path.name})", device)
-        model = timm.create_model(
+        model = create_model(
             card["model"], num_classes=len(card["classes"]), in_chans=card["input"]["channels"], **card["model_args"]
         )
         weights = state["ema"] if state.get("ema") else state["model"]
@@ -112,9 +112,10 @@ class Classifier:
 
     @classmethod
     def _from_timm(cls, name: str, device: str | torch.device) -> "Classifier":
-        if not timm.is_model(name):
-            raise FileNotFoundError(f"{name!r} is neither a file or folder here nor a model that timm knows")
-        model: Any = timm.create_model(name, pretrained=True)
+        try:
+            model: Any = create_model(name, pretrained=True)
+        except ValueError as error:
+            raise ValueError(f"there is no file or folder {name!r}, and as a name: {error}") from error
         return cls(model, _class_names(model, model.num_classes), input_from_model(model), name, device)
 
     @torch.inference_mode()

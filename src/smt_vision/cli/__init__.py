@@ -31,6 +31,9 @@ Try:  smt train quickstart                      digits, a few minutes on two cor
 """
 
 
+PLAIN_WIDTH = 1000  # columns where there is no terminal: in a file or a pipe nothing is wrapped or cut
+
+
 def _module(command: str) -> ModuleType:
     return importlib.import_module(f".{command}", __name__)
 
@@ -63,18 +66,30 @@ def _run(command: str, words: list[str]) -> int:
     try:
         output: Output = module.run(args)
     except Stopped as stopped:
-        print(f"smt {command}: {stopped}", file=sys.stderr)
+        if _rank() == 0:
+            print(f"smt {command}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"smt {command}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
-        print(f"smt {command}: error: {error}", file=sys.stderr)
+        where = f" (process {_rank()})" if _rank() else ""
+        print(f"smt {command}{where}: error: {error}", file=sys.stderr)
         return EXIT_ERROR
+    if _rank():  # each process has the same result; the first one tells it
+        return output.code
     if args.json:
         print(json.dumps(output.data, indent=1))
     else:
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         for part in output.show:
             console.print(part, highlight=False)
     return output.code
+
+
+def _rank() -> int:
+    """This process's number among those that work on the command; 0 where there is one."""
+    torch = sys.modules.get("torch")  # not imported for this: many commands do without
+    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0
+    return int(torch.distributed.get_rank())

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,6 +12,13 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
+# How jsonargparse speaks of an unknown option, and of an unknown key in a file; what is typed before the name.
+UNKNOWN = (
+    (r"nrecognized arguments: --([\w.\-]+)", "--"),
+    (r"Option ['\"]([\w.\-]+)['\"] is not accepted", ""),
+    (r"Group ['\"]([\w.\-]+)['\"] does not accept option ['\"]([\w.\-]+)['\"]", ""),
+    (r"[Kk]ey ['\"]([\w.\-]+)['\"]", ""),
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,10 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
-        for pattern, dashes in ((r"nrecognized arguments: --([\w.\-]+)", "--"), (r"[Kk]ey ['\"]([\w.\-]+)['\"]", "")):
-            if (match := re.search(pattern, message)) and match[1] not in options:
-                hint = nearest(match[1], options)
-                message = f"there is no {dashes}{match[1]}" + (hint.replace("mean ", f"mean {dashes}") if hint else "")
+        for pattern, dashes in UNKNOWN:
+            if (match := re.search(pattern, message)) and (name := ".".join(match.groups())) not in options:
+                hint = nearest(name, options)
+                message = f"there is no {dashes}{name}" + (hint.replace("mean ", f"mean {dashes}") if hint else "")
                 break
         print(f"{self.prog}: error: {message}\nsee {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
@@ -58,7 +66,10 @@ class Parser(ArgumentParser):
 def new_parser(command: str, about: str, examples: str) -> Parser:
     """A command's parser, with ``--json``; ``examples`` are shown below the options."""
     parser = Parser(
-        prog=f"smt {command}", description=about, epilog=f"examples:\n{examples}", formatter_class=Formatter
+        prog=f"smt {command}",
+        description=about,
+        epilog="examples:\n" + textwrap.indent(examples, "  "),
+        formatter_class=Formatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser

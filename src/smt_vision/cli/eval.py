@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..recipes import Engine, from_plain
@@ -31,11 +32,6 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--max_broken", type=int, default=10, help="unreadable images to skip before giving up")
     parser.add_argument("--size", type=int | None, help="side in pixels; default: what the model was trained for")
     parser.add_argument("--crop_pct", type=float | None, help="as in a recipe; default: the model's")
-    parser.add_argument(
-        "--val_fraction", type=float | None,
-        help="of a set without a validation split take only the share that training held out; default: all of it",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of that split")
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
     parser.set_defaults({"engine.precision": "32-true"})
@@ -83,5 +79,5 @@ def _table(metrics: dict[str, Any]) -> Table:
         table.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}{unit}")
     rated = [row for row in metrics["per_class"] if row["count"]]
     for row in sorted(rated, key=lambda row: row["accuracy"])[:5] if len(rated) > 1 else ():
-        table.add_row(f"  weakest: {row['class']}", f"{row['accuracy']:.1f} % of {row['count']}")
+        table.add_row(f"  weakest: {escape(row['class'])}", f"{row['accuracy']:.1f} % of {row['count']}")
     return table

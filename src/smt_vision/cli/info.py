@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .common import Output, Parser, nearest, new_parser
+from .common import Output, Parser, new_parser
 
 HELP = "print a model's parameters, GMAC and feature shapes, stage by stage"
 EXAMPLES = """\
@@ -25,22 +25,16 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    import timm
-
     from ..benchmark import describe
     from ..inference import Classifier
+    from ..tasks.build import create_model
 
     model: Any
     if Path(args.model).exists():
         classifier = Classifier.load(args.model)
         model, channels, side = classifier.model, classifier.input.channels, classifier.input.size
     else:
-        if not timm.is_model(args.model):
-            hint = nearest(args.model.partition(".")[0], timm.list_models())
-            raise FileNotFoundError(
-                f"{args.model!r} is neither a file or folder here nor a model that timm knows{hint}"
-            )
-        model = timm.create_model(args.model, **args.model_args)
+        model = create_model(args.model, **args.model_args)
         channels, side = model.pretrained_cfg["input_size"][:2]
     sides = tuple(args.size or (side,)) * (1 if args.size and len(args.size) > 1 else 2)
     if len(sides) != 2:

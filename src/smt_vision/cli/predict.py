@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from .common import EXIT_ERROR, Output, Parser, new_parser
@@ -46,9 +47,9 @@ def run(args: Any) -> Output:
         for p in predictions:
             others = ", ".join(f"{label} {100 * value:.1f} %" for label, value in p.top[1:])
             if p.error:
-                table.add_row(p.id, "[red]unreadable[/]", "", p.error)
+                table.add_row(escape(p.id), "[red]unreadable[/]", "", escape(p.error))
             else:
-                table.add_row(p.id, p.label, f"{100 * p.probability:.1f} %", others)
+                table.add_row(*map(escape, (p.id, p.label or "", f"{100 * p.probability:.1f} %", others)))
         show.append(table)
     if args.picture:
         _draw(args.picture, predictions, classifier)

@@ -1,13 +1,15 @@
 """``smt recipes``."""
 
+import sys
 from typing import Any
 
 import yaml
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from ..recipes import RECIPES
-from .common import Output, Parser, nearest, new_parser
+from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
 HELP = "list the recipes, or print one whole"
 EXAMPLES = """\
@@ -33,7 +35,11 @@ def run(args: Any) -> Output:
             [r.to_dict() for r in RECIPES.values()], [table, "\ntop-1 is the published result; each recipe says whose."]
         )
     if args.name not in RECIPES:
-        raise ValueError(f"there is no recipe {args.name!r}{nearest(args.name, RECIPES)}; smt recipes lists them")
+        hint = nearest(args.name, RECIPES)
+        print(f"smt recipes: error: there is no recipe {args.name!r}{hint} (smt recipes lists them)", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
     recipe = RECIPES[args.name].to_dict()
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
-    return Output(recipe, [Syntax(text.rstrip(), "yaml", background_color="default")])
+    # Colours for a reader; for a file plain text, which rich would fill up to its width.
+    show = Syntax(text.rstrip(), "yaml", background_color="default") if sys.stdout.isatty() else Text(text.rstrip())
+    return Output(recipe, [show])

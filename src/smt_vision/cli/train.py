@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.markup import escape
 
 from ..recipes import GROUPS, RECIPES, Recipe
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
 HELP = "train a recipe, from the start or from where it was stopped"
-DESCRIBED = {"name", "about", "hardware", "citation", "expected", "expected_source"}  # what a run does not depend on
 EXAMPLES = """\
 smt train quickstart
 smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
@@ -33,9 +33,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     parser.add_argument("--max_steps", type=int, help="stop, resumable, after so many updates in all")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
-    parser.add_class_arguments(Recipe, skip=DESCRIBED, as_group=True)
+    parser.add_class_arguments(Recipe, as_group=True)
     values = resumed or asdict(RECIPES[name] if name else _blank())
-    parser.set_defaults({k: v for k, v in values.items() if k not in DESCRIBED})
+    parser.set_defaults(values)
     return parser
 
 
@@ -55,19 +55,16 @@ def run(args: Any) -> Output:
     """Train; the best weights' numbers are the result."""
     if args.resume:
         folder = args.resume
-        stored = _resumed(["--resume", str(folder)])
-        if stored is None:
+        if _resumed(["--resume", str(folder)]) is None:
             raise FileNotFoundError(f"{folder} holds no run: there is no recipe.yaml in it")
-        described = {k: stored[k] for k in DESCRIBED}
     elif args.recipe in RECIPES:
-        described = {k: getattr(RECIPES[args.recipe], k) for k in DESCRIBED}
         folder = args.run or _free_folder(Path("runs") / args.recipe)
     else:
         what = f"there is no recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
         print(f"smt train: error: {what} (smt recipes lists them)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
-    chosen = {f.name: args[f.name] for f in fields(Recipe) if f.name not in DESCRIBED}
-    recipe = Recipe.from_dict({**described, **{k: vars(v) if k in GROUPS else v for k, v in chosen.items()}})
+    chosen = {f.name: args[f.name] for f in fields(Recipe)}
+    recipe = Recipe.from_dict({k: vars(v) if k in GROUPS else v for k, v in chosen.items()})
 
     from ..engine.loop import fit  # torch, only now that the words are right
 
@@ -75,11 +72,14 @@ def run(args: Any) -> Output:
     done = fit(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
-    show = [f"\n[bold]{folder}[/]: {done.task.headline} {numbers.get(done.task.headline, float('nan')):.2f} % "
+    if done.step < done.total_steps:
+        where = f"stopped after update {done.step} of {done.total_steps}, as --max_steps asks"
+        return Output(data, [f"{where}; go on with: smt train --resume {escape(str(folder))}"])
+    show = [f"\n[bold]{escape(str(folder))}[/]: {done.task.headline} {numbers[done.task.headline]:.2f} % "
             f"(best of epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
     show += [f"  {name}" for name in ("summary.md", "curves.png", "confusion.png", "mistakes.png")
              if (folder / name).is_file()]  # fmt: skip
-    show.append(f"use it: smt predict {folder} IMAGE_OR_FOLDER")
+    show.append(f"use it: smt predict {escape(str(folder))} IMAGE_OR_FOLDER")
     return Output(data, show)
 
 

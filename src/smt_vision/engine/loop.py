@@ -1,6 +1,7 @@
 """The only training loop and the only evaluation loop of the project."""
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -30,6 +31,8 @@ def build_fabric(engine: Engine) -> Fabric:
     """
     gpus = engine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     devices = engine.devices if engine.devices != -1 else (torch.cuda.device_count() if gpus else 1)
+    # Depthwise kernels in channels-last memory: their strides say two things at once, and nothing is copied for it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return Fabric(
         accelerator=engine.accelerator,
         devices=devices,
@@ -75,7 +78,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
 
     accumulate = min(recipe.engine.accumulate, train.batches_per_epoch)
     steps_per_epoch = train.batches_per_epoch // accumulate
-    total_steps = steps_per_epoch * recipe.epochs
+    total_steps = run.total_steps = steps_per_epoch * recipe.epochs
     images_per_step = recipe.batch_size * fabric.world_size * accumulate
     stop_at = total_steps if max_steps is None else min(max_steps, total_steps)
 
@@ -88,11 +91,14 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
         active=fabric.is_global_zero,
     )
     with journal, closing(train), stop_signals() as asked:
+        if run.step == total_steps:
+            journal.note(f"the run in {folder} is finished: all its {total_steps} updates are done")
         while run.step < stop_at:
             epoch, update = divmod(run.step, steps_per_epoch)
             run.model.train()
             batches = train.epoch(epoch, start_batch=update * accumulate)
             clock = _Clock(images_per_step)
+            losses: dict[str, Tensor] = {}
             for group in _groups(batches, accumulate):
                 lr = learning_rate(run.step, recipe.optim, total_steps, steps_per_epoch, images_per_step)
                 losses, grad_norm = _update(run, group, lr)
@@ -100,30 +106,36 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
                 journal.progress(run.step, lr=lr, **clock.rates())
 
                 if run.step % recipe.engine.log_every == 0 or run.step == stop_at:
+                    _check_finite(losses, run.step, folder)
                     values = {name: loss.item() for name, loss in losses.items()}
-                    _check_finite(values, run.step, folder)
                     if grad_norm is not None:
                         values["grad_norm"] = float(grad_norm)
                     journal.step(run.step, run.step / steps_per_epoch, lr=lr, **clock.rates(), **values)
 
                 if run.step == stop_at:
                     break
-                if fabric.world_size == 1 or run.step % AGREE_EVERY == 0:
+                # After an epoch's last update its evaluation comes first, or a resumed run would lack it.
+                if run.step % steps_per_epoch and (fabric.world_size == 1 or run.step % AGREE_EVERY == 0):
                     stop, due = _any_rank(fabric, bool(asked), run.checkpoint_due())
-                    if stop or due:
-                        run.save_last()
                     if stop:
-                        journal.note(f"stopped after update {run.step} of {total_steps}; saved")
-                        raise Stopped(folder, run.step, total_steps, asked)
+                        break
+                    if due:
+                        _check_finite(losses, run.step, folder)
+                        run.save_last()
 
+            if not losses:
+                raise ValueError(f"{recipe.data}: not one update's training images can be read; they are named above")
+            _check_finite(losses, run.step, folder)
             done, rest = divmod(run.step, steps_per_epoch)
             if rest == 0 and (done % recipe.engine.eval_every == 0 or run.step == total_steps):
-                average_buffers(fabric, run.weights)
                 with journal.evaluating(len(val)) as advance:
                     metrics = evaluate(fabric, task, run.weights, val, advance)
                 run.keep_if_best(metrics, done)
                 journal.evaluation(run.step, done, {k: v for k, v in metrics.items() if isinstance(v, float)})
             run.save_last()
+            if run.step < stop_at and _any_rank(fabric, bool(asked))[0]:
+                journal.note(f"stopped after update {run.step} of {total_steps}; saved")
+                raise Stopped(folder, run.step, total_steps, asked)
     if run.step == total_steps:
         run.report(command)
     return run
@@ -162,6 +174,7 @@ def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor],
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.step += 1
+    average_buffers(fabric, run.raw)
     if run.ema is not None:
         run.ema.update(run.raw, step=run.step)
     return sums, grad_norm
@@ -203,11 +216,15 @@ def evaluate(
 
 
 def average_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Give every process the mean of all processes' BatchNorm statistics, so that they evaluate the same network."""
-    if fabric.world_size > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(_reduced(fabric, "mean", buffer))
+    """Give every process the mean of all processes' BatchNorm statistics, in one message.
+
+    Done after each update, every process holds, averages, evaluates and saves the same network.
+    """
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if fabric.world_size > 1 and buffers:
+        means = _reduced(fabric, "mean", torch.cat([buffer.flatten() for buffer in buffers]))
+        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
 
 
 def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
@@ -215,7 +232,10 @@ def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tens
 
 
 def _gathered(fabric: Fabric, value: Tensor) -> Tensor:
-    return cast(Tensor, fabric.all_gather(value))
+    with warnings.catch_warnings():
+        # Fabric's concern, not a user's: it calls a form that torch calls old.
+        warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
+        return cast(Tensor, fabric.all_gather(value))
 
 
 def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
@@ -226,8 +246,8 @@ def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
     return [bool(flag) for flag in summed]
 
 
-def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
-    bad = {name: value for name, value in losses.items() if not torch.isfinite(torch.tensor(value))}
+def _check_finite(losses: dict[str, Tensor], step: int, folder: Path) -> None:
+    bad = {name: value.item() for name, value in losses.items() if not value.isfinite()}
     if bad:
         raise FloatingPointError(
             f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at update {step}. The last checkpoint "

@@ -36,6 +36,7 @@ class Run:
         ema: the averaged model, or ``None``.
         weights: what is evaluated and saved as best: the averaged model where there is one.
         step: updates done.
+        total_steps: updates of the whole run; set by the loop, which knows the data's length.
         metrics: of the best weights so far; empty before the first evaluation.
 
     Raises:
@@ -51,7 +52,7 @@ class Run:
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
         )
         self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
-        self.step = 0
+        self.step = self.total_steps = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
         self._seconds_before = 0.0

@@ -1,34 +1,75 @@
 """A recipe's model: any of timm's, ours among them."""
 
+import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from ..files import read_tensors
+from ..model.official import is_official, to_ours, unwrap
 from ..recipes import Input, Recipe
 
 
 def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's model, with a classifier of ``num_classes`` and its pretrained weights, if it asks for them.
+    """The recipe's model, with a classifier of ``num_classes`` and the weights it starts from, if it names any.
 
     Raises:
-        ValueError: timm knows no such model, or it does not take the recipe's ``model_args``.
+        ValueError: timm knows no such model, it does not take the recipe's ``model_args``, or the checkpoint does not
+            fit it.
     """
-    try:
-        model: Any = timm.create_model(
-            recipe.model,
-            pretrained=recipe.pretrained,
-            num_classes=num_classes,
-            in_chans=recipe.input.channels,
-            **recipe.model_args,
-        )
-    except TypeError as error:
-        raise ValueError(f"model_args: {recipe.model} does not take {recipe.model_args}: {error}") from error
+    model: Any = create_model(
+        recipe.model,
+        pretrained=recipe.pretrained and recipe.checkpoint is None,
+        num_classes=num_classes,
+        in_chans=recipe.input.channels,
+        **recipe.model_args,
+    )
+    if recipe.checkpoint is not None:
+        start_from(model, Path(recipe.checkpoint))
     if recipe.engine.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """``timm.create_model`` with errors that name the argument and the nearest model.
+
+    Raises:
+        ValueError: timm knows no such model, or it does not take the arguments.
+    """
+    if ":" not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+        raise ValueError(f"model {name!r}: timm knows none of that name; near it are: {', '.join(close) or 'none'}")
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} does not take {arguments}: {error}") from error
+
+
+def start_from(model: Any, path: Path) -> None:
+    """Load weights from a checkpoint of ours or the release's, or a run's folder (its best weights).
+
+    A classifier of another size is left as it is; everything else must fit.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+    """
+    content, _ = read_tensors(path / "best.pt" if path.is_dir() else path)
+    state = dict(unwrap(content))
+    state = to_ours(state) if is_official(state) else state
+    own = model.state_dict()
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    fresh = {k for k in own if k.rpartition(".")[0] in heads and (k not in state or state[k].shape != own[k].shape)}
+    try:
+        model.load_state_dict({**{k: v for k, v in state.items() if k.rpartition(".")[0] not in heads}, **{
+            k: own[k] if k in fresh else state[k] for k in own if k.rpartition(".")[0] in heads}})  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {path} does not fit the model; check model and model_args. {error}") from error
 
 
 def resolve_input(config: Input, model: nn.Module) -> Input:

@@ -1,0 +1,90 @@
+"""The house: imports point one way."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "smt_vision"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# From the top down: a unit (a folder or a file of the package) imports itself and what stands on a lower line.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"__init__"},
+    {"evaluation"},
+    {"inference"},
+    {"convert", "benchmark"},
+    {"engine"},
+    {"tasks"},
+    {"model", "data", "metrics", "pictures"},
+    {"recipes", "files", "extras", "_version"},
+)
+LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
+BASE = LAYERS[-1]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def _unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that a file imports, inside functions too."""
+    package = ("smt_vision", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            if module == "smt_vision":  # its names are units, or what its __init__ offers
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def _imported_units(path: Path) -> Iterator[tuple[int, str]]:
+    for line, name in _imports(path):
+        root, *rest = name.split(".")
+        if root == "smt_vision":
+            yield line, rest[0] if rest and rest[0] in LEVEL else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_point_down(path: Path) -> None:
+    unit = _unit(path)
+    assert unit in LEVEL, f"{unit} has no place in the house: give it one in LAYERS and in docs/architecture.md"
+    wrong = [
+        f"{_name(path)}:{line} imports {other}"
+        for line, other in _imported_units(path)
+        if (unit in BASE or other != unit) and LEVEL[other] >= LEVEL[unit]
+    ]
+    assert not wrong, f"{unit} may import what stands below it alone: {'; '.join(wrong)}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=_name)
+def test_the_model_needs_torch_and_timm_alone(path: Path) -> None:
+    allowed = {"torch", "timm", "smt_vision", *sys.stdlib_module_names}
+    found = [(line, name) for line, name in _imports(path) if name.split(".")[0] not in allowed]
+    found += [(line, unit) for line, unit in _imported_units(path) if unit != "model"]
+    assert not found, f"{_name(path)} imports {', '.join(f'{name} (line {line})' for line, name in found)}"
+
+
+def test_the_imports_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    file = tmp_path / "engine" / "x.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import smt_vision\nfrom .. import cli, recipes\nfrom . import y\n"
+        "def late():\n    from ..data.decode import decode\n    from smt_vision.model import SMT\n"
+    )
+    assert list(_imported_units(file)) == [
+        (1, "__init__"), (2, "cli"), (2, "recipes"), (3, "engine"), (5, "data"), (6, "model")
+    ]  # fmt: skip

@@ -1,0 +1,210 @@
+"""The documentation runs: README.md and docs/, block by block, as a reader would.
+
+The blocks of a page run in order in one folder. Python blocks share a namespace; bash blocks have ``smt`` on the PATH.
+``<!-- not run: REASON -->`` just before a block keeps it from running; its ``smt`` commands must still parse.
+
+In the folder lies what a page takes for granted: ``MY_IMAGES`` (three class folders), ``PHOTO.jpg``, ``PHOTOS``, and
+``smt_tiny.pth``, a file of the release's form with random weights, which also stands in for the download of it.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from smt_server import write_client
+from smt_vision.benchmark import describe
+from smt_vision.cli import COMMANDS
+from smt_vision.model import VARIANTS
+from smt_vision.model.official import to_official
+
+REPO = Path(__file__).resolve().parent.parent
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+GUIDES = ("backbone", "evaluation", "finetune", "training", "weights")
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+SHIPPED = "smt_femto.cifar10"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its code, the line it begins on, and why it is not run, if so."""
+
+    language: str
+    code: str
+    line: int
+    reason: str | None
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def _blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")) + 1, m["reason"])
+        for m in BLOCK.finditer(text)
+        if m["language"] in ("python", "bash")
+    ]
+
+
+def _commands(code: str) -> Iterator[list[str]]:
+    """The words after ``smt`` (or ``-m smt_vision``) of each command in a bash block."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for i, word in enumerate(words):
+            if (word == "smt" and i == 0) or (word == "smt_vision" and words[i - 1] == "-m"):
+                rest = words[i + 1 :]
+                ends = [k for k, w in enumerate(rest) if w in ("|", "&&", "&", ";") or w.startswith(">")]
+                yield rest[: ends[0] if ends else None]
+
+
+def _parse(words: list[str]) -> None:
+    command, *rest = words
+    assert command in COMMANDS, f"smt {command}: no such command"
+    importlib.import_module(f"smt_vision.cli.{command}").build_parser(rest).parse_args(rest)
+
+
+# --- what a reader has ---
+
+
+@pytest.fixture(scope="module")
+def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``smt_tiny.pth`` as torch.hub keeps what it has fetched, with random weights."""
+    path = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / "smt_tiny.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"model": to_official(timm.create_model("smt_tiny").state_dict())}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the PATH, with ``smt`` in it."""
+    folder = tmp_path_factory.mktemp("bin")
+    with tempfile.TemporaryDirectory() as short:  # a socket's name has a hundred characters
+        address = f"{short}/smt"
+        server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("smt_server.py")), address], env={**os.environ, **_threads()}
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not Path(address).exists():
+                assert server.poll() is None, "the server ended; its error is above"
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.05)
+            write_client(folder / "smt", address)
+            yield folder
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _threads() -> dict[str, str]:
+    return {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def desk(tmp_path: Path, release_file: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a page's blocks run in, made the current one."""
+    pixels = np.random.default_rng(0)
+
+    def photo(path: Path, colour: tuple[int, int, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = pixels.integers(-40, 40, (40, 48, 3))
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+    colours = {"daisy": (230, 230, 210), "rose": (190, 30, 60), "tulip": (230, 170, 40)}
+    for flower, colour in colours.items():
+        for i in range(10):
+            photo(tmp_path / "MY_IMAGES" / flower / f"{i}.jpg", colour)
+        photo(tmp_path / "PHOTOS" / f"{flower}.jpg", colour)
+    photo(tmp_path / "PHOTO.jpg", colours["rose"])
+    (tmp_path / "smt_tiny.pth").symlink_to(release_file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setenv("TORCH_HOME", str(release_file.parents[2]))
+    monkeypatch.setenv("SMT_CACHE_DIR", str(tmp_path / "cache"))
+    for name, value in _threads().items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+# --- the blocks ---
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_page_runs(page: Path, desk: Path) -> None:
+    shipped = (REPO / "src" / "smt_vision" / "weights" / f"{SHIPPED}.safetensors").is_file()
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in _blocks(page):
+        where = f"{_name(page)}:{block.line}"
+        if block.reason or (SHIPPED in block.code and not shipped):
+            for words in _commands(block.code) if block.language == "bash" else ():
+                _parse(words)
+        elif block.language == "python":
+            # Empty lines in front give a traceback the page's own line numbers.
+            exec(compile("\n" * (block.line - 1) + block.code, where, "exec"), namespace)
+        else:
+            done = subprocess.run(
+                ["bash", "-eu", "-c", block.code], capture_output=True, text=True, timeout=120, cwd=desk
+            )
+            assert done.returncode == 0, f"{where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            print(done.stdout)  # shown where a later block fails
+
+
+def test_enough_of_it_runs() -> None:
+    running = {_name(page): sum(block.reason is None for block in _blocks(page)) for page in PAGES}
+    assert set(running) >= {"README.md", "docs/architecture.md", *(f"docs/guides/{guide}.md" for guide in GUIDES)}
+    assert min(running["README.md"], *(running[f"docs/guides/{guide}.md"] for guide in GUIDES)) >= 4
+    assert sum(running.values()) >= 36
+
+
+def test_every_fence_is_a_block() -> None:
+    for page in PAGES:
+        opened = re.findall(r"^\s*```(?:python|bash)\b.*$", page.read_text(encoding="utf-8"), re.M)
+        assert len(opened) == len(_blocks(page)), f"{_name(page)}: a block that the tests do not see"
+
+
+# --- the rest of the page ---
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    dead = [link for link in local if not (page.parent / link).exists()]
+    assert not dead, f"{_name(page)} links to {', '.join(dead)}"
+    assert not [link for link in local if link.startswith("/")]
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPO / "Makefile").read_text(), re.M))
+    assert {"demo", "test", "lint", "types", "clean", "help"} <= targets
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M))
+        assert named <= targets, f"{_name(page)} names targets that the Makefile has not: {named - targets}"
+
+
+def test_the_table_of_variants_is_what_smt_info_counts() -> None:
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(smt_\w+)` \| ([^|]+ \| [^|]+) \|", text, re.M))
+    assert list(rows) == list(VARIANTS)
+    for name, numbers in rows.items():
+        with torch.device("meta"):
+            info = describe(timm.create_model(name))
+        assert numbers.strip() == f"{info.parameters / 1e6:.2f} | {info.gmac:.2f}", name

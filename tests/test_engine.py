@@ -1,0 +1,620 @@
+"""The loop and what it rests on: rate, optimiser, exact resume, stops, checkpoints, several processes."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+from smt_vision.cli import main
+from smt_vision.engine import checkpoint, loop
+from smt_vision.engine.journal import read_log
+from smt_vision.engine.loop import average_buffers, fit
+from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from smt_vision.engine.run import Run
+from smt_vision.engine.signals import Stopped, stop_signals
+from smt_vision.recipes import Optim, Recipe
+from tiny_run import COLOURS, MODEL_ARGS, tiny, write_config, write_images
+
+# Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
+RANDOM: dict[str, Any] = dict(
+    model_args={**MODEL_ARGS, "stem_stride": 2, "drop_path_rate": 0.3, "drop_rate": 0.1},
+    epochs=3,
+    augment=dict(
+        crop="rrc", hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.2, cutmix=1.0
+    ),
+    engine=dict(ema=0.9, accumulate=2),
+)  # 24 images in batches of 4, 2 batches an update: 3 updates an epoch, 9 in all
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pictures at a run's end: seconds each, and nothing that these tests are about."""
+    monkeypatch.setattr(Run, "report", lambda run, command: None)
+
+
+def same(a: Any, b: Any, path: str = "") -> None:
+    """Assert that two trees of tensors and plain data are equal to the bit, saying where they are not."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{path}[{i}]")
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype, path
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two run folders hold the same result: weights, average, optimiser state, metrics and log."""
+    for name in ("last.pt", "best.pt"):
+        a, b = checkpoint.load(one / name), checkpoint.load(other / name)
+        for state in (a, b):
+            state.pop("seconds", None)
+            state.pop("recipe")  # a resumed run's may differ where it changes nothing
+            state["card"]["input"].pop("workers")
+        same(a, b, name)
+    clock = {"time", "images_per_s"}
+    logs = [
+        [
+            {k: v for k, v in line.items() if k not in clock}
+            for line in read_log(folder)
+            if line["kind"] in ("train", "eval")
+        ]
+        for folder in (one, other)
+    ]
+    assert logs[0] == logs[1]
+
+
+# --- the learning rate
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 2e-6), (10, 2 * 0.5005e-3), (20, 2e-3), (60, 2 * 0.505e-3), (100, 2e-5)],
+    ids=["first", "half of warm-up", "peak", "half of cosine", "end"],
+)
+def test_learning_rate_known_values(step: int, rate: float) -> None:
+    config = Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, lr_batch=512, warmup_epochs=2)
+    assert learning_rate(step, config, 100, 10, images_per_step=1024) == pytest.approx(rate, rel=1e-12)
+
+
+def test_learning_rate_is_timms_schedule() -> None:
+    config = Optim(lr=1e-3, min_lr=1e-6, warmup_lr=1e-7, lr_batch=None, warmup_epochs=5)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=300 - 50,
+        lr_min=config.min_lr,
+        warmup_t=50,
+        warmup_lr_init=config.warmup_lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    for step in range(300):
+        schedule.step_update(step)
+        ours = learning_rate(step, config, total_steps=300, steps_per_epoch=10, images_per_step=64)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+
+
+@pytest.mark.parametrize(("epochs", "peak"), [(0, 0), (0.25, 2), (1.5, 15), (2.04, 20)])
+def test_warm_up_may_be_a_fraction_of_an_epoch(epochs: float, peak: int) -> None:
+    config = Optim(lr=1.0, min_lr=0.0, warmup_lr=0.1, lr_batch=None, warmup_epochs=epochs)
+    rates = [learning_rate(step, config, 100, 10, 1) for step in range(100)]
+    assert int(np.argmax(rates)) == peak
+    assert max(rates) == 1.0
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_warm_up_longer_than_the_run_climbs_to_its_end() -> None:
+    config = Optim(lr=1.0, warmup_lr=0.0, lr_batch=None, warmup_epochs=50)
+    assert [learning_rate(step, config, 4, 2, 1) for step in range(4)] == [0.0, 0.25, 0.5, 0.75]
+    assert math.isfinite(learning_rate(4, config, 4, 2, 1))
+
+
+@pytest.mark.parametrize(("lr_batch", "factor"), [(None, 1.0), (128, 2.0), (512, 0.5)])
+def test_all_three_rates_scale_with_the_batch(lr_batch: int | None, factor: float) -> None:
+    config = Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, lr_batch=lr_batch, warmup_epochs=1)
+    rates = [learning_rate(step, config, 20, 10, images_per_step=256) for step in (0, 10, 20)]
+    assert rates == pytest.approx([factor * 1e-6, factor * 1e-3, factor * 1e-5])
+
+
+# --- the optimiser
+
+
+def test_no_decay_on_biases_and_one_dimensional_parameters() -> None:
+    model = timm.create_model("smt_atto", **MODEL_ARGS, layer_scale=1e-4)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, free = set(), set()
+    for group in build_optimizer(model, Optim(weight_decay=0.05)).param_groups:
+        (decayed if group["weight_decay"] else free).update(names[id(p)] for p in group["params"])
+        assert group["weight_decay"] in (0.05, 0.0)
+    parameters = dict(model.named_parameters())
+    assert decayed == {n for n, p in parameters.items() if p.ndim > 1 and not n.endswith("bias")}
+    assert decayed | free == parameters.keys()
+    assert any("layer_scale" in n or "norm" in n for n in free)
+
+
+def test_layer_decay_slows_the_deep_layers_most() -> None:
+    model = timm.create_model("smt_atto", **MODEL_ARGS)
+    optimizer = build_optimizer(model, Optim(layer_decay=0.5))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    factor = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    along = [factor["stem.conv1.weight"]]
+    along += [max(v for n, v in factor.items() if n.startswith(f"stages.{i}.")) for i in range(4)]
+    along += [factor["head.fc.weight"]]
+    assert along == sorted(along)
+    assert len(set(along)) >= 5
+    assert along[0] == min(factor.values()) < 0.1
+    assert along[-1] == 1.0
+    set_learning_rate(optimizer, 0.2)
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.2 * group["lr_scale"])
+    set_learning_rate(optimizer, 0.1)  # of the factor alone, not of the rate before
+    assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.1)
+
+
+def test_rate_is_the_same_for_all_without_layer_decay() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), Optim(name="sgd"))
+    set_learning_rate(optimizer, 0.3)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
+
+
+def test_adams_constants_reach_it() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), Optim(betas=(0.8, 0.7), eps=1e-3))
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.7), 1e-3)}
+
+
+# --- training, and resuming it
+
+
+def test_learns_easy_images(coloured: Path, trained: Path) -> None:
+    state = checkpoint.load(trained / "best.pt")
+    assert state["metrics"]["top1"] == 100.0
+    losses = [line["loss"] for line in read_log(trained) if line["kind"] == "train"]
+    assert len(losses) == 36
+    assert losses[0] > 0.9
+    assert np.mean(losses[-6:]) < 0.3
+
+
+@pytest.fixture(scope="module")
+def whole(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with everything random, without a break."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit(tiny(coloured, **RANDOM), folder, display=False)
+    return folder
+
+
+def test_same_seed_same_run_whatever_the_workers(coloured: Path, whole: Path, tmp_path: Path) -> None:
+    recipe = tiny(coloured, **RANDOM, input=dict(workers=2))
+    fit(recipe, tmp_path / "again", display=False)
+    assert_same_run(tmp_path / "again", whole)
+
+
+def test_another_seed_another_run(coloured: Path, whole: Path, tmp_path: Path) -> None:
+    fit(tiny(coloured, **RANDOM, seed=1), tmp_path / "other", display=False, max_steps=1)
+    assert read_log(tmp_path / "other")[0]["loss"] != read_log(whole)[0]["loss"]
+
+
+@pytest.mark.parametrize(("stops", "workers"), [((4,), 0), ((1, 3, 5), 0), ((4,), 2)])
+def test_resumed_equals_uninterrupted(
+    coloured: Path, whole: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
+) -> None:
+    recipe = tiny(coloured, **RANDOM)
+    folder = tmp_path / "run"
+    fit(recipe, folder, display=False, max_steps=stops[0])
+    recipe = replace(recipe, input=replace(recipe.input, workers=workers))
+    for stop in (*stops[1:], None):
+        torch.manual_seed(99)  # what happened in between must not matter
+        np.random.seed(99)
+        run = fit(recipe, folder, display=False, max_steps=stop)
+    assert run.step == run.total_steps == 9
+    assert_same_run(whole, folder)
+
+
+def test_every_checkpoint_can_be_resumed_from(
+    coloured: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Checkpoints after each update, as a killed run may leave them; those at an epoch's end included.
+    copies: list[Path] = []
+    save_last = Run.save_last
+
+    def save_and_copy(run: Run) -> None:
+        save_last(run)
+        copies.append(tmp_path / f"copy{len(copies)}")
+        shutil.copytree(run.folder, copies[-1])
+
+    recipe = tiny(coloured, **RANDOM)
+    often = replace(recipe, engine=replace(recipe.engine, checkpoint_minutes=0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_last", save_and_copy)
+        fit(often, tmp_path / "run", display=False)
+    steps = [checkpoint.load(copy / "last.pt")["step"] for copy in copies]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    for copy in (copies[2], copies[4], copies[5]):
+        fit(recipe, copy, display=False)
+        assert_same_run(whole, copy)
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["mid epoch", "last of an epoch"])
+def test_a_signal_at_any_update_loses_nothing(
+    coloured: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    def rate(now: int, *args: Any) -> float:
+        if now == step:
+            signal.raise_signal(signal.SIGTERM)
+        return learning_rate(now, *args)
+
+    recipe, folder = tiny(coloured, **RANDOM), tmp_path / "run"
+    told = f"after update {step + 1} of 9 .* smt train --resume .*run"
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=told) as stopped:
+        patch.setattr(loop, "learning_rate", rate)
+        fit(recipe, folder, display=False)
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    fit(recipe, folder, display=False)
+    assert_same_run(whole, folder)
+
+
+def test_second_signal_is_the_default_one() -> None:
+    with stop_signals() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        before = signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+        assert before is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_another_recipe_in_the_folder_is_refused(coloured: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(coloured), tmp_path / "run"
+    fit(recipe, folder, display=False, max_steps=1)
+    other = tiny(coloured, batch_size=2, optim=dict(lr=0.5))
+    with pytest.raises(ValueError, match="another recipe") as error:
+        fit(other, folder, display=False, max_steps=2)
+    assert "batch_size is 4 there and 2 here" in str(error.value)
+    assert "optim.lr is 0.003 there and 0.5 here" in str(error.value)
+    assert "epochs" not in str(error.value)
+    assert checkpoint.load(folder / "last.pt")["step"] == 1
+    free = tiny(coloured, name="renamed", engine=dict(log_every=7, checkpoint_minutes=1.0), input=dict(workers=1))
+    assert fit(free, folder, display=False, max_steps=2).step == 2
+
+
+def test_finished_run_trains_no_more_and_says_so(
+    trained: Path, coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    run = fit(tiny(coloured, epochs=6), folder)
+    assert run.step == 36
+    assert run.metrics["top1"] == 100.0
+    assert "is finished: all its 36 updates are done" in capsys.readouterr().out
+    same(checkpoint.load(folder / "last.pt")["model"], checkpoint.load(trained / "last.pt")["model"])
+
+
+@pytest.mark.parametrize("log_every", [1, 1000], ids=["seen at once", "seen before it is saved"])
+def test_loss_that_is_not_finite_ends_the_run(
+    coloured: Path, tmp_path: Path, log_every: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny(coloured, optim=dict(lr=1e20, warmup_epochs=0.0), engine=dict(log_every=log_every))
+    config = write_config(recipe, tmp_path / "tiny.yaml")
+    assert main(["train", "quickstart", "--config", config, "--run", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("smt train: error: loss is nan at update")
+    assert "lower optim.lr" in error
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_images_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data" / "train", COLOURS, [1] * 3).parent
+    write_images(data / "val", COLOURS, [1] * 3)
+    for file in (data / "train").rglob("*.png"):
+        file.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="not one update's training images can be read"):
+        fit(tiny(data, batch_size=3), tmp_path / "run", display=False)
+
+
+def test_incomplete_accumulation_is_left_out(coloured: Path, tmp_path: Path) -> None:
+    # 24 images in batches of 5: 4 batches; 3 an update: 1 update an epoch, and the 4th batch is not used
+    run = fit(tiny(coloured, batch_size=5, engine=dict(accumulate=3)), tmp_path / "a", display=False, max_steps=1)
+    assert run.total_steps == 2
+    # more than an epoch has: all of an epoch
+    run = fit(tiny(coloured, batch_size=5, engine=dict(accumulate=9)), tmp_path / "b", display=False, max_steps=1)
+    assert run.total_steps == 2
+
+
+def test_accumulated_batches_are_one_large_batch(coloured: Path, tmp_path: Path) -> None:
+    # GroupNorm and LayerNorm alone: no layer looks at the rest of its batch
+    model = dict(model="vit_tiny_patch16_224", model_args=dict(img_size=32, embed_dim=24, depth=2, num_heads=2))
+    optim = dict(name="sgd", lr=0.1, warmup_epochs=0.0)
+    a = fit(tiny(coloured, **model, optim=optim, batch_size=8), tmp_path / "a", display=False, max_steps=1)
+    b = fit(
+        tiny(coloured, **model, optim=optim, batch_size=4, engine=dict(accumulate=2)),
+        tmp_path / "b",
+        display=False,
+        max_steps=1,
+    )
+    moved = 0.0
+    start = timm.create_model(model["model"], num_classes=3, **model["model_args"]).state_dict()
+    for (name, x), y in zip(a.raw.state_dict().items(), b.raw.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
+        moved = max(moved, float((x - start[name]).abs().max()))
+    assert moved > 1e-3
+
+
+# --- stopped from outside
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "smt_vision", *words]
+
+
+def environment() -> dict[str, str]:
+    """One thread a process; and nothing of a run with several processes, if this test is in one."""
+    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_stopped_from_outside_and_resumed(
+    coloured: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny(coloured, epochs=10, engine=dict(eval_every=10, checkpoint_minutes=0.0))
+    config, folder = write_config(recipe, tmp_path / "tiny.yaml"), tmp_path / "run"
+    words = command("train", "quickstart", "--config", config, "--run", str(folder))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=environment(), stderr=pipe, stdout=pipe, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    state = checkpoint.load(folder / "last.pt")
+    assert 0 < state["step"] < 60
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert error.splitlines()[-1] == (
+            f"smt train: stopped after update {state['step']} of 60 and saved; go on with: smt train --resume {folder}"
+        )
+    assert main(["train", "--resume", str(folder), "--engine.checkpoint_minutes", "10", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["step"] == 60
+    assert result["top1"] == 100.0
+    kinds = [line["step"] for line in read_log(folder) if line["kind"] == "train"]
+    assert kinds == list(range(1, 61))
+
+
+# --- checkpoints
+
+
+def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save({"model": {"w": torch.ones(3)}, "step": 1}, path)
+
+    def fail(content: Any, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save({"model": {"w": torch.zeros(3)}, "step": 2}, path)
+    assert checkpoint.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_cut_file_is_a_clear_error(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"best{suffix}"
+    checkpoint.save({"model": {"w": torch.ones(1000)}, "step": 1}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=f"best{suffix}.*cut short"):
+        checkpoint.load(path)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.pt"):
+        checkpoint.load(tmp_path / "none.pt")
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list.pt.*list"):
+        checkpoint.load(tmp_path / "list.pt")
+    checkpoint.save({"model": {}, "format": checkpoint.FORMAT + 1}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match=r"later.pt.* format 2.*update smt-vision"):
+        checkpoint.load(tmp_path / "later.pt")
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+    torch.save({"model": {}, "card": Evil(tmp_path / "done")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="evil.pt"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "done").exists()
+    torch.load(tmp_path / "evil.pt", weights_only=False)  # it would have
+    assert (tmp_path / "done").exists()
+
+
+def test_safetensors_keep_the_card(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "best.safetensors"
+    weights = {"a": torch.randn(3, 4).t(), "b": torch.tensor(7), "c": torch.randn(2).half()}
+    card = {"classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
+    checkpoint.save({"model": weights, "card": card, "epoch": 3}, path)
+    state = checkpoint.load(path)
+    same(state.pop("model"), {k: v.contiguous() for k, v in weights.items()})
+    assert state == {"format": checkpoint.FORMAT, "card": card, "epoch": 3}
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+# --- several processes
+
+SCRIPT = """
+import contextlib, io, json, os, sys
+from smt_vision.cli import main
+results = []
+for words in json.loads(open(sys.argv[1]).read()):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(words)
+    results.append((code, out.getvalue()))
+with open(sys.argv[1] + os.environ["LOCAL_RANK"], "w") as file:
+    json.dump(results, file)
+"""
+TWO = ["--engine.accelerator", "cpu", "--engine.devices", "2"]
+COUNTS = {7: [3, 1, 3], 11: [4, 2, 5]}
+BATCHES = (1, 3, 64)
+VIT: dict[str, Any] = dict(
+    model="vit_tiny_patch16_224",
+    model_args=dict(img_size=32, embed_dim=24, depth=2, num_heads=2),
+    optim=dict(name="sgd", lr=0.1, warmup_epochs=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def two(coloured: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Commands carried out by two processes, one after the other: their outputs by name, and the folder."""
+    root = tmp_path_factory.mktemp("two")
+    for count, counts in COUNTS.items():
+        write_images(root / str(count), {**COLOURS, "blue": COLOURS["green"]}, counts)  # blue ones will be mistaken
+
+    def train(name: str, recipe: Recipe, *more: str) -> list[str]:
+        config = write_config(recipe, root / f"{name}.yaml")
+        return ["train", "quickstart", "--config", config, "--run", str(root / name), "--json", *TWO, *more]
+
+    random = tiny(coloured, **{**RANDOM, "engine": dict(ema=0.9)})
+    jobs = {
+        f"eval {count} {batch}": ["eval", str(whole), "--data", str(root / str(count)), "--json", *TWO,
+                                  "--batch_size", str(batch), "--workers", "0"]
+        for count in COUNTS for batch in BATCHES
+    }  # fmt: skip
+    jobs["whole"] = train("whole", random)
+    jobs["halves"] = train("halves", random, "--max_steps", "4")
+    jobs["rest"] = ["train", "--resume", str(root / "halves"), "--json"]
+    jobs["vit"] = train("vit", tiny(coloured, **VIT), "--max_steps", "1")
+    (root / "jobs").write_text(json.dumps(list(jobs.values())))
+    (root / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(root / "script.py"), str(root / "jobs")],
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    first, second = (json.loads((root / f"jobs{rank}").read_text()) for rank in (0, 1))
+    assert [code for code, _ in first] == [0] * len(jobs), done.stderr
+    assert [out for _, out in second] == [""] * len(jobs)  # one process speaks for both
+    return SimpleNamespace(
+        root=root, out={name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True)}
+    )
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_evaluation_is_exact_on_two_processes(
+    two: SimpleNamespace, whole: Path, count: int, batch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(two.root / str(count))
+    assert main(["eval", str(whole), "--data", data, "--json", "--workers", "0", "--engine.accelerator", "cpu"]) == 0
+    alone, both = json.loads(capsys.readouterr().out), two.out[f"eval {count} {batch}"]
+    assert alone["count"] == both["count"] == count
+    assert [row["count"] for row in both["per_class"]] == COUNTS[count]
+    assert 0 < len(both["worst"]) == count - round(count * both["top1"] / 100)
+    for name in ("loss", "ece"):  # a forward pass of another batch size rounds otherwise in the 7th digit
+        assert both.pop(name) == pytest.approx(alone.pop(name), rel=1e-5)
+    for row, other in zip(both["worst"], alone["worst"], strict=True):
+        assert row.pop("confidence") == pytest.approx(other.pop("confidence"), rel=1e-5)
+    assert both == alone
+
+
+def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
+    # 24 images in batches of 2 x 4 images: 3 updates an epoch; stopped in the middle of the second
+    assert two.out["whole"]["step"] == 9
+    assert two.out["halves"]["step"] == 4
+    assert {k: v for k, v in two.out["rest"].items() if k not in ("run", "seconds")} == {
+        k: v for k, v in two.out["whole"].items() if k not in ("run", "seconds")
+    }
+    log = [line for line in read_log(two.root / "whole") if line["kind"] == "train"]
+    assert [line["step"] for line in log] == list(range(1, 10))
+    assert all(math.isfinite(line["loss"]) for line in log)
+    assert_same_run(two.root / "whole", two.root / "halves")
+
+
+def test_two_processes_evaluate_the_network_that_is_saved(
+    two: SimpleNamespace, coloured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # each meets images of its own, and has the BatchNorm statistics of both
+    best = checkpoint.load(two.root / "whole" / "best.pt")
+    assert main(["eval", str(two.root / "whole"), "--workers", "0", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["data"] == str(coloured)
+    for name in ("loss", "top1", "ece"):
+        assert result[name] == pytest.approx(best["metrics"][name], rel=1e-5), name
+
+
+def test_two_processes_update_as_one_with_twice_the_batch(two: SimpleNamespace, coloured: Path, tmp_path: Path) -> None:
+    # a network without BatchNorm, which would look at each process's half alone
+    run = fit(tiny(coloured, **VIT, batch_size=8), tmp_path / "run", display=False, max_steps=1)
+    theirs = checkpoint.load(two.root / "vit" / "last.pt")["model"]
+    for name, value in run.raw.state_dict().items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_average_buffers_is_the_mean_of_the_statistics() -> None:
+    other = torch.tensor([3.0, 5.0, 3.0, 5.0])  # mean and variance, as one message
+
+    class TwoProcesses:
+        world_size = 2
+
+        def all_reduce(self, value: Tensor, reduce_op: str) -> Tensor:
+            assert reduce_op == "mean"
+            return (value + other) / 2
+
+    norm = nn.BatchNorm1d(2)
+    fabric: Any = TwoProcesses()
+    average_buffers(fabric, norm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean.tolist() == [1.5, 2.5]
+    assert norm.running_var.tolist() == [2.0, 3.0]
+    assert int(norm.num_batches_tracked) == 0
+    fabric.world_size = 1
+    average_buffers(fabric, norm)
+    assert norm.running_mean.tolist() == [1.5, 2.5]

@@ -1,0 +1,203 @@
+"""Every recipe that ships: its values are the paper's, it builds, and it trains."""
+
+import json
+import math
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+from smt_vision.cli import main
+from smt_vision.engine.journal import read_log
+from smt_vision.engine.loop import fit
+from smt_vision.engine.run import Run
+from smt_vision.recipes import RECIPES, Augment, Engine, Input, Optim, Recipe
+from tiny_run import MODEL_ARGS
+
+SCRATCH = ("tiny", "small", "base", "large")
+ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+
+
+def test_names() -> None:
+    assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
+    assert {f"imagenet1k_{v}" for v in SCRATCH} <= RECIPES.keys()
+    rest = {"imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384", "finetune", "cifar10", "quickstart"}
+    assert rest <= RECIPES.keys()
+
+
+@ALL
+def test_says_what_for_on_what_and_whence(recipe: Recipe) -> None:
+    for text in (recipe.about, recipe.hardware, recipe.citation):
+        assert len(text) > 3
+        assert "\n" not in text
+    assert set(recipe.expected) <= {"top1", "top5"}
+    assert not recipe.expected or recipe.expected_source
+
+
+@ALL
+def test_plain_data_and_back(recipe: Recipe) -> None:
+    plain = recipe.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    assert Recipe.from_dict(plain) == replace(recipe, model_args=plain["model_args"])
+
+
+def test_every_field_is_explained() -> None:
+    for kind in (Recipe, Input, Augment, Optim, Engine):
+        explained = re.findall(r"^        (\w+): ", kind.__doc__ or "", flags=re.MULTILINE)
+        assert explained and sorted(explained) == sorted(f.name for f in fields(kind)), kind
+
+
+@ALL
+def test_builds_at_full_size(recipe: Recipe) -> None:
+    with torch.device("meta"):
+        model: Any = timm.create_model(recipe.model, in_chans=recipe.input.channels, **recipe.model_args)
+    if told := re.search(r"\(([\d.]+) M parameters\)", recipe.about):
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        assert millions == pytest.approx(float(told[1]), abs=0.06)
+    if recipe.pretrained:
+        assert model.pretrained_cfg["url"] or model.pretrained_cfg["file"]
+
+
+@ALL
+def test_trains_an_update_and_evaluates(
+    recipe: Recipe, coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "report", lambda run, command: None)  # pictures, seconds each
+    small = replace(
+        recipe,
+        data=str(coloured),
+        model_args={**recipe.model_args, **MODEL_ARGS},
+        pretrained=False,
+        epochs=1,
+        batch_size=24 // recipe.engine.accumulate,  # one update an epoch
+        input=replace(recipe.input, size=32, workers=0),
+        engine=replace(recipe.engine, accelerator="cpu", devices=1, log_every=1),
+    )
+    run = fit(small, tmp_path / "run", display=False)
+    assert run.step == run.total_steps == 1
+    assert run.metrics["count"] == 12
+    assert len(run.metrics["per_class"]) == 3
+    assert (run.ema is not None) == (recipe.engine.ema is not None)
+    train = next(line for line in read_log(tmp_path / "run") if line["kind"] == "train")
+    assert math.isfinite(train["loss"])
+    assert math.isfinite(train["grad_norm"])
+    assert (tmp_path / "run" / "best.pt").is_file()
+
+
+# --- the paper's values, from the file of reference
+
+
+@pytest.fixture(scope="module")
+def paper(shared: Path) -> dict[str, Any]:
+    return json.loads((shared / "reference" / "paper.json").read_text())
+
+
+PAPERS = [f"imagenet1k_{v}" for v in SCRATCH] + ["imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384"]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_common_values_are_the_papers(paper: dict[str, Any], name: str) -> None:
+    recipe, common = RECIPES[name], paper["recipes"]["common"]
+    assert recipe.optim.name == common["optimizer"].lower()
+    assert list(recipe.optim.betas) == common["betas"]
+    assert (recipe.optim.eps, recipe.optim.weight_decay) == (common["eps"], common["weight_decay"])
+    assert recipe.optim.clip_grad == common["clip_grad_norm"]
+    assert f"linear warm-up {recipe.optim.warmup_epochs:g} epochs" in common["schedule"]
+    assert f"total batch / {recipe.optim.lr_batch}" in common["lr_rule"]
+    assert recipe.optim.layer_decay is None
+    augment = asdict(recipe.augment)
+    names = ("label_smoothing", "mixup", "cutmix", "mix_prob", "switch_prob", "auto_augment", "color_jitter",
+             "random_erasing", "erasing_mode")  # fmt: skip
+    assert {k: augment[k] for k in names} == {k: common[k] for k in names}
+    assert (recipe.augment.crop, recipe.augment.hflip) == ("rrc", 0.5)
+    assert recipe.input.interpolation == common["interpolation"]
+    assert recipe.engine.precision.endswith(common["precision"])
+
+
+def _rates(recipe: Recipe) -> dict[str, Any]:
+    return dict(
+        epochs=recipe.epochs, lr=recipe.optim.lr, warmup_lr=recipe.optim.warmup_lr, min_lr=recipe.optim.min_lr
+    )
+
+
+def _batch(recipe: Recipe) -> str:
+    accumulated = f" x {recipe.engine.accumulate} accumulated" if recipe.engine.accumulate > 1 else ""
+    return f"8 x {recipe.batch_size}{accumulated}"
+
+
+@pytest.mark.parametrize("variant", SCRATCH)
+def test_scratch_is_the_papers(paper: dict[str, Any], variant: str) -> None:
+    recipe, given = RECIPES[f"imagenet1k_{variant}"], paper["recipes"]["imagenet1k_scratch"]
+    assert _rates(recipe) == {k: given[k] for k in _rates(recipe)}
+    assert _batch(recipe) == given["batch"]
+    assert recipe.model == f"smt_{variant}"
+    assert recipe.model_args == {"drop_path_rate": given["drop_path"][variant]}
+    assert not recipe.pretrained
+    assert (recipe.input.size, recipe.input.crop_mode) == (224, "center")
+    assert recipe.input.crop_pct == pytest.approx(224 / 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "pretrained"),
+    [
+        ("imagenet22k_large", "imagenet22k_pretrain", False),
+        ("imagenet1k_large_ft224", "finetune_224", True),
+        ("imagenet1k_large_ft384", "finetune_384", True),
+    ],
+)
+def test_large_is_the_papers(paper: dict[str, Any], name: str, key: str, pretrained: bool) -> None:
+    recipe, given = RECIPES[name], paper["recipes"][key]
+    assert _rates(recipe) == {k: given[k] for k in _rates(recipe)}
+    assert recipe.model_args == {"drop_path_rate": given["drop_path"]}
+    assert recipe.pretrained == pretrained
+    assert recipe.model == given["model"] + (".in22k" if pretrained else "")
+    assert recipe.input.size == given.get("size", 224)
+    if "batch" in given:
+        assert _batch(recipe) == given["batch"]
+    if "eval" in given:
+        assert given["eval"] == "resize to 384x384, no crop"
+        assert (recipe.input.crop_mode, recipe.input.crop_pct) == ("squash", 1.0)
+
+
+def test_expected_results_are_the_papers(paper: dict[str, Any]) -> None:
+    published = {(row["model"], row["pretrain"], row["size"]): row for row in paper["imagenet"]}
+    found = 0
+    for recipe in RECIPES.values():
+        row = published.get((recipe.model.partition(".")[0], "22K" if recipe.pretrained else "1K", recipe.input.size))
+        if recipe.name.startswith("imagenet1k") and row:
+            assert recipe.expected == {"top1": row["top1"], "top5": row["top5"]}, recipe.name
+            found += 1
+    assert found == len(published) == 5
+
+
+# --- a recipe printed, and read again
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_printed_recipe_trains_the_same(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["recipes", name]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text) == RECIPES[name].to_dict()
+    (tmp_path / "mine.yaml").write_text(text)
+
+    class Enough(RuntimeError):
+        pass
+
+    given: list[Recipe] = []
+
+    def remember(recipe: Recipe, *args: Any, **kwargs: Any) -> None:
+        given.append(recipe)
+        raise Enough("read")
+
+    monkeypatch.setattr("smt_vision.engine.loop.fit", remember)
+    assert main(["train", name, "--config", str(tmp_path / "mine.yaml"), "--run", str(tmp_path / "run")]) == 1
+    assert main(["train", name, "--run", str(tmp_path / "run")]) == 1
+    assert [recipe.to_dict() for recipe in given] == [RECIPES[name].to_dict()] * 2

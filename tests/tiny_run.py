@@ -1,0 +1,72 @@
+"""A folder of coloured images and a recipe of debug size, for tests that train."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from smt_vision.recipes import Augment, Engine, Input, Optim, Recipe
+
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+MODEL_ARGS: dict[str, Any] = dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 2, 1), attn_heads=(1, 1, 2, 4))
+PLAIN = Augment(
+    crop="none",
+    hflip=0.0,
+    color_jitter=0.0,
+    auto_augment=None,
+    random_erasing=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    label_smoothing=0.0,
+)
+TINY = Recipe(
+    name="tiny",
+    about="for tests",
+    model="smt_atto",
+    model_args={**MODEL_ARGS, "stem_stride": 2},
+    data="",
+    epochs=2,
+    batch_size=4,
+    hardware="any",
+    citation="none",
+    input=Input(size=32, crop_pct=1.0, workers=0),
+    augment=PLAIN,
+    optim=Optim(lr=3e-3, lr_batch=None, warmup_epochs=0.5),
+    engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
+)
+
+
+def write_images(folder: Path, classes: dict[str, tuple[int, int, int]], counts: list[int], seed: int = 0) -> Path:
+    """Noisy images of a colour a class, of unlike sizes, in class folders; ``counts`` images of each class."""
+    rng = np.random.default_rng(seed)
+    for (name, colour), count in zip(classes.items(), counts, strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(-40, 41, (36 + 5 * i, 40 + 3 * (i % 4), 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def write_split(folder: Path, train: int = 8, val: int = 4) -> Path:
+    """train/ and val/ of three coloured classes, with so many images of each."""
+    write_images(folder / "train", COLOURS, [train] * 3)
+    write_images(folder / "val", COLOURS, [val] * 3, seed=1)
+    return folder
+
+
+def tiny(data: Path, **changes: Any) -> Recipe:
+    """The debug recipe on a folder of images; a dict changes a part of a group."""
+    groups = {k: replace(getattr(TINY, k), **v) for k, v in changes.items() if k in ("input", "augment", "engine")}
+    if "optim" in changes:
+        groups["optim"] = replace(TINY.optim, **changes["optim"])
+    return replace(TINY, **{**changes, "data": str(data), **groups})
+
+
+def write_config(recipe: Recipe, path: Path) -> str:
+    """A recipe as the YAML file of ``smt train quickstart --config``."""
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    return str(path)
