@@ -17,9 +17,9 @@ LAYERS = (
     {"__init__"},
     {"evaluation"},
     {"inference"},
-    {"convert", "benchmark"},
+    {"convert"},
     {"engine"},
-    {"tasks"},
+    {"tasks", "benchmark"},
     {"model", "data", "metrics", "pictures"},
     {"recipes", "files", "extras", "_version"},
 )

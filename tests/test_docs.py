@@ -63,11 +63,11 @@ def _blocks(page: Path) -> list[Block]:
 
 
 def _commands(code: str) -> Iterator[list[str]]:
-    """The words after ``smt`` (or ``-m smt_vision``) of each command in a bash block."""
+    """The words after ``smt`` (or ``-m smt_vision``, ``-m -- smt_vision``) of each command in a bash block."""
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for i, word in enumerate(words):
-            if (word == "smt" and i == 0) or (word == "smt_vision" and words[i - 1] == "-m"):
+            if (word == "smt" and i == 0) or (word == "smt_vision" and words[i - 1] in ("-m", "--")):
                 rest = words[i + 1 :]
                 ends = [k for k, w in enumerate(rest) if w in ("|", "&&", "&", ";") or w.startswith(">")]
                 yield rest[: ends[0] if ends else None]

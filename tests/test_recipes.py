@@ -19,6 +19,7 @@ from smt_vision.engine.run import Run
 from smt_vision.recipes import RECIPES, Augment, Engine, Input, Optim, Recipe
 from tiny_run import MODEL_ARGS
 
+LARGE = ("imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384")
 SCRATCH = ("tiny", "small", "base", "large")
 ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
@@ -26,8 +27,7 @@ ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_names() -> None:
     assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
     assert {f"imagenet1k_{v}" for v in SCRATCH} <= RECIPES.keys()
-    rest = {"imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384", "finetune", "cifar10", "quickstart"}
-    assert rest <= RECIPES.keys()
+    assert {*LARGE, "finetune", "cifar10", "quickstart"} <= RECIPES.keys()
 
 
 @ALL
@@ -50,7 +50,7 @@ def test_plain_data_and_back(recipe: Recipe) -> None:
 def test_every_field_is_explained() -> None:
     for kind in (Recipe, Input, Augment, Optim, Engine):
         explained = re.findall(r"^        (\w+): ", kind.__doc__ or "", flags=re.MULTILINE)
-        assert explained and sorted(explained) == sorted(f.name for f in fields(kind)), kind
+        assert sorted(explained) == sorted(f.name for f in fields(kind)), kind
 
 
 @ALL
@@ -98,10 +98,7 @@ def paper(shared: Path) -> dict[str, Any]:
     return json.loads((shared / "reference" / "paper.json").read_text())
 
 
-PAPERS = [f"imagenet1k_{v}" for v in SCRATCH] + ["imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384"]
-
-
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", [*(f"imagenet1k_{v}" for v in SCRATCH), *LARGE])
 def test_common_values_are_the_papers(paper: dict[str, Any], name: str) -> None:
     recipe, common = RECIPES[name], paper["recipes"]["common"]
     assert recipe.optim.name == common["optimizer"].lower()
@@ -121,9 +118,7 @@ def test_common_values_are_the_papers(paper: dict[str, Any], name: str) -> None:
 
 
 def _rates(recipe: Recipe) -> dict[str, Any]:
-    return dict(
-        epochs=recipe.epochs, lr=recipe.optim.lr, warmup_lr=recipe.optim.warmup_lr, min_lr=recipe.optim.min_lr
-    )
+    return dict(epochs=recipe.epochs, lr=recipe.optim.lr, warmup_lr=recipe.optim.warmup_lr, min_lr=recipe.optim.min_lr)
 
 
 def _batch(recipe: Recipe) -> str:

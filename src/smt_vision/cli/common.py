@@ -70,6 +70,7 @@ def new_parser(command: str, about: str, examples: str) -> Parser:
         description=about,
         epilog="examples:\n" + textwrap.indent(examples, "  "),
         formatter_class=Formatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser

@@ -1,5 +1,6 @@
 """The only training loop and the only evaluation loop of the project."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -25,20 +26,32 @@ AGREE_EVERY = 10  # updates between two questions to the other processes whether
 
 
 def build_fabric(engine: Engine) -> Fabric:
-    """Fabric on the recipe's devices; ``launch`` starts the processes (or recognises torchrun's).
+    """Fabric on the recipe's devices; ``launch`` starts the processes.
 
-    ``devices=-1`` is one process on a CPU and one for each GPU.
+    ``devices=-1`` is one process on a CPU and one for each GPU. Under torchrun the processes are torchrun's.
+
+    Raises:
+        ValueError: torchrun started other numbers of processes than the recipe names.
     """
     gpus = engine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
     devices = engine.devices if engine.devices != -1 else (torch.cuda.device_count() if gpus else 1)
+    nodes = engine.nodes
+    if torch.distributed.is_torchelastic_launched():
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if engine.devices not in (-1, local) or engine.nodes not in (1, world // local):
+            raise ValueError(
+                f"torchrun started {world // local} x {local} processes, the recipe names engine.nodes={engine.nodes} and "
+                f"engine.devices={engine.devices}; leave these two to torchrun"
+            )
+        devices, nodes = local, world // local
     # Depthwise kernels in channels-last memory: their strides say two things at once, and nothing is copied for it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return Fabric(
         accelerator=engine.accelerator,
         devices=devices,
-        num_nodes=engine.nodes,
+        num_nodes=nodes,
         precision=engine.precision,
-        strategy="ddp" if devices * engine.nodes > 1 else "auto",
+        strategy="ddp" if devices * nodes > 1 else "auto",
     )
 
 
@@ -78,7 +91,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
 
     accumulate = min(recipe.engine.accumulate, train.batches_per_epoch)
     steps_per_epoch = train.batches_per_epoch // accumulate
-    total_steps = run.total_steps = steps_per_epoch * recipe.epochs
+    total_steps = run.plan(steps_per_epoch)
     images_per_step = recipe.batch_size * fabric.world_size * accumulate
     stop_at = total_steps if max_steps is None else min(max_steps, total_steps)
 
@@ -90,6 +103,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
         start_step=run.step,
         active=fabric.is_global_zero,
     )
+    trained = run.step < stop_at
     with journal, closing(train), stop_signals() as asked:
         if run.step == total_steps:
             journal.note(f"the run in {folder} is finished: all its {total_steps} updates are done")
@@ -136,7 +150,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
             if run.step < stop_at and _any_rank(fabric, bool(asked))[0]:
                 journal.note(f"stopped after update {run.step} of {total_steps}; saved")
                 raise Stopped(folder, run.step, total_steps, asked)
-    if run.step == total_steps:
+    if run.step == total_steps and (trained or not (folder / "summary.md").exists()):
         run.report(command)
     return run
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import pictures
 from ..benchmark import describe
-from ..recipes import Recipe
+from ..recipes import GROUPS, Recipe
 from ..tasks import Task
 from . import checkpoint
 from .journal import read_log
@@ -36,7 +36,7 @@ class Run:
         ema: the averaged model, or ``None``.
         weights: what is evaluated and saved as best: the averaged model where there is one.
         step: updates done.
-        total_steps: updates of the whole run; set by the loop, which knows the data's length.
+        total_steps: updates of the whole run, once it is planned.
         metrics: of the best weights so far; empty before the first evaluation.
 
     Raises:
@@ -52,7 +52,7 @@ class Run:
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
         )
         self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
-        self.step = self.total_steps = 0
+        self.step = self.total_steps = self._steps_per_epoch = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
         self._seconds_before = 0.0
@@ -63,6 +63,21 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         fabric.barrier()
+
+    def plan(self, steps_per_epoch: int) -> int:
+        """Set how many updates an epoch has; returns those of the whole run.
+
+        Raises:
+            ValueError: the run was begun with another number, so that it could not go on where it was.
+        """
+        if self._steps_per_epoch not in (0, steps_per_epoch):
+            raise ValueError(
+                f"{self.folder} was begun with {self._steps_per_epoch} updates an epoch and would go on with "
+                f"{steps_per_epoch}; use as many processes as before, and the same images"
+            )
+        self._steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * self.recipe.epochs
+        return self.total_steps
 
     @property
     def seconds(self) -> float:
@@ -82,6 +97,7 @@ class Run:
             optimizer=self.optimizer.state_dict(),
             precision=self.fabric.strategy.precision.state_dict(),
             step=self.step,
+            steps_per_epoch=self._steps_per_epoch,
             seconds=self.seconds,
             best_epoch=self.best_epoch,
             metrics=self.metrics,
@@ -89,7 +105,7 @@ class Run:
         self._saved = time.monotonic()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
-        """Write ``best.pt`` if no evaluation before scored as high; and draw the curves anew."""
+        """Write ``best.pt`` if no evaluation before scored as high."""
         headline = self.task.headline
         if not self.metrics or metrics[headline] > self.metrics[headline]:
             self.metrics, self.best_epoch = metrics, epoch
@@ -115,7 +131,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
-        self._seconds_before = state["seconds"]
+        self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
 
     def report(self, command: str) -> None:
         """Write what a finished run leaves to read: metrics.json, pictures and the one-page summary."""
@@ -141,10 +157,10 @@ class Run:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys; a model's own arguments stay together."""
+    """A recipe's groups as dotted keys; a model's own arguments stay together."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and key in ("input", "augment", "optim", "engine"):
+        if isinstance(value, dict) and key in GROUPS:
             out.update(_flat(value, f"{prefix}{key}."))
         else:
             out[prefix + key] = value

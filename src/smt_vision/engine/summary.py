@@ -12,8 +12,7 @@ import numpy as np
 import timm
 import torch
 
-import smt_vision
-
+from .._version import __version__
 from .journal import LOG_NAME, read_log
 
 
@@ -63,7 +62,7 @@ def write_summary(
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
         "hardware": hardware,
-        "versions": f"smt_vision {smt_vision.__version__}, torch {torch.__version__}, timm {timm.__version__}",
+        "versions": f"smt_vision {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
     result = (
         f"`{recipe['model']}` on `{recipe['data']}`: **{metrics['top1']:.2f} % top-1** of {metrics['count']} images, "

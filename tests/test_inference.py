@@ -1,0 +1,181 @@
+"""A trained classifier in use from Python: images of every kind, order, batches, sources."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import smt_vision
+from smt_vision.inference import Classifier, find_images
+from smt_vision.model.variants import CIFAR10_CLASSES
+from tiny_run import COLOURS
+
+SHIPPED = Path(smt_vision.__file__).parent / "weights" / "smt_femto.cifar10.safetensors"
+
+
+@pytest.fixture(scope="module")
+def classifier(trained: Path) -> Classifier:
+    return Classifier.load(trained)
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (50, 40)) -> Image.Image:
+    return Image.new("RGB", size, COLOURS[colour])
+
+
+def test_what_is_loaded(classifier: Classifier, trained: Path) -> None:
+    assert classifier.classes == tuple(COLOURS)
+    assert (classifier.input.size, classifier.input.channels) == (32, 3)
+    assert not classifier.model.training
+    last = Classifier.load(str(trained / "last.pt"))
+    assert last.classes == classifier.classes
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_pictures_and_paths(classifier: Classifier, colour: str, coloured: Path, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture(colour).save(path)
+    by_path, by_text, by_image = classifier([path, str(path), picture(colour)])
+    assert by_path.label == by_image.label == colour
+    assert by_path.id == by_text.id == str(path)
+    assert by_image.id == "2"  # its place
+    for one, other in zip(by_path.top, by_image.top, strict=True):
+        assert one[0] == other[0]
+        assert one[1] == pytest.approx(other[1], rel=1e-5)
+    assert sum(value for _, value in by_path.top) == pytest.approx(1, abs=1e-5)
+    assert [value for _, value in by_path.top] == sorted((value for _, value in by_path.top), reverse=True)
+    assert (by_path.label, by_path.probability) == by_path.top[0]
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16"]
+)
+def test_images_of_any_mode(classifier: Classifier, mode: str) -> None:
+    grey = mode in ("1", "L", "LA", "I", "I;16")
+    image = Image.new("L", (20, 30), 90) if grey else picture("green", (20, 30))
+    if mode == "LAB":
+        image = Image.new("LAB", (20, 30), (180, 40, 190))  # a green
+    else:
+        image = image.convert("RGBA" if mode == "PA" else image.mode).convert(mode)
+    (prediction,) = classifier([image])
+    assert prediction.error is None
+    assert prediction.label in classifier.classes
+    if not grey:
+        assert prediction.label == "green"
+
+
+def test_image_that_cannot_be_read_is_named_and_the_rest_told(classifier: Classifier) -> None:
+    floats = Image.new("F", (8, 8))  # no agreed range
+    first, second, third = classifier([picture("red"), floats, picture("blue")])
+    assert (first.label, second.label, third.label) == ("red", None, "blue")
+    assert second.error is not None
+    assert second.error.startswith("1: ")
+    assert (second.probability, second.top) == (0.0, ())
+
+
+def test_only_unreadable_ones(classifier: Classifier, tmp_path: Path) -> None:
+    predictions = classifier([tmp_path / "none.png"] * 3, batch_size=2)
+    assert [p.label for p in predictions] == [None] * 3
+    assert all("no such file" in str(p.error) for p in predictions)
+    assert classifier([]) == []
+
+
+def test_tiny_and_long_images(classifier: Classifier) -> None:
+    sizes = [(1, 1), (1, 400), (400, 1), (33, 31)]
+    predictions = classifier([picture("blue", size) for size in sizes])
+    assert [p.label for p in predictions] == ["blue"] * 4
+
+
+def test_batch_size_changes_nothing_but_rounding_and_order_is_kept(classifier: Classifier, coloured: Path) -> None:
+    paths = sorted((coloured / "val").rglob("*.png"), key=lambda path: path.name)
+    whole = classifier(paths)
+    assert [p.id for p in whole] == [str(path) for path in paths]
+    assert [p.label for p in whole] == [path.parent.name for path in paths]
+    for batch_size in (1, 5, 12):
+        for one, other in zip(classifier(paths, batch_size), whole, strict=True):
+            assert (one.id, one.label) == (other.id, other.label)
+            assert one.probability == pytest.approx(other.probability, rel=1e-4)
+
+
+def test_stream_reads_no_more_than_a_batch_ahead(classifier: Classifier) -> None:
+    asked = []
+
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            asked.append(1)
+            yield picture()
+
+    stream = classifier.stream(endless(), batch_size=4)
+    assert [next(stream).label for _ in range(6)] == ["red"] * 6
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize(("top_k", "told"), [(1, 1), (2, 2), (3, 3), (99, 3)])
+def test_top_k_is_at_most_all(classifier: Classifier, top_k: int, told: int) -> None:
+    (prediction,) = classifier([picture()], top_k=top_k)
+    assert len(prediction.top) == told
+
+
+def test_device(trained: Path) -> None:
+    classifier = Classifier.load(trained, device="cpu")
+    assert classifier.device == torch.device("cpu")
+    with pytest.raises(RuntimeError, match="nonsense"):
+        Classifier.load(trained, device="nonsense")
+
+
+def test_grey_models_take_colour_images(tmp_path: Path) -> None:
+    model = timm.create_model("smt_atto", in_chans=1, num_classes=2, stem_stride=2)
+    classifier = Classifier(
+        model, ["a", "b"], smt_vision.recipes.Input(size=32, channels=1, mean=(0.5,), std=(0.5,)), "grey"
+    )
+    (prediction,) = classifier([picture()])
+    assert prediction.label in ("a", "b")
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no_such_model"):
+        Classifier.load("no_such_model")
+    with pytest.raises(FileNotFoundError, match=r"no best\.pt"):
+        Classifier.load(tmp_path)
+    torch.save({"w": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth"):
+        Classifier.load(tmp_path / "other.pth")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text\.pt"):
+        Classifier.load(tmp_path / "text.pt")
+
+
+def test_find_images(tmp_path: Path) -> None:
+    names = ["b/2.PNG", "b/1.jpg", "a.webp", "b/c/3.tiff"]
+    for name in [*names, "b/notes.txt", "b/noending"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([tmp_path])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.webp", "b/1.jpg", "b/2.PNG", "b/c/3.tiff"]
+    # a file is taken at its word, in the order given
+    assert find_images([tmp_path / "b" / "notes.txt", str(tmp_path / "a.webp")])[0].name == "notes.txt"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no image in the folder .*empty"):
+        find_images([tmp_path / "a.webp", tmp_path / "empty"])
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*none"):
+        find_images([tmp_path / "none"])
+
+
+def _no_network(*args: object, **kwargs: object) -> None:
+    raise AssertionError("the network was asked")
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the weights that ship are not made yet")
+def test_weights_that_ship_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", _no_network)
+    model = timm.create_model("smt_femto.cifar10", pretrained=True)
+    assert sum(p.numel() for p in model.parameters()) <= 3e6
+    classifier = Classifier.load("smt_femto.cifar10")
+    assert classifier.classes == CIFAR10_CLASSES
+    assert (classifier.input.size, classifier.input.crop_pct) == (32, 1.0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    (prediction,) = classifier([image], top_k=10)
+    assert {label for label, _ in prediction.top} == set(CIFAR10_CLASSES)
