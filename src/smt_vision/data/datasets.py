@@ -63,5 +63,5 @@ def open_dataset(
     problem = "is a file of another kind" if path.exists() else "does not exist"
     raise ValueError(
         f"data {source!r} {problem}; expected a folder of class folders, a tar of one ({', '.join(TARS)}), "
-        "wds/PATTERN, torch/NAME, hfds/NAME or auto"
+        "wds/PATTERN, torch/NAME, hfds/NAME or auto (on the command line: --data)"
     )

@@ -40,8 +40,8 @@ def build_fabric(engine: Engine) -> Fabric:
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if engine.devices not in (-1, local) or engine.nodes not in (1, world // local):
             raise ValueError(
-                f"torchrun started {world // local} x {local} processes, the recipe names engine.nodes={engine.nodes} and "
-                f"engine.devices={engine.devices}; leave these two to torchrun"
+                f"torchrun started {world // local} x {local} processes, the recipe names engine.nodes={engine.nodes} "
+                f"and engine.devices={engine.devices}; leave these two to torchrun"
             )
         devices, nodes = local, world // local
     # Depthwise kernels in channels-last memory: their strides say two things at once, and nothing is copied for it.
