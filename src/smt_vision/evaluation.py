@@ -52,13 +52,11 @@ def evaluate_classifier(
     recipe = classifier.recipe
     if data is None and recipe is None:
         raise ValueError(f"{source} does not say what it was trained on; name the images with --data")
-    own = recipe is not None and data in (None, recipe.data)
-    data = recipe.data if recipe is not None and data is None else data
-    split = (
-        {"val_fraction": recipe.input.val_fraction, "seed": recipe.seed} if own and recipe else {"val_fraction": 1.0}
-    )
+    data = data or (recipe.data if recipe else "")
+    own = recipe is not None and data == recipe.data
+    fraction, seed = (recipe.input.val_fraction, recipe.seed) if recipe and own else (1.0, 0)
     with fabric.rank_zero_first():
-        images = relabel(open_dataset(str(data), "val", **split), classifier.classes)
+        images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed), classifier.classes)
     task = Classification(classifier.classes, images)
     loader = eval_loader(images, input, batch_size, rank=fabric.global_rank, world=fabric.world_size)
     done = 0
@@ -70,7 +68,7 @@ def evaluate_classifier(
             advance(done, len(loader))
 
     metrics = evaluate(fabric, task, classifier.model, loader, count)
-    return {"model": classifier.name, "data": str(data), "input": _told(input), **metrics}, task
+    return {"model": classifier.name, "data": data, "input": _told(input), **metrics}, task
 
 
 def relabel(images: ImageSet, classes: Sequence[str]) -> ImageSet:
