@@ -63,12 +63,12 @@ class Parser(ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
-def new_parser(command: str, about: str, examples: str) -> Parser:
-    """A command's parser, with ``--json``; ``examples`` are shown below the options."""
+def new_parser(command: str, about: str, examples: str, usage: str | None = None) -> Parser:
+    """A command's parser, with ``--json``; ``examples`` are shown before the options."""
     parser = Parser(
         prog=f"smt {command}",
-        description=about,
-        epilog="examples:\n" + textwrap.indent(examples, "  "),
+        usage=usage,
+        description=f"{about}\n\nexamples:\n{textwrap.indent(examples, '  ')}",
         formatter_class=Formatter,
         allow_abbrev=False,
     )

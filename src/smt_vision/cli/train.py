@@ -27,7 +27,9 @@ def build_parser(words: list[str]) -> Parser:
     name = next((w for w in words if w in RECIPES), None)
     if resumed := _resumed(words):
         name = None
-    parser = new_parser("train", f"{HELP}.", EXAMPLES)
+    parser = new_parser(
+        "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
+    )
     parser.add_argument("recipe", nargs="?", help=f"one of: {', '.join(RECIPES)}; smt recipes tells about them")
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered where taken")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
