@@ -18,7 +18,7 @@ from torch import nn
 from .convert import identify, state_dict_of
 from .data import BrokenImage, decode, eval_transform, input_from_model
 from .engine import checkpoint
-from .model.official import is_official, to_ours
+from .model.official import our_state
 from .recipes import Input, Recipe, from_plain
 from .tasks.build import create_model
 
@@ -78,8 +78,9 @@ class Classifier:
         """Load a run's folder (its best weights), a checkpoint file of ours, a release's file, or a timm name.
 
         Raises:
-            FileNotFoundError: there is neither such a file or folder nor such a timm model.
-            ValueError: the file is not a classifier's checkpoint.
+            FileNotFoundError: the folder holds no finished evaluation.
+            ValueError: there is neither such a file or folder nor such a timm model, or the file is not a classifier's.
+            RuntimeError: the model has no pretrained weights, or they could not be fetched.
         """
         path = Path(source)
         if path.is_dir():
@@ -95,8 +96,7 @@ class Classifier:
         state = checkpoint.load(path)
         card = state.get("card")
         if card is None:
-            weights = state_dict_of(state, path)
-            weights = to_ours(weights) if is_official(weights) else weights
+            weights = our_state(state_dict_of(state, path))
             variant, num_classes, in_chans, _ = identify(weights, path)
             model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
             model.load_state_dict(weights)

@@ -57,7 +57,7 @@ def run(args: Any) -> Output:
     """Train; the best weights' numbers are the result."""
     if args.resume:
         folder = args.resume
-        if _resumed(["--resume", str(folder)]) is None:
+        if not (folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} holds no run: there is no recipe.yaml in it")
     elif args.recipe in RECIPES:
         folder = args.run or _free_folder(Path("runs") / args.recipe)

@@ -41,6 +41,12 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return checkpoint
 
 
+def our_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict inside a checkpoint, with our keys: the release's are translated, any others kept."""
+    state = unwrap(checkpoint)
+    return to_ours(state) if is_official(state) else dict(state)
+
+
 def is_official(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the release's keys."""
     return any(key.startswith("patch_embed1.") for key in state_dict)

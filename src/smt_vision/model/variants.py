@@ -9,7 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
-from .official import RELEASE_URL, is_official, to_ours, unwrap
+from .official import RELEASE_URL, our_state
 from .smt import SMT
 
 # Every row is a set of constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules:
@@ -89,8 +89,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
         RuntimeError: a tensor is missing or left over. timm's own load is strict only where the number of classes
             is the file's; this check is for the rest of the network and knows no exception.
     """
-    given_dict = unwrap(state_dict)
-    state_dict = to_ours(given_dict) if is_official(given_dict) else dict(given_dict)
+    state_dict = our_state(state_dict)
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
     if expected != given:

@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from ..files import read_tensors
-from ..model.official import is_official, to_ours, unwrap
+from ..model.official import our_state
 from ..recipes import Input, Recipe
 
 
@@ -59,15 +59,17 @@ def start_from(model: Any, path: Path) -> None:
         ValueError: the weights do not fit the model.
     """
     content, _ = read_tensors(path / "best.pt" if path.is_dir() else path)
-    state = dict(unwrap(content))
-    state = to_ours(state) if is_official(state) else state
+    state = our_state(content)
     own = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    fresh = {k for k in own if k.rpartition(".")[0] in heads and (k not in state or state[k].shape != own[k].shape)}
+    for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
+        if key not in own:
+            del state[key]
+        elif key not in state or state[key].shape != own[key].shape:
+            state[key] = own[key]
     try:
-        model.load_state_dict({**{k: v for k, v in state.items() if k.rpartition(".")[0] not in heads}, **{
-            k: own[k] if k in fresh else state[k] for k in own if k.rpartition(".")[0] in heads}})  # fmt: skip
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"checkpoint {path} does not fit the model; check model and model_args. {error}") from error
 
