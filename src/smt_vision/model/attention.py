@@ -3,10 +3,23 @@
 Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.2, and the authors' release.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import conv_bhwc
+
+# On a CPU the backward pass of torch's fused attention is slow for short sequences (8 times the two products it is made
+# of in bfloat16): training takes the products up to so many tokens.
+PRODUCTS_UP_TO = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 64}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, training: bool = False) -> Tensor:
+    """Softmax attention of ``(B, A, N, D)`` queries, keys and values, by whichever form is faster here."""
+    if training and q.device.type == "cpu" and q.shape[-2] <= PRODUCTS_UP_TO.get(q.dtype, 0):
+        weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1, dtype=q.dtype)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout if training else 0.0)
 
 
 class MSA(nn.Module):
@@ -39,6 +52,6 @@ class MSA(nn.Module):
             part.flatten(1, 2).unflatten(-1, (self.num_heads, C // self.num_heads)).transpose(1, 2)
             for part in qkv.chunk(3, dim=-1)
         )
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop_rate if self.training else 0.0)
+        out = attention(q, k, v, self.attn_drop_rate, self.training)
         out = out.transpose(1, 2).reshape(B, H, W, C)
         return self.proj_drop(self.proj(out + conv_bhwc(self.local_conv, qkv[..., 2 * C :])))

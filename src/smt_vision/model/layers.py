@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.lean import can_be_lean, linear_of
+
 
 def conv_bhwc(conv: nn.Module, x: Tensor) -> Tensor:
     """Run a convolution over a channels-last tensor: ``(B, H, W, C_in) -> (B, H', W', C_out)``, without a copy."""
@@ -35,8 +37,10 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        x = self.drop(F.gelu(x + conv_bhwc(self.dwconv, x)))
-        return self.drop(self.fc2(x))
+        x = x + conv_bhwc(self.dwconv, x)
+        if can_be_lean(self.fc2) and not (self.training and self.drop.p):
+            return linear_of(F.gelu, self.fc2, x)
+        return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 
 class LayerScale(nn.Module):

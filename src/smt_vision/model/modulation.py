@@ -10,8 +10,12 @@ convolution sees the very same memory as a ``B C H W`` tensor in ``torch.channel
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import mhmc, saa
+from ..kernels.depthwise import DepthwiseConv2d
+from ..kernels.lean import can_be_lean, linear_of
 from .layers import conv_bhwc
 
 
@@ -32,11 +36,12 @@ class MHMC(nn.Module):
             raise ValueError(f"MHMC: dim={dim} is not a multiple of num_heads={num_heads}")
         width = dim // num_heads
         self.num_heads = num_heads
-        self.convs = nn.ModuleList(
-            nn.Conv2d(width, width, kernel_size=3 + 2 * i, padding=1 + i, groups=width) for i in range(num_heads)
-        )
+        self.convs = nn.ModuleList(DepthwiseConv2d(width, kernel_size=3 + 2 * i) for i in range(num_heads))
 
     def forward(self, s: Tensor) -> Tensor:
+        if mhmc.supports(s, self.num_heads):
+            weights, biases = ([conv.get_parameter(name) for conv in self.convs] for name in ("weight", "bias"))
+            return mhmc.convolve(s, weights, biases)
         heads = s.chunk(self.num_heads, dim=-1)
         return torch.stack([conv_bhwc(conv, head) for conv, head in zip(self.convs, heads, strict=True)], dim=-1)
 
@@ -52,7 +57,8 @@ class SAA(nn.Module):
         num_heads: convolution heads ``N`` of the MHMC in front.
         expand_ratio: expansion ``r``.
 
-    Shape: ``(B, H, W, C)`` in interleaved order ``[head0.g0, head1.g0, ..., head0.g1, ...] -> (B, H, W, C)``.
+    Shape: ``(B, H, W, C / N, N) -> (B, H, W, C)``; flattened, the input is in the interleaved order
+    ``[head0.g0, head1.g0, ..., head0.g1, ...]`` that the groups want.
     """
 
     def __init__(self, dim: int, num_heads: int = 4, expand_ratio: int = 2) -> None:
@@ -64,8 +70,28 @@ class SAA(nn.Module):
         self.reduce = nn.Conv2d(hidden, dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm(self.expand(x.permute(0, 3, 1, 2))))
-        return self.reduce(x).permute(0, 2, 3, 1)
+        if saa.supports(x, self.expand, self.norm):
+            hidden = saa.expand_norm_gelu(x, self.expand, self.norm)
+            return self.reduce(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.expand(x.flatten(-2).permute(0, 3, 1, 2))
+        if self.training and type(self.norm) is nn.BatchNorm2d and can_be_lean(self.reduce):
+            return linear_of(
+                self._norm_act,
+                self.reduce,
+                x.permute(0, 2, 3, 1),
+                self.norm.weight,
+                self.norm.bias,
+                again=self._norm_act_again,
+            )
+        return self.reduce(self.act(self.norm(x))).permute(0, 2, 3, 1)
+
+    def _norm_act(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.act(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def _norm_act_again(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # The running statistics have seen this batch.
+        normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True, eps=self.norm.eps)
+        return self.act(normed).permute(0, 2, 3, 1)
 
 
 class SAM(nn.Module):
@@ -94,5 +120,7 @@ class SAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v, s = self.vs(x).chunk(2, dim=-1)
         heads = self.mhmc(s)
-        modulator = heads.transpose(-1, -2).flatten(-2) if self.saa is None else self.saa(heads.flatten(-2))
+        modulator = heads.transpose(-1, -2).flatten(-2) if self.saa is None else self.saa(heads)
+        if can_be_lean(self.proj):
+            return self.proj_drop(linear_of(torch.mul, self.proj, modulator, v))
         return self.proj_drop(self.proj(modulator * v))

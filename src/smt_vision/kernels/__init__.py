@@ -1,0 +1,1 @@
+"""Fused forms of the hot operators; each equals its plain form in ``model``, which runs wherever these cannot."""

@@ -1,0 +1,87 @@
+"""Depthwise convolution with kernels larger than 3x3, trained on a CPU.
+
+oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; wider ones take a
+path 10 to 50 times slower, slower than the rest of the block. The gradient of a wide kernel is that of strips of
+three columns side by side, each over a shifted input, and each strip takes the fast kernel.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIP = 3
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution of odd kernel that keeps the grid: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    An ``nn.Conv2d`` in all but the time its backward pass takes.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.kernel_size[1] > STRIP
+        if not (wide and torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == "cpu"):
+            return super().forward(x)
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return _Depthwise.apply(x, weight, bias)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.conv2d(grad, weight.flip(2, 3), padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        if ctx.needs_input_grad[1]:
+            grad_weight = weight_gradient(x, grad, weight)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(dim=(0, 2, 3))
+        return grad_x, grad_weight, grad_bias
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``weight`` in ``conv2d(x, weight, padding=k // 2, groups=C)``, strip by strip.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        grad: of the output, ``(B, C, H, W)``.
+        weight: ``(C, 1, k, k)``, for its shape and dtype.
+    """
+    (H, W), k = x.shape[2:], weight.shape[-1]
+    strips = -(-k // STRIP)
+    # A kernel taller than the map takes the slow path too: then the strips are cut into squares.
+    rows, height = (1, k) if k <= H else (strips, STRIP)
+    pad = k // 2
+    x = F.pad(x, (pad, pad + strips * STRIP - k, pad, pad + rows * height - k))
+    part = weight.new_empty(weight.shape[0], 1, height, STRIP)
+
+    def gradient(top: int, left: int) -> Tensor:
+        seen = x[:, :, top : top + H + height - 1, left : left + W + STRIP - 1]
+        return torch.ops.aten.convolution_backward(
+            grad, seen, part, None, [1, 1], [0, 0], [1, 1], False, [0, 0], x.shape[1], [False, True, False]
+        )[1]
+
+    columns = [
+        torch.cat([gradient(row * height, strip * STRIP) for strip in range(strips)], dim=3) for row in range(rows)
+    ]
+    return torch.cat(columns, dim=2)[:, :, :k, :k]

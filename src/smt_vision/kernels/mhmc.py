@@ -1,0 +1,83 @@
+"""MHMC as one operator, ``smt_vision::mhmc``, opaque to the compiler and to export; the kernels are ``triton_mhmc``'s.
+
+``B`` batch, ``H W`` grid, ``C`` channels, ``N`` heads, ``G = C / N`` groups, ``T`` taps of all heads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .switch import HEADS, INT32, compute_dtype, usable
+
+
+def supports(s: Tensor, num_heads: int) -> bool:
+    """Whether :func:`convolve` takes this context; the plain form takes any."""
+    return usable(s) and num_heads in HEADS and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
+
+
+def convolve(s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """The convolutions of all heads, each depthwise with zeros around, as :class:`smt_vision.MHMC` defines them.
+
+    Differentiable once. Sums are in float32; under autocast the context is cast as for any convolution.
+
+    Args:
+        s: the context ``(B, H, W, C)``, which :func:`supports` accepts.
+        weights: a head's ``(G, 1, 3 + 2i, 3 + 2i)``, for each head.
+        biases: a head's ``(G,)``, for each head.
+
+    Returns:
+        ``(B, H, W, G, N)``: flattened over the last two axes, SAA's interleaved order.
+    """
+    packed = torch.cat([weight.flatten(1).t() for weight in weights])  # (T, G): a tap's weights side by side
+    return _mhmc(s.to(compute_dtype(s)), packed, torch.stack(list(biases)))
+
+
+@torch.library.custom_op("smt_vision::mhmc", mutates_args=())
+def _mhmc(s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from . import triton_mhmc
+
+    return triton_mhmc.forward(_channels_contiguous(s), weight.contiguous(), bias.contiguous())
+
+
+@_mhmc.register_fake
+def _(s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return s.new_empty(*s.shape[:3], bias.shape[1], bias.shape[0])
+
+
+@torch.library.custom_op("smt_vision::mhmc_backward", mutates_args=())
+def _mhmc_backward(grad: Tensor, s: Tensor, weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Gradients to the context and the weights. ``grad`` is ``(B, H, W, N, G)``; one in that order costs no copy."""
+    from . import triton_mhmc
+
+    grad = grad.contiguous()
+    return (
+        triton_mhmc.backward_input(grad, weight.contiguous(), num_heads),
+        triton_mhmc.backward_weight(_channels_contiguous(s), grad).to(weight.dtype),
+    )
+
+
+@_mhmc_backward.register_fake
+def _(grad: Tensor, s: Tensor, weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    return s.new_empty(s.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    s, weight, bias = inputs
+    ctx.save_for_backward(s, weight)
+    ctx.bias_dtype = bias.dtype
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s, weight = ctx.saved_tensors
+    grad = grad.transpose(-1, -2)
+    grad_s, grad_weight = _mhmc_backward(grad, s, weight, grad.shape[3])
+    return grad_s, grad_weight, grad.sum((0, 1, 2), dtype=torch.float32).to(ctx.bias_dtype)
+
+
+_mhmc.register_autograd(_gradients, setup_context=_save)
+
+
+def _channels_contiguous(s: Tensor) -> Tensor:
+    return s if s.stride(-1) == 1 else s.contiguous()

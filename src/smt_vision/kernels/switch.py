@@ -1,0 +1,43 @@
+"""Whether a Triton kernel may run: decided here, for all of them.
+
+They run by themselves on CUDA tensors. ``SMT_VISION_KERNELS=plain`` in the environment, read when the package is
+imported, turns them off: to compare, to differentiate twice, or to leave nothing but PyTorch's own operators in an
+exported graph. ``TRITON_INTERPRET=1`` runs them on CPU tensors too, in Triton's interpreter, slowly: for tests.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+CHOICES = ("auto", "plain")
+CHOICE = os.environ.get("SMT_VISION_KERNELS", "auto")
+if CHOICE not in CHOICES:
+    raise ValueError(f"SMT_VISION_KERNELS={CHOICE!r} is unknown: one of {', '.join(CHOICES)}")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = find_spec("triton") is not None
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEADS = (1, 2, 4)  # convolution heads that the kernels are written for
+INT32 = 2**31  # they count elements in 32 bits
+
+
+def usable(x: Tensor) -> bool:
+    """Whether Triton's kernels are on and can read ``x`` where it is."""
+    here = x.is_cuda or (INTERPRETED and x.device.type == "cpu")
+    return here and HAS_TRITON and CHOICE == "auto" and compute_dtype(x) in DTYPES
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that a convolution of ``x`` would compute in here: autocast's where it is on, else that of ``x``."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """A kernel starts on the current device: make it that of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
