@@ -20,7 +20,9 @@ LAYERS = (
     {"convert"},
     {"engine"},
     {"tasks", "benchmark"},
+    {"deploy"},
     {"model", "data", "metrics", "pictures"},
+    {"kernels"},
     {"recipes", "files", "extras", "_version"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
@@ -73,7 +75,7 @@ def test_imports_point_down(path: Path) -> None:
 def test_the_model_needs_torch_and_timm_alone(path: Path) -> None:
     allowed = {"torch", "timm", "smt_vision", *sys.stdlib_module_names}
     found = [(line, name) for line, name in _imports(path) if name.split(".")[0] not in allowed]
-    found += [(line, unit) for line, unit in _imported_units(path) if unit != "model"]
+    found += [(line, unit) for line, unit in _imported_units(path) if unit not in ("model", "kernels")]
     assert not found, f"{_name(path)} imports {', '.join(f'{name} (line {line})' for line, name in found)}"
 
 

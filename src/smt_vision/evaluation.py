@@ -1,4 +1,4 @@
-"""A model measured on labelled images: any model of timm's, a run, or a checkpoint, all the same way."""
+"""A model measured on labelled images: any model of timm's, a run, a checkpoint or an export, all the same way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ def evaluate_classifier(
     """Evaluate a classifier on a set's validation images; exact for any batch size and number of processes.
 
     Args:
-        source: a run's folder, a checkpoint, or a timm name.
+        source: a run's folder, a checkpoint, an export's folder, or a timm name.
         data: the images, as for training; ``None`` for those that a run was trained on. Of a set without a validation
             split all are taken, but of the run's own the ones that training held out.
         engine: devices, processes and precision.

@@ -1,6 +1,6 @@
 """A trained classifier in use: load it from wherever it is, ask it about images.
 
-classifier = Classifier.load("runs/finetune")          # or a checkpoint, or a timm name
+classifier = Classifier.load("runs/finetune")          # or a checkpoint, an export, or a timm name
 classifier(["cat.jpg"])[0].label
 """
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from .convert import identify, state_dict_of
 from .data import BrokenImage, decode, eval_transform, input_from_model
+from .deploy.exported import MANIFEST, load_exported
 from .engine import checkpoint
 from .model.official import our_state
 from .recipes import Input, Recipe, from_plain
@@ -75,17 +76,21 @@ class Classifier:
 
     @classmethod
     def load(cls, source: str | Path, device: str | torch.device = "cpu") -> "Classifier":
-        """Load a run's folder (its best weights), a checkpoint file of ours, a release's file, or a timm name.
+        """Load a run's folder (its best weights), an export's, a checkpoint file of ours, a release's, or a timm name.
 
         Raises:
-            FileNotFoundError: the folder holds no finished evaluation.
+            FileNotFoundError: the folder holds no finished evaluation and no export.
             ValueError: there is neither such a file or folder nor such a timm model, or the file is not a classifier's.
             RuntimeError: the model has no pretrained weights, or they could not be fetched.
         """
         path = Path(source)
+        if (path / MANIFEST).is_file():
+            return cls._from_export(path, device)
         if path.is_dir():
             if not (path / "best.pt").is_file():
-                raise FileNotFoundError(f"{path} holds no finished evaluation: there is no best.pt in it")
+                raise FileNotFoundError(
+                    f"{path} holds no finished evaluation and no export: there is no best.pt in it, and no {MANIFEST}"
+                )
             path = path / "best.pt"
         if path.is_file():
             return cls._from_file(path, device)
@@ -109,6 +114,16 @@ class Classifier:
         model.load_state_dict(weights)
         recipe = Recipe.from_dict(state["recipe"]) if "recipe" in state else None
         return cls(model, card["classes"], from_plain(Input, card["input"]), str(path), device, recipe)
+
+    @classmethod
+    def _from_export(cls, folder: Path, device: str | torch.device) -> "Classifier":
+        if torch.device(device).type != "cpu":
+            raise ValueError(
+                f"{folder} is an export, which runs on the CPU and not on {device}: ask for the CPU (--device cpu, for "
+                "smt eval --engine.accelerator cpu), or use the model that it was made of"
+            )
+        model = load_exported(folder)
+        return cls(model, model.manifest.classes, model.manifest.input, str(folder), device)
 
     @classmethod
     def _from_timm(cls, name: str, device: str | torch.device) -> "Classifier":

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from .common import EXIT_ERROR, EXIT_USAGE, Output
 
-COMMANDS = ("train", "eval", "predict", "info", "recipes", "convert")
+COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "recipes", "convert")
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any model of timm.
 

@@ -1,0 +1,207 @@
+"""An export in use: a folder with a manifest and the files of a program, which runs on the CPU.
+
+``manifest.json`` says what the program is; beside it lie ``model.onnx``, or ``model.xml`` and ``model.bin``, or
+``model.pt2``. An export is made by :mod:`smt_vision.deploy.export`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..extras import require
+from ..recipes import Input, from_plain
+
+MANIFEST = "manifest.json"
+VERSION = 1  # of the manifest's layout
+FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
+SHAPES_KEPT = 8
+
+Program = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` holds.
+
+    Args:
+        name: what the export was made of, as it was named then.
+        architecture: timm's name of the network.
+        format: ``onnx``, ``openvino`` or ``torch``.
+        precision: ``float32`` or ``int8``.
+        parameters: of the model that was exported.
+        classes: names, by output.
+        input: how images become tensors.
+        free_sides: whether it takes images of any height and width, or of ``input.size`` alone.
+        parity: how near it came to the model it was made of, on which images.
+        versions: of the packages that made it.
+        files: SHA-256 of each file, by name.
+        created: when, in UTC.
+        version: of this layout.
+    """
+
+    name: str
+    architecture: str
+    format: str
+    precision: str
+    parameters: int
+    classes: tuple[str, ...]
+    input: Input
+    free_sides: bool
+    parity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    created: str
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of an export's folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not one of an export, or of a later layout.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no export: there is no {MANIFEST} in it")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not readable as JSON ({error}); export the model again") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or not isinstance(values.get("version"), int):
+            raise ValueError(f"{path} is not the manifest of an export: it has no version")
+        if values["version"] > VERSION:
+            raise ValueError(
+                f"{path}: is of version {values['version']}; this one reads up to {VERSION}: update smt-vision"
+            )
+        if values.keys() != known or values["format"] not in FILES:
+            odd = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
+            raise ValueError(f"{path} is not the manifest of an export, or was changed: {odd}; export the model again")
+        return from_plain(cls, {**values, "input": from_plain(Input, values["input"])})
+
+
+class ExportedModel(nn.Module):
+    """An exported classifier, used like the model it was made of.
+
+    Shape: ``(B, C, H, W)`` float32 images on the CPU -> ``(B, classes)`` float32 logits.
+
+    Args:
+        program: what computes that.
+        manifest: what is known of it.
+    """
+
+    def __init__(self, program: Program, manifest: Manifest) -> None:
+        super().__init__()
+        self.program = program
+        self.manifest = manifest
+
+    def forward(self, images: Tensor) -> Tensor:
+        input = self.manifest.input
+        side = None if self.manifest.free_sides else input.size
+        if images.device.type != "cpu" or images.dtype != torch.float32:
+            raise ValueError(f"an export takes float32 images on the CPU; these are {images.dtype} on {images.device}")
+        if images.ndim != 4 or images.shape[1] != input.channels or (side and images.shape[2:] != (side, side)):
+            sides = f"{side}, {side}" if side else "H, W"
+            raise ValueError(f"this export takes images (B, {input.channels}, {sides}), not {tuple(images.shape)}")
+        return self.program(images.detach().contiguous())
+
+    def extra_repr(self) -> str:
+        return f"{self.manifest.name}, {self.manifest.format}, {self.manifest.precision}"
+
+
+def load_exported(folder: str | Path) -> ExportedModel:
+    """Load an export's folder. It computes with as many threads as torch does now (``torch.get_num_threads()``).
+
+    Raises:
+        FileNotFoundError: the folder holds no export, or one of its files is gone.
+        ValueError: the manifest is not one, or a file is not the one that was exported.
+        ImportError: what runs this format is not installed.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    for name in FILES[manifest.format]:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing, which {MANIFEST} names; export the model again")
+        if sha256(folder / name) != manifest.files.get(name):
+            raise ValueError(
+                f"{folder / name} is not the file that was exported: its SHA-256 is another than {MANIFEST} says; it "
+                "is cut short or was changed: copy it again, or export the model again"
+            )
+    return ExportedModel(open_program(folder, manifest.format), manifest)
+
+
+def open_program(folder: Path, format: str) -> Program:
+    """The program in a folder, whatever its manifest says."""
+    return OPENERS[format](folder / FILES[format][0])
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_onnx(path: Path) -> Program:
+    runtime = require("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    return lambda x: torch.from_numpy(session.run(None, {images.name: x.numpy()})[0])
+
+
+class _OpenVINO:
+    """A model of OpenVINO's as a function.
+
+    Compiled for any shape it is much slower than for one. So a shape gets a program of its own, but only when it comes
+    a second time: to compile takes longer than to run, and the last batch of many is often of a size of its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.core = require("openvino", "export").Core()
+        self.model = self.core.read_model(path)
+        self.settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+            "NUM_STREAMS": 1,
+        }
+        self.seen: set[tuple[int, ...]] = set()
+        self.compiled = lru_cache(SHAPES_KEPT)(self._compile)
+
+    def _compile(self, shape: tuple[int, ...] | None) -> Any:
+        model = self.model
+        if shape is not None:
+            model = model.clone()
+            model.reshape(list(shape))
+        return self.core.compile_model(model, "CPU", self.settings)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        shape = tuple(images.shape)
+        program = self.compiled(shape if shape in self.seen else None)
+        self.seen.add(shape)
+        return torch.from_numpy(program(images.numpy(), share_inputs=True)[0])
+
+
+def _open_torch(path: Path) -> Program:
+    # The guards are on how tensors lie in memory, not on what is computed; see trace() in export.py.
+    program = torch.export.load(path).module(check_guards=False)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return program(images)
+
+    return run
+
+
+OPENERS: dict[str, Callable[[Path], Program]] = {"onnx": _open_onnx, "openvino": _OpenVINO, "torch": _open_torch}

@@ -1,0 +1,212 @@
+"""A network for inference alone: the same function in fewer passes over memory.
+
+What changes, by the paper's parts (``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads):
+
+- stem and SAA: BatchNorm is folded into the convolution in front of it;
+- MHMC: the rows of the context's projection are put into the order that SAA aggregates in, so that all heads are one
+  depthwise convolution (smaller kernels padded with zeros) whose output needs no shuffle;
+- FFN: the skip around the depthwise convolution becomes a one at the centre of its kernel;
+- LayerScale is folded into the projection in front of it; dropout and drop path are gone;
+- products and convolutions do what follows them in the same pass (see ``kernels/onednn.py``).
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.onednn import Activation, FusedConv2d, FusedLinear
+from ..model.attention import MSA
+from ..model.layers import FFN, LayerScale
+from ..model.modulation import MHMC, SAM
+from ..model.smt import Block, Downsample, Stem
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of a model whose SMT parts are in their form for inference; its outputs agree to rounding.
+
+    The copy is in evaluation mode, on the model's device, in its dtype. It has no gradients and another state dict,
+    and whatever else the model is (an SMT with all its methods, a ``features_only`` wrapper, a detector around one)
+    it stays.
+
+    Args:
+        model: an SMT, or any module that holds one.
+
+    Raises:
+        ValueError: there is no SMT in it.
+    """
+    # A block runs under torch.compile and torch.export as before: there the parts use plain operators.
+    with torch.inference_mode(False), torch.no_grad():
+        fused = copy.deepcopy(model).eval().requires_grad_(False)
+        found = [(name, m) for name, m in fused.named_modules() if isinstance(m, Stem | Downsample | Block)]
+        if not found:
+            raise ValueError(
+                f"there is nothing to fuse in this {type(model).__name__}: no part of it is an SMT's; "
+                "pass a model of smt_vision, or one built on such a backbone"
+            )
+        for name, part in found:
+            fused.set_submodule(name, _fused(part))
+    return fused
+
+
+class FusedStem(nn.Module):
+    """``(B, in_chans, H, W) -> (B, H / stride, W / stride, C)``; see :class:`~smt_vision.model.smt.Stem`."""
+
+    def __init__(self, stem: Stem) -> None:
+        super().__init__()
+        self.conv1 = _conv(stem.conv1, *_folded(stem.conv1, stem.bn), act="relu")
+        self.conv2 = _conv(stem.conv2)
+        self.norm = stem.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        return self.norm(self.conv2(self.conv1(x)))
+
+
+class FusedDownsample(nn.Module):
+    """``(B, H, W, C_in) -> (B, ceil(H / 2), ceil(W / 2), C_out)``."""
+
+    def __init__(self, downsample: Downsample) -> None:
+        super().__init__()
+        self.conv = _conv(downsample.conv)
+        self.norm = downsample.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class FusedSAM(nn.Module):
+    """``residual + SAM(x)``, all ``(B, H, W, C)``."""
+
+    def __init__(self, sam: SAM, scale: Tensor) -> None:
+        super().__init__()
+        dim = sam.proj.in_features
+        N = sam.mhmc.num_heads
+        value, context = sam.vs.weight.split(dim)
+        value_bias, context_bias = sam.vs.bias.split(dim)
+        kernel, bias = _one_convolution(sam.mhmc)  # (C, 1, K, K), head by head
+        if sam.saa is not None:  # from [head, group] to [group, head]
+            order = torch.arange(dim, device=kernel.device).view(N, dim // N).t().flatten()
+            context, context_bias = context[order], context_bias[order]
+            kernel, bias = kernel[order], bias[order]
+        self.value = FusedLinear(value, value_bias)
+        self.context = FusedLinear(context, context_bias)
+        self.mhmc = FusedConv2d(kernel, bias, padding=kernel.shape[-1] // 2, groups=dim)
+        self.expand = self.reduce = None
+        if sam.saa is not None:
+            self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
+            self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
+        self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        value, modulator = self.value(x), self.mhmc(self.context(x))
+        if self.expand is None or self.reduce is None:
+            return self.proj(modulator * value, residual)
+        return self.proj(self.reduce(self.expand(modulator), value, "mul"), residual)
+
+
+class FusedMSA(nn.Module):
+    """``residual + MSA(x)``, all ``(B, H, W, C)``."""
+
+    def __init__(self, msa: MSA, scale: Tensor) -> None:
+        super().__init__()
+        dim = msa.proj.in_features
+        self.num_heads = msa.num_heads
+        query_key, value = msa.qkv.weight.split((2 * dim, dim))
+        query_key_bias, value_bias = msa.qkv.bias.split((2 * dim, dim))
+        self.qk = FusedLinear(query_key, query_key_bias)
+        self.value = FusedLinear(value, value_bias)
+        self.local_conv = _conv(msa.local_conv)
+        self.proj = FusedLinear(msa.proj.weight * scale[:, None], msa.proj.bias * scale)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        value = self.value(x)
+        q, k, v = (  # each (B, A, H*W, C/A)
+            part.flatten(1, 2).unflatten(-1, (self.num_heads, C // self.num_heads)).transpose(1, 2)
+            for part in (*self.qk(x).chunk(2, dim=-1), value)
+        )
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C)
+        return self.proj(self.local_conv(value, out), residual)
+
+
+class FusedFFN(nn.Module):
+    """``residual + FFN(x)``, all ``(B, H, W, C)``."""
+
+    def __init__(self, ffn: FFN, scale: Tensor) -> None:
+        super().__init__()
+        kernel = ffn.dwconv.weight.clone()
+        kernel[:, :, 1, 1] += 1  # the skip
+        self.fc1 = FusedLinear(ffn.fc1.weight, ffn.fc1.bias)
+        self.dwconv = _conv(ffn.dwconv, kernel, _bias(ffn.dwconv), act="gelu")
+        self.fc2 = FusedLinear(ffn.fc2.weight * scale[:, None], ffn.fc2.bias * scale)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.fc2(self.dwconv(self.fc1(x)), residual)
+
+
+class FusedBlock(nn.Module):
+    """``(B, H, W, C) -> (B, H, W, C)``."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        mixer = block.mixer
+        if isinstance(mixer, SAM):
+            self.mixer: nn.Module = FusedSAM(mixer, _scale(block.scale1, block.norm1))
+        elif isinstance(mixer, MSA):
+            self.mixer = FusedMSA(mixer, _scale(block.scale1, block.norm1))
+        else:
+            raise ValueError(f"the mixer of this block is a {type(mixer).__name__}; SAM and MSA can be fused")
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.ffn = FusedFFN(block.ffn, _scale(block.scale2, block.norm2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(self.norm1(x), x)
+        return self.ffn(self.norm2(x), x)
+
+
+def _fused(part: nn.Module) -> nn.Module:
+    if isinstance(part, Stem):
+        return FusedStem(part)
+    if isinstance(part, Downsample):
+        return FusedDownsample(part)
+    assert isinstance(part, Block)
+    return FusedBlock(part)
+
+
+def _conv(
+    conv: nn.Conv2d, weight: Tensor | None = None, bias: Tensor | None = None, act: Activation = "none"
+) -> FusedConv2d:
+    """The fused form of a convolution, of its own weights or others."""
+    weight = conv.weight if weight is None else weight
+    return FusedConv2d(
+        weight, _bias(conv) if bias is None else bias, conv.stride[0], int(conv.padding[0]), conv.groups, act
+    )
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does its BatchNorm's work too; computed in float64."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    scale = norm.weight.double() / (var.double() + norm.eps).sqrt()
+    weight = conv.weight.double() * scale[:, None, None, None]
+    bias = (_bias(conv).double() - mean.double()) * scale + norm.bias.double()
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+
+def _one_convolution(mhmc: MHMC) -> tuple[Tensor, Tensor]:
+    """The heads' convolutions side by side as one, of the largest kernel: ``(C, 1, K, K)`` and ``(C,)``."""
+    convs = [conv for conv in mhmc.convs if isinstance(conv, nn.Conv2d)]
+    largest = max(conv.kernel_size[0] for conv in convs)
+    weights = [F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs]
+    return torch.cat(weights), torch.cat([_bias(conv) for conv in convs])
+
+
+def _scale(scale: nn.Module, norm: nn.LayerNorm) -> Tensor:
+    return scale.gamma if isinstance(scale, LayerScale) else torch.ones_like(norm.weight)

@@ -1,0 +1,139 @@
+"""The form for inference: the same outputs, from any SMT and whatever is built around one."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from debug_model import create, images
+from smt_vision import fuse
+from smt_vision.kernels import onednn
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": dict(layer_scale=0.3),
+    "no aggregation": dict(aggregation=False),
+    "other mixers": dict(mixers=("A", "SA", "S", "AS")),
+    "heads": dict(conv_heads=(1, 2, 4, 8), expand_ratio=3),
+    "stem 7, stride 2": dict(stem_kernel=7, stem_stride=2),
+    "grey, stride 1": dict(in_chans=1, stem_stride=1),
+}
+
+
+def lively(**kwargs: Any) -> Any:
+    """A debug-size model whose statistics and weights are not those of initialisation."""
+    model = create(num_classes=7, **kwargs).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+            if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(generator=generator)
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(std=0.2, generator=generator)
+                module.bias.normal_(generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("onednn_used", [True, False], ids=["oneDNN", "plain"])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_maps_agree(case: str, onednn_used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not onednn_used:
+        monkeypatch.setattr(onednn, "available", lambda dtype: False)
+    elif not onednn.available(torch.float32):
+        pytest.skip("this build of torch has no oneDNN operators of the known form")
+    model = lively(**CASES[case])
+    fused = fuse(model)
+    for shape in ((1, model.stem.conv1.in_channels, 32, 32), (3, model.stem.conv1.in_channels, 45, 61)):
+        x = images(*shape)
+        with torch.inference_mode():
+            (expected, maps), (found, found_maps) = (m.forward_intermediates(x) for m in (model, fused))
+            assert torch.allclose(fused(x), model(x), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found_maps, maps, strict=True))
+
+
+def test_the_model_is_left_alone() -> None:
+    model = lively().train()
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse(model)
+    assert model.training
+    assert not fused.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(p.requires_grad for p in fused.parameters())
+    assert not {p.data_ptr() for p in fused.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_what_holds_an_smt_can_be_fused() -> None:
+    features = timm.create_model("smt_atto", features_only=True, out_indices=(0, 2)).eval()
+    x = images(2, 3, 64, 64)
+    with torch.inference_mode():
+        for found, expected in zip(fuse(features)(x), features(x), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_an_smt_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to fuse in this ResNet"):
+        fuse(timm.create_model("resnet10t"))
+
+
+def test_a_fused_model_can_be_copied_stored_and_changed() -> None:
+    model, x = lively(), images(1, 3, 32, 32)
+    fused = fuse(model)
+    with torch.inference_mode():
+        expected = fused(x)
+        assert torch.equal(copy.deepcopy(fused)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(fused))(x), expected)
+    with torch.no_grad():
+        fused.stages[0].blocks[0].ffn.fc1.weight.mul_(2)
+        changed = fused(x)
+    other = fuse(model)
+    other.stages[0].blocks[0].ffn.fc1.weight.mul_(2)
+    with torch.inference_mode():
+        assert torch.equal(other(x), changed)
+        assert not torch.equal(changed, expected)
+
+
+def test_gradients_of_the_input_pass_through() -> None:
+    model = lively()
+    x = images(1, 3, 32, 32).requires_grad_()
+    grads = [torch.autograd.grad(m(x).square().sum(), x)[0] for m in (model, fuse(model))]
+    assert torch.allclose(*grads, rtol=1e-3, atol=1e-3 * grads[0].abs().max().item())
+
+
+def test_bfloat16_and_autocast() -> None:
+    model, x = lively(), images(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        low = fuse(model).bfloat16()(x.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = fuse(model)(x)
+    for found in (low, mixed):
+        assert found.dtype is torch.bfloat16
+        assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_fused_model_exports_with_plain_operators() -> None:
+    fused, x = fuse(lively()), images(2, 3, 64, 64)
+    program = torch.export.export(fused, (x,), strict=False)
+    assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
+    with torch.inference_mode():
+        assert torch.allclose(program.module()(x), fused(x), rtol=1e-4, atol=1e-4)
+
+
+def test_operators_of_an_unknown_form_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(dtype: torch.dtype) -> bool:
+        raise TypeError("unknown signature")
+
+    monkeypatch.setattr(onednn, "_agree", raising)
+    onednn.available.cache_clear()
+    assert not onednn.available(torch.float32)
+    onednn.available.cache_clear()
