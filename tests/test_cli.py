@@ -464,7 +464,17 @@ def test_eval_of_a_timm_model_is_timms_validation(name: str, tmp_path: Path, cap
         mean=config["mean"], std=config["std"],
     )  # fmt: skip
     metrics = answer(
-        capsys, "eval", tmp_path / "run" / "last.pt", "--data", data, "--batch_size", "8", "--workers", "0"
+        capsys,
+        "eval",
+        tmp_path / "run" / "last.pt",
+        "--data",
+        data,
+        "--batch_size",
+        "8",
+        "--workers",
+        "0",
+        "--exact",
+        "true",
     )
     assert metrics["count"] == 22
     assert metrics["top1"] != metrics["top5"]

@@ -76,11 +76,11 @@ def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
 # Transforms
 
 
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_evaluation_equals_timm(crop_mode: str, channels: int) -> None:
     given = Input(size=32, channels=channels, crop_pct=0.9, crop_mode=crop_mode, mean=(0.4,) * channels,
-                  std=(0.3,) * channels)  # fmt: skip
+                  std=(0.3,) * channels, exact=True)  # fmt: skip
     theirs = create_transform((channels, 32, 32), crop_pct=0.9, crop_mode=crop_mode, interpolation="bicubic",
                               mean=(0.4,) * channels, std=(0.3,) * channels)  # fmt: skip
     ours = eval_transform(given)(photo(channels=channels))
@@ -109,7 +109,7 @@ def test_files_of_a_folder_equal_timms_validation(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 def test_training_crops_equal_timm(policy: str | None, interpolation: str) -> None:
     augment = Augment(auto_augment=policy, random_erasing=0.5)
-    ours = train_transform(Input(size=32, interpolation=interpolation), augment)
+    ours = train_transform(Input(size=32, interpolation=interpolation, exact=True), augment)
     theirs = transforms_imagenet_train(
         32, auto_augment=policy, interpolation=interpolation, re_prob=0.5, re_mode="pixel", color_jitter=0.4
     )
@@ -177,7 +177,7 @@ def test_input_from_model() -> None:
     found = input_from_model(timm.create_model("vit_tiny_patch16_224"), workers=3, max_broken=2)
     assert (found.size, found.crop_pct, found.crop_mode, found.interpolation) == (224, 0.9, "center", "bicubic")
     assert found.mean == found.std == (0.5, 0.5, 0.5)
-    assert (found.workers, found.max_broken) == (3, 2)
+    assert (found.workers, found.max_broken, found.exact) == (3, 2, True)
     model = nn.Identity()
     model.pretrained_cfg = {"input_size": (3, 128, 64)}
     with pytest.raises(ValueError, match="input is 128 x 64; only square inputs"):

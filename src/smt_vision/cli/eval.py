@@ -22,7 +22,9 @@ smt eval convnext_tiny --data imagenet              any model of timm, measured 
 
 def build_parser(words: list[str]) -> Parser:
     parser = new_parser("eval", f"{HELP}. Exact for any batch size and number of processes.", EXAMPLES)
-    parser.add_argument("model", help="a run's folder, a checkpoint, or a name of timm's (its pretrained weights)")
+    parser.add_argument(
+        "model", help="a run's or an export's folder, a checkpoint, or a name of timm's (its pretrained weights)"
+    )
     parser.add_argument(
         "--data", type=str | None, help="where the images are, as for smt train; default: the run's own"
     )
@@ -32,6 +34,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--max_broken", type=int, default=10, help="unreadable images to skip before giving up")
     parser.add_argument("--size", type=int | None, help="side in pixels; default: what the model was trained for")
     parser.add_argument("--crop_pct", type=float | None, help="as in a recipe; default: the model's")
+    parser.add_argument("--exact", type=bool | None, help="resize as timm does, to the bit; default: the model's")
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
     parser.set_defaults({"engine.precision": "32-true"})
@@ -55,6 +58,7 @@ def run(args: Any) -> Output:
         advance=advance,
         size=args.size,
         crop_pct=args.crop_pct,
+        exact=args.exact,
     )
     show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _table(metrics)]
     if args.out:

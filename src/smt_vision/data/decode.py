@@ -70,7 +70,7 @@ def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, (255, 255, 255))
         image.paste(rgba, mask=rgba.getchannel("A"))
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)  # to convert to the same mode is to copy
 
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..recipes import Augment, Input
 from .decode import BrokenImage, decode
@@ -116,7 +116,8 @@ class Collate:
         images = [item["image"] for item in items if item["image"] is not None]
         read = [item for item in items if item["image"] is not None]
         return Batch(
-            image=torch.stack(images) if images else torch.empty(self.shape),
+            # torch's own collation: a worker stacks straight into the memory that it shares, and saves a copy.
+            image=default_collate(images) if images else torch.empty(self.shape),
             target=torch.tensor([item["target"] for item in read], dtype=torch.long),
             index=torch.tensor([item["index"] for item in read], dtype=torch.long),
             broken=[message for item in items for message in item["broken"]],
@@ -218,6 +219,11 @@ class _Loader:
         )
 
     @property
+    def workers(self) -> int:
+        """Worker processes; 0: images are loaded in this one."""
+        return self._loader.num_workers
+
+    @property
     def broken(self) -> tuple[str, ...]:
         """A message for each unreadable image met so far."""
         return tuple(self._broken)
@@ -234,7 +240,7 @@ class _Loader:
                 raise
             raise RuntimeError(
                 f"a loader process died ({error}); most often memory or shared memory ran out: lower input.workers "
-                f"(now {self._loader.num_workers}) or batch_size"
+                f"(now {self.workers}) or batch_size"
             ) from error
 
     def _count(self, messages: list[str]) -> None:

@@ -1,5 +1,6 @@
-"""Images to tensors: timm's own pieces, in training and evaluation."""
+"""Images to tensors, in training and evaluation: what timm does, with the slow pieces replaced."""
 
+import math
 import random
 from collections.abc import Callable
 
@@ -8,27 +9,36 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_model_data_config
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_interp_mode
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor, nn
-from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip, Resize
+from torchvision.transforms import CenterCrop, Compose, RandomHorizontalFlip, RandomVerticalFlip
 
 from ..recipes import Augment, Input
+from .operations import FASTER, MENDED, replace_operations
+from .pixels import to_tensor
+from .resample import RandomCrop, ResizeTo
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(input: Input) -> Transform:
-    """The pipeline of evaluation: resize, centre crop, normalise; equal to timm's own validation to the bit.
+    """The pipeline of evaluation, timm's own: resize, centre crop, normalise.
+
+    With ``input.exact`` equal to timm's to the bit. Otherwise RGB images are resized by torch, before normalisation
+    within two levels of 255 of timm's (:func:`smt_vision.data.resample.resize`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
     """
-    mean, std = _statistics(input)
+    mean, std = channel_statistics(input)
+    if input.crop_mode != "border":
+        resized = math.floor(input.size / input.crop_pct)
+        geometry = ResizeTo(resized, resize_filter(input), square=input.crop_mode == "squash", exact=input.exact)
+        return Compose([geometry, CenterCrop(input.size), ToNormalized(mean, std)])
     return create_transform(
         input_size=(input.channels, input.size, input.size),
         is_training=False,
-        interpolation=_interpolation(input),
+        interpolation=resize_filter(input),
         mean=mean,
         std=std,
         crop_pct=input.crop_pct,
@@ -37,22 +47,20 @@ def eval_transform(input: Input) -> Transform:
     )
 
 
-def train_transform(input: Input, augment: Augment) -> Transform:
+def train_transform(input: Input, augment: Augment) -> Compose:
     """The pipeline of training: crop, flips, colour or RandAugment, normalise, random erasing.
 
-    Mixup and CutMix need a batch and are applied elsewhere. Draws come from Python's, NumPy's and torch's global
-    generators.
+    All draws, hence all distributions, are timm's: its own code makes them, from Python's, NumPy's and torch's global
+    generators. With ``input.exact`` the values are timm's to the bit; otherwise torch resizes, shears and translates
+    RGB images, within two levels of 255 for a resize and one for a move. Mixup and CutMix need a batch and are applied
+    elsewhere.
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
     """
-    mean, std = _statistics(input)
-    primary, secondary, final = transforms_imagenet_train(
+    mean, std = channel_statistics(input)
+    _, secondary, final = transforms_imagenet_train(
         img_size=input.size,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
         color_jitter=augment.color_jitter,
         auto_augment=augment.auto_augment,
         interpolation=input.interpolation,
@@ -62,27 +70,21 @@ def train_transform(input: Input, augment: Augment) -> Transform:
         re_mode=augment.erasing_mode,
         separate=True,
     )
-    steps = list(primary.transforms)
-    if augment.crop != "rrc":
-        steps = [ResizeTo(input.size, _interpolation(input))]
-        steps += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
-        steps += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
-        steps += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
+    geometry: list[Callable[[Image.Image], Image.Image]] = []
+    # "random" is a kind of augmentation: of random-area crops alone.
+    interpolation = resize_filter(input)
+    if augment.crop == "rrc":
+        geometry, interpolation = [RandomCrop(augment.scale, augment.ratio)], input.interpolation
+    geometry += [ResizeTo(input.size, interpolation, square=True, exact=input.exact)]
+    geometry += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
+    geometry += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
+    geometry += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
     # A jitter of strength zero would still be drawn for each image.
     colour = secondary.transforms if augment.auto_augment or augment.color_jitter else []
+    for step in colour:
+        replace_operations(step, MENDED if input.exact else FASTER)
     erasing = [step for step in final.transforms if isinstance(step, RandomErasing)]
-    return Compose([*steps, *colour, ToNormalized(mean, std), *erasing])
-
-
-class ResizeTo:
-    """Resize an image to a square, unless it is one of that size already."""
-
-    def __init__(self, size: int, interpolation: str) -> None:
-        self.size = size
-        self.resize = Resize((size, size), str_to_interp_mode(interpolation))
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.size == (self.size, self.size) else self.resize(image)
+    return Compose([*geometry, *colour, ToNormalized(mean, std), *erasing])
 
 
 class PadCrop:
@@ -105,14 +107,13 @@ class ToNormalized:
         self.std = torch.tensor(std).view(-1, 1, 1)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels = np.array(image)
-        channels_first = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-        out = channels_first.to(torch.float32, memory_format=torch.contiguous_format)
+        pixels = to_tensor(image)[..., :3] if image.mode == "RGB" else torch.from_numpy(np.array(image))[..., None]
+        out = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         return out.div_(255).sub_(self.mean).div_(self.std)
 
 
 def input_from_model(model: nn.Module, *, workers: int = 8, max_broken: int = 10, val_fraction: float = 0.1) -> Input:
-    """The input that a timm model was published with, from its ``pretrained_cfg``.
+    """The input that a timm model was published with, from its ``pretrained_cfg``; ``exact``, as its numbers are.
 
     Args:
         model: any timm model.
@@ -140,15 +141,16 @@ def input_from_model(model: nn.Module, *, workers: int = 8, max_broken: int = 10
         val_fraction=val_fraction,
         workers=workers,
         max_broken=max_broken,
+        exact=True,
     )
 
 
-def _interpolation(input: Input) -> str:
-    # "random" is a kind of augmentation: of random-area crops alone.
+def resize_filter(input: Input) -> str:
+    """timm's name of the filter where nothing is drawn."""
     return "bicubic" if input.interpolation == "random" else input.interpolation
 
 
-def _statistics(input: Input) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(input: Input) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel; where the input names none, ImageNet's, averaged for grey."""
     if input.channels not in (1, 3):
         raise ValueError(f"input.channels must be 1 (grey) or 3 (RGB), not {input.channels!r}")

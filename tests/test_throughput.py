@@ -1,0 +1,84 @@
+"""The speed of the input: what is measured, and that it adds up."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smt_vision.data import eval_transform
+from smt_vision.data.loaders import seed_all
+from smt_vision.data.throughput import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
+from smt_vision.data.transforms import train_transform
+from smt_vision.recipes import Augment, Input
+
+SMALL = Input(size=32, val_fraction=0.2)
+
+
+def test_a_folder_is_measured(coloured: Path) -> None:
+    threads = torch.get_num_threads()
+    speed = measure_input(str(coloured), SMALL, Augment(), workers=0, batch_size=8, seconds=0.2)
+    assert speed.source == str(coloured)
+    assert speed.mean_bytes == pytest.approx(
+        np.mean([file.stat().st_size for file in (coloured / "train").rglob("*.*")]), abs=1
+    )
+    assert (speed.workers, speed.batch_size) == (0, 8)
+    assert speed.images_per_s > 1
+    assert torch.get_num_threads() == threads
+    plain = speed.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    for name, side in (("train", speed.train), ("evaluation", speed.evaluation)):
+        assert side.timm is not None
+        assert side.ours > 1
+        assert plain[name] == {"ours": side.ours, "timm": side.timm, "ratio": side.ours / side.timm}
+
+
+def test_workers_are_counted_and_ended(coloured: Path) -> None:
+    speed = measure_input(str(coloured), SMALL, Augment(auto_augment=None), workers=1, batch_size=8, seconds=0.1)
+    assert speed.workers == 1
+    assert speed.images_per_s > 1
+    assert not torch.multiprocessing.active_children()
+
+
+def test_timm_has_no_padded_crop(coloured: Path) -> None:
+    speed = measure_input(str(coloured), SMALL, Augment(crop="pad"), workers=0, batch_size=8, seconds=0.05)
+    assert speed.train == PipelineSpeed(speed.train.ours, None)
+    assert speed.train.ratio is None
+    assert speed.evaluation.timm is not None
+
+
+def test_a_broken_image_is_named(coloured: Path, tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "1.jpg").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"1\.jpg: not an image .*; the speed is measured on readable images alone"):
+        measure_input(str(tmp_path), replace(SMALL, val_fraction=0.5), Augment(), workers=0, batch_size=2, seconds=0.05)
+
+
+def test_both_sides_of_the_comparison_do_the_same() -> None:
+    given, augment = Input(size=32, exact=True), Augment(random_erasing=0.5)
+    theirs_train, theirs_eval = timm_transforms(given, augment)
+    with Image.open(io.BytesIO(SyntheticJpegs(1).read(0)[0])) as file:
+        image = file.convert("RGB")
+    assert torch.equal(eval_transform(given)(image), theirs_eval(image))
+    ours = train_transform(given, augment)
+    for seed in range(5):
+        seed_all(seed)
+        expected = theirs_train(image)
+        seed_all(seed)
+        assert torch.equal(ours(image), expected)
+
+
+def test_synthetic_jpegs() -> None:
+    images = SyntheticJpegs(20)
+    raw = [images.read(row)[0] for row in range(20)]
+    assert len(images) == 20
+    assert len(set(raw)) == 16
+    assert raw[0] == raw[16] == SyntheticJpegs(1).read(0)[0]
+    assert all(50_000 < len(data) < 70_000 for data in raw)
+    with Image.open(io.BytesIO(raw[5])) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))
