@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # What the weights of a tag were trained with, where that is not the variant's default.
-TAG_ARGS: dict[str, dict[str, Any]] = {"smt_femto.cifar10": dict(stem_stride=2)}
+TAG_ARGS: dict[str, dict[str, Any]] = {"smt_femto.cifar10": dict(stem_stride=1, depths=(1, 1, 4, 1))}
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -58,7 +58,7 @@ default_cfgs = generate_default_cfgs(
         "smt_femto.cifar10": _cfg(
             file=str(files("smt_vision") / "weights" / "smt_femto.cifar10.safetensors"),
             input_size=(3, 32, 32),
-            pool_size=(2, 2),
+            pool_size=(4, 4),
             crop_pct=1.0,
             num_classes=10,
             label_names=CIFAR10_CLASSES,
