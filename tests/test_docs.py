@@ -34,7 +34,7 @@ from smt_vision.model.official import to_official
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
-GUIDES = ("backbone", "evaluation", "finetune", "training", "weights")
+GUIDES = ("backbone", "benchmark", "evaluation", "export", "finetune", "training", "weights")
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 
 

@@ -20,7 +20,9 @@ smt predict runs/finetune PHOTOS/ --json
 
 def build_parser(words: list[str]) -> Parser:
     parser = new_parser("predict", f"{HELP}; prints a table, JSON or CSV.", EXAMPLES)
-    parser.add_argument("model", help="a run's folder, a checkpoint, or a name of timm's (its pretrained weights)")
+    parser.add_argument(
+        "model", help="a run's or an export's folder, a checkpoint, or a name of timm's (its pretrained weights)"
+    )
     parser.add_argument("images", nargs="+", help="images, or folders, which are searched whole")
     parser.add_argument("--top", type=int, default=3, help="classes told an image")
     parser.add_argument("--batch_size", type=int, default=32, help="images a forward pass")

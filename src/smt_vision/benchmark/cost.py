@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .model.smt import SMT
+from ..model.smt import SMT
 
 
 @dataclass(frozen=True)
