@@ -18,8 +18,9 @@ from timm.data import create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
+from command import answer, run
 from smt_vision import __version__
-from smt_vision.cli import COMMANDS, main
+from smt_vision.cli import COMMANDS
 from smt_vision.cli.train import _free_folder
 from smt_vision.engine import checkpoint
 from smt_vision.engine.loop import fit
@@ -28,21 +29,6 @@ from smt_vision.recipes import RECIPES, Recipe
 from tiny_run import COLOURS, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
-
-
-def run(*words: str | Path) -> int:
-    """A command's exit code; wrong words end argparse-like, by SystemExit."""
-    try:
-        return main([str(word) for word in words])
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
-def answer(capsys: Capture, *words: str | Path) -> Any:
-    """What a command that must succeed prints with --json, parsed."""
-    capsys.readouterr()
-    assert run(*words, "--json") == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def refusal(capsys: Capture, code: int, *words: str | Path) -> str:

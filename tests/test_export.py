@@ -1,6 +1,5 @@
 """Exports: they compute what the model does, know what they are, and are there whole or not at all."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smt_vision  # noqa: F401  registers the models with timm
+from command import answer, run
 from debug_model import images
-from smt_vision.cli import main
 from smt_vision.deploy import export
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
 from smt_vision.deploy.samples import as_tensor, crops_of_a_photograph, spread
@@ -26,19 +25,6 @@ from smt_vision.recipes import Input
 INPUT = Input(size=32, crop_pct=1.0)
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch", "int8": "nncf"}
 Capture = pytest.CaptureFixture[str]
-
-
-def run(*words: str | Path) -> int:
-    try:
-        return main([str(word) for word in words])
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
-def answer(capsys: Capture, *words: str | Path) -> Any:
-    capsys.readouterr()
-    assert run(*words, "--json") == 0, capsys.readouterr().err
-    return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Depthwise convolution with kernels larger than 3x3, trained on a CPU.
 
 oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; wider ones take a
-path 10 to 50 times slower, slower than the rest of the block. The gradient of a wide kernel is that of strips of
-three columns side by side, each over a shifted input, and each strip takes the fast kernel.
+path many times slower. The gradient of a wide kernel is that of strips of three columns side by side, each over a
+shifted input, and each strip takes the fast kernel.
 """
 
 from typing import Any

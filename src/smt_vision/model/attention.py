@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .layers import conv_bhwc
 
-# On a CPU the backward pass of torch's fused attention is slow for short sequences (8 times the two products it is made
-# of in bfloat16): training takes the products up to so many tokens.
+# On a CPU the backward pass of torch's fused attention is slow for short sequences, most so in half precision: training
+# takes the two products that it is made of up to so many tokens.
 PRODUCTS_UP_TO = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 64}
 
 
