@@ -129,7 +129,7 @@ def trace(model: nn.Module, input: Input) -> tuple[ExportedProgram, bool]:
     """
     fused = fuse(model) if any(isinstance(part, SMT) for part in model.modules()) else model
     for parameter in fused.parameters() if fused is not model else ():
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)  # .pt2 warns of views
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)  # .pt2 warns of channels-last
     side = max(input.size, 2 * SMALLEST_SIDE)
     free_sides = _takes(model, (1, input.channels, side + 1, side + SMALLEST_SIDE + 1))
     sides = (side, side + SMALLEST_SIDE) if free_sides else (input.size, input.size)

@@ -153,4 +153,5 @@ def _agree(dtype: torch.dtype) -> bool:
 
 
 def _frozen(x: Tensor) -> nn.Parameter:
-    return nn.Parameter(x.detach(), requires_grad=False)
+    # A copy: a part of a merged weight would keep the whole alive, and be stored with it.
+    return nn.Parameter(x.detach().clone(), requires_grad=False)
