@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
@@ -30,6 +32,8 @@ from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning
 from smt_vision.engine.run import Run
 from smt_vision.engine.signals import Stopped, stop_signals
 from smt_vision.recipes import Optim, Recipe
+from smt_vision.tasks.classify import Classify
+from smt_vision.tasks.task import Measure
 from tiny_run import COLOURS, MODEL_ARGS, tiny, write_config, write_images
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
@@ -147,6 +151,20 @@ def test_all_three_rates_scale_with_the_batch(lr_batch: int | None, factor: floa
     assert rates == pytest.approx([factor * 1e-6, factor * 1e-3, factor * 1e-5])
 
 
+def test_step_schedule_takes_a_tenth_at_each_milestone() -> None:
+    config = Optim(lr=1.0, warmup_lr=0.0, lr_batch=8, warmup_epochs=0.5, schedule="step", milestones=(8, 11))
+    rates = {
+        step: learning_rate(step, config, 120, 10, images_per_step=16) for step in (0, 2, 5, 79, 80, 109, 110, 120)
+    }
+    assert rates == pytest.approx({0: 0, 2: 0.8, 5: 2, 79: 2, 80: 0.2, 109: 0.2, 110: 0.02, 120: 0.02})
+
+
+def test_poly_schedule_is_a_straight_line() -> None:
+    config = Optim(lr=1.0, min_lr=0.2, warmup_lr=0.0, lr_batch=None, warmup_epochs=2, schedule="poly")
+    rates = [learning_rate(step, config, 100, 10, 1) for step in (0, 10, 20, 60, 80, 100)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.4, 0.2])
+
+
 # --- the optimiser
 
 
@@ -161,6 +179,45 @@ def test_no_decay_on_biases_and_one_dimensional_parameters() -> None:
     assert decayed == {n for n, p in parameters.items() if p.ndim > 1 and not n.endswith("bias")}
     assert decayed | free == parameters.keys()
     assert any("layer_scale" in n or "norm" in n for n in free)
+
+
+class Wrapped(nn.Module):
+    """A head over a backbone that has more to keep from decay than its norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2)
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(24, 2)
+        self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+
+
+def test_no_decay_on_normalisation_layers_alone() -> None:
+    model = Wrapped()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, free = (
+        {names[id(p)] for p in group["params"]}
+        for group in build_optimizer(model, Optim(weight_decay=0.05, no_decay="norm")).param_groups
+    )
+    assert free == {n for n in names.values() if "norm" in n} | {"body.pos_embed", "body.cls_token"}
+    assert {"head.weight", "head.bias", "body.blocks.0.attn.qkv.bias"} <= decayed
+    assert decayed | free == set(names.values()) - {"frozen"}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            Optim(layer_decay=0.5),
+            "layer_decay=0.5 needs a model that tells .* Wrapped has no group_matcher",
+        ),
+        (Optim(layer_decay=0.5, no_decay="norm"), "layer_decay=0.5 goes with optim.no_decay=1d"),
+    ],
+)
+def test_layer_decay_that_cannot_work_is_refused(config: Optim, told: str) -> None:
+    model = Wrapped() if config.no_decay == "1d" else timm.create_model("smt_atto", **MODEL_ARGS)
+    with pytest.raises(ValueError, match=told):
+        build_optimizer(model, config)
 
 
 def test_layer_decay_slows_the_deep_layers_most() -> None:
@@ -368,6 +425,61 @@ def test_accumulated_batches_are_one_large_batch(coloured: Path, tmp_path: Path)
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
         moved = max(moved, float((x - start[name]).abs().max()))
     assert moved > 1e-3
+
+
+# --- what a task may have that a classifier has not
+
+
+class Several(Classify):
+    """Two losses, another metric that decides, and sample pictures."""
+
+    headline = "mean_class_accuracy"
+    measures = {"mean_class_accuracy": Measure("class mean")}  # noqa: RUF012
+
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        (loss,) = super().loss(model, batch).values()
+        return {"half": loss / 2, "rest": loss / 2}
+
+    def samples(self, model: nn.Module, device: torch.device) -> Any:
+        assert not model.training
+        assert torch.is_inference_mode_enabled()
+        return Image.new("RGB", (8, 6), (0, 0, 200))
+
+
+def test_several_losses_another_headline_and_samples(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiny(coloured), tmp_path / "one", display=False)
+    monkeypatch.setattr(loop, "build_task", Several)
+    run = fit(tiny(coloured), tmp_path / "run")
+    assert run.raw.training
+    one, several = ([line for line in read_log(tmp_path / name) if line["kind"] == "train"] for name in ("one", "run"))
+    assert "loss/half" not in one[0]
+    for a, b in zip(one, several, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["loss/half"] == b["loss/rest"] == pytest.approx(b["loss"] / 2)
+    assert "class mean" in capsys.readouterr().out
+    best = checkpoint.load(tmp_path / "run" / "best.pt")["metrics"]["mean_class_accuracy"]
+    assert (
+        best
+        == run.metrics["mean_class_accuracy"]
+        == max(line["mean_class_accuracy"] for line in read_log(tmp_path / "run") if line["kind"] == "eval")
+    )
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.width) for event in events.Images("samples")] == [(6, 8), (12, 8)]
+    assert not (tmp_path / "one" / "samples").exists()
+
+
+def test_a_checkpoint_from_before_a_field_was_there_is_resumed(coloured: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(coloured), tmp_path / "run"
+    fit(recipe, folder, display=False, max_steps=1)
+    state = checkpoint.load(folder / "last.pt")
+    del state["recipe"]["segment"], state["recipe"]["optim"]["schedule"]
+    checkpoint.save(state, folder / "last.pt")
+    with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine' there and 'poly' here"):
+        fit(tiny(coloured, optim=dict(schedule="poly")), folder, display=False, max_steps=2)
+    assert fit(recipe, folder, display=False, max_steps=2).step == 2
 
 
 # --- stopped from outside

@@ -16,8 +16,19 @@ from smt_vision.engine import journal as module
 from smt_vision.engine.journal import Journal, read_log
 
 
-def open_journal(folder: Path, start_step: int = 0, display: bool = False, active: bool = True) -> Journal:
-    return Journal(folder, total_steps=40, total_epochs=4, display=display, start_step=start_step, active=active)
+def open_journal(
+    folder: Path, start_step: int = 0, display: bool = False, active: bool = True, headline: str = "top1"
+) -> Journal:
+    return Journal(
+        folder,
+        total_steps=40,
+        total_epochs=4,
+        headline=headline,
+        label={"top1": "top-1", "mask_ap": "mask AP"}[headline],
+        display=display,
+        start_step=start_step,
+        active=active,
+    )
 
 
 def train(journal: Journal, first: int, last: int) -> None:
@@ -186,6 +197,19 @@ def test_best_is_known_after_a_resume(tmp_path, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert "top-1 15.00 %   best 20.00 %" in first
     assert "top-1 21.00 %*  best 21.00 %" in second
+
+
+def test_any_metric_may_be_the_headline(tmp_path, capsys):
+    with open_journal(tmp_path, headline="mask_ap", display=True) as journal:
+        journal.evaluation(10, 1, {"mask_ap": 21.5, "box_ap": 30.0, "top1": 99.0})
+        journal.evaluation(20, 2, {"mask_ap": 20.0, "box_ap": 40.0})
+    with open_journal(tmp_path, headline="mask_ap", start_step=20, display=True) as journal:
+        journal.evaluation(30, 3, {"mask_ap": 21.0})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch 1/4  mask AP 21.50 %*  best 21.50 %  ")
+    assert second.startswith("epoch 2/4  mask AP 20.00 %   best 21.50 %  ")
+    assert third.startswith("epoch 3/4  mask AP 21.00 %   best 21.50 %  ")
+    assert board(tmp_path, "eval/box_ap") == [10, 20]
 
 
 class Terminal(io.StringIO):

@@ -1,5 +1,6 @@
 """Transforms, samplers and loaders: equal to timm's, exact over ranks, and the same after a resume."""
 
+import itertools
 import logging
 import os
 import pickle
@@ -213,6 +214,31 @@ def test_a_global_batch_is_the_same_for_any_world() -> None:
     one = [set(batch) for batch in TrainSampler(64, 8, 0, 1, 0).batches(3)]
     two = zip(*(TrainSampler(64, 4, rank, 2, 0).batches(3) for rank in range(2)), strict=True)
     assert one == [set(a) | set(b) for a, b in two]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_groups_are_kept_apart(world: int) -> None:
+    groups = np.arange(100) % 5 == 0
+    ranks = [TrainSampler(100, 6 // world, rank, world, 0, groups=groups) for rank in range(world)]
+    lost, orders = set(), []
+    for epoch in range(30):
+        batches = [[*itertools.chain(*shares)] for shares in zip(*(rank.batches(epoch) for rank in ranks), strict=True)]
+        assert len(batches) == len(ranks[0]) == 16
+        kinds = [set(groups[batch].tolist()) for batch in batches]
+        assert sum(len(kind) == 2 for kind in kinds) <= 1
+        seen = [i for batch in batches for i in batch]
+        assert len(set(seen)) == len(seen) == 96
+        lost |= set(range(100)) - set(seen)
+        orders.append(tuple(True in kind for kind in kinds))
+        assert list(ranks[0].batches(epoch, start_batch=5)) == list(ranks[0].batches(epoch))[5:]
+    assert set(groups[list(lost)].tolist()) == {False, True}  # neither group is always the one that loses images
+    assert len(set(orders)) > 25
+
+
+def test_a_group_of_one_image_is_not_left_out() -> None:
+    groups = np.arange(9) == 4
+    seen = {i for epoch in range(20) for batch in TrainSampler(9, 4, 0, 1, 0, groups).batches(epoch) for i in batch}
+    assert seen == set(range(9))
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch() -> None:

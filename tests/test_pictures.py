@@ -9,18 +9,27 @@ from matplotlib import rcParams
 from PIL import Image
 
 import smt_vision
+from smt_vision.benchmark import ModelInfo
 from smt_vision.engine.summary import hardware, write_summary
 from smt_vision.pictures import (
     Mistake,
     Prediction,
     SpeedPoint,
     accuracy_and_throughput,
+    class_colour,
     confusion,
     curves,
+    draw_detections,
+    draw_label_map,
     frontier,
     mistakes,
     predictions,
+    sample_grid,
 )
+from smt_vision.tasks.classify import Classification
+from smt_vision.tasks.task import Measure, Table
+
+TOP1 = dict(metric="top1", label="top-1 (%)", loss_label="loss (nats)")
 
 LOG = [
     *({"kind": "train", "step": s, "epoch": s / 10, "loss": 3 - s / 20, "lr": 1e-3 * s} for s in range(1, 41)),
@@ -41,7 +50,7 @@ def image(side: int = 32) -> Image.Image:
 
 def test_curves_draw_the_log(tmp_path):
     before = dict(rcParams)
-    figure = curves(LOG, tmp_path / "curves.png", "quickstart")
+    figure = curves(LOG, tmp_path / "curves.png", "quickstart", **TOP1)
     assert size(tmp_path / "curves.png") == (1560, 480)
     assert dict(rcParams) == before  # no style is left behind
     loss, top1, rate = figure.axes
@@ -59,14 +68,29 @@ def test_curves_draw_the_log(tmp_path):
 
 def test_curves_leave_a_gap_where_the_loss_is_not_finite(tmp_path):
     log = [{"kind": "train", "epoch": e, "loss": loss} for e, loss in enumerate((2.0, float("nan"), float("inf"), 1.0))]
-    figure = curves(log, tmp_path / "curves.png", "t")
+    figure = curves(log, tmp_path / "curves.png", "t", **TOP1)
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).tolist() == [False, True, True, False]
     assert np.isfinite(figure.axes[0].lines[1].get_ydata()[-1])
 
 
 def test_curves_of_an_empty_log_say_so(tmp_path):
-    figure = curves([], tmp_path / "curves.png", "a title with $ in it")
+    figure = curves([], tmp_path / "curves.png", "a title with $ in it", **TOP1)
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["nothing logged"] * 3
+
+
+def test_curves_draw_each_of_several_losses_and_any_metric(tmp_path):
+    log = [
+        *({"kind": "train", "epoch": e, "loss": 3.0, "loss/box": 1.0, "loss/mask": 2.0} for e in (1, 2)),
+        *({"kind": "eval", "epoch": e, "mask_ap": 10.0 * e, "top1": 0.0} for e in (1, 2)),
+    ]
+    figure = curves(log, tmp_path / "curves.png", "t", metric="mask_ap", label="mask AP (%)")
+    loss, scored, _ = figure.axes
+    assert [line.get_label() for line in loss.lines] == ["training", "training, smoothed", "box", "mask"]
+    assert [line.get_ydata().tolist() for line in loss.lines[2:]] == [[1.0, 1.0], [2.0, 2.0]]
+    assert len({line.get_color() for line in loss.lines[1:]}) == 3
+    assert loss.get_ylabel() == "loss"
+    assert scored.get_ylabel() == "mask AP (%)"
+    assert scored.get_title(loc="right") == "best 20.00 %, epoch 2"
 
 
 def test_confusion_writes_row_percentages(tmp_path):
@@ -166,6 +190,139 @@ def test_accuracy_and_throughput(tmp_path):
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(panels)
 
 
+# --- boxes, masks and label maps
+
+GREY = (128, 128, 128)
+CLASSES = ("cat", "dog", "owl")
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+def test_class_colours_are_stable_and_apart():
+    colours = np.array([class_colour(k) for k in range(150)])
+    apart = np.abs(colours[:, None] - colours).sum(-1) + 1000 * np.eye(150, dtype=int)
+    assert apart[:12, :12].min() > 80
+    assert apart.min() > 0
+    assert class_colour(3) == class_colour(3)
+
+
+def test_boxes_are_drawn_where_they_are():
+    picture = draw_detections(
+        Image.new("RGB", (100, 80), GREY), [[10, 20, 40, 60], [60, 50, 90, 79]], [0, 2], classes=CLASSES, legend=False
+    )
+    drawn = pixels(picture)
+    assert picture.size == (100, 80)
+    for (x0, y0, x1, y1), k in (((10, 20, 39, 59), 0), ((60, 50, 89, 78), 2)):
+        for row, column in ((y1, x0), (y1, x1), ((y0 + y1) // 2, x0), ((y0 + y1) // 2, x1)):
+            assert tuple(drawn[row, column]) == class_colour(k)
+        assert tuple(drawn[(y0 + y1) // 2, (x0 + x1) // 2]) == GREY
+    assert tuple(drawn[70, 20]) == GREY  # beyond the boxes
+
+
+def test_masks_are_filled_and_outlined():
+    mask = np.zeros((1, 80, 100), bool)
+    mask[0, 30:50, 20:60] = True
+    drawn = pixels(
+        draw_detections(
+            Image.new("L", (100, 80), 128), [[20, 30, 60, 50]], [1], [0.9], mask, classes=CLASSES, legend=False
+        )
+    )
+    colour = np.array(class_colour(1))
+    assert tuple(drawn[49, 30]) == tuple(colour)  # the outline
+    np.testing.assert_allclose(drawn[40, 40], 0.55 * 128 + 0.45 * colour, atol=1)
+    assert tuple(drawn[60, 40]) == GREY
+
+
+def test_the_most_certain_is_on_top_and_named_first():
+    both = [[20, 30, 80, 70], [20, 30, 80, 70]]
+    drawn = pixels(
+        draw_detections(Image.new("RGB", (100, 80), GREY), both, [0, 1], [0.2, 0.9], classes=CLASSES, legend=False)
+    )
+    assert tuple(drawn[69, 50]) == class_colour(1)
+    assert (drawn[18:29] == class_colour(1)).all(-1).any()  # its name, above the box
+    other = (drawn[18:30] == class_colour(0)).all(-1)
+    assert not other.any()
+
+
+def test_small_objects_get_no_name_and_one_class_no_word(monkeypatch):
+    written: list[str] = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda pen, xy, text, **style: written.append(text))
+    blank = Image.new("RGB", (200, 160), GREY)
+    boxes = [[10, 20, 60, 60], [100, 100, 110, 110]]
+    draw_detections(blank, boxes, [0, 1], [0.875, 0.9], classes=CLASSES)
+    assert written == ["cat 0.88", "cat", "dog"]  # the box's; then the legend
+    written.clear()
+    draw_detections(blank, boxes, [0, 0], [0.5, 0.9], classes=["cell"], legend=False)
+    draw_detections(blank, boxes, [0, 0], classes=["cell"], legend=False)
+    draw_detections(blank, boxes, [2, 0], classes=CLASSES, legend=False)
+    assert written == ["0.50", "owl"]
+
+
+def test_a_picture_is_resized_with_its_boxes_and_masks():
+    mask = np.zeros((1, 40, 50), bool)
+    mask[0, 10:20, 10:30] = True
+    picture = draw_detections(
+        Image.new("RGB", (50, 40), GREY), [[10, 10, 30, 20]], [0], None, mask, classes=["x"], side=200
+    )
+    assert picture.width == 200
+    drawn = pixels(picture)
+    assert tuple(drawn[79, 100]) == tuple(drawn[40, 60]) == class_colour(0)
+    assert tuple(drawn[82, 100]) == tuple(drawn[60, 122]) == GREY
+
+
+def test_nothing_found_is_the_image_itself():
+    blank = Image.new("RGB", (30, 20), GREY)
+    assert pixels(draw_detections(blank, [], [], [], np.zeros((0, 20, 30)), classes=CLASSES)).tolist() == (
+        pixels(blank).tolist()
+    )
+
+
+def test_what_does_not_fit_the_image_is_refused():
+    blank = Image.new("RGB", (30, 20), GREY)
+    with pytest.raises(ValueError, match=r"one length; they are \[1, 2\]"):
+        draw_detections(blank, [[1, 1, 5, 5]], [0, 1], classes=CLASSES)
+    with pytest.raises(ValueError, match=r"must be \(N, 20, 30\)"):
+        draw_detections(blank, [[1, 1, 5, 5]], [0], None, np.zeros((1, 30, 20)), classes=CLASSES)
+    with pytest.raises(ValueError, match=r"label map is \(30, 20\).*must be \(20, 30\)"):
+        draw_label_map(blank, np.zeros((30, 20), int), CLASSES)
+
+
+def test_label_map_colours_pixels_and_leaves_the_ignored():
+    label = torch.full((20, 30), 255)
+    label[:, :10] = 0
+    label[:, 10:20] = 2
+    drawn = pixels(draw_label_map(Image.new("RGB", (30, 20), GREY), label, CLASSES, opacity=0.5, legend=False))
+    np.testing.assert_allclose(drawn[5, 5], 64 + np.array(class_colour(0)) / 2, atol=1)
+    np.testing.assert_allclose(drawn[5, 15], 64 + np.array(class_colour(2)) / 2, atol=1)
+    assert tuple(drawn[5, 25]) == GREY
+
+
+def test_legend_names_what_occurs_in_as_many_lines_as_it_takes():
+    blank, names = Image.new("RGB", (120, 20), GREY), [f"a long class name {k}" for k in range(12)]
+    label = np.zeros((20, 120), int)
+    one = draw_label_map(blank, label, names)
+    label[0, :12] = range(12)
+    many = draw_label_map(blank, label, names)
+    assert one.width == many.width == 120
+    assert 20 < one.height < many.height
+    beneath = pixels(many)[20:].reshape(-1, 3).tolist()
+    assert all(list(class_colour(k)) in beneath for k in range(12))
+    assert list(class_colour(1)) not in pixels(one)[20:].reshape(-1, 3).tolist()
+
+
+def test_samples_stand_in_rows_and_columns():
+    panels = [[Image.new("RGB", (40, 30), class_colour(2 * r + c)) for c in range(2)] for r in range(2)]
+    panels[1][1] = Image.new("RGB", (60, 20), class_colour(3))
+    grid = sample_grid(panels, ["truth", "prediction"], ["a.png", "b.png"], [0], CLASSES)
+    assert grid.width == 40 + 60 + 3 * 6
+    seen = [tuple(p) for p in pixels(grid).reshape(-1, 3)]
+    for k, area in ((1, 40 * 30), (2, 40 * 30), (3, 60 * 20)):
+        assert seen.count(class_colour(k)) == area
+    assert seen.count(class_colour(0)) > 40 * 30  # in the legend, too
+
+
 METRICS = {
     "top1": 81.25,
     "top5": 97.5,
@@ -193,16 +350,22 @@ RECIPE = {
 
 
 def summary(tmp_path, **changes) -> str:
+    classes = changes.pop("classes", ("cat", "d|g", "owl"))
+    metrics = changes.pop("metrics", METRICS)
     values = {
         "recipe": RECIPE,
-        "metrics": METRICS,
+        "metrics": metrics,
+        "headline": "top1",
+        "measures": Classification.measures,
         "best_epoch": 291,
         "seconds": 3725.4,
         "hardware": "2 x a GPU",
         "command": "smt train imagenet1k_tiny --data pets",
-        "classes": ["cat", "d|g", "owl"],
-        "parameters": 11_500_000,
-        "gmac": 2.4,
+        "classes": len(classes),
+        "images": "3 x 224 x 224 pixels",
+        "cost": ModelInfo("smt_tiny", (3, 224, 224), 11_500_000, 2.4, 0, ()),
+        "tables": changes["tables"] if "tables" in changes else Classification(classes, None).tables(metrics),
+        "pictures": [tmp_path / "confusion.png", tmp_path / "samples" / "epoch_291.png"],
     }
     write_summary(tmp_path, **(values | changes))
     return (tmp_path / "summary.md").read_text()
@@ -230,13 +393,14 @@ def test_summary_holds_the_numbers(tmp_path):
     assert "smt train imagenet1k_tiny --data pets\n" in text
     for command in ("smt predict", "smt eval", "smt train --resume"):
         assert f"{command} {tmp_path}" in text
-    for name in ("curves", "confusion", "mistakes"):
+    assert "3 classes, 3 x 224 x 224 pixels" in text
+    for name in ("curves", "confusion", "samples/epoch_291"):
         assert f"]({name}.png)" in text
 
 
 def test_summary_without_what_a_run_may_lack(tmp_path):
-    text = summary(tmp_path, metrics=METRICS | {"confusion": None}, recipe=RECIPE | {"expected": {}})
-    assert "confusion" not in text
+    text = summary(tmp_path, metrics=METRICS | {"confusion": None}, recipe=RECIPE | {"expected": {}}, pictures=[])
+    assert "onfusion" not in text
     assert "| top-1 (%) | 81.25 |  |  |" in text
     assert "images/s" not in text
 
@@ -251,6 +415,26 @@ def test_best_and_worst_classes_do_not_overlap(tmp_path):
     text = summary(tmp_path, metrics=METRICS | {"per_class": rows, "confusion": None}, classes=classes)
     listed = re.findall(r"\| (c\d\d) \|", text)
     assert listed == ["c11", "c10", "c09", "c08", "c07", "c00", "c01", "c02", "c03", "c04"]
+
+
+def test_summary_of_any_task(tmp_path):
+    text = summary(
+        tmp_path,
+        metrics={"mask_ap": 43.1234, "mae": 0.01234, "count": 7},
+        headline="mask_ap",
+        measures={"mask_ap": Measure("mask AP"), "mae": Measure("mean absolute error", "")},
+        classes=["cell"],
+        images="short side 800, long side at most 1333 pixels",
+        cost=ModelInfo("Detector", (3, 800, 1280), 40_000_000, 265.0, 0, ()),
+        tables=[Table("By size", ("size", "AP"), [("small", 1.0), ("a|b", 22)]), Table("None", ("x", "y"), [])],
+    )
+    assert "**43.12 % mask AP** of 7 images" in text
+    assert "| mask AP (%) | 43.12 |  |  |" in text
+    assert "| mean absolute error | 0.0123 |  |  |" in text
+    assert "40.00 M parameters, 265 GMAC at 800 x 1280" in text
+    assert "1 class, short side 800, long side at most 1333 pixels" in text
+    assert "## By size\n\n| size | AP |\n|---|---:|\n| small | 1.00 |\n| a\\|b | 22 |\n" in text
+    assert "| x | y |\n|---|---|\n\n" in text
 
 
 def test_hardware_is_one_line():

@@ -15,19 +15,28 @@ import yaml
 from smt_vision.cli import main
 from smt_vision.engine.journal import read_log
 from smt_vision.engine.loop import fit
+from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.recipes import RECIPES, Augment, Engine, Input, Optim, Recipe
+from smt_vision.recipes import RECIPES, Augment, Detect, Engine, Input, Optim, Recipe, Segment
 from tiny_run import MODEL_ARGS
 
 LARGE = ("imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384")
 SCRATCH = ("tiny", "small", "base", "large")
+DETECTION = {
+    "coco_mask_rcnn_1x_small", "coco_mask_rcnn_1x_base", "coco_mask_rcnn_3x_small", "coco_mask_rcnn_3x_base",
+    "coco_cascade_3x_small", "coco_retinanet_3x_small", "nuclei_mask_rcnn", "bccd_retinanet",
+}  # fmt: skip
+SEGMENTATION = {"ade20k_upernet_160k_small", "ade20k_upernet_160k_base", "salient_upernet", "camvid_upernet"}
+CLASSIFICATION = {name: recipe for name, recipe in RECIPES.items() if recipe.task == "classify"}
 ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
 def test_names() -> None:
     assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
     assert {f"imagenet1k_{v}" for v in SCRATCH} <= RECIPES.keys()
-    assert {*LARGE, "finetune", "cifar10", "quickstart"} <= RECIPES.keys()
+    assert {*LARGE, "finetune", "cifar10", "quickstart"} <= CLASSIFICATION.keys()
+    assert {name for name, recipe in RECIPES.items() if recipe.task == "detect"} == DETECTION
+    assert {name for name, recipe in RECIPES.items() if recipe.task == "segment"} == SEGMENTATION
 
 
 @ALL
@@ -35,7 +44,8 @@ def test_says_what_for_on_what_and_whence(recipe: Recipe) -> None:
     for text in (recipe.about, recipe.hardware, recipe.citation):
         assert len(text) > 3
         assert "\n" not in text
-    assert set(recipe.expected) <= {"top1", "top5"}
+    known = {"classify": {"top1", "top5"}, "detect": {"box_ap", "mask_ap"}, "segment": {"miou"}}
+    assert set(recipe.expected) <= known[recipe.task]
     assert not recipe.expected or recipe.expected_source
 
 
@@ -48,7 +58,7 @@ def test_plain_data_and_back(recipe: Recipe) -> None:
 
 
 def test_every_field_is_explained() -> None:
-    for kind in (Recipe, Input, Augment, Optim, Engine):
+    for kind in (Recipe, Input, Augment, Optim, Detect, Segment, Engine):
         explained = re.findall(r"^        (\w+): ", kind.__doc__ or "", flags=re.MULTILINE)
         assert sorted(explained) == sorted(f.name for f in fields(kind)), kind
 
@@ -64,7 +74,7 @@ def test_builds_at_full_size(recipe: Recipe) -> None:
         assert model.pretrained_cfg["url"] or model.pretrained_cfg["file"]
 
 
-@ALL
+@pytest.mark.parametrize("recipe", CLASSIFICATION.values(), ids=CLASSIFICATION)
 def test_trains_an_update_and_evaluates(
     recipe: Recipe, coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +179,85 @@ def test_expected_results_are_the_papers(paper: dict[str, Any]) -> None:
             assert recipe.expected == {"top1": row["top1"], "top5": row["top5"]}, recipe.name
             found += 1
     assert found == len(published) == 5
+
+
+# --- the paper's values of detection and segmentation
+
+
+@pytest.mark.parametrize("name", sorted(name for name in DETECTION if name.startswith("coco")))
+def test_detection_is_the_papers(paper: dict[str, Any], name: str) -> None:
+    recipe, given = RECIPES[name], paper["recipes"]["detection"]
+    schedule, variant = given["3x" if "3x" in name else "1x"], name.rpartition("_")[2]
+    assert recipe.model == f"smt_{variant}"
+    assert recipe.model_args == {"drop_path_rate": given["drop_path"][variant]}
+    assert recipe.pretrained
+    assert (recipe.epochs, list(recipe.optim.milestones)) == (schedule["epochs"], schedule["steps"])
+    assert (recipe.optim.schedule, recipe.optim.name) == ("step", given["optimizer"].lower())
+    assert recipe.optim.weight_decay == given["weight_decay"]
+    assert f"{recipe.optim.no_decay} layers" == given["no_decay"]
+    assert given["lr_note"].startswith("Mask R-CNN; 1e-4 for the other detectors")
+    assert recipe.optim.lr == (given["lr"] if "mask_rcnn" in name else 1e-4)
+    assert (_batch(recipe), recipe.optim.lr_batch) == (given["batch"], 16)
+    assert f"{recipe.detect.fpn_channels} channels" in given["fpn"]
+    assert recipe.detect.long_side == paper["recipes"]["detection"]["3x"]["long_side"] == 1333
+    if "3x" in name:
+        assert recipe.detect.crop_branch
+        assert recipe.detect.train_short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+        assert "480..800 step 32" in schedule["augment"]
+    else:
+        assert not recipe.detect.crop_branch
+        assert recipe.detect.train_short_sides == (800,)
+        assert "short 800" in schedule["resize"]
+
+
+@pytest.mark.parametrize("variant", ["small", "base"])
+def test_ade20k_is_the_papers(paper: dict[str, Any], variant: str) -> None:
+    recipe, given = RECIPES[f"ade20k_upernet_160k_{variant}"], paper["recipes"]["segmentation"]
+    assert recipe.model == f"smt_{variant}"
+    assert recipe.model_args == {"drop_path_rate": given["drop_path"][variant]}
+    assert recipe.pretrained
+    optim, segment = recipe.optim, recipe.segment
+    assert (optim.name, optim.lr, optim.weight_decay) == ("adamw", given["lr"], given["weight_decay"])
+    assert (optim.schedule, optim.min_lr, optim.no_decay) == ("poly", 0.0, "norm")
+    assert (_batch(recipe), optim.lr_batch) == (given["batch"], 16)
+    assert segment.crop == (given["crop"], given["crop"])
+    head = f"UPerNet, {segment.channels} channels, pool scales 1 2 3 6, dropout {segment.dropout}; auxiliary FCN on "
+    assert given["head"] == f"{head}stage 3, {segment.aux_channels} channels, 1 conv, weight {segment.aux_weight}"
+    assert segment.zero_is_ignored
+
+    # An epoch has 1,263 updates of 16 of the 20,210 images.
+    steps = 20_210 // 16
+    assert given["iterations"] <= recipe.epochs * steps < given["iterations"] + steps
+
+    def rate(step: int) -> float:
+        return learning_rate(step, optim, recipe.epochs * steps, steps, 16)
+
+    assert rate(1500) == max(map(rate, range(0, recipe.epochs * steps, 100))) == given["lr"]
+    assert rate(0) == pytest.approx(given["lr"] * 1e-6)
+    assert rate(recipe.epochs * steps) == 0.0
+
+
+def test_detection_warms_up_for_500_updates() -> None:
+    recipe, steps = RECIPES["coco_mask_rcnn_1x_base"], 117_266 // 16
+    rates = [learning_rate(step, recipe.optim, 12 * steps, steps, 16) for step in (0, 250, 499, 500, 501)]
+    assert rates == pytest.approx([2e-7, 1.001e-4, 1.996e-4, 2e-4, 2e-4], rel=1e-3)
+
+
+def test_expected_results_of_dense_tasks_are_the_papers(paper: dict[str, Any]) -> None:
+    heads = {"mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN", "retinanet": "RetinaNet"}
+    coco = {(row["backbone"], row["method"], row["schedule"]): row for row in paper["coco"]}
+    found = 0
+    for name in DETECTION:
+        recipe = RECIPES[name]
+        schedule = "3x" if "3x" in name else "1x"
+        if row := coco.get((recipe.model, heads[recipe.detect.head], schedule)):
+            assert recipe.expected == {k: row[k] for k in ("box_ap", "mask_ap") if k in row}, name
+            found += 1
+    assert found == 4
+    for row in paper["ade20k"]:
+        recipe = RECIPES[f"ade20k_upernet_160k_{row['backbone'].removeprefix('smt_')}"]
+        assert recipe.expected == {"miou": row["miou_ss"]}
+        assert str(row["miou_ms"]) in recipe.expected_source
 
 
 # --- a recipe printed, and read again

@@ -154,7 +154,7 @@ def test_gradients_equal_the_literal_forms(overrides: dict[str, Any]) -> None:
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
     named = to_official({**ours.state_dict(), **grads})  # the release's keys: merged layers are taken apart
     for name, grad in expected.items():
-        assert (named[name] - grad).abs().max() <= 1e-9 * grad.abs().max().clamp(min=1e-6), name
+        assert (named[name] - grad).abs().max() <= 1e-9 * grad.abs().max().clamp(min=1e-5), name
     for name, value in literal.state_dict().items():
         if "running" in name:  # the statistics have seen the batch once
             assert torch.allclose(to_official(ours.state_dict())[name], value, rtol=1e-12, atol=1e-12), name

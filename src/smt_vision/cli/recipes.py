@@ -26,14 +26,12 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     if args.name is None:
-        table = Table("recipe", "top-1", "what for", box=None, header_style="bold")
-        table.columns[0].no_wrap = True
+        table = Table("recipe", "result", "what for", box=None, header_style="bold")
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
         for r in RECIPES.values():
-            top1 = f"{r.expected['top1']:.1f} %" if "top1" in r.expected else "-"
-            table.add_row(r.name, top1, f"{r.about}; {r.epochs} epochs on {r.hardware}")
-        return Output(
-            [r.to_dict() for r in RECIPES.values()], [table, "\ntop-1 is the published result; each recipe says whose."]
-        )
+            result = next((f"{metric} {value:.1f} %" for metric, value in r.expected.items()), "-")
+            table.add_row(r.name, result, f"{r.about}; {r.epochs} epochs on {r.hardware}")
+        return Output([r.to_dict() for r in RECIPES.values()], [table, "\neach recipe says whose result it is."])
     if args.name not in RECIPES:
         hint = nearest(args.name, RECIPES)
         print(f"smt recipes: error: there is no recipe {args.name!r}{hint} (smt recipes lists them)", file=sys.stderr)

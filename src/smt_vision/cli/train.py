@@ -79,8 +79,7 @@ def run(args: Any) -> Output:
         return Output(data, [f"{where}; go on with: smt train --resume {escape(str(folder))}"])
     show = [f"\n[bold]{escape(str(folder))}[/]: {done.task.headline} {numbers[done.task.headline]:.2f} % "
             f"(best of epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
-    show += [f"  {name}" for name in ("summary.md", "curves.png", "confusion.png", "mistakes.png")
-             if (folder / name).is_file()]  # fmt: skip
+    show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {escape(str(folder))} IMAGE_OR_FOLDER")
     return Output(data, show)
 

@@ -1,22 +1,49 @@
-"""Labelled images: sources, decoding, transforms, loaders."""
+"""Images with classes, objects or label maps: sources, decoding, transforms, loaders."""
 
 from .datasets import open_dataset
 from .decode import BrokenImage, decode
-from .image_set import ImageSet
+from .detection import (
+    DetectionBatch,
+    DetectionSet,
+    detection_eval_loader,
+    detection_train_loader,
+    draw_masks,
+    open_detection,
+)
+from .image_set import ImageSet, RawSet
 from .loaders import Batch, EvalLoader, TrainLoader, eval_loader, train_loader
+from .segmentation import (
+    SegmentationBatch,
+    SegmentationSet,
+    open_segmentation,
+    segmentation_eval_loader,
+    segmentation_train_loader,
+)
 from .transforms import eval_transform, input_from_model, train_transform
 
 __all__ = [
     "Batch",
     "BrokenImage",
+    "DetectionBatch",
+    "DetectionSet",
     "EvalLoader",
     "ImageSet",
+    "RawSet",
+    "SegmentationBatch",
+    "SegmentationSet",
     "TrainLoader",
     "decode",
+    "detection_eval_loader",
+    "detection_train_loader",
+    "draw_masks",
     "eval_loader",
     "eval_transform",
     "input_from_model",
     "open_dataset",
+    "open_detection",
+    "open_segmentation",
+    "segmentation_eval_loader",
+    "segmentation_train_loader",
     "train_loader",
     "train_transform",
 ]

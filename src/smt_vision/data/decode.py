@@ -1,12 +1,14 @@
-"""The one image decoder: any file that Pillow reads, to 8-bit RGB or grey."""
+"""The one decoder of images: any file that Pillow reads, to 8-bit RGB or grey, or to the numbers of a label map."""
 
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: a decoded RGB image of half a gigabyte
@@ -15,6 +17,25 @@ _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 class BrokenImage(ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
+
+
+@contextlib.contextmanager
+def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """A file as Pillow opens it, once its size is known to be bounded; all that goes wrong with it is BrokenImage."""
+    try:
+        with warnings.catch_warnings():
+            # Our own limit decides; Pillow's warning at half of it would be noise for each large photograph.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BrokenImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
+            yield image
+    except (BrokenImage, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can make Pillow's readers raise nearly anything
+        raise BrokenImage(f"{name}: {_reason(data, error)}") from error
 
 
 def decode(
@@ -42,23 +63,36 @@ def decode(
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
     if isinstance(data, Image.Image):
         return _to_mode(data, _MODES[channels], name)
-    try:
-        with warnings.catch_warnings():
-            # Our own limit decides; Pillow's warning at half of it would be noise for each large photograph.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-        with image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BrokenImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
-            image.load()
-            with contextlib.suppress(Exception):  # damaged metadata does not make good pixels unreadable
-                ImageOps.exif_transpose(image, in_place=True)
-            return _to_mode(image, _MODES[channels], name)
-    except (BrokenImage, MemoryError):
-        raise
-    except Exception as error:  # a damaged file can make Pillow's readers raise nearly anything
-        raise BrokenImage(f"{name}: {_reason(data, error)}") from error
+    with _opened(data, name, max_pixels) as image:
+        image.load()
+        with contextlib.suppress(Exception):  # damaged metadata does not make good pixels unreadable
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_mode(image, _MODES[channels], name)
+
+
+def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer]:
+    """Decode a label map: an image whose pixels are numbers, not colours.
+
+    Args:
+        path: of one channel: 8 or 16 bits, or a palette, whose indices are then the labels.
+        name: what errors call the map.
+        max_pixels: as in :func:`decode`.
+
+    Returns:
+        (H, W), uint8 or a wider integer, as stored.
+
+    Raises:
+        BrokenImage: unreadable, or of several channels.
+    """
+    with _opened(path, name, max_pixels) as image:
+        if image.mode == "1":
+            image = image.convert("L")
+        if image.mode not in ("L", "P") and not image.mode.startswith("I"):
+            raise BrokenImage(
+                f"{name}: a label map has one number a pixel, this has mode {image.mode}; save it as grey or palette "
+                "image whose values are the labels"
+            )
+        return np.asarray(image)
 
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.Image:

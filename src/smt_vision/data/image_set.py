@@ -1,4 +1,4 @@
-"""What every source of labelled images becomes: a map-style set of raw images; and the held-out split."""
+"""What every source of images becomes: a map-style set of raw images with targets; and the held-out split."""
 
 import copy
 import hashlib
@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Generic, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,47 @@ from PIL import Image
 
 Split = Literal["train", "val"]
 Raw = bytes | Path | Image.Image
+T = TypeVar("T")
 
 
-class ImageSet(ABC):
-    """Labelled images by index, not decoded.
+class RawSet(ABC, Generic[T]):
+    """Images by index, not decoded, each with a target.
 
-    Names and labels are arrays, not lists: worker processes then share their memory, and pickle them fast.
+    Names are an array, not a list: worker processes then share its memory, and pickle it fast.
+
+    Args:
+        classes: names of the classes, in the order of their numbers.
+        ids: N names, unique within the set and the same wherever the set is stored.
+        where: what comes before an id in messages, as the folder with a slash.
+    """
+
+    def __init__(self, classes: Sequence[str], ids: Sequence[str], where: str) -> None:
+        self.classes = tuple(classes)
+        self.where = where
+        self._ids = np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def name(self, i: int) -> str:
+        """What the image is called in messages, as its path."""
+        return self.where + self.id(i)
+
+    def id(self, i: int) -> str:
+        """The image's name within the set."""
+        return os.fsdecode(bytes(self._ids[i]))
+
+    @abstractmethod
+    def read(self, i: int) -> tuple[Raw, T, str]:
+        """Image ``i`` as it is stored, its target, and its name for messages."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log: how much of what."""
+
+
+class ImageSet(RawSet[int]):
+    """Images of one class each.
 
     Args:
         classes: names of the classes, in the order of their numbers.
@@ -31,30 +66,16 @@ class ImageSet(ABC):
     def __init__(
         self, classes: Sequence[str], targets: Sequence[int] | npt.NDArray[np.int64], ids: Sequence[str], where: str
     ) -> None:
-        self.classes = tuple(classes)
+        super().__init__(classes, ids, where)
         self.targets: npt.NDArray[np.int64] = np.asarray(targets, dtype=np.int64)
         if len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise ValueError(
                 f"{where}: class numbers from {self.targets.min()} to {self.targets.max()} for {len(self.classes)} "
                 f"classes; expected 0 to {len(self.classes) - 1} (-1 often marks images without labels)"
             )
-        self.where = where
-        self._ids = np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)
         self._rows = np.arange(len(self.targets))  # each image's place in the source
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def name(self, i: int) -> str:
-        """What the image is called in messages, as its path."""
-        return self.where + self.id(i)
-
-    def id(self, i: int) -> str:
-        """The image's name within the set."""
-        return os.fsdecode(bytes(self._ids[i]))
-
     def read(self, i: int) -> tuple[Raw, int, str]:
-        """Image ``i`` as it is stored, its class, and its name for messages."""
         return self._read(int(self._rows[i]), self.id(i)), int(self.targets[i]), self.name(i)
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
@@ -64,7 +85,7 @@ class ImageSet(ABC):
         return part
 
     def describe(self) -> str:
-        """One line for the log: images, classes, and the smallest and largest class."""
+        """Images, classes, and the smallest and largest class."""
         counts = np.bincount(self.targets, minlength=len(self.classes))
         few, many = int(counts.argmin()), int(counts.argmax())
         return (

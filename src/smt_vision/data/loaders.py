@@ -1,4 +1,4 @@
-"""Batches: sharded samplers, seeded augmentation, worker processes, unreadable images.
+"""Batches: sharded samplers, seeded augmentation, worker processes, unreadable images; and those of classification.
 
 Shapes: B images of C channels, S x S pixels.
 """
@@ -7,10 +7,12 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Iterable, Iterator
-from typing import Literal, TypedDict, cast
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,20 +20,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from ..recipes import Augment, Input
 from .decode import BrokenImage, decode
-from .image_set import ImageSet
+from .image_set import ImageSet, RawSet
 from .transforms import Transform, eval_transform, train_transform
 
 log = logging.getLogger(__name__)
 Position = tuple[int, int]  # (epoch, image)
 
 
-class Item(TypedDict):
-    """One image: (C, S, S), or ``None`` where none could be read; its class; its index; what could not be read."""
-
-    image: Tensor | None
-    target: int
-    index: int
-    broken: list[str]
+Item = dict[str, Any]  # one image's "image" (None: none could be read), "index", "broken", and what its task needs
+T = TypeVar("T")
 
 
 class Batch(TypedDict):
@@ -43,29 +40,32 @@ class Batch(TypedDict):
     broken: list[str]
 
 
-class ClassificationDataset(Dataset[Item]):
+B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch: a typed dict with "image", "index" and "broken" in it
+
+
+class DecodedImages(Dataset[Item], ABC, Generic[T]):
     """Decoded and augmented images by (epoch, index).
 
-    What the transform draws is a function of (seed, epoch, index) alone: the same for any number of workers and
+    What :meth:`convert` draws is a function of (seed, epoch, index) alone: the same for any number of workers and
     processes, and after a resume.
 
     Args:
         images: the raw images.
-        transform: an image to a tensor (C, S, S).
         channels: 1 or 3.
-        seed: of the transform's draws.
+        seed: of the draws.
         attempts: images to try for each item: beyond 1, the next readable image replaces one that is not, so that
             batches keep their size. Where none was readable the item's image is ``None``.
     """
 
-    def __init__(
-        self, images: ImageSet, transform: Transform, channels: Literal[1, 3], seed: int, attempts: int = 1
-    ) -> None:
+    def __init__(self, images: RawSet[T], channels: Literal[1, 3], seed: int, attempts: int = 1) -> None:
         self.images = images
-        self.transform = transform
         self.channels = channels
         self.seed = seed
         self.attempts = attempts
+
+    @abstractmethod
+    def convert(self, image: Image.Image, target: T, name: str) -> Item:
+        """A decoded image and its target to ``image`` and what else its batch needs; BrokenImage if they disagree."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,13 +77,12 @@ class ClassificationDataset(Dataset[Item]):
             row = (index + attempt) % len(self.images)
             try:
                 raw, target, name = self.images.read(row)
-                image: Image.Image = decode(raw, self.channels, name=name)
+                image = decode(raw, self.channels, name=name)
+                seed_all(self.seed, epoch, index)
+                return {**self.convert(image, target, name), "index": row, "broken": broken}
             except BrokenImage as error:
                 broken.append(str(error))
-                continue
-            seed_all(self.seed, epoch, index)
-            return Item(image=self.transform(image), target=target, index=row, broken=broken)
-        return Item(image=None, target=-1, index=index, broken=broken)
+        return {"image": None, "index": index, "broken": broken}
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
         # The loader asks for a batch at a time. In a worker the generators are ours; here they are the caller's.
@@ -106,22 +105,44 @@ def seed_all(*numbers: int) -> None:
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
-class Collate:
+class ClassificationDataset(DecodedImages[int]):
+    """Images as tensors (C, S, S) with their class; ``transform`` makes the tensor, the rest is as above."""
+
+    def __init__(
+        self, images: ImageSet, transform: Transform, channels: Literal[1, 3], seed: int, attempts: int = 1
+    ) -> None:
+        super().__init__(images, channels, seed, attempts)
+        self.transform = transform
+
+    def convert(self, image: Image.Image, target: int, name: str) -> Item:
+        return {"image": self.transform(image), "target": target}
+
+
+class Collate(ABC):
     """Items to a batch; those without an image are left out, their messages kept."""
 
-    def __init__(self, channels: int, size: int) -> None:
-        self.shape = (0, channels, size, size)
-
-    def __call__(self, items: list[Item]) -> Batch:
-        images = [item["image"] for item in items if item["image"] is not None]
+    def __call__(self, items: list[Item]) -> dict[str, Any]:
         read = [item for item in items if item["image"] is not None]
-        return Batch(
+        return {
+            **(self.stack(read) if read else {}),  # a batch of no image is not handed on: only its messages count
+            "index": torch.tensor([item["index"] for item in read], dtype=torch.long),
+            "broken": [message for item in items for message in item["broken"]],
+        }
+
+    @abstractmethod
+    def stack(self, items: list[Item]) -> dict[str, Any]:
+        """Everything else of the batch, of one or more items."""
+
+
+class ClassificationCollate(Collate):
+    """Images of one size and their classes."""
+
+    def stack(self, items: list[Item]) -> dict[str, Any]:
+        return {
             # torch's own collation: a worker stacks straight into the memory that it shares, and saves a copy.
-            image=default_collate(images) if images else torch.empty(self.shape),
-            target=torch.tensor([item["target"] for item in read], dtype=torch.long),
-            index=torch.tensor([item["index"] for item in read], dtype=torch.long),
-            broken=[message for item in items for message in item["broken"]],
-        )
+            "image": default_collate([item["image"] for item in items]),
+            "target": torch.tensor([item["target"] for item in items], dtype=torch.long),
+        }
 
 
 class TrainSampler:
@@ -131,15 +152,27 @@ class TrainSampler:
     the incomplete last one is dropped. A set smaller than one global batch makes one batch of all its images (shared
     equally, so that fewer than ``world`` may be left out).
 
+    With groups, a batch's images are of one group, on all ranks, but in the one batch where the groups meet. Which
+    group comes last, and so loses the incomplete batch, is drawn, and so is the order of the batches.
+
     Args:
         length: images in the set.
         batch_size: images a batch, on each rank.
         rank: of this process.
         world: processes.
         seed: of the permutations.
+        groups: (length,) False or True, as which images are upright: they pad each other least; ``None`` for one group.
     """
 
-    def __init__(self, length: int, batch_size: int, rank: int, world: int, seed: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        groups: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         if length < world:
             raise ValueError(f"{length} training images for {world} processes; use fewer processes")
         self.length = length
@@ -147,14 +180,20 @@ class TrainSampler:
         self.rank = rank
         self.world = world
         self.seed = seed
+        self.groups = groups
 
     def __len__(self) -> int:
         return self.length // (self.batch_size * self.world)
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[int]]:
         """The batches of an epoch, from ``start_batch`` on: to resume costs no decoding of those before."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-        for batch in range(start_batch, len(self)):
+        draw = np.random.default_rng([self.seed, epoch])
+        order, batches = draw.permutation(self.length), np.arange(len(self))
+        if self.groups is not None:
+            last = draw.integers(2)
+            order = order[np.argsort(self.groups[order] == last, kind="stable")]
+            draw.shuffle(batches)
+        for batch in batches[start_batch:].tolist():
             first = (batch * self.world + self.rank) * self.batch_size
             yield order[first : first + self.batch_size].tolist()
 
@@ -198,10 +237,19 @@ class _EpochBatches(Sampler[list[Position]]):
         return ([(epoch, i) for i in batch] for batch in self.sampler.batches(epoch, self.start_batch))
 
 
-class _Loader:
-    """Batches of a sampler through worker processes, which are kept from one pass to the next."""
+class _Loader(Generic[B]):
+    """Batches of a sampler through worker processes, which are kept from one pass to the next.
 
-    def __init__(self, dataset: ClassificationDataset, sampler: TrainSampler | EvalSampler, input: Input) -> None:
+    Args:
+        dataset: images by (epoch, index).
+        collate: makes a batch of them.
+        sampler: which images make up each batch.
+        input: of it, ``workers`` and ``max_broken``.
+    """
+
+    def __init__(
+        self, dataset: DecodedImages[Any], collate: Collate, sampler: TrainSampler | EvalSampler, input: Input
+    ) -> None:
         self.images = dataset.images
         self.max_broken = input.max_broken
         self._broken: dict[str, None] = {}
@@ -211,7 +259,7 @@ class _Loader:
             dataset,
             batch_sampler=cast(Iterable[list[int]], self._batches),
             num_workers=workers,
-            collate_fn=Collate(input.channels, input.size),
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             # Else each pass would draw from the global generator, and a resumed run would differ from a whole one.
@@ -228,13 +276,13 @@ class _Loader:
         """A message for each unreadable image met so far."""
         return tuple(self._broken)
 
-    def _run(self, epoch: int, start_batch: int) -> Iterator[Batch]:
+    def _run(self, epoch: int, start_batch: int) -> Iterator[B]:
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
         try:
             for batch in self._loader:
                 self._count(batch["broken"])
-                if len(batch["target"]):
-                    yield batch
+                if len(batch["index"]):
+                    yield cast(B, batch)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -260,7 +308,7 @@ class _Loader:
         self._loader._iterator = None
 
 
-class TrainLoader(_Loader):
+class TrainLoader(_Loader[B]):
     """Batches of training; see ``train_loader``."""
 
     @property
@@ -268,24 +316,24 @@ class TrainLoader(_Loader):
         """Batches of a whole epoch on this rank; the same on each."""
         return len(self._batches.sampler)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[B]:
         """The batches of an epoch, from ``start_batch`` on; one pass at a time."""
         return self._run(epoch, start_batch)
 
 
-class EvalLoader(_Loader):
+class EvalLoader(_Loader[B]):
     """Batches of evaluation; see ``eval_loader``. Iterate it as often as needed."""
 
     def __len__(self) -> int:
         return len(self._batches.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[B]:
         return self._run(0, 0)
 
 
 def train_loader(
     images: ImageSet, input: Input, augment: Augment, batch_size: int, seed: int, rank: int = 0, world: int = 1
-) -> TrainLoader:
+) -> TrainLoader[Batch]:
     """Shuffled, augmented batches.
 
     The whole stream is a function of (seed, rank, world): not of the number of workers, nor of where it was resumed.
@@ -304,12 +352,13 @@ def train_loader(
         BrokenImage: while iterating, when more than ``input.max_broken`` images are unreadable.
     """
     dataset = ClassificationDataset(
-        images, train_transform(input, augment), _channels(input), seed, attempts=input.max_broken + 1
+        images, train_transform(input, augment), channels_of(input), seed, attempts=input.max_broken + 1
     )
-    return TrainLoader(dataset, TrainSampler(len(images), batch_size, rank, world, seed), input)
+    sampler = TrainSampler(len(images), batch_size, rank, world, seed)
+    return TrainLoader(dataset, ClassificationCollate(), sampler, input)
 
 
-def eval_loader(images: ImageSet, input: Input, batch_size: int, rank: int = 0, world: int = 1) -> EvalLoader:
+def eval_loader(images: ImageSet, input: Input, batch_size: int, rank: int = 0, world: int = 1) -> EvalLoader[Batch]:
     """Batches in order, each image once over all ranks. Unreadable ones are named in the log and left out.
 
     Args:
@@ -322,11 +371,12 @@ def eval_loader(images: ImageSet, input: Input, batch_size: int, rank: int = 0, 
     Raises:
         BrokenImage: while iterating, when more than ``input.max_broken`` images are unreadable.
     """
-    dataset = ClassificationDataset(images, eval_transform(input), _channels(input), seed=0)
-    return EvalLoader(dataset, EvalSampler(len(images), batch_size, rank, world), input)
+    dataset = ClassificationDataset(images, eval_transform(input), channels_of(input), seed=0)
+    return EvalLoader(dataset, ClassificationCollate(), EvalSampler(len(images), batch_size, rank, world), input)
 
 
-def _channels(input: Input) -> Literal[1, 3]:
+def channels_of(input: Input) -> Literal[1, 3]:
+    """The input's number of channels as :func:`smt_vision.data.decode.decode` takes it."""
     return 1 if input.channels == 1 else 3  # any other number has been refused by the transform
 
 

@@ -39,6 +39,8 @@ class Journal:
         folder: the run's folder; made if need be.
         total_steps: updates of the whole run.
         total_epochs: epochs of the whole run.
+        headline: the metric, in percent, that says which evaluation is best.
+        label: what it is called on the display.
         display: write to the standard output at all.
         start_step: the last step already done, where a run resumes; ``read_log`` drops what was written beyond it.
         active: ``False`` on all processes but the first: every method then does nothing.
@@ -50,6 +52,8 @@ class Journal:
         *,
         total_steps: int,
         total_epochs: int,
+        headline: str,
+        label: str,
         display: bool,
         start_step: int = 0,
         active: bool = True,
@@ -58,6 +62,7 @@ class Journal:
         if not active:
             return
         self._total_steps, self._total_epochs = total_steps, total_epochs
+        self._headline, self._label = headline, label
         self._start_step = self._step = start_step
         self._values: dict[str, float | Tensor] = {}  # the latest of each name, for the display
         self._losses: deque[float | Tensor] = deque(maxlen=LOSSES_SHOWN)  # since the last evaluation
@@ -72,7 +77,7 @@ class Journal:
         self._file: TextIO = log.open("a", encoding="utf-8", buffering=1)
         if begun or start_step:
             self._write("resume", step=start_step)
-            self._best = max((line["top1"] for line in read_log(folder) if "top1" in line), default=-math.inf)
+            self._best = max((line[headline] for line in read_log(folder) if headline in line), default=-math.inf)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
         self._console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -95,7 +100,7 @@ class Journal:
         Args:
             step: updates done.
             epoch: epochs done, as 1.25.
-            values: as loss (nats), lr, images_per_s, grad_norm, data_share.
+            values: as loss, the sum of a task's losses, lr, images_per_s, grad_norm, data_share.
         """
         if not self._active:
             return
@@ -128,8 +133,8 @@ class Journal:
         Args:
             step: updates done.
             epoch: epochs done.
-            metrics: by name; percent, or nats for ``loss``. Only those that are numbers are written. A ``top1`` above
-                all before is marked with a star.
+            metrics: by name; percent, or nats for ``loss``. Only those that are numbers are written. A headline
+                above all before is marked with a star.
         """
         if not self._active:
             return
@@ -145,10 +150,10 @@ class Journal:
             self._losses.clear()
         if "loss" in numbers:
             parts.append(f"eval loss {numbers['loss']:.4f}")
-        if "top1" in numbers:
-            star = "*" if numbers["top1"] > self._best else " "
-            self._best = max(self._best, numbers["top1"])
-            parts.append(f"top-1 {numbers['top1']:.2f} %{star}")
+        if (score := numbers.get(self._headline)) is not None:
+            star = "*" if score > self._best else " "
+            self._best = max(self._best, score)
+            parts.append(f"{self._label} {score:.2f} %{star}")
             parts.append(f"best {self._best:.2f} %")
         parts.append(_clock(time.monotonic() - self._started))
         self._say("  ".join(parts))

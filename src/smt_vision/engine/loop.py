@@ -99,6 +99,8 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
         folder,
         total_steps=total_steps,
         total_epochs=recipe.epochs,
+        headline=task.headline,
+        label=task.measures[task.headline].label,
         display=display,
         start_step=run.step,
         active=fabric.is_global_zero,
@@ -121,7 +123,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
 
                 if run.step % recipe.engine.log_every == 0 or run.step == stop_at:
                     _check_finite(losses, run.step, folder)
-                    values = {name: loss.item() for name, loss in losses.items()}
+                    values = _named(losses)
                     if grad_norm is not None:
                         values["grad_norm"] = float(grad_norm)
                     journal.step(run.step, run.step / steps_per_epoch, lr=lr, **clock.rates(), **values)
@@ -146,6 +148,8 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
                     metrics = evaluate(fabric, task, run.weights, val, advance)
                 run.keep_if_best(metrics, done)
                 journal.evaluation(run.step, done, {k: v for k, v in metrics.items() if isinstance(v, float)})
+                if (picture := run.draw_samples(done)) is not None:
+                    journal.image("samples", run.step, picture)
             run.save_last()
             if run.step < stop_at and _any_rank(fabric, bool(asked))[0]:
                 journal.note(f"stopped after update {run.step} of {total_steps}; saved")
@@ -168,7 +172,7 @@ def _groups(batches: Any, size: int) -> Any:
 def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None]:
     """One update from the batches of one group; returns the losses' means and the gradient's norm before clipping."""
     fabric, recipe = run.fabric, run.recipe
-    torch.manual_seed(hash((recipe.seed, run.step, fabric.global_rank)) % 2**63)  # of drop path and mixup
+    torch.manual_seed(hash((recipe.seed, run.step, fabric.global_rank)) % 2**63)  # of drop path, mixup, proposals
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(group):
         batch = fabric.to_device(batch)
@@ -258,6 +262,13 @@ def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
         return list(flags)
     summed = _reduced(fabric, "sum", torch.tensor(flags, dtype=torch.float32, device=fabric.device))
     return [bool(flag) for flag in summed]
+
+
+def _named(losses: dict[str, Tensor]) -> dict[str, float]:
+    """What the log says of an update's losses: their sum, and, where there are several, each as ``loss/NAME``."""
+    values = {name: loss.item() for name, loss in losses.items()}
+    parts = {f"loss/{name}": value for name, value in values.items()} if len(values) > 1 else {}
+    return {"loss": sum(values.values()), **parts}
 
 
 def _check_finite(losses: dict[str, Tensor], step: int, folder: Path) -> None:

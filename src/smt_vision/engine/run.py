@@ -117,7 +117,8 @@ class Run:
         self.fabric.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        theirs, ours = _flat(state["recipe"]), _flat(self.recipe.to_dict())
+        # Through a Recipe, a field that the run's version did not have yet stands at its default, which is what it did.
+        theirs, ours = (_flat(recipe.to_dict()) for recipe in (Recipe.from_dict(state["recipe"]), self.recipe))
         unlike = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
         if unlike:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in unlike)
@@ -133,26 +134,56 @@ class Run:
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
 
+    def draw_samples(self, epoch: int) -> Path | None:
+        """Draw the task's sample images with what the weights say of them; returns the picture, if there is one."""
+        if not self.fabric.is_global_zero:
+            return None
+        training = self.weights.training
+        with torch.inference_mode(), self.fabric.autocast():
+            picture = self.task.samples(self.weights.eval(), self.fabric.device)
+        self.weights.train(training)
+        if picture is None:
+            return None
+        path = self._samples(epoch)
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+        return path
+
+    def _samples(self, epoch: int) -> Path:
+        return self.folder / "samples" / f"epoch_{epoch:03}.png"
+
     def report(self, command: str) -> None:
         """Write what a finished run leaves to read: metrics.json, pictures and the one-page summary."""
         if not self.fabric.is_global_zero:
             return
+        task, measures = self.task, self.task.measures
         (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1))
-        pictures.curves(read_log(self.folder), self.folder / "curves.png", self.recipe.name)
-        self.task.pictures(self.folder, self.metrics)
-        channels, size = self.recipe.input.channels, self.recipe.input.size
-        info = describe(self.raw, input_size=(channels, size, size))
+        pictures.curves(
+            read_log(self.folder),
+            self.folder / "curves.png",
+            self.recipe.name,
+            metric=task.headline,
+            label=measures[task.headline].title,
+            loss_label=measures["loss"].title if "loss" in measures else "loss",
+        )
+        drawn = task.pictures(self.folder, self.metrics)
+        samples = self._samples(self.best_epoch)
+        module, input_size = task.countable()
         write_summary(
             self.folder,
             recipe=self.recipe.to_dict(),
             metrics=self.metrics,
+            headline=task.headline,
+            measures=measures,
             best_epoch=self.best_epoch,
             seconds=self.seconds,
             hardware=hardware(),
             command=command,
-            classes=self.task.card["classes"],
-            parameters=info.parameters,
-            gmac=info.gmac,
+            classes=len(task.card["classes"]),
+            images=task.images,
+            cost=describe(module, input_size),
+            tables=task.tables(self.metrics),
+            pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
 
 

@@ -2,17 +2,18 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 
 from .._version import __version__
+from ..benchmark import ModelInfo
+from ..tasks.task import Measure, Table
 from .journal import LOG_NAME, read_log
 
 
@@ -31,33 +32,41 @@ def write_summary(
     *,
     recipe: dict[str, Any],
     metrics: dict[str, Any],
+    headline: str,
+    measures: Mapping[str, Measure],
     best_epoch: int,
     seconds: float,
     hardware: str,
     command: str,
-    classes: Sequence[str],
-    parameters: int,
-    gmac: float,
+    classes: int,
+    images: str,
+    cost: ModelInfo,
+    tables: Sequence[Table],
+    pictures: Sequence[Path],
 ) -> None:
     """Writes ``summary.md``: what was trained on what, how well, where it errs, and how to go on.
 
     Args:
         folder: the run's folder.
         recipe: the recipe, as a dictionary.
-        metrics: of the best epoch: top1, top5 and ece (percent), loss (nats), count, confusion (nested lists or a
-            tensor, or ``None``), and per_class, a list of ``{"class": name, "count": images, "accuracy": percent}``.
+        metrics: of the best epoch; ``count`` is the number of images.
+        headline: the metric, in percent, that the result is told by.
+        measures: the metrics to list, in order.
         best_epoch: the epoch they are of.
         seconds: that training took.
         hardware: that it took place on, in one line.
         command: the exact command line.
-        classes: names, by index.
-        parameters: of the model.
-        gmac: multiply-adds of one image, in units of 10**9.
+        classes: how many.
+        images: what the model sees of an image, in words.
+        cost: of the model.
+        tables: what else there is to tell.
+        pictures: files below the folder to show.
     """
-    size, channels = recipe["input"]["size"], recipe["input"]["channels"]
+    height, width = cost.input_size[1:]
+    model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
     facts = {
-        "model": f"`{recipe['model']}`: {parameters / 1e6:.2f} M parameters, {gmac:.3g} GMAC at {size} x {size}",
-        "data": f"`{recipe['data']}`: {len(classes)} classes, {channels} x {size} x {size} pixels",
+        "model": f"`{recipe['model']}`: {model}",
+        "data": f"`{recipe['data']}`: {classes} {'class' if classes == 1 else 'classes'}, {images}",
         "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images a batch and process",
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
@@ -65,15 +74,16 @@ def write_summary(
         "versions": f"smt_vision {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
     result = (
-        f"`{recipe['model']}` on `{recipe['data']}`: **{metrics['top1']:.2f} % top-1** of {metrics['count']} images, "
-        f"by the weights of epoch {best_epoch} of {recipe['epochs']}, the best on these same images."
+        f"`{recipe['model']}` on `{recipe['data']}`: **{metrics[headline]:.2f} % {measures[headline].label}** of "
+        f"{metrics['count']} images, by the weights of epoch {best_epoch} of {recipe['epochs']}, the best on these "
+        "same images."
     )
     page = [
         f"# {recipe['name']}",
         "",
         result,
         "",
-        *_result(metrics, recipe.get("expected", {}), recipe.get("expected_source", "")),
+        *_result(metrics, measures, recipe.get("expected", {}), recipe.get("expected_source", "")),
         "![curves](curves.png)",
         "",
         "## Run",
@@ -84,10 +94,8 @@ def write_summary(
         command,
         "```",
         "",
-        *_classes(metrics["per_class"]),
-        *_confusions(metrics["confusion"], classes),
-        "![mistakes](mistakes.png)",
-        "",
+        *(line for table in tables for line in _table(table)),
+        *(line for path in pictures for line in (_shown(path, folder), "")),
         "## Go on",
         "",
         "```sh",
@@ -99,48 +107,33 @@ def write_summary(
     (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
-def _result(metrics: dict[str, Any], expected: dict[str, float], source: str) -> list[str]:
-    names = {"top1": "top-1 (%)", "top5": "top-5 (%)", "loss": "loss (nats)", "ece": "calibration error (%)"}
+def _result(
+    metrics: dict[str, Any], measures: Mapping[str, Measure], expected: dict[str, float], source: str
+) -> list[str]:
     lines = ["| metric | this run | expected | difference |", "|---|---:|---:|---:|"]
-    for key, name in names.items():
-        digits = 4 if key == "loss" else 2
+    for key, measure in measures.items():
         wanted, gap = "", ""
         if key in expected:
-            wanted, gap = f"{expected[key]:.{digits}f}", f"{metrics[key] - expected[key]:+.{digits}f}"
-        lines.append(f"| {name} | {metrics[key]:.{digits}f} | {wanted} | {gap} |")
+            wanted, gap = measure.text(expected[key]), measure.text(metrics[key] - expected[key], sign="+")
+        lines.append(f"| {measure.title} | {measure.text(metrics[key])} | {wanted} | {gap} |")
     return [*lines, "", *([f"Expected: {source}.", ""] if source else [])]
 
 
-def _classes(per_class: list[dict[str, Any]]) -> list[str]:
-    seen = [row for row in per_class if row["count"]]
-    ranked = sorted(seen, key=lambda row: -row["accuracy"])
-    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the worst
-    lines = ["## Classes", "", "| class | images | accuracy (%) |", "|---|---:|---:|"]
-    for label, rows in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
-        lines.append(f"| **{label} {len(rows)}** | | |")
-        lines += [f"| {_cell(row['class'])} | {row['count']} | {row['accuracy']:.2f} |" for row in rows]
-    return [*lines, ""]
+def _table(table: Table) -> list[str]:
+    """A table of Markdown; columns with numbers in them are set to the right."""
+    right = [any(not isinstance(cell, str) for cell in column) for column in zip(*table.rows, strict=True)]
+    rules = ["---:" if r else "---" for r in right] or ["---"] * len(table.header)
+    lines = [f"## {table.title}", "", _row(table.header), f"|{'|'.join(rules)}|"]
+    return [*lines, *(_row(row) for row in table.rows), ""]
 
 
-def _confusions(confusion: Any, classes: Sequence[str]) -> list[str]:
-    if confusion is None:  # too many classes
-        return []
-    matrix = np.asarray(confusion)
-    images = matrix.sum(axis=1)
-    wrong = matrix - np.diag(matrix.diagonal())
-    worst = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
-    lines = ["Most frequent confusions:", "", "| true class | taken for | images | share (%) |", "|---|---|---:|---:|"]
-    lines += [
-        f"| {_cell(classes[row])} | {_cell(classes[column])} | {wrong[row, column]} "
-        f"| {100 * wrong[row, column] / images[row]:.2f} |"
-        for row, column in worst
-        if wrong[row, column]
-    ]
-    return [*lines, "", "![confusion](confusion.png)", ""]
+def _row(cells: Sequence[str | int | float]) -> str:
+    told = (f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(told)} |"
 
 
-def _cell(name: str) -> str:
-    return name.replace("|", "\\|")
+def _shown(path: Path, folder: Path) -> str:
+    return f"![{path.stem}]({path.relative_to(folder).as_posix()})"
 
 
 def _speed(folder: Path) -> str:

@@ -8,6 +8,14 @@ __all__ = ["Metric", "Task", "build_task"]
 
 def build_task(recipe: Recipe) -> Task:
     """The recipe's task, with its data sets opened and its model built."""
-    from .classify import Classify  # the one task so far; the import is here so that a task costs only its users
+    if recipe.task == "detect":  # the imports are here so that a task costs only its users
+        from .detect import Detect
 
-    return {"classify": Classify}[recipe.task](recipe)
+        return Detect(recipe)
+    if recipe.task == "segment":
+        from .segment import Segment
+
+        return Segment(recipe)
+    from .classify import Classify
+
+    return Classify(recipe)

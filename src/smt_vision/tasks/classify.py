@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..data import ImageSet, decode, eval_loader, open_dataset, train_loader
 from ..metrics import ClassificationMetrics
 from ..recipes import Augment, Recipe
 from .build import build_model, resolve_input
-from .task import Batch, EvalLoader, TrainLoader
+from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
 WORST = 25  # mistakes kept for the picture
 
@@ -29,6 +30,12 @@ class Classification:
     """
 
     headline = "top1"
+    measures: Mapping[str, Measure] = {
+        "top1": Measure("top-1"),
+        "top5": Measure("top-5"),
+        "loss": Measure("loss", "nats"),
+        "ece": Measure("calibration error"),
+    }
 
     def __init__(self, classes: tuple[str, ...], val_set: ImageSet) -> None:
         self.classes = classes
@@ -39,6 +46,13 @@ class Classification:
 
     def metric(self, device: torch.device) -> "ClassifyMetric":
         return ClassifyMetric(self.classes, device)
+
+    def tables(self, metrics: dict[str, Any]) -> list[Table]:
+        """The best and the worst classes, and, up to 1000 classes, the most frequent confusions."""
+        tables = [_ranked(metrics["per_class"])]
+        if metrics["confusion"] is not None:
+            tables.append(_confusions(np.asarray(metrics["confusion"]), self.classes))
+        return tables
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the worst ones."""
@@ -76,6 +90,7 @@ class Classify(Classification):
         super().__init__(self.train_set.classes, self._open("val"))
         self.model = build_model(recipe, num_classes=len(self.classes))
         self.input = resolve_input(recipe.input, self.model)
+        self.images = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
         self.mix = _mix(recipe.augment, len(self.classes))
         self.card = {
             "task": "classify",
@@ -96,6 +111,12 @@ class Classify(Classification):
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
         return eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
+
+    def samples(self, model: nn.Module, device: torch.device) -> None:
+        """None: a class is told in a word."""
+
+    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        return self.model, (self.input.channels, self.input.size, self.input.size)
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         image, target = batch["image"], batch["target"]
@@ -141,6 +162,29 @@ class ClassifyMetric:
             if c >= 0
         ]
         return out
+
+
+def _ranked(per_class: list[dict[str, Any]]) -> Table:
+    seen = [row for row in per_class if row["count"]]
+    ranked = sorted(seen, key=lambda row: -row["accuracy"])
+    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the worst
+    rows: list[tuple[str | int | float, ...]] = []
+    for label, part in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
+        rows.append((f"**{label} {len(part)}**", "", ""))
+        rows += [(row["class"], row["count"], row["accuracy"]) for row in part]
+    return Table("Classes", ("class", "images", "accuracy (%)"), rows)
+
+
+def _confusions(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
+    images = matrix.sum(axis=1)
+    wrong = matrix - np.diag(matrix.diagonal())
+    worst = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+    rows: list[tuple[str | int | float, ...]] = [
+        (classes[true], classes[said], int(wrong[true, said]), 100 * wrong[true, said] / images[true])
+        for true, said in worst
+        if wrong[true, said]
+    ]
+    return Table("Most frequent confusions", ("true class", "taken for", "images", "share (%)"), rows)
 
 
 def _worst(rows: Tensor) -> Tensor:

@@ -1,14 +1,8 @@
-"""Runs as data: frozen dataclasses, and the recipes that ship.
-
-A recipe says everything that decides a run's result. Any field can be overridden from the command line, typed and
-dotted (``--optim.lr 5e-4``), or from a YAML file. This module holds names and numbers and imports nothing of ours.
-
-The paper's values: arXiv 2307.08579 (ICCV 2023) and the configurations of the authors' release.
-"""
+"""The fields of a recipe, and what each means."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
@@ -19,6 +13,9 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Input:
     """How images become tensors.
+
+    Detection and segmentation have sizes of their own (``Detect``, ``Segment``): size, the crop and val_fraction are
+    classification's.
 
     Args:
         size: side of the square the model sees, in pixels.
@@ -51,7 +48,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Augment:
-    """What training does to images and labels.
+    """What training does to images and labels; detection takes its flips and color_jitter, segmentation its flips.
 
     Args:
         crop: ``rrc``: a random area, resized; ``pad``: a random crop of the zero-padded image; ``none``.
@@ -95,13 +92,17 @@ class Optim:
     Args:
         name: timm's name of the optimiser.
         lr: peak rate, for ``lr_batch`` images an update.
-        min_lr: rate at the end of the cosine.
+        min_lr: rate at the end of ``cosine`` and ``poly``.
         warmup_lr: rate at the first step.
         lr_batch: all three rates are multiplied by (images an update) / lr_batch; ``None`` takes them as they are.
+        schedule: after the warm-up: ``cosine``; ``step``: a tenth from each of the milestones on; ``poly``: a straight
+            line.
+        milestones: epochs after which ``step`` lowers the rate.
         warmup_epochs: epochs of linear warm-up; may be a fraction.
         betas: of Adam.
         eps: of Adam.
-        weight_decay: on all but biases and 1-D parameters.
+        weight_decay: on all but what ``no_decay`` says.
+        no_decay: ``1d``: biases and 1-D parameters; ``norm``: the parameters of normalisation layers alone.
         layer_decay: factor on the rate for each layer from the head down; ``None`` for one rate.
         clip_grad: largest gradient norm; ``None`` for no clipping.
     """
@@ -111,12 +112,100 @@ class Optim:
     min_lr: float = 1e-6
     warmup_lr: float = 1e-7
     lr_batch: int | None = 512
+    schedule: Literal["cosine", "step", "poly"] = "cosine"
+    milestones: tuple[float, ...] = ()
     warmup_epochs: float = 5.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    no_decay: Literal["1d", "norm"] = "1d"
     layer_decay: float | None = None
     clip_grad: float | None = 5.0
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Detection and instance segmentation: the head, and the sizes of images; unused by other tasks.
+
+    Args:
+        head: ``retinanet``, ``faster_rcnn``, or, with masks, ``mask_rcnn`` or ``cascade_mask_rcnn``.
+        short_side: of an image in evaluation, in pixels, unless the long one would pass long_side.
+        long_side: the longest that an image may be.
+        train_short_sides: training draws one of these for an image.
+        crop_branch: half of the training images are first resized to a short side of 400, 500 or 600, and cropped to
+            384 to 600 pixels a side: the augmentation of the 3x schedule (DETR's).
+        norm: the backbone's BatchNorm: ``train``; ``frozen`` at the statistics it starts with, for few images a
+            process; ``sync``: statistics over all processes.
+        box_loss: ``l1``: torchvision's own of that head; ``giou``: of decoded boxes.
+        anchor_sizes: sides of the anchors in pixels, one a level; ``retinanet`` makes three octave scales of each.
+        fpn_channels: of the feature pyramid.
+        head_channels: of the box head's linear layers.
+        rois: proposals a box head sees of an image in training.
+        score_threshold: detections below it are dropped.
+        nms_threshold: overlap (IoU) from which the weaker of two detections of a class is dropped.
+        max_detections: kept of an image.
+        min_box: training boxes with a side below it, in pixels after augmentation, are dropped.
+    """
+
+    head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
+    short_side: int = 800
+    long_side: int = 1333
+    train_short_sides: tuple[int, ...] = (800,)
+    crop_branch: bool = False
+    norm: Literal["train", "frozen", "sync"] = "train"
+    box_loss: Literal["l1", "giou"] = "l1"
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    fpn_channels: int = 256
+    head_channels: int = 1024
+    rois: int = 512
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+    min_box: float = 1.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Semantic and binary segmentation: the head, the sizes of images and the test; unused by other tasks.
+
+    Args:
+        head: ``upernet``.
+        kind: ``classes``: one of the classes a pixel; ``binary``: one map of objects (salient, camouflaged), learnt by
+            binary cross-entropy and IoU.
+        short_side: images are first resized to it, in pixels, unless the long side would pass long_side; 0 keeps them.
+        long_side: the longest that a resized image may be, before scale.
+        crop: height and width of training crops, and of the windows of ``slide``.
+        scale: training multiplies the resize by a draw from this range.
+        max_class_share: a crop with a larger share of one class is drawn again, up to ten times.
+        photometric: training changes brightness, contrast, saturation and hue.
+        channels: of the head.
+        dropout: before the classifier.
+        aux_weight: of the auxiliary head's loss; 0 for no such head.
+        aux_channels: of the auxiliary head.
+        test: ``whole``: an image at once; ``slide``: in windows of crop, averaged where they overlap.
+        stride: of the windows: down, across.
+        test_scales: sizes at which an image is tested, as multiples of its own; probabilities are averaged.
+        test_flip: test the mirror image, too.
+        zero_is_ignored: label 0 means none of the classes, and class k is stored as k + 1, as in ADE20K.
+    """
+
+    head: Literal["upernet"] = "upernet"
+    kind: Literal["classes", "binary"] = "classes"
+    short_side: int = 512
+    long_side: int = 2048
+    crop: tuple[int, int] = (512, 512)
+    scale: tuple[float, float] = (0.5, 2.0)
+    max_class_share: float = 0.75
+    photometric: bool = True
+    channels: int = 512
+    dropout: float = 0.1
+    aux_weight: float = 0.4
+    aux_channels: int = 256
+    test: Literal["whole", "slide"] = "whole"
+    stride: tuple[int, int] = (341, 341)
+    test_scales: tuple[float, ...] = (1.0,)
+    test_flip: bool = False
+    zero_is_ignored: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,19 +250,22 @@ class Recipe:
     Args:
         name: what the recipe is called.
         about: one line on what it is for.
-        task: what is learnt.
-        model: timm's name of the model.
+        task: what is learnt: ``classify``, ``detect`` or ``segment``.
+        model: timm's name of the model, or of the backbone.
         model_args: further constructor arguments of the model.
         pretrained: start from the model's published weights.
         checkpoint: start from the weights of this file or run folder; a classifier of another size starts afresh.
         data: where the images are: a folder or tar of class folders, webdataset shards, ``torch/NAME``,
-            ``hfds/NAME``, or ``auto`` for the digits that ship with a package.
+            ``hfds/NAME``, or ``auto`` for the digits that ship with a package; for detection a folder in COCO's or
+            Pascal VOC's layout, for segmentation one of images and label maps.
         epochs: passes over the training images.
         batch_size: images a batch, for each process.
         seed: of everything random.
         input: how images become tensors.
         augment: what training does to them.
         optim: the optimiser and its rate.
+        detect: head and image sizes of detection.
+        segment: head and image sizes of segmentation.
         engine: how the run is carried out.
         expected: the result, by metric, in percent.
         expected_source: who measured it, where.
@@ -189,7 +281,7 @@ class Recipe:
     batch_size: int
     hardware: str
     citation: str
-    task: Literal["classify"] = "classify"
+    task: Literal["classify", "detect", "segment"] = "classify"
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     checkpoint: str | None = None
@@ -197,6 +289,8 @@ class Recipe:
     input: Input = field(default_factory=Input)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
+    detect: Detect = field(default_factory=Detect)
+    segment: Segment = field(default_factory=Segment)
     engine: Engine = field(default_factory=Engine)
     expected: dict[str, float] = field(default_factory=dict)
     expected_source: str = ""
@@ -211,143 +305,16 @@ class Recipe:
         return from_plain(cls, {k: from_plain(GROUPS[k], v) if k in GROUPS else v for k, v in values.items()})
 
 
-GROUPS: dict[str, type] = {"input": Input, "augment": Augment, "optim": Optim, "engine": Engine}
+GROUPS: dict[str, type] = {
+    "input": Input,
+    "augment": Augment,
+    "optim": Optim,
+    "detect": Detect,
+    "segment": Segment,
+    "engine": Engine,
+}
 
 
 def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
     """A dataclass from what JSON, YAML or a checkpoint made of it: lists become tuples again."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _imagenet(variant: str, params: str, drop_path: float, top1: float | None, top5: float | None) -> Recipe:
-    measured = {} if top1 is None or top5 is None else {"top1": top1, "top5": top5}
-    return Recipe(
-        name=f"imagenet1k_{variant}",
-        about=f"smt_{variant} ({params} parameters) from scratch on ImageNet-1K, as in the paper",
-        model=f"smt_{variant}",
-        model_args=dict(drop_path_rate=drop_path),
-        data="imagenet",
-        epochs=300,
-        batch_size=128,
-        expected=measured,
-        expected_source="the paper, table 1" if measured else "not published: the paper trains large on 22K first",
-        hardware="8 GPUs of 32 GB, 128 images each",
-        citation=PAPER,
-    )
-
-
-_TINY = _imagenet("tiny", "11.5 M", 0.1, 82.2, 96.0)
-_LARGE_22K = Recipe(
-    name="imagenet22k_large",
-    about="smt_large (80.6 M parameters) from scratch on ImageNet-22K, to be fine-tuned",
-    model="smt_large",
-    model_args=dict(drop_path_rate=0.1),
-    data="imagenet22k",
-    epochs=90,
-    batch_size=128,
-    optim=Optim(lr=1.25e-4, warmup_lr=1.25e-7, min_lr=1.25e-6),
-    engine=Engine(accumulate=4),
-    expected_source="no top-1 on 22K is published",
-    hardware="8 GPUs of 40 GB, 128 images each, 4 batches accumulated",
-    citation=PAPER,
-)
-_LARGE_224 = replace(
-    _LARGE_22K,
-    name="imagenet1k_large_ft224",
-    about="smt_large from 22K weights, fine-tuned on ImageNet-1K at 224",
-    model="smt_large.in22k",
-    pretrained=True,
-    data="imagenet",
-    epochs=30,
-    optim=Optim(lr=1e-5, warmup_lr=1e-8, min_lr=1e-7),
-    engine=Engine(),
-    expected={"top1": 87.1, "top5": 98.1},
-    expected_source="the paper, table 2",
-    hardware="8 GPUs of 40 GB, 128 images each",
-)
-
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        _TINY,
-        _imagenet("small", "22.6 M", 0.2, 83.7, 96.5),
-        _imagenet("base", "32.0 M", 0.3, 84.3, 96.9),
-        _imagenet("large", "80.6 M", 0.4, None, None),
-        _LARGE_22K,
-        _LARGE_224,
-        replace(
-            _LARGE_224,
-            name="imagenet1k_large_ft384",
-            about="smt_large from 22K weights, fine-tuned on ImageNet-1K at 384",
-            batch_size=64,
-            input=Input(size=384, crop_mode="squash", crop_pct=1.0),
-            optim=Optim(lr=2e-5, warmup_lr=2e-8, min_lr=2e-7),
-            expected={"top1": 88.1, "top5": 98.4},
-            hardware="8 GPUs of 40 GB, 64 images each",
-        ),
-        Recipe(
-            name="finetune",
-            about="your own folder of images, from pretrained weights, with layer-wise rate decay and EMA",
-            model="smt_tiny",
-            model_args=dict(drop_path_rate=0.1),
-            pretrained=True,
-            data="PATH",
-            epochs=20,
-            batch_size=64,
-            augment=Augment(scale=(0.3, 1.0), mixup=0.0, cutmix=0.0),
-            optim=Optim(
-                lr=5e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=256, warmup_epochs=2.0, layer_decay=0.75, clip_grad=1.0
-            ),
-            engine=Engine(ema=0.998, log_every=10),
-            expected_source="depends on your data",
-            hardware="one GPU of 8 GB; hours, not days, on a CPU with a small set",
-            citation="layer-wise decay after Bao et al., BEiT, arXiv 2106.08254; the rest after the paper",
-        ),
-        Recipe(
-            name="cifar10",
-            about="a small model from scratch on CIFAR-10, on two CPU cores",
-            model="smt_femto",
-            model_args=dict(stem_stride=1, depths=(1, 1, 4, 1)),
-            data="torch/cifar10",
-            epochs=18,
-            batch_size=128,
-            input=Input(size=32, crop_pct=1.0, workers=1),
-            augment=Augment(
-                crop="pad", auto_augment=None, color_jitter=0.0, random_erasing=0.0, mixup=0.0, mix_prob=0.5
-            ),
-            optim=Optim(lr=2e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.5, clip_grad=1.0),
-            engine=Engine(ema=0.998),
-            expected={"top1": 85.5},
-            expected_source="measured here, docs/results/cifar10.md: 85.56 at seed 0",
-            hardware="2 CPU cores",
-            citation="ours",
-        ),
-        Recipe(
-            name="quickstart",
-            about="handwritten digits in minutes on two CPU cores: see it work",
-            model="smt_atto",
-            model_args=dict(stem_stride=2),
-            data="auto",
-            epochs=12,
-            batch_size=64,
-            input=Input(size=32, channels=1, crop_pct=1.0, mean=(0.1307,), std=(0.3081,), val_fraction=0.2, workers=0),
-            augment=Augment(
-                crop="pad",
-                pad=3,
-                hflip=0.0,
-                auto_augment=None,
-                color_jitter=0.0,
-                random_erasing=0.0,
-                mixup=0.0,
-                cutmix=0.0,
-                label_smoothing=0.05,
-            ),
-            optim=Optim(lr=3e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.0, clip_grad=1.0),
-            engine=Engine(precision="32-true", ema=0.98, log_every=10),
-            expected={"top1": 98.0},
-            expected_source="measured here: 98.00 at seed 0",
-            hardware="2 CPU cores",
-            citation="ours",
-        ),
-    )
-}

@@ -1,0 +1,1 @@
+"""Detectors and segmenters over any backbone of timm's."""

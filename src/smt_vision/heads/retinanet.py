@@ -1,0 +1,63 @@
+"""RetinaNet: classes and boxes straight from the feature pyramid (Lin et al., ICCV 2017), by torchvision's parts."""
+
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from ..recipes import Detect
+from .features import Backbone, Pyramid, in_float32
+
+RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
+OCTAVES = tuple(2 ** (i / 3) for i in range(3))
+
+
+class RetinaNet(TorchvisionRetinaNet):
+    """torchvision's RetinaNet on images that are resized, normalised and padded already.
+
+    Args:
+        backbone: gives the maps, of which the pyramid takes the last three.
+        num_classes: K.
+        config: anchors, channels, loss and thresholds.
+
+    Shape: see :class:`smt_vision.heads.detectors.Detector`; no masks. The losses are ``class`` (focal) and ``box``.
+    """
+
+    has_masks = False
+
+    def __init__(self, backbone: Backbone, num_classes: int, config: Detect) -> None:
+        pyramid = Pyramid(backbone, config.fpn_channels, "convs")
+        sizes = tuple(tuple(side * octave for octave in OCTAVES) for side in config.anchor_sizes)
+        anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
+        head = RetinaNetHead(config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes)
+        head.regression_head._loss_type = config.box_loss
+        super().__init__(
+            pyramid,
+            num_classes,
+            anchor_generator=anchors,
+            head=in_float32(head),
+            score_thresh=config.score_threshold,
+            nms_thresh=config.nms_threshold,
+            detections_per_img=config.max_detections,
+        )
+        self.transform = nn.Identity()  # the loaders' work
+
+    def forward(
+        self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        shapes = [(h, w) for h, w in sizes.tolist()]
+        levels = list(self.backbone(image).values())
+        outputs = self.head(levels)
+        anchors = self.anchor_generator(ImageList(image, shapes), levels)
+        if self.training:
+            losses = self.compute_loss(targets, outputs, anchors)
+            return {"class": losses["classification"], "box": losses["bbox_regression"]}
+        per_place = self.anchor_generator.num_anchors_per_location()
+        counts = [level.shape[2] * level.shape[3] * n for level, n in zip(levels, per_place, strict=True)]
+        split = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
+        return self.postprocess_detections(split, [list(a.split(counts)) for a in anchors], shapes)
+
+    def forward_counted(self, image: Tensor) -> dict[str, Tensor]:
+        """The work that depends on the image's size alone, all that tables of cost count: pyramid and head."""
+        return self.head(list(self.backbone(image).values()))

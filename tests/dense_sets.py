@@ -1,0 +1,90 @@
+"""Small sets with objects and with label maps, of known content."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Json = dict[str, Any]
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def write_image(path: Path, width: int, height: int, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_labels(path: Path, labels: npt.ArrayLike, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(labels, dtype=np.uint8))
+    if palette:
+        image.putpalette(range(255, -1, -1))  # colours that are not the labels
+    image.save(path)
+
+
+def annotation(id: int, image: int, category: int, bbox: Sequence[float], **more: Any) -> Json:
+    x, y, w, h = bbox
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    entry = {"id": id, "image_id": image, "category_id": category, "bbox": list(bbox), "segmentation": polygon}
+    return entry | {"area": w * h, "iscrowd": 0} | more
+
+
+def coco_content() -> Json:
+    """Three images, of which the last has no object; two classes whose ids have gaps and are not in order."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 3, "file_name": "b.png", "width": 20, "height": 50},
+            {"id": 90, "file_name": "sub/c.png", "width": 32, "height": 32},
+        ],
+        "annotations": [
+            annotation(5, 3, 44, (2, 3, 10, 20)),
+            annotation(1, 7, 44, (0, 0, 8, 6)),
+            annotation(2, 7, 18, (10, 10, 20, 15)),
+            annotation(9, 7, 18, (0, 20, 40, 10), iscrowd=1, segmentation=run_lengths(30, 40, (0, 20, 40, 30))),
+        ],
+        "categories": [{"id": 44, "name": "bottle"}, {"id": 18, "name": "dog"}],
+    }
+
+
+def run_lengths(height: int, width: int, box: tuple[int, int, int, int]) -> Json:
+    """A filled box as uncompressed run lengths, which go down the columns."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    left, top, right, bottom = box
+    mask[top:bottom, left:right] = 1
+    edges = np.flatnonzero(np.diff(mask.T.ravel(), prepend=0))
+    return {"size": [height, width], "counts": np.diff(edges, prepend=0, append=mask.size).tolist()}
+
+
+def write_coco(root: Path, content: Json | None = None, split: str = "train") -> Path:
+    """``annotations/instances_SPLIT.json`` and the images that it names."""
+    content = content or coco_content()
+    for k, image in enumerate(content["images"]):
+        write_image(root / split / image["file_name"], image["width"], image["height"], seed=k)
+    file = root / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    return root
+
+
+def write_voc(root: Path, objects: Mapping[str, Sequence[tuple[str, Sequence[float], int]]]) -> Path:
+    """Images of 40 x 30 pixels in ``train.txt``, each with (name, (xmin, ymin, xmax, ymax), difficult)."""
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for k, (stem, boxes) in enumerate(objects.items()):
+        write_image(root / "JPEGImages" / f"{stem}.png", 40, 30, seed=k)
+        items = "".join(
+            f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+            + "".join(f"<{side}>{value}</{side}>" for side, value in zip(SIDES, box, strict=True))
+            + "</bndbox></object>"
+            for name, box, difficult in boxes
+        )
+        size = "<size><width>40</width><height>30</height></size>"
+        (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{items}</annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(objects) + "\n")
+    return root

@@ -1,0 +1,272 @@
+"""COCO's average precision: known answers, the library's own, several processes."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as rle
+from torch import Tensor
+
+from smt_vision.metrics.detection import NUMBERS, DetectionMetrics
+
+SIDE = 200  # pixels of every image
+
+
+def truth(*objects: tuple[int, int, list[float]], images: int = 1, crowd: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A set of squares: (image id, category id, [x, y, width, height]) each; masks are the boxes."""
+    return {
+        "images": [{"id": 10 + i, "file_name": f"{i}.png", "height": SIDE, "width": SIDE} for i in range(images)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": int(i in crowd),
+                "segmentation": rle_of(box),
+            }
+            for i, (image, category, box) in enumerate(objects)
+        ],
+    }
+
+
+def mask_of(box: list[float]) -> Tensor:
+    x, y, w, h = map(round, box)
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+def rle_of(box: list[float]) -> dict[str, Any]:
+    return rle.encode(np.asfortranarray(mask_of(box).numpy().astype(np.uint8)))
+
+
+def metrics(ground_truth: dict[str, Any], masks: bool = True, **kwargs: Any) -> DetectionMetrics:
+    return DetectionMetrics(ground_truth, ("dog", "cat"), (7, 3), masks=masks, **kwargs)
+
+
+def add(metric: DetectionMetrics, image: int, *found: tuple[list[float], float, int]) -> None:
+    """Adds detections ([x, y, width, height], score, label) of an image."""
+    boxes = torch.tensor([box for box, _, _ in found]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks = [mask_of(box) for box, _, _ in found]
+    metric.update(
+        image,
+        boxes,
+        torch.tensor([score for _, score, _ in found]),
+        torch.tensor([label for _, _, label in found], dtype=torch.int64),
+        metric.encode(torch.stack(masks)) if metric.masks and masks else [],
+    )
+
+
+BIG, SMALL = [10.0, 10, 100, 100], [150.0, 150, 20, 20]
+
+
+def test_perfect_detections() -> None:
+    metric = metrics(truth((10, 7, BIG), (11, 3, SMALL), images=2))
+    add(metric, 10, (BIG, 0.9, 0))
+    add(metric, 11, (SMALL, 0.8, 1))
+    out = metric.compute()
+    for kind in ("box", "mask"):
+        assert [out[f"{kind}_{name}"] for name in ("ap", "ap50", "ap75", "ap_small", "ap_large", "ar")] == [100.0] * 6
+        assert out[f"{kind}_ap_medium"] is None  # no object is of that size
+    assert out["count"] == out["objects"] == 2
+    whole = {"box_ap": 100.0, "box_ap50": 100.0, "mask_ap": 100.0, "mask_ap50": 100.0}
+    assert out["per_class"] == [{"class": "dog", "count": 1, **whole}, {"class": "cat", "count": 1, **whole}]
+
+
+def test_shifted_detections() -> None:
+    """Squares of 100 shifted by 20 overlap by 80 / 120: enough for the thresholds 0.5, 0.55, 0.6 and 0.65 of ten."""
+    metric = metrics(truth((10, 7, BIG)))
+    add(metric, 10, ([30.0, 10, 100, 100], 0.9, 0))
+    out = metric.compute()
+    for kind in ("box", "mask"):
+        assert [out[f"{kind}_{name}"] for name in ("ap", "ap50", "ap75")] == pytest.approx([40.0, 100.0, 0.0])
+
+
+def test_a_mistake_that_is_surer_halves_the_precision() -> None:
+    metric = metrics(truth((10, 7, BIG)), masks=False)
+    add(metric, 10, ([100.0, 100, 90, 90], 0.9, 0), (BIG, 0.5, 0))
+    out = metric.compute()
+    assert out["box_ap50"] == pytest.approx(50.0)
+    assert out["box_ar"] == 100.0
+    assert out["box_ar1"] == 0.0  # of the first detection alone
+    assert not any(name.startswith("mask") for name in out)
+
+
+def test_the_wrong_class_finds_nothing() -> None:
+    metric = metrics(truth((10, 7, BIG)))
+    add(metric, 10, (BIG, 0.9, 1))
+    out = metric.compute()
+    assert (out["box_ap"], out["mask_ap"]) == (0.0, 0.0)
+    assert [row["box_ap"] for row in out["per_class"]] == [0.0, None]  # there are no cats to find
+
+
+def test_crowds_are_neither_found_nor_missed() -> None:
+    crowd = [0.0, 120, 200, 80]
+    metric = metrics(truth((10, 7, BIG), (10, 7, crowd), crowd=(1,)))
+    add(metric, 10, (BIG, 0.5, 0), ([20.0, 130, 30, 30], 0.9, 0), ([60.0, 130, 30, 30], 0.8, 0))
+    out = metric.compute()
+    assert (out["box_ap"], out["mask_ap"], out["objects"]) == (100.0, 100.0, 1)
+
+
+def test_nothing_found_in_any_image() -> None:
+    metric = metrics(truth((10, 7, BIG)))
+    add(metric, 10)
+    metric.reduce(lambda x: x[None])
+    out = metric.compute()
+    assert (out["box_ap"], out["mask_ap"], out["box_ar"]) == (0.0, 0.0, 0.0)
+    assert metric.detections() == []
+
+
+def test_images_that_were_not_given_do_not_count() -> None:
+    metric = metrics(truth((10, 7, BIG), (11, 7, BIG), images=2))
+    add(metric, 10, (BIG, 0.9, 0))
+    out = metric.compute()
+    assert (out["box_ap"], out["count"], out["objects"]) == (100.0, 1, 1)
+
+
+def test_more_objects_than_a_hundred() -> None:
+    places = [[float(x), float(y), 8.0, 8.0] for x in range(0, 200, 16) for y in range(0, 200, 20)]
+    results = []
+    for limit in (100, 200):
+        metric = metrics(truth(*((10, 7, box) for box in places)), masks=False, max_detections=limit)
+        add(metric, 10, *((box, 0.9 - i / 1000, 0) for i, box in enumerate(places)))
+        results.append(metric.compute()["box_ar"])
+    assert len(places) == 130
+    assert results == pytest.approx([100 * 100 / 130, 100.0])
+
+
+# --- beside the library, and on several processes ---
+
+
+def made_up(seed: int = 0) -> tuple[dict[str, Any], dict[int, list[tuple[list[float], float, int]]]]:
+    """Random objects of all sizes in eight images, and detections that miss some, shift some and invent some."""
+    rng = np.random.default_rng(seed)
+
+    def square() -> list[float]:
+        side = float(rng.choice([12, 25, 50, 70, 100, 130]))
+        return [float(rng.integers(0, int(SIDE - side))), float(rng.integers(0, int(SIDE - side))), side, side]
+
+    objects = [(10 + i, int(rng.choice([3, 7])), square()) for i in range(7) for _ in range(4)]  # the last has none
+    found: dict[int, list[tuple[list[float], float, int]]] = {10 + i: [] for i in range(8)}
+    for image, category, (x, y, w, h) in objects:
+        if rng.random() < 0.8:
+            shift = rng.integers(0, 4)
+            label = int(category == 3) if rng.random() < 0.9 else 0
+            found[image].append(([min(x + shift, SIDE - w), y, w, h], float(rng.random()), label))
+    for image in found:
+        found[image].append((square(), float(rng.random()), int(rng.integers(2))))
+    return truth(*objects, images=8, crowd=(2, 9)), found
+
+
+def test_the_numbers_are_the_librarys() -> None:
+    ground_truth, found = made_up()
+    metric = metrics(ground_truth)
+    for image, detections in found.items():
+        add(metric, image, *detections)
+    out = metric.compute()
+
+    for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
+        results = [
+            {
+                "image_id": image,
+                "category_id": (7, 3)[label],
+                "score": score,
+                **({"bbox": box} if kind == "box" else {"segmentation": rle_of(box)}),
+            }
+            for image, detections in found.items()
+            for box, score, label in detections
+        ]
+        coco = COCO(made_up()[0])
+        evaluation = COCOeval_faster(coco, coco.loadRes(results), iouType=iou_type)
+        evaluation.run()
+        theirs = [None if x < 0 else 100 * x for x in evaluation.stats]
+        assert [out[f"{kind}_{name}"] for name in NUMBERS] == pytest.approx(theirs, abs=1e-4)  # scores are float32
+    assert 5 < out["box_ap"] < 95  # neither nothing nor everything is right
+    assert None not in [out[f"mask_{name}"] for name in NUMBERS]
+
+
+def on_processes(work: Callable[[int, Callable[[Tensor], Tensor]], Any], world: int) -> list[Any]:
+    """Runs ``work(rank, all_gather)`` on threads that gather as processes do: each tensor of one shape."""
+    slots: list[Any] = [None] * world
+    barrier = threading.Barrier(world, timeout=20)
+    results: list[Any] = [None] * world
+
+    def run(rank: int) -> None:
+        def all_gather(value: Tensor) -> Tensor:
+            slots[rank] = value
+            barrier.wait()
+            gathered = torch.stack(slots)
+            barrier.wait()
+            return gathered
+
+        results[rank] = work(rank, all_gather)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])  # the ninth has no image
+def test_processes_make_no_difference(world: int) -> None:
+    ground_truth, found = made_up()
+
+    def work(rank: int, all_gather: Callable[[Tensor], Tensor]) -> Any:
+        metric = metrics(ground_truth)
+        for image, detections in list(found.items())[rank::world]:
+            add(metric, image, *detections)
+        metric.reduce(all_gather)
+        return metric.compute(), metric.detections()
+
+    def key(detection: dict[str, Any]) -> str:
+        return json.dumps(detection)
+
+    whole, listed = alone()
+    for out, detections in on_processes(work, world):
+        assert out == whole
+        assert sorted(detections, key=key) == sorted(listed, key=key)
+
+
+def alone() -> Any:
+    ground_truth, found = made_up()
+    metric = metrics(ground_truth)
+    for image, detections in found.items():
+        add(metric, image, *detections)
+    metric.reduce(lambda value: value[None])
+    return metric.compute(), metric.detections()
+
+
+def test_detections_are_a_coco_results_file() -> None:
+    metric = metrics(truth((10, 7, BIG)))
+    add(metric, 10, (BIG, 0.5, 0), (SMALL, 0.25, 1))
+    first, second = json.loads(json.dumps(metric.detections()))
+    assert (first["image_id"], first["category_id"], first["bbox"], first["score"]) == (10, 7, BIG, 0.5)
+    assert (second["category_id"], second["bbox"]) == (3, SMALL)
+    assert torch.equal(torch.from_numpy(rle.decode(second["segmentation"])).bool(), mask_of(SMALL))
+
+
+# --- what cannot be measured ---
+
+
+def test_what_is_wrong_is_said() -> None:
+    metric = metrics(truth((10, 7, BIG), images=2))
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        metric.compute()
+    with pytest.raises(ValueError, match="image id 12 is not in the ground truth of 2 images"):
+        add(metric, 12)
+    with pytest.raises(ValueError, match="1 boxes and 0 masks"):
+        metric.update(10, torch.zeros(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    add(metric, 11)
+    with pytest.raises(ValueError, match="none of the 1 images evaluated shows an object"):
+        metric.compute()
