@@ -10,6 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from ..files import read_tensors
+from ..heads.features import Backbone, build_backbone
 from ..model.official import our_state
 from ..recipes import Input, Recipe
 
@@ -33,6 +34,26 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     if recipe.engine.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def build_features(recipe: Recipe) -> Backbone:
+    """The recipe's model as a backbone of feature maps, with the weights it starts from, if it names any.
+
+    Raises:
+        ValueError: the model cannot be one, or the checkpoint does not fit it.
+    """
+    backbone = build_backbone(
+        recipe.model,
+        recipe.model_args,
+        channels=recipe.input.channels,
+        pretrained=recipe.pretrained and recipe.checkpoint is None,
+    )
+    network: Any = backbone.network
+    if recipe.checkpoint is not None:
+        start_from(network, Path(recipe.checkpoint))
+    if recipe.engine.grad_checkpointing:
+        network.set_grad_checkpointing(True)
+    return backbone
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:

@@ -24,11 +24,11 @@ from ..data.detection.transforms import MASK_HEADS, DetectionTransform
 from ..data.loaders import channels_of
 from ..data.view import View
 from ..heads.detectors import Counted, build_detector, to_original
-from ..heads.features import LARGEST_STRIDE, Backbone, build_backbone
+from ..heads.features import LARGEST_STRIDE
 from ..metrics.detection import DetectionMetrics
 from ..recipes import Detect as Config
 from ..recipes import Recipe
-from .build import resolve_input, start_from
+from .build import build_features, resolve_input
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
 SAMPLES = 4  # images in the picture of an epoch
@@ -98,6 +98,11 @@ class Detect(Detection):
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        if recipe.engine.compile:
+            raise ValueError(
+                "engine.compile=true does not work with detectors: the number of regions differs from image to image, "
+                "and each would be compiled anew; set it to false"
+            )
         self.recipe = recipe
         self.train_set = self._open("train")
         super().__init__(self._open("val"), recipe.detect)
@@ -106,7 +111,7 @@ class Detect(Detection):
                 f"{recipe.data}: the training images have the classes {', '.join(self.train_set.classes)}, the "
                 f"validation images {', '.join(self.val_set.classes)}; give both the same categories, ids included"
             )
-        backbone = _backbone(recipe)
+        backbone = build_features(recipe)
         self.input = resolve_input(recipe.input, backbone.network)
         self.model = build_detector(backbone, len(self.classes), recipe.detect)
         self.images = (
@@ -226,22 +231,6 @@ class DetectMetric:
 
     def compute(self) -> dict[str, Any]:
         return self.found.compute()
-
-
-def _backbone(recipe: Recipe) -> Backbone:
-    """The recipe's backbone, with the weights it starts from, if it names any."""
-    backbone = build_backbone(
-        recipe.model,
-        recipe.model_args,
-        channels=recipe.input.channels,
-        pretrained=recipe.pretrained and recipe.checkpoint is None,
-    )
-    network: Any = backbone.network
-    if recipe.checkpoint is not None:
-        start_from(network, Path(recipe.checkpoint))
-    if recipe.engine.grad_checkpointing:
-        network.set_grad_checkpointing(True)
-    return backbone
 
 
 def _truth(images: DetectionSet, row: int, masks: bool) -> tuple[dict[str, Any], Image.Image]:

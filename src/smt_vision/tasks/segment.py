@@ -27,14 +27,13 @@ from ..data import (
 )
 from ..data.loaders import channels_of
 from ..data.segmentation.transforms import SegmentationTransform
-from ..heads.features import Backbone, build_backbone
 from ..heads.sliding import label_map, segment
 from ..heads.upernet import UPerNet, resize
 from ..metrics import BinaryMetrics, SegmentationMetrics
 from ..metrics.segmentation import IGNORED
 from ..recipes import Input, Recipe
 from ..recipes import Segment as Config
-from .build import resolve_input, start_from
+from .build import build_features, resolve_input
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
 SAMPLES = 4  # images in the picture of an epoch
@@ -156,7 +155,7 @@ class Segment(Segmentation):
         self.recipe = recipe
         self.train_set = self._open("train")
         val_set = self._open("val")
-        backbone = _backbone(recipe)
+        backbone = build_features(recipe)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.segment)
         self.model = UPerNet(backbone, 1 if self.binary else len(self.classes), self.config)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -305,22 +304,6 @@ def _check(recipe: Recipe) -> None:
         )
     if not config.test_scales or min(config.test_scales) <= 0:
         raise ValueError(f"segment.test_scales={config.test_scales} must be one number above 0, or several, as 1.0")
-
-
-def _backbone(recipe: Recipe) -> Backbone:
-    """The recipe's backbone, with the weights it starts from, if it names any."""
-    backbone = build_backbone(
-        recipe.model,
-        recipe.model_args,
-        channels=recipe.input.channels,
-        pretrained=recipe.pretrained and recipe.checkpoint is None,
-    )
-    network: Any = backbone.network
-    if recipe.checkpoint is not None:
-        start_from(network, Path(recipe.checkpoint))
-    if recipe.engine.grad_checkpointing:
-        network.set_grad_checkpointing(True)
-    return backbone
 
 
 def _worst(rows: Tensor) -> Tensor:
