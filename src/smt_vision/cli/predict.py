@@ -33,10 +33,13 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
+    from ..engine.allocator import keep_big_blocks
     from ..inference import Classifier, find_images
 
     if args.top < 1:
         raise ValueError(f"--top {args.top}: at least 1")
+    if args.device == "cpu":
+        keep_big_blocks()
     images = find_images(args.images)
     classifier = Classifier.load(args.model, args.device)
     predictions = classifier(images, args.batch_size, args.top)

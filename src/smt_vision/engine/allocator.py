@@ -4,19 +4,19 @@ import ctypes
 import platform
 
 # Names and numbers of malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 MIB = 1 << 20
 
 
 def keep_big_blocks() -> bool:
-    """Serve blocks of up to 32 MiB from the heap, and do not trim it; returns whether glibc took it.
+    """Serve every block from the heap, and do not trim it; returns whether glibc took it.
 
     By default each tensor above 128 KiB or so may be a mapping of its own, whose pages the kernel zeroes at first
-    touch: training on a CPU then spends a good part of its time in page faults. 32 MiB is the largest threshold glibc
-    takes. Costs memory that is kept for the process's life. Does nothing where the C library is another.
+    touch: a network on a CPU then spends a good part of its time in page faults. Costs memory that is kept for the
+    process's life. Does nothing where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    options = ((M_MMAP_THRESHOLD, 32 * MIB), (M_TRIM_THRESHOLD, 2047 * MIB), (M_TOP_PAD, 64 * MIB))
+    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2047 * MIB), (M_TOP_PAD, 64 * MIB))
     return all(libc.mallopt(name, value) == 1 for name, value in options)

@@ -8,6 +8,7 @@ Where they cannot be used (gradients, another device, a compiler or exporter loo
 same module computes the same function with plain operators.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -19,7 +20,27 @@ Activation = Literal["none", "relu", "gelu"]
 Join = Literal["add", "mul"]
 
 
-class FusedLinear(nn.Module):
+class _Fused(nn.Module):
+    """Frozen weights, and the form of them that oneDNN computes with, made at the first call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = _frozen(weight), _frozen(bias)
+        self._packed: tuple[tuple[int, int], Tensor] | None = None
+
+    def packed(self, pack: Callable[..., Tensor], *how: object) -> Tensor:
+        """The weight laid out by ``pack``, anew where it has changed since."""
+        version = 0 if self.weight.is_inference() else self.weight._version
+        key = (self.weight.data_ptr(), version)
+        if self._packed is None or self._packed[0] != key:
+            self._packed = key, pack(self.weight.detach(), *how)
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_packed": None}  # what is packed can be neither copied nor pickled
+
+
+class FusedLinear(_Fused):
     """``join(x @ weight.T + bias, other)``, of frozen weights.
 
     Args:
@@ -29,32 +50,20 @@ class FusedLinear(nn.Module):
     Shape: ``(..., C_in) -> (..., C_out)``; ``other`` is of the output's shape.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = _frozen(weight), _frozen(bias)
-        self._packed: tuple[tuple[int, int], Tensor] | None = None
-
     def forward(self, x: Tensor, other: Tensor | None = None, join: Join = "add") -> Tensor:
         if not usable(x):
             y = F.linear(x, self.weight, self.bias)
             return y if other is None else y + other if join == "add" else y * other
-        version = 0 if self.weight.is_inference() else self.weight._version
-        key = (self.weight.data_ptr(), version)
-        if self._packed is None or self._packed[0] != key:
-            self._packed = key, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-        weight = self._packed[1]
+        weight = self.packed(torch.ops.mkldnn._reorder_linear_weight)
         y = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         # The operator would join too, but builds its kernel anew at every call: ten times the cost of this pass.
         return y if other is None else y.add_(other) if join == "add" else y.mul_(other)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_packed": None}  # what is packed can be neither copied nor pickled
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
-class FusedConv2d(nn.Module):
+class FusedConv2d(_Fused):
     """``act(conv(x) + bias)`` or ``conv(x) + bias + other``, of frozen weights, over channels-last maps.
 
     Args:
@@ -71,8 +80,7 @@ class FusedConv2d(nn.Module):
     def __init__(
         self, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0, groups: int = 1, act: Activation = "none"
     ) -> None:
-        super().__init__()
-        self.weight, self.bias = _frozen(weight.contiguous(memory_format=torch.channels_last)), _frozen(bias)
+        super().__init__(weight.contiguous(memory_format=torch.channels_last), bias)
         self.stride, self.padding, self.groups, self.act = stride, padding, groups, act
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -88,13 +96,15 @@ class FusedConv2d(nn.Module):
         return y.permute(0, 2, 3, 1)
 
     def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
-        op, size = torch.ops.mkldnn._convolution_pointwise, self.weight.shape
+        op, size, weight = torch.ops.mkldnn._convolution_pointwise, self.weight.shape, self.weight
         how = ([self.padding] * 2, [self.stride] * 2, [1, 1], self.groups)
+        if self.groups == 1:
+            weight = self.packed(torch.ops.mkldnn._reorder_convolution_weight, *how, list(x.shape))
         if other is not None:
-            return op(x, self.weight, self.bias, *how, "none", [], "").add_(other)
+            return op(x, weight, self.bias, *how, "none", [], "").add_(other)
         if self.act == "gelu" and 1 < size[1] < size[0]:  # grouped: with GELU attached oneDNN takes a slow kernel
-            return torch.ops.aten.gelu_(op(x, self.weight, self.bias, *how, "none", [], ""))
-        return op(x, self.weight, self.bias, *how, self.act, [], "none" if self.act == "gelu" else "")
+            return torch.ops.aten.gelu_(op(x, weight, self.bias, *how, "none", [], ""))
+        return op(x, weight, self.bias, *how, self.act, [], "none" if self.act == "gelu" else "")
 
     def extra_repr(self) -> str:
         kernel = tuple(self.weight.shape[2:])
