@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from smt_vision.benchmark.compare import Contender, compare
 from smt_vision.benchmark.memory import saved_activations
+from smt_vision.benchmark.speed import training_step
 from smt_vision.engine.allocator import keep_big_blocks
 from smt_vision.model.official import to_official
 
 # Of the norm of the whole gradient: below it a tensor's gradient is rounding alone, as that of a bias in front of a
 # BatchNorm, and there is nothing to be relative to.
 ROUNDING = 1e-5
+PROFILED = 3  # updates
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -49,8 +51,29 @@ def disagreement(reference: nn.Module, ours: nn.Module, x: Tensor) -> dict[str, 
     }
 
 
+def profile(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
+    """The operators that an update spends most of its time in, by torch's profiler."""
+    update = training_step(model, x)
+    update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(PROFILED):
+            update()
+    rows = sorted(seen.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    whole = sum(row.self_cpu_time_total for row in rows)
+    return [
+        {
+            "operator": row.key,
+            "calls": row.count / PROFILED,
+            "ms": row.self_cpu_time_total / 1e3 / PROFILED,
+            "share": row.self_cpu_time_total / whole,
+        }
+        for row in rows[:15]
+    ]
+
+
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--profile", action="store_true", help="tell where the time of an update goes, too")
     options.add_argument("--batch_size", type=int, default=8)
     args = options.parse_args()
     torch.set_num_threads(args.threads)
@@ -77,6 +100,12 @@ def main() -> None:
     off = results["gradients"]
     print(f"gradients: off by {off['whole']:.1e} of their norm; of {off['tensors']} tensors the worst by", end=" ")
     print(f"{off['worst']:.1e} ({off['worst_name']}); of {off['rounding_alone']} more the gradient is rounding alone")
+    if args.profile:
+        results["profile"] = {"reference": profile(reference, x), "ours": profile(ours, x)}
+        for name, rows in results["profile"].items():
+            print(f"where an update of {name} goes, by the profiler:")
+            for row in rows:
+                print(f"{100 * row['share']:>7.1f} %{row['ms']:>8.0f} ms  {row['calls']:>6.0f} x {row['operator']}")
     finish(args, results)
 
 
