@@ -8,8 +8,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from .data import ImageSet, eval_loader, open_dataset
-from .engine.allocator import keep_big_blocks
-from .engine.loop import build_fabric, evaluate
+from .engine.loop import evaluate, launch
 from .inference import Classifier
 from .recipes import Engine
 from .tasks.classify import Classification
@@ -45,10 +44,7 @@ def evaluate_classifier(
     Raises:
         ValueError: the set has more classes than the model, or ``data`` is not given and not known.
     """
-    fabric = build_fabric(engine)
-    fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_big_blocks()
+    fabric = launch(engine)
     classifier = Classifier.load(source, fabric.device)
     given = {k: v for k, v in input_overrides.items() if v is not None}
     input = replace(classifier.input, workers=workers, max_broken=max_broken, **given)

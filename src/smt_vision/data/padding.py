@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-STRIDE = 32  # of the backbones' last stage: sides are multiples of it, so that no stage rounds
+from ..recipes import LARGEST_STRIDE
+
+
+def padded(side: int) -> int:
+    """The next multiple of 32 pixels."""
+    return -(-side // LARGEST_STRIDE) * LARGEST_STRIDE
 
 
 def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -15,7 +20,7 @@ def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (B, C, H, W), H and W the largest of them, up to the next multiple of 32; and (B, 2) int64, each h and w.
     """
     sizes = torch.tensor([image.shape[-2:] for image in images])
-    height, width = (-(-side // STRIDE) * STRIDE for side in sizes.amax(0).tolist())
+    height, width = (padded(side) for side in sizes.amax(0).tolist())
     out = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     for i, image in enumerate(images):
         out[i, :, : image.shape[1], : image.shape[2]] = image

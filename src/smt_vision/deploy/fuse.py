@@ -7,7 +7,8 @@ What changes, by the paper's parts (``B`` batch, ``H W`` grid, ``C`` channels, `
   depthwise convolution (smaller kernels padded with zeros) whose output needs no shuffle;
 - FFN: the skip around the depthwise convolution becomes a one at the centre of its kernel;
 - LayerScale is folded into the projection in front of it; dropout and drop path are gone;
-- products and convolutions do what follows them in the same pass (see ``kernels/onednn.py``).
+- products have their weights laid out once, and convolutions their activation in the same pass (see
+  ``kernels/onednn.py``).
 """
 
 import copy

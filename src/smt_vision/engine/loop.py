@@ -25,8 +25,8 @@ from .signals import Stopped, stop_signals
 AGREE_EVERY = 10  # updates between two questions to the other processes whether any was asked to stop
 
 
-def build_fabric(engine: Engine) -> Fabric:
-    """Fabric on the recipe's devices; ``launch`` starts the processes.
+def launch(engine: Engine) -> Fabric:
+    """Fabric on the recipe's devices, its processes started; on a CPU with an allocator that keeps big blocks.
 
     ``devices=-1`` is one process on a CPU and one for each GPU. Under torchrun the processes are torchrun's.
 
@@ -46,13 +46,17 @@ def build_fabric(engine: Engine) -> Fabric:
         devices, nodes = local, world // local
     # Depthwise kernels in channels-last memory: their strides say two things at once, and nothing is copied for it.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return Fabric(
+    fabric = Fabric(
         accelerator=engine.accelerator,
         devices=devices,
         num_nodes=nodes,
         precision=engine.precision,
         strategy="ddp" if devices * nodes > 1 else "auto",
     )
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_big_blocks()
+    return fabric
 
 
 def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | None = None, command: str = "") -> Run:
@@ -76,10 +80,7 @@ def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | Non
         FloatingPointError: the loss is no longer finite.
         Stopped: the run was asked to stop; it has saved itself.
     """
-    fabric = build_fabric(recipe.engine)
-    fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_big_blocks()
+    fabric = launch(recipe.engine)
     seed_everything(recipe.seed, verbose=False)
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from ..recipes import LARGEST_STRIDE
+
 MAPS = 4
-LARGEST_STRIDE = 32  # loaders pad images to a multiple of it
 
 
 class Backbone(nn.Module):

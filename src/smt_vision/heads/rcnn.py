@@ -72,7 +72,7 @@ class RCNN(nn.Module):
 
     def __init__(self, backbone: Backbone, num_classes: int, config: Detect) -> None:
         super().__init__()
-        self.has_masks = config.head != "faster_rcnn"
+        self.has_masks = config.has_masks
         self.pyramid = Pyramid(backbone, config.fpn_channels, "pool")
         anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (RATIOS,) * len(config.anchor_sizes))
         self.rpn = RegionProposalNetwork(
@@ -278,7 +278,7 @@ def _roi_heads(
 ) -> RoIHeads:
     C = config.fpn_channels
     masks: dict[str, nn.Module] = {}
-    if config.head != "faster_rcnn":
+    if config.has_masks:
         masks = dict(
             mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides),
             mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1),

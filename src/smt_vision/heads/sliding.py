@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recipes import Segment
-from .features import LARGEST_STRIDE
+from ..recipes import LARGEST_STRIDE, Segment
 from .upernet import resize
 
 CLASSES_AT_ONCE = 16

@@ -96,7 +96,8 @@ class FusedConv2d(_Fused):
         return y.permute(0, 2, 3, 1)
 
     def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
-        op, size, weight = torch.ops.mkldnn._convolution_pointwise, self.weight.shape, self.weight
+        op, size = torch.ops.mkldnn._convolution_pointwise, self.weight.shape
+        weight: Tensor = self.weight
         how = ([self.padding] * 2, [self.stride] * 2, [1, 1], self.groups)
         if self.groups == 1:
             weight = self.packed(torch.ops.mkldnn._reorder_convolution_weight, *how, list(x.shape))
@@ -148,10 +149,14 @@ def _agree(dtype: torch.dtype) -> bool:
     product = torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
     maps, grouped = x.permute(0, 3, 1, 2), w.view(16, 4, 1, 1)
     how = ([0, 0], [1, 1], [1, 1], 2)
+    dense = w.view(8, 8, 1, 1)
+    packed_dense = torch.ops.mkldnn._reorder_convolution_weight(dense, [0, 0], [1, 1], [1, 1], 1, list(maps.shape))
+    mixed = torch.ops.mkldnn._convolution_pointwise(maps, packed_dense, b, [0, 0], [1, 1], [1, 1], 1, "relu", [], "")
     conv = torch.ops.mkldnn._convolution_pointwise(maps, grouped, ramp[:16], *how, "gelu", [], "none")
     plain = F.conv2d(maps, grouped, ramp[:16], groups=2)
     pairs = (
         (product, F.linear(x, w, b)),
+        (mixed, F.relu(F.conv2d(maps, dense, b))),
         (conv, F.gelu(plain)),
     )
     tolerance = 1e-5 if dtype is torch.float32 else 5e-2

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..extras import require
-
-IGNORED = 255  # the label of pixels that do not count
+from ..recipes import IGNORED
 
 AllReduce = Callable[[Tensor], Tensor]
 

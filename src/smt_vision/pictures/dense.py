@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from ..recipes import IGNORED
 from .style import short
 
-IGNORED = 255  # the label of pixels that belong to no class
 FILL = 0.45  # opacity of a mask
 # Of the first classes: apart from each other in hue and lightness. Further ones go round the colour circle.
 PALETTE = (

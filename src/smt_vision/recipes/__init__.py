@@ -8,11 +8,26 @@ The paper's values: arXiv 2307.08579 (ICCV 2023) and the configurations of the a
 
 from .classification import CLASSIFICATION
 from .detection import DETECTION
-from .fields import GROUPS, PAPER, Augment, Detect, Engine, Input, Optim, Recipe, Segment, from_plain
+from .fields import (
+    GROUPS,
+    IGNORED,
+    LARGEST_STRIDE,
+    PAPER,
+    Augment,
+    Detect,
+    Engine,
+    Input,
+    Optim,
+    Recipe,
+    Segment,
+    from_plain,
+)
 from .segmentation import SEGMENTATION
 
 __all__ = [
     "GROUPS",
+    "IGNORED",
+    "LARGEST_STRIDE",
     "PAPER",
     "RECIPES",
     "Augment",

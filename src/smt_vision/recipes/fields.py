@@ -7,6 +7,9 @@ from typing import Any, Literal, TypeVar
 
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
 
+LARGEST_STRIDE = 32  # of a backbone's last map: padded sides are multiples of it, so that no stage rounds
+IGNORED = 255  # the label of pixels that are neither learnt nor counted
+
 T = TypeVar("T")
 
 
@@ -162,6 +165,11 @@ class Detect:
     nms_threshold: float = 0.5
     max_detections: int = 100
     min_box: float = 1.0
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the head finds masks beside boxes, and so learns from them."""
+        return self.head in ("mask_rcnn", "cascade_mask_rcnn")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..data import ImageSet, decode, eval_loader, open_dataset, train_loader
 from ..metrics import ClassificationMetrics
 from ..recipes import Augment, Recipe
 from .build import build_model, resolve_input
+from .shown import worst
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
 WORST = 25  # mistakes kept for the picture
@@ -61,14 +62,14 @@ class Classification:
             drawn.append(folder / "confusion.png")
             pictures.confusion(torch.tensor(metrics["confusion"]), self.classes, drawn[-1])
         items = []
-        for worst in metrics["worst"]:
-            raw, _, name = self.val_set.read(worst["index"])
+        for mistake in metrics["worst"]:
+            raw, _, name = self.val_set.read(mistake["index"])
             items.append(
                 pictures.Mistake(
                     image=decode(raw, 3, name=name),
-                    target=self.classes[worst["target"]],
-                    prediction=self.classes[worst["prediction"]],
-                    confidence=worst["confidence"],
+                    target=self.classes[mistake["target"]],
+                    prediction=self.classes[mistake["prediction"]],
+                    confidence=mistake["confidence"],
                     id=name,
                 )
             )
@@ -144,11 +145,11 @@ class ClassifyMetric:
         self.sums.update(logits, target)
         confidence, prediction = logits.softmax(-1).max(-1)
         rows = torch.stack([t.double() for t in (confidence, batch["index"], target, prediction)], dim=-1)
-        self.worst = _worst(torch.cat([self.worst, rows[prediction != target]]))
+        self.worst = worst(torch.cat([self.worst, rows[prediction != target]]), WORST)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         self.sums.reduce(all_reduce)
-        self.worst = _worst(all_gather(self.worst).reshape(-1, 4))
+        self.worst = worst(all_gather(self.worst).reshape(-1, 4), WORST)
 
     def compute(self) -> dict[str, Any]:
         out = self.sums.compute()
@@ -185,12 +186,6 @@ def _confusions(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
         if wrong[true, said]
     ]
     return Table("Most frequent confusions", ("true class", "taken for", "images", "share (%)"), rows)
-
-
-def _worst(rows: Tensor) -> Tensor:
-    """The most confident rows; ties go to the lower index, so that the result does not hang on the order."""
-    rows = rows[rows[:, 1].argsort(stable=True)]
-    return rows[rows[:, 0].argsort(descending=True, stable=True)][:WORST]
 
 
 def _mix(augment: Augment, num_classes: int) -> v2.Transform | None:

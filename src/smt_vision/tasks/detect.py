@@ -20,18 +20,18 @@ from ..data import (
     open_detection,
 )
 from ..data.detection.loaders import DetectionCollate, DetectionImages
-from ..data.detection.transforms import MASK_HEADS, DetectionTransform
+from ..data.detection.transforms import DetectionTransform
 from ..data.loaders import channels_of
+from ..data.padding import padded
 from ..data.view import View
 from ..heads.detectors import Counted, build_detector, to_original
-from ..heads.features import LARGEST_STRIDE
 from ..metrics.detection import DetectionMetrics
 from ..recipes import Detect as Config
 from ..recipes import Recipe
 from .build import build_features, resolve_input
+from .shown import samples
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
-SAMPLES = 4  # images in the picture of an epoch
 SAMPLE_SIDE = 480  # pixels of the long side of each
 SAMPLE_SCORE = 0.4  # detections below it are not drawn
 COCO_DETECTIONS = 100  # of an image, that COCO's numbers look at
@@ -51,7 +51,7 @@ class Detection:
         self.classes = val_set.classes
         self.val_set = val_set
         self.config = config
-        self.kinds = ("mask", "box") if config.head in MASK_HEADS else ("box",)
+        self.kinds = ("mask", "box") if config.has_masks else ("box",)
         self.headline = f"{self.kinds[0]}_ap"
         self.measures: Mapping[str, Measure] = {
             f"{kind}_{number}": Measure(f"{kind} {label}")
@@ -129,7 +129,7 @@ class Detect(Detection):
 
     def _open(self, split: Literal["train", "val"]) -> DetectionSet:
         images = open_detection(self.recipe.data, split)
-        if self.recipe.detect.head in MASK_HEADS:
+        if self.recipe.detect.has_masks:
             images.require_masks()
         return images
 
@@ -157,7 +157,7 @@ class Detect(Detection):
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images from all over the validation set, the truth beside the detections of a score of 0.4 or more."""
-        rows = np.linspace(0, len(self.val_set) - 1, min(SAMPLES, len(self.val_set))).astype(int).tolist()
+        rows = samples(len(self.val_set))
         transform = DetectionTransform(self.input, self.config, None)
         dataset = DetectionImages(self.val_set, transform, channels_of(self.input), seed=0)
         batch: Any = DetectionCollate()([dataset[0, row] for row in rows])
@@ -171,7 +171,7 @@ class Detect(Detection):
             certain = detections["scores"] >= SAMPLE_SCORE
             own = {key: value[certain] for key, value in detections.items()}
             own = {key: value.cpu() for key, value in to_original([own], size[None], original[None])[0].items()}
-            truth, image = _truth(self.val_set, row, masks=self.config.head in MASK_HEADS)
+            truth, image = _truth(self.val_set, row, masks=self.config.has_masks)
             panels.append(
                 [
                     pictures.draw_detections(image, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
@@ -183,8 +183,8 @@ class Detect(Detection):
         return pictures.sample_grid(panels, ("truth", "prediction"), names, shown, self.classes)
 
     def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        height = _padded(self.config.short_side)
-        width = _padded(min(round(COUNTED_RATIO * self.config.short_side), self.config.long_side))
+        height = padded(self.config.short_side)
+        width = padded(min(round(COUNTED_RATIO * self.config.short_side), self.config.long_side))
         return Counted(self.model), (self.recipe.input.channels, height, width)
 
 
@@ -203,7 +203,7 @@ class DetectMetric:
             images.ground_truth(),
             images.classes,
             images.category_ids,
-            masks=config.head in MASK_HEADS,
+            masks=config.has_masks,
             max_detections=max(config.max_detections, COCO_DETECTIONS),
             device=device,
         )
@@ -248,7 +248,3 @@ def _truth(images: DetectionSet, row: int, masks: bool) -> tuple[dict[str, Any],
 
 def _told(percent: float | None) -> str | float:
     return "no objects" if percent is None else percent
-
-
-def _padded(side: int) -> int:
-    return -(-side // LARGEST_STRIDE) * LARGEST_STRIDE

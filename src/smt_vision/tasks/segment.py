@@ -30,13 +30,12 @@ from ..data.segmentation.transforms import SegmentationTransform
 from ..heads.sliding import label_map, segment
 from ..heads.upernet import UPerNet, resize
 from ..metrics import BinaryMetrics, SegmentationMetrics
-from ..metrics.segmentation import IGNORED
-from ..recipes import Input, Recipe
+from ..recipes import IGNORED, Input, Recipe
 from ..recipes import Segment as Config
 from .build import build_features, resolve_input
+from .shown import samples, worst
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
-SAMPLES = 4  # images in the picture of an epoch
 WORST = 6  # images in the picture of the worst
 SIDE = 256  # pixels of the long side of what is kept of a prediction
 PANELS = ("image", "truth", "prediction")
@@ -97,10 +96,10 @@ class Segmentation:
             drawn.append(folder / "confusion.png")
             pictures.confusion(np.asarray(metrics["confusion"]), self.classes, drawn[-1], unit="pixels")
         items = []
-        for worst in metrics["worst"]:
-            raw, truth, name = self.val_set.read(worst["index"])
-            caption = f"{worst['error']:.1f} % wrong: {self.val_set.id(worst['index'])}"
-            items.append((decode(raw, 3, name=name), truth, _unpacked(worst["prediction"]), caption))
+        for mistake in metrics["worst"]:
+            raw, truth, name = self.val_set.read(mistake["index"])
+            caption = f"{mistake['error']:.1f} % wrong: {self.val_set.id(mistake['index'])}"
+            items.append((decode(raw, 3, name=name), truth, _unpacked(mistake["prediction"]), caption))
         if items:
             drawn.append(folder / "worst.png")
             self._drawn(items).save(drawn[-1])
@@ -110,7 +109,7 @@ class Segmentation:
         """Images from all over the validation set, beside the truth and the prediction."""
         transform = SegmentationTransform(self.input, self.config, None)
         items = []
-        for row in np.linspace(0, len(self.val_set) - 1, min(SAMPLES, len(self.val_set))).astype(int).tolist():
+        for row in samples(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
                 image = transform(decode(raw, channels_of(self.input), name=name), truth, name)["image"][None]
@@ -232,11 +231,11 @@ class SegmentMetric:
             row = torch.zeros_like(self.worst[:1])
             row[0, :4] = torch.tensor([error, index, *thumbnail.shape])
             row[0, 4 : 4 + thumbnail.numel()] = thumbnail.flatten()
-            self.worst = _worst(torch.cat([self.worst, row]))
+            self.worst = worst(torch.cat([self.worst, row]), WORST)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         self.sums.reduce(all_reduce)
-        self.worst = _worst(all_gather(self.worst).reshape(-1, self.worst.shape[1]))
+        self.worst = worst(all_gather(self.worst).reshape(-1, self.worst.shape[1]), WORST)
 
     def compute(self) -> dict[str, Any]:
         """The sums' numbers, and ``worst``: index, error in percent and the prediction as a small PNG, in base64."""
@@ -304,12 +303,6 @@ def _check(recipe: Recipe) -> None:
         )
     if not config.test_scales or min(config.test_scales) <= 0:
         raise ValueError(f"segment.test_scales={config.test_scales} must be one number above 0, or several, as 1.0")
-
-
-def _worst(rows: Tensor) -> Tensor:
-    """The rows with most errors; ties go to the lower index, so that the result does not hang on the order."""
-    rows = rows[rows[:, 1].argsort(stable=True)]
-    return rows[rows[:, 0].argsort(descending=True, stable=True)][:WORST]
 
 
 def _thumbnail(prediction: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..loaders import (
 )
 from ..padding import pad_together
 from .detection_set import DetectionSet, DetectionTarget
-from .transforms import MASK_HEADS, DetectionTransform
+from .transforms import DetectionTransform
 
 
 class DetectionBatch(TypedDict):
@@ -94,7 +94,7 @@ def detection_train_loader(
         ValueError: the head learns masks and the set lacks them.
         BrokenImage: while iterating, when more than ``input.max_broken`` images are unreadable.
     """
-    if detect.head in MASK_HEADS:
+    if detect.has_masks:
         images.require_masks()
     transform = DetectionTransform(input, detect, augment)
     dataset = DetectionImages(images, transform, channels_of(input), seed, attempts=input.max_broken + 1)

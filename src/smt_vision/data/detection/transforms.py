@@ -17,7 +17,6 @@ from .masks import draw_masks
 
 BRANCH_SHORT_SIDES = (400, 500, 600)  # of an image before it is cropped, and
 BRANCH_CROP = (384, 600)  # shortest and longest side of the crop: DETR's numbers, as published with the 3x schedule
-MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
 Draw = Callable[[int, int], View]  # (width, height) of an image to what is seen of it
 
 
@@ -98,7 +97,7 @@ class DetectionTransform:
             "boxes": torch.from_numpy(boxes[keep]).float(),
             "labels": torch.from_numpy(target["labels"][keep]),
         }
-        if self.detect.head not in MASK_HEADS:
+        if not self.detect.has_masks:
             return out
         stored = target["masks"] or []  # an image without objects may be all that a set without masks is
         try:

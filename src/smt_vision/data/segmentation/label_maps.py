@@ -14,14 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...recipes import Segment
+from ...recipes import IGNORED, Segment
 from ..decode import BrokenImage, decode, decode_labels
 from ..findings import Findings
 from ..folders import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
 from ..image_set import RawSet, Split
 
 log = logging.getLogger(__name__)
-IGNORE = 255  # the label of pixels that are neither learnt nor counted
 CHECKED = 64  # pairs read when a set is opened: what is wrong with all of them is found before a run starts
 OBJECT = 128  # a binary mask's grey value above which a pixel is of the object, as its published metrics have it
 Labels = npt.NDArray[np.uint8]
@@ -64,7 +63,7 @@ class SegmentationSet(RawSet[Labels]):
         label_ids: Sequence[str],
         classes: Sequence[str],
         config: Segment,
-        ignore: int = IGNORE,
+        ignore: int = IGNORED,
     ) -> None:
         super().__init__(classes, ids, f"{images}/")
         self.images = images
@@ -120,7 +119,7 @@ class SegmentationSet(RawSet[Labels]):
         if self.zero_is_ignored:
             ignored |= labels == 0
             labels = labels - 1
-        labels[ignored] = IGNORE
+        labels[ignored] = IGNORED
         wrong = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
         if len(wrong):
             first = int(self.zero_is_ignored)
@@ -177,7 +176,7 @@ def open_segmentation(data: str, split: Split, config: Segment) -> SegmentationS
     if not root.is_dir():
         raise ValueError(f"data {data!r} is no folder; expected {LAYOUT} (on the command line: --data)")
     images, labels = _folders(root, split)
-    names = _Names(["object"], IGNORE) if config.kind == "binary" else _class_names(root)
+    names = _Names(["object"], IGNORED) if config.kind == "binary" else _class_names(root)
     pairs = _pairs(images, labels)
     found = SegmentationSet(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
@@ -250,21 +249,21 @@ def _class_names(root: Path) -> _Names:
         except ValueError as error:
             raise ValueError(f"{json_file}: not JSON ({error}); expected a list of names") from error
         described = content if isinstance(content, dict) else {"classes": content}
-        classes, ignore = described.get("classes"), described.get("ignore_index", IGNORE)
+        classes, ignore = described.get("classes"), described.get("ignore_index", IGNORED)
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError(
                 f"{json_file}: no list of names; expected one, or {{'classes': [...], 'ignore_index': 255}}"
             )
     elif ade20k.is_file():  # a table: the last column has a class's names, of which the first will do
         rows = [line.split("\t") for line in ade20k.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
-        classes, ignore = [row[-1].split(",")[0].strip() for row in rows], IGNORE
+        classes, ignore = [row[-1].split(",")[0].strip() for row in rows], IGNORED
     else:
         raise ValueError(
             f"{root}: the names of the classes are not known; write them into classes.json, a list in the order of "
             "their labels (binary masks need none: --segment.kind binary)"
         )
-    if not 2 <= len(classes) <= IGNORE or len(set(classes)) < len(classes):
+    if not 2 <= len(classes) <= IGNORED or len(set(classes)) < len(classes):
         raise ValueError(
-            f"{root}: {len(classes)} classes, {len(set(classes))} different names; expected 2 to {IGNORE}, each once"
+            f"{root}: {len(classes)} classes, {len(set(classes))} different names; expected 2 to {IGNORED}, each once"
         )
     return _Names(classes, ignore)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomApply
 
-from ...recipes import Augment, Input, Segment
+from ...recipes import IGNORED, Augment, Input, Segment
 from ..transforms import ToNormalized, channel_statistics, resize_filter
 from ..view import View, fit
-from .label_maps import IGNORE, Labels, check_size
+from .label_maps import Labels, check_size
 
 REDRAWS = 10  # of a crop with too much of one class
 
@@ -42,7 +42,7 @@ def train_view(labels: Labels, config: Segment, augment: Augment) -> View:
     for _ in range(1 + REDRAWS):
         left, top = across.draw(), down.draw()
         view = View(left, top, left + across.window, top + down.window, across.size, down.size)
-        counts = np.bincount(view.labels(labels).ravel(), minlength=IGNORE + 1)[:IGNORE]
+        counts = np.bincount(view.labels(labels).ravel(), minlength=IGNORED + 1)[:IGNORED]
         if counts.max() <= config.max_class_share * counts.sum():
             break
     hflip, vflip = random.random() < augment.hflip, random.random() < augment.vflip
@@ -100,7 +100,7 @@ class SegmentationTransform:
         pixels = self.normalized(self.photometric(seen) if self.photometric else seen)
         label = torch.from_numpy(np.ascontiguousarray(view.labels(labels))).long()
         margin = (0, self.config.crop[1] - view.width, 0, self.config.crop[0] - view.height)
-        return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORE)}
+        return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORED)}
 
     def _pixels(self, image: Image.Image, view: View) -> Tensor:
         return self.normalized(view.image(image, self.interpolation, self.exact))
