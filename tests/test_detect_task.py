@@ -3,17 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from debug_model import DEBUG
 from smt_vision.data import TrainLoader
 from smt_vision.engine.checkpoint import load
+from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import fit
 from smt_vision.heads.detectors import build_detector
 from smt_vision.heads.features import build_backbone
@@ -148,6 +150,23 @@ def test_a_run_with_averaged_weights_and_bfloat16(shapes: Path, tmp_path: Path) 
     assert run.ema is not None
     assert 0 <= run.metrics["box_ap"] <= 100
     assert "mask_ap" not in run.metrics
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_boxes_reach_the_model_as_they_are(precision: Literal["bf16-mixed", "32-true"]) -> None:
+    """bfloat16 has steps of 2 at 300: a box of 1 pixel there would have no height, and its loss be no number."""
+    seen = []
+
+    class Model(nn.Module):
+        def forward(self, image: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+            seen.append(targets[0]["boxes"])
+            return image
+
+    fabric = launch(Engine(accelerator="cpu", precision=precision))
+    boxes = torch.tensor([[300.3, 300.3, 301.4, 301.4]])
+    fabric.setup_module(Model())(torch.ones(1), [{"boxes": boxes}])
+    assert torch.equal(seen[0], boxes)
+    assert seen[0].dtype == torch.float32
 
 
 @pytest.mark.slow

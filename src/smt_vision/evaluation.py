@@ -8,7 +8,8 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from .data import ImageSet, eval_loader, open_dataset
-from .engine.loop import evaluate, launch
+from .engine.launch import launch
+from .engine.loop import evaluate
 from .inference import Classifier
 from .recipes import Engine
 from .tasks.classify import Classification

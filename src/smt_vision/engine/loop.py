@@ -1,6 +1,5 @@
 """The only training loop and the only evaluation loop of the project."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -13,50 +12,16 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
-from ..recipes import Engine, Recipe
+from ..recipes import Recipe
 from ..tasks import build_task
 from ..tasks.task import Batch, EvalLoader, Evaluable
-from .allocator import keep_big_blocks
 from .journal import Journal
+from .launch import launch
 from .optim import learning_rate, set_learning_rate
 from .run import Run
 from .signals import Stopped, stop_signals
 
 AGREE_EVERY = 10  # updates between two questions to the other processes whether any was asked to stop
-
-
-def launch(engine: Engine) -> Fabric:
-    """Fabric on the recipe's devices, its processes started; on a CPU with an allocator that keeps big blocks.
-
-    ``devices=-1`` is one process on a CPU and one for each GPU. Under torchrun the processes are torchrun's.
-
-    Raises:
-        ValueError: torchrun started other numbers of processes than the recipe names.
-    """
-    gpus = engine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    devices = engine.devices if engine.devices != -1 else (torch.cuda.device_count() if gpus else 1)
-    nodes = engine.nodes
-    if torch.distributed.is_torchelastic_launched():
-        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        if engine.devices not in (-1, local) or engine.nodes not in (1, world // local):
-            raise ValueError(
-                f"torchrun started {world // local} x {local} processes, the recipe names engine.nodes={engine.nodes} "
-                f"and engine.devices={engine.devices}; leave these two to torchrun"
-            )
-        devices, nodes = local, world // local
-    # Depthwise kernels in channels-last memory: their strides say two things at once, and nothing is copied for it.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    fabric = Fabric(
-        accelerator=engine.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        precision=engine.precision,
-        strategy="ddp" if devices * nodes > 1 else "auto",
-    )
-    fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_big_blocks()
-    return fabric
 
 
 def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | None = None, command: str = "") -> Run:
