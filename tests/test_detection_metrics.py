@@ -12,7 +12,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
-from smt_vision.metrics.detection import NUMBERS, DetectionMetrics
+from smt_vision.metrics.detection import NUMBERS, DetectionMetrics, run_lengths
 
 SIDE = 200  # pixels of every image
 
@@ -62,7 +62,7 @@ def add(metric: DetectionMetrics, image: int, *found: tuple[list[float], float, 
         boxes,
         torch.tensor([score for _, score, _ in found]),
         torch.tensor([label for _, _, label in found], dtype=torch.int64),
-        metric.encode(torch.stack(masks)) if metric.masks and masks else [],
+        run_lengths(torch.stack(masks)) if metric.masks and masks else [],
     )
 
 

@@ -69,9 +69,10 @@ def head(request: pytest.FixtureRequest) -> Iterator[str]:
     return request.param
 
 
-@pytest.mark.parametrize("box_loss", ["l1", "giou"])
-def test_every_weight_learns(head: str, box_loss: str) -> None:
-    model = detector(head, box_loss=box_loss)
+@pytest.mark.parametrize(("box_loss", "head_norm"), [("l1", "none"), ("giou", "group")])
+def test_every_weight_learns(head: str, box_loss: str, head_norm: str) -> None:
+    model = detector(head, box_loss=box_loss, head_norm=head_norm)
+    assert any(isinstance(part, nn.GroupNorm) for part in model.modules()) == (head_norm == "group")
     found = losses(model, objects())
     assert found.keys() == LOSSES[head]
     assert all(loss.dtype == torch.float32 and loss.isfinite() and loss > 0 for loss in found.values())

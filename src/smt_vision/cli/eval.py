@@ -1,6 +1,7 @@
 """``smt eval``."""
 
 import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,13 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..recipes import Engine, from_plain
+from .changes import add_changes, changes_of
 from .common import Output, Parser, new_parser
 
-HELP = "measure a model on labelled images: accuracy, calibration, confusion"
+HELP = "measure a model on labelled images: accuracy, average precision, IoU"
 EXAMPLES = """\
 smt eval runs/finetune --data MY_IMAGES
 smt eval smt_tiny --data imagenet --engine.devices 8
 smt eval convnext_tiny --data imagenet              any model of timm, measured the same way
+smt eval runs/nuclei                                a detector, on what its run held out
+smt eval runs/camvid --segment.test_scales "[0.75,1,1.25]" --segment.test_flip true
 """
 
 
@@ -28,13 +32,11 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--data", type=str | None, help="where the images are, as for smt train; default: the run's own"
     )
-    parser.add_argument("--out", type=Path, help="a folder for metrics.json, confusion.png and mistakes.png")
-    parser.add_argument("--batch_size", type=int, default=64, help="images a batch")
+    parser.add_argument("--out", type=Path, help="a folder for metrics.json and pictures")
+    parser.add_argument("--batch_size", type=int | None, help="images a batch; default: 64 of a classifier, else 4")
     parser.add_argument("--workers", type=int, default=8, help="loader processes for each process")
     parser.add_argument("--max_broken", type=int, default=10, help="unreadable images to skip before giving up")
-    parser.add_argument("--size", type=int | None, help="side in pixels; default: what the model was trained for")
-    parser.add_argument("--crop_pct", type=float | None, help="as in a recipe; default: the model's")
-    parser.add_argument("--exact", type=bool | None, help="resize as timm does, to the bit; default: the model's")
+    add_changes(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
     parser.set_defaults({"engine.precision": "32-true"})
@@ -42,13 +44,13 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..evaluation import evaluate_classifier
+    from ..evaluation import evaluate_model
 
     def advance(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\rbatch {done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
-    metrics, task = evaluate_classifier(
+    metrics, task = evaluate_model(
         args.model,
         args.data,
         engine=from_plain(Engine, vars(args.engine)),
@@ -56,32 +58,30 @@ def run(args: Any) -> Output:
         workers=args.workers,
         max_broken=args.max_broken,
         advance=advance,
-        size=args.size,
-        crop_pct=args.crop_pct,
-        exact=args.exact,
+        changes=changes_of(args),
     )
-    show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _table(metrics)]
+    show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _measures(metrics, task)]
+    show += [_shown(table) for table in task.tables(metrics) if table.rows]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
         drawn = task.pictures(args.out, metrics)
-        show.append(f"written: {args.out / 'metrics.json'}, {', '.join(map(str, drawn))}")
+        show.append(f"written: {', '.join(map(str, [args.out / 'metrics.json', *drawn]))}")
     return Output(metrics, show)
 
 
-def _table(metrics: dict[str, Any]) -> Table:
+def _measures(metrics: dict[str, Any], task: Any) -> Table:
     table = Table(box=None, show_header=False)
-    for name, label, unit in (
-        ("count", "images", ""),
-        ("top1", "top-1", " %"),
-        ("top5", "top-5", " %"),
-        ("mean_class_accuracy", "mean over classes", " %"),
-        ("ece", "calibration error", " %"),
-        ("loss", "cross entropy", ""),
-    ):
-        value = metrics[name]
-        table.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:.3f}{unit}")
-    rated = [row for row in metrics["per_class"] if row["count"]]
-    for row in sorted(rated, key=lambda row: row["accuracy"])[:5] if len(rated) > 1 else ():
-        table.add_row(f"  weakest: {escape(row['class'])}", f"{row['accuracy']:.1f} % of {row['count']}")
+    table.add_row("images", f"{metrics['count']:,}")
+    for name, measure in task.measures.items():
+        table.add_row(measure.title, measure.text(metrics[name]))
     return table
+
+
+def _shown(table: Any) -> Table:
+    """A table of a summary, which is written in Markdown, for the terminal."""
+    shown = Table(*map(escape, table.header), title=table.title, box=None, header_style="bold", title_justify="left")
+    for row in table.rows:
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in row)
+        shown.add_row(*(re.sub(r"\*\*(.+)\*\*", r"[bold]\1[/]", cell) for cell in cells))
+    return shown

@@ -5,18 +5,22 @@ from .decode import BrokenImage, decode
 from .detection import (
     DetectionBatch,
     DetectionSet,
+    DetectionTarget,
     detection_eval_loader,
+    detection_eval_transform,
     detection_train_loader,
     draw_masks,
     open_detection,
 )
 from .image_set import ImageSet, RawSet
-from .loaders import Batch, EvalLoader, TrainLoader, eval_loader, train_loader
+from .loaders import Batch, EvalLoader, TrainLoader, channels_of, eval_loader, train_loader
+from .padding import pad_together, padded
 from .segmentation import (
     SegmentationBatch,
     SegmentationSet,
     open_segmentation,
     segmentation_eval_loader,
+    segmentation_eval_transform,
     segmentation_train_loader,
 )
 from .transforms import eval_transform, input_from_model, train_transform
@@ -26,14 +30,17 @@ __all__ = [
     "BrokenImage",
     "DetectionBatch",
     "DetectionSet",
+    "DetectionTarget",
     "EvalLoader",
     "ImageSet",
     "RawSet",
     "SegmentationBatch",
     "SegmentationSet",
     "TrainLoader",
+    "channels_of",
     "decode",
     "detection_eval_loader",
+    "detection_eval_transform",
     "detection_train_loader",
     "draw_masks",
     "eval_loader",
@@ -42,7 +49,10 @@ __all__ = [
     "open_dataset",
     "open_detection",
     "open_segmentation",
+    "pad_together",
+    "padded",
     "segmentation_eval_loader",
+    "segmentation_eval_transform",
     "segmentation_train_loader",
     "train_loader",
     "train_transform",

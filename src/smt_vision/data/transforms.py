@@ -17,6 +17,7 @@ from ..recipes import Augment, Input
 from .operations import FASTER, MENDED, replace_operations
 from .pixels import to_tensor
 from .resample import RandomCrop, ResizeTo
+from .view import View
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -110,6 +111,26 @@ class ToNormalized:
         pixels = to_tensor(image)[..., :3] if image.mode == "RGB" else torch.from_numpy(np.array(image))[..., None]
         out = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         return out.div_(255).sub_(self.mean).div_(self.std)
+
+
+class ViewPixels:
+    """What a view shows of an image, resized and normalised.
+
+    Args:
+        input: filter, mean and standard deviation.
+    """
+
+    def __init__(self, input: Input) -> None:
+        self.interpolation = resize_filter(input)
+        self.exact = input.exact
+        self.normalized = ToNormalized(*channel_statistics(input))
+
+    def __call__(
+        self, image: Image.Image, view: View, change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> Tensor:
+        """A float32 tensor ``(C, h, w)`` of the view's size; ``change`` is made of the resized image."""
+        seen = view.image(image, self.interpolation, self.exact)
+        return self.normalized(change(seen) if change else seen)
 
 
 def input_from_model(model: nn.Module, *, workers: int = 8, max_broken: int = 10, val_fraction: float = 0.1) -> Input:

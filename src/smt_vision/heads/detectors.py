@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from ..recipes import Detect
+from ..recipes import LARGEST_STRIDE, Detect
+from .batches import by_size
 from .features import Backbone
 from .rcnn import RCNN
 from .retinanet import RetinaNet
@@ -88,6 +89,23 @@ class Counted(nn.Module):
 
     def forward(self, image: Tensor) -> object:
         return self.detector.forward_counted(image)  # type: ignore[operator]
+
+
+def detect(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+    """What a :class:`Detector` in evaluation finds in each image.
+
+    An image's result does not depend on the others of its batch: each is cut out of the batch's padding, up to a
+    multiple of 32 pixels, and those of equal size go through the model together.
+
+    Args:
+        model: the detector.
+        image: (B, 3, H, W), normalised, zero-padded at the right and the bottom.
+        sizes: (B, 2) int64, height and width inside the padding.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    for same, (height, width) in by_size(-(-sizes // LARGEST_STRIDE) * LARGEST_STRIDE):
+        found.update(zip(same, model(image[same, :, :height, :width], sizes[same]), strict=True))
+    return [found[row] for row in range(len(sizes))]
 
 
 def to_original(detections: list[dict[str, Tensor]], sizes: Tensor, original: Tensor) -> list[dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 Shapes: B images of H x W pixels; four maps of C_i channels and strides s_i, finest first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import timm
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ..recipes import LARGEST_STRIDE
+from ..recipes import LARGEST_STRIDE, Detect
 
 MAPS = 4
+GROUPS, GROUP_CHANNELS = 32, 4  # of GroupNorm: 32 groups, unless they would have fewer than 4 channels
+Norm = Callable[[int], nn.Module]
 
 
 class Backbone(nn.Module):
@@ -94,6 +96,7 @@ class Pyramid(nn.Module):
         channels: of each level.
         top: ``pool``: the four maps, and the last level taken at every second place (for proposals);
             ``convs``: the last three maps, and two levels more by strided convolutions of the last map (RetinaNet).
+        norm: makes the layer after each convolution, of a number of channels; ``None`` for none.
 
     Attributes:
         out_channels: of each level.
@@ -102,7 +105,7 @@ class Pyramid(nn.Module):
     Shape: ``(B, 3, H, W)`` to levels by name, finest first, each ``(B, channels, H / s, W / s)`` in float32.
     """
 
-    def __init__(self, backbone: Backbone, channels: int, top: Literal["pool", "convs"]) -> None:
+    def __init__(self, backbone: Backbone, channels: int, top: Literal["pool", "convs"], norm: Norm | None) -> None:
         super().__init__()
         maps = backbone.feature_info.channels()
         strides: list[int] = backbone.feature_info.reduction()
@@ -115,7 +118,7 @@ class Pyramid(nn.Module):
         else:
             extra = LastLevelP6P7(maps[-1], channels)
             extra.use_P5 = False  # torchvision takes the level in place of the map where their channels are as many
-        self.fpn = FeaturePyramidNetwork(maps[self.first :], channels, extra)
+        self.fpn = FeaturePyramidNetwork(maps[self.first :], channels, extra, norm)
         self.strides: Sequence[int] = [strides[-1] * 2 ** (i - 3 + self.first) for i in range(5)]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -123,6 +126,13 @@ class Pyramid(nn.Module):
         levels = self.fpn({str(i): x for i, x in enumerate(maps)})
         # Boxes take their type from the levels, and in bfloat16 would be off by pixels.
         return {name: level.float() for name, level in levels.items()}
+
+
+def head_norm(config: Detect) -> Norm | None:
+    """What makes the normalisation of pyramid and heads, of a number of channels."""
+    if config.head_norm == "none":
+        return None
+    return lambda channels: nn.GroupNorm(min(GROUPS, max(1, channels // GROUP_CHANNELS)), channels)
 
 
 def in_float32(module: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, generalized
 from torchvision.ops.poolers import initLevelMapper
 
 from ..recipes import Detect
-from .features import Backbone, Pyramid, in_float32
+from .features import Backbone, Pyramid, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_SIZE, MASK_SIZE = 7, 14  # sides of what the heads see of a region
@@ -73,7 +73,7 @@ class RCNN(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, config: Detect) -> None:
         super().__init__()
         self.has_masks = config.has_masks
-        self.pyramid = Pyramid(backbone, config.fpn_channels, "pool")
+        self.pyramid = Pyramid(backbone, config.fpn_channels, "pool", head_norm(config))
         anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (RATIOS,) * len(config.anchor_sizes))
         self.rpn = RegionProposalNetwork(
             anchors,
@@ -281,7 +281,7 @@ def _roi_heads(
     if config.has_masks:
         masks = dict(
             mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides),
-            mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1),
+            mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1, norm_layer=head_norm(config)),
             mask_predictor=in_float32(MaskRCNNPredictor(C, C, num_classes + 1)),
         )
     x, y, w, h = stage.stds

@@ -7,7 +7,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ..recipes import Detect
-from .features import Backbone, Pyramid, in_float32
+from .features import Backbone, Pyramid, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 OCTAVES = tuple(2 ** (i / 3) for i in range(3))
@@ -27,10 +27,10 @@ class RetinaNet(TorchvisionRetinaNet):
     has_masks = False
 
     def __init__(self, backbone: Backbone, num_classes: int, config: Detect) -> None:
-        pyramid = Pyramid(backbone, config.fpn_channels, "convs")
+        pyramid = Pyramid(backbone, config.fpn_channels, "convs", head_norm(config))
         sizes = tuple(tuple(side * octave for octave in OCTAVES) for side in config.anchor_sizes)
         anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-        head = RetinaNetHead(config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes)
+        head = RetinaNetHead(config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes, head_norm(config))
         head.regression_head._loss_type = config.box_loss
         super().__init__(
             pyramid,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..recipes import LARGEST_STRIDE, Segment
+from .batches import by_size
 from .upernet import resize
 
 CLASSES_AT_ONCE = 16
@@ -33,11 +34,8 @@ def segment(model: nn.Module, image: Tensor, sizes: Tensor, config: Segment) -> 
     Returns:
         For each image ``(K, h, w)`` float32: softmax, or for ``config.kind`` ``binary`` sigmoid.
     """
-    rows: dict[tuple[int, int], list[int]] = {}
-    for row, (height, width) in enumerate(sizes.tolist()):
-        rows.setdefault((height, width), []).append(row)
     found: dict[int, Tensor] = {}
-    for (height, width), same in rows.items():
+    for same, (height, width) in by_size(sizes):
         found.update(zip(same, _probabilities(model, image[same, :, :height, :width], config), strict=True))
     return [found[row] for row in range(len(sizes))]
 

@@ -48,7 +48,6 @@ class DetectionMetrics:
         device: torch.device | str = "cpu",
     ) -> None:
         self._library = require("faster_coco_eval", "detect")
-        self._rle = require("faster_coco_eval.core.mask", "detect")
         device = torch.device(device)
         self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         self.ground_truth = ground_truth
@@ -70,7 +69,7 @@ class DetectionMetrics:
             boxes: (N, 4) in pixels of the image as stored; N may be 0.
             scores: (N,).
             labels: (N,) int64, 0 to K - 1.
-            masks: N masks as :meth:`encode` gives them, where masks are measured.
+            masks: N masks as :func:`run_lengths` gives them, where masks are measured.
 
         Raises:
             ValueError: the ground truth has no such image, or masks are measured and there are not N of them.
@@ -89,13 +88,6 @@ class DetectionMetrics:
         self._seen.append(torch.tensor([image_id]))
         self._rows.append(rows)
         self._bytes.append(torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if encoded else _NO_BYTES)
-
-    def encode(self, masks: Tensor) -> list[bytes]:
-        """Masks (N, H, W) bool as COCO's run lengths, a few bytes each."""
-        if not len(masks):
-            return []
-        columns = np.asfortranarray(masks.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
-        return [_as_bytes(rle["counts"]) for rle in self._rle.encode(columns)]
 
     def reduce(self, all_gather: Callable[[Tensor], Tensor]) -> None:
         """Makes this the detections of all processes; call it once, after the last image.
@@ -186,6 +178,18 @@ class DetectionMetrics:
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
         return evaluation
+
+
+def run_lengths(masks: Tensor) -> list[bytes]:
+    """Masks (N, H, W) bool as COCO's run lengths, a few bytes each.
+
+    Raises:
+        ImportError: faster-coco-eval is not installed.
+    """
+    if not len(masks):
+        return []
+    columns = np.asfortranarray(masks.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
+    return [_as_bytes(rle["counts"]) for rle in require("faster_coco_eval.core.mask", "detect").encode(columns)]
 
 
 _NO_BYTES = torch.zeros(0, dtype=torch.uint8)

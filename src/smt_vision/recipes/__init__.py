@@ -9,6 +9,7 @@ The paper's values: arXiv 2307.08579 (ICCV 2023) and the configurations of the a
 from .classification import CLASSIFICATION
 from .detection import DETECTION
 from .fields import (
+    CHANGEABLE,
     GROUPS,
     IGNORED,
     LARGEST_STRIDE,
@@ -25,6 +26,7 @@ from .fields import (
 from .segmentation import SEGMENTATION
 
 __all__ = [
+    "CHANGEABLE",
     "GROUPS",
     "IGNORED",
     "LARGEST_STRIDE",

@@ -139,6 +139,8 @@ class Detect:
             384 to 600 pixels a side: the augmentation of the 3x schedule (DETR's).
         norm: the backbone's BatchNorm: ``train``; ``frozen`` at the statistics it starts with, for few images a
             process; ``sync``: statistics over all processes.
+        head_norm: ``none``: pyramid and heads as published; ``group``: GroupNorm in their convolutions, without which
+            they learn slowly from scratch (He et al., ICCV 2019). A cascade's box heads have BatchNorm as published.
         box_loss: ``l1``: torchvision's own of that head; ``giou``: of decoded boxes.
         anchor_sizes: sides of the anchors in pixels, one a level; ``retinanet`` makes three octave scales of each.
         fpn_channels: of the feature pyramid.
@@ -156,6 +158,7 @@ class Detect:
     train_short_sides: tuple[int, ...] = (800,)
     crop_branch: bool = False
     norm: Literal["train", "frozen", "sync"] = "train"
+    head_norm: Literal["none", "group"] = "none"
     box_loss: Literal["l1", "giou"] = "l1"
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     fpn_channels: int = 256
@@ -320,6 +323,20 @@ GROUPS: dict[str, type] = {
     "detect": Detect,
     "segment": Segment,
     "engine": Engine,
+}
+
+
+# What may be another in use than it was in training, by task and group.
+CHANGEABLE: dict[str, dict[str, tuple[str, ...]]] = {
+    "classify": {"input": ("size", "crop_pct", "exact")},
+    "detect": {
+        "input": ("exact",),
+        "detect": ("short_side", "long_side", "score_threshold", "nms_threshold", "max_detections"),
+    },
+    "segment": {
+        "input": ("exact",),
+        "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip"),
+    },
 }
 
 

@@ -34,6 +34,7 @@ class Classification:
     measures: Mapping[str, Measure] = {
         "top1": Measure("top-1"),
         "top5": Measure("top-5"),
+        "mean_class_accuracy": Measure("mean over classes"),
         "loss": Measure("loss", "nats"),
         "ece": Measure("calibration error"),
     }

@@ -12,22 +12,24 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..data import (
+    BrokenImage,
     DetectionSet,
+    DetectionTarget,
+    channels_of,
     decode,
     detection_eval_loader,
+    detection_eval_transform,
     detection_train_loader,
     draw_masks,
     open_detection,
+    pad_together,
+    padded,
 )
-from ..data.detection.loaders import DetectionCollate, DetectionImages
-from ..data.detection.transforms import DetectionTransform
-from ..data.loaders import channels_of
-from ..data.padding import padded
 from ..data.view import View
-from ..heads.detectors import Counted, build_detector, to_original
-from ..metrics.detection import DetectionMetrics
+from ..heads.detectors import Counted, build_detector, detect, to_original
+from ..metrics.detection import DetectionMetrics, run_lengths
 from ..recipes import Detect as Config
-from ..recipes import Recipe
+from ..recipes import Input, Recipe
 from .build import build_features, resolve_input
 from .shown import samples
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
@@ -44,12 +46,14 @@ class Detection:
 
     Args:
         val_set: the images to evaluate on.
+        input: how images become tensors.
         config: the head, sizes and thresholds.
     """
 
-    def __init__(self, val_set: DetectionSet, config: Config) -> None:
+    def __init__(self, val_set: DetectionSet, input: Input, config: Config) -> None:
         self.classes = val_set.classes
         self.val_set = val_set
+        self.input = input
         self.config = config
         self.kinds = ("mask", "box") if config.has_masks else ("box",)
         self.headline = f"{self.kinds[0]}_ap"
@@ -61,7 +65,7 @@ class Detection:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
         """Detections in pixels of the images that the model saw; see :class:`smt_vision.heads.detectors.Detector`."""
-        return model(batch["image"], batch["sizes"])
+        return detect(model, batch["image"], batch["sizes"])
 
     def metric(self, device: torch.device) -> "DetectMetric":
         return DetectMetric(self.val_set, self.config, device)
@@ -105,14 +109,14 @@ class Detect(Detection):
             )
         self.recipe = recipe
         self.train_set = self._open("train")
-        super().__init__(self._open("val"), recipe.detect)
-        if self.train_set.classes != self.val_set.classes:
+        val_set = self._open("val")
+        if self.train_set.classes != val_set.classes:
             raise ValueError(
                 f"{recipe.data}: the training images have the classes {', '.join(self.train_set.classes)}, the "
-                f"validation images {', '.join(self.val_set.classes)}; give both the same categories, ids included"
+                f"validation images {', '.join(val_set.classes)}; give both the same categories, ids included"
             )
         backbone = build_features(recipe)
-        self.input = resolve_input(recipe.input, backbone.network)
+        super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
         self.model = build_detector(backbone, len(self.classes), recipe.detect)
         self.images = (
             f"{recipe.input.channels} channels, short side {self.config.short_side} pixels, "
@@ -123,6 +127,7 @@ class Detect(Detection):
             "model": recipe.model,
             "model_args": dict(recipe.model_args),
             "classes": list(self.classes),
+            "category_ids": list(self.val_set.category_ids),
             "input": asdict(self.input),
             "detect": asdict(self.config),
         }
@@ -157,29 +162,33 @@ class Detect(Detection):
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images from all over the validation set, the truth beside the detections of a score of 0.4 or more."""
-        rows = samples(len(self.val_set))
-        transform = DetectionTransform(self.input, self.config, None)
-        dataset = DetectionImages(self.val_set, transform, channels_of(self.input), seed=0)
-        batch: Any = DetectionCollate()([dataset[0, row] for row in rows])
-        if not len(batch["index"]):  # not one could be read
-            return None
-        found = self.predict(model, {**batch, "image": batch["image"].to(device), "sizes": batch["sizes"].to(device)})
+        transform = detection_eval_transform(self.input, self.config)
         panels, names, shown = [], [], set[int]()
-        for row, detections, size, original in zip(
-            batch["index"].tolist(), found, batch["sizes"], batch["original"], strict=True
-        ):
-            certain = detections["scores"] >= SAMPLE_SCORE
-            own = {key: value[certain] for key, value in detections.items()}
-            own = {key: value.cpu() for key, value in to_original([own], size[None], original[None])[0].items()}
-            truth, image = _truth(self.val_set, row, masks=self.config.has_masks)
+        for row in samples(len(self.val_set)):
+            raw, target, name = self.val_set.read(row)
+            try:
+                picture = decode(raw, channels_of(self.input), name=name)
+            except BrokenImage:  # the evaluation has just named it, as it has an image of another size than is said
+                continue
+            if (picture.height, picture.width) != target["size"]:
+                continue
+            image, sizes = pad_together([transform(picture)])
+            (found,) = detect(model, image.to(device), sizes)
+            certain = found["scores"] >= SAMPLE_SCORE
+            own = {key: value[certain] for key, value in found.items()}
+            (own,) = to_original([own], sizes, torch.tensor([target["size"]]))
+            own = {key: value.cpu() for key, value in own.items()}
+            truth = _truth(target, masks=self.config.has_masks)
             panels.append(
                 [
-                    pictures.draw_detections(image, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
+                    pictures.draw_detections(picture, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
                     for objects in (truth, own)
                 ]
             )
             names.append(self.val_set.id(row))
             shown |= {*truth["labels"].tolist(), *own["labels"].tolist()}
+        if not panels:
+            return None
         return pictures.sample_grid(panels, ("truth", "prediction"), names, shown, self.classes)
 
     def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -217,7 +226,7 @@ class DetectMetric:
                 some = {key: value[start : start + MASKS_AT_ONCE] for key, value in detections.items()}
                 (whole,) = to_original([some], size[None], original[None])
                 boxes.append(whole["boxes"])
-                masks += self.found.encode(whole["masks"]) if self.found.masks else []
+                masks += run_lengths(whole["masks"]) if self.found.masks else []
             self.found.update(
                 self.image_ids[row],
                 torch.cat(boxes).cpu(),
@@ -233,17 +242,14 @@ class DetectMetric:
         return self.found.compute()
 
 
-def _truth(images: DetectionSet, row: int, masks: bool) -> tuple[dict[str, Any], Image.Image]:
-    """An image's objects as :func:`smt_vision.pictures.draw_detections` takes them, crowds left out; and the image."""
-    raw, target, name = images.read(row)
-    image = decode(raw, 3, name=name)
+def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
+    """An image's objects as :func:`smt_vision.pictures.draw_detections` takes them, crowds left out."""
     keep = np.flatnonzero(~target["crowd"])
     truth: dict[str, Any] = {"boxes": target["boxes"][keep], "labels": target["labels"][keep]}
     if masks:
-        stored = target["masks"] or []
-        whole = View(0, 0, image.width, image.height, image.width, image.height)
-        truth["masks"] = draw_masks([stored[i] for i in keep], whole, image.height, image.width)
-    return truth, image
+        stored, (height, width) = target["masks"] or [], target["size"]
+        truth["masks"] = draw_masks([stored[i] for i in keep], View(0, 0, width, height, width, height), height, width)
+    return truth
 
 
 def _told(percent: float | None) -> str | float:

@@ -87,12 +87,27 @@ class EvalLoader(Protocol):
 
 
 class Evaluable(Protocol):
-    """The part of a task that evaluation needs."""
+    """The part of a task that evaluation needs.
+
+    Attributes:
+        headline: the metric, in percent, that says which checkpoint is best; higher is better, and it is finite.
+        measures: the metrics worth a line of the summary, in order; the headline is one of them, and ``loss`` is there
+            where the metric has one.
+    """
+
+    headline: str
+    measures: Mapping[str, Measure]
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output for a batch, as the metric takes it."""
 
     def metric(self, device: torch.device) -> Metric: ...
+
+    def tables(self, metrics: dict[str, Any]) -> list[Table]:
+        """What there is to tell beyond the measures."""
+
+    def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
+        """Draw an evaluation into a folder; returns what was drawn, in the order of the summary."""
 
 
 class Task(Evaluable, Protocol):
@@ -100,9 +115,6 @@ class Task(Evaluable, Protocol):
 
     Attributes:
         model: the network, untrained or with the recipe's starting weights.
-        headline: the metric, in percent, that says which checkpoint is best; higher is better, and it is finite.
-        measures: the metrics worth a line of the summary, in order; the headline is one of them, and ``loss`` is there
-            where the metric has one.
         images: what the model sees of an image, in words, as ``3 x 224 x 224 pixels``.
         card: plain data that goes into every checkpoint and suffices to use the model: classes, input.
     """
@@ -110,8 +122,6 @@ class Task(Evaluable, Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    headline: str
-    measures: Mapping[str, Measure]
     images: str
     card: dict[str, Any]
 
@@ -127,12 +137,6 @@ class Task(Evaluable, Protocol):
 
         Called on one process after an evaluation, with the model in evaluation mode.
         """
-
-    def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """What the summary tells beyond the measures."""
-
-    def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """Draw an evaluation into the run's folder; returns what was drawn, in the order of the summary."""
 
     def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
         """A module of one batch of images, and the ``(C, H, W)`` for which its parameters and GMAC are told."""

@@ -8,6 +8,7 @@ from .coco import find_coco, open_coco
 from .detection_set import DetectionSet, DetectionTarget
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
 from .masks import draw_masks
+from .transforms import detection_eval_transform
 from .voc import LAYOUT, find_voc, open_voc
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DetectionSet",
     "DetectionTarget",
     "detection_eval_loader",
+    "detection_eval_transform",
     "detection_train_loader",
     "draw_masks",
     "open_detection",

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import ColorJitter
 
 from ...recipes import Augment, Detect, Input
 from ..decode import BrokenImage
-from ..transforms import ToNormalized, channel_statistics, resize_filter
+from ..transforms import ViewPixels
 from ..view import View, fit
 from .detection_set import DetectionTarget
 from .masks import draw_masks
@@ -49,6 +49,12 @@ def _drawn_window(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + sides[0], top + sides[1]
 
 
+def detection_eval_transform(input: Input, detect: Detect) -> Callable[[Image.Image], torch.Tensor]:
+    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, whole."""
+    pixels = ViewPixels(input)
+    return lambda image: pixels(image, eval_view(*image.size, detect))
+
+
 class DetectionTransform:
     """An image and its objects to a sample.
 
@@ -61,9 +67,7 @@ class DetectionTransform:
     def __init__(self, input: Input, detect: Detect, augment: Augment | None) -> None:
         self.detect = detect
         self.augment = augment
-        self.interpolation = resize_filter(input)
-        self.exact = input.exact
-        self.normalized = ToNormalized(*channel_statistics(input))
+        self.pixels = ViewPixels(input)
         strength = augment.color_jitter if augment else 0.0
         self.colour = ColorJitter(strength, strength, strength) if strength else None
 
@@ -83,9 +87,7 @@ class DetectionTransform:
             view = eval_view(*image.size, self.detect)
         else:
             view = train_view(*image.size, self.detect, self.augment)
-        seen = view.image(image, self.interpolation, self.exact)
-        seen = self.colour(seen) if self.colour else seen
-        sample = {"image": self.normalized(seen), "original": target["size"]}
+        sample = {"image": self.pixels(image, view, self.colour), "original": target["size"]}
         return sample if self.augment is None else sample | {"target": self._objects(target, view, name)}
 
     def _objects(self, target: DetectionTarget, view: View, name: str) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Images and label maps to tensors: resize, scale, crop, flips, photometric changes."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomApply
 
 from ...recipes import IGNORED, Augment, Input, Segment
-from ..transforms import ToNormalized, channel_statistics, resize_filter
+from ..transforms import ViewPixels
 from ..view import View, fit
 from .label_maps import Labels, check_size
 
@@ -68,6 +69,12 @@ class _Side:
         return random.randint(0, self.length - self.window)
 
 
+def segmentation_eval_transform(input: Input, config: Segment) -> Callable[[Image.Image], Tensor]:
+    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, whole."""
+    pixels = ViewPixels(input)
+    return lambda image: pixels(image, eval_view(*image.size, config))
+
+
 class SegmentationTransform:
     """An image and its labels to a sample.
 
@@ -80,9 +87,7 @@ class SegmentationTransform:
     def __init__(self, input: Input, config: Segment, augment: Augment | None) -> None:
         self.config = config
         self.augment = augment
-        self.interpolation = resize_filter(input)
-        self.exact = input.exact
-        self.normalized = ToNormalized(*channel_statistics(input))
+        self.pixels = ViewPixels(input)
         self.photometric = _photometric() if config.photometric else None
 
     def __call__(self, image: Image.Image, labels: Labels, name: str) -> dict[str, Any]:
@@ -94,16 +99,12 @@ class SegmentationTransform:
         check_size(image.size, labels, name)
         if self.augment is None:
             view = eval_view(*image.size, self.config)
-            return {"image": self._pixels(image, view), "label": torch.from_numpy(labels).long()}
+            return {"image": self.pixels(image, view), "label": torch.from_numpy(labels).long()}
         view = train_view(labels, self.config, self.augment)
-        seen = view.image(image, self.interpolation, self.exact)
-        pixels = self.normalized(self.photometric(seen) if self.photometric else seen)
+        pixels = self.pixels(image, view, self.photometric)
         label = torch.from_numpy(np.ascontiguousarray(view.labels(labels))).long()
         margin = (0, self.config.crop[1] - view.width, 0, self.config.crop[0] - view.height)
         return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORED)}
-
-    def _pixels(self, image: Image.Image, view: View) -> Tensor:
-        return self.normalized(view.image(image, self.interpolation, self.exact))
 
 
 def _photometric() -> Compose:
