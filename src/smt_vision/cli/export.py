@@ -20,7 +20,8 @@ smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES
 
 def build_parser(words: list[str]) -> Parser:
     about = (
-        f"{HELP}: it must give the model's own logits on real images, or it is not kept. smt predict and eval use it."
+        f"{HELP}: it must give the model's own logits on real images, or it is not kept. smt predict and eval use it. "
+        "Of the detectors, retinanet can be exported."
     )
     parser = new_parser("export", about, EXAMPLES)
     parser.add_argument("model", help="a run's folder, a checkpoint, or a name of timm's (its pretrained weights)")
@@ -39,8 +40,8 @@ def run(args: Any) -> Output:
         wants, given = ("--calibrate FOLDER", "--int8") if args.int8 else ("--int8", "--calibrate")
         raise ValueError(f"{given} needs {wants}: 8-bit numbers get their ranges from images")
 
-    from ..deploy.export import export_classifier
-    from ..inference import Classifier, find_images
+    from ..deploy.export import export_model
+    from ..inference import find_images, load
 
     def tell(text: str) -> None:
         if sys.stderr.isatty():
@@ -48,25 +49,26 @@ def run(args: Any) -> Output:
 
     calibrate = find_images([args.calibrate]) if args.calibrate else []
     images = find_images(args.images) if args.images else []
-    classifier = Classifier.load(args.model)
+    model = load(args.model)
     kind = f"{args.format}-int8" if args.int8 else args.format
     folder = args.out or Path("exports") / f"{Path(args.model).name}-{kind}"
-    manifest = export_classifier(
-        classifier.model,
-        classifier.classes,
-        classifier.input,
+    manifest = export_model(
+        model.model,
+        model.card,
         folder,
-        name=classifier.name,
+        name=model.name,
         format=args.format,
         images=images,
         calibrate=calibrate,
         replace=args.force,
         tell=tell,
     )
-    table = Table("images", "same top-1", "largest difference of logits", box=None, header_style="bold")
+    table = Table("images", "same class", "largest difference of logits", box=None, header_style="bold")
     for case in manifest.parity["cases"]:
         count, _, height, width = case["shape"]
-        table.add_row(f"{count} of {height} x {width}", f"{case['agree']} of {count}", f"{case['max_difference']:.1e}")
+        table.add_row(
+            f"{count} of {height} x {width}", f"{case['agree']} of {case['of']}", f"{case['max_difference']:.1e}"
+        )
     size = sum(path.stat().st_size for path in folder.iterdir())
     sides = "any height and width" if manifest.free_sides else f"{manifest.input.size} x {manifest.input.size} pixels"
     show = [

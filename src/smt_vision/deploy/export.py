@@ -1,12 +1,13 @@
-"""A classifier as a program of another runtime: ONNX, OpenVINO (8-bit too), or torch.export's own format.
+"""A model as a program of another runtime: ONNX, OpenVINO (8-bit too), or torch.export's own format.
 
 Every export is checked against the model it was made of before it gets its name: one that disagrees is not left behind.
 """
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +24,11 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from .._version import __version__
+from ..data import padded
 from ..extras import require
+from ..heads.retinanet import Dense, RetinaNet
 from ..model.smt import SMT
-from ..recipes import Input
+from ..recipes import Input, from_plain
 from .exported import FILES, MANIFEST, ExportedModel, Manifest, Program, open_program, sha256
 from .fuse import fuse
 from .quantise import quantise
@@ -38,10 +41,9 @@ TOLERANCE = 1e-4
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 
-def export_classifier(
+def export_model(
     model: nn.Module,
-    classes: Sequence[str],
-    input: Input,
+    card: Mapping[str, Any],
     folder: Path,
     *,
     name: str,
@@ -51,15 +53,17 @@ def export_classifier(
     replace: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Export a classifier into a folder: whole and checked, or not at all.
+    """Export a classifier, a segmenter or a RetinaNet into a folder: whole and checked, or not at all.
 
     The parts of an SMT are fused first. Every batch size works, and every height and width that the model itself
-    takes; for a model of one size, that size.
+    takes; for a classifier of one size, that size. Of RetinaNet all is exported but what follows its heads (anchors,
+    thresholds, non-maximum suppression), which stays in Python. Of the other detectors nothing is: what they look at
+    depends on the image, which torch.export cannot trace through torchvision's code.
 
     Args:
-        model: gives ``(B, len(classes))`` logits; an SMT, or any other; on the CPU. It is put into evaluation mode.
-        classes: names, by output.
-        input: how images become tensors.
+        model: an SMT, or any other; on the CPU. It is put into evaluation mode.
+        card: as a checkpoint has it: ``task``, ``classes``, ``input``, and of a segmenter ``segment``, of a detector
+            ``detect`` and ``category_ids``.
         folder: where to; it must not exist yet.
         name: what the model is called.
         format: ``onnx``, ``openvino`` or ``torch``.
@@ -69,7 +73,7 @@ def export_classifier(
         tell: called with what is being done.
 
     Raises:
-        ValueError: the model is not a classifier of these classes, the format cannot be, or an image is broken.
+        ValueError: the model is not one of the card, the format cannot be, or an image is broken.
         FileExistsError: the folder exists, and ``replace`` is false or what is in it is no export.
         ImportError: what writes or runs this format is not installed.
         RuntimeError: the export does not compute what the model does.
@@ -78,29 +82,33 @@ def export_classifier(
         raise ValueError(f"format {format!r} cannot be exported; choose one of {', '.join(FILES)}")
     if calibrate and format != "openvino":
         raise ValueError(f"8 bits are for the format 'openvino', not {format!r}; leave --int8 out, or change --format")
-    if isinstance(model, ExportedModel):
-        raise ValueError(f"{name} is an export already; export what it was made of: {model.manifest.name}")
+    for part in model.modules():
+        if isinstance(part, ExportedModel):
+            raise ValueError(f"{name} is an export already; export what it was made of: {part.manifest.name}")
+    network, own, seen = _network(model, card)
     packages = (*PACKAGES[format], "nncf") if calibrate else PACKAGES[format]
     for package in packages:
         require(package, "export")
     at_hand: Sequence[Path | Image] = images or calibrate or crops_of_a_photograph()
     samples = spread(at_hand, PARITY_IMAGES)
-    model.eval()
+    network.eval()
     with _new_folder(folder, replace) as new, torch.no_grad():
-        batch = torch.stack([as_tensor(image, input) for image in samples])
-        _check_classifier(model, batch[:1], len(classes))
+        batch = torch.stack([as_tensor(image, seen) for image in samples])
+        _check(network, batch[:1], card)
         tell("tracing the model")
-        program, free_sides = trace(model, input)
+        program, free_sides = trace(network, seen)
         tell(f"writing {', '.join(FILES[format])}")
-        more_versions = _write(program, new, format, calibrate, input)
+        if not (free_sides or card["task"] == "classify"):
+            raise ValueError(f"{name} takes images of one size, and {card['task']} needs any; take another backbone")
+        more_versions = _write(program, new, format, calibrate, seen)
         tell("comparing with the model")
-        result = parity(model, open_program(new, format), batch, free_sides)
+        result = parity(network, open_program(new, format), batch, free_sides, len(card["classes"]))
         tolerance = None if calibrate else TOLERANCE
         if not result["max_difference"] <= (tolerance or math.inf):  # so that nan is refused too
             raise RuntimeError(
                 f"the export of {name} computes something else: its logits differ by up to "
-                f"{result['max_difference']:.1e} of the largest (tolerance: {tolerance}), and the top-1 is the "
-                f"same for {100 * result['agreement']:.0f} % of the images. Nothing was written; try another --format"
+                f"{result['max_difference']:.1e} of the largest (tolerance: {tolerance}), and the class is the "
+                f"same for {100 * result['agreement']:.0f} % of them. Nothing was written; try another --format"
             )
         manifest = Manifest(
             name=name,
@@ -108,8 +116,9 @@ def export_classifier(
             format=format,
             precision="int8" if calibrate else "float32",
             parameters=sum(p.numel() for p in model.parameters()),
-            classes=tuple(classes),
-            input=input,
+            classes=tuple(card["classes"]),
+            card=own,
+            input=from_plain(Input, card["input"]),
             free_sides=free_sides,
             parity={**result, "tolerance": tolerance, "images": _told(samples)},
             versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **more_versions},
@@ -141,18 +150,21 @@ def trace(model: nn.Module, input: Input) -> tuple[ExportedProgram, bool]:
     return program, free_sides
 
 
-def parity(model: nn.Module, program: Program, images: Tensor, free_sides: bool) -> dict[str, Any]:
+def parity(
+    model: nn.Module, program: Program, images: Tensor, free_sides: bool, classes: int | None = None
+) -> dict[str, Any]:
     """How near a program comes to its model, in batches of several sizes, of images of several heights and widths.
 
     Args:
         model: what the program was made of.
-        program: gives logits, as the model does.
+        program: gives logits, as the model does; classes are along the second axis.
         images: ``(B, C, size, size)``; other heights and widths are resized from them.
         free_sides: whether to look at others.
+        classes: of the second axis the first so many are classes; ``None`` for all.
 
     Returns:
-        ``max_difference``, of a logit, as a share of the largest (or of 1); ``agreement``, the share of images with
-        the same top-1; ``cases``, both by shape.
+        ``max_difference``, of a logit, as a share of the largest (or of 1); ``agreement``, the share of images, or
+        pixels, or anchors, with the same class; ``cases``, by shape, with how many there are and agree.
     """
     size = images.shape[-1]
     shapes = [(len(images), size, size), (1, size, size)]
@@ -168,11 +180,12 @@ def parity(model: nn.Module, program: Program, images: Tensor, free_sides: bool)
         # Twice: a runtime may have one program for a shape that is new to it and another for one that it knows.
         actual = [program(batch) for _ in range(2)]
         difference = (torch.stack(actual) - expected).abs().max() / expected.abs().max().clamp(min=1)
-        agree = int((actual[-1].argmax(1) == expected.argmax(1)).sum())
-        cases.append({"shape": list(batch.shape), "max_difference": float(difference), "agree": agree})
+        same = _class(actual[-1][:, :classes]) == _class(expected[:, :classes])
+        case = {"max_difference": float(difference), "agree": int(same.sum()), "of": same.numel()}
+        cases.append({"shape": list(batch.shape), **case})
     return {
         "max_difference": float(np.max([case["max_difference"] for case in cases])),  # nan, if one is
-        "agreement": sum(case["agree"] for case in cases) / sum(case["shape"][0] for case in cases),
+        "agreement": sum(case["agree"] for case in cases) / sum(case["of"] for case in cases),
         "cases": cases,
     }
 
@@ -185,13 +198,47 @@ def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _check_classifier(model: nn.Module, image: Tensor, count: int) -> None:
-    logits = model(image)
-    if not isinstance(logits, Tensor) or logits.shape != (1, count):
+def _class(logits: Tensor) -> Tensor:
+    """The class that logits are largest for; where there is one map of them, whether they say yes."""
+    return logits.argmax(1) if logits.shape[1] > 1 else logits > 0
+
+
+def _network(model: nn.Module, card: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any], Input]:
+    """What is exported of a model, what the manifest tells of its head, and the squares it is traced and checked with.
+
+    Raises:
+        ValueError: it is a detector that cannot be exported.
+    """
+    task, input = card["task"], from_plain(Input, card["input"])
+    own = {key: card[key] for key in ("task", "segment", "detect", "category_ids") if key in card}
+    if task == "classify":
+        return model, own, input
+    if task == "segment":
+        return model, own, _square(input, min(card["segment"]["crop"]))
+    if not isinstance(model, RetinaNet):
+        raise ValueError(
+            f"detect.head={card['detect']['head']} cannot be exported: how many regions it looks at depends on the "
+            "image, and torch.export does not get through torchvision's selection of them; of the detectors, "
+            "retinanet can"
+        )
+    return Dense(model), own | {"strides": list(model.strides)}, _square(input, card["detect"]["short_side"])
+
+
+def _square(input: Input, side: int) -> Input:
+    return replace_fields(input, size=padded(side), crop_mode="center", crop_pct=1.0)
+
+
+def _check(model: nn.Module, image: Tensor, card: Mapping[str, Any]) -> None:
+    logits, count = model(image), len(card["classes"])
+    if card["task"] == "detect":
+        return  # the detector has been built for its classes
+    binary = card["task"] == "segment" and card["segment"]["kind"] == "binary"
+    expected = (1, count) if card["task"] == "classify" else (1, 1 if binary else count, *image.shape[2:])
+    if not isinstance(logits, Tensor) or logits.shape != expected:
         given = f"a {type(logits).__name__}" if not isinstance(logits, Tensor) else f"a tensor {tuple(logits.shape)}"
         raise ValueError(
-            f"only classifiers are exported: of an image, the model makes {given}, and (1, {count}) logits are "
-            f"expected; create it with num_classes={count}, without features_only"
+            f"of an image, the model makes {given}, and {expected} logits are expected of a model that does "
+            f"{card['task']}; create it with num_classes={count}, without features_only"
         )
 
 

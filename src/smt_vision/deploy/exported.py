@@ -19,7 +19,7 @@ from ..extras import require
 from ..recipes import Input, from_plain
 
 MANIFEST = "manifest.json"
-VERSION = 1  # of the manifest's layout
+VERSION = 2  # of the manifest's layout
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 SHAPES_KEPT = 8
 
@@ -37,6 +37,7 @@ class Manifest:
         precision: ``float32`` or ``int8``.
         parameters: of the model that was exported.
         classes: names, by output.
+        card: the task (``task``), and what its head needs to be used, as a checkpoint's card has it.
         input: how images become tensors.
         free_sides: whether it takes images of any height and width, or of ``input.size`` alone.
         parity: how near it came to the model it was made of, on which images.
@@ -52,6 +53,7 @@ class Manifest:
     precision: str
     parameters: int
     classes: tuple[str, ...]
+    card: Mapping[str, Any]
     input: Input
     free_sides: bool
     parity: Mapping[str, Any]
@@ -85,6 +87,8 @@ class Manifest:
             raise ValueError(
                 f"{path}: is of version {values['version']}; this one reads up to {VERSION}: update smt-vision"
             )
+        if values["version"] == 1:  # classifiers alone
+            values = {**values, "card": {"task": "classify"}}
         if values.keys() != known or values["format"] not in FILES:
             odd = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
             raise ValueError(f"{path} is not the manifest of an export, or was changed: {odd}; export the model again")
@@ -92,9 +96,10 @@ class Manifest:
 
 
 class ExportedModel(nn.Module):
-    """An exported classifier, used like the model it was made of.
+    """A program, used like the network it was made of.
 
-    Shape: ``(B, C, H, W)`` float32 images on the CPU -> ``(B, classes)`` float32 logits.
+    Shape: ``(B, C, H, W)`` float32 images on the CPU -> float32 logits: of a classifier ``(B, K)``, of a segmenter
+    ``(B, K, H, W)``; of RetinaNet ``(B, K + 4, A)``, see :class:`smt_vision.heads.retinanet.Dense`.
 
     Args:
         program: what computes that.

@@ -4,7 +4,7 @@ Shapes: B images of H x W pixels, K classes; N objects or detections of an image
 """
 
 from math import ceil
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..recipes import LARGEST_STRIDE, Detect
 from .batches import by_size
-from .features import Backbone
+from .features import Backbone, Pyramid, head_norm
 from .rcnn import RCNN
 from .retinanet import RetinaNet
 
@@ -75,8 +75,10 @@ def build_detector(backbone: Backbone, num_classes: int, config: Detect) -> nn.M
         raise ValueError(f"a detector of {num_classes} classes finds nothing; the data must name at least one")
     if config.norm == "frozen":
         freeze_batch_norm_2d(backbone)
+    top: Literal["convs", "pool"] = "convs" if config.head == "retinanet" else "pool"
+    pyramid = Pyramid(backbone, config.fpn_channels, top, head_norm(config))
     make = RetinaNet if config.head == "retinanet" else RCNN
-    detector = make(backbone, num_classes, config)
+    detector = make(pyramid, num_classes, config)
     return convert_sync_batchnorm(detector) if config.norm == "sync" else detector
 
 

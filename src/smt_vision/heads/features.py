@@ -119,7 +119,7 @@ class Pyramid(nn.Module):
             extra = LastLevelP6P7(maps[-1], channels)
             extra.use_P5 = False  # torchvision takes the level in place of the map where their channels are as many
         self.fpn = FeaturePyramidNetwork(maps[self.first :], channels, extra, norm)
-        self.strides: Sequence[int] = [strides[-1] * 2 ** (i - 3 + self.first) for i in range(5)]
+        self.strides: Sequence[int] = [strides[self.first] * 2**i for i in range(5)]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(image)[self.first :]

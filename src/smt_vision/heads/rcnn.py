@@ -27,7 +27,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, generalized
 from torchvision.ops.poolers import initLevelMapper
 
 from ..recipes import Detect
-from .features import Backbone, Pyramid, head_norm, in_float32
+from .features import Pyramid, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_SIZE, MASK_SIZE = 7, 14  # sides of what the heads see of a region
@@ -62,7 +62,7 @@ class RCNN(nn.Module):
     """Proposals, then one stage or more of box and mask heads.
 
     Args:
-        backbone: gives the maps.
+        pyramid: five levels.
         num_classes: K.
         config: which of the three, and its sizes and thresholds.
 
@@ -70,10 +70,10 @@ class RCNN(nn.Module):
         proposals, and of the heads ``class``, ``box`` and ``mask``; a cascade's end in 1, 2 and 3.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, config: Detect) -> None:
+    def __init__(self, pyramid: Pyramid, num_classes: int, config: Detect) -> None:
         super().__init__()
         self.has_masks = config.has_masks
-        self.pyramid = Pyramid(backbone, config.fpn_channels, "pool", head_norm(config))
+        self.pyramid = pyramid
         anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (RATIOS,) * len(config.anchor_sizes))
         self.rpn = RegionProposalNetwork(
             anchors,

@@ -1,9 +1,10 @@
 """A classifier in use."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -60,6 +61,10 @@ class Classifier(Predictor[Prediction]):
         recipe: Recipe | None = None,
     ) -> None:
         super().__init__(model, classes, input, eval_transform(input), name, device, recipe)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return {"task": "classify", "classes": list(self.classes), "input": asdict(self.input)}
 
     def __call__(
         self, images: Iterable[str | Path | Image.Image], batch_size: int | None = None, top_k: int = TOP

@@ -4,7 +4,8 @@ Shapes: N detections of an image of H x W pixels, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,16 @@ class Detector(Predictor[Detections]):
         super().__init__(model, classes, input, detection_eval_transform(input, config), name, device, recipe)
         self.category_ids = tuple(category_ids)
         self.config = config
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return {
+            "task": "detect",
+            "classes": list(self.classes),
+            "category_ids": list(self.category_ids),
+            "input": asdict(self.input),
+            "detect": asdict(self.config),
+        }
 
     @torch.inference_mode()
     def _say(self, batch: list[Seen]) -> list[Detections]:

@@ -11,10 +11,11 @@ from torch import nn
 
 from ..convert import identify, state_dict_of
 from ..data import input_from_model
-from ..deploy.exported import MANIFEST, load_exported
+from ..deploy.exported import MANIFEST, ExportedModel, load_exported
 from ..engine import checkpoint
 from ..heads.detectors import build_detector
 from ..heads.features import build_backbone
+from ..heads.retinanet import RetinaNetOf
 from ..heads.upernet import UPerNet
 from ..model.official import our_state
 from ..recipes import CHANGEABLE, Detect, Input, Recipe, Segment, from_plain
@@ -24,13 +25,12 @@ from .detect import Detector
 from .segment import Segmenter
 
 Changes = Mapping[str, Mapping[str, Any]]
+Model = Classifier | Detector | Segmenter
 # One process has nothing to synchronise.
 IN_USE: dict[str, Literal["train", "frozen"]] = {"train": "train", "sync": "train", "frozen": "frozen"}
 
 
-def load(
-    source: str | Path, device: str | torch.device = "cpu", changes: Changes | None = None
-) -> Classifier | Detector | Segmenter:
+def load(source: str | Path, device: str | torch.device = "cpu", changes: Changes | None = None) -> Model:
     """Load a run's folder (its best weights), an export's, a checkpoint file of ours, a release's, or a timm name.
 
     Releases' files and timm's names are classifiers.
@@ -61,7 +61,7 @@ def load(
     return _from_timm(str(source), device, changes)
 
 
-def _from_file(path: Path, device: str | torch.device, changes: Changes) -> Classifier | Detector | Segmenter:
+def _from_file(path: Path, device: str | torch.device, changes: Changes) -> Model:
     state = checkpoint.load(path)
     if "card" not in state:
         weights = our_state(state_dict_of(state, path))
@@ -73,7 +73,14 @@ def _from_file(path: Path, device: str | torch.device, changes: Changes) -> Clas
     model = _of_card(card)
     model.load_state_dict(state["ema"] if state.get("ema") else state["model"])
     recipe = Recipe.from_dict(state["recipe"]) if "recipe" in state else None
-    classes, input, name = card["classes"], from_plain(Input, card["input"]), str(path)
+    return _predictor(model, card, str(path), device, recipe)
+
+
+def _predictor(
+    model: nn.Module, card: dict[str, Any], name: str, device: str | torch.device, recipe: Recipe | None = None
+) -> Model:
+    """What the card tells of, with the model in it."""
+    classes, input = card["classes"], from_plain(Input, card["input"])
     if card["task"] == "detect":
         config = from_plain(Detect, card["detect"])
         return Detector(model, classes, card["category_ids"], input, config, name, device, recipe)
@@ -95,18 +102,26 @@ def _of_card(card: dict[str, Any]) -> nn.Module:
     return UPerNet(backbone, 1 if segment.kind == "binary" else len(card["classes"]), segment)
 
 
-def _from_export(folder: Path, device: str | torch.device, changes: Changes) -> Classifier:
+def _from_export(folder: Path, device: str | torch.device, changes: Changes) -> Model:
     if torch.device(device).type != "cpu":
         raise ValueError(
             f"{folder} is an export, which runs on the CPU and not on {device}: ask for the CPU (--device cpu, for "
             "smt eval --engine.accelerator cpu), or use the model that it was made of"
         )
-    model = load_exported(folder)
-    card = _changed({"task": "classify", "input": asdict(model.manifest.input)}, changes)
-    return Classifier(model, model.manifest.classes, from_plain(Input, card["input"]), str(folder), device)
+    program = load_exported(folder)
+    manifest = program.manifest
+    card = _changed({**manifest.card, "input": asdict(manifest.input)}, changes)
+    return _predictor(_head_of(program, card), {**card, "classes": list(manifest.classes)}, str(folder), device)
 
 
-def _from_timm(name: str, device: str | torch.device, changes: Changes) -> Classifier:
+def _head_of(program: ExportedModel, card: dict[str, Any]) -> nn.Module:
+    """The model of which the program is the network."""
+    if card["task"] != "detect":
+        return program
+    return RetinaNetOf(program, card["strides"], len(program.manifest.classes), from_plain(Detect, card["detect"]))
+
+
+def _from_timm(name: str, device: str | torch.device, changes: Changes) -> Model:
     try:
         model: Any = create_model(name, pretrained=True)
     except ValueError as error:
@@ -114,9 +129,10 @@ def _from_timm(name: str, device: str | torch.device, changes: Changes) -> Class
     return _of_timm(model, model.num_classes, name, device, changes)
 
 
-def _of_timm(model: nn.Module, num_classes: int, name: str, device: str | torch.device, changes: Changes) -> Classifier:
-    card = _changed({"task": "classify", "input": asdict(input_from_model(model))}, changes)
-    return Classifier(model, _class_names(model, num_classes), from_plain(Input, card["input"]), name, device)
+def _of_timm(model: nn.Module, num_classes: int, name: str, device: str | torch.device, changes: Changes) -> Model:
+    classes = _class_names(model, num_classes)
+    card = {"task": "classify", "classes": classes, "input": asdict(input_from_model(model))}
+    return _predictor(model, _changed(card, changes), name, device)
 
 
 def _changed(card: Mapping[str, Any], changes: Changes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -119,6 +119,11 @@ class Predictor(ABC, Generic[R]):
         except BrokenImage as error:
             return name, str(error)
         return Seen(name, (picture.height, picture.width), self.transform(picture))
+
+    @property
+    @abstractmethod
+    def card(self) -> dict[str, Any]:
+        """Plain data that suffices to use the model, as checkpoints have it: task, classes, input, head."""
 
     @abstractmethod
     def _say(self, batch: list[Seen]) -> Sequence[R]:

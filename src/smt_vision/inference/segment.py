@@ -4,7 +4,8 @@ Shapes: an image of H x W pixels, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,15 @@ class Segmenter(Predictor[Segmented]):
     ) -> None:
         super().__init__(model, classes, input, segmentation_eval_transform(input, config), name, device, recipe)
         self.config = config
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return {
+            "task": "segment",
+            "classes": list(self.classes),
+            "input": asdict(self.input),
+            "segment": asdict(self.config),
+        }
 
     @torch.inference_mode()
     def _say(self, batch: list[Seen]) -> list[Segmented]:
