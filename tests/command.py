@@ -22,3 +22,13 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Any:
     capsys.readouterr()
     assert run(*words, "--json") == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], code: int, *words: str | Path) -> str:
+    """What a command that must fail prints on standard error; nothing on standard output, and no traceback."""
+    capsys.readouterr()
+    assert run(*words) == code
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in error
+    return error

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from tiny_run import tiny, write_split
 
 
@@ -36,4 +37,36 @@ def trained(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     fit(tiny(coloured, epochs=6), folder, display=False, command="smt train tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images of a red square and a green triangle each, with masks, in COCO's form."""
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "set")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four scenes of sky, road and a car, with label maps."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="session")
+def detector_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of Mask R-CNN on ``shapes``, of an epoch, of no use but to be used."""
+    from smt_vision.engine.loop import fit
+
+    folder = tmp_path_factory.mktemp("runs") / "detector"
+    fit(shapes_recipe(shapes), folder, display=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of UPerNet on ``scenes``, likewise."""
+    from smt_vision.engine.loop import fit
+
+    folder = tmp_path_factory.mktemp("runs") / "segmenter"
+    fit(scenes_recipe(scenes), folder, display=False)
     return folder

@@ -18,7 +18,7 @@ from timm.data import create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
-from command import answer, run
+from command import answer, refusal, run
 from smt_vision import __version__
 from smt_vision.cli import COMMANDS
 from smt_vision.cli.train import _free_folder
@@ -29,16 +29,6 @@ from smt_vision.recipes import RECIPES, Recipe
 from tiny_run import COLOURS, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
-
-
-def refusal(capsys: Capture, code: int, *words: str | Path) -> str:
-    """What a command that must fail prints on standard error; nothing on standard output, and no traceback."""
-    capsys.readouterr()
-    assert run(*words) == code
-    out, error = capsys.readouterr()
-    assert out == ""
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.fixture

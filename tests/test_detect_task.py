@@ -5,101 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from debug_model import DEBUG
+from drawn_sets import shapes_recipe, write_shapes
 from smt_vision.data import TrainLoader
 from smt_vision.engine.checkpoint import load
 from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import fit
 from smt_vision.heads.detectors import build_detector
 from smt_vision.heads.features import build_backbone
-from smt_vision.recipes import Detect, Engine, Input, Optim, Recipe, from_plain
+from smt_vision.recipes import Detect, Engine, from_plain
 from smt_vision.tasks.detect import Detect as Task
-from tiny_run import PLAIN
-
-SIDE = 96  # pixels of the images
-CATEGORIES = [{"id": 1, "name": "square"}, {"id": 4, "name": "triangle"}]
-
-
-def write_shapes(folder: Path, images: int = 4, masks: bool = True) -> Path:
-    """A set in COCO's form: a red square and a green triangle an image, the same images to train and to validate."""
-    rng = np.random.default_rng(0)
-    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": CATEGORIES}
-    for split in ("train", "val"):
-        (folder / split).mkdir(parents=True)
-    for i in range(images):
-        picture = Image.fromarray(rng.integers(0, 60, (SIDE, SIDE + 16 * (i % 2), 3), dtype=np.uint8))
-        pen = ImageDraw.Draw(picture)
-        for k in range(2):
-            s = int(rng.integers(24, 40))
-            x, y = 4 + (i + k) % 2 * (picture.width // 2), int(rng.integers(2, SIDE - s - 2))
-            corners = (
-                ((x, y), (x + s, y), (x + s, y + s), (x, y + s))
-                if k == 0
-                else ((x, y + s), (x + s, y + s), (x + s / 2, y))
-            )
-            pen.polygon([(u, v) for u, v in corners], fill=((220, 60, 60), (60, 200, 80))[k])
-            polygon = {"segmentation": [[c for corner in corners for c in corner]]} if masks else {}
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": i + 1,
-                    "category_id": CATEGORIES[k]["id"],
-                    "bbox": [x, y, s, s],
-                    "area": s * s / (k + 1),
-                    "iscrowd": 0,
-                    **polygon,
-                }
-            )
-        for split in ("train", "val"):
-            picture.save(folder / split / f"{i}.png")
-        content["images"].append(
-            {"id": i + 1, "file_name": f"{i}.png", "width": picture.width, "height": picture.height}
-        )
-    (folder / "annotations").mkdir()
-    for split in ("train", "val"):
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes") / "set")
-
-
-def recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine: Any) -> Recipe:
-    return Recipe(
-        name="shapes",
-        about="for tests",
-        task="detect",
-        model="smt_atto",
-        model_args=DEBUG,
-        data=str(data),
-        epochs=epochs,
-        batch_size=4,
-        hardware="any",
-        citation="none",
-        input=Input(interpolation="bilinear", workers=0),
-        augment=PLAIN,
-        optim=Optim(lr=5e-3, lr_batch=None, warmup_epochs=0.1 * epochs, weight_decay=0.0),
-        detect=Detect(
-            head=head,  # type: ignore[arg-type]
-            short_side=SIDE,
-            long_side=2 * SIDE,
-            train_short_sides=(SIDE,),
-            anchor_sizes=(8, 16, 32, 64, 128),
-            fpn_channels=32,
-            head_channels=64,
-            rois=64,
-        ),
-        engine=Engine(accelerator="cpu", precision="32-true", log_every=1, **engine),
-    )
 
 
 def batch_of(task: Task) -> Any:
@@ -108,7 +28,7 @@ def batch_of(task: Task) -> Any:
 
 
 def test_the_losses_go_down(shapes: Path) -> None:
-    task = Task(recipe(shapes))
+    task = Task(shapes_recipe(shapes))
     batch = batch_of(task)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=3e-3)
     seen = []
@@ -123,7 +43,7 @@ def test_the_losses_go_down(shapes: Path) -> None:
 
 
 def test_a_run_from_data_to_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    run = fit(recipe(shapes, "mask_rcnn"), tmp_path / "run", display=False)
+    run = fit(shapes_recipe(shapes, "mask_rcnn"), tmp_path / "run", display=False)
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     (step,) = [line for line in lines if line["kind"] == "train"]
     parts = ("objectness", "proposal", "class", "box", "mask")
@@ -145,7 +65,7 @@ def test_a_run_from_data_to_checkpoint(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_with_averaged_weights_and_bfloat16(shapes: Path, tmp_path: Path) -> None:
-    plan = recipe(shapes, "retinanet", ema=0.9)
+    plan = shapes_recipe(shapes, "retinanet", ema=0.9)
     run = fit(replace(plan, engine=replace(plan.engine, precision="bf16-mixed")), tmp_path / "run", display=False)
     assert run.ema is not None
     assert 0 <= run.metrics["box_ap"] <= 100
@@ -172,14 +92,14 @@ def test_boxes_reach_the_model_as_they_are(precision: Literal["bf16-mixed", "32-
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_four_images_are_learnt_by_heart(shapes: Path, tmp_path: Path, head: str) -> None:
-    run = fit(recipe(shapes, head, epochs=100, eval_every=100), tmp_path / "run", display=False)
+    run = fit(shapes_recipe(shapes, head, epochs=100, eval_every=100), tmp_path / "run", display=False)
     assert run.metrics["box_ap"] >= 90
     assert run.metrics["mask_ap"] >= 90
 
 
 def test_the_metric_takes_what_the_model_gives(shapes: Path) -> None:
     """The truth itself, as a detector of these images would give it, scores 100 in boxes and almost so in masks."""
-    task = Task(recipe(shapes))
+    task = Task(shapes_recipe(shapes))
     metric = task.metric(torch.device("cpu"))
     for batch in task.eval_loader(0, 1):
         output = []
@@ -210,7 +130,7 @@ def test_the_metric_takes_what_the_model_gives(shapes: Path) -> None:
 
 
 def test_samples_show_every_image(shapes: Path) -> None:
-    task = Task(recipe(shapes))
+    task = Task(shapes_recipe(shapes))
     picture = task.samples(task.model.eval(), torch.device("cpu"))
     assert picture is not None
     assert picture.width > 2 * 480  # truth and prediction, side by side
@@ -218,7 +138,7 @@ def test_samples_show_every_image(shapes: Path) -> None:
 
 
 def test_cost_is_told_for_the_shape_of_the_tables(shapes: Path) -> None:
-    plan = recipe(shapes)
+    plan = shapes_recipe(shapes)
     _, size = Task(replace(plan, detect=replace(plan.detect, short_side=800, long_side=1333))).countable()
     assert size == (3, 800, 1280)
 
@@ -229,8 +149,8 @@ def test_cost_is_told_for_the_shape_of_the_tables(shapes: Path) -> None:
 def test_masks_are_asked_for_at_once(tmp_path: Path) -> None:
     boxes = write_shapes(tmp_path / "boxes", images=1, masks=False)
     with pytest.raises(ValueError, match="no segmentation"):
-        Task(recipe(boxes, "mask_rcnn"))
-    assert Task(recipe(boxes, "faster_rcnn")).headline == "box_ap"
+        Task(shapes_recipe(boxes, "mask_rcnn"))
+    assert Task(shapes_recipe(boxes, "faster_rcnn")).headline == "box_ap"
 
 
 def test_both_splits_have_the_same_classes(tmp_path: Path) -> None:
@@ -238,13 +158,13 @@ def test_both_splits_have_the_same_classes(tmp_path: Path) -> None:
     file = folder / "annotations" / "instances_val.json"
     file.write_text(file.read_text().replace("triangle", "wedge"))
     with pytest.raises(ValueError, match="classes square, triangle, the validation images square, wedge"):
-        Task(recipe(folder))
+        Task(shapes_recipe(folder))
 
 
 def test_the_backbone_starts_from_a_classifiers_weights(shapes: Path, tmp_path: Path) -> None:
     classifier = timm.create_model("smt_atto", **DEBUG, num_classes=7)
     torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
-    task: Any = Task(replace(recipe(shapes), checkpoint=str(tmp_path / "classifier.pt")))
+    task: Any = Task(replace(shapes_recipe(shapes), checkpoint=str(tmp_path / "classifier.pt")))
     own = task.model.pyramid.backbone.network.state_dict()
     assert own
     assert all(torch.equal(value, classifier.state_dict()[key]) for key, value in own.items())

@@ -14,77 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from drawn_sets import CLASSES, COLOURS, SIZES, scenes_recipe, write_scenes
 from smt_vision.engine.loop import evaluate, fit
-from smt_vision.recipes import Augment, Engine, Input, Optim, Recipe
-from smt_vision.recipes import Segment as Config
+from smt_vision.recipes import Augment, Recipe
 from smt_vision.tasks import build_task
 from smt_vision.tasks.segment import Segment, SegmentMetric, binary_losses, class_losses
-from tiny_run import MODEL_ARGS, PLAIN
-
-CLASSES = ("sky", "road", "car")
-COLOURS = np.array([(60, 120, 220), (110, 100, 90), (220, 60, 40)])
-SIZES = ((64, 80), (64, 80), (72, 56), (96, 64))  # height, width
-
-
-def scene(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and its labels (H, W): sky over road, a car on it, a rim of 255."""
-    draw = np.random.default_rng(seed)
-    height, width = size
-    label = np.zeros(size, dtype=np.uint8)
-    label[int(height * draw.uniform(0.4, 0.6)) :] = 1
-    top, left = int(height * draw.uniform(0.5, 0.6)), int(width * draw.uniform(0.1, 0.5))
-    label[top : top + height // 3, left : left + width // 3] = 2
-    pixels = COLOURS[label] + draw.integers(-25, 26, (*size, 3))
-    label[:2] = 255
-    return pixels.clip(0, 255).astype(np.uint8), label
-
-
-def write_scenes(folder: Path, binary: bool = False) -> Path:
-    """Four images, as train and as val."""
-    for split in ("train", "val"):
-        for kind in ("images", "masks" if binary else "labels"):
-            (folder / kind / split).mkdir(parents=True)
-        for i, size in enumerate(SIZES):
-            pixels, label = scene(size, i)
-            Image.fromarray(pixels).save(folder / "images" / split / f"{i}.png")
-            stored = (255 * (label == 2)).astype(np.uint8) if binary else label
-            Image.fromarray(stored).save(folder / ("masks" if binary else "labels") / split / f"{i}.png")
-    if not binary:
-        (folder / "classes.json").write_text(json.dumps(CLASSES))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("masks"), binary=True)
-
-
-def recipe(data: Path, **segment: Any) -> Recipe:
-    config = dict(
-        short_side=64, long_side=128, crop=(64, 64), scale=(1.0, 1.0), photometric=False, channels=16, aux_channels=8
-    )
-    return Recipe(
-        name="tiny",
-        about="for tests",
-        task="segment",
-        model="smt_atto",
-        model_args={**MODEL_ARGS, "stem_stride": 2},
-        data=str(data),
-        epochs=1,
-        batch_size=4,
-        hardware="any",
-        citation="none",
-        input=Input(interpolation="bilinear", workers=0),
-        augment=PLAIN,
-        optim=Optim(lr=4e-3, lr_batch=None, warmup_epochs=1.0),
-        engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
-        segment=Config(**{**config, **segment}),
-    )
 
 
 # --- losses ---
@@ -122,7 +61,7 @@ def test_the_auxiliary_loss_is_weighted(scenes):
     losses = {}
     for weight in (0.4, 0.2, 0.0):
         torch.manual_seed(0)
-        task = build_task(recipe(scenes, aux_weight=weight, dropout=0.0))
+        task = build_task(scenes_recipe(scenes, aux_weight=weight, dropout=0.0))
         found = task.loss(task.model.train(), next(task.train_loader(0, 1).epoch(0)))
         losses[weight] = {name: loss.item() for name, loss in found.items()}
     assert set(losses[0.4]) == {"cross_entropy", "auxiliary"}
@@ -153,7 +92,7 @@ def learn(task: Any, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def learnt(scenes: Path) -> tuple[Segment, dict[str, Any]]:
     torch.manual_seed(0)
-    task = Segment(recipe(scenes))
+    task = Segment(scenes_recipe(scenes))
     return task, learn(task)
 
 
@@ -167,7 +106,7 @@ def test_four_images_are_learnt(learnt):
 
 def test_objects_are_learnt(masks):
     torch.manual_seed(0)
-    metrics = learn(Segment(recipe(masks, kind="binary")))
+    metrics = learn(Segment(scenes_recipe(masks, kind="binary")))
     assert metrics["s_measure"] >= 95
     assert metrics["weighted_f"] >= 85
     assert metrics["mae"] <= 3
@@ -175,7 +114,7 @@ def test_objects_are_learnt(masks):
 
 
 def test_a_run_leaves_what_it_should(scenes, tmp_path):
-    run = fit(recipe(scenes), tmp_path / "run", display=False, command="smt train tiny")
+    run = fit(scenes_recipe(scenes), tmp_path / "run", display=False, command="smt train tiny")
     found = {file.name for file in run.folder.rglob("*.*")}
     assert {"best.pt", "last.pt", "metrics.json", "summary.md", "confusion.png", "worst.png", "epoch_001.png"} <= found
     assert "mIoU" in (run.folder / "summary.md").read_text()
@@ -198,7 +137,7 @@ class Truth(nn.Module):
 
 
 def test_predictions_are_of_the_files_size(scenes):
-    task = Segment(recipe(scenes, short_side=32, long_side=40))
+    task = Segment(scenes_recipe(scenes, short_side=32, long_side=40))
     for batch in task.eval_loader(0, 1):
         predictions = task.predict(Truth(), batch)
         assert [tuple(p.shape) for p in predictions] == list(SIZES)
@@ -255,7 +194,7 @@ def test_pictures_are_of_the_evaluation(learnt, tmp_path):
 
 @pytest.mark.parametrize("kind", ["classes", "binary"])
 def test_samples_hold_three_panels_an_image(kind, scenes, masks):
-    task = Segment(recipe(masks if kind == "binary" else scenes, kind=kind))
+    task = Segment(scenes_recipe(masks if kind == "binary" else scenes, kind=kind))
     picture = task.samples(task.model.eval(), torch.device("cpu"))
     assert picture.width > 3 * max(width for _, width in SIZES)
     assert picture.height > sum(height for height, _ in SIZES)
@@ -267,7 +206,7 @@ def test_samples_hold_three_panels_an_image(kind, scenes, masks):
 def test_numbers_that_cannot_work_are_refused_before_data_is_opened():
     def refused(words: str, change: Callable[[Recipe], Recipe]) -> None:
         with pytest.raises(ValueError, match=words):
-            build_task(change(recipe(Path("nowhere"))))
+            build_task(change(scenes_recipe(Path("nowhere"))))
 
     refused("batch_size=1: .*two images a batch", lambda r: replace(r, batch_size=1))
     for change in (dict(test="slide", stride=(65, 64)), dict(test="slide", stride=(0, 64))):
@@ -279,7 +218,7 @@ def test_camvid_trains_and_is_measured(shared):
     data = shared / "data" / "camvid"
     if not data.is_dir():
         pytest.skip("camvid is not among the reference files")
-    task = Segment(replace(recipe(data, short_side=90, long_side=120), augment=Augment(hflip=0.5)))
+    task = Segment(replace(scenes_recipe(data, short_side=90, long_side=120), augment=Augment(hflip=0.5)))
     loader = task.train_loader(0, 1)
     assert loader.batches_per_epoch == 367 // 4
     losses = task.loss(task.model.train(), next(loader.epoch(0)))

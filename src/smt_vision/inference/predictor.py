@@ -1,7 +1,7 @@
 """What classifiers, detectors and segmenters in use have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,7 +67,12 @@ class Predictor(ABC, Generic[R]):
         self.recipe = recipe
 
     @classmethod
-    def load(cls, source: str | Path, device: str | torch.device = "cpu") -> Self:
+    def load(
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
         """As :func:`smt_vision.inference.load`, of this kind alone.
 
         Raises:
@@ -75,7 +80,7 @@ class Predictor(ABC, Generic[R]):
         """
         from .load import load  # it knows all kinds, and so imports them
 
-        found = load(source, device)
+        found = load(source, device, changes)
         if not isinstance(found, cls):
             raise ValueError(f"{source} is {found.kind} and not {cls.kind}; smt_vision.inference.load takes any")
         return found

@@ -1,0 +1,347 @@
+"""Detectors and segmenters in use: predictions from Python and as files, evaluation, exports, and wrong requests."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from command import answer, refusal, run
+from drawn_sets import CATEGORIES, scenes_recipe, shapes_recipe
+from smt_vision.data import pad_together
+from smt_vision.engine.loop import fit
+from smt_vision.heads.detectors import detect
+from smt_vision.inference import Classifier, Detector, Segmented, Segmenter, load
+from smt_vision.inference.files import coco_results, target_names
+from smt_vision.recipes import Detect, Input, Segment
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Boxes(nn.Module):
+    """Finds the same two objects in any image, relative to its size, as a detector would give them."""
+
+    def forward(self, image: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        found = []
+        for h, w in sizes.tolist():
+            boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.5, 0.75, 1.0]]) * torch.tensor([w, h, w, h])
+            masks = torch.stack([torch.ones(28, 28), torch.zeros(28, 28)])
+            masks[1, :, :14] = 1  # the left half of its box
+            found.append(
+                {"boxes": boxes, "scores": torch.tensor([0.9, 0.2]), "labels": torch.tensor([1, 0]), "masks": masks}
+            )
+        return found
+
+
+def boxes_detector() -> Detector:
+    config = Detect(short_side=64, long_side=96)
+    return Detector(Boxes(), ["square", "triangle"], [1, 4], Input(interpolation="bilinear"), config, "boxes")
+
+
+def test_detections_are_in_pixels_of_the_image_as_stored() -> None:
+    small, wide = boxes_detector()([Image.new("RGB", (40, 20)), Image.new("RGB", (300, 100))])
+    assert (small.size, wide.size) == ((20, 40), (100, 300))
+    assert small.boxes.tolist() == [[0, 0, 20, 10], [10, 10, 30, 20]]
+    assert wide.boxes.tolist() == [[0, 0, 150, 50], [75, 50, 225, 100]]
+    assert small.names == ("triangle", "square")
+    assert small.masks is not None
+    assert small.masks.shape == (2, 20, 40)
+    assert (int(small.masks[0].sum()), int(small.masks[1].sum())) == (200, 100)
+    assert bool(small.masks[1, 15, 12])
+    assert not bool(small.masks[1, 15, 28])
+
+
+def test_images_that_cannot_be_read_are_named_and_the_rest_told(tmp_path: Path) -> None:
+    found = boxes_detector()([tmp_path / "none.png", Image.new("RGB", (40, 20))], batch_size=2)
+    assert "no such file" in str(found[0].error)
+    assert (len(found[0].boxes), len(found[1].boxes), found[1].error) == (0, 2, None)
+
+
+def test_coco_results(tmp_path: Path) -> None:
+    """Read back by the library that measures them, they are what was found."""
+    coco = pytest.importorskip("faster_coco_eval")
+    mask = pytest.importorskip("faster_coco_eval.core.mask")
+    (found,) = boxes_detector()([Image.new("RGB", (40, 20))])
+    rows = coco_results(found, 7, [1, 4])
+    assert [(row["image_id"], row["category_id"], row["category"]) for row in rows] == [
+        (7, 4, "triangle"), (7, 1, "square")
+    ]  # fmt: skip
+    assert rows[1]["bbox"] == [10, 10, 20, 10]
+    truth = coco.COCO({"images": [{"id": 7, "width": 40, "height": 20}], "categories": CATEGORIES, "annotations": []})
+    loaded = truth.loadRes(json.loads(json.dumps(rows)))
+    assert len(loaded.anns) == 2
+    assert found.masks is not None
+    for row, own in zip(rows, found.masks, strict=True):
+        assert np.array_equal(mask.decode(row["segmentation"]), own.numpy())
+
+
+def test_a_detector_s_results_do_not_depend_on_the_batch(detector_run: Path, shapes: Path) -> None:
+    """Attention looks at the whole map: padding for a larger neighbour would be seen."""
+    detector = Detector.load(detector_run)
+    paths = sorted((shapes / "val").glob("*.png"))
+    wide = Image.open(paths[0]).convert("RGB").resize((190, 96))
+    together = detector([*paths, wide], batch_size=5)
+    for one, other in zip((detector([path])[0] for path in [*paths, wide]), together, strict=True):
+        assert len(one.boxes) == len(other.boxes)
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+    pixels = [detector.transform(Image.open(path).convert("RGB")) for path in paths]
+    image, sizes = pad_together([*pixels, torch.zeros(3, 192, 192)])
+    with torch.no_grad():
+        assert len(detect(detector.model, image, sizes)) == 5
+
+
+def test_loaded_by_kind(detector_run: Path, segmenter_run: Path, trained: Path) -> None:
+    detector, segmenter = load(detector_run), load(segmenter_run)
+    assert isinstance(detector, Detector)
+    assert detector.category_ids == (1, 4)
+    assert isinstance(segmenter, Segmenter)
+    assert isinstance(load(trained), Classifier)
+    with pytest.raises(ValueError, match="is a segmenter and not a classifier"):
+        Classifier.load(segmenter_run)
+
+
+def test_changes(detector_run: Path, segmenter_run: Path, trained: Path) -> None:
+    detector = load(detector_run, changes={"detect": {"score_threshold": 0.9, "max_detections": None}})
+    assert isinstance(detector, Detector)
+    assert (detector.config.score_threshold, detector.config.max_detections) == (0.9, 100)
+    assert all(bool((found.scores > 0.9).all()) for found in detector([Image.new("RGB", (80, 60))]))
+    assert load(trained, changes={"input": {"size": 48}}).input.size == 48
+    segmenter = load(segmenter_run, changes={"segment": {"test_flip": True}, "input": {"size": None}})
+    assert isinstance(segmenter, Segmenter)
+    assert segmenter.config.test_flip
+    with pytest.raises(ValueError, match=r"input\.size cannot be changed of a model that does segment"):
+        load(segmenter_run, changes={"input": {"size": 64}})
+    with pytest.raises(ValueError, match=r"detect\.head cannot be changed"):
+        load(detector_run, changes={"detect": {"head": "retinanet"}})
+
+
+def test_label_maps_have_the_images_size(segmenter_run: Path) -> None:
+    said = Segmenter.load(segmenter_run)([Image.new("RGB", (50, 31)), Image.new("L", (33, 100)), Path("none.png")])
+    assert [s.size for s in said] == [(31, 50), (100, 33), (0, 0)]
+    assert said[0].label is not None
+    assert said[0].label.shape == (31, 50)
+    assert said[2].error is not None
+
+
+def stripes(binary: bool) -> Segmenter:
+    """Says class 1 (or: an object) of the bright pixels."""
+
+    class Bright(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            bright = image.mean(1, keepdim=True)
+            return 9 * bright if binary else torch.cat([-bright, bright], dim=1)
+
+    config = Segment(short_side=0, kind="binary" if binary else "classes", zero_is_ignored=not binary)
+    return Segmenter(Bright(), ["object"] if binary else ["dark", "bright"], Input(), config, "stripes")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_maps_as_files(binary: bool, tmp_path: Path) -> None:
+    from smt_vision.inference.files import shares, write_segmented
+
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[:, 20:] = 255
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    paths = [tmp_path / "in" / "a.png", tmp_path / "in" / "sub" / "a.jpg"]
+    for path in paths:
+        Image.fromarray(pixels).save(path)
+    segmenter = stripes(binary)
+    out = tmp_path / "out"
+    results = write_segmented(segmenter.stream(paths), paths, out, classes=segmenter.classes, config=segmenter.config)
+    said = list(results)
+    told = [dict(shares(s, segmenter.classes)) for s in said]
+    bright, key = pytest.approx(1 / 3), "object" if binary else "bright"
+    assert told[0][key] == bright
+    folder = out / ("maps" if binary else "labels")
+    for name in ("a.png", "sub/a.png"):
+        stored = np.asarray(Image.open(folder / name))
+        assert stored.dtype == np.uint8
+        assert stored.shape == (20, 30)
+        if binary:
+            assert stored[:, :19].max() < 20
+            assert stored[:, 21:].min() > 235
+        else:  # one more than the class, as the training's labels are stored
+            assert np.unique(stored[:, :19]).tolist() == [1]
+            assert np.unique(stored[:, 21:]).tolist() == [2]
+        with Image.open(out / "drawn" / name) as drawn:
+            assert drawn.width == 30
+
+
+def test_names_of_results(tmp_path: Path) -> None:
+    names = target_names([tmp_path / "a" / "x.jpg", tmp_path / "a" / "b" / "x.png", tmp_path / "a" / "y.png"])
+    assert names == [Path("x.png"), Path("b/x.png"), Path("y.png")]
+    assert target_names([Path("x.jpg")]) == [Path("x.png")]
+    with pytest.raises(ValueError, match=r"x\.jpg and .*x\.png differ in their suffix alone"):
+        target_names([tmp_path / "x.jpg", tmp_path / "x.png"])
+
+
+# --- the command line
+
+
+def test_predict_with_a_detector(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "found"
+    words = ("predict", detector_run, shapes / "val", "--out", out, "--score", "0.01", "--detect.score_threshold", "0")
+    told = answer(capsys, *words, "--annotations", shapes / "annotations" / "instances_val.json")
+    assert [item["image_id"] for item in told] == [1, 2, 3, 4]
+    rows = json.loads((out / "detections.json").read_text())
+    assert rows
+    assert {row["category_id"] for row in rows} <= {1, 4}
+    assert {row["image_id"] for row in rows} <= {1, 2, 3, 4}
+    assert all(row["segmentation"]["size"][0] == 96 for row in rows)
+    assert sorted(path.name for path in (out / "drawn").iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
+    assert run(*words) == 0
+    assert "detections.json" in capsys.readouterr().out
+
+
+def test_predict_with_a_segmenter(segmenter_run: Path, scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+    told = answer(capsys, "predict", segmenter_run, scenes / "images" / "val", "--out", tmp_path / "said")
+    assert [sum(item["shares"].values()) for item in told] == pytest.approx([1] * 4)
+    label = np.asarray(Image.open(tmp_path / "said" / "labels" / "2.png"))
+    assert label.shape == (72, 56)
+    assert label.max() <= 2
+
+
+def test_predictions_never_overwrite_what_is_asked_about(segmenter_run: Path, scenes: Path, capsys: Capture) -> None:
+    folder = scenes / "images"
+    assert "is in the folder of the results" in refusal(capsys, 1, "predict", segmenter_run, folder, "--out", folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--csv", "x.csv"), "--csv is not for"),
+        (("--top", "2"), "--top is not for"),
+        (("--score", "1"), "--score is not for"),
+    ],
+)
+def test_options_of_another_task(
+    option: tuple[str, str], told: str, segmenter_run: Path, scenes: Path, capsys: Capture
+) -> None:
+    assert told in refusal(capsys, 1, "predict", segmenter_run, scenes / "images" / "val", *option)
+
+
+def test_ids_of_images_that_are_not_annotated(
+    detector_run: Path, scenes: Path, shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = shapes / "annotations" / "instances_val.json"
+    words = ("predict", detector_run, scenes / "classes.json", "--out", tmp_path, "--annotations")
+    assert "does not name 1 of the 1 images, classes.json" in refusal(capsys, 1, *words, file)
+    assert "not a file of annotations" in refusal(capsys, 1, *words, scenes / "classes.json")
+
+
+def test_eval_of_a_detector_gives_the_run_s_numbers(detector_run: Path, capsys: Capture) -> None:
+    of_run = json.loads((detector_run / "metrics.json").read_text())
+    for batch_size in ("1", "4"):
+        told = answer(capsys, "eval", detector_run, "--workers", "0", "--batch_size", batch_size)
+        for number in ("mask_ap", "box_ap50", "box_ar"):
+            assert told[number] == pytest.approx(of_run[number], abs=0.01)
+    assert run("eval", detector_run, "--workers", "0") == 0
+    shown = capsys.readouterr().out
+    assert "mask AP (%)" in shown
+    assert "By size of object" in shown
+
+
+def test_eval_of_a_segmenter(segmenter_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    of_run = json.loads((segmenter_run / "metrics.json").read_text())
+    told = answer(capsys, "eval", segmenter_run, "--workers", "0", "--batch_size", "3", "--out", tmp_path / "out")
+    assert told["miou"] == pytest.approx(of_run["miou"], abs=0.01)
+    assert (tmp_path / "out" / "worst.png").is_file()
+    words = ("--workers", "0", "--segment.test_flip", "true", "--segment.test_scales", "[0.5,1]")
+    flipped = answer(capsys, "eval", segmenter_run, *words)
+    assert "scales 0.5, 1, mirrored too" in flipped["input"]
+    assert flipped["miou"] != told["miou"]
+
+
+def test_eval_refuses_other_classes(segmenter_run: Path, scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("images", "labels"):
+        (other / name).symlink_to(scenes / name)
+    (other / "classes.json").write_text('["sky", "road", "bus"]')
+    said = refusal(capsys, 1, "eval", segmenter_run, "--data", other, "--workers", "0")
+    assert "sky, road, bus, and the model sky, road, car" in said
+
+
+# --- exports
+
+
+# Tracing an SMT takes most of a minute; test_export.py does it once.
+BACKBONES = ["test_resnet", pytest.param("smt_atto", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def retinanet_run(backbone: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "retinanet"
+    fit(replace(shapes_recipe(shapes, "retinanet"), model=backbone, model_args={}), folder, display=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upernet_run(backbone: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "upernet"
+    fit(replace(scenes_recipe(scenes), model=backbone, model_args={}), folder, display=False)
+    return folder
+
+
+def exported(run_folder: Path, tmp_path: Path, format: str, images: Path) -> Path:
+    out = tmp_path / format
+    assert run("export", run_folder, "--format", format, "--out", out, "--images", images) == 0
+    return out
+
+
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_segmenter_s_export_says_the_same(
+    format: str, upernet_run: Path, scenes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    images = scenes / "images" / "val"
+    folder = exported(upernet_run, tmp_path, format, images)
+    own, theirs = Segmenter.load(upernet_run), Segmenter.load(folder)
+    assert theirs.classes == own.classes
+    assert theirs.config == own.config
+    for one, other in zip(own(sorted(images.iterdir())), theirs(sorted(images.iterdir())), strict=True):
+        assert one.label is not None
+        assert other.label is not None
+        assert float((one.label == other.label).float().mean()) > 0.999
+    capsys.readouterr()
+    numbers = [answer(capsys, "eval", m, "--workers", "0", "--data", scenes)["miou"] for m in (upernet_run, folder)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.1)
+
+
+def test_a_retinanet_s_export_finds_the_same(
+    retinanet_run: Path, shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Of any size: all is in the program but the anchors and the choice among them."""
+    folder = exported(retinanet_run, tmp_path, "torch", shapes / "val")
+    own, theirs = (Detector.load(m, changes={"detect": {"score_threshold": 0.0}}) for m in (retinanet_run, folder))
+    pictures = [Image.open(path).convert("RGB") for path in sorted((shapes / "val").iterdir())]
+    pictures.append(pictures[0].resize((70, 41)))
+    for one, other in zip(own(pictures), theirs(pictures), strict=True):
+        assert len(one.boxes) == len(other.boxes) > 0
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-3, atol=1e-5)
+    assert "is an export already" in refusal(capsys, 1, "export", folder, "--format", "torch", "--out", tmp_path / "x")
+
+
+def test_what_of_detectors_is_not_exported(detector_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    said = refusal(capsys, 1, "export", detector_run, "--format", "onnx", "--out", tmp_path / "x")
+    assert "detect.head=mask_rcnn cannot be exported" in said
+    assert "retinanet can" in said
+
+
+def test_a_binary_segmenter_s_result() -> None:
+    (said,) = stripes(binary=True)([Image.new("RGB", (40, 40), (255, 255, 255))])
+    assert isinstance(said, Segmented)
+    assert said.label is None
+    assert said.probability is not None
+    assert float(said.probability.min()) > 0.9
+    assert scenes_recipe(Path("x"), kind="binary").segment.kind == "binary"
