@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from debug_model import DEBUG
 from drawn_sets import shapes_recipe, write_shapes
 from smt_vision.data import TrainLoader
 from smt_vision.engine.checkpoint import load
@@ -19,6 +18,7 @@ from smt_vision.engine.loop import fit
 from smt_vision.heads.detectors import build_detector
 from smt_vision.heads.features import build_backbone
 from smt_vision.recipes import Detect, Engine, from_plain
+from smt_vision.tasks.build import build_features
 from smt_vision.tasks.detect import Detect as Task
 
 
@@ -87,6 +87,23 @@ def test_boxes_reach_the_model_as_they_are(precision: Literal["bf16-mixed", "32-
     fabric.setup_module(Model())(torch.ones(1), [{"boxes": boxes}])
     assert torch.equal(seen[0], boxes)
     assert seen[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "smt_atto"])
+def test_a_classifier_s_checkpoint_starts_any_backbone(name: str, shapes: Path, tmp_path: Path) -> None:
+    """``features_only`` gives modules names of their own; the maps are those of the classifier all the same."""
+    classifier: Any = timm.create_model(name, num_classes=5).eval()
+    torch.save({"model": classifier.state_dict()}, tmp_path / "classifier.pth")
+    plan = replace(shapes_recipe(shapes), model=name, model_args={}, checkpoint=str(tmp_path / "classifier.pth"))
+    backbone = build_features(plan).eval()
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = classifier.forward_intermediates(x, indices=4, intermediates_only=True)
+        for theirs, own in zip(expected, backbone(x), strict=True):
+            torch.testing.assert_close(own, theirs)
+    torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "classifier.pth")
+    with pytest.raises(ValueError, match=r"classifier\.pth does not fit the model"):
+        build_features(plan)
 
 
 @pytest.mark.slow
@@ -159,12 +176,3 @@ def test_both_splits_have_the_same_classes(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("triangle", "wedge"))
     with pytest.raises(ValueError, match="classes square, triangle, the validation images square, wedge"):
         Task(shapes_recipe(folder))
-
-
-def test_the_backbone_starts_from_a_classifiers_weights(shapes: Path, tmp_path: Path) -> None:
-    classifier = timm.create_model("smt_atto", **DEBUG, num_classes=7)
-    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
-    task: Any = Task(replace(shapes_recipe(shapes), checkpoint=str(tmp_path / "classifier.pt")))
-    own = task.model.pyramid.backbone.network.state_dict()
-    assert own
-    assert all(torch.equal(value, classifier.state_dict()[key]) for key, value in own.items())

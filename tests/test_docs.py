@@ -3,7 +3,8 @@
 The blocks of a page run in order in one folder. Python blocks share a namespace; bash blocks have ``smt`` on the PATH.
 ``<!-- not run: REASON -->`` just before a block keeps it from running; its ``smt`` commands must still parse.
 
-In the folder lies what a page takes for granted: ``MY_IMAGES`` (three class folders), ``PHOTO.jpg``, ``PHOTOS``, and
+In the folder lies what a page takes for granted: ``MY_IMAGES`` (three class folders), ``PHOTO.jpg``, ``PHOTOS``, small
+sets in place of ``bccd``, ``nuclei`` and ``camvid``, and
 ``smt_tiny.pth``, a file of the release's form with random weights, which also stands in for the download of it.
 """
 
@@ -26,6 +27,7 @@ import timm
 import torch
 from PIL import Image
 
+from drawn_sets import write_scenes, write_shapes
 from smt_server import write_client
 from smt_vision.benchmark import describe
 from smt_vision.cli import COMMANDS
@@ -34,7 +36,9 @@ from smt_vision.model.official import to_official
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
-GUIDES = ("backbone", "benchmark", "evaluation", "export", "finetune", "training", "weights")
+GUIDES = (
+    "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "segmentation", "training", "weights"
+)  # fmt: skip
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
@@ -132,6 +136,9 @@ def desk(tmp_path: Path, release_file: Path, programs: Path, monkeypatch: pytest
             photo(tmp_path / "MY_IMAGES" / flower / f"{i}.jpg", colour)
         photo(tmp_path / "PHOTOS" / f"{flower}.jpg", colour)
     photo(tmp_path / "PHOTO.jpg", colours["rose"])
+    for name in ("bccd", "nuclei"):
+        write_shapes(tmp_path / name)
+    write_scenes(tmp_path / "camvid")
     (tmp_path / "smt_tiny.pth").symlink_to(release_file)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)

@@ -1,7 +1,8 @@
 """Exports: they compute what the model does, know what they are, and are there whole or not at all."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def model() -> nn.Module:
     return small
 
 
+def card(classes: Iterable[str]) -> dict[str, Any]:
+    """A classifier's."""
+    return {"task": "classify", "classes": list(classes), "input": asdict(INPUT)}
+
+
 @pytest.fixture(scope="module")
 def exported(
     model: nn.Module, coloured: Path, tmp_path_factory: pytest.TempPathFactory
@@ -55,9 +61,7 @@ def exported(
         path = root / format
         if not path.exists():
             kind, calibrate = ("openvino", few) if format == "int8" else (format, ())
-            export.export_classifier(
-                model, ["a", "b", "c"], INPUT, path, name="small", format=kind, calibrate=calibrate
-            )
+            export.export_model(model, card(["a", "b", "c"]), path, name="small", format=kind, calibrate=calibrate)
         return path
 
     with pytest.MonkeyPatch.context() as patch:
@@ -171,7 +175,7 @@ class OneSize(nn.Module):
 
 def test_a_model_of_one_size_that_is_no_smt(tmp_path: Path) -> None:
     model = OneSize()
-    manifest = export.export_classifier(model, ["a", "b"], INPUT, tmp_path / "x", name="one", format="torch")
+    manifest = export.export_model(model, card(["a", "b"]), tmp_path / "x", name="one", format="torch")
     assert (manifest.architecture, manifest.free_sides) == ("OneSize", False)
     assert [case["shape"] for case in manifest.parity["cases"]] == [[8, 3, 32, 32], [1, 3, 32, 32]]
     program = load_exported(tmp_path / "x")
@@ -206,12 +210,12 @@ def test_an_export_that_disagrees_is_refused(
 ) -> None:
     pretended(model)
     folder = tmp_path / "x"
-    export.export_classifier(model, "abc", INPUT, folder, name="m", format="torch")
+    export.export_model(model, card("abc"), folder, name="m", format="torch")
     before = (folder / MANIFEST).read_text()
     pretended(lambda x: model(x) + off)
     for target, replacing in ((folder, True), (tmp_path / "y", False)):
         with pytest.raises(RuntimeError, match=r"m computes something else: .* Nothing was written"):
-            export.export_classifier(model, "abc", INPUT, target, name="m", format="torch", replace=replacing)
+            export.export_model(model, card("abc"), target, name="m", format="torch", replace=replacing)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (folder / MANIFEST).read_text() == before
 
@@ -245,10 +249,10 @@ def test_folders_that_are_taken(model: nn.Module, tmp_path: Path, pretended: Cal
     (precious / "file").write_text("mine")
     for replacing, told in ((False, "exists already"), (True, f"no {MANIFEST}")):
         with pytest.raises(FileExistsError, match=told):
-            export.export_classifier(model, "abc", INPUT, precious, name="m", format="torch", replace=replacing)
+            export.export_model(model, card("abc"), precious, name="m", format="torch", replace=replacing)
     assert [path.read_text() for path in precious.iterdir()] == ["mine"]
     for name in ("first", "second"):
-        export.export_classifier(model, "abc", INPUT, tmp_path / "x", name=name, format="torch", replace=True)
+        export.export_model(model, card("abc"), tmp_path / "x", name=name, format="torch", replace=True)
     assert Manifest.read(tmp_path / "x").name == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious", "x"]
 
@@ -260,22 +264,22 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     maps = timm.create_model("smt_atto", features_only=True)
     for model, told in ((maps, "makes a list, and"), (OneSize(), r"a tensor \(1, 2\)")):
         with pytest.raises(ValueError, match=told):
-            export.export_classifier(model, "abc", INPUT, tmp_path / "x", name="m", format="torch")
+            export.export_model(model, card("abc"), tmp_path / "x", name="m", format="torch")
     with pytest.raises(ValueError, match="one of onnx, openvino, torch"):
-        export.export_classifier(OneSize(), "ab", INPUT, tmp_path / "x", name="m", format="tflite")
+        export.export_model(OneSize(), card("ab"), tmp_path / "x", name="m", format="tflite")
     with pytest.raises(ValueError, match="8 bits are for the format 'openvino', not 'onnx'"):
-        export.export_classifier(
-            OneSize(), "ab", INPUT, tmp_path / "x", name="m", format="onnx", calibrate=[tmp_path / "x.png"]
+        export.export_model(
+            OneSize(), card("ab"), tmp_path / "x", name="m", format="onnx", calibrate=[tmp_path / "x.png"]
         )
     with pytest.raises(ValueError, match="an export already; export what it was made of: runs/x"):
-        export.export_classifier(
-            ExportedModel(lambda x: x, replace(_manifest(), name="runs/x")), "ab", INPUT, tmp_path / "x",
+        export.export_model(
+            ExportedModel(lambda x: x, replace(_manifest(), name="runs/x")), card("ab"), tmp_path / "x",
             name="m", format="torch",
         )  # fmt: skip
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
-        export.export_classifier(
-            OneSize(), "ab", INPUT, tmp_path / "x", name="m", format="torch", images=[tmp_path / "broken.png"]
+        export.export_model(
+            OneSize(), card("ab"), tmp_path / "x", name="m", format="torch", images=[tmp_path / "broken.png"]
         )
     assert [path.name for path in tmp_path.iterdir()] == ["broken.png"]
 
@@ -301,7 +305,7 @@ def test_wrong_words(words: str, code: int, told: str, capsys: Capture) -> None:
 def test_a_missing_package_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(export.PACKAGES, "onnx", ("no_such_package",))
     with pytest.raises(ImportError, match=r"pip install 'smt-vision\[export\]'"):
-        export.export_classifier(OneSize(), "ab", INPUT, tmp_path / "x", name="m", format="onnx")
+        export.export_model(OneSize(), card("ab"), tmp_path / "x", name="m", format="onnx")
 
 
 # --- folders that are no exports
@@ -309,7 +313,8 @@ def test_a_missing_package_is_named_before_the_work(tmp_path: Path, monkeypatch:
 
 def _manifest(**changes: Any) -> Manifest:
     manifest = Manifest(
-        name="m", architecture="a", format="torch", precision="float32", parameters=1, classes=("a", "b"), input=INPUT,
+        name="m", architecture="a", format="torch", precision="float32", parameters=1, classes=("a", "b"),
+        card={"task": "classify"}, input=INPUT,
         free_sides=True, parity={}, versions={}, files={"model.pt2": "0" * 64}, created="now",
     )  # fmt: skip
     return replace(manifest, **changes)
@@ -321,8 +326,9 @@ def test_folders_that_cannot_be_loaded(tmp_path: Path) -> None:
     for text, told in (
         ("{", "not readable as JSON"),
         ("[]", "has no version"),
-        ('{"version": 99}', "of version 99; this one reads up to 1: update"),
+        ('{"version": 99}', "of version 99; this one reads up to 2: update"),
         ('{"version": 1}', "architecture, classes"),
+        ('{"version": 2}', "architecture, card, classes"),
     ):
         (tmp_path / MANIFEST).write_text(text)
         with pytest.raises(ValueError, match=told):
@@ -342,6 +348,13 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     manifest = _manifest(input=Input(size=64, mean=(0.5, 0.5, 0.5), std=(0.1, 0.2, 0.3)), parity={"agreement": 1.0})
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
+
+
+def test_a_manifest_of_the_first_version_is_a_classifier_s(tmp_path: Path) -> None:
+    values = asdict(_manifest(version=1))
+    del values["card"]
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    assert Manifest.read(tmp_path) == _manifest(version=1)
 
 
 def test_exports_run_on_the_cpu(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from smt_vision import pictures
 from smt_vision.engine import checkpoint
 from smt_vision.engine.journal import read_log
-from smt_vision.evaluation import evaluate_classifier
+from smt_vision.evaluation import evaluate_model
 from smt_vision.recipes import Engine
 
 LARGEST_CHANGE = 0.1  # points of top-1 that half precision may cost
@@ -30,7 +30,7 @@ def main(run: Path, name: str, results: Path) -> None:
     kept = {"card": state["card"], "recipe": state["recipe"], "metrics": trained, "epoch": state["epoch"]}
     checkpoint.save({"model": half, **kept}, target)
 
-    stored, _ = evaluate_classifier(str(target), engine=Engine(precision="32-true"))
+    stored, _ = evaluate_model(str(target), engine=Engine(precision="32-true"))
     parameters = sum(v.numel() for k, v in half.items() if v.is_floating_point() and "running" not in k)
     print(f"{target.name}: {parameters:,} parameters, {target.stat().st_size / 1e6:.2f} MB, epoch {state['epoch']}")
     for label, numbers in (("as trained", trained), ("as stored", stored)):

@@ -1,13 +1,14 @@
 """A recipe's model: any of timm's, ours among them."""
 
 import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from ..files import read_tensors
 from ..heads.features import Backbone, build_backbone
@@ -50,7 +51,9 @@ def build_features(recipe: Recipe) -> Backbone:
     )
     network: Any = backbone.network
     if recipe.checkpoint is not None:
-        start_from(network, Path(recipe.checkpoint))
+        whole = create_model(recipe.model, in_chans=recipe.input.channels, **recipe.model_args)
+        start_from(whole, Path(recipe.checkpoint))
+        network.load_state_dict(_of_features(whole.state_dict(), network.state_dict()))
     if recipe.engine.grad_checkpointing:
         network.set_grad_checkpointing(True)
     return backbone
@@ -93,6 +96,16 @@ def start_from(model: Any, path: Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"checkpoint {path} does not fit the model; check model and model_args. {error}") from error
+
+
+def _of_features(whole: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:
+    """A classifier's weights by the names of its ``features_only`` form, which may call ``stages.0`` ``stages_0``."""
+    out = {}
+    for name in features:
+        first, _, rest = name.partition(".")
+        parent, _, child = first.rpartition("_")
+        out[name] = whole[name] if name in whole else whole[f"{parent}.{child}.{rest}"]
+    return out
 
 
 def resolve_input(config: Input, model: nn.Module) -> Input:
