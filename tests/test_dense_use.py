@@ -205,6 +205,13 @@ def test_predict_with_a_segmenter(segmenter_run: Path, scenes: Path, tmp_path: P
     assert label.max() <= 2
 
 
+@pytest.mark.parametrize(("run_of", "size"), [("detector_run", [3, 96, 160]), ("segmenter_run", [3, 64, 64])])
+def test_info(run_of: str, size: list[int], request: pytest.FixtureRequest, capsys: Capture) -> None:
+    told = answer(capsys, "info", request.getfixturevalue(run_of))
+    assert told["input_size"] == size
+    assert told["gmac"] > 0
+
+
 def test_predictions_never_overwrite_what_is_asked_about(segmenter_run: Path, scenes: Path, capsys: Capture) -> None:
     folder = scenes / "images"
     assert "is in the folder of the results" in refusal(capsys, 1, "predict", segmenter_run, folder, "--out", folder)

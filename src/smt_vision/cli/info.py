@@ -26,20 +26,20 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     from ..benchmark import describe
-    from ..inference import Classifier
+    from ..inference import load
     from ..tasks.build import create_model
 
     model: Any
     if Path(args.model).exists():
-        classifier = Classifier.load(args.model)
-        model, channels, side = classifier.model, classifier.input.channels, classifier.input.size
+        model, size = load(args.model).countable
     else:
         model = create_model(args.model, **args.model_args)
-        channels, side = model.pretrained_cfg["input_size"][:2]
-    sides = tuple(args.size or (side,)) * (1 if args.size and len(args.size) > 1 else 2)
-    if len(sides) != 2:
-        raise ValueError(f"--size takes a side, or height and width; got {args.size}")
-    info = describe(model, (channels, *sides))
+        size = model.pretrained_cfg["input_size"]
+    if args.size:
+        if len(args.size) > 2:
+            raise ValueError(f"--size takes a side, or height and width; got {args.size}")
+        size = (size[0], args.size[0], args.size[-1])
+    info = describe(model, size)
     table = Table("stage", "output", "mixers", "parameters", "GMAC", box=None, header_style="bold")
     for stage in info.stages:
         shape = " x ".join(map(str, stage.shape))
@@ -50,4 +50,4 @@ def run(args: Any) -> Output:
         f"[bold]{args.model}[/] at {' x '.join(map(str, info.input_size))}: {info.parameters / 1e6:.2f} M parameters, "
     )
     head += f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations"
-    return Output(info.to_dict(), [head, table])
+    return Output(info.to_dict(), [head, table] if info.stages else [head])

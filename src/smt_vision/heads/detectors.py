@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from ..data import padded
 from ..recipes import LARGEST_STRIDE, Detect
 from .batches import by_size
 from .features import Backbone, Pyramid, head_norm
@@ -18,6 +19,7 @@ from .rcnn import RCNN
 from .retinanet import RetinaNet
 
 LEVELS = 5
+COUNTED_RATIO = 1.6  # width over height of the image that costs are told for: 1280 x 800 in published tables
 
 
 class Detector(Protocol):
@@ -91,6 +93,13 @@ class Counted(nn.Module):
 
     def forward(self, image: Tensor) -> object:
         return self.detector.forward_counted(image)  # type: ignore[operator]
+
+
+def counted(detector: nn.Module, channels: int, config: Detect) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A module whose parameters and GMAC are the detector's, and the ``(C, H, W)`` that they are told for."""
+    height = padded(config.short_side)
+    width = padded(min(round(COUNTED_RATIO * config.short_side), config.long_side))
+    return Counted(detector), (channels, height, width)
 
 
 def detect(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:

@@ -66,6 +66,10 @@ class Classifier(Predictor[Prediction]):
     def card(self) -> dict[str, Any]:
         return {"task": "classify", "classes": list(self.classes), "input": asdict(self.input)}
 
+    @property
+    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        return self.model, (self.input.channels, self.input.size, self.input.size)
+
     def __call__(
         self, images: Iterable[str | Path | Image.Image], batch_size: int | None = None, top_k: int = TOP
     ) -> list[Prediction]:

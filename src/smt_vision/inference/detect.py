@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import detection_eval_transform, pad_together
-from ..heads.detectors import detect, to_original
+from ..heads.detectors import counted, detect, to_original
 from ..recipes import Detect, Input, Recipe
 from .predictor import Predictor, Seen
 
@@ -82,6 +82,10 @@ class Detector(Predictor[Detections]):
             "input": asdict(self.input),
             "detect": asdict(self.config),
         }
+
+    @property
+    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        return counted(self.model, self.input.channels, self.config)
 
     @torch.inference_mode()
     def _say(self, batch: list[Seen]) -> list[Detections]:

@@ -130,6 +130,11 @@ class Predictor(ABC, Generic[R]):
     def card(self) -> dict[str, Any]:
         """Plain data that suffices to use the model, as checkpoints have it: task, classes, input, head."""
 
+    @property
+    @abstractmethod
+    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        """A module of one batch of images, and the ``(C, H, W)`` for which its parameters and GMAC are told."""
+
     @abstractmethod
     def _say(self, batch: list[Seen]) -> Sequence[R]:
         """Results of a batch of at least one image, in order."""

@@ -74,6 +74,10 @@ class Segmenter(Predictor[Segmented]):
             "segment": asdict(self.config),
         }
 
+    @property
+    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        return self.model, (self.input.channels, *self.config.crop)
+
     @torch.inference_mode()
     def _say(self, batch: list[Seen]) -> list[Segmented]:
         image, sizes = pad_together([seen.pixels for seen in batch])

@@ -23,10 +23,9 @@ from ..data import (
     draw_masks,
     open_detection,
     pad_together,
-    padded,
 )
 from ..data.view import View
-from ..heads.detectors import Counted, build_detector, detect, to_original
+from ..heads.detectors import build_detector, counted, detect, to_original
 from ..metrics.detection import DetectionMetrics, run_lengths
 from ..recipes import Detect as Config
 from ..recipes import Input, Recipe
@@ -38,7 +37,6 @@ SAMPLE_SIDE = 480  # pixels of the long side of each
 SAMPLE_SCORE = 0.4  # detections below it are not drawn
 COCO_DETECTIONS = 100  # of an image, that COCO's numbers look at
 MASKS_AT_ONCE = 64  # of an image's size, in memory
-COUNTED_RATIO = 1.6  # width over height of the image that costs are told for: 1280 x 800 in published tables
 
 
 class Detection:
@@ -192,9 +190,7 @@ class Detect(Detection):
         return pictures.sample_grid(panels, ("truth", "prediction"), names, shown, self.classes)
 
     def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        height = padded(self.config.short_side)
-        width = padded(min(round(COUNTED_RATIO * self.config.short_side), self.config.long_side))
-        return Counted(self.model), (self.recipe.input.channels, height, width)
+        return counted(self.model, self.input.channels, self.config)
 
 
 class DetectMetric:
