@@ -319,7 +319,7 @@ def test_eval_of_a_run_is_its_own_result_again(trained: Path, coloured: Path, tm
     assert {k: metrics[k] for k in stored} == stored
     assert run("eval", trained, "--data", coloured, "--workers", "0", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "100.000 %" in text
+    assert "100.00" in text
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.json", "confusion.png", "mistakes.png"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["count"] == 12
 

@@ -63,7 +63,7 @@ def load(source: str | Path, device: str | torch.device = "cpu", changes: Change
 
 def _from_file(path: Path, device: str | torch.device, changes: Changes) -> Model:
     state = checkpoint.load(path)
-    if "card" not in state:
+    if state.get("card") is None:
         weights = our_state(state_dict_of(state, path))
         variant, num_classes, in_chans, _ = identify(weights, path)
         model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
