@@ -128,7 +128,24 @@ def test_sizes_are_those_of_the_accuracy_or_the_weights() -> None:
 
 def test_an_export_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No runtime is needed for this: the manifest says what is known, and the program is a stand-in."""
-    manifest = Manifest("m", "smt_atto", "onnx", "float32", 12345, ("a", "b"), Input(size=64), True, {}, {}, {}, "now")
+    card = {"task": "classify"}
+    manifest = Manifest(
+        "m", "smt_atto", "onnx", "float32", 12345, ("a", "b"), card, Input(size=64), True, {}, {}, {}, "now"
+    )
+        "m",
+        "smt_atto",
+        "onnx",
+        "float32",
+        12345,
+        ("a", "b"),
+        {"task": "classify"},
+        Input(size=64),
+        True,
+        {},
+        {},
+        {},
+        "now",
+    )
     exported = ExportedModel(lambda x: x.mean((2, 3))[:, :2], manifest)
     classifier = Classifier(exported, manifest.classes, manifest.input, "m")
     monkeypatch.setattr(Classifier, "load", lambda source, device: classifier)

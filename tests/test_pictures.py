@@ -326,6 +326,7 @@ def test_samples_stand_in_rows_and_columns():
 METRICS = {
     "top1": 81.25,
     "top5": 97.5,
+    "mean_class_accuracy": 81.25,
     "loss": 0.61234,
     "ece": 3.456,
     "count": 160,

@@ -44,7 +44,8 @@ def test_says_what_for_on_what_and_whence(recipe: Recipe) -> None:
     for text in (recipe.about, recipe.hardware, recipe.citation):
         assert len(text) > 3
         assert "\n" not in text
-    known = {"classify": {"top1", "top5"}, "detect": {"box_ap", "mask_ap"}, "segment": {"miou"}}
+    detect = {f"{kind}_{number}" for kind in ("box", "mask") for number in ("ap", "ap50")}
+    known = {"classify": {"top1", "top5"}, "detect": detect, "segment": {"miou", "pixel_accuracy"}}
     assert set(recipe.expected) <= known[recipe.task]
     assert not recipe.expected or recipe.expected_source
 
