@@ -132,20 +132,6 @@ def test_an_export_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     manifest = Manifest(
         "m", "smt_atto", "onnx", "float32", 12345, ("a", "b"), card, Input(size=64), True, {}, {}, {}, "now"
     )
-        "m",
-        "smt_atto",
-        "onnx",
-        "float32",
-        12345,
-        ("a", "b"),
-        {"task": "classify"},
-        Input(size=64),
-        True,
-        {},
-        {},
-        {},
-        "now",
-    )
     exported = ExportedModel(lambda x: x.mean((2, 3))[:, :2], manifest)
     classifier = Classifier(exported, manifest.classes, manifest.input, "m")
     monkeypatch.setattr(Classifier, "load", lambda source, device: classifier)
