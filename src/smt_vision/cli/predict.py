@@ -96,8 +96,9 @@ def _classify(args: Any, model: Any, images: list[Path]) -> Output:
 
 def _detect(args: Any, model: Any, images: list[Path]) -> Output:
     from ..inference.files import DRAWN, RESULTS, coco_ids, write_detections
+    from ..tasks.detect import SAMPLE_SCORE
 
-    score = 0.4 if args.score is None else args.score
+    score = SAMPLE_SCORE if args.score is None else args.score
     ids = coco_ids(args.annotations, images) if args.annotations else list(range(1, len(images) + 1))
     folder = _folder(args, images)
     results = write_detections(

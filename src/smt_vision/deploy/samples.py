@@ -8,7 +8,7 @@ import matplotlib
 from PIL import Image
 from torch import Tensor
 
-from ..data import decode, eval_transform
+from ..data import channels_of, decode, eval_transform
 from ..recipes import Input
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def as_tensor(image: Path | Image.Image, input: Input) -> Tensor:
     Raises:
         BrokenImage: it cannot be read; the message names it.
     """
-    return eval_transform(input)(decode(image, 1 if input.channels == 1 else 3, name=str(image)))
+    return eval_transform(input)(decode(image, channels_of(input), name=str(image)))
 
 
 def crops_of_a_photograph() -> list[Image.Image]:

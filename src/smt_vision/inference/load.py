@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
@@ -26,8 +26,6 @@ from .segment import Segmenter
 
 Changes = Mapping[str, Mapping[str, Any]]
 Model = Classifier | Detector | Segmenter
-# One process has nothing to synchronise.
-IN_USE: dict[str, Literal["train", "frozen"]] = {"train": "train", "sync": "train", "frozen": "frozen"}
 
 
 def load(source: str | Path, device: str | torch.device = "cpu", changes: Changes | None = None) -> Model:
@@ -97,7 +95,9 @@ def _of_card(card: dict[str, Any]) -> nn.Module:
     backbone = build_backbone(name, arguments, channels=channels)
     if card["task"] == "detect":
         config = from_plain(Detect, card["detect"])
-        return build_detector(backbone, len(card["classes"]), replace(config, norm=IN_USE[config.norm]))
+        if config.norm == "sync":  # one process has nothing to synchronise
+            config = replace(config, norm="train")
+        return build_detector(backbone, len(card["classes"]), config)
     segment = from_plain(Segment, card["segment"])
     return UPerNet(backbone, 1 if segment.kind == "binary" else len(card["classes"]), segment)
 
