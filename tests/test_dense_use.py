@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from PIL import Image
 from torch import nn
 
 from command import answer, refusal, run
-from drawn_sets import CATEGORIES, scenes_recipe, shapes_recipe
+from drawn_sets import CATEGORIES, scenes_recipe
 from smt_vision.data import pad_together
+from smt_vision.deploy.export import export_model
 from smt_vision.engine.loop import fit
-from smt_vision.heads.detectors import detect
+from smt_vision.heads.detectors import build_detector, detect
+from smt_vision.heads.features import build_backbone
 from smt_vision.inference import Classifier, Detector, Segmented, Segmenter, load
 from smt_vision.inference.files import coco_results, target_names
 from smt_vision.recipes import Detect, Input, Segment
@@ -286,13 +289,6 @@ def backbone(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def retinanet_run(backbone: str, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "retinanet"
-    fit(replace(shapes_recipe(shapes, "retinanet"), model=backbone, model_args={}), folder, display=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def upernet_run(backbone: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "upernet"
     fit(replace(scenes_recipe(scenes), model=backbone, model_args={}), folder, display=False)
@@ -325,24 +321,81 @@ def test_a_segmenter_s_export_says_the_same(
     assert numbers[0] == pytest.approx(numbers[1], abs=0.1)
 
 
-def test_a_retinanet_s_export_finds_the_same(
-    retinanet_run: Path, shapes: Path, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize(
+    ("head", "format"),
+    [
+        ("retinanet", "onnx"),
+        pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
+        pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
+        ("mask_rcnn", "openvino"),
+        ("cascade_mask_rcnn", "onnx"),
+        pytest.param("cascade_mask_rcnn", "openvino", marks=pytest.mark.slow),
+    ],
+)
+def test_a_detector_s_export_finds_the_same(
+    head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"],
+    format: str,
+    backbone: str,
+    shapes: Path,
+    tmp_path: Path,
 ) -> None:
-    """Of any size: all is in the program but the anchors and the choice among them."""
-    folder = exported(retinanet_run, tmp_path, "torch", shapes / "val")
-    own, theirs = (Detector.load(m, changes={"detect": {"score_threshold": 0.0}}) for m in (retinanet_run, folder))
-    pictures = [Image.open(path).convert("RGB") for path in sorted((shapes / "val").iterdir())]
-    pictures.append(pictures[0].resize((70, 41)))
-    for one, other in zip(own(pictures), theirs(pictures), strict=True):
-        assert len(one.boxes) == len(other.boxes) > 0
-        torch.testing.assert_close(one.scores, other.scores, rtol=1e-3, atol=1e-5)
-    assert "is an export already" in refusal(capsys, 1, "export", folder, "--format", "torch", "--out", tmp_path / "x")
+    """Images of any size, whatever the batch: all is in the program, from the padding to the masks."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
+    torch.manual_seed(0)
+    config = Detect(
+        head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
+        score_threshold=0.0, max_detections=30,
+    )  # fmt: skip
+    model = build_detector(build_backbone(backbone), 2, config)
+    own = Detector(model, ["a", "b"], [1, 4], Input(interpolation="bilinear"), config, "own")
+    images = sorted((shapes / "val").iterdir())
+    manifest = export_model(model, own.card, tmp_path / "x", name="own", format=format, images=images)
+    assert manifest.parity["agreement"] == 1
+    assert manifest.parity["cases"][0]["of"] == 30
+    theirs = Detector.load(tmp_path / "x")
+    assert (theirs.config, theirs.category_ids) == (config, (1, 4))
+    pictures = [Image.open(path).convert("RGB") for path in images]
+    pictures += [pictures[0].resize((70, 41)), pictures[0].resize((41, 99))]
+    for one, other in zip(own(pictures), theirs(pictures, batch_size=3), strict=True):
+        assert len(one.boxes) == len(other.boxes) == 30
+        assert one.labels.tolist() == other.labels.tolist()
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        assert (one.masks is None) == (other.masks is None)
+        if one.masks is not None and other.masks is not None:
+            assert float((one.masks == other.masks).float().mean()) > 0.999
+    strict = load(tmp_path / "x", changes={"detect": {"score_threshold": 0.5, "max_detections": 3}})
+    for found, all_found in zip(strict(pictures), own(pictures), strict=True):  # type: ignore[arg-type]
+        assert len(found.boxes) == min(3, int((all_found.scores > 0.5).sum()))  # type: ignore[union-attr]
+    for name, value in (("score_threshold", -1.0), ("nms_threshold", 0.4), ("max_detections", 31)):
+        with pytest.raises(ValueError, match=rf"export the model again, with --detect\.{name} {value}"):
+            load(tmp_path / "x", changes={"detect": {name: value}})
 
 
-def test_what_of_detectors_is_not_exported(detector_run: Path, tmp_path: Path, capsys: Capture) -> None:
-    said = refusal(capsys, 1, "export", detector_run, "--format", "onnx", "--out", tmp_path / "x")
-    assert "detect.head=mask_rcnn cannot be exported" in said
-    assert "retinanet can" in said
+def test_a_detector_exported_in_use(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("onnxruntime")
+    images, folder = shapes / "val", tmp_path / "onnx"
+    words = ("export", detector_run, "--format", "onnx", "--out", folder, "--images", images)
+    assert run(*words, "--detect.score_threshold", "0.01") == 0
+    shown = capsys.readouterr().out
+    assert "one image, any height and width" in shown
+    assert "same detections" in shown
+    numbers = [
+        answer(capsys, "eval", m, "--workers", "0", "--data", shapes, "--detect.score_threshold", "0.05")
+        for m in (detector_run, folder)
+    ]
+    for name in ("mask_ap", "box_ap50", "box_ar"):
+        assert numbers[0][name] == pytest.approx(numbers[1][name], abs=0.1)
+    assert "is an export already" in refusal(capsys, 1, "export", folder, "--format", "onnx", "--out", tmp_path / "x")
+    assert f"ask for {detector_run}" in refusal(capsys, 1, "info", folder)
+
+
+def test_detectors_that_are_not_exported(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ("export", detector_run, "--out", tmp_path / "x", "--images", shapes / "val")
+    assert "take 'onnx' or 'openvino'" in refusal(capsys, 1, *words, "--format", "torch")
+    said = refusal(capsys, 1, *words, "--format", "openvino", "--detect.score_threshold", "0.9999")
+    assert "finds nothing in 0.png, 1.png, 2.png, 3.png" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_binary_segmenter_s_result() -> None:

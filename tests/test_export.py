@@ -17,13 +17,16 @@ from torch import Tensor, nn
 import smt_vision  # noqa: F401  registers the models with timm
 from command import answer, run
 from debug_model import images
+from smt_vision.data import eval_transform
 from smt_vision.deploy import export
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
+from smt_vision.deploy.parity import parity, parity_of_detections
 from smt_vision.deploy.samples import as_tensor, crops_of_a_photograph, spread
 from smt_vision.inference import Classifier
 from smt_vision.recipes import Input
 
 INPUT = Input(size=32, crop_pct=1.0)
+see = partial(as_tensor, input=INPUT, transform=eval_transform(INPUT))
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch", "int8": "nncf"}
 Capture = pytest.CaptureFixture[str]
 
@@ -108,18 +111,21 @@ def test_manifest(format: str, model: nn.Module, exported: Callable[[str], Path]
 
 def test_a_shape_gets_a_program_of_its_own_when_it_comes_again(exported: Callable[[str], Path]) -> None:
     program = load_exported(exported("openvino"))
-    compiled = program.program.compiled  # type: ignore[union-attr]
+    compiled = program.program.programs  # type: ignore[union-attr]
 
     def compilations(*batches: int) -> int:
-        before = compiled.cache_info().misses
+        before = len(compiled)
         for batch in batches:
             program(images(batch, 3, 32, 32))
-        return int(compiled.cache_info().misses - before)
+        return len(compiled) - before
 
     assert compilations(4) == 1  # for any shape
     assert compilations(1) == 0  # the same
     assert compilations(4, 4, 4) == 1
     assert compilations(1, 4) == 1
+    assert compilations(*range(5, 9), *range(5, 9)) == 4
+    assert compilations(*2 * (2, 3, 9, 10)) == 2  # no more than eight, and none is given up for another
+    assert list(compiled)[0] is None
 
 
 def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Path, capfd: Any) -> None:
@@ -132,7 +138,7 @@ def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Pat
     assert {"openvino", "nncf"} <= manifest.versions.keys()
     assert 'element_type="i8"' in (folder / "model.xml").read_text()
     program = load_exported(folder)
-    seen = torch.stack([as_tensor(path, INPUT) for path in sorted((coloured / "val").rglob("*.png"))])
+    seen = torch.stack([see(path) for path in sorted((coloured / "val").rglob("*.png"))])
     with torch.inference_mode():
         expected, logits = model(seen), program(seen)
     assert 0.9 < torch.corrcoef(torch.stack([expected.flatten(), logits.flatten()]))[0, 1] < 1 - 1e-9
@@ -198,7 +204,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], T
 
     def pretend(program: Callable[[Tensor], Tensor]) -> None:
         monkeypatch.setattr(export, "trace", lambda model, input: (None, True))
-        monkeypatch.setattr(export, "_write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
+        monkeypatch.setattr(export, "write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
         monkeypatch.setattr(export, "open_program", lambda folder, format: program)
 
     return pretend
@@ -224,22 +230,46 @@ def test_parity_finds_the_difference(model: nn.Module) -> None:
     x = images(4, 3, 64, 64)
     with torch.no_grad():
         scale = max(1, float(model(x).abs().max()))
-        same = export.parity(model, model, x, free_sides=False)
+        same = parity(model, model, x, free_sides=False)
         assert (same["max_difference"], same["agreement"]) == (0, 1)
         assert [case["shape"] for case in same["cases"]] == [[4, 3, 64, 64], [1, 3, 64, 64]]
         later = iter([0.0, 0.5, 0.0, 0.0])  # off in the second call of the first shape
-        found = export.parity(model, lambda x: model(x) + next(later), x, free_sides=False)
+        found = parity(model, lambda x: model(x) + next(later), x, free_sides=False)
         assert found["cases"][0]["max_difference"] == pytest.approx(0.5 / scale, rel=1e-4)
         assert found["cases"][1]["max_difference"] == 0
         assert found["max_difference"] == found["cases"][0]["max_difference"]
         later = iter([0.0, 0.0, 0.0, float("nan")])
-        found = export.parity(model, lambda x: model(x) + next(later), x, free_sides=False)
+        found = parity(model, lambda x: model(x) + next(later), x, free_sides=False)
         assert np.isnan(found["max_difference"])
-        turned = export.parity(model, lambda x: -model(x), x, free_sides=True)
+        turned = parity(model, lambda x: -model(x), x, free_sides=True)
         assert turned["agreement"] < 1
         assert [tuple(case["shape"][2:]) for case in turned["cases"]] == [
             (64, 64), (64, 64), (81, 47), (47, 81), (32, 32)
         ]  # fmt: skip
+
+
+def test_parity_of_detections_finds_the_difference() -> None:
+    """Order does not count; a class, a box that is elsewhere and one that is missing do."""
+    boxes = torch.tensor([[0.0, 0, 20, 10], [30, 5, 40, 25], [31, 5, 41, 25]])
+    found = (boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 0]), torch.rand(3, 28, 28))
+
+    def compared(*other: Tensor) -> dict[str, Any]:
+        return parity_of_detections(lambda image: found, lambda image: other, [torch.zeros(3, 40, 50)])  # type: ignore[arg-type]
+
+    turned = compared(*(values.flip(0) for values in found))
+    assert (turned["max_difference"], turned["agreement"]) == (0, 1)
+    assert [(case["shape"], case["agree"], case["of"]) for case in turned["cases"]] == [
+        ([1, 3, 40, 50], 3, 3), ([1, 3, 51, 50], 3, 3), ([1, 3, 32, 32], 3, 3)
+    ]  # fmt: skip
+    scored = compared(boxes, found[1] - 0.25, *found[2:])
+    assert (scored["max_difference"], scored["agreement"]) == (pytest.approx(0.25), 1)
+    assert compared(boxes, found[1], torch.tensor([1, 1, 0]), found[3])["agreement"] == pytest.approx(2 / 3)
+    assert compared(boxes + torch.tensor([[0.0], [0], [0.06]]), *found[1:])["agreement"] == pytest.approx(2 / 3)
+    moved = compared(boxes + 0.01, *found[1:])
+    assert (moved["max_difference"], moved["agreement"]) == (pytest.approx(0.01 / 32, rel=1e-3), 1)
+    assert compared(*(values[:1] for values in found))["agreement"] == pytest.approx(1 / 3)
+    assert compared(*(values[:0] for values in found))["agreement"] == 0
+    assert np.isnan(compared(*found[:3], found[3] * torch.nan)["max_difference"])
 
 
 def test_folders_that_are_taken(model: nn.Module, tmp_path: Path, pretended: Callable[..., None]) -> None:
@@ -370,7 +400,7 @@ def test_samples() -> None:
     assert spread(range(10), 3) == [0, 3, 6]
     assert spread("ab", 5) == ["a", "b"]
     crops = crops_of_a_photograph()
-    tensors = [as_tensor(crop, INPUT) for crop in crops]
+    tensors = [see(crop) for crop in crops]
     assert [tuple(t.shape) for t in tensors] == [(3, 32, 32)] * 8
     assert len({np.asarray(crop).tobytes() for crop in crops}) == 8
     assert min(float(t.std()) for t in tensors) > 0.1  # a picture, not a surface

@@ -397,6 +397,7 @@ def test_summary_holds_the_numbers(tmp_path):
     assert "3 classes, 3 x 224 x 224 pixels" in text
     for name in ("curves", "confusion", "samples/epoch_291"):
         assert f"]({name}.png)" in text
+    assert "Expected of `smt_tiny`: the paper, table 1." in summary(tmp_path, recipe={**RECIPE, "model": "resnet50"})
 
 
 def test_summary_without_what_a_run_may_lack(tmp_path):

@@ -26,12 +26,18 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     from ..benchmark import describe
+    from ..deploy.exported import ExportedModel
     from ..inference import load
     from ..tasks.build import create_model
 
     model: Any
     if Path(args.model).exists():
-        model, size = load(args.model).countable
+        loaded = load(args.model)
+        for part in loaded.model.modules():
+            if isinstance(part, ExportedModel):
+                made_of = part.manifest.name
+                raise ValueError(f"{args.model} is an export, a program without layers; ask for {made_of}, its model")
+        model, size = loaded.countable
     else:
         model = create_model(args.model, **args.model_args)
         size = model.pretrained_cfg["input_size"]

@@ -10,7 +10,7 @@ from ..recipes import LARGEST_STRIDE
 
 def padded(side: int) -> int:
     """The next multiple of 32 pixels."""
-    return -(-side // LARGEST_STRIDE) * LARGEST_STRIDE
+    return (side + LARGEST_STRIDE - 1) // LARGEST_STRIDE * LARGEST_STRIDE  # exporters round negative numbers otherwise
 
 
 def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ VERSION = 2  # of the manifest's layout
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 SHAPES_KEPT = 8
 
-Program = Callable[[Tensor], Tensor]
+Program = Callable[[Tensor], Any]  # images to a tensor, or a tuple where there are several outputs
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class ExportedModel(nn.Module):
     """A program, used like the network it was made of.
 
     Shape: ``(B, C, H, W)`` float32 images on the CPU -> float32 logits: of a classifier ``(B, K)``, of a segmenter
-    ``(B, K, H, W)``; of RetinaNet ``(B, K + 4, A)``, see :class:`smt_vision.heads.retinanet.Dense`.
+    ``(B, K, H, W)``. Of a detector, one image to the detections that :class:`smt_vision.heads.whole.Whole` gives.
 
     Args:
         program: what computes that.
@@ -111,7 +110,7 @@ class ExportedModel(nn.Module):
         self.program = program
         self.manifest = manifest
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         input = self.manifest.input
         side = None if self.manifest.free_sides else input.size
         if images.device.type != "cpu" or images.dtype != torch.float32:
@@ -163,14 +162,15 @@ def _open_onnx(path: Path) -> Program:
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
-    return lambda x: torch.from_numpy(session.run(None, {images.name: x.numpy()})[0])
+    return lambda x: _tensors(session.run(None, {images.name: x.numpy()}))
 
 
 class _OpenVINO:
     """A model of OpenVINO's as a function.
 
     Compiled for any shape it is much slower than for one. So a shape gets a program of its own, but only when it comes
-    a second time: to compile takes longer than to run, and the last batch of many is often of a size of its own.
+    a second time, and only the first few that do: to compile takes longer than to run, and the last batch of many is
+    often of a size of its own, as are photographs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,20 +182,28 @@ class _OpenVINO:
             "NUM_STREAMS": 1,
         }
         self.seen: set[tuple[int, ...]] = set()
-        self.compiled = lru_cache(SHAPES_KEPT)(self._compile)
+        self.programs: dict[tuple[int, ...] | None, Any] = {}  # by shape; None is for any
 
-    def _compile(self, shape: tuple[int, ...] | None) -> Any:
-        model = self.model
-        if shape is not None:
-            model = model.clone()
-            model.reshape(list(shape))
-        return self.core.compile_model(model, "CPU", self.settings)
+    def _program(self, shape: tuple[int, ...] | None) -> Any:
+        if shape not in self.programs:
+            model = self.model
+            if shape is not None:
+                model = model.clone()
+                model.reshape(list(shape))
+            self.programs[shape] = self.core.compile_model(model, "CPU", self.settings)
+        return self.programs[shape]
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        program = self.compiled(shape if shape in self.seen else None)
+        own = shape in self.programs or (shape in self.seen and len(self.programs) <= SHAPES_KEPT)
+        program = self._program(shape if own else None)
         self.seen.add(shape)
-        return torch.from_numpy(program(images.numpy(), share_inputs=True)[0])
+        return _tensors(program(images.numpy(), share_inputs=True).to_tuple())
+
+
+def _tensors(arrays: Sequence[Any]) -> Any:
+    tensors = tuple(torch.from_numpy(array) for array in arrays)
+    return tensors if len(tensors) > 1 else tensors[0]
 
 
 def _open_torch(path: Path) -> Program:

@@ -3,20 +3,19 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..extras import require
-from ..recipes import Input
-from .samples import as_tensor, spread
+from .samples import spread
 
 CALIBRATION_IMAGES = 300
 
 
-def quantise(model: Any, images: Sequence[Path], input: Input) -> Any:
+def quantise(model: Any, images: Sequence[Path], see: Callable[[Path], Tensor]) -> Any:
     """An OpenVINO model whose products and convolutions compute in 8-bit integers.
 
     A range for each output channel of a weight, and one for each activation: the one seen on the images. By itself NNCF
@@ -26,15 +25,14 @@ def quantise(model: Any, images: Sequence[Path], input: Input) -> Any:
     Args:
         model: with one input ``(B, C, H, W)``.
         images: to calibrate on; at most 300 of them are taken, evenly spread.
-        input: how they become tensors.
+        see: an image's file to ``(C, H, W)``.
     """
     nncf = require("nncf", "export")
     nncf.set_log_level(logging.ERROR)
     chosen = spread(images, CALIBRATION_IMAGES)
 
     def sample(path: Path) -> Any:
-        tensor: Tensor = as_tensor(path, input)
-        return tensor[None].numpy()
+        return see(path)[None].numpy()
 
     settings = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)

@@ -1,6 +1,6 @@
 """Real images for checks and calibration, as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ import matplotlib
 from PIL import Image
 from torch import Tensor
 
-from ..data import channels_of, decode, eval_transform
+from ..data import channels_of, decode
 from ..recipes import Input
 
 T = TypeVar("T")
@@ -20,13 +20,13 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def as_tensor(image: Path | Image.Image, input: Input) -> Tensor:
-    """An image as evaluation sees it: ``(channels, size, size)``, float32.
+def as_tensor(image: Path | Image.Image, input: Input, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """An image as evaluation sees it, by its transform: ``(channels, H, W)``, float32.
 
     Raises:
         BrokenImage: it cannot be read; the message names it.
     """
-    return eval_transform(input)(decode(image, channels_of(input), name=str(image)))
+    return transform(decode(image, channels_of(input), name=str(image)))
 
 
 def crops_of_a_photograph() -> list[Image.Image]:

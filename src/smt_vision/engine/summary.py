@@ -13,6 +13,7 @@ import torch
 
 from .._version import __version__
 from ..benchmark import ModelInfo
+from ..recipes import RECIPES
 from ..tasks.task import Measure, Table
 from .journal import LOG_NAME, read_log
 
@@ -83,7 +84,8 @@ def write_summary(
         "",
         result,
         "",
-        *_result(metrics, measures, recipe.get("expected", {}), recipe.get("expected_source", "")),
+        *_result(metrics, measures, recipe.get("expected", {})),
+        *_source(recipe),
         "![curves](curves.png)",
         "",
         "## Run",
@@ -107,16 +109,22 @@ def write_summary(
     (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
-def _result(
-    metrics: dict[str, Any], measures: Mapping[str, Measure], expected: dict[str, float], source: str
-) -> list[str]:
+def _result(metrics: dict[str, Any], measures: Mapping[str, Measure], expected: dict[str, float]) -> list[str]:
     lines = ["| metric | this run | expected | difference |", "|---|---:|---:|---:|"]
     for key, measure in measures.items():
         wanted, gap = "", ""
         if key in expected:
             wanted, gap = measure.text(expected[key]), measure.text(metrics[key] - expected[key], sign="+")
         lines.append(f"| {measure.title} | {measure.text(metrics[key])} | {wanted} | {gap} |")
-    return [*lines, "", *([f"Expected: {source}.", ""] if source else [])]
+    return [*lines, ""]
+
+
+def _source(recipe: dict[str, Any]) -> list[str]:
+    """Where the expected numbers are from, and of which model they are where the run has another."""
+    named = RECIPES.get(recipe["name"])
+    of = f" of `{named.model}`" if named is not None and named.model != recipe["model"] else ""
+    source = recipe.get("expected_source", "")
+    return [f"Expected{of}: {source}.", ""] if source else []
 
 
 def _table(table: Table) -> list[str]:

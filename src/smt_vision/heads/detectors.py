@@ -48,6 +48,9 @@ class Detector(Protocol):
             box.
         """
 
+    def find(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """The detections that evaluation gives; ``shapes`` has B heights and widths, inside the padding."""
+
     def forward_counted(self, image: Tensor) -> object:
         """What published costs count, without anything that depends on the data."""
 

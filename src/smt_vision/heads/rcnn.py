@@ -97,10 +97,10 @@ class RCNN(nn.Module):
         self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         shapes = [(h, w) for h, w in sizes.tolist()]
+        if not self.training:
+            return self.find(image, shapes)
         levels = self.pyramid(image)
         proposals, proposal_losses = self.rpn(ImageList(image, shapes), levels, targets)
-        if not self.training:
-            return self._detect(levels, proposals, shapes)
         assert targets is not None  # the proposals have asked for them
         targets = [{**target, "labels": target["labels"] + 1} for target in targets]  # torchvision's 0 is background
         return {
@@ -108,6 +108,25 @@ class RCNN(nn.Module):
             "proposal": proposal_losses["loss_rpn_box_reg"],
             **self._losses(levels, proposals, shapes, targets),
         }
+
+    def find(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        levels = self.pyramid(image)
+        proposals, _ = self.rpn(ImageList(image, shapes), levels)
+        probabilities: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            scores, deltas = _look(stage, levels, proposals, shapes)
+            probabilities.append(scores.softmax(dim=-1))
+            if i + 1 < len(self.stages):
+                proposals = _refine(stage, deltas, proposals, shapes)
+        # The softmax that follows in there gives the mean back.
+        mean = torch.stack(probabilities).mean(dim=0).log()
+        boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
+        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
+        if self.has_masks:
+            seen = [maskrcnn_inference(_look_for_masks(stage, levels, boxes, shapes), labels) for stage in self.stages]
+            for detections, *masks in zip(found, *seen, strict=True):
+                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
+        return found
 
     def forward_counted(self, image: Tensor) -> None:
         """The work that tables of cost count: of the pyramid, and of the heads on 1000 boxes and 100 masks a stage.
@@ -147,25 +166,6 @@ class RCNN(nn.Module):
             if i + 1 < len(self.stages):
                 proposals = _refine(stage, deltas, proposals, shapes)
         return losses
-
-    def _detect(
-        self, levels: dict[str, Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        probabilities: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            scores, deltas = _look(stage, levels, proposals, shapes)
-            probabilities.append(scores.softmax(dim=-1))
-            if i + 1 < len(self.stages):
-                proposals = _refine(stage, deltas, proposals, shapes)
-        # The softmax that follows in there gives the mean back.
-        mean = torch.stack(probabilities).mean(dim=0).log()
-        boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
-        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
-        if self.has_masks:
-            seen = [maskrcnn_inference(_look_for_masks(stage, levels, boxes, shapes), labels) for stage in self.stages]
-            for detections, *masks in zip(found, *seen, strict=True):
-                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
-        return found
 
 
 class AgnosticPredictor(nn.Module):
@@ -254,7 +254,7 @@ def _mask_loss(
 def _refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
     """The boxes that a stage makes of its regions, the next one's regions."""
     boxes = stage.box_coder.decode_single(deltas[:, :4], torch.cat(proposals))
-    parts = boxes.split([len(p) for p in proposals])
+    parts = boxes.split([p.shape[0] for p in proposals])  # a tracer would take len() for a constant
     return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 

@@ -1,9 +1,7 @@
 """RetinaNet: classes and boxes straight from the feature pyramid (Lin et al., ICCV 2017), by torchvision's parts."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -14,7 +12,6 @@ from ..recipes import Detect
 from .features import head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
-BOX = 4  # numbers of a box
 OCTAVES = tuple(2 ** (i / 3) for i in range(3))
 
 
@@ -46,72 +43,30 @@ class RetinaNet(TorchvisionRetinaNet):
             detections_per_img=config.max_detections,
         )
         self.transform = nn.Identity()  # the loaders' work
-        self.strides: Sequence[int] = pyramid.strides
 
     def forward(
         self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         shapes = [(h, w) for h, w in sizes.tolist()]
-        grids = [image.new_zeros(1, 1, *_grid(image.shape[-2:], stride)) for stride in self.strides]
-        anchors = self.anchor_generator(ImageList(image, shapes), grids)
-        dense = self.dense(image)
-        outputs = {"cls_logits": dense[..., :-BOX], "bbox_regression": dense[..., -BOX:]}
-        if self.training:
-            losses = self.compute_loss(targets, outputs, anchors)
-            return {"class": losses["classification"], "box": losses["bbox_regression"]}
+        if not self.training:
+            return self.find(image, shapes)
+        levels, outputs = self._look(image)
+        losses = self.compute_loss(targets, outputs, self.anchor_generator(ImageList(image, shapes), levels))
+        return {"class": losses["classification"], "box": losses["bbox_regression"]}
+
+    def find(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        levels, outputs = self._look(image)
         per_place = self.anchor_generator.num_anchors_per_location()
-        counts = [grid.shape[2] * grid.shape[3] * n for grid, n in zip(grids, per_place, strict=True)]
+        counts = [level.shape[2] * level.shape[3] * n for level, n in zip(levels, per_place, strict=True)]
         split = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
+        anchors = self.anchor_generator(ImageList(image, shapes), levels)
         return self.postprocess_detections(split, [list(a.split(counts)) for a in anchors], shapes)
 
-    def dense(self, image: Tensor) -> Tensor:
-        """The network, without what depends on what is in the image: ``(B, 3, H, W) -> (B, A, K + 4)``.
-
-        Of each of the A anchors K logits and the encoded box, from the finest level to the coarsest.
-        """
-        outputs = self.head(list(self.backbone(image).values()))
-        return torch.cat([outputs["cls_logits"], outputs["bbox_regression"]], dim=-1)
-
-    def forward_counted(self, image: Tensor) -> Tensor:
+    def forward_counted(self, image: Tensor) -> dict[str, Tensor]:
         """The work that depends on the image's size alone, all that tables of cost count: pyramid and head."""
-        return self.dense(image)
+        return self._look(image)[1]
 
-
-class Dense(nn.Module):
-    """:meth:`RetinaNet.dense` as a forward pass, classes along the second axis: what an export has.
-
-    Shape: ``(B, 3, H, W) -> (B, K + 4, A)``.
-    """
-
-    def __init__(self, detector: RetinaNet) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.detector.dense(image).transpose(1, 2)
-
-
-class RetinaNetOf(RetinaNet):
-    """A RetinaNet whose dense part is a program of another runtime; for evaluation alone.
-
-    Args:
-        program: :class:`Dense`.
-        strides: of the pyramid's levels.
-        num_classes: K.
-        config: that it was made with.
-    """
-
-    def __init__(self, program: nn.Module, strides: Sequence[int], num_classes: int, config: Detect) -> None:
-        nowhere: Any = nn.Identity()
-        nowhere.out_channels, nowhere.strides = config.fpn_channels, strides
-        super().__init__(nowhere, num_classes, config)
-        self.head = nn.Identity()
-        self.program = program
-
-    def dense(self, image: Tensor) -> Tensor:
-        return self.program(image).transpose(1, 2)
-
-
-def _grid(size: Sequence[int], stride: int) -> tuple[int, int]:
-    """Height and width of the level of a stride: each stride-2 convolution rounds up."""
-    return -(-size[0] // stride), -(-size[1] // stride)
+    def _look(self, image: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The levels, and of all their A anchors ``cls_logits`` (B, A, K) and ``bbox_regression`` (B, A, 4)."""
+        levels = list(self.backbone(image).values())
+        return levels, self.head(levels)

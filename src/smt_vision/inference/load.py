@@ -11,12 +11,12 @@ from torch import nn
 
 from ..convert import identify, state_dict_of
 from ..data import input_from_model
-from ..deploy.exported import MANIFEST, ExportedModel, load_exported
+from ..deploy.exported import MANIFEST, load_exported
 from ..engine import checkpoint
 from ..heads.detectors import build_detector
 from ..heads.features import build_backbone
-from ..heads.retinanet import RetinaNetOf
 from ..heads.upernet import UPerNet
+from ..heads.whole import DetectorOf
 from ..model.official import our_state
 from ..recipes import CHANGEABLE, Detect, Input, Recipe, Segment, from_plain
 from ..tasks.build import create_model
@@ -110,15 +110,32 @@ def _from_export(folder: Path, device: str | torch.device, changes: Changes) -> 
         )
     program = load_exported(folder)
     manifest = program.manifest
-    card = _changed({**manifest.card, "input": asdict(manifest.input)}, changes)
-    return _predictor(_head_of(program, card), {**card, "classes": list(manifest.classes)}, str(folder), device)
+    own = {**manifest.card, "input": asdict(manifest.input)}
+    card = _changed(own, changes)
+    model: nn.Module = program
+    if card["task"] == "detect":
+        model = DetectorOf(program, _kept(own, card, folder))
+    return _predictor(model, {**card, "classes": list(manifest.classes)}, str(folder), device)
 
 
-def _head_of(program: ExportedModel, card: dict[str, Any]) -> nn.Module:
-    """The model of which the program is the network."""
-    if card["task"] != "detect":
-        return program
-    return RetinaNetOf(program, card["strides"], len(program.manifest.classes), from_plain(Detect, card["detect"]))
+def _kept(own: Mapping[str, Any], card: Mapping[str, Any], folder: Path) -> Detect:
+    """A detector's fields as the card has them, where its export, made by its own, can follow.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    made, asked = (from_plain(Detect, c["detect"]) for c in (own, card))
+    for name, can in (
+        ("score_threshold", asked.score_threshold >= made.score_threshold),
+        ("nms_threshold", asked.nms_threshold == made.nms_threshold),
+        ("max_detections", asked.max_detections <= made.max_detections),
+    ):
+        if not can:
+            raise ValueError(
+                f"{folder} is an export made with detect.{name}={getattr(made, name)}, and cannot be used with "
+                f"{getattr(asked, name)}: export the model again, with --detect.{name} {getattr(asked, name)}"
+            )
+    return asked
 
 
 def _from_timm(name: str, device: str | torch.device, changes: Changes) -> Model:
