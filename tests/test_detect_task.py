@@ -106,6 +106,37 @@ def test_a_classifier_s_checkpoint_starts_any_backbone(name: str, shapes: Path, 
         build_features(plan)
 
 
+def test_a_detector_s_checkpoint_starts_another(detector_run: Path, shapes: Path, tmp_path: Path) -> None:
+    """All of it; where the classes are others, all but the layers that have an output a class."""
+    plan = replace(shapes_recipe(shapes), checkpoint=str(detector_run))
+    saved = torch.load(detector_run / "best.pt", weights_only=True)
+    own = Task(plan).model.state_dict()
+    assert own.keys() == saved["model"].keys()
+    assert all(torch.equal(own[name], saved["model"][name]) for name in own)
+
+    other = tmp_path / "other"
+    (other / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (other / split).symlink_to(shapes / split)
+        name = f"instances_{split}.json"
+        told = json.loads((shapes / "annotations" / name).read_text())
+        told["categories"].append({"id": 9, "name": "star"})
+        (other / "annotations" / name).write_text(json.dumps(told))
+    own = Task(replace(plan, data=str(other))).model.state_dict()
+    others = {name for name in own if own[name].shape != saved["model"][name].shape}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in others} == {
+        "cls_score", "bbox_pred", "mask_fcn_logits"
+    }  # fmt: skip
+    assert all(torch.equal(own[name], saved["model"][name]) for name in own.keys() - others)
+    with pytest.raises(ValueError, match="does not fit the model; check model, model_args and the head"):
+        Task(replace(plan, detect=replace(plan.detect, fpn_channels=16)))
+
+
+def test_a_checkpoint_of_another_task(segmenter_run: Path, shapes: Path) -> None:
+    with pytest.raises(ValueError, match="is of a model that does segment, and shapes does detect"):
+        Task(replace(shapes_recipe(shapes), checkpoint=str(segmenter_run)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_four_images_are_learnt_by_heart(shapes: Path, tmp_path: Path, head: str) -> None:

@@ -125,7 +125,7 @@ def test_a_shape_gets_a_program_of_its_own_when_it_comes_again(exported: Callabl
     assert compilations(1, 4) == 1
     assert compilations(*range(5, 9), *range(5, 9)) == 4
     assert compilations(*2 * (2, 3, 9, 10)) == 2  # no more than eight, and none is given up for another
-    assert list(compiled)[0] is None
+    assert next(iter(compiled)) is None
 
 
 def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Path, capfd: Any) -> None:

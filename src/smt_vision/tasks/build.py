@@ -1,7 +1,7 @@
 """A recipe's model: any of timm's, ours among them."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..files import read_tensors
 from ..heads.features import Backbone, build_backbone
-from ..model.official import our_state
+from ..model.official import our_state, unwrap
 from ..recipes import Input, Recipe
 
 
@@ -40,6 +40,8 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
 def build_features(recipe: Recipe) -> Backbone:
     """The recipe's model as a backbone of feature maps, with the weights it starts from, if it names any.
 
+    Those of a detector or segmenter are left to :func:`start_whole`.
+
     Raises:
         ValueError: the model cannot be one, or the checkpoint does not fit it.
     """
@@ -50,7 +52,7 @@ def build_features(recipe: Recipe) -> Backbone:
         pretrained=recipe.pretrained and recipe.checkpoint is None,
     )
     network: Any = backbone.network
-    if recipe.checkpoint is not None:
+    if recipe.checkpoint is not None and _card(Path(recipe.checkpoint))["task"] == "classify":
         whole = create_model(recipe.model, in_chans=recipe.input.channels, **recipe.model_args)
         start_from(whole, Path(recipe.checkpoint))
         network.load_state_dict(_of_features(whole.state_dict(), network.state_dict()))
@@ -82,8 +84,7 @@ def start_from(model: Any, path: Path) -> None:
     Raises:
         ValueError: the weights do not fit the model.
     """
-    content, _ = read_tensors(path / "best.pt" if path.is_dir() else path)
-    state = our_state(content)
+    state = our_state(read_tensors(_file(path))[0])
     own = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -96,6 +97,49 @@ def start_from(model: Any, path: Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"checkpoint {path} does not fit the model; check model and model_args. {error}") from error
+
+
+def start_whole(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> None:
+    """Load a detector's or a segmenter's weights into one of the same kind, if the recipe starts from such.
+
+    Where the classes are others, the layers that have an output a class stay as they are.
+
+    Args:
+        model: for the recipe's task.
+        recipe: its ``checkpoint`` is a run's folder, a checkpoint of ours, or nothing of that kind.
+        classes: of the model.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+    """
+    if recipe.checkpoint is None or (card := _card(Path(recipe.checkpoint)))["task"] == "classify":
+        return
+    path, own = Path(recipe.checkpoint), model.state_dict()
+    if card["task"] != recipe.task:
+        raise ValueError(
+            f"checkpoint {path} is of a model that does {card['task']}, and {recipe.name} does {recipe.task}"
+        )
+    state = dict(unwrap(read_tensors(_file(path))[0]))
+    if tuple(card["classes"]) != tuple(classes):
+        for name in own.keys() & state.keys():
+            if state[name].shape[:1] != own[name].shape[:1] and state[name].shape[1:] == own[name].shape[1:]:
+                state[name] = own[name]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {path} does not fit the model; check model, model_args and the head. {error}"
+        ) from error
+
+
+def _file(path: Path) -> Path:
+    return path / "best.pt" if path.is_dir() else path
+
+
+def _card(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint says of its model; files that say nothing are classifiers'."""
+    card: Mapping[str, Any] = read_tensors(_file(path))[0].get("card") or {"task": "classify"}
+    return card
 
 
 def _of_features(whole: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:

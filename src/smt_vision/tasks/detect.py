@@ -29,7 +29,7 @@ from ..heads.detectors import build_detector, counted, detect, to_original
 from ..metrics.detection import DetectionMetrics, run_lengths
 from ..recipes import Detect as Config
 from ..recipes import Input, Recipe
-from .build import build_features, resolve_input
+from .build import build_features, resolve_input, start_whole
 from .shown import samples
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
@@ -116,6 +116,7 @@ class Detect(Detection):
         backbone = build_features(recipe)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
         self.model = build_detector(backbone, len(self.classes), recipe.detect)
+        start_whole(self.model, recipe, self.classes)
         self.images = (
             f"{recipe.input.channels} channels, short side {self.config.short_side} pixels, "
             f"long side at most {self.config.long_side}"

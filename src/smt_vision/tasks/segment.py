@@ -32,7 +32,7 @@ from ..heads.upernet import UPerNet, resize
 from ..metrics import BinaryMetrics, SegmentationMetrics
 from ..recipes import IGNORED, Input, Recipe
 from ..recipes import Segment as Config
-from .build import build_features, resolve_input
+from .build import build_features, resolve_input, start_whole
 from .shown import samples, worst
 from .task import Batch, EvalLoader, Measure, Table, TrainLoader
 
@@ -157,6 +157,7 @@ class Segment(Segmentation):
         backbone = build_features(recipe)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.segment)
         self.model = UPerNet(backbone, 1 if self.binary else len(self.classes), self.config)
+        start_whole(self.model, recipe, self.classes)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
