@@ -112,21 +112,7 @@ class RCNN(nn.Module):
     def find(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         levels = self.pyramid(image)
         proposals, _ = self.rpn(ImageList(image, shapes), levels)
-        probabilities: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
-            scores, deltas = _look(stage, levels, proposals, shapes)
-            probabilities.append(scores.softmax(dim=-1))
-            if i + 1 < len(self.stages):
-                proposals = _refine(stage, deltas, proposals, shapes)
-        # The softmax that follows in there gives the mean back.
-        mean = torch.stack(probabilities).mean(dim=0).log()
-        boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
-        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
-        if self.has_masks:
-            seen = [maskrcnn_inference(_look_for_masks(stage, levels, boxes, shapes), labels) for stage in self.stages]
-            for detections, *masks in zip(found, *seen, strict=True):
-                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
-        return found
+        return self._detect(levels, proposals, shapes)
 
     def forward_counted(self, image: Tensor) -> None:
         """The work that tables of cost count: of the pyramid, and of the heads on 1000 boxes and 100 masks a stage.
@@ -166,6 +152,25 @@ class RCNN(nn.Module):
             if i + 1 < len(self.stages):
                 proposals = _refine(stage, deltas, proposals, shapes)
         return losses
+
+    def _detect(
+        self, levels: dict[str, Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        probabilities: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            scores, deltas = _look(stage, levels, proposals, shapes)
+            probabilities.append(scores.softmax(dim=-1))
+            if i + 1 < len(self.stages):
+                proposals = _refine(stage, deltas, proposals, shapes)
+        # The softmax that follows in there gives the mean back.
+        mean = torch.stack(probabilities).mean(dim=0).log()
+        boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
+        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
+        if self.has_masks:
+            seen = [maskrcnn_inference(_look_for_masks(stage, levels, boxes, shapes), labels) for stage in self.stages]
+            for detections, *masks in zip(found, *seen, strict=True):
+                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
+        return found
 
 
 class AgnosticPredictor(nn.Module):
