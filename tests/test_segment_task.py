@@ -229,3 +229,18 @@ def test_camvid_trains_and_is_measured(shared):
         metric.update(task.predict(task.model.eval(), batch), batch)
     assert metric.compute()["count"] == 4
     assert {tuple(label.shape) for label in batch["label"]} == {(360, 480)}
+
+
+def test_a_segmenter_s_checkpoint_starts_another(segmenter_run: Path, scenes: Path, tmp_path: Path) -> None:
+    """All of it; where the classes are others, all but the two layers that tell them."""
+    plan = replace(scenes_recipe(scenes), checkpoint=str(segmenter_run))
+    saved = torch.load(segmenter_run / "best.pt", weights_only=True)["model"]
+    own = Segment(plan).model.state_dict()
+    assert all(torch.equal(own[name], saved[name]) for name in own.keys() | saved.keys())
+    for name in ("images", "labels"):
+        (tmp_path / name).symlink_to(scenes / name)
+    (tmp_path / "classes.json").write_text(json.dumps([*CLASSES, "cloud"]))
+    own = Segment(replace(plan, data=str(tmp_path))).model.state_dict()
+    others = {name for name in own if own[name].shape != saved[name].shape}
+    assert len(others) == 4
+    assert all(torch.equal(own[name], saved[name]) for name in own.keys() - others)

@@ -171,14 +171,14 @@ class _Detections:
 def _refuse_others(result: Mapping[str, Any], tolerance: float, task: str, name: str) -> None:
     """Refuse a program that does not compute what its model does; nan is refused too."""
     if task == "detect":
-        same, of, what = SAME, "detections", "the detections are the same"
+        same, of, what, unit = SAME, "detections", "the detections are the same", ""
     else:
-        same, of, what = 0.0, "logits", "the class is the same"
+        same, of, what, unit = 0.0, "logits", "the class is the same", " of the largest"
     if not (result["max_difference"] <= tolerance and result["agreement"] >= same):
+        difference = f"{result['max_difference']:.1e}{unit} (tolerance: {tolerance})"
         raise RuntimeError(
-            f"the export of {name} computes something else: its {of} differ by up to {result['max_difference']:.1e} of "
-            f"the largest (tolerance: {tolerance}), and {what} for {100 * result['agreement']:.1f} % of them. Nothing "
-            "was written; try another --format"
+            f"the export of {name} computes something else: its {of} differ by up to {difference}, and {what} for "
+            f"{100 * result['agreement']:.1f} % of them. Nothing was written; try another --format"
         )
 
 
