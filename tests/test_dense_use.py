@@ -1,9 +1,10 @@
 """Detectors and segmenters in use: predictions from Python and as files, evaluation, exports, and wrong requests."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from command import answer, refusal, run
 from drawn_sets import CATEGORIES, scenes_recipe
 from smt_vision.data import pad_together
 from smt_vision.deploy.export import export_model
+from smt_vision.deploy.programs import COORDINATES
 from smt_vision.engine.loop import fit
 from smt_vision.heads.detectors import build_detector, detect
 from smt_vision.heads.features import build_backbone
@@ -321,6 +323,20 @@ def test_a_segmenter_s_export_says_the_same(
     assert numbers[0] == pytest.approx(numbers[1], abs=0.1)
 
 
+Head = Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
+
+
+def small_detector(head: Head, backbone: str) -> Detector:
+    """Of random weights: it finds 30 things everywhere."""
+    torch.manual_seed(0)
+    config = Detect(
+        head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
+        score_threshold=0.0, max_detections=30,
+    )  # fmt: skip
+    model = build_detector(build_backbone(backbone), 2, config)
+    return Detector(model, ["a", "b"], [1, 4], Input(interpolation="bilinear"), config, "own")
+
+
 @pytest.mark.parametrize(
     ("head", "format"),
     [
@@ -333,7 +349,7 @@ def test_a_segmenter_s_export_says_the_same(
     ],
 )
 def test_a_detector_s_export_finds_the_same(
-    head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"],
+    head: Head,
     format: str,
     backbone: str,
     shapes: Path,
@@ -341,19 +357,13 @@ def test_a_detector_s_export_finds_the_same(
 ) -> None:
     """Images of any size, whatever the batch: all is in the program, from the padding to the masks."""
     pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
-    torch.manual_seed(0)
-    config = Detect(
-        head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
-        score_threshold=0.0, max_detections=30,
-    )  # fmt: skip
-    model = build_detector(build_backbone(backbone), 2, config)
-    own = Detector(model, ["a", "b"], [1, 4], Input(interpolation="bilinear"), config, "own")
+    own = small_detector(head, backbone)
     images = sorted((shapes / "val").iterdir())
-    manifest = export_model(model, own.card, tmp_path / "x", name="own", format=format, images=images)
+    manifest = export_model(own.model, own.card, tmp_path / "x", name="own", format=format, images=images)
     assert manifest.parity["agreement"] == 1
     assert manifest.parity["cases"][0]["of"] == 30
     theirs = Detector.load(tmp_path / "x")
-    assert (theirs.config, theirs.category_ids) == (config, (1, 4))
+    assert (theirs.config, theirs.category_ids) == (own.config, (1, 4))
     pictures = [Image.open(path).convert("RGB") for path in images]
     pictures += [pictures[0].resize((70, 41)), pictures[0].resize((41, 99))]
     for one, other in zip(own(pictures), theirs(pictures, batch_size=3), strict=True):
@@ -370,6 +380,21 @@ def test_a_detector_s_export_finds_the_same(
     for name, value in (("score_threshold", -1.0), ("nms_threshold", 0.4), ("max_detections", 31)):
         with pytest.raises(ValueError, match=rf"export the model again, with --detect\.{name} {value}"):
             load(tmp_path / "x", changes={"detect": {name: value}})
+
+
+def test_a_detector_in_8_bits_keeps_its_coordinates(backbone: str, shapes: Path, tmp_path: Path) -> None:
+    """What is in 8 bits is the network; the arithmetic of anchors and boxes is not."""
+    pytest.importorskip("nncf")
+    own = small_detector("retinanet", backbone)
+    images = sorted((shapes / "val").iterdir())
+    options: Any = {"name": "own", "format": "openvino", "calibrate": images}
+    assert export_model(own.model, own.card, tmp_path / "x", **options).precision == "int8"
+    quantised = re.findall(r'name="([^"]+)/fq_', (tmp_path / "x" / "model.xml").read_text())
+    assert any("classification_head.conv" in name for name in quantised)
+    assert not [name for name in quantised if any(re.match(pattern, name) for pattern in COORDINATES)]
+    for one, other in zip(own(images), Detector.load(tmp_path / "x")(images), strict=True):
+        nearest = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=2).amin(dim=1)
+        assert nearest.median() < 2  # pixels
 
 
 def test_a_detector_exported_in_use(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -393,6 +418,8 @@ def test_a_detector_exported_in_use(detector_run: Path, shapes: Path, tmp_path: 
 def test_detectors_that_are_not_exported(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("export", detector_run, "--out", tmp_path / "x", "--images", shapes / "val")
     assert "take 'onnx' or 'openvino'" in refusal(capsys, 1, *words, "--format", "torch")
+    quantised = ("--format", "openvino", "--int8", "--calibrate", shapes / "val")
+    assert "detect.head=mask_rcnn cannot be quantised" in refusal(capsys, 1, *words, *quantised)
     said = refusal(capsys, 1, *words, "--format", "openvino", "--detect.score_threshold", "0.9999")
     assert "finds nothing in 0.png, 1.png, 2.png, 3.png" in said
     assert not list(tmp_path.iterdir())

@@ -62,7 +62,8 @@ def export_model(
         name: what the model is called.
         format: ``onnx``, ``openvino`` or, but for detectors, ``torch``.
         images: to check the export with; otherwise those of ``calibrate``, or crops of a photograph that is at hand.
-        calibrate: quantise to 8 bits, with the ranges that these images give. OpenVINO only.
+        calibrate: quantise to 8 bits, with the ranges that these images give. OpenVINO only, and of the detectors
+            RetinaNet alone.
         replace: put the new export in the place of one that is in the folder.
         tell: called with what is being done.
 
@@ -83,6 +84,11 @@ def export_model(
         )
     if calibrate and format != "openvino":
         raise ValueError(f"8 bits are for the format 'openvino', not {format!r}; leave --int8 out, or change --format")
+    if calibrate and task == "detect" and card["detect"]["head"] != "retinanet":
+        raise ValueError(
+            f"detect.head={card['detect']['head']} cannot be quantised: NNCF does not read the branches that a program "
+            "of several stages has; leave --int8 out, or train a retinanet"
+        )
     for part in model.modules():
         if isinstance(part, ExportedModel):
             raise ValueError(f"{name} is an export already; export what it was made of: {part.manifest.name}")

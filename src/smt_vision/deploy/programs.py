@@ -26,6 +26,8 @@ from .parity import SMALLEST_SIDE
 from .quantise import quantise
 
 OPSET = 18  # of ONNX, for detectors: torch's older tracer writes none much later
+# What RetinaNet computes with coordinates, by OpenVINO's names: 8 bits are too few for the pixels of an image.
+COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*")
 See = Callable[[Path], Tensor]  # an image's file to (C, H, W)
 
 
@@ -85,7 +87,7 @@ def write_detector(
             return {"opset": str(OPSET)}
         openvino = require("openvino", "export")
         whole = openvino.convert_model(fused, example_input=(example,), input=[1, example.shape[1], -1, -1])
-    _save_openvino(whole, path, outputs, calibrate, see)
+    _save_openvino(whole, path, outputs, calibrate, see, COORDINATES)
     return {}
 
 
@@ -94,12 +96,14 @@ def in_form_for_inference(model: nn.Module) -> nn.Module:
     return fuse(model) if any(isinstance(part, SMT) for part in model.modules()) else model
 
 
-def _save_openvino(whole: Any, path: Path, outputs: Sequence[str], calibrate: Sequence[Path], see: See) -> None:
+def _save_openvino(
+    whole: Any, path: Path, outputs: Sequence[str], calibrate: Sequence[Path], see: See, spared: Sequence[str] = ()
+) -> None:
     whole.input(0).get_tensor().set_names({"images"})
     for i, name in enumerate(outputs):
         whole.output(i).get_tensor().set_names({name})
     if calibrate:
-        whole = quantise(whole, calibrate, see)
+        whole = quantise(whole, calibrate, see, spared)
     require("openvino", "export").save_model(whole, path, compress_to_fp16=False)
 
 

@@ -15,7 +15,7 @@ from .samples import spread
 CALIBRATION_IMAGES = 300
 
 
-def quantise(model: Any, images: Sequence[Path], see: Callable[[Path], Tensor]) -> Any:
+def quantise(model: Any, images: Sequence[Path], see: Callable[[Path], Tensor], spared: Sequence[str] = ()) -> Any:
     """An OpenVINO model whose products and convolutions compute in 8-bit integers.
 
     A range for each output channel of a weight, and one for each activation: the one seen on the images. By itself NNCF
@@ -26,6 +26,7 @@ def quantise(model: Any, images: Sequence[Path], see: Callable[[Path], Tensor]) 
         model: with one input ``(B, C, H, W)``.
         images: to calibrate on; at most 300 of them are taken, evenly spread.
         see: an image's file to ``(C, H, W)``.
+        spared: regular expressions for names of operations that are left as they are, where there are any such.
     """
     nncf = require("nncf", "export")
     nncf.set_log_level(logging.ERROR)
@@ -38,4 +39,10 @@ def quantise(model: Any, images: Sequence[Path], see: Callable[[Path], Tensor]) 
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
     with contextlib.redirect_stdout(sys.stderr):  # where its progress bars belong
-        return nncf.quantize(model, nncf.Dataset(chosen, sample), subset_size=len(chosen), advanced_parameters=settings)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(chosen, sample),
+            subset_size=len(chosen),
+            ignored_scope=nncf.IgnoredScope(patterns=list(spared), validate=False) if spared else None,
+            advanced_parameters=settings,
+        )
