@@ -75,23 +75,7 @@ def export_model(
         RuntimeError: the export does not compute what the model does.
     """
     task = card["task"]
-    if format not in FILES:
-        raise ValueError(f"format {format!r} cannot be exported; choose one of {', '.join(FILES)}")
-    if task == "detect" and format == "torch":
-        raise ValueError(
-            "a detector cannot be exported to the format 'torch': torch.export does not get through torchvision's "
-            "choice among regions; take 'onnx' or 'openvino'"
-        )
-    if calibrate and format != "openvino":
-        raise ValueError(f"8 bits are for the format 'openvino', not {format!r}; leave --int8 out, or change --format")
-    if calibrate and task == "detect" and card["detect"]["head"] != "retinanet":
-        raise ValueError(
-            f"detect.head={card['detect']['head']} cannot be quantised: NNCF does not read the branches that a program "
-            "of several stages has; leave --int8 out, or train a retinanet"
-        )
-    for part in model.modules():
-        if isinstance(part, ExportedModel):
-            raise ValueError(f"{name} is an export already; export what it was made of: {part.manifest.name}")
+    _refuse_request(model, card, name, format, bool(calibrate))
     packages = (*PACKAGES[format], "nncf") if calibrate else PACKAGES[format]
     for package in packages:
         require(package, "export")
@@ -124,6 +108,28 @@ def export_model(
         )
         manifest.write(new)
     return manifest
+
+
+def _refuse_request(model: nn.Module, card: Mapping[str, Any], name: str, format: str, int8: bool) -> None:
+    """Raise a ValueError for what no exporter can do."""
+    task = card["task"]
+    if format not in FILES:
+        raise ValueError(f"format {format!r} cannot be exported; choose one of {', '.join(FILES)}")
+    if task == "detect" and format == "torch":
+        raise ValueError(
+            "a detector cannot be exported to the format 'torch': torch.export does not get through torchvision's "
+            "choice among regions; take 'onnx' or 'openvino'"
+        )
+    if int8 and format != "openvino":
+        raise ValueError(f"8 bits are for the format 'openvino', not {format!r}; leave --int8 out, or change --format")
+    if int8 and task == "detect" and card["detect"]["head"] != "retinanet":
+        raise ValueError(
+            f"detect.head={card['detect']['head']} cannot be quantised: NNCF does not read the branches that a program "
+            "of several stages has; leave --int8 out, or train a retinanet"
+        )
+    for part in model.modules():
+        if isinstance(part, ExportedModel):
+            raise ValueError(f"{name} is an export already; export what it was made of: {part.manifest.name}")
 
 
 class _Logits:
