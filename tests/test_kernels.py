@@ -6,7 +6,6 @@ Triton decides at its import whether it interprets.
 
 import copy
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -29,15 +28,6 @@ on_kernels = pytest.mark.skipif(
 )
 needs_triton = pytest.mark.skipif(not switch.HAS_TRITON, reason="Triton is not installed")
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}  # of a tensor's norm
-
-
-@needs_triton
-@pytest.mark.skipif(CUDA or switch.INTERPRETED, reason="the kernels' tests run by themselves here")
-def test_under_triton_s_interpreter() -> None:
-    env = {**os.environ, "TRITON_INTERPRET": "1", "SMT_VISION_KERNELS": "auto"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    run = subprocess.run(command, env=env, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
