@@ -1,5 +1,6 @@
 """What training does otherwise, to be faster and to keep less: the same function, the same gradients."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from debug_model import create, images
 from literal import LiteralSMT
+from smt_vision.kernels import onednn
 from smt_vision.kernels.depthwise import DepthwiseConv2d
-from smt_vision.kernels.lean import can_be_lean, linear_of
+from smt_vision.kernels.lean import can_be_lean, linear, linear_of
 from smt_vision.model import attention
+from smt_vision.model.layers import FFN
 from smt_vision.model.modulation import SAM
 from smt_vision.model.official import to_official
 
@@ -76,6 +80,50 @@ def test_second_derivatives_of_a_wide_depthwise_convolution() -> None:
     assert torch.autograd.gradgradcheck(lambda x, weight, bias: conv(x), (x, conv.weight, conv.bias))
 
 
+# --- linear layers, by oneDNN's products where it has them ---
+
+
+@pytest.fixture(params=["plain", "onednn"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain":
+        monkeypatch.setattr(onednn, "available", lambda dtype: False)
+    elif not onednn.available(torch.float32):
+        pytest.skip("this torch has no oneDNN operators, or others")
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 24), (24,), (0, 24)], ids=str)
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    layer = nn.Linear(24, 40, bias=bias)
+    if bias:
+        layer.bias = nn.Parameter(torch.randn(80)[::2])  # one that does not lie in a row
+    x = images(*shape[:-1], 2 * shape[-1])[..., shape[-1] :].requires_grad_()  # a part of a wider tensor
+    inputs = (x, *layer.parameters())
+    actual, expected = (gradients(lambda *_, f=f: f(x), *inputs) for f in (lambda x: linear(layer, x), layer))
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_takes_the_product_of_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("smt_vision.kernels.lean.product", lambda *a: calls.append(1) or onednn.product(*a))
+    layer, x = nn.Linear(4, 6), images(3, 4).requires_grad_()
+    linear(layer, x).sum().backward()
+    assert len(calls) == 2  # the product, and the gradient of its input
+    with torch.no_grad():
+        linear(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(layer, x).dtype is torch.bfloat16
+    assert len(calls) == 2
+
+
+def test_linear_can_be_differentiated_twice() -> None:
+    layer = nn.Linear(3, 2).double()
+    x = images(4, 3).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, *_: linear(layer, x), (x, layer.weight, layer.bias))
+
+
 # --- linear layers that remember less ---
 
 
@@ -112,6 +160,20 @@ def test_linear_of_can_be_differentiated_twice() -> None:
 
     assert torch.autograd.gradcheck(f, (a, b))
     assert torch.autograd.gradgradcheck(f, (a, b))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_the_sum_inside_a_feed_forward_network(autocast: bool) -> None:
+    ffn, x = FFN(8, 16), images(2, 5, 7, 8).requires_grad_()
+
+    def literal(x: Tensor) -> Tensor:
+        x = ffn.fc1(x)
+        return ffn.fc2(F.gelu(x + ffn.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+
+    inputs = (x, *ffn.parameters())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual, expected = (gradients(lambda *_, f=f: f(x).float(), *inputs) for f in (ffn, literal))
+    agree(actual, expected, 2e-2 if autocast else 1e-5)
 
 
 def test_what_stands_in_a_layers_place_is_called() -> None:
@@ -195,3 +257,24 @@ def test_a_training_step_keeps_no_copy_of_what_is_cheap() -> None:
     assert out.shape == x.shape
     # x; value and context (2); heads side by side; expanded (2); modulator; and four numbers a channel.
     assert 7 <= maps < 7.1
+
+
+# --- torch.func and forward mode, which get plain operators ---
+
+
+def test_per_sample_gradients_and_forward_over_reverse() -> None:
+    model = create(num_classes=3).double().eval()
+    parameters, buffers, x = dict(model.named_parameters()), dict(model.named_buffers()), images(3, 3, 32, 32).double()
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, (parameters, buffers), (x,)).square().sum()
+
+    one_by_one = [torch.autograd.grad(loss(parameters, image[None]), list(parameters.values())) for image in x]
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: what it has no batching rule for, and what it calls itself
+        at_once = torch.func.vmap(torch.func.grad(lambda p, x: loss(p, x[None])), in_dims=(None, 0))(parameters, x)
+        _, actual = torch.func.jvp(torch.func.grad(lambda x: loss(parameters, x)), (x,), (torch.ones_like(x),))
+        _, expected = torch.autograd.functional.hvp(lambda x: loss(parameters, x), x, torch.ones_like(x))
+    for of_all, *of_each in zip(at_once.values(), *one_by_one, strict=True):
+        assert torch.allclose(of_all, torch.stack(of_each), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12)

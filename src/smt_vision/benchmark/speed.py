@@ -149,7 +149,7 @@ def training_step(model: nn.Module, x: Tensor, precision: str = "32-true") -> Ca
             "models are; give the model it was made of"
         )
     model.train()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
     targets = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def call() -> None:

@@ -50,6 +50,8 @@ def build_optimizer(model: nn.Module, config: Optim) -> optim.Optimizer:
     adam: dict[str, Any] = (
         {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
     )
+    if config.name in ("adam", "adamw"):  # torch's own; all parameters in one pass
+        adam["fused"] = True
     return create_optimizer_v2(
         _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else model,
         opt=config.name,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .switch import autocast_dtype, backward_is_ours
+
 STRIP = 3
 
 
@@ -25,13 +27,10 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.kernel_size[1] > STRIP
-        if not (wide and torch.is_grad_enabled() and self.weight.requires_grad and x.device.type == "cpu"):
-            return super().forward(x)
-        if torch.compiler.is_compiling():
+        if not (wide and self.weight.requires_grad and x.device.type == "cpu" and backward_is_ours()):
             return super().forward(x)
         weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
+        if dtype := autocast_dtype("cpu"):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _Depthwise.apply(x, weight, bias)
 

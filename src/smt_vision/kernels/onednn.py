@@ -1,11 +1,12 @@
-"""Products and convolutions on a CPU together with what follows them: oneDNN's fused operators, for inference.
+"""Products and convolutions on a CPU together with what follows them: oneDNN's fused operators.
 
 These are the operators that torch.compile's CPU backend puts into its graphs. Called directly they save, beside the
 passes over memory, two things that eager PyTorch does at every call: laying a weight out anew for the matrix product,
 and, for one image, sending grouped convolutions to a much slower path.
 
-Where they cannot be used (gradients, another device, a compiler or exporter looking on, another build of torch) the
-same module computes the same function with plain operators.
+They have no gradient of their own: the modules here are for inference, and :func:`product` is what training's layers
+(``lean``) are made of. Where the operators cannot be used (gradients, another device, a compiler or exporter looking
+on, another build of torch) the same function is computed with plain ones.
 """
 
 from collections.abc import Callable
@@ -112,6 +113,20 @@ class FusedConv2d(_Fused):
         return f"{tuple(self.weight.shape[:2])}, {kernel=}, stride={self.stride}, groups={self.groups}, act={self.act}"
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, the weight as it lies in memory; on a CPU faster than ``F.linear`` by a tenth or two.
+
+    Args:
+        x: ``(..., C_in)``.
+        weight: ``(C_out, C_in)``, of any strides.
+        bias: ``(C_out,)``.
+    """
+    if not usable(x):
+        return F.linear(x, weight, bias)
+    bias = None if bias is None else bias.contiguous()  # the operator takes another for one that is
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def usable(x: Tensor) -> bool:
     """Whether oneDNN's operators take this input, here and now."""
     return (
@@ -147,7 +162,8 @@ def _agree(dtype: torch.dtype) -> bool:
     ramp = torch.linspace(-1, 1, 64, dtype=dtype)
     x, w, b = ramp.view(2, 2, 2, 8), ramp.view(8, 8), ramp[:8]
     packed = torch.ops.mkldnn._reorder_linear_weight(w)
-    product = torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
+    packed_product = torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], "")
+    strided = torch.ops.mkldnn._linear_pointwise(x, w.t(), None, "none", [], "")
     maps, grouped = x.permute(0, 3, 1, 2), w.view(16, 4, 1, 1)
     how = ([0, 0], [1, 1], [1, 1], 2)
     dense = w.view(8, 8, 1, 1)
@@ -156,7 +172,8 @@ def _agree(dtype: torch.dtype) -> bool:
     conv = torch.ops.mkldnn._convolution_pointwise(maps, grouped, ramp[:16], *how, "gelu", [], "none")
     plain = F.conv2d(maps, grouped, ramp[:16], groups=2)
     pairs = (
-        (product, F.linear(x, w, b)),
+        (packed_product, F.linear(x, w, b)),
+        (strided, F.linear(x, w.t())),
         (mixed, F.relu(F.conv2d(maps, dense, b))),
         (conv, F.gelu(plain)),
     )

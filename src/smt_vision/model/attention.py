@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.lean import linear
 from .layers import conv_bhwc
 
 # On a CPU the backward pass of torch's fused attention is slow for short sequences, most so in half precision: training
@@ -47,11 +48,11 @@ class MSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        qkv = self.qkv(x)
+        qkv = linear(self.qkv, x)
         q, k, v = (  # each (B, A, H*W, C/A)
             part.flatten(1, 2).unflatten(-1, (self.num_heads, C // self.num_heads)).transpose(1, 2)
             for part in qkv.chunk(3, dim=-1)
         )
         out = attention(q, k, v, self.attn_drop_rate, self.training)
         out = out.transpose(1, 2).reshape(B, H, W, C)
-        return self.proj_drop(self.proj(out + conv_bhwc(self.local_conv, qkv[..., 2 * C :])))
+        return self.proj_drop(linear(self.proj, out + conv_bhwc(self.local_conv, qkv[..., 2 * C :])))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..kernels import mhmc, saa
 from ..kernels.depthwise import DepthwiseConv2d
-from ..kernels.lean import can_be_lean, linear_of
+from ..kernels.lean import can_be_lean, linear, linear_of
 from .layers import conv_bhwc
 
 
@@ -118,7 +118,7 @@ class SAM(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        v, s = self.vs(x).chunk(2, dim=-1)
+        v, s = linear(self.vs, x).chunk(2, dim=-1)
         heads = self.mhmc(s)
         modulator = heads.transpose(-1, -2).flatten(-2) if self.saa is None else self.saa(heads)
         if can_be_lean(self.proj):

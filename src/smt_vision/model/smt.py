@@ -20,6 +20,7 @@ from timm.layers import ClassifierHead, DropPath, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..kernels.switch import transformed
 from .attention import MSA
 from .ehn import expand_pattern
 from .layers import FFN, LayerScale, checkpointed, conv_bhwc
@@ -50,7 +51,9 @@ class Stem(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn(self.conv1(x.contiguous(memory_format=torch.channels_last))))
+        if not transformed():  # vmap has no rule for it, nor a need
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.act(self.bn(self.conv1(x)))
         return self.norm(self.conv2(x).permute(0, 2, 3, 1))
 
 
