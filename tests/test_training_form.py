@@ -37,7 +37,7 @@ def agree(actual: list[Tensor], expected: list[Tensor], relative: float) -> None
 
 
 @pytest.mark.parametrize("kernel", [5, 7, 9, 17])
-@pytest.mark.parametrize(("H", "W"), [(11, 20), (6, 8), (1, 1)], ids=str)
+@pytest.mark.parametrize(("H", "W"), [(11, 20), (6, 8), (2, 8), (9, 2), (1, 1)], ids=str)
 def test_wide_depthwise_gradients(kernel: int, H: int, W: int) -> None:
     conv = DepthwiseConv2d(8, kernel).double()
     x = images(2, 8, H, W).double().to(memory_format=torch.channels_last).requires_grad_()

@@ -53,7 +53,7 @@ def cliffs(
     device: torch.device | str = "cpu",
     rounds: int = 3,
     seconds: float = 0.1,
-    most_gmac: float = 300.0,
+    most_gmac: float = 60.0,
     advance: Callable[[int, int], None] | None = None,
 ) -> list[Cell]:
     """Time every contender at every size and batch, in turn, and relate its time per operation to the best one's.

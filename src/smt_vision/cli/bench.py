@@ -59,7 +59,9 @@ def build_parser(words: list[str]) -> Parser:
         default="big_blocks",
         help="glibc's, on a CPU: told to keep big blocks, as smt train tells it, or left alone",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each model at each batch size")
+    parser.add_argument(
+        "--rounds", type=int | None, help="turns of each model at each batch size; default: 5, with --cliffs 3"
+    )
     parser.add_argument("--seconds", type=float | None, help="timed, a turn; default: 1, with --cliffs 0.1")
     parser.add_argument("--memory", type=bool, default=True, help="measure peak memory, a process for each model")
     parser.add_argument("--data", type=str | None, help="images for --input; default: JPEGs made for it")
@@ -86,6 +88,8 @@ def run(args: Any) -> Output:
         raise ValueError(f"--size {' '.join(map(str, args.size))}: one size, but with --cliffs")
     if args.seconds is None:
         args.seconds = 0.1 if args.cliffs else 1.0
+    if args.rounds is None:
+        args.rounds = 3 if args.cliffs else 5
     _settle(args.device, args.threads, args.allocator)
     return _cliffs(args) if args.cliffs else _input(args) if args.input else _compare(args)
 
@@ -248,9 +252,11 @@ def _cliffs(args: Any) -> Output:
     about = _about(args)
     columns = ["model", "pixels", "batch", "GMAC a call", "ms", "ps a MAC", "over the best"]
     rows = [_cliff_row(cell) for cell in cells]
-    steep = sum(cell.steep for cell in cells)
-    verdict = f"{steep} of {len(cells)} cells take over {STEEP:g} times the best one's time per operation"
-    data = {**about, "steep": steep, "cells": [cell.to_dict() for cell in cells]}
+    steep = [cell.gmac for cell in cells if cell.steep]
+    verdict = f"{len(steep)} of {len(cells)} cells take over {STEEP:g} times the best one's time per operation" + (
+        f", the largest of them a call of {max(steep):.3g} GMAC" if steep else ""
+    )
+    data = {**about, "steep": len(steep), "cells": [cell.to_dict() for cell in cells]}
     show: list[Any] = [_told(about), _table(columns, rows), verdict]
     if args.out:
         show.append(_write(args.out, data, f"{_told(about)}\n\n{_markdown(columns, rows)}\n{verdict}\n"))

@@ -29,16 +29,23 @@ class DepthwiseConv2d(nn.Conv2d):
         wide = self.kernel_size[1] > STRIP
         if not (wide and self.weight.requires_grad and x.device.type == "cpu" and backward_is_ours()):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
+        weight, bias = _reaching(self.weight, *x.shape[2:]), self.bias
         if dtype := autocast_dtype("cpu"):
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _Depthwise.apply(x, weight, bias)
 
 
+def _reaching(weight: Tensor, height: int, width: int) -> Tensor:
+    """The middle of a kernel ``(C, 1, k, k)`` that reaches anything but padding from somewhere on a map."""
+    k = weight.shape[-1]
+    rows, columns = (max(k // 2 - (side - 1), 0) for side in (height, width))  # cut off on either side
+    return weight[:, :, rows : k - rows, columns : k - columns]
+
+
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -50,7 +57,7 @@ class _Depthwise(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = F.conv2d(grad, weight.flip(2, 3), padding=weight.shape[-1] // 2, groups=weight.shape[0])
+            grad_x = F.conv2d(grad, weight.flip(2, 3), padding=_padding(weight), groups=weight.shape[0])
         if ctx.needs_input_grad[1]:
             grad_weight = weight_gradient(x, grad, weight)
         if ctx.needs_input_grad[2]:
@@ -58,20 +65,25 @@ class _Depthwise(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
+def _padding(weight: Tensor) -> tuple[int, int]:
+    """What keeps the grid."""
+    return weight.shape[2] // 2, weight.shape[3] // 2
+
+
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of ``weight`` in ``conv2d(x, weight, padding=k // 2, groups=C)``, strip by strip.
+    """The gradient of ``weight`` in a depthwise ``conv2d`` that keeps the grid, strip by strip.
 
     Args:
         x: ``(B, C, H, W)``.
         grad: of the output, ``(B, C, H, W)``.
-        weight: ``(C, 1, k, k)``, for its shape and dtype.
+        weight: ``(C, 1, h, w)``, for its shape and dtype; both sides odd.
     """
-    (H, W), k = x.shape[2:], weight.shape[-1]
-    strips = -(-k // STRIP)
+    H, W = x.shape[2:]
+    h, w = weight.shape[2:]
+    strips = -(-w // STRIP)
     # A kernel taller than the map takes the slow path too: then the strips are cut into squares.
-    rows, height = (1, k) if k <= H else (strips, STRIP)
-    pad = k // 2
-    x = F.pad(x, (pad, pad + strips * STRIP - k, pad, pad + rows * height - k))
+    rows, height = (1, h) if h <= H else (-(-h // STRIP), STRIP)
+    x = F.pad(x, (w // 2, w // 2 + strips * STRIP - w, h // 2, h // 2 + rows * height - h))
     part = weight.new_empty(weight.shape[0], 1, height, STRIP)
 
     def gradient(top: int, left: int) -> Tensor:
@@ -83,4 +95,4 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     columns = [
         torch.cat([gradient(row * height, strip * STRIP) for strip in range(strips)], dim=3) for row in range(rows)
     ]
-    return torch.cat(columns, dim=2)[:, :, :k, :k]
+    return torch.cat(columns, dim=2)[:, :, :h, :w]
