@@ -54,8 +54,8 @@ class Move:
         length, lines = (image.height, image.width) if self.axis == 0 else image.size
         distance = {
             "slope": amount * (torch.arange(lines, dtype=torch.float64) + 0.5),
-            "pixels": torch.full((lines,), amount, dtype=torch.float64),
-            "share": torch.full((lines,), amount * length, dtype=torch.float64),
+            "pixels": torch.tensor([amount], dtype=torch.float64),
+            "share": torch.tensor([amount * length], dtype=torch.float64),
         }[self.unit]
         return _move(image, distance, self.axis, resample, fillcolor)
 
@@ -63,13 +63,15 @@ class Move:
 def _move(
     image: Image.Image, distance: Tensor, axis: int, resample: Image.Resampling, fillcolor: tuple[int, ...]
 ) -> Image.Image:
-    """Output pixel i of a line is input position i + distance[line]; beyond the image, ``fillcolor``."""
-    width, height = image.size
-    length = (height, width)[axis]
+    """Output pixel i of a line is input position i + distance[line]; beyond the image, ``fillcolor``.
+
+    A single distance is that of all lines.
+    """
     pixels = to_tensor(image).view(torch.int32)[..., 0]  # (H, W): a pixel is fetched as one integer
-    along = torch.arange(-1, length + 2)
-    whole = distance.floor()
-    part = (distance - whole).float()
+    lines = pixels if axis == 1 else pixels.t().contiguous()
+    length = lines.shape[1]
+    whole = distance.floor()[:, None]
+    part = (distance[:, None] - whole).float()
     if resample == Image.Resampling.BICUBIC:
         # Pillow's kernel, with a = -1: sharper than the one it resizes by.
         taps = {
@@ -81,28 +83,20 @@ def _move(
     else:
         taps = {0: 1 - part, 1: part}
 
-    def across(values: Tensor, repeat: int = 1) -> Tensor:
-        """One value a line, to broadcast along the lines of an (H, W * repeat) tensor."""
-        return values.repeat_interleave(repeat)[None] if axis == 0 else values[:, None]
-
-    def down(values: Tensor) -> Tensor:
-        """One value a place on the line, to broadcast over lines."""
-        return values[:, None] if axis == 0 else values[None]
-
-    place = (down(along) + across(whole.long())).clamp_(0, length - 1)
-    values = pixels.gather(axis, place).view(torch.uint8).float()  # (H, 4 W), three places longer along the axis
-    step = 1 if axis == 0 else 4
+    place = (torch.arange(-1, length + 2) + whole.long()).clamp_(0, length - 1)
+    values = lines.gather(1, place.expand(len(lines), -1)).view(torch.uint8).float()  # (lines, 4 (length + 3))
     # Pillow cuts the fraction off: a little more keeps whole numbers, as of flat areas, from falling to the next below.
-    out = torch.full((height, 4 * width), 1e-3)
+    out = torch.full((len(lines), 4 * length), 1e-3)
     for tap, weight in taps.items():
-        out.addcmul_(values.narrow(axis, (tap + 1) * step, length * step), across(weight, 4))
+        out.addcmul_(values.narrow(1, 4 * (tap + 1), 4 * length), weight)
     # By way of int32: torch is several times slower from float to uint8.
-    result = out.clamp_(0, 255).to(torch.int32).to(torch.uint8).view(torch.int32)
-    first, last = (-distance - 0.5).ceil(), (length - distance - 0.5).ceil()
-    inside = torch.arange(length, dtype=torch.int32)
-    outside = (down(inside) < across(first.int())) | (down(inside) >= across(last.int()))
-    result.masked_fill_(outside, int.from_bytes(bytes((*fillcolor, 0)), sys.byteorder))
-    return to_image(result.view(torch.uint8).view(height, width, 4))
+    moved = out.clamp_(0, 255).to(torch.int32).to(torch.uint8).view(torch.int32)
+    at = torch.arange(length, dtype=torch.int32)
+    first, last = ((end - distance[:, None] - 0.5).ceil().int() for end in (0, length))
+    fill = torch.tensor(int.from_bytes(bytes((*fillcolor, 0)), sys.byteorder), dtype=torch.int32)
+    result = torch.where((at >= first) & (at < last), moved, fill)
+    result = result if axis == 1 else result.t().contiguous()
+    return to_image(result.view(torch.uint8).view(image.height, image.width, 4))
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
