@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -260,6 +260,16 @@ def test_learns_easy_images(coloured: Path, trained: Path) -> None:
     assert len(losses) == 36
     assert losses[0] > 0.9
     assert np.mean(losses[-6:]) < 0.3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_learns_with_clipped_gradients(
+    coloured: Path, tmp_path: Path, precision: Literal["bf16-mixed", "16-mixed"]
+) -> None:
+    recipe = tiny(coloured, engine=dict(precision=precision), optim=dict(clip_grad=1.0))
+    run = fit(recipe, tmp_path / "run", display=False, max_steps=4)
+    assert run.step == 4
+    assert all(math.isfinite(line["loss"]) for line in read_log(tmp_path / "run") if line["kind"] == "train")
 
 
 @pytest.fixture(scope="module")

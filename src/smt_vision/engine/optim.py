@@ -34,8 +34,14 @@ def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: i
     return scale * (config.min_lr + (config.lr - config.min_lr) * left)
 
 
-def build_optimizer(model: nn.Module, config: Optim) -> optim.Optimizer:
+def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) -> optim.Optimizer:
     """timm's optimiser of that name; no decay on what ``no_decay`` names; a rate a layer with ``layer_decay``.
+
+    Args:
+        model: what is trained.
+        config: as a recipe has it.
+        scaled: the gradients come multiplied, as float16's do. Then Adam is not the fused one, which takes the factor
+            out itself, after they were to be clipped.
 
     Raises:
         ValueError: ``layer_decay`` with a model that does not tell its layers, or with ``no_decay="norm"``.
@@ -50,7 +56,7 @@ def build_optimizer(model: nn.Module, config: Optim) -> optim.Optimizer:
     adam: dict[str, Any] = (
         {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
     )
-    if config.name in ("adam", "adamw"):  # torch's own; all parameters in one pass
+    if config.name in ("adam", "adamw") and not scaled:  # torch's own; all parameters in one pass
         adam["fused"] = True
     return create_optimizer_v2(
         _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else model,

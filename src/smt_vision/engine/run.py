@@ -47,7 +47,8 @@ class Run:
         self.fabric, self.task, self.recipe, self.folder = fabric, task, recipe, folder
         self.raw = task.model
         model: Any = torch.compile(self.raw) if recipe.engine.compile else self.raw
-        self.model, self.optimizer = fabric.setup(model, build_optimizer(self.raw, recipe.optim))
+        optimizer = build_optimizer(self.raw, recipe.optim, scaled=recipe.engine.precision == "16-mixed")
+        self.model, self.optimizer = fabric.setup(model, optimizer)
         self.ema = (
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
         )
