@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
+from smt_vision.kernels import onednn
 from tiny_run import tiny, write_split
 
 
@@ -22,6 +24,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference files are not at {folder.name}/ beside the repository; set SMT_SHARED_DIR")
     return folder
+
+
+@pytest.fixture(params=["oneDNN", "plain"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way to compute on a CPU: by oneDNN's operators, and without them."""
+    if request.param == "plain":
+        monkeypatch.setattr(onednn, "available", lambda dtype: False)
+    elif not onednn.available(torch.float32):
+        pytest.skip("this build of torch has no oneDNN operators of the known form")
 
 
 @pytest.fixture(scope="session")

@@ -42,13 +42,9 @@ def lively(**kwargs: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("onednn_used", [True, False], ids=["oneDNN", "plain"])
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_maps_agree(case: str, onednn_used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not onednn_used:
-        monkeypatch.setattr(onednn, "available", lambda dtype: False)
-    elif not onednn.available(torch.float32):
-        pytest.skip("this build of torch has no oneDNN operators of the known form")
+def test_outputs_and_maps_agree(case: str) -> None:
     model = lively(**CASES[case])
     fused = fuse(model)
     for shape in ((1, model.stem.conv1.in_channels, 32, 32), (3, model.stem.conv1.in_channels, 45, 61)):

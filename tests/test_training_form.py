@@ -83,14 +83,6 @@ def test_second_derivatives_of_a_wide_depthwise_convolution() -> None:
 # --- linear layers, by oneDNN's products where it has them ---
 
 
-@pytest.fixture(params=["plain", "onednn"])
-def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "plain":
-        monkeypatch.setattr(onednn, "available", lambda dtype: False)
-    elif not onednn.available(torch.float32):
-        pytest.skip("this torch has no oneDNN operators, or others")
-
-
 @pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 24), (7, 24), (24,), (0, 24), (2, 48, 48, 24)], ids=str)
