@@ -17,15 +17,18 @@ import torch
 from PIL import Image
 from reference import finish, parser, reference_and_ours
 
-from smt_vision.benchmark.compare import Contender, compare
-from smt_vision.data import decode, open_dataset
+from smt_vision.benchmark.compare import Contender
+from smt_vision.benchmark.compare import compare
+from smt_vision.data.decode import decode
+from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.deploy.export import export_classifier
 from smt_vision.deploy.exported import load_exported
-from smt_vision.deploy.quantise import CALIBRATION_IMAGES
-from smt_vision.deploy.samples import spread
-from smt_vision.evaluation import evaluate_classifier
-from smt_vision.inference import Classifier
-from smt_vision.recipes import Engine, Input
+from smt_vision.deploy.quantize import CALIBRATION_IMAGES
+from smt_vision.deploy.samples import evenly_spaced
+from smt_vision.engine.evaluation import evaluate_classifier
+from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.recipe import Engine
+from smt_vision.recipe import Input
 
 SHIPPED = "smt_femto.cifar10"
 
@@ -54,7 +57,7 @@ def accuracy(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     classifier = Classifier.load(SHIPPED)
     training = open_dataset(args.data, "train")
     images = []
-    for i in spread(range(len(training)), args.calibration_images):
+    for i in evenly_spaced(range(len(training)), args.calibration_images):
         raw, _, name = training.read(i)
         images.append(folder / f"{i}.png")
         decode(raw, 3, name=name).save(images[-1])

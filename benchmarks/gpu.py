@@ -28,9 +28,16 @@ from reference import finish, reference_and_ours
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from smt_vision import MHMC, SAA, fuse
-from smt_vision.benchmark.speed import Call, inference, interleave, training_step
-from smt_vision.kernels import mhmc, saa, switch
+from smt_vision.model.modulation import MHMC
+from smt_vision.model.modulation import SAA
+from smt_vision.deploy.fuse import fuse
+from smt_vision.benchmark.speed import Call
+from smt_vision.benchmark.speed import inference
+from smt_vision.benchmark.speed import interleave
+from smt_vision.benchmark.speed import training_step
+from smt_vision.kernels import mhmc
+from smt_vision.kernels import saa
+from smt_vision.kernels import switch
 
 PRECISION = "bf16-mixed"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a tensor's norm, against float64

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from reference import finish, parser, reference_and_ours
 
-from smt_vision.benchmark.compare import Contender, compare
+from smt_vision.benchmark.compare import Contender
+from smt_vision.benchmark.compare import compare
 from smt_vision.benchmark.memory import in_fresh_process
 from smt_vision.deploy.fuse import fuse
 from smt_vision.engine.allocator import keep_big_blocks

@@ -16,7 +16,7 @@ from reference import finish
 
 from smt_vision.data.throughput import measure_input
 from smt_vision.engine.allocator import keep_big_blocks
-from smt_vision.recipes import RECIPES
+from smt_vision.tasks import RECIPES
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from smt_vision import VARIANTS, __version__
+from smt_vision.model.variants import VARIANTS
+from smt_vision._version import __version__
 from smt_vision.engine.summary import hardware
 from smt_vision.model.official import to_official
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from reference import finish, parser, reference_and_ours
 from torch import Tensor, nn
 
-from smt_vision.benchmark.compare import Contender, compare
+from smt_vision.benchmark.compare import Contender
+from smt_vision.benchmark.compare import compare
 from smt_vision.benchmark.memory import saved_activations
 from smt_vision.benchmark.speed import training_step
 from smt_vision.engine.allocator import keep_big_blocks

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smt_vision.data import decode, open_dataset
-from smt_vision.recipes import RECIPES
+from smt_vision.data.decode import decode
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks import RECIPES
 
 
 def main(folder: Path, count: int) -> None:

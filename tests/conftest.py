@@ -36,18 +36,18 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(scope="session")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ (24 images) and val/ (12 images) of three classes, blue, green and red."""
-    return write_split(tmp_path_factory.mktemp("coloured"))
+    return write_split(tmp_path_factory.mktemp("colored"))
 
 
 @pytest.fixture(scope="session")
-def trained(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished debug-size run on ``coloured``, in which every image is classified right."""
+def trained(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished debug-size run on ``colored``, in which every image is classified right."""
     from smt_vision.engine.loop import fit
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(tiny(coloured, epochs=6), folder, display=False, command="smt train tiny")
+    fit(tiny(colored, epochs=6), folder, display=False, command="smt train tiny")
     return folder
 
 

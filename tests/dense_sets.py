@@ -23,7 +23,7 @@ def write_labels(path: Path, labels: npt.ArrayLike, palette: bool = False) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(labels, dtype=np.uint8))
     if palette:
-        image.putpalette(range(255, -1, -1))  # colours that are not the labels
+        image.putpalette(range(255, -1, -1))  # colors that are not the labels
     image.save(path)
 
 
@@ -46,13 +46,13 @@ def coco_content() -> Json:
             annotation(5, 3, 44, (2, 3, 10, 20)),
             annotation(1, 7, 44, (0, 0, 8, 6)),
             annotation(2, 7, 18, (10, 10, 20, 15)),
-            annotation(9, 7, 18, (0, 20, 40, 10), iscrowd=1, segmentation=run_lengths(30, 40, (0, 20, 40, 30))),
+            annotation(9, 7, 18, (0, 20, 40, 10), iscrowd=1, segmentation=encode_rle(30, 40, (0, 20, 40, 30))),
         ],
         "categories": [{"id": 44, "name": "bottle"}, {"id": 18, "name": "dog"}],
     }
 
 
-def run_lengths(height: int, width: int, box: tuple[int, int, int, int]) -> Json:
+def encode_rle(height: int, width: int, box: tuple[int, int, int, int]) -> Json:
     """A filled box as uncompressed run lengths, which go down the columns."""
     mask = np.zeros((height, width), dtype=np.uint8)
     left, top, right, bottom = box

@@ -8,7 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from debug_model import DEBUG
-from smt_vision.recipes import Detect, Engine, Input, Optim, Recipe, Segment
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Engine
+from smt_vision.recipe import Input
+from smt_vision.recipe import Optim
+from smt_vision.recipe import Recipe
+from smt_vision.tasks.segmentation.config import SegmentConfig
 from tiny_run import MODEL_ARGS, PLAIN
 
 SIDE = 96  # pixels of the images
@@ -71,7 +76,7 @@ def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine
         input=Input(interpolation="bilinear", workers=0),
         augment=PLAIN,
         optim=Optim(lr=5e-3, lr_batch=None, warmup_epochs=0.1 * epochs, weight_decay=0.0),
-        detect=Detect(
+        detect=DetectConfig(
             head=head,  # type: ignore[arg-type]
             short_side=SIDE,
             long_side=2 * SIDE,
@@ -86,7 +91,7 @@ def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine
 
 
 CLASSES = ("sky", "road", "car")
-COLOURS = np.array([(60, 120, 220), (110, 100, 90), (220, 60, 40)])
+COLORS = np.array([(60, 120, 220), (110, 100, 90), (220, 60, 40)])
 SIZES = ((64, 80), (64, 80), (72, 56), (96, 64))  # height, width
 
 
@@ -98,7 +103,7 @@ def scene(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     label[int(height * draw.uniform(0.4, 0.6)) :] = 1
     top, left = int(height * draw.uniform(0.5, 0.6)), int(width * draw.uniform(0.1, 0.5))
     label[top : top + height // 3, left : left + width // 3] = 2
-    pixels = COLOURS[label] + draw.integers(-25, 26, (*size, 3))
+    pixels = COLORS[label] + draw.integers(-25, 26, (*size, 3))
     label[:2] = 255
     return pixels.clip(0, 255).astype(np.uint8), label
 
@@ -137,5 +142,5 @@ def scenes_recipe(data: Path, **segment: Any) -> Recipe:
         augment=PLAIN,
         optim=Optim(lr=4e-3, lr_batch=None, warmup_epochs=1.0),
         engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
-        segment=Segment(**{**config, **segment}),
+        segment=SegmentConfig(**{**config, **segment}),
     )

@@ -36,7 +36,7 @@ def serve(address: str) -> None:
     """Import what commands need, then run each in a process of its own, for ever."""
     for module in ("convert", "engine.loop", "evaluation"):
         importlib.import_module(f"smt_vision.{module}")
-    from smt_vision.data import open_dataset
+    from smt_vision.tasks.classification.data.sources import open_dataset
 
     open_dataset("auto", "val", val_fraction=0.2)  # parsed from text once
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks

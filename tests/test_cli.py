@@ -19,14 +19,15 @@ from timm.utils import accuracy
 from torch import nn
 
 from command import answer, refusal, run
-from smt_vision import __version__
+from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
 from smt_vision.cli.train import _free_folder
-from smt_vision.engine import checkpoint
+from smt_vision import checkpoints as checkpoint
 from smt_vision.engine.loop import fit
 from smt_vision.model.official import to_official
-from smt_vision.recipes import RECIPES, Recipe
-from tiny_run import COLOURS, tiny, write_config, write_images
+from smt_vision.tasks import RECIPES
+from smt_vision.recipe import Recipe
+from tiny_run import COLORS, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -126,17 +127,17 @@ def test_wrong_keys_in_a_file(text: str, told: str, tmp_path: Path, capsys: Capt
 # --- failures
 
 
-def test_what_is_missing_is_named(trained: Path, coloured: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_what_is_missing_is_named(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     nothing = tmp_path / "nothing"
     empty = tmp_path / "empty"
     empty.mkdir()
-    image = coloured / "val" / "red" / "0.png"
+    image = colored / "val" / "red" / "0.png"
     for command, words, told in (
         ("train", ["quickstart", "--data", nothing, "--run", tmp_path / "run"], "nothing' does not exist"),
         ("train", ["--resume", nothing], "nothing holds no run"),
-        ("train", ["quickstart", "--model", "smt_tinny", "--run", tmp_path / "run", "--data", coloured], "smt_tiny"),
+        ("train", ["quickstart", "--model", "smt_tinny", "--run", tmp_path / "run", "--data", colored], "smt_tiny"),
         ("eval", [trained, "--data", nothing], "nothing' does not exist"),
-        ("eval", ["no_such_model", "--data", coloured], "no_such_model"),
+        ("eval", ["no_such_model", "--data", colored], "no_such_model"),
         ("predict", [nothing, image], "nothing"),
         ("predict", [empty, image], "no best.pt"),
         ("predict", [trained, nothing], "nothing"),
@@ -208,10 +209,10 @@ def test_free_folder_is_numbered(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def used(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def used(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by the command line, in the working folder ``runs`` is made in."""
     folder = tmp_path_factory.mktemp("used")
-    config = write_config(tiny(coloured, epochs=6), folder / "tiny.yaml")
+    config = write_config(tiny(colored, epochs=6), folder / "tiny.yaml")
     words = ["-m", "smt_vision", "train", "quickstart", "--config", config]
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120,
@@ -254,21 +255,21 @@ def test_resume_of_a_finished_run(used: Path, capsys: Capture) -> None:
     assert "another recipe: optim.lr" in refusal(capsys, 1, "train", "--resume", folder, "--optim.lr", "1")
 
 
-def test_stopped_by_max_steps(coloured: Path, tmp_path: Path, capsys: Capture) -> None:
-    config = write_config(tiny(coloured), tmp_path / "tiny.yaml")
+def test_stopped_by_max_steps(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    config = write_config(tiny(colored), tmp_path / "tiny.yaml")
     words = ["train", "quickstart", "--config", config, "--run", tmp_path / "run", "--max_steps", "2"]
     assert run(*words) == 0
     text = capsys.readouterr().out
     assert f"stopped after update 2 of 12, as --max_steps asks; go on with: smt train --resume {tmp_path}/run" in text
     assert "nan" not in text
-    assert "no best.pt" in refusal(capsys, 1, "predict", tmp_path / "run", coloured)
-    predictions = answer(capsys, "predict", tmp_path / "run" / "last.pt", coloured / "val")
+    assert "no best.pt" in refusal(capsys, 1, "predict", tmp_path / "run", colored)
+    predictions = answer(capsys, "predict", tmp_path / "run" / "last.pt", colored / "val")
     assert len(predictions) == 12
 
 
-def test_predict_json(trained: Path, coloured: Path, capsys: Capture) -> None:
-    predictions = answer(capsys, "predict", trained, coloured / "val", "--top", "2", "--batch_size", "5")
-    assert [p["id"] for p in predictions] == sorted(str(p) for p in (coloured / "val").rglob("*.png"))
+def test_predict_json(trained: Path, colored: Path, capsys: Capture) -> None:
+    predictions = answer(capsys, "predict", trained, colored / "val", "--top", "2", "--batch_size", "5")
+    assert [p["id"] for p in predictions] == sorted(str(p) for p in (colored / "val").rglob("*.png"))
     for p in predictions:
         assert p["label"] == Path(p["id"]).parent.name
         assert p["top"][0] == [p["label"], p["probability"]]
@@ -277,12 +278,12 @@ def test_predict_json(trained: Path, coloured: Path, capsys: Capture) -> None:
 
 
 def test_predict_table_names_the_broken_one_and_tells_the_rest(
-    trained: Path, coloured: Path, tmp_path: Path, capsys: Capture
+    trained: Path, colored: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     images = [tmp_path / f"{name}.png" for name in ("a", "a name[red] so long that no terminal could hold it" * 3, "c")]
-    images[0].write_bytes((coloured / "val" / "red" / "0.png").read_bytes())
+    images[0].write_bytes((colored / "val" / "red" / "0.png").read_bytes())
     images[1].write_bytes(b"rubbish")
-    images[2].write_bytes((coloured / "val" / "blue" / "1.png").read_bytes())
+    images[2].write_bytes((colored / "val" / "blue" / "1.png").read_bytes())
     assert run("predict", trained, *images) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -296,15 +297,15 @@ def test_predict_table_names_the_broken_one_and_tells_the_rest(
     assert run("predict", trained, images[1]) == 1  # nothing at all was read
 
 
-def test_predict_csv_and_picture(trained: Path, coloured: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_predict_csv_and_picture(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"")
     out, picture = tmp_path / "out.csv", tmp_path / "out.png"
-    assert run("predict", trained, broken, coloured / "val", "--csv", out, "--picture", picture) == 0
+    assert run("predict", trained, broken, colored / "val", "--csv", out, "--picture", picture) == 0
     assert f"13 predictions written to {out}" in capsys.readouterr().out
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["label"] for row in rows] == [""] + [c for c in COLOURS for _ in range(4)]
+    assert [row["label"] for row in rows] == [""] + [c for c in COLORS for _ in range(4)]
     assert rows[0]["image"] == str(broken)
     assert "empty file" in rows[0]["error"]
     assert 0.3 < float(rows[1]["probability"]) <= 1
@@ -313,11 +314,11 @@ def test_predict_csv_and_picture(trained: Path, coloured: Path, tmp_path: Path, 
         assert min(image.size) > 100
 
 
-def test_eval_of_a_run_is_its_own_result_again(trained: Path, coloured: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_eval_of_a_run_is_its_own_result_again(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     stored = json.loads((trained / "metrics.json").read_text())
     metrics = answer(capsys, "eval", trained, "--workers", "0", "--batch_size", "4")
     assert {k: metrics[k] for k in stored} == stored
-    assert run("eval", trained, "--data", coloured, "--workers", "0", "--out", tmp_path / "out") == 0
+    assert run("eval", trained, "--data", colored, "--workers", "0", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "100.00" in text
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.json", "confusion.png", "mistakes.png"}
@@ -325,11 +326,11 @@ def test_eval_of_a_run_is_its_own_result_again(trained: Path, coloured: Path, tm
 
 
 def test_eval_of_a_set_without_split_takes_all_of_it(trained: Path, tmp_path: Path, capsys: Capture) -> None:
-    data = write_images(tmp_path / "data", COLOURS, [3, 1, 2], seed=5)
+    data = write_images(tmp_path / "data", COLORS, [3, 1, 2], seed=5)
     metrics = answer(capsys, "eval", trained, "--data", data, "--workers", "0")
     assert [row["count"] for row in metrics["per_class"]] == [3, 1, 2]
     # classes are matched by name, not by number
-    data = write_images(tmp_path / "two", {"red": COLOURS["red"], "blue": COLOURS["blue"]}, [2, 3], seed=6)
+    data = write_images(tmp_path / "two", {"red": COLORS["red"], "blue": COLORS["blue"]}, [2, 3], seed=6)
     metrics = answer(capsys, "eval", trained, "--data", data, "--workers", "0")
     assert metrics["top1"] == 100.0
     assert [row["count"] for row in metrics["per_class"]] == [3, 0, 2]
@@ -370,10 +371,10 @@ def released(variant: str, path: Path, **kwargs: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("variant", ["smt_atto", "smt_tiny"])
-def test_released_file_is_used_as_it_is(variant: str, coloured: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_released_file_is_used_as_it_is(variant: str, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "weights.pth"
     model = released(variant, path, num_classes=5)
-    image = coloured / "val" / "red" / "0.png"
+    image = colored / "val" / "red" / "0.png"
     (prediction,) = answer(capsys, "predict", path, image, "--top", "5")
     assert {label for label, _ in prediction["top"]} == set("01234")
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
@@ -426,10 +427,10 @@ def timm_validation(
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
 def test_eval_of_a_timm_model_is_timms_validation(name: str, tmp_path: Path, capsys: Capture) -> None:
-    colours = {f"c{i}": (20 * i, 255 - 30 * i, 90) for i in range(7)}
+    colors = {f"c{i}": (20 * i, 255 - 30 * i, 90) for i in range(7)}
     data = tmp_path / "data"
-    write_images(data / "train", colours, [2] * 7)
-    write_images(data / "val", colours, [3, 1, 4, 1, 5, 2, 6], seed=1)
+    write_images(data / "train", colors, [2] * 7)
+    write_images(data / "val", colors, [3, 1, 4, 1, 5, 2, 6], seed=1)
     recipe = tiny(data, model=name, model_args={}, input=dict(size=64, crop_pct=0.875, interpolation="bilinear"))
     fit(recipe, tmp_path / "run", display=False, max_steps=3)
     state = checkpoint.load(tmp_path / "run" / "last.pt")

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from literal import LiteralSMT
-from smt_vision import SMT, VARIANTS, convert
+from smt_vision.model.smt import SMT
+from smt_vision.model.variants import VARIANTS
+from smt_vision import convert
 from smt_vision.convert import convert_file
 
 VARIANT = "smt_atto"

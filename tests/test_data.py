@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from smt_vision.data import ImageSet, decode, open_dataset
-from smt_vision.data.hub import _digits
+from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.data.decode import decode
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.data.hub import _digits
 from smt_vision.extras import require
 
 PINNED = [
@@ -61,7 +63,7 @@ def layout(split: str = "", images: int = 3) -> dict[str, int]:
     return {f"{split}{c}/{i}.png": base + 10 * k + i for k, c in enumerate(CLASSES) for i in range(images)}
 
 
-def contents(images: ImageSet) -> list[tuple[int, str]]:
+def contents(images: ImageDataset) -> list[tuple[int, str]]:
     """(grey value, class) of each image, as read."""
     out = []
     for i in range(len(images)):
@@ -82,7 +84,7 @@ def packed(folder: Path, out: Path, top: str = "", mode: str = "w") -> Path:
     return out
 
 
-def open_both(source: object, val_fraction: float = 0.34, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+def open_both(source: object, val_fraction: float = 0.34, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     train = open_dataset(str(source), "train", val_fraction=val_fraction, seed=seed, download=False)
     return train, open_dataset(str(source), "val", val_fraction=val_fraction, seed=seed, download=False)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smt_vision.data import BrokenImage, decode
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.data.decode import decode
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -67,10 +68,10 @@ def test_16_bit_rgb_png() -> None:
 
 def test_integers_beyond_16_bits_and_floats_have_no_range() -> None:
     wide = Image.fromarray(np.array([[0, 70000]], dtype=np.int32))
-    with pytest.raises(BrokenImage, match=r"wide\.tif: integer pixels from 0 to 70000, outside 16 bits"):
+    with pytest.raises(UnreadableImage, match=r"wide\.tif: integer pixels from 0 to 70000, outside 16 bits"):
         decode(encoded(wide, "TIFF"), 1, name="wide.tif")
     real = Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32))
-    with pytest.raises(BrokenImage, match=r"real\.tif: floating-point pixels have no agreed range"):
+    with pytest.raises(UnreadableImage, match=r"real\.tif: floating-point pixels have no agreed range"):
         decode(encoded(real, "TIFF"), 3, name="real.tif")
 
 
@@ -107,16 +108,16 @@ def test_palette_with_a_transparent_entry(transparency: int | bytes) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_exif_orientation(orientation: int, kind: str) -> None:
-    upright = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
-    # How the pixels of the upright image are stored under each tag: TIFF 6.0, tag 274.
+    portrait = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    # How the pixels of the portrait image are stored under each tag: TIFF 6.0, tag 274.
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.T, 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+        1: portrait, 2: portrait[:, ::-1], 3: portrait[::-1, ::-1], 4: portrait[::-1],
+        5: portrait.T, 6: np.rot90(portrait, 1), 7: portrait[::-1, ::-1].T, 8: np.rot90(portrait, -1),
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif)
-    assert np.array_equal(decode(data, 1, name="x"), upright)
+    assert np.array_equal(decode(data, 1, name="x"), portrait)
 
 
 def test_damaged_exif_is_ignored() -> None:
@@ -135,29 +136,29 @@ def test_an_image_that_is_decoded_already() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_truncated(kind: str) -> None:
     data = encoded(noise(64, 64), kind)
-    with pytest.raises(BrokenImage, match=r"^cats/1\.img: "):
+    with pytest.raises(UnreadableImage, match=r"^cats/1\.img: "):
         decode(data[: len(data) * 2 // 3], 3, name="cats/1.img")
 
 
 def test_not_an_image(tmp_path: Path) -> None:
-    with pytest.raises(BrokenImage, match=r"^a\.jpg: not an image that Pillow knows \(5 bytes\)"):
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: not an image that Pillow knows \(5 bytes\)"):
         decode(b"hello", 3, name="a.jpg")
-    with pytest.raises(BrokenImage, match=r"^a\.jpg: an empty file"):
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: an empty file"):
         decode(b"", 3, name="a.jpg")
-    with pytest.raises(BrokenImage, match=r"^a\.jpg: no such file"):
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: no such file"):
         decode(tmp_path / "a.jpg", 3, name="a.jpg")
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     data = encoded(Image.new("L", (40, 30)))
     assert decode(data, 1, name="x", max_pixels=1200).size == (40, 30)
-    with pytest.raises(BrokenImage, match=r"x: 40 x 30 pixels, more than max_pixels=1199"):
+    with pytest.raises(UnreadableImage, match=r"x: 40 x 30 pixels, more than max_pixels=1199"):
         decode(data, 1, name="x", max_pixels=1199)
     # A few bytes that claim 10 gigapixels.
     huge = bytearray(encoded(Image.new("1", (8, 8))))
     huge[16:24] = struct.pack(">II", 100_000, 100_000)
     huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
-    with pytest.raises(BrokenImage, match=r"^bomb\.png: "):
+    with pytest.raises(UnreadableImage, match=r"^bomb\.png: "):
         decode(bytes(huge), 3, name="bomb.png")
 
 
@@ -165,7 +166,7 @@ def test_between_pillows_warning_and_its_limit_there_is_no_warning() -> None:
     large = bytearray(encoded(Image.new("1", (8, 8))))
     large[16:24] = struct.pack(">II", 10_000, 10_000)
     large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
-    with pytest.raises(BrokenImage, match="10000 x 10000 pixels, more than max_pixels=1000"):
+    with pytest.raises(UnreadableImage, match="10000 x 10000 pixels, more than max_pixels=1000"):
         decode(bytes(large), 3, name="x", max_pixels=1000)
 
 

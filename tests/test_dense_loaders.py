@@ -11,41 +11,42 @@ import numpy as np
 import pytest
 import torch
 
-from dense_sets import annotation, coco_content, run_lengths, write_coco, write_image, write_labels
-from smt_vision.data import (
-    BrokenImage,
-    DetectionSet,
-    SegmentationSet,
-    TrainLoader,
-    decode,
-    detection_eval_loader,
-    detection_train_loader,
-    open_detection,
-    open_segmentation,
-    segmentation_eval_loader,
-    segmentation_train_loader,
-)
+from dense_sets import annotation, coco_content, encode_rle, write_coco, write_image, write_labels
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.tasks.detection.data.dataset import DetectionDataset
+from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
+from smt_vision.data.loaders import TrainLoader
+from smt_vision.data.decode import decode
+from smt_vision.tasks.detection.data.loaders import detection_eval_loader
+from smt_vision.tasks.detection.data.loaders import detection_train_loader
+from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.segmentation.data.dataset import open_segmentation
+from smt_vision.tasks.segmentation.data.loaders import segmentation_eval_loader
+from smt_vision.tasks.segmentation.data.loaders import segmentation_train_loader
 from smt_vision.data.loaders import seed_all
 from smt_vision.data.padding import pad_together
-from smt_vision.recipes import Augment, Detect, Input, Segment
+from smt_vision.recipe import Augment
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Input
+from smt_vision.tasks.segmentation.config import SegmentConfig
 
-SMALL = Input(workers=0, max_broken=2, interpolation="bilinear")
-BOXES = Detect(head="retinanet", short_side=40, long_side=60, train_short_sides=(24, 40))
-CROPS = Segment(short_side=30, crop=(24, 32))
+SMALL = Input(workers=0, max_unreadable=2, interpolation="bilinear")
+BOXES = DetectConfig(head="retinanet", short_side=40, long_side=60, train_short_sides=(24, 40))
+CROPS = SegmentConfig(short_side=30, crop=(24, 32))
 AUGMENT = Augment(hflip=0.5, color_jitter=0.4)
 IMAGES = 9
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine images, wide and upright in turn, with as many objects as their number."""
+    """Nine images, wide and portrait in turn, with as many objects as their number."""
     content = coco_content() | {"images": [], "annotations": []}
     for i in range(IMAGES):
         width, height = (48, 32) if i % 2 else (30, 45)
         content["images"].append({"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height})
         for k in range(i):
             box = (2 * k, 2 * k, 2 * k + 12, 2 * k + 10)
-            shape: dict[str, Any] = {} if k % 2 else {"segmentation": run_lengths(height, width, box)}
+            shape: dict[str, Any] = {} if k % 2 else {"segmentation": encode_rle(height, width, box)}
             content["annotations"].append(annotation(10 * i + k, 100 + i, 18, (2 * k, 2 * k, 12, 10), **shape))
     return write_coco(tmp_path_factory.mktemp("coco"), content)
 
@@ -62,11 +63,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def objects(root: Path) -> DetectionSet:
+def objects(root: Path) -> DetectionDataset:
     return open_detection(str(root), "train")
 
 
-def maps(root: Path) -> SegmentationSet:
+def maps(root: Path) -> SegmentationDataset:
     return open_segmentation(str(root), "train", CROPS)
 
 
@@ -85,11 +86,11 @@ Make = Callable[..., TrainLoader[Any]]
 def make(request: pytest.FixtureRequest, coco: Path, folders: Path) -> Make:
     """A training loader of either kind; ``images`` replaces its set."""
 
-    def detect(workers: int = 0, images: DetectionSet | None = None, **more: int) -> TrainLoader[Any]:
+    def detect(workers: int = 0, images: DetectionDataset | None = None, **more: int) -> TrainLoader[Any]:
         given = replace(SMALL, workers=workers)
         return detection_train_loader(images or objects(coco), given, AUGMENT, BOXES, 2, seed=3, **more)
 
-    def segment(workers: int = 0, images: SegmentationSet | None = None, **more: int) -> TrainLoader[Any]:
+    def segment(workers: int = 0, images: SegmentationDataset | None = None, **more: int) -> TrainLoader[Any]:
         given = replace(SMALL, workers=workers)
         return segmentation_train_loader(images or maps(folders), given, AUGMENT, CROPS, 2, seed=3, **more)
 
@@ -118,7 +119,7 @@ def test_detection_batches(coco: Path) -> None:
         assert batch["image"].dtype == torch.float32
         assert batch["image"].shape[:2] == (2, 3)
         assert all(side % 32 == 0 for side in batch["image"].shape[2:])
-        mixed += len({bool(upright) for upright in images.upright()[batch["index"]]}) == 2
+        mixed += len({bool(portrait) for portrait in images.portrait()[batch["index"]]}) == 2
         columns = (batch["index"].tolist(), batch["original"].tolist(), batch["sizes"].tolist(), batch["targets"])
         for index, original, (height, width), target in zip(*columns, strict=True):
             assert original == images.sizes[index].tolist()
@@ -218,8 +219,8 @@ def test_broken_files_are_replaced_named_and_counted(
     assert {2, 6}.isdisjoint(i for batch in seen for i in batch)
     assert 1 <= len(loader.broken) <= 2
     assert "unreadable image 1 of at most 2: " in caplog.text
-    loader.max_broken = 0
-    with pytest.raises(BrokenImage, match="more than max_broken=0"):
+    loader.max_unreadable = 0
+    with pytest.raises(UnreadableImage, match="more than max_unreadable=0"):
         list(loader.epoch(1))
 
 
@@ -246,7 +247,7 @@ def test_a_head_of_masks_needs_masks(coco: Path) -> None:
     del content["annotations"][1]["segmentation"]
     root = write_coco(coco.parent / "without", content)
     with pytest.raises(ValueError, match=r"1 of 4 objects have a box but no segmentation: 1 \(a\.png\)"):
-        detection_train_loader(objects(root), SMALL, AUGMENT, Detect(), 2, seed=0)
+        detection_train_loader(objects(root), SMALL, AUGMENT, DetectConfig(), 2, seed=0)
     detection_train_loader(objects(root), SMALL, AUGMENT, BOXES, 2, seed=0)
 
 
@@ -256,7 +257,7 @@ def test_real_detection_batches(shared: Path, name: str, head: Any) -> None:
     if not (shared / "data" / name).is_dir():
         pytest.skip(f"no {name} among the shared files")
     images = open_detection(str(shared / "data" / name), "train")
-    detect = Detect(head=head, train_short_sides=(192, 256), long_side=448, crop_branch=True)
+    detect = DetectConfig(head=head, train_short_sides=(192, 256), long_side=448, crop_branch=True)
     batch = next(detection_train_loader(images, SMALL, AUGMENT, detect, 4, seed=0).epoch(0))
     assert batch["image"].isfinite().all()
     for target, (height, width) in zip(batch["targets"], batch["sizes"].tolist(), strict=True):
@@ -272,7 +273,7 @@ def test_real_detection_batches(shared: Path, name: str, head: Any) -> None:
 def test_camvid_batches(shared: Path) -> None:
     if not (shared / "data" / "camvid").is_dir():
         pytest.skip("no CamVid among the shared files")
-    images = open_segmentation(str(shared / "data" / "camvid"), "train", Segment())
-    batch = next(segmentation_train_loader(images, SMALL, AUGMENT, Segment(crop=(128, 128)), 4, seed=0).epoch(0))
+    images = open_segmentation(str(shared / "data" / "camvid"), "train", SegmentConfig())
+    batch = next(segmentation_train_loader(images, SMALL, AUGMENT, SegmentConfig(crop=(128, 128)), 4, seed=0).epoch(0))
     assert batch["image"].shape == (4, 3, 128, 128)
     assert set(batch["label"].unique().tolist()) <= {*range(11), 255}

@@ -12,15 +12,19 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dense_sets import run_lengths
+from dense_sets import encode_rle
 from sample_images import levels, picture
-from smt_vision.data import BrokenImage
-from smt_vision.data.detection import transforms as detection
-from smt_vision.data.detection.detection_set import DetectionTarget
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.tasks.detection.data import transforms as detection
+from smt_vision.tasks.detection.data.dataset import DetectionTarget
 from smt_vision.data.loaders import seed_all
-from smt_vision.data.segmentation import transforms as segmentation
-from smt_vision.data.view import View, fit
-from smt_vision.recipes import Augment, Detect, Input, Segment
+from smt_vision.tasks.segmentation.data import transforms as segmentation
+from smt_vision.data.region import Region
+from smt_vision.data.region import fit_size
+from smt_vision.recipe import Augment
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Input
+from smt_vision.tasks.segmentation.config import SegmentConfig
 
 PLAIN = Augment(hflip=0.0, color_jitter=0.0)
 RAW = Input(mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
@@ -42,7 +46,7 @@ def seeded() -> Iterator[None]:
 def test_a_view_is_torchvisions_crop_resize_and_flip(hflip: bool, vflip: bool) -> None:
     image = picture(60, 80)
     boxes = np.array([[12.0, 7.0, 30.0, 41.0], [0.0, 0.0, 15.0, 15.0], [0.0, 0.0, 5.0, 60.0]])
-    view = View(10, 5, 70, 45, 90, 70, hflip, vflip)
+    view = Region(10, 5, 70, 45, 90, 70, hflip, vflip)
     steps = [v2.Resize((70, 90), v2.InterpolationMode.BILINEAR)]
     steps += [v2.RandomHorizontalFlip(1.0)] * hflip + [v2.RandomVerticalFlip(1.0)] * vflip
     theirs = v2.Compose(steps)(
@@ -60,12 +64,12 @@ def test_a_view_is_torchvisions_crop_resize_and_flip(hflip: bool, vflip: bool) -
 @pytest.mark.parametrize(("hflip", "vflip"), FLIPS)
 def test_labels_are_seen_where_pixels_are(hflip: bool, vflip: bool) -> None:
     labels = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    view = View(2, 1, 8, 5, 6, 4, hflip, vflip)
+    view = Region(2, 1, 8, 5, 6, 4, hflip, vflip)
     seen = view.image(Image.fromarray(labels), "bilinear", exact=True)
     assert np.array_equal(view.labels(labels), np.asarray(seen))
-    doubled = View(2, 1, 8, 5, 12, 8, hflip, vflip).labels(labels)
+    doubled = Region(2, 1, 8, 5, 12, 8, hflip, vflip).labels(labels)
     assert np.array_equal(doubled, view.labels(labels).repeat(2, 0).repeat(2, 1))
-    halved = View(0, 0, 8, 6, 4, 3, hflip, vflip).labels(labels)
+    halved = Region(0, 0, 8, 6, 4, 3, hflip, vflip).labels(labels)
     assert set(halved.ravel().tolist()) <= set(labels.ravel().tolist())
     assert halved.shape == (3, 4)
 
@@ -75,7 +79,7 @@ def test_labels_are_seen_where_pixels_are(hflip: bool, vflip: bool) -> None:
     [((640, 480), (1067, 800)), ((480, 640), (800, 1067)), ((2000, 500), (1333, 333)), ((10, 10), (800, 800))],
 )
 def test_short_and_long_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert fit(*size, 800, 1333) == expected
+    assert fit_size(*size, 800, 1333) == expected
 
 
 # Objects
@@ -89,7 +93,7 @@ def target(height: int = 60, width: int = 80) -> DetectionTarget:
         size=(height, width),
         boxes=boxes,
         labels=np.array([3, 1, 2, 0, 4]),
-        masks=[run_lengths(height, width, box) for box in whole],
+        masks=[encode_rle(height, width, box) for box in whole],
         crowd=np.array([False, False, False, True, False]),
         ids=np.array([10, 11, 12, 13, 14]),
     )
@@ -97,7 +101,7 @@ def target(height: int = 60, width: int = 80) -> DetectionTarget:
 
 def test_evaluation_resizes_once_and_says_from_what(monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(60, 80)
-    sample = detection.DetectionTransform(RAW, Detect(short_side=30, long_side=36), None)(image, target(), "x.png")
+    sample = detection.DetectionTransform(RAW, DetectConfig(short_side=30, long_side=36), None)(image, target(), "x.png")
     assert sample["image"].shape == (3, 27, 36)
     assert sample["original"] == (60, 80)
     assert set(sample) == {"image", "original"}
@@ -109,7 +113,7 @@ def test_evaluation_resizes_once_and_says_from_what(monkeypatch: pytest.MonkeyPa
 def test_training_keeps_what_is_left_of_objects(head: str) -> None:
     if head == "mask_rcnn":
         pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    detect = Detect(head=head, train_short_sides=(120,), min_box=1.5)
+    detect = DetectConfig(head=head, train_short_sides=(120,), min_box=1.5)
     sample = detection.DetectionTransform(RAW, detect, PLAIN)(picture(60, 80), target(), "x.png")
     found = sample["target"]
     assert sample["image"].shape == (3, 120, 160)
@@ -128,11 +132,11 @@ def test_training_keeps_what_is_left_of_objects(head: str) -> None:
 
 def test_an_object_whose_mask_is_outside_of_the_crop_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    monkeypatch.setattr(detection, "train_view", lambda *_: View(0, 0, 40, 30, 40, 30))
+    monkeypatch.setattr(detection, "train_region", lambda *_: Region(0, 0, 40, 30, 40, 30))
     objects = target()
-    objects["masks"][1] = run_lengths(60, 80, (50, 40, 80, 60))
+    objects["masks"][1] = encode_rle(60, 80, (50, 40, 80, 60))
     objects["boxes"][1] = (20, 20, 80, 60)
-    found = detection.DetectionTransform(RAW, Detect(), PLAIN)(picture(60, 80), objects, "x.png")["target"]
+    found = detection.DetectionTransform(RAW, DetectConfig(), PLAIN)(picture(60, 80), objects, "x.png")["target"]
     assert found["labels"].tolist() == [3]  # the third has a box of half a pixel, the fifth is outside
     assert len(found["masks"]) == len(found["boxes"]) == 1
 
@@ -141,7 +145,7 @@ def test_an_image_without_objects() -> None:
     objects = target()
     objects = {key: value if key == "size" else value[:0] for key, value in objects.items()}
     for masks in ([], None):
-        sample = detection.DetectionTransform(RAW, Detect(head="retinanet"), PLAIN)(
+        sample = detection.DetectionTransform(RAW, DetectConfig(head="retinanet"), PLAIN)(
             picture(60, 80), objects | {"masks": masks}, "x.png"
         )
         assert sample["target"]["boxes"].shape == (0, 4)
@@ -149,19 +153,19 @@ def test_an_image_without_objects() -> None:
 
 
 def test_what_annotations_say_must_be_so() -> None:
-    transform = detection.DetectionTransform(RAW, Detect(), PLAIN)
-    with pytest.raises(BrokenImage, match=r"x\.png: 80 x 60 pixels, the annotations say 60 x 80; mend either"):
+    transform = detection.DetectionTransform(RAW, DetectConfig(), PLAIN)
+    with pytest.raises(UnreadableImage, match=r"x\.png: 80 x 60 pixels, the annotations say 60 x 80; mend either"):
         transform(picture(60, 80), target(80, 60), "x.png")
     pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
     objects = target()
     objects["masks"][0] = {"size": [60, 80], "counts": [1, 2]}
-    with pytest.raises(BrokenImage, match=r"x\.png: a mask among annotations \[10, 11, 12?.*14\]: "):
+    with pytest.raises(UnreadableImage, match=r"x\.png: a mask among annotations \[10, 11, 12?.*14\]: "):
         transform(picture(60, 80), objects, "x.png")
 
 
 def test_training_draws_short_sides_and_flips() -> None:
-    detect = Detect(train_short_sides=(480, 512, 544))
-    views = [detection.train_view(640, 480, detect, Augment(hflip=0.5, vflip=0.25)) for _ in range(400)]
+    detect = DetectConfig(train_short_sides=(480, 512, 544))
+    views = [detection.train_region(640, 480, detect, Augment(hflip=0.5, vflip=0.25)) for _ in range(400)]
     assert {view.height for view in views} == {480, 512, 544}
     assert all((view.left, view.top, view.right, view.bottom) == (0, 0, 640, 480) for view in views)
     assert 160 < sum(view.hflip for view in views) < 240
@@ -169,8 +173,8 @@ def test_training_draws_short_sides_and_flips() -> None:
 
 
 def test_the_crop_branch_takes_half_of_the_images() -> None:
-    detect = Detect(train_short_sides=tuple(range(480, 801, 32)), crop_branch=True)
-    views = [detection.train_view(640, 480, detect, PLAIN) for _ in range(1000)]
+    detect = DetectConfig(train_short_sides=tuple(range(480, 801, 32)), crop_branch=True)
+    views = [detection.train_region(640, 480, detect, PLAIN) for _ in range(1000)]
     cropped = [view for view in views if (view.left, view.top, view.right, view.bottom) != (0, 0, 640, 480)]
     assert 400 < len(cropped) < 600
     for view in cropped:
@@ -182,12 +186,12 @@ def test_the_crop_branch_takes_half_of_the_images() -> None:
         assert 384 * 480 / 600 - 1 <= height <= 480
         assert min(view.width, view.height) in detect.train_short_sides or max(view.width, view.height) == 1333
         assert view.width / view.height == pytest.approx(width / height, rel=0.01)
-    tiny = [detection.train_view(30, 2, detect, PLAIN) for _ in range(100)]
+    tiny = [detection.train_region(30, 2, detect, PLAIN) for _ in range(100)]
     assert all(0 <= view.left < view.right <= 30 and 0 <= view.top < view.bottom <= 2 for view in tiny)
 
 
 def test_colour_changes_in_training_alone() -> None:
-    detect = Detect(head="retinanet", short_side=60, train_short_sides=(60,))
+    detect = DetectConfig(head="retinanet", short_side=60, train_short_sides=(60,))
     strong = replace(PLAIN, color_jitter=0.8)
     still = detection.DetectionTransform(RAW, detect, PLAIN)(picture(60, 80), target(), "x")["image"]
     seed_all(1)
@@ -208,7 +212,7 @@ def halves(height: int = 60, width: int = 80) -> np.ndarray:
 
 @pytest.mark.parametrize(("short_side", "size"), [(30, (30, 40)), (0, (60, 80)), (90, (72, 96))])
 def test_segmentation_is_evaluated_at_the_files_size(short_side: int, size: tuple[int, int]) -> None:
-    config = Segment(short_side=short_side, long_side=96)
+    config = SegmentConfig(short_side=short_side, long_side=96)
     sample = segmentation.SegmentationTransform(RAW, config, None)(picture(60, 80), halves(), "x.png")
     assert sample["image"].shape == (3, *size)
     assert torch.equal(sample["label"], torch.from_numpy(halves()).long())
@@ -216,7 +220,7 @@ def test_segmentation_is_evaluated_at_the_files_size(short_side: int, size: tupl
 
 
 def test_training_crops_have_one_size() -> None:
-    config = Segment(short_side=60, crop=(50, 60), scale=(0.5, 2.0), max_class_share=1.0)
+    config = SegmentConfig(short_side=60, crop=(50, 60), scale=(0.5, 2.0), max_class_share=1.0)
     transform = segmentation.SegmentationTransform(RAW, config, Augment(hflip=0.5))
     padded = 0
     for i in range(40):
@@ -234,7 +238,7 @@ def test_training_crops_have_one_size() -> None:
 def test_labels_stay_on_their_pixels() -> None:
     labels = halves()
     image = Image.fromarray(np.repeat(labels[..., None] * 200, 3, axis=2))  # bright where the label is 1
-    config = Segment(short_side=60, crop=(30, 30), photometric=False, max_class_share=0.9)
+    config = SegmentConfig(short_side=60, crop=(30, 30), photometric=False, max_class_share=0.9)
     transform = segmentation.SegmentationTransform(RAW, config, Augment(hflip=0.5, vflip=0.5))
     for i in range(30):
         seed_all(i)
@@ -248,12 +252,12 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
     labels = np.zeros((100, 100), dtype=np.uint8)
     labels[:20] = 255
     labels[:, 60:] = 1
-    config = Segment(short_side=0, crop=(30, 30), scale=(1.0, 1.0), max_class_share=0.75)
+    config = SegmentConfig(short_side=0, crop=(30, 30), scale=(1.0, 1.0), max_class_share=0.75)
 
-    def share(config: Segment) -> float:
+    def share(config: SegmentConfig) -> float:
         found = []
         for _ in range(200):
-            counts = np.bincount(segmentation.train_view(labels, config, PLAIN).labels(labels).ravel(), minlength=3)
+            counts = np.bincount(segmentation.train_region(labels, config, PLAIN).labels(labels).ravel(), minlength=3)
             found.append(counts[:2].max() <= 0.75 * counts[:2].sum())
         return float(np.mean(found))
 
@@ -262,8 +266,8 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
 
 
 def test_scale_is_drawn_and_kept() -> None:
-    config = Segment(short_side=100, crop=(64, 64), scale=(0.5, 2.0), max_class_share=1.0)
-    views = [segmentation.train_view(halves(200, 300), config, PLAIN) for _ in range(300)]
+    config = SegmentConfig(short_side=100, crop=(64, 64), scale=(0.5, 2.0), max_class_share=1.0)
+    views = [segmentation.train_region(halves(200, 300), config, PLAIN) for _ in range(300)]
     scales = [view.width / (view.right - view.left) for view in views]
     assert min(scales) < 0.3
     assert max(scales) > 0.9
@@ -278,7 +282,7 @@ def test_scale_is_drawn_and_kept() -> None:
 
 
 def test_photometric_changes() -> None:
-    config = Segment(short_side=0, crop=(60, 80), scale=(1.0, 1.0), max_class_share=1.0)
+    config = SegmentConfig(short_side=0, crop=(60, 80), scale=(1.0, 1.0), max_class_share=1.0)
     still = segmentation.SegmentationTransform(RAW, replace(config, photometric=False), PLAIN)
     plain = still(picture(60, 80), halves(), "x")["image"]
     changes = []
@@ -293,15 +297,15 @@ def test_photometric_changes() -> None:
 
 
 def test_a_label_map_of_another_size() -> None:
-    with pytest.raises(BrokenImage, match=r"x\.png: 80 x 60 pixels, its label map 60 x 80"):
-        segmentation.SegmentationTransform(RAW, Segment(), PLAIN)(picture(60, 80), halves(80, 60), "x.png")
+    with pytest.raises(UnreadableImage, match=r"x\.png: 80 x 60 pixels, its label map 60 x 80"):
+        segmentation.SegmentationTransform(RAW, SegmentConfig(), PLAIN)(picture(60, 80), halves(80, 60), "x.png")
 
 
 def test_grey_images(tmp_path: Path) -> None:
     grey = Input(channels=1, mean=(0.5,), std=(0.5,))
     image = picture(60, 80).convert("L")
-    sample = segmentation.SegmentationTransform(grey, Segment(crop=(32, 32)), PLAIN)(image, halves(), "x")
+    sample = segmentation.SegmentationTransform(grey, SegmentConfig(crop=(32, 32)), PLAIN)(image, halves(), "x")
     assert sample["image"].shape == (1, 32, 32)
     strong = replace(PLAIN, color_jitter=0.5)
-    found = detection.DetectionTransform(grey, Detect(head="retinanet", train_short_sides=(30,)), strong)
+    found = detection.DetectionTransform(grey, DetectConfig(head="retinanet", train_short_sides=(30,)), strong)
     assert found(image, target(), "x")["image"].shape == (1, 30, 40)

@@ -14,15 +14,23 @@ from torch import nn
 
 from command import answer, refusal, run
 from drawn_sets import CATEGORIES, scenes_recipe
-from smt_vision.data import pad_together
+from smt_vision.data.padding import pad_together
 from smt_vision.deploy.export import export_model
 from smt_vision.deploy.programs import COORDINATES
 from smt_vision.engine.loop import fit
-from smt_vision.heads.detectors import build_detector, detect
-from smt_vision.heads.features import build_backbone
-from smt_vision.inference import Classifier, Detector, Segmented, Segmenter, load
-from smt_vision.inference.files import coco_results, target_names
-from smt_vision.recipes import Detect, Input, Segment
+from smt_vision.tasks.detection.heads.detectors import build_detector
+from smt_vision.tasks.detection.heads.detectors import run_detector
+from smt_vision.tasks.backbone import build_backbone
+from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.tasks.detection.predictor import Detector
+from smt_vision.tasks.segmentation.predictor import SegmentationResult
+from smt_vision.tasks.segmentation.predictor import Segmenter
+from smt_vision.tasks.load import load
+from smt_vision.tasks.detection.results import coco_results
+from smt_vision.tasks.results import output_names
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Input
+from smt_vision.tasks.segmentation.config import SegmentConfig
 
 Capture = pytest.CaptureFixture[str]
 
@@ -43,7 +51,7 @@ class Boxes(nn.Module):
 
 
 def boxes_detector() -> Detector:
-    config = Detect(short_side=64, long_side=96)
+    config = DetectConfig(short_side=64, long_side=96)
     return Detector(Boxes(), ["square", "triangle"], [1, 4], Input(interpolation="bilinear"), config, "boxes")
 
 
@@ -67,7 +75,7 @@ def test_images_that_cannot_be_read_are_named_and_the_rest_told(tmp_path: Path) 
 
 
 def test_coco_results(tmp_path: Path) -> None:
-    """Read back by the library that measures them, they are what was found."""
+    """Read back by the library that metric_formats them, they are what was found."""
     coco = pytest.importorskip("faster_coco_eval")
     mask = pytest.importorskip("faster_coco_eval.core.mask")
     (found,) = boxes_detector()([Image.new("RGB", (40, 20))])
@@ -96,7 +104,7 @@ def test_a_detector_s_results_do_not_depend_on_the_batch(detector_run: Path, sha
     pixels = [detector.transform(Image.open(path).convert("RGB")) for path in paths]
     image, sizes = pad_together([*pixels, torch.zeros(3, 192, 192)])
     with torch.no_grad():
-        assert len(detect(detector.model, image, sizes)) == 5
+        assert len(run_detector(detector.model, image, sizes)) == 5
 
 
 def test_loaded_by_kind(detector_run: Path, segmenter_run: Path, trained: Path) -> None:
@@ -140,13 +148,14 @@ def stripes(binary: bool) -> Segmenter:
             bright = image.mean(1, keepdim=True)
             return 9 * bright if binary else torch.cat([-bright, bright], dim=1)
 
-    config = Segment(short_side=0, kind="binary" if binary else "classes", zero_is_ignored=not binary)
+    config = SegmentConfig(short_side=0, kind="binary" if binary else "classes", zero_is_ignored=not binary)
     return Segmenter(Bright(), ["object"] if binary else ["dark", "bright"], Input(), config, "stripes")
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_maps_as_files(binary: bool, tmp_path: Path) -> None:
-    from smt_vision.inference.files import shares, write_segmented
+    from smt_vision.tasks.segmentation.results import class_fractions
+    from smt_vision.tasks.segmentation.results import write_segmented
 
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
     pixels[:, 20:] = 255
@@ -158,7 +167,7 @@ def test_maps_as_files(binary: bool, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = write_segmented(segmenter.stream(paths), paths, out, classes=segmenter.classes, config=segmenter.config)
     said = list(results)
-    told = [dict(shares(s, segmenter.classes)) for s in said]
+    told = [dict(class_fractions(s, segmenter.classes)) for s in said]
     bright, key = pytest.approx(1 / 3), "object" if binary else "bright"
     assert told[0][key] == bright
     folder = out / ("maps" if binary else "labels")
@@ -177,11 +186,11 @@ def test_maps_as_files(binary: bool, tmp_path: Path) -> None:
 
 
 def test_names_of_results(tmp_path: Path) -> None:
-    names = target_names([tmp_path / "a" / "x.jpg", tmp_path / "a" / "b" / "x.png", tmp_path / "a" / "y.png"])
+    names = output_names([tmp_path / "a" / "x.jpg", tmp_path / "a" / "b" / "x.png", tmp_path / "a" / "y.png"])
     assert names == [Path("x.png"), Path("b/x.png"), Path("y.png")]
-    assert target_names([Path("x.jpg")]) == [Path("x.png")]
+    assert output_names([Path("x.jpg")]) == [Path("x.png")]
     with pytest.raises(ValueError, match=r"x\.jpg and .*x\.png differ in their suffix alone"):
-        target_names([tmp_path / "x.jpg", tmp_path / "x.png"])
+        output_names([tmp_path / "x.jpg", tmp_path / "x.png"])
 
 
 # --- the command line
@@ -189,7 +198,7 @@ def test_names_of_results(tmp_path: Path) -> None:
 
 def test_predict_with_a_detector(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "found"
-    words = ("predict", detector_run, shapes / "val", "--out", out, "--score", "0.01", "--detect.score_threshold", "0")
+    words = ("predict", detector_run, shapes / "val", "--out", out, "--score", "0.01", "--run_detector.score_threshold", "0")
     told = answer(capsys, *words, "--annotations", shapes / "annotations" / "instances_val.json")
     assert [item["image_id"] for item in told] == [1, 2, 3, 4]
     rows = json.loads((out / "detections.json").read_text())
@@ -329,7 +338,7 @@ Head = Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
 def small_detector(head: Head, backbone: str) -> Detector:
     """Of random weights: it finds 30 things everywhere."""
     torch.manual_seed(0)
-    config = Detect(
+    config = DetectConfig(
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
         score_threshold=0.0, max_detections=30,
     )  # fmt: skip
@@ -378,7 +387,7 @@ def test_a_detector_s_export_finds_the_same(
     for found, all_found in zip(strict(pictures), own(pictures), strict=True):  # type: ignore[arg-type]
         assert len(found.boxes) == min(3, int((all_found.scores > 0.5).sum()))  # type: ignore[union-attr]
     for name, value in (("score_threshold", -1.0), ("nms_threshold", 0.4), ("max_detections", 31)):
-        with pytest.raises(ValueError, match=rf"export the model again, with --detect\.{name} {value}"):
+        with pytest.raises(ValueError, match=rf"export the model again, with --run_detector\.{name} {value}"):
             load(tmp_path / "x", changes={"detect": {name: value}})
 
 
@@ -389,9 +398,9 @@ def test_a_detector_in_8_bits_keeps_its_coordinates(backbone: str, shapes: Path,
     images = sorted((shapes / "val").iterdir())
     options: Any = {"name": "own", "format": "openvino", "calibrate": images}
     assert export_model(own.model, own.card, tmp_path / "x", **options).precision == "int8"
-    quantised = re.findall(r'name="([^"]+)/fq_', (tmp_path / "x" / "model.xml").read_text())
-    assert any("classification_head.conv" in name for name in quantised)
-    assert not [name for name in quantised if any(re.match(pattern, name) for pattern in COORDINATES)]
+    quantized = re.findall(r'name="([^"]+)/fq_', (tmp_path / "x" / "model.xml").read_text())
+    assert any("classification_head.conv" in name for name in quantized)
+    assert not [name for name in quantized if any(re.match(pattern, name) for pattern in COORDINATES)]
     for one, other in zip(own(images), Detector.load(tmp_path / "x")(images), strict=True):
         nearest = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=2).amin(dim=1)
         assert nearest.median() < 2  # pixels
@@ -401,12 +410,12 @@ def test_a_detector_exported_in_use(detector_run: Path, shapes: Path, tmp_path: 
     pytest.importorskip("onnxruntime")
     images, folder = shapes / "val", tmp_path / "onnx"
     words = ("export", detector_run, "--format", "onnx", "--out", folder, "--images", images)
-    assert run(*words, "--detect.score_threshold", "0.01") == 0
+    assert run(*words, "--run_detector.score_threshold", "0.01") == 0
     shown = capsys.readouterr().out
     assert "one image, any height and width" in shown
     assert "same detections" in shown
     numbers = [
-        answer(capsys, "eval", m, "--workers", "0", "--data", shapes, "--detect.score_threshold", "0.05")
+        answer(capsys, "eval", m, "--workers", "0", "--data", shapes, "--run_detector.score_threshold", "0.05")
         for m in (detector_run, folder)
     ]
     for name in ("mask_ap", "box_ap50", "box_ar"):
@@ -418,16 +427,16 @@ def test_a_detector_exported_in_use(detector_run: Path, shapes: Path, tmp_path: 
 def test_detectors_that_are_not_exported(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("export", detector_run, "--out", tmp_path / "x", "--images", shapes / "val")
     assert "take 'onnx' or 'openvino'" in refusal(capsys, 1, *words, "--format", "torch")
-    quantised = ("--format", "openvino", "--int8", "--calibrate", shapes / "val")
-    assert "detect.head=mask_rcnn cannot be quantised" in refusal(capsys, 1, *words, *quantised)
-    said = refusal(capsys, 1, *words, "--format", "openvino", "--detect.score_threshold", "0.9999")
+    quantized = ("--format", "openvino", "--int8", "--calibrate", shapes / "val")
+    assert "detect.head=mask_rcnn cannot be quantized" in refusal(capsys, 1, *words, *quantized)
+    said = refusal(capsys, 1, *words, "--format", "openvino", "--run_detector.score_threshold", "0.9999")
     assert "finds nothing in 0.png, 1.png, 2.png, 3.png" in said
     assert not list(tmp_path.iterdir())
 
 
 def test_a_binary_segmenter_s_result() -> None:
     (said,) = stripes(binary=True)([Image.new("RGB", (40, 40), (255, 255, 255))])
-    assert isinstance(said, Segmented)
+    assert isinstance(said, SegmentationResult)
     assert said.label is None
     assert said.probability is not None
     assert float(said.probability.min()) > 0.9

@@ -1,4 +1,4 @@
-"""Detection as a task: what a run learns, measures, shows and leaves to be used."""
+"""Detection as a task: what a run learns, metric_formats, shows and leaves to be used."""
 
 import json
 from dataclasses import replace
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from drawn_sets import shapes_recipe, write_shapes
-from smt_vision.data import TrainLoader
-from smt_vision.engine.checkpoint import load
+from smt_vision.data.loaders import TrainLoader
+from smt_vision.checkpoints import load
 from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import fit
-from smt_vision.heads.detectors import build_detector
-from smt_vision.heads.features import build_backbone
-from smt_vision.recipes import Detect, Engine, from_plain
+from smt_vision.tasks.detection.heads.detectors import build_detector
+from smt_vision.tasks.backbone import build_backbone
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Engine
+from smt_vision.recipe import from_plain
 from smt_vision.tasks.build import build_features
-from smt_vision.tasks.detect import Detect as Task
+from smt_vision.tasks.detection.task import DetectionTraining as Task
 
 
 def batch_of(task: Task) -> Any:
@@ -60,7 +62,7 @@ def test_a_run_from_data_to_checkpoint(shapes: Path, tmp_path: Path) -> None:
     card = json.loads(json.dumps(best["card"]))
     assert (card["task"], card["classes"]) == ("detect", ["square", "triangle"])
     backbone = build_backbone(card["model"], card["model_args"], channels=card["input"]["channels"])
-    model = build_detector(backbone, len(card["classes"]), from_plain(Detect, card["detect"]))
+    model = build_detector(backbone, len(card["classes"]), from_plain(DetectConfig, card["detect"]))
     model.load_state_dict(best["model"])
 
 
@@ -187,7 +189,7 @@ def test_samples_show_every_image(shapes: Path) -> None:
 
 def test_cost_is_told_for_the_shape_of_the_tables(shapes: Path) -> None:
     plan = shapes_recipe(shapes)
-    _, size = Task(replace(plan, detect=replace(plan.detect, short_side=800, long_side=1333))).countable()
+    _, size = Task(replace(plan, detect=replace(plan.detect, short_side=800, long_side=1333))).flops_model()
     assert size == (3, 800, 1280)
 
 
@@ -198,7 +200,7 @@ def test_masks_are_asked_for_at_once(tmp_path: Path) -> None:
     boxes = write_shapes(tmp_path / "boxes", images=1, masks=False)
     with pytest.raises(ValueError, match="no segmentation"):
         Task(shapes_recipe(boxes, "mask_rcnn"))
-    assert Task(shapes_recipe(boxes, "faster_rcnn")).headline == "box_ap"
+    assert Task(shapes_recipe(boxes, "faster_rcnn")).primary_metric == "box_ap"
 
 
 def test_both_splits_have_the_same_classes(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
-from smt_vision.metrics.detection import NUMBERS, DetectionMetrics, run_lengths
+from smt_vision.tasks.detection.metrics import NUMBERS
+from smt_vision.tasks.detection.metrics import DetectionMetrics
+from smt_vision.tasks.detection.metrics import encode_rle
 
 SIDE = 200  # pixels of every image
 
@@ -62,7 +64,7 @@ def add(metric: DetectionMetrics, image: int, *found: tuple[list[float], float, 
         boxes,
         torch.tensor([score for _, score, _ in found]),
         torch.tensor([label for _, _, label in found], dtype=torch.int64),
-        run_lengths(torch.stack(masks)) if metric.masks and masks else [],
+        encode_rle(torch.stack(masks)) if metric.masks and masks else [],
     )
 
 

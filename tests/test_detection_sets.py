@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dense_sets import Json, annotation, coco_content, run_lengths, write_coco, write_voc
-from smt_vision.data import DetectionSet, decode, draw_masks, open_detection
-from smt_vision.data.view import View
+from dense_sets import Json, annotation, coco_content, encode_rle, write_coco, write_voc
+from smt_vision.tasks.detection.data.dataset import DetectionDataset
+from smt_vision.data.decode import decode
+from smt_vision.tasks.detection.data.masks import rasterize_masks
+from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.data.region import Region
 
 
-def opened(root: Path, change: Callable[[Json], object] = lambda content: None) -> DetectionSet:
+def opened(root: Path, change: Callable[[Json], object] = lambda content: None) -> DetectionDataset:
     content = coco_content()
     write_coco(root, content)
     change(content)
@@ -23,8 +26,8 @@ def opened(root: Path, change: Callable[[Json], object] = lambda content: None) 
     return open_detection(str(root), "train")
 
 
-def whole(height: int, width: int) -> View:
-    return View(0, 0, width, height, width, height)
+def whole(height: int, width: int) -> Region:
+    return Region(0, 0, width, height, width, height)
 
 
 def test_images_and_objects(tmp_path: Path) -> None:
@@ -33,7 +36,7 @@ def test_images_and_objects(tmp_path: Path) -> None:
     assert images.classes == ("dog", "bottle")  # in the order of their ids
     assert images.category_ids == (18, 44)
     assert images.image_ids.tolist() == [7, 3, 90]
-    assert images.upright().tolist() == [False, True, False]
+    assert images.portrait().tolist() == [False, True, False]
     raw, target, name = images.read(0)
     assert name == str(tmp_path / "train" / "a.png")
     assert decode(raw, 3, name=name).size == (40, 30)
@@ -44,7 +47,7 @@ def test_images_and_objects(tmp_path: Path) -> None:
     assert target["labels"].dtype == np.int64
     assert target["crowd"].tolist() == [False, False, True]
     assert target["ids"].tolist() == [1, 2, 9]
-    assert target["masks"][2] == run_lengths(30, 40, (0, 20, 40, 30))
+    assert target["masks"][2] == encode_rle(30, 40, (0, 20, 40, 30))
     assert images.read(1)[1]["ids"].tolist() == [5]
     empty = images.read(2)[1]
     assert empty["boxes"].shape == (0, 4)
@@ -91,11 +94,11 @@ def test_validation_comes_before_test(tmp_path: Path) -> None:
 
 def test_masks_of_each_kind_agree(tmp_path: Path) -> None:
     mask = pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    lengths = run_lengths(30, 40, (4, 5, 15, 25))
+    lengths = encode_rle(30, 40, (4, 5, 15, 25))
     compressed = mask.frPyObjects(lengths, 30, 40)
     compressed = compressed | {"counts": compressed["counts"].decode()}
     polygon = [[4, 5, 15, 5, 15, 25, 4, 25]]
-    drawn = draw_masks([lengths, compressed, polygon, [[1, 2, 3, 4]]], whole(30, 40), 30, 40)
+    drawn = rasterize_masks([lengths, compressed, polygon, [[1, 2, 3, 4]]], whole(30, 40), 30, 40)
     expected = np.zeros((30, 40))
     expected[5:25, 4:15] = 1
     assert drawn.dtype == np.uint8
@@ -107,15 +110,15 @@ def test_masks_of_each_kind_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("hflip", "vflip"), [(False, False), (True, False), (False, True), (True, True)])
 def test_masks_move_as_pixels_do(hflip: bool, vflip: bool) -> None:
     pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    lengths, polygon = run_lengths(30, 40, (4, 6, 16, 24)), [[4, 6, 16, 6, 16, 24, 4, 24]]
-    original = draw_masks([lengths], whole(30, 40), 30, 40)[0]
-    view = View(2, 4, 38, 28, 72, 12, hflip=hflip, vflip=vflip)  # twice as wide, half as high
+    lengths, polygon = encode_rle(30, 40, (4, 6, 16, 24)), [[4, 6, 16, 6, 16, 24, 4, 24]]
+    original = rasterize_masks([lengths], whole(30, 40), 30, 40)[0]
+    view = Region(2, 4, 38, 28, 72, 12, hflip=hflip, vflip=vflip)  # twice as wide, half as high
     expected = view.labels(original)
     assert expected.sum() == 24 * 9  # 12 x 18 pixels of it, all in the window
-    drawn = draw_masks([lengths, polygon], view, 30, 40)
+    drawn = rasterize_masks([lengths, polygon], view, 30, 40)
     assert np.array_equal(drawn[0], expected)
     assert np.array_equal(drawn[1], expected)
-    assert not draw_masks([lengths, polygon], View(20, 0, 40, 30, 20, 30), 30, 40).any()
+    assert not rasterize_masks([lengths, polygon], Region(20, 0, 40, 30, 20, 30), 30, 40).any()
 
 
 def set_field(place: str, index: int, **fields: object) -> Callable[[Json], object]:
@@ -315,7 +318,7 @@ def test_masks_of_nuclei_fill_their_boxes(shared: Path) -> None:
     checked = 0
     for i in range(5):
         target = images.read(i)[1]
-        masks = draw_masks(target["masks"], whole(*target["size"]), *target["size"])
+        masks = rasterize_masks(target["masks"], whole(*target["size"]), *target["size"])
         for mask, box in zip(masks, target["boxes"], strict=True):
             y, x = mask.nonzero()
             assert [x.min(), y.min(), x.max() + 1, y.max() + 1] == box.tolist()

@@ -12,13 +12,20 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d
 
 from debug_model import DEBUG, images
-from smt_vision.heads.detectors import Counted, build_detector, paste_masks, to_original
-from smt_vision.heads.features import Backbone, build_backbone
-from smt_vision.heads.rcnn import GIOU_WEIGHT, RCNN, giou_loss
-from smt_vision.recipes import RECIPES, Detect
+from smt_vision.tasks.detection.heads.detectors import FlopsView
+from smt_vision.tasks.detection.heads.detectors import build_detector
+from smt_vision.tasks.detection.heads.detectors import paste_masks
+from smt_vision.tasks.detection.heads.detectors import to_original
+from smt_vision.tasks.backbone import Backbone
+from smt_vision.tasks.backbone import build_backbone
+from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT
+from smt_vision.tasks.detection.heads.rcnn import RCNN
+from smt_vision.tasks.detection.heads.rcnn import giou_loss
+from smt_vision.tasks import RECIPES
+from smt_vision.tasks.detection.config import DetectConfig
 
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
-SMALL = Detect(fpn_channels=16, head_channels=32, rois=32, anchor_sizes=(8, 16, 32, 64, 128))
+SMALL = DetectConfig(fpn_channels=16, head_channels=32, rois=32, anchor_sizes=(8, 16, 32, 64, 128))
 STAGE = ("class", "box", "mask")
 LOSSES = {
     "retinanet": {"class", "box"},
@@ -341,7 +348,7 @@ def test_parameters_and_gmac_are_the_papers(name: str, ours: float, paper: int, 
     assert parameters(model) == pytest.approx(ours, abs=0.005)
     assert parameters(model) - more == pytest.approx(paper, rel=0.03)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        Counted(model).eval()(torch.empty(1, 3, 800, 1280, device="meta"))
+        FlopsView(model).eval()(torch.empty(1, 3, 800, 1280, device="meta"))
     counts = {str(op): flops / 2e9 for op, flops in counter.get_flop_counts()["Global"].items()}
     # The paper's counter sees modules: not attention's two products, which at 50 x 80 places are as large as the head.
     products = counts.pop("aten.bmm")

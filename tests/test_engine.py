@@ -25,15 +25,21 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from smt_vision.cli import main
-from smt_vision.engine import checkpoint, loop
+from smt_vision import checkpoints as checkpoint
+from smt_vision.engine import loop
 from smt_vision.engine.journal import read_log
-from smt_vision.engine.loop import average_buffers, fit
-from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from smt_vision.engine.loop import average_buffers
+from smt_vision.engine.loop import fit
+from smt_vision.engine.optim import build_optimizer
+from smt_vision.engine.optim import learning_rate
+from smt_vision.engine.optim import set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.engine.signals import Stopped, stop_signals
-from smt_vision.recipes import Optim, Recipe
-from smt_vision.tasks.classify import Classify
-from smt_vision.tasks.task import Measure
+from smt_vision.engine.signals import Stopped
+from smt_vision.engine.signals import stop_signals
+from smt_vision.recipe import Optim
+from smt_vision.recipe import Recipe
+from smt_vision.tasks.classification.task import ClassificationTraining
+from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLOURS, MODEL_ARGS, tiny, write_config, write_images
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
@@ -440,11 +446,11 @@ def test_accumulated_batches_are_one_large_batch(coloured: Path, tmp_path: Path)
 # --- what a task may have that a classifier has not
 
 
-class Several(Classify):
+class Several(ClassificationTraining):
     """Two losses, another metric that decides, and sample pictures."""
 
     headline = "mean_class_accuracy"
-    measures = {"mean_class_accuracy": Measure("class mean")}  # noqa: RUF012
+    measures = {"mean_class_accuracy": MetricFormat("class mean")}  # noqa: RUF012
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         (loss,) = super().loss(model, batch).values()

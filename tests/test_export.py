@@ -17,13 +17,21 @@ from torch import Tensor, nn
 import smt_vision  # noqa: F401  registers the models with timm
 from command import answer, run
 from debug_model import images
-from smt_vision.data import eval_transform
+from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.deploy import export
-from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
-from smt_vision.deploy.parity import parity, parity_of_detections
-from smt_vision.deploy.samples import as_tensor, crops_of_a_photograph, spread
-from smt_vision.inference import Classifier
-from smt_vision.recipes import Input
+from smt_vision.deploy.exported import FILES
+from smt_vision.deploy.exported import MANIFEST
+from smt_vision.deploy.exported import ExportedModel
+from smt_vision.deploy.exported import Manifest
+from smt_vision.deploy.exported import load_exported
+from smt_vision.deploy.exported import sha256
+from smt_vision.deploy.parity import parity
+from smt_vision.deploy.parity import parity_of_detections
+from smt_vision.deploy.samples import as_tensor
+from smt_vision.deploy.samples import sample_photo_crops
+from smt_vision.deploy.samples import evenly_spaced
+from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.recipe import Input
 
 INPUT = Input(size=32, crop_pct=1.0)
 see = partial(as_tensor, input=INPUT, transform=eval_transform(INPUT))
@@ -51,13 +59,13 @@ def card(classes: Iterable[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def exported(
-    model: nn.Module, coloured: Path, tmp_path_factory: pytest.TempPathFactory
+    model: nn.Module, colored: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Path]]:
     """The folder of an export of ``model`` in a format, or ``int8``, made when it is first asked for; traced once."""
     root = tmp_path_factory.mktemp("exports")
     trace = export.trace
     traced = cache(partial(trace, model, INPUT))
-    few = sorted((coloured / "val").rglob("*.png"))[::2]
+    few = sorted((colored / "val").rglob("*.png"))[::2]
 
     def folder(format: str) -> Path:
         pytest.importorskip(RUNTIMES[format])
@@ -97,7 +105,7 @@ def test_manifest(format: str, model: nn.Module, exported: Callable[[str], Path]
     assert (manifest.name, manifest.architecture, manifest.format) == ("small", "smt_atto", format)
     assert (manifest.precision, manifest.classes, manifest.input) == ("float32", ("a", "b", "c"), INPUT)
     assert manifest.parameters == sum(p.numel() for p in model.parameters())
-    assert manifest.free_sides
+    assert manifest.dynamic_image_size
     assert manifest.versions["torch"] == torch.__version__.partition("+")[0]
     assert {path.name for path in folder.iterdir()} == {MANIFEST, *FILES[format]}
     assert manifest.files == {name: sha256(folder / name) for name in FILES[format]}
@@ -128,7 +136,7 @@ def test_a_shape_gets_a_program_of_its_own_when_it_comes_again(exported: Callabl
     assert next(iter(compiled)) is None
 
 
-def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Path, capfd: Any) -> None:
+def test_8_bits(model: nn.Module, exported: Callable[[str], Path], colored: Path, capfd: Any) -> None:
     folder = exported("int8")
     assert capfd.readouterr().out == ""  # progress is told on standard error
     manifest = Manifest.read(folder)
@@ -138,7 +146,7 @@ def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Pat
     assert {"openvino", "nncf"} <= manifest.versions.keys()
     assert 'element_type="i8"' in (folder / "model.xml").read_text()
     program = load_exported(folder)
-    seen = torch.stack([see(path) for path in sorted((coloured / "val").rglob("*.png"))])
+    seen = torch.stack([see(path) for path in sorted((colored / "val").rglob("*.png"))])
     with torch.inference_mode():
         expected, logits = model(seen), program(seen)
     assert 0.9 < torch.corrcoef(torch.stack([expected.flatten(), logits.flatten()]))[0, 1] < 1 - 1e-9
@@ -146,18 +154,18 @@ def test_8_bits(model: nn.Module, exported: Callable[[str], Path], coloured: Pat
         assert program(F.interpolate(seen, sides)).isfinite().all()
 
 
-def test_exports_in_predict_and_eval(trained: Path, coloured: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_exports_in_predict_and_eval(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "deployed"
-    assert run("export", trained, "--format", "torch", "--images", coloured / "val", "--out", folder) == 0
+    assert run("export", trained, "--format", "torch", "--images", colored / "val", "--out", folder) == 0
     out = capsys.readouterr().out
     assert "any batch size, any height and width" in out
     assert "8 of 8" in out
-    photos = coloured / "val" / "red"
+    photos = colored / "val" / "red"
     eager, deployed = (answer(capsys, "predict", source, photos) for source in (trained, folder))
     for one, other in zip(eager, deployed, strict=True):
         assert (one["id"], one["label"]) == (other["id"], other["label"])
         assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
-    words = ("--data", coloured, "--workers", "0", "--engine.accelerator", "cpu", "--batch_size", "5")
+    words = ("--data", colored, "--workers", "0", "--engine.accelerator", "cpu", "--batch_size", "5")
     eager, deployed = (answer(capsys, "eval", source, *words) for source in (trained, folder))
     assert deployed["model"] == str(folder)
     assert deployed["count"] == eager["count"] == 12
@@ -182,7 +190,7 @@ class OneSize(nn.Module):
 def test_a_model_of_one_size_that_is_no_smt(tmp_path: Path) -> None:
     model = OneSize()
     manifest = export.export_model(model, card(["a", "b"]), tmp_path / "x", name="one", format="torch")
-    assert (manifest.architecture, manifest.free_sides) == ("OneSize", False)
+    assert (manifest.architecture, manifest.dynamic_image_size) == ("OneSize", False)
     assert [case["shape"] for case in manifest.parity["cases"]] == [[8, 3, 32, 32], [1, 3, 32, 32]]
     program = load_exported(tmp_path / "x")
     x = images(3, 3, 32, 32)
@@ -230,18 +238,18 @@ def test_parity_finds_the_difference(model: nn.Module) -> None:
     x = images(4, 3, 64, 64)
     with torch.no_grad():
         scale = max(1, float(model(x).abs().max()))
-        same = parity(model, model, x, free_sides=False)
+        same = parity(model, model, x, dynamic_image_size=False)
         assert (same["max_difference"], same["agreement"]) == (0, 1)
         assert [case["shape"] for case in same["cases"]] == [[4, 3, 64, 64], [1, 3, 64, 64]]
         later = iter([0.0, 0.5, 0.0, 0.0])  # off in the second call of the first shape
-        found = parity(model, lambda x: model(x) + next(later), x, free_sides=False)
+        found = parity(model, lambda x: model(x) + next(later), x, dynamic_image_size=False)
         assert found["cases"][0]["max_difference"] == pytest.approx(0.5 / scale, rel=1e-4)
         assert found["cases"][1]["max_difference"] == 0
         assert found["max_difference"] == found["cases"][0]["max_difference"]
         later = iter([0.0, 0.0, 0.0, float("nan")])
-        found = parity(model, lambda x: model(x) + next(later), x, free_sides=False)
+        found = parity(model, lambda x: model(x) + next(later), x, dynamic_image_size=False)
         assert np.isnan(found["max_difference"])
-        turned = parity(model, lambda x: -model(x), x, free_sides=True)
+        turned = parity(model, lambda x: -model(x), x, dynamic_image_size=True)
         assert turned["agreement"] < 1
         assert [tuple(case["shape"][2:]) for case in turned["cases"]] == [
             (64, 64), (64, 64), (81, 47), (47, 81), (32, 32)
@@ -345,7 +353,7 @@ def _manifest(**changes: Any) -> Manifest:
     manifest = Manifest(
         name="m", architecture="a", format="torch", precision="float32", parameters=1, classes=("a", "b"),
         card={"task": "classify"}, input=INPUT,
-        free_sides=True, parity={}, versions={}, files={"model.pt2": "0" * 64}, created="now",
+        dynamic_image_size=True, parity={}, versions={}, files={"model.pt2": "0" * 64}, created="now",
     )  # fmt: skip
     return replace(manifest, **changes)
 
@@ -397,9 +405,9 @@ def test_exports_run_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_samples() -> None:
-    assert spread(range(10), 3) == [0, 3, 6]
-    assert spread("ab", 5) == ["a", "b"]
-    crops = crops_of_a_photograph()
+    assert evenly_spaced(range(10), 3) == [0, 3, 6]
+    assert evenly_spaced("ab", 5) == ["a", "b"]
+    crops = sample_photo_crops()
     tensors = [see(crop) for crop in crops]
     assert [tuple(t.shape) for t in tensors] == [(3, 32, 32)] * 8
     assert len({np.asarray(crop).tobytes() for crop in crops}) == 8

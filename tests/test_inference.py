@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import smt_vision
-from smt_vision.inference import Classifier, find_images
+from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.data.files import find_images
 from smt_vision.model.variants import CIFAR10_CLASSES
-from tiny_run import COLOURS
+from tiny_run import COLORS
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +23,24 @@ def classifier(trained: Path) -> Classifier:
     return Classifier.load(trained)
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (50, 40)) -> Image.Image:
-    return Image.new("RGB", size, COLOURS[colour])
+def picture(color: str = "red", size: tuple[int, int] = (50, 40)) -> Image.Image:
+    return Image.new("RGB", size, COLORS[color])
 
 
 def test_what_is_loaded(classifier: Classifier, trained: Path) -> None:
-    assert classifier.classes == tuple(COLOURS)
+    assert classifier.classes == tuple(COLORS)
     assert (classifier.input.size, classifier.input.channels) == (32, 3)
     assert not classifier.model.training
     last = Classifier.load(str(trained / "last.pt"))
     assert last.classes == classifier.classes
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_pictures_and_paths(classifier: Classifier, colour: str, coloured: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("color", COLORS)
+def test_pictures_and_paths(classifier: Classifier, color: str, colored: Path, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    picture(colour).save(path)
-    by_path, by_text, by_image = classifier([path, str(path), picture(colour)])
-    assert by_path.label == by_image.label == colour
+    picture(color).save(path)
+    by_path, by_text, by_image = classifier([path, str(path), picture(color)])
+    assert by_path.label == by_image.label == color
     assert by_path.id == by_text.id == str(path)
     assert by_image.id == "2"  # its place
     for one, other in zip(by_path.top, by_image.top, strict=True):
@@ -89,8 +90,8 @@ def test_tiny_and_long_images(classifier: Classifier) -> None:
     assert [p.label for p in predictions] == ["blue"] * 4
 
 
-def test_batch_size_changes_nothing_but_rounding_and_order_is_kept(classifier: Classifier, coloured: Path) -> None:
-    paths = sorted((coloured / "val").rglob("*.png"), key=lambda path: path.name)
+def test_batch_size_changes_nothing_but_rounding_and_order_is_kept(classifier: Classifier, colored: Path) -> None:
+    paths = sorted((colored / "val").rglob("*.png"), key=lambda path: path.name)
     whole = classifier(paths)
     assert [p.id for p in whole] == [str(path) for path in paths]
     assert [p.label for p in whole] == [path.parent.name for path in paths]

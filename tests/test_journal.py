@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smt_vision.engine import journal as module
-from smt_vision.engine.journal import Journal, read_log
+from smt_vision.engine.journal import Journal
+from smt_vision.engine.journal import read_log
 
 
 def open_journal(

@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from dense_sets import write_image, write_labels
-from smt_vision.data import BrokenImage, SegmentationSet, open_segmentation
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
+from smt_vision.tasks.segmentation.data.dataset import open_segmentation
 from smt_vision.data.decode import decode_labels
-from smt_vision.recipes import Segment
+from smt_vision.tasks.segmentation.config import SegmentConfig
 
-BINARY = Segment(kind="binary")
-ADE20K = Segment(zero_is_ignored=True)
+BINARY = SegmentConfig(kind="binary")
+ADE20K = SegmentConfig(zero_is_ignored=True)
 LABELS = np.array([[0, 1, 2, 255], [2, 1, 0, 0]])
 
 
@@ -37,8 +39,8 @@ def write_set(
     return root
 
 
-def train(root: Path, config: Segment | None = None) -> SegmentationSet:
-    return open_segmentation(str(root), "train", config or Segment())
+def train(root: Path, config: SegmentConfig | None = None) -> SegmentationDataset:
+    return open_segmentation(str(root), "train", config or SegmentConfig())
 
 
 @pytest.mark.parametrize(
@@ -62,14 +64,14 @@ def test_layouts(tmp_path: Path, images: str, labels: str) -> None:
     assert np.array_equal(target, LABELS)
     assert target.dtype == np.uint8
     with pytest.raises(ValueError, match=r"no folders of images and label maps for val; expected images/train/NAME"):
-        open_segmentation(str(tmp_path), "val", Segment())
+        open_segmentation(str(tmp_path), "val", SegmentConfig())
 
 
 def test_validation_comes_before_test(tmp_path: Path) -> None:
     write_set(tmp_path, "images/test", "labels/test")
-    assert open_segmentation(str(tmp_path), "val", Segment()).read(0)[0] == tmp_path / "images" / "test" / "0.jpg"
+    assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images" / "test" / "0.jpg"
     write_set(tmp_path, "images/validation", "labels/validation")
-    assert open_segmentation(str(tmp_path), "val", Segment()).read(0)[0] == tmp_path / "images/validation/0.jpg"
+    assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images/validation/0.jpg"
 
 
 def test_palettes_are_not_looked_up(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     write_labels(root / "labels/train/150.png", np.full((2, 4), 200))  # not among those that are looked at
     found = train(root)
     bad = [found.id(i) for i in range(200)].index("150.jpg")
-    with pytest.raises(BrokenImage, match=r"150\.png: labels 200, expected 0 to 2 for 3 classes, and 255 for pixels"):
+    with pytest.raises(UnreadableImage, match=r"150\.png: labels 200, expected 0 to 2 for 3 classes, and 255 for pixels"):
         found.read(bad)
     found.check(count=3)
     with pytest.raises(ValueError, match=r"pairs looked at"):
@@ -168,9 +170,9 @@ def test_wide_and_narrow_label_maps(tmp_path: Path) -> None:
     assert np.array_equal(decode_labels(tmp_path / "wide.png", name="wide"), wide)
     Image.fromarray(wide > 2).save(tmp_path / "narrow.png")
     assert decode_labels(tmp_path / "narrow.png", name="narrow").tolist() == [[0, 255], [255, 0]]
-    with pytest.raises(BrokenImage, match="wide: 2 x 2 pixels, more than max_pixels=3"):
+    with pytest.raises(UnreadableImage, match="wide: 2 x 2 pixels, more than max_pixels=3"):
         decode_labels(tmp_path / "wide.png", name="wide", max_pixels=3)
-    with pytest.raises(BrokenImage, match="none: no such file"):
+    with pytest.raises(UnreadableImage, match="none: no such file"):
         decode_labels(tmp_path / "none.png", name="none")
 
 
@@ -200,7 +202,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
 def test_camvid(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not (shared / "data" / "camvid").is_dir():
         pytest.skip("no CamVid among the shared files")
-    found = [open_segmentation(str(shared / "data" / "camvid"), split, Segment()) for split in ("train", "val")]
+    found = [open_segmentation(str(shared / "data" / "camvid"), split, SegmentConfig()) for split in ("train", "val")]
     assert [len(images) for images in found] == [367, 101]
     assert found[0].classes[:4] == ("Sky", "Building", "Pole", "Road")
     assert found[0].describe() == "367 images with label maps of 11 classes"

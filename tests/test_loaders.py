@@ -19,20 +19,23 @@ from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from smt_vision.data import (
-    Batch,
-    BrokenImage,
-    ImageSet,
-    eval_loader,
-    eval_transform,
-    input_from_model,
-    open_dataset,
-    train_loader,
-    train_transform,
-)
-from smt_vision.data.loaders import EvalSampler, TrainLoader, TrainSampler, seed_all
-from smt_vision.data.transforms import PadCrop, ToNormalized
-from smt_vision.recipes import Augment, Input
+from smt_vision.tasks.classification.data.loaders import ClassificationBatch
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.tasks.classification.data.loaders import eval_loader
+from smt_vision.tasks.classification.data.transforms import eval_transform
+from smt_vision.tasks.classification.data.transforms import input_from_model
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.data.loaders import train_loader
+from smt_vision.tasks.classification.data.transforms import train_transform
+from smt_vision.data.samplers import EvalSampler
+from smt_vision.data.loaders import TrainLoader
+from smt_vision.data.samplers import TrainSampler
+from smt_vision.data.loaders import seed_all
+from smt_vision.tasks.classification.data.transforms import PadCrop
+from smt_vision.data.transforms import ToNormalized
+from smt_vision.recipe import Augment
+from smt_vision.recipe import Input
 
 PLAIN = Augment(crop="none", hflip=0.0, color_jitter=0.0, auto_augment=None, random_erasing=0.0)
 SMALL = Input(size=16, crop_pct=1.0, workers=0)
@@ -40,7 +43,7 @@ SMALL = Input(size=16, crop_pct=1.0, workers=0)
 ORDER = [[9, 1, 3, 8], [7, 6, 0, 4]]  # of 10 images in batches of 4, epoch 1, seed 0
 
 
-class ArrayImages(ImageSet):
+class ArrayImages(ImageDataset):
     """N images of 20 x 16 pixels: noise that starts with the image's number. Some bytes are no image."""
 
     def __init__(self, length: int, broken: Sequence[int] = (), fatal: bool = False) -> None:
@@ -62,11 +65,11 @@ def photo(height: int = 60, width: int = 90, channels: int = 3) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
-def indices(batches: list[Batch]) -> list[int]:
+def indices(batches: list[ClassificationBatch]) -> list[int]:
     return [i for batch in batches for i in batch["index"].tolist()]
 
 
-def assert_equal_batches(left: list[Batch], right: list[Batch]) -> None:
+def assert_equal_batches(left: list[ClassificationBatch], right: list[ClassificationBatch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert a["index"].tolist() == b["index"].tolist()
@@ -175,10 +178,10 @@ def test_transform_errors() -> None:
 
 
 def test_input_from_model() -> None:
-    found = input_from_model(timm.create_model("vit_tiny_patch16_224"), workers=3, max_broken=2)
+    found = input_from_model(timm.create_model("vit_tiny_patch16_224"), workers=3, max_unreadable=2)
     assert (found.size, found.crop_pct, found.crop_mode, found.interpolation) == (224, 0.9, "center", "bicubic")
     assert found.mean == found.std == (0.5, 0.5, 0.5)
-    assert (found.workers, found.max_broken, found.exact) == (3, 2, True)
+    assert (found.workers, found.max_unreadable, found.exact) == (3, 2, True)
     model = nn.Identity()
     model.pretrained_cfg = {"input_size": (3, 128, 64)}
     with pytest.raises(ValueError, match="input is 128 x 64; only square inputs"):
@@ -263,7 +266,7 @@ def test_evaluation_sees_every_image_once(length: int, world: int) -> None:
 
 def loader_of(workers: int, length: int = 22, augment: Augment | None = None, **options: object) -> TrainLoader:
     images = ArrayImages(length, **options)
-    return train_loader(images, replace(SMALL, workers=workers, max_broken=3), augment or Augment(), 4, seed=1)
+    return train_loader(images, replace(SMALL, workers=workers, max_unreadable=3), augment or Augment(), 4, seed=1)
 
 
 def test_batches() -> None:
@@ -345,7 +348,7 @@ def test_training_replaces_broken_images_and_names_them_once(workers: int, caplo
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_leaves_broken_images_out(workers: int) -> None:
-    given = replace(SMALL, workers=workers, max_broken=3)
+    given = replace(SMALL, workers=workers, max_unreadable=3)
     loader = eval_loader(ArrayImages(10, broken=(1, 4, 5)), given, batch_size=2)
     for _ in range(2):
         batches = list(loader)
@@ -358,19 +361,19 @@ def test_evaluation_leaves_broken_images_out(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_broken_images_stop_the_run(workers: int) -> None:
     message = (
-        r"^[4-9] unreadable images, more than max_broken=3: set/\d+\.png: not an image .*; set/.*; set/.* \.\.\.\. "
-        r"Replace or remove them, or raise input\.max_broken$"
+        r"^[4-9] unreadable images, more than max_unreadable=3: set/\d+\.png: not an image .*; set/.*; set/.* \.\.\.\. "
+        r"Replace or remove them, or raise input\.max_unreadable$"
     )
     loader = loader_of(workers, length=20, broken=range(9))
-    with pytest.raises(BrokenImage, match=message):
+    with pytest.raises(UnreadableImage, match=message):
         list(loader.epoch(0))
     loader.close()
     loader = loader_of(workers, length=20, broken=range(20))
-    with pytest.raises(BrokenImage, match="unreadable images, more than max_broken=3"):
+    with pytest.raises(UnreadableImage, match="unreadable images, more than max_unreadable=3"):
         list(loader.epoch(0))
     loader.close()
-    strict = eval_loader(ArrayImages(10, broken=(7,)), replace(SMALL, workers=workers, max_broken=0), batch_size=4)
-    with pytest.raises(BrokenImage, match=r"^1 unreadable images, more than max_broken=0: set/7\.png: not an image"):
+    strict = eval_loader(ArrayImages(10, broken=(7,)), replace(SMALL, workers=workers, max_unreadable=0), batch_size=4)
+    with pytest.raises(UnreadableImage, match=r"^1 unreadable images, more than max_unreadable=0: set/7\.png: not an image"):
         list(strict)
     strict.close()
 

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from smt_vision.metrics import ClassificationMetrics
+from smt_vision.tasks.classification.metrics import ClassificationMetrics
 
 CLASSES = 7
 

@@ -11,12 +11,16 @@ from timm.data import auto_augment
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
 from sample_images import levels, picture
-from smt_vision.data import train_transform
+from smt_vision.tasks.classification.data.transforms import train_transform
 from smt_vision.data.loaders import seed_all
-from smt_vision.data.operations import FASTER, MENDED, Move, replace_operations
-from smt_vision.recipes import Augment, Input
+from smt_vision.tasks.classification.data.operations import ACCELERATED
+from smt_vision.tasks.classification.data.operations import PATCHED
+from smt_vision.tasks.classification.data.operations import Move
+from smt_vision.tasks.classification.data.operations import replace_operations
+from smt_vision.recipe import Augment
+from smt_vision.recipe import Input
 
-MOVES = {name: op for op, name in ((op, op.__name__) for op in FASTER) if isinstance(FASTER[op], Move)}
+MOVES = {name: op for op, name in ((op, op.__name__) for op in ACCELERATED) if isinstance(ACCELERATED[op], Move)}
 FILL = (124, 116, 104)
 HPARAMS = dict(translate_const=100, img_mean=FILL, interpolation=Image.Resampling.BICUBIC)
 
@@ -31,7 +35,7 @@ def test_a_move_is_timms_within_a_level(name: str, resample: Image.Resampling) -
     theirs, image = MOVES[name], picture(75, 100)
     for amount in amounts(name):
         options: dict[str, Any] = dict(resample=resample, fillcolor=FILL)
-        off = levels(FASTER[theirs](image, amount, **options), theirs(image, amount, **options))
+        off = levels(ACCELERATED[theirs](image, amount, **options), theirs(image, amount, **options))
         assert off.max() <= 1, amount
         assert off.mean() < 0.05, amount  # weights of a tenth make whole numbers, which rounding may leave below
 
@@ -43,17 +47,17 @@ def test_moves_that_are_left_to_timm_equal_it(name: str) -> None:
         (picture(), FILL, Image.Resampling.NEAREST),
         (picture().convert("L"), (116,), Image.Resampling.BICUBIC),
     ):
-        ours = FASTER[theirs](image, 0.2, resample=resample, fillcolor=fill)
+        ours = ACCELERATED[theirs](image, 0.2, resample=resample, fillcolor=fill)
         assert levels(ours, theirs(image, 0.2, resample=resample, fillcolor=fill)).max() == 0
 
 
 def test_a_move_keeps_flat_colours_and_fills_beyond_the_image() -> None:
     image = Image.new("RGB", (20, 10), (255, 3, 200))
     options: dict[str, Any] = dict(resample=Image.Resampling.BICUBIC, fillcolor=FILL)
-    moved = np.asarray(FASTER[auto_augment.translate_x_abs](image, 4.3, **options))
+    moved = np.asarray(ACCELERATED[auto_augment.translate_x_abs](image, 4.3, **options))
     assert (moved[:, :16] == (255, 3, 200)).all()  # the last pixel's centre, 15.5, is at 19.8
     assert (moved[:, 16:] == FILL).all()
-    moved = np.asarray(FASTER[auto_augment.translate_y_rel](image, -0.3, **options))
+    moved = np.asarray(ACCELERATED[auto_augment.translate_y_rel](image, -0.3, **options))
     assert (moved[:3] == FILL).all()
     assert (moved[3:] == (255, 3, 200)).all()
 
@@ -65,12 +69,12 @@ def test_a_move_draws_its_filter_as_timm_does() -> None:
         random.seed(seed)
         theirs, after = auto_augment.shear_x(picture(), 0.21, **options), random.random()
         random.seed(seed)
-        assert levels(FASTER[auto_augment.shear_x](picture(), 0.21, **options), theirs).max() <= 1
+        assert levels(ACCELERATED[auto_augment.shear_x](picture(), 0.21, **options), theirs).max() <= 1
         assert random.random() == after
 
 
 def test_posterizing_to_no_bits_is_black() -> None:
-    ours, image = MENDED[auto_augment.posterize], picture()
+    ours, image = PATCHED[auto_augment.posterize], picture()
     assert np.asarray(ours(image, 0)).max() == 0
     assert ours(image, 0).size == image.size
     assert levels(ours(image, 3), ImageOps.posterize(image, 3)).max() == 0
@@ -114,7 +118,7 @@ def test_randaugment_draws_what_timm_draws() -> None:
     (ours,) = [
         step for step in train_transform(Input(), Augment()).transforms if isinstance(step, type(theirs))
     ]  # fmt: skip
-    assert [op.aug_fn for op in ours.ops] == [FASTER.get(op.aug_fn, op.aug_fn) for op in theirs.ops]
+    assert [op.aug_fn for op in ours.ops] == [ACCELERATED.get(op.aug_fn, op.aug_fn) for op in theirs.ops]
     assert [(op.name, op.prob, op.magnitude, op.magnitude_std) for op in ours.ops] == [
         (op.name, op.prob, op.magnitude, op.magnitude_std) for op in theirs.ops
     ]
@@ -136,10 +140,10 @@ def test_every_kind_of_policy_gets_our_operations() -> None:
     auto = auto_augment_transform("original", dict(hparams))
     for policy, ops in ((rand, rand.ops), (mix, mix.ops), (auto, [op for chain in auto.policy for op in chain])):
         before = [op.aug_fn for op in ops]
-        assert any(op in FASTER for op in before)
-        replace_operations(policy, FASTER)
-        assert [op.aug_fn for op in ops] == [FASTER.get(op, op) for op in before]
-    replace_operations(object(), FASTER)  # any other step is left alone
+        assert any(op in ACCELERATED for op in before)
+        replace_operations(policy, ACCELERATED)
+        assert [op.aug_fn for op in ops] == [ACCELERATED.get(op, op) for op in before]
+    replace_operations(object(), ACCELERATED)  # any other step is left alone
 
 
 def test_the_pipeline_can_be_sent_to_a_process() -> None:

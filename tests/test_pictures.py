@@ -9,25 +9,25 @@ from matplotlib import rcParams
 from PIL import Image
 
 import smt_vision
-from smt_vision.benchmark import ModelInfo
-from smt_vision.engine.summary import hardware, write_summary
-from smt_vision.pictures import (
-    Mistake,
-    Prediction,
-    SpeedPoint,
-    accuracy_and_throughput,
-    class_colour,
-    confusion,
-    curves,
-    draw_detections,
-    draw_label_map,
-    frontier,
-    mistakes,
-    predictions,
-    sample_grid,
-)
-from smt_vision.tasks.classify import Classification
-from smt_vision.tasks.task import Measure, Table
+from smt_vision.benchmark.cost import ModelInfo
+from smt_vision.engine.summary import hardware
+from smt_vision.engine.summary import write_summary
+from smt_vision.tasks.classification.pictures import Mistake
+from smt_vision.tasks.classification.pictures import Prediction
+from smt_vision.pictures.speed import SpeedPoint
+from smt_vision.pictures.speed import accuracy_and_throughput
+from smt_vision.pictures.drawing import class_color
+from smt_vision.pictures.confusion import confusion
+from smt_vision.pictures.training import curves
+from smt_vision.tasks.detection.pictures import draw_detections
+from smt_vision.tasks.segmentation.pictures import draw_label_map
+from smt_vision.pictures.speed import frontier
+from smt_vision.tasks.classification.pictures import mistakes
+from smt_vision.tasks.classification.pictures import predictions
+from smt_vision.pictures.drawing import sample_grid
+from smt_vision.tasks.classification.task import ClassificationEvaluation
+from smt_vision.tasks.task import MetricFormat
+from smt_vision.tasks.task import Table
 
 TOP1 = dict(metric="top1", label="top-1 (%)", loss_label="loss (nats)")
 
@@ -201,11 +201,11 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 
 def test_class_colours_are_stable_and_apart():
-    colours = np.array([class_colour(k) for k in range(150)])
-    apart = np.abs(colours[:, None] - colours).sum(-1) + 1000 * np.eye(150, dtype=int)
+    colors = np.array([class_color(k) for k in range(150)])
+    apart = np.abs(colors[:, None] - colors).sum(-1) + 1000 * np.eye(150, dtype=int)
     assert apart[:12, :12].min() > 80
     assert apart.min() > 0
-    assert class_colour(3) == class_colour(3)
+    assert class_color(3) == class_color(3)
 
 
 def test_boxes_are_drawn_where_they_are():
@@ -216,7 +216,7 @@ def test_boxes_are_drawn_where_they_are():
     assert picture.size == (100, 80)
     for (x0, y0, x1, y1), k in (((10, 20, 39, 59), 0), ((60, 50, 89, 78), 2)):
         for row, column in ((y1, x0), (y1, x1), ((y0 + y1) // 2, x0), ((y0 + y1) // 2, x1)):
-            assert tuple(drawn[row, column]) == class_colour(k)
+            assert tuple(drawn[row, column]) == class_color(k)
         assert tuple(drawn[(y0 + y1) // 2, (x0 + x1) // 2]) == GREY
     assert tuple(drawn[70, 20]) == GREY  # beyond the boxes
 
@@ -229,9 +229,9 @@ def test_masks_are_filled_and_outlined():
             Image.new("L", (100, 80), 128), [[20, 30, 60, 50]], [1], [0.9], mask, classes=CLASSES, legend=False
         )
     )
-    colour = np.array(class_colour(1))
-    assert tuple(drawn[49, 30]) == tuple(colour)  # the outline
-    np.testing.assert_allclose(drawn[40, 40], 0.55 * 128 + 0.45 * colour, atol=1)
+    color = np.array(class_color(1))
+    assert tuple(drawn[49, 30]) == tuple(color)  # the outline
+    np.testing.assert_allclose(drawn[40, 40], 0.55 * 128 + 0.45 * color, atol=1)
     assert tuple(drawn[60, 40]) == GREY
 
 
@@ -240,9 +240,9 @@ def test_the_most_certain_is_on_top_and_named_first():
     drawn = pixels(
         draw_detections(Image.new("RGB", (100, 80), GREY), both, [0, 1], [0.2, 0.9], classes=CLASSES, legend=False)
     )
-    assert tuple(drawn[69, 50]) == class_colour(1)
-    assert (drawn[18:29] == class_colour(1)).all(-1).any()  # its name, above the box
-    other = (drawn[18:30] == class_colour(0)).all(-1)
+    assert tuple(drawn[69, 50]) == class_color(1)
+    assert (drawn[18:29] == class_color(1)).all(-1).any()  # its name, above the box
+    other = (drawn[18:30] == class_color(0)).all(-1)
     assert not other.any()
 
 
@@ -268,7 +268,7 @@ def test_a_picture_is_resized_with_its_boxes_and_masks():
     )
     assert picture.width == 200
     drawn = pixels(picture)
-    assert tuple(drawn[79, 100]) == tuple(drawn[40, 60]) == class_colour(0)
+    assert tuple(drawn[79, 100]) == tuple(drawn[40, 60]) == class_color(0)
     assert tuple(drawn[82, 100]) == tuple(drawn[60, 122]) == GREY
 
 
@@ -294,8 +294,8 @@ def test_label_map_colours_pixels_and_leaves_the_ignored():
     label[:, :10] = 0
     label[:, 10:20] = 2
     drawn = pixels(draw_label_map(Image.new("RGB", (30, 20), GREY), label, CLASSES, opacity=0.5, legend=False))
-    np.testing.assert_allclose(drawn[5, 5], 64 + np.array(class_colour(0)) / 2, atol=1)
-    np.testing.assert_allclose(drawn[5, 15], 64 + np.array(class_colour(2)) / 2, atol=1)
+    np.testing.assert_allclose(drawn[5, 5], 64 + np.array(class_color(0)) / 2, atol=1)
+    np.testing.assert_allclose(drawn[5, 15], 64 + np.array(class_color(2)) / 2, atol=1)
     assert tuple(drawn[5, 25]) == GREY
 
 
@@ -308,19 +308,19 @@ def test_legend_names_what_occurs_in_as_many_lines_as_it_takes():
     assert one.width == many.width == 120
     assert 20 < one.height < many.height
     beneath = pixels(many)[20:].reshape(-1, 3).tolist()
-    assert all(list(class_colour(k)) in beneath for k in range(12))
-    assert list(class_colour(1)) not in pixels(one)[20:].reshape(-1, 3).tolist()
+    assert all(list(class_color(k)) in beneath for k in range(12))
+    assert list(class_color(1)) not in pixels(one)[20:].reshape(-1, 3).tolist()
 
 
 def test_samples_stand_in_rows_and_columns():
-    panels = [[Image.new("RGB", (40, 30), class_colour(2 * r + c)) for c in range(2)] for r in range(2)]
-    panels[1][1] = Image.new("RGB", (60, 20), class_colour(3))
+    panels = [[Image.new("RGB", (40, 30), class_color(2 * r + c)) for c in range(2)] for r in range(2)]
+    panels[1][1] = Image.new("RGB", (60, 20), class_color(3))
     grid = sample_grid(panels, ["truth", "prediction"], ["a.png", "b.png"], [0], CLASSES)
     assert grid.width == 40 + 60 + 3 * 6
     seen = [tuple(p) for p in pixels(grid).reshape(-1, 3)]
     for k, area in ((1, 40 * 30), (2, 40 * 30), (3, 60 * 20)):
-        assert seen.count(class_colour(k)) == area
-    assert seen.count(class_colour(0)) > 40 * 30  # in the legend, too
+        assert seen.count(class_color(k)) == area
+    assert seen.count(class_color(0)) > 40 * 30  # in the legend, too
 
 
 METRICS = {
@@ -356,8 +356,8 @@ def summary(tmp_path, **changes) -> str:
     values = {
         "recipe": RECIPE,
         "metrics": metrics,
-        "headline": "top1",
-        "measures": Classification.measures,
+        "primary_metric": "top1",
+        "metric_formats": ClassificationEvaluation.metric_formats,
         "best_epoch": 291,
         "seconds": 3725.4,
         "hardware": "2 x a GPU",
@@ -365,7 +365,7 @@ def summary(tmp_path, **changes) -> str:
         "classes": len(classes),
         "images": "3 x 224 x 224 pixels",
         "cost": ModelInfo("smt_tiny", (3, 224, 224), 11_500_000, 2.4, 0, ()),
-        "tables": changes["tables"] if "tables" in changes else Classification(classes, None).tables(metrics),
+        "tables": changes["tables"] if "tables" in changes else ClassificationEvaluation(classes, None).tables(metrics),
         "pictures": [tmp_path / "confusion.png", tmp_path / "samples" / "epoch_291.png"],
     }
     write_summary(tmp_path, **(values | changes))
@@ -423,8 +423,8 @@ def test_summary_of_any_task(tmp_path):
     text = summary(
         tmp_path,
         metrics={"mask_ap": 43.1234, "mae": 0.01234, "count": 7},
-        headline="mask_ap",
-        measures={"mask_ap": Measure("mask AP"), "mae": Measure("mean absolute error", "")},
+        primary_metric="mask_ap",
+        metric_formats={"mask_ap": MetricFormat("mask AP"), "mae": MetricFormat("mean absolute error", "")},
         classes=["cell"],
         images="short side 800, long side at most 1333 pixels",
         cost=ModelInfo("Detector", (3, 800, 1280), 40_000_000, 265.0, 0, ()),

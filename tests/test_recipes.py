@@ -17,7 +17,14 @@ from smt_vision.engine.journal import read_log
 from smt_vision.engine.loop import fit
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.recipes import RECIPES, Augment, Detect, Engine, Input, Optim, Recipe, Segment
+from smt_vision.tasks import RECIPES
+from smt_vision.recipe import Augment
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.recipe import Engine
+from smt_vision.recipe import Input
+from smt_vision.recipe import Optim
+from smt_vision.recipe import Recipe
+from smt_vision.tasks.segmentation.config import SegmentConfig
 from tiny_run import MODEL_ARGS
 
 LARGE = ("imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384")
@@ -59,7 +66,7 @@ def test_plain_data_and_back(recipe: Recipe) -> None:
 
 
 def test_every_field_is_explained() -> None:
-    for kind in (Recipe, Input, Augment, Optim, Detect, Segment, Engine):
+    for kind in (Recipe, Input, Augment, Optim, DetectConfig, SegmentConfig, Engine):
         explained = re.findall(r"^        (\w+): ", kind.__doc__ or "", flags=re.MULTILINE)
         assert sorted(explained) == sorted(f.name for f in fields(kind)), kind
 
@@ -77,12 +84,12 @@ def test_builds_at_full_size(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("recipe", CLASSIFICATION.values(), ids=CLASSIFICATION)
 def test_trains_an_update_and_evaluates(
-    recipe: Recipe, coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "report", lambda run, command: None)  # pictures, seconds each
     small = replace(
         recipe,
-        data=str(coloured),
+        data=str(colored),
         model_args={**recipe.model_args, **MODEL_ARGS},
         pretrained=False,
         epochs=1,

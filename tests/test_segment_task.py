@@ -14,11 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from drawn_sets import CLASSES, COLOURS, SIZES, scenes_recipe, write_scenes
-from smt_vision.engine.loop import evaluate, fit
-from smt_vision.recipes import Augment, Recipe
+from drawn_sets import CLASSES, COLORS, SIZES, scenes_recipe, write_scenes
+from smt_vision.engine.loop import evaluate
+from smt_vision.engine.loop import fit
+from smt_vision.recipe import Augment
+from smt_vision.recipe import Recipe
 from smt_vision.tasks import build_task
-from smt_vision.tasks.segment import Segment, SegmentMetric, binary_losses, class_losses
+from smt_vision.tasks.segmentation.task import SegmentationTraining
+from smt_vision.tasks.segmentation.task import SegmentationMetric
+from smt_vision.tasks.segmentation.losses import binary_losses
+from smt_vision.tasks.segmentation.losses import class_losses
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +95,9 @@ def learn(task: Any, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def learnt(scenes: Path) -> tuple[Segment, dict[str, Any]]:
+def learnt(scenes: Path) -> tuple[SegmentationTraining, dict[str, Any]]:
     torch.manual_seed(0)
-    task = Segment(scenes_recipe(scenes))
+    task = SegmentationTraining(scenes_recipe(scenes))
     return task, learn(task)
 
 
@@ -106,7 +111,7 @@ def test_four_images_are_learnt(learnt):
 
 def test_objects_are_learnt(masks):
     torch.manual_seed(0)
-    metrics = learn(Segment(scenes_recipe(masks, kind="binary")))
+    metrics = learn(SegmentationTraining(scenes_recipe(masks, kind="binary")))
     assert metrics["s_measure"] >= 95
     assert metrics["weighted_f"] >= 85
     assert metrics["mae"] <= 3
@@ -129,15 +134,15 @@ def test_a_run_leaves_what_it_should(scenes, tmp_path):
 
 
 class Truth(nn.Module):
-    """Logits that say a pixel's class by its colour."""
+    """Logits that say a pixel's class by its color."""
 
     def forward(self, image: Tensor) -> Tensor:
-        colours = (torch.from_numpy(COLOURS / 255.0).float() - 0.45) / 0.22
-        return -(image[:, None] - colours[None, :, :, None, None]).square().sum(2)
+        colors = (torch.from_numpy(COLORS / 255.0).float() - 0.45) / 0.22
+        return -(image[:, None] - colors[None, :, :, None, None]).square().sum(2)
 
 
 def test_predictions_are_of_the_files_size(scenes):
-    task = Segment(scenes_recipe(scenes, short_side=32, long_side=40))
+    task = SegmentationTraining(scenes_recipe(scenes, short_side=32, long_side=40))
     for batch in task.eval_loader(0, 1):
         predictions = task.predict(Truth(), batch)
         assert [tuple(p.shape) for p in predictions] == list(SIZES)
@@ -162,7 +167,7 @@ def test_two_processes_are_as_one(learnt):
 
 
 def test_the_worst_images_are_kept_worst_first():
-    metric = SegmentMetric(("a", "b"), False, torch.device("cpu"))
+    metric = SegmentationMetric(("a", "b"), False, torch.device("cpu"))
     label = torch.zeros(300, 600, dtype=torch.long)
     for index in range(10):
         prediction = torch.zeros_like(label)
@@ -194,7 +199,7 @@ def test_pictures_are_of_the_evaluation(learnt, tmp_path):
 
 @pytest.mark.parametrize("kind", ["classes", "binary"])
 def test_samples_hold_three_panels_an_image(kind, scenes, masks):
-    task = Segment(scenes_recipe(masks if kind == "binary" else scenes, kind=kind))
+    task = SegmentationTraining(scenes_recipe(masks if kind == "binary" else scenes, kind=kind))
     picture = task.samples(task.model.eval(), torch.device("cpu"))
     assert picture.width > 3 * max(width for _, width in SIZES)
     assert picture.height > sum(height for height, _ in SIZES)
@@ -218,7 +223,7 @@ def test_camvid_trains_and_is_measured(shared):
     data = shared / "data" / "camvid"
     if not data.is_dir():
         pytest.skip("camvid is not among the reference files")
-    task = Segment(replace(scenes_recipe(data, short_side=90, long_side=120), augment=Augment(hflip=0.5)))
+    task = SegmentationTraining(replace(scenes_recipe(data, short_side=90, long_side=120), augment=Augment(hflip=0.5)))
     loader = task.train_loader(0, 1)
     assert loader.batches_per_epoch == 367 // 4
     losses = task.loss(task.model.train(), next(loader.epoch(0)))
@@ -235,12 +240,12 @@ def test_a_segmenter_s_checkpoint_starts_another(segmenter_run: Path, scenes: Pa
     """All of it; where the classes are others, all but the two layers that tell them."""
     plan = replace(scenes_recipe(scenes), checkpoint=str(segmenter_run))
     saved = torch.load(segmenter_run / "best.pt", weights_only=True)["model"]
-    own = Segment(plan).model.state_dict()
+    own = SegmentationTraining(plan).model.state_dict()
     assert all(torch.equal(own[name], saved[name]) for name in own.keys() | saved.keys())
     for name in ("images", "labels"):
         (tmp_path / name).symlink_to(scenes / name)
     (tmp_path / "classes.json").write_text(json.dumps([*CLASSES, "cloud"]))
-    own = Segment(replace(plan, data=str(tmp_path))).model.state_dict()
+    own = SegmentationTraining(replace(plan, data=str(tmp_path))).model.state_dict()
     others = {name for name in own if own[name].shape != saved[name].shape}
     assert len(others) == 4
     assert all(torch.equal(own[name], saved[name]) for name in own.keys() - others)

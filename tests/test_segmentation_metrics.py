@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from smt_vision.metrics import BinaryMetrics, SegmentationMetrics
+from smt_vision.tasks.segmentation.metrics import BinaryMetrics
+from smt_vision.tasks.segmentation.metrics import SegmentationMetrics
 
 CLASSES = 5
 

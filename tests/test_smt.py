@@ -10,7 +10,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from debug_model import create, images
-from smt_vision import MSA, SAM, SMT, VARIANTS
+from smt_vision.model.attention import MSA
+from smt_vision.model.modulation import SAM
+from smt_vision.model.smt import SMT
+from smt_vision.model.variants import VARIANTS
 from smt_vision.model.ehn import expand_pattern
 
 

@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from debug_model import create, images, on_meta
-from smt_vision import SAM, SMT, VARIANTS
+from smt_vision.model.modulation import SAM
+from smt_vision.model.smt import SMT
+from smt_vision.model.variants import VARIANTS
 
 ALL = timm.list_models("smt*")
 PAPER = {  # parameters and GMAC at 224, attention counted; the release's configuration

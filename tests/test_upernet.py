@@ -13,16 +13,22 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import debug_model
-from smt_vision.benchmark import describe
-from smt_vision.heads.features import Backbone, build_backbone
-from smt_vision.heads.sliding import label_map, segment, window_starts
-from smt_vision.heads.upernet import UPerNet, mean_pool, resize
-from smt_vision.recipes import RECIPES, Segment
+from smt_vision.benchmark.cost import describe
+from smt_vision.tasks.backbone import Backbone
+from smt_vision.tasks.backbone import build_backbone
+from smt_vision.tasks.segmentation.heads.sliding import label_map
+from smt_vision.tasks.segmentation.heads.sliding import predict_probabilities
+from smt_vision.tasks.segmentation.heads.sliding import window_starts
+from smt_vision.tasks.segmentation.heads.upernet import UPerNet
+from smt_vision.tasks.segmentation.heads.upernet import mean_pool
+from smt_vision.tasks.segmentation.heads.upernet import resize
+from smt_vision.tasks import RECIPES
+from smt_vision.tasks.segmentation.config import SegmentConfig
 
-SMALL = Segment(channels=32, aux_channels=16)
+SMALL = SegmentConfig(channels=32, aux_channels=16)
 
 
-def build(num_classes: int = 5, config: Segment = SMALL, backbone: str = "smt") -> UPerNet:
+def build(num_classes: int = 5, config: SegmentConfig = SMALL, backbone: str = "smt") -> UPerNet:
     torch.manual_seed(0)
     maps = Backbone(debug_model.create(features_only=True)) if backbone == "smt" else build_backbone(backbone)
     model = UPerNet(maps, num_classes, config)
@@ -184,7 +190,7 @@ def test_whole_equals_the_model():
     model = build().eval()
     image = debug_model.images(2, 3, 64, 96)
     with torch.no_grad():
-        found = segment(model, image, sizes((64, 96), (64, 96)), SMALL)
+        found = predict_probabilities(model, image, sizes((64, 96), (64, 96)), SMALL)
         torch.testing.assert_close(torch.stack(found), model(image).softmax(1))
 
 
@@ -193,9 +199,9 @@ def test_an_image_does_not_depend_on_its_batch():
     first, second = debug_model.images(1, 3, 50, 40), debug_model.images(1, 3, 90, 96, seed=1)
     batch = torch.cat([F.pad(first, (0, 56, 0, 46)), F.pad(second, (0, 0, 0, 6))])
     with torch.no_grad():
-        together = segment(model, batch, sizes((50, 40), (90, 96)), SMALL)
+        together = predict_probabilities(model, batch, sizes((50, 40), (90, 96)), SMALL)
         for image, found in zip((first, second), together, strict=True):
-            (alone,) = segment(model, image, sizes(tuple(image.shape[-2:])), SMALL)
+            (alone,) = predict_probabilities(model, image, sizes(tuple(image.shape[-2:])), SMALL)
             assert found.shape == (5, *image.shape[-2:])
             torch.testing.assert_close(found, alone)
 
@@ -205,8 +211,8 @@ def test_a_window_that_covers_the_image_is_the_whole():
     image = debug_model.images(2, 3, 64, 96)
     both = sizes((60, 96), (64, 90))
     with torch.no_grad():
-        whole = segment(model, image, both, SMALL)
-        slid = segment(model, image, both, replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32)))
+        whole = predict_probabilities(model, image, both, SMALL)
+        slid = predict_probabilities(model, image, both, replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32)))
     for one, other in zip(whole, slid, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -215,11 +221,11 @@ def test_windows_cover_every_pixel_and_overlaps_are_averaged():
     model = Pointwise()
     image = debug_model.images(1, 3, 96, 160)
     config = replace(SMALL, test="slide", crop=(64, 64), stride=(40, 40))
-    (found,) = segment(model, image, sizes((96, 160)), config)
+    (found,) = predict_probabilities(model, image, sizes((96, 160)), config)
     assert model.sizes == [(1, 3, 64, 64)] * 2 * 4
     torch.testing.assert_close(found, torch.cat([image, -image], 1).softmax(1)[0])
 
-    (ends,) = segment(_Counting(), image, sizes((96, 160)), replace(config, kind="binary"))
+    (ends,) = predict_probabilities(_Counting(), image, sizes((96, 160)), replace(config, kind="binary"))
     column = ends[0, 0].logit()  # windows 0 and 1 in the first row of windows begin at 0 and 40
     assert column[[0, 39, 40, 63, 64, 96]].tolist() == pytest.approx([1, 1, 1.5, 1.5, 2, 3], abs=1e-4)
 
@@ -249,9 +255,9 @@ def test_mirrored_testing_is_equivariant():
     config = replace(SMALL, test_flip=True)
     image = debug_model.images(1, 3, 64, 90)
     with torch.no_grad():
-        (found,) = segment(model, image, sizes((64, 90)), config)
-        (mirrored,) = segment(model, image.flip(-1), sizes((64, 90)), config)
-        (plain,) = segment(model, image, sizes((64, 90)), SMALL)
+        (found,) = predict_probabilities(model, image, sizes((64, 90)), config)
+        (mirrored,) = predict_probabilities(model, image.flip(-1), sizes((64, 90)), config)
+        (plain,) = predict_probabilities(model, image, sizes((64, 90)), SMALL)
     torch.testing.assert_close(found, mirrored.flip(-1))
     assert (found - plain).abs().max() > 1e-3
 
@@ -261,12 +267,12 @@ def test_scales_are_averaged():
     image = debug_model.images(1, 3, 64, 96)
     scales = (0.5, 1.0, 1.5)
     with torch.no_grad():
-        (found,) = segment(model, image, sizes((64, 96)), replace(SMALL, test_scales=scales))
-        alone = [segment(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales]
+        (found,) = predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=scales))
+        alone = [predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales]
     torch.testing.assert_close(found, torch.stack(alone).mean(0))
     torch.testing.assert_close(found.sum(0), torch.ones(64, 96))
     seen = Pointwise()
-    segment(seen, image, sizes((64, 96)), replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
+    predict_probabilities(seen, image, sizes((64, 96)), replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
     assert seen.sizes == [(1, 3, 64, 96)] * 2 + [(1, 3, 96, 160)] * 2  # 48 x 72 and 96 x 144, padded
 
 
@@ -274,7 +280,7 @@ def test_binary_is_one_map_of_probabilities():
     model = build(num_classes=1).eval()
     image = debug_model.images(1, 3, 64, 64)
     with torch.no_grad():
-        (found,) = segment(model, image, sizes((64, 64)), replace(SMALL, kind="binary"))
+        (found,) = predict_probabilities(model, image, sizes((64, 64)), replace(SMALL, kind="binary"))
         torch.testing.assert_close(found, model(image).sigmoid()[0])
 
 

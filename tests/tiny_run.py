@@ -1,4 +1,4 @@
-"""A folder of coloured images and a recipe of debug size, for tests that train."""
+"""A folder of colored images and a recipe of debug size, for tests that train."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from smt_vision.recipes import Augment, Engine, Input, Optim, Recipe
+from smt_vision.recipe import Augment
+from smt_vision.recipe import Engine
+from smt_vision.recipe import Input
+from smt_vision.recipe import Optim
+from smt_vision.recipe import Recipe
 
-COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+COLORS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 MODEL_ARGS: dict[str, Any] = dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 2, 1), attn_heads=(1, 1, 2, 4))
 PLAIN = Augment(
     crop="none",
@@ -40,21 +44,21 @@ TINY = Recipe(
 
 
 def write_images(folder: Path, classes: dict[str, tuple[int, int, int]], counts: list[int], seed: int = 0) -> Path:
-    """Noisy images of a colour a class, of unlike sizes, in class folders; ``counts`` images of each class."""
+    """Noisy images of a color a class, of unlike sizes, in class folders; ``counts`` images of each class."""
     rng = np.random.default_rng(seed)
-    for (name, colour), count in zip(classes.items(), counts, strict=True):
+    for (name, color), count in zip(classes.items(), counts, strict=True):
         (folder / name).mkdir(parents=True)
         for i in range(count):
             noise = rng.integers(-40, 41, (36 + 5 * i, 40 + 3 * (i % 4), 3))
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 
 def write_split(folder: Path, train: int = 8, val: int = 4) -> Path:
-    """train/ and val/ of three coloured classes, with so many images of each."""
-    write_images(folder / "train", COLOURS, [train] * 3)
-    write_images(folder / "val", COLOURS, [val] * 3, seed=1)
+    """train/ and val/ of three colored classes, with so many images of each."""
+    write_images(folder / "train", COLORS, [train] * 3)
+    write_images(folder / "val", COLORS, [val] * 3, seed=1)
     return folder
 
 

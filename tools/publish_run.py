@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from smt_vision.engine import checkpoint
+from smt_vision import checkpoints as checkpoint
 
 QUALITY = 88  # of the samples as JPEG: a fifth of the bytes
 

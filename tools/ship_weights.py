@@ -3,7 +3,7 @@
     python tools/ship_weights.py runs/cifar10 smt_femto.cifar10 docs/results/cifar10
 
 Writes ``src/smt_vision/weights/NAME.safetensors`` (a checkpoint as ``smt predict`` reads it, and as the name loads it),
-measures it as stored, and writes that, the curves, the confusion, the recipe and the log; no image of the data set.
+metric_formats it as stored, and writes that, the curves, the confusion, the recipe and the log; no image of the data set.
 """
 
 import json
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from smt_vision import pictures
-from smt_vision.engine import checkpoint
+from smt_vision import checkpoints as checkpoint
 from smt_vision.engine.journal import read_log
-from smt_vision.evaluation import evaluate_model
-from smt_vision.recipes import Engine
+from smt_vision.engine.evaluation import evaluate
+from smt_vision.recipe import Engine
 
 LARGEST_CHANGE = 0.1  # points of top-1 that half precision may cost
 
@@ -30,7 +30,7 @@ def main(run: Path, name: str, results: Path) -> None:
     kept = {"card": state["card"], "recipe": state["recipe"], "metrics": trained, "epoch": state["epoch"]}
     checkpoint.save({"model": half, **kept}, target)
 
-    stored, _ = evaluate_model(str(target), engine=Engine(precision="32-true"))
+    stored, _ = evaluate(str(target), engine=Engine(precision="32-true"))
     parameters = sum(v.numel() for k, v in half.items() if v.is_floating_point() and "running" not in k)
     print(f"{target.name}: {parameters:,} parameters, {target.stat().st_size / 1e6:.2f} MB, epoch {state['epoch']}")
     for label, numbers in (("as trained", trained), ("as stored", stored)):

@@ -5,6 +5,9 @@ Importing the package registers its models with timm: ``timm.create_model("smt_t
 
 from ._version import __version__
 from .deploy.fuse import fuse
-from .model import MHMC, MSA, SAA, SAM, SMT, VARIANTS
+from .model.attention import MSA
+from .model.modulation import MHMC, SAA, SAM
+from .model.smt import SMT
+from .model.variants import VARIANTS
 
 __all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS", "__version__", "fuse"]

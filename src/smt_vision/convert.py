@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_tensors, write_whole
-from .model import SMT, VARIANTS
+from .files import read_tensors, write_atomic
 from .model.official import is_official, to_official, to_ours, unwrap
+from .model.smt import SMT
+from .model.variants import VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -72,7 +73,7 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
         else:
             torch.save(result if official else {"model": result}, part)
 
-    write_whole(target, write)
+    write_atomic(target, write)
     direction = "official -> ours" if official else "ours -> official"
     return ConversionReport(source, target, direction, variant, num_classes, in_chans, len(result), parameters)
 

@@ -4,25 +4,24 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional module.
 
     Args:
-        module: its full name, as ``datasets``.
-        extra: the extra of this package that installs it, as ``data``.
+        module: Full name, e.g. ``datasets``.
+        extra: The extra of this package that installs it, e.g. ``data``; ``None`` for a package that no extra has.
 
     Returns:
         The module.
 
     Raises:
-        ImportError: it is not installed; the message names the extra and the command that installs it.
+        ImportError: It is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
-            raise  # the module is there, and something that it needs itself is not: that is the better message
-        raise ImportError(
-            f"the package {module!r} is not installed; it comes with the extra {extra!r}: "
-            f"pip install 'smt-vision[{extra}]'"
-        ) from error
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise  # the module is installed, and one that it needs itself is not: that is the better message
+        source = f"extra {extra!r}: pip install 'smt-vision[{extra}]'" if extra else f"pip install {package}"
+        raise ImportError(f"the package {module!r} is not installed; install it with {source}") from error

@@ -78,7 +78,7 @@ def run(args: Any) -> Output:
 
         args.models = [*args.models, *(peer for peer in PEERS if peer not in args.models)]
     if args.cliffs and not args.models:
-        from ..model import VARIANTS
+        from ..model.variants import VARIANTS
 
         args.models = list(VARIANTS)
     if not args.models or (args.cliffs and args.input):
@@ -213,7 +213,7 @@ def _draw(results: list["Result"], about: dict[str, Any], path: Path) -> str | N
     """The picture of accuracy against throughput, of the models whose published accuracy belongs to what was run."""
     from .. import pictures
     from ..benchmark.published import PUBLISHED
-    from ..model import VARIANTS
+    from ..model.variants import VARIANTS
     from .forms import parse
 
     panels: dict[str, list[pictures.SpeedPoint]] = {}
@@ -276,7 +276,7 @@ def _cliff_row(cell: "Cell") -> list[str]:
 def _input(args: Any) -> Output:
     from ..benchmark.compare import compare
     from ..data.throughput import measure_input
-    from ..recipes import Augment, Input
+    from ..recipe import Augment, Input
     from ..tasks.build import resolve_input
 
     if len(args.models) != 1 or (args.batch_size and len(args.batch_size) > 1):
@@ -341,7 +341,7 @@ def _about(args: Any) -> dict[str, Any]:
     import timm
     import torch
 
-    from .. import __version__
+    from .._version import __version__
     from ..engine.summary import hardware
 
     return {

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,17 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..recipes import Engine, from_plain
-from .changes import add_changes, changes_of
+from ..recipe import Engine, from_plain
 from .common import Output, Parser, new_parser
+from .overrides import add_overrides, overrides_of
+from .progress import progress_callback
 
-HELP = "measure a model on labelled images: accuracy, average precision, IoU"
+HELP = "evaluate a model on labeled images: accuracy, average precision, IoU"
 EXAMPLES = """\
 smt eval runs/finetune --data MY_IMAGES
 smt eval smt_tiny --data imagenet --engine.devices 8
-smt eval convnext_tiny --data imagenet              any model of timm, measured the same way
-smt eval runs/nuclei                                a detector, on what its run held out
+smt eval convnext_tiny --data imagenet              any timm model, evaluated the same way
+smt eval runs/nuclei                                a detector, on its run's validation images
 smt eval runs/camvid --segment.test_scales "[0.75,1,1.25]" --segment.test_flip true
 """
 
@@ -27,16 +27,14 @@ smt eval runs/camvid --segment.test_scales "[0.75,1,1.25]" --segment.test_flip t
 def build_parser(words: list[str]) -> Parser:
     parser = new_parser("eval", f"{HELP}. Exact for any batch size and number of processes.", EXAMPLES)
     parser.add_argument(
-        "model", help="a run's or an export's folder, a checkpoint, or a name of timm's (its pretrained weights)"
+        "model", help="a run or export folder, a checkpoint, or a timm model name (its pretrained weights)"
     )
-    parser.add_argument(
-        "--data", type=str | None, help="where the images are, as for smt train; default: the run's own"
-    )
-    parser.add_argument("--out", type=Path, help="a folder for metrics.json and pictures")
-    parser.add_argument("--batch_size", type=int | None, help="images a batch; default: 64 of a classifier, else 4")
-    parser.add_argument("--workers", type=int, default=8, help="loader processes for each process")
-    parser.add_argument("--max_broken", type=int, default=10, help="unreadable images to skip before giving up")
-    add_changes(parser)
+    parser.add_argument("--data", type=str | None, help="the images, as for smt train; default: the run's own")
+    parser.add_argument("--out", type=Path, help="output folder for metrics.json and pictures")
+    parser.add_argument("--batch_size", type=int | None, help="images per batch; default: 64 for a classifier, else 4")
+    parser.add_argument("--workers", type=int, default=8, help="data loading processes per process")
+    parser.add_argument("--max_unreadable", type=int, default=10, help="unreadable images to skip before giving up")
+    add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
     parser.set_defaults({"engine.precision": "32-true"})
@@ -44,42 +42,41 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..evaluation import evaluate_model
+    from ..engine.evaluation import evaluate_with_details
+    from .allocator import keep_large_allocations
 
-    def advance(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\rbatch {done}/{total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-    metrics, task = evaluate_model(
-        args.model,
-        args.data,
-        engine=from_plain(Engine, vars(args.engine)),
-        batch_size=args.batch_size,
-        workers=args.workers,
-        max_broken=args.max_broken,
-        advance=advance,
-        changes=changes_of(args),
-    )
-    show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _measures(metrics, task)]
-    show += [_shown(table) for table in task.tables(metrics) if table.rows]
+    keep_large_allocations()
+    with progress_callback("evaluating batches") as on_progress:
+        metrics, evaluation = evaluate_with_details(
+            args.model,
+            args.data,
+            engine=from_plain(Engine, vars(args.engine)),
+            batch_size=args.batch_size,
+            workers=args.workers,
+            max_unreadable=args.max_unreadable,
+            overrides=overrides_of(args),
+            on_progress=on_progress,
+        )
+    show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _metrics(metrics, evaluation)]
+    show += [_rendered(table) for table in evaluation.tables(metrics) if table.rows]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        drawn = task.pictures(args.out, metrics)
+        drawn = evaluation.pictures(args.out, metrics)
         show.append(f"written: {', '.join(map(str, [args.out / 'metrics.json', *drawn]))}")
     return Output(metrics, show)
 
 
-def _measures(metrics: dict[str, Any], task: Any) -> Table:
+def _metrics(metrics: dict[str, Any], evaluation: Any) -> Table:
     table = Table(box=None, show_header=False)
     table.add_row("images", f"{metrics['count']:,}")
-    for name, measure in task.measures.items():
-        table.add_row(measure.title, measure.text(metrics[name]))
+    for name, format in evaluation.metric_formats.items():
+        table.add_row(format.title, format.text(metrics[name]))
     return table
 
 
-def _shown(table: Any) -> Table:
-    """A table of a summary, which is written in Markdown, for the terminal."""
+def _rendered(table: Any) -> Table:
+    """A summary's table, which is Markdown, for the terminal."""
     shown = Table(*map(escape, table.header), title=table.title, box=None, header_style="bold", title_justify="left")
     for row in table.rows:
         cells = (f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in row)

@@ -57,8 +57,8 @@ def load(spelled: str, device: str = "cpu", size: int | None = None) -> "Contend
     from ..benchmark.compare import Contender
     from ..benchmark.published import PUBLISHED
     from ..deploy.exported import ExportedModel
-    from ..inference import Classifier
     from ..tasks.build import create_model
+    from ..tasks.classification.predictor import Classifier
 
     source, forms = parse(spelled)
     plain: Any

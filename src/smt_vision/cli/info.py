@@ -7,43 +7,42 @@ from rich.table import Table
 
 from .common import Output, Parser, new_parser
 
-HELP = "print a model's parameters, GMAC and feature shapes, stage by stage"
+HELP = "print a model's parameters, GMAC and feature shapes per stage"
 EXAMPLES = """\
 smt info smt_tiny
 smt info smt_base --size 384
-smt info convnext_tiny              any model of timm
+smt info convnext_tiny              any timm model
 smt info runs/finetune
 """
 
 
 def build_parser(words: list[str]) -> Parser:
-    parser = new_parser("info", f"{HELP}. GMAC count attention's products.", EXAMPLES)
-    parser.add_argument("model", help="a name of timm's, a run's folder, or a checkpoint")
-    parser.add_argument("--size", nargs="+", type=int, help="pixels: a side, or height and width; default: the model's")
+    parser = new_parser("info", f"{HELP}. GMAC include attention's matrix products.", EXAMPLES)
+    parser.add_argument("model", help="a timm model name, a run folder, or a checkpoint")
+    parser.add_argument("--size", nargs="+", type=int, help="pixels: side, or height and width; default: the model's")
     parser.add_argument("--model_args", type=dict[str, Any], default={}, help="constructor arguments, for a name")
     return parser
 
 
 def run(args: Any) -> Output:
-    from ..benchmark import describe
+    from ..cost import describe
     from ..deploy.exported import ExportedModel
-    from ..inference import load
     from ..tasks.build import create_model
+    from ..tasks.load import load
 
-    model: Any
     if Path(args.model).exists():
-        loaded = load(args.model)
-        for part in loaded.model.modules():
-            if isinstance(part, ExportedModel):
-                made_of = part.manifest.name
-                raise ValueError(f"{args.model} is an export, a program without layers; ask for {made_of}, its model")
-        model, size = loaded.countable
+        predictor = load(args.model)
+        for module in predictor.model.modules():
+            if isinstance(module, ExportedModel):
+                source = module.manifest.name
+                raise ValueError(f"{args.model} is an export, a program without layers; use its source model, {source}")
+        model, size = predictor.flops_model()
     else:
         model = create_model(args.model, **args.model_args)
         size = model.pretrained_cfg["input_size"]
     if args.size:
         if len(args.size) > 2:
-            raise ValueError(f"--size takes a side, or height and width; got {args.size}")
+            raise ValueError(f"invalid --size {args.size}: expected one side, or height and width")
         size = (size[0], args.size[0], args.size[-1])
     info = describe(model, size)
     table = Table("stage", "output", "mixers", "parameters", "GMAC", box=None, header_style="bold")
@@ -54,6 +53,6 @@ def run(args: Any) -> Output:
     table.add_row("all", "", "", f"{info.parameters:,}", f"{info.gmac:.3f}")
     head = (
         f"[bold]{args.model}[/] at {' x '.join(map(str, info.input_size))}: {info.parameters / 1e6:.2f} M parameters, "
+        f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations"
     )
-    head += f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations"
     return Output(info.to_dict(), [head, table] if info.stages else [head])

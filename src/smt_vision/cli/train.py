@@ -9,83 +9,89 @@ from typing import Any
 import yaml
 from rich.markup import escape
 
-from ..recipes import GROUPS, RECIPES, Recipe
+from ..recipe import Recipe
+from ..tasks import RECIPES, read_recipe
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
-HELP = "train a recipe, from the start or from where it was stopped"
+HELP = "train a recipe, from the start or from where it stopped"
 EXAMPLES = """\
 smt train quickstart
 smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
-smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_rate
-smt train finetune --config my.yaml             my.yaml holds any of the fields below
-smt train --resume runs/finetune                go on after a stop
+smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
+smt train finetune --config my.yaml             my.yaml has any of the fields below
+smt train --resume runs/finetune                resume after a stop
 """
 
 
 def build_parser(words: list[str]) -> Parser:
-    """The options are the fields of a recipe, with the values of the recipe that the words name."""
-    name = next((w for w in words if w in RECIPES), None)
-    if resumed := _resumed(words):
-        name = None
+    """The options are the fields of a recipe of the task, with the values of the recipe that is named."""
+    resumed = _resumed(words)
+    named = next((RECIPES[word] for word in words if word in RECIPES), None)
+    recipe = resumed or named
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
     )
-    parser.add_argument("recipe", nargs="?", help=f"one of: {', '.join(RECIPES)}; smt recipes tells about them")
-    parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered where taken")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument("--max_steps", type=int, help="stop, resumable, after so many updates in all")
+    parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}; smt recipes describes them")
+    parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered if it exists")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
+    parser.add_argument("--max_steps", type=int, help="stop, resumable, after this many optimizer steps in total")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
-    parser.add_class_arguments(Recipe, as_group=True)
-    values = resumed or asdict(RECIPES[name] if name else _blank())
-    parser.set_defaults(values)
+    if recipe is None:  # without a recipe: the fields that the recipes of all tasks have
+        parser.add_class_arguments(Recipe, as_group=True)
+        parser.set_defaults(dict(name="", model="", data="", epochs=1, batch_size=1))
+    else:
+        parser.add_class_arguments(type(recipe), as_group=True)
+        parser.set_defaults(asdict(recipe))
     return parser
 
 
-def _blank() -> Recipe:
-    return Recipe(name="", about="", model="", data="", epochs=1, batch_size=1, hardware="", citation="")
-
-
-def _resumed(words: list[str]) -> dict[str, Any] | None:
+def _resumed(words: list[str]) -> Recipe | None:
     """The recipe of the run that ``--resume`` names."""
     folder = next((w.partition("=")[2] or "".join(words[i + 1 : i + 2]) for i, w in enumerate(words)
                    if w == "--resume" or w.startswith("--resume=")), None)  # fmt: skip
     path = Path(folder or "") / "recipe.yaml"
-    return yaml.safe_load(path.read_text()) if folder and path.is_file() else None
+    return read_recipe(yaml.safe_load(path.read_text())) if folder and path.is_file() else None
 
 
 def run(args: Any) -> Output:
-    """Train; the best weights' numbers are the result."""
+    """Train; the metrics of the best weights are the result."""
+    resumed = None
     if args.resume:
         folder = args.resume
         if not (folder / "recipe.yaml").is_file():
-            raise FileNotFoundError(f"{folder} holds no run: there is no recipe.yaml in it")
+            raise FileNotFoundError(f"{folder} is not a run: there is no recipe.yaml in it")
+        resumed = _resumed(["--resume", str(folder)])
     elif args.recipe in RECIPES:
         folder = args.run or _free_folder(Path("runs") / args.recipe)
     else:
-        what = f"there is no recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
+        what = f"unknown recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
         print(f"smt train: error: {what} (smt recipes lists them)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
-    chosen = {f.name: args[f.name] for f in fields(Recipe)}
-    recipe = Recipe.from_dict({k: vars(v) if k in GROUPS else v for k, v in chosen.items()})
+    kind = type(resumed or RECIPES[args.recipe])
+    chosen = {f.name: args[f.name] for f in fields(kind)}
+    recipe = kind.from_dict({k: vars(v) if k in kind.groups() else v for k, v in chosen.items()})
 
-    from ..engine.loop import fit  # torch, only now that the words are right
+    from ..engine.loop import train  # torch is imported late: only after arguments are validated
+    from .allocator import keep_large_allocations
 
+    keep_large_allocations()
     command = "smt " + shlex.join(["train", *sys.argv[2:]])
-    done = fit(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
     if done.step < done.total_steps:
-        where = f"stopped after update {done.step} of {done.total_steps}, as --max_steps asks"
-        return Output(data, [f"{where}; go on with: smt train --resume {escape(str(folder))}"])
-    show = [f"\n[bold]{escape(str(folder))}[/]: {done.task.headline} {numbers[done.task.headline]:.2f} % "
-            f"(best of epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
+        where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
+        return Output(data, [f"{where}; resume with: smt train --resume {escape(str(folder))}"])
+    metric = done.task.primary_metric
+    show = [f"\n[bold]{escape(str(folder))}[/]: {metric} {numbers[metric]:.2f} % "
+            f"(best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {escape(str(folder))} IMAGE_OR_FOLDER")
     return Output(data, show)
 
 
 def _free_folder(wanted: Path) -> Path:
-    """The wanted folder, or, where it holds a run already, the first of its kind with a number that holds none."""
+    """The wanted folder, or, where it has a run in it already, the first numbered one that has none."""
     folder, number = wanted, 1
     while (folder / "recipe.yaml").exists():
         number += 1

@@ -11,17 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from ..recipe import Input
+
 MAX_PIXELS = 178_956_970  # Pillow's own limit: a decoded RGB image of half a gigabyte
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 
 
-class BrokenImage(ValueError):
+class UnreadableImage(ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 
 @contextlib.contextmanager
 def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """A file as Pillow opens it, once its size is known to be bounded; all that goes wrong with it is BrokenImage."""
+    """A file opened by Pillow, once its size is known to be bounded; every error becomes UnreadableImage."""
     try:
         with warnings.catch_warnings():
             # Our own limit decides; Pillow's warning at half of it would be noise for each large photograph.
@@ -30,12 +32,12 @@ def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Im
         with image:
             width, height = image.size
             if width * height > max_pixels:
-                raise BrokenImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
+                raise UnreadableImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
             yield image
-    except (BrokenImage, MemoryError):
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # a damaged file can make Pillow's readers raise nearly anything
-        raise BrokenImage(f"{name}: {_reason(data, error)}") from error
+        raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
 
 
 def decode(
@@ -57,7 +59,7 @@ def decode(
         An image of mode ``RGB`` or ``L``.
 
     Raises:
-        BrokenImage: not an image, truncated, too large, or of a pixel format with no agreed range.
+        UnreadableImage: not an image, truncated, too large, or of a pixel format with no agreed range.
     """
     if channels not in _MODES:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
@@ -71,7 +73,7 @@ def decode(
 
 
 def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer]:
-    """Decode a label map: an image whose pixels are numbers, not colours.
+    """Decode a label map: an image whose pixels are numbers, not colors.
 
     Args:
         path: of one channel: 8 or 16 bits, or a palette, whose indices are then the labels.
@@ -82,13 +84,13 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
         (H, W), uint8 or a wider integer, as stored.
 
     Raises:
-        BrokenImage: unreadable, or of several channels.
+        UnreadableImage: unreadable, or of several channels.
     """
     with _opened(path, name, max_pixels) as image:
         if image.mode == "1":
             image = image.convert("L")
         if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-            raise BrokenImage(
+            raise UnreadableImage(
                 f"{name}: a label map has one number a pixel, this has mode {image.mode}; save it as grey or palette "
                 "image whose values are the labels"
             )
@@ -99,7 +101,7 @@ def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.
     if image.mode.startswith("I"):
         image = _from_16_bit(image, name)
     elif image.mode == "F":
-        raise BrokenImage(f"{name}: floating-point pixels have no agreed range; save the image with 8 or 16 bits")
+        raise UnreadableImage(f"{name}: floating-point pixels have no agreed range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, (255, 255, 255))
@@ -111,7 +113,7 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns nearly every 16-bit image white.
     pixels = np.asarray(image).astype(np.int64)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-        raise BrokenImage(
+        raise UnreadableImage(
             f"{name}: integer pixels from {pixels.min()} to {pixels.max()}, outside 16 bits (0 to 65535); "
             "save the image with 8 or 16 bits"
         )
@@ -125,3 +127,8 @@ def _reason(data: bytes | Path, error: Exception) -> str:
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
         return "an empty file" if length == 0 else f"not an image that Pillow knows ({length} bytes)"
     return f"{error} ({type(error).__name__})"
+
+
+def channels_of(input: Input) -> Literal[1, 3]:
+    """The input's number of channels as :func:`smt_vision.data.decode.decode` takes it."""
+    return 1 if input.channels == 1 else 3  # any other number has been refused by the transform

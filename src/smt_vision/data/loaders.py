@@ -9,38 +9,27 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..recipes import Augment, Input
-from .decode import BrokenImage, decode
-from .image_set import ImageSet, RawSet
-from .transforms import Transform, eval_transform, train_transform
+from ..recipe import Input
+from .dataset import RawDataset
+from .decode import UnreadableImage, decode
+from .samplers import EvalSampler, TrainSampler
 
 log = logging.getLogger(__name__)
 Position = tuple[int, int]  # (epoch, image)
 
 
-Item = dict[str, Any]  # one image's "image" (None: none could be read), "index", "broken", and what its task needs
+Item = dict[str, Any]  # one image's "image" (None: none could be read), "index", "unreadable", and what its task needs
 T = TypeVar("T")
 
 
-class Batch(TypedDict):
-    """image (B, C, S, S) float32, target (B,) int64, index (B,) int64, and a message for each unreadable image."""
-
-    image: Tensor
-    target: Tensor
-    index: Tensor
-    broken: list[str]
-
-
-B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch: a typed dict with "image", "index" and "broken" in it
+B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch: a typed dict with "image", "index" and "unreadable" in it
 
 
 class DecodedImages(Dataset[Item], ABC, Generic[T]):
@@ -57,7 +46,7 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
             batches keep their size. Where none was readable the item's image is ``None``.
     """
 
-    def __init__(self, images: RawSet[T], channels: Literal[1, 3], seed: int, attempts: int = 1) -> None:
+    def __init__(self, images: RawDataset[T], channels: Literal[1, 3], seed: int, attempts: int = 1) -> None:
         self.images = images
         self.channels = channels
         self.seed = seed
@@ -65,24 +54,24 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
 
     @abstractmethod
     def convert(self, image: Image.Image, target: T, name: str) -> Item:
-        """A decoded image and its target to ``image`` and what else its batch needs; BrokenImage if they disagree."""
+        """A decoded image and its target to ``image`` and what else its batch needs; UnreadableImage if they disagree."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: Position) -> Item:
         epoch, index = position
-        broken: list[str] = []
+        unreadable: list[str] = []
         for attempt in range(self.attempts):
             row = (index + attempt) % len(self.images)
             try:
                 raw, target, name = self.images.read(row)
                 image = decode(raw, self.channels, name=name)
                 seed_all(self.seed, epoch, index)
-                return {**self.convert(image, target, name), "index": row, "broken": broken}
-            except BrokenImage as error:
-                broken.append(str(error))
-        return {"image": None, "index": index, "broken": broken}
+                return {**self.convert(image, target, name), "index": row, "unreadable": unreadable}
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+        return {"image": None, "index": index, "unreadable": unreadable}
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
         # The loader asks for a batch at a time. In a worker the generators are ours; here they are the caller's.
@@ -105,19 +94,6 @@ def seed_all(*numbers: int) -> None:
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
-class ClassificationDataset(DecodedImages[int]):
-    """Images as tensors (C, S, S) with their class; ``transform`` makes the tensor, the rest is as above."""
-
-    def __init__(
-        self, images: ImageSet, transform: Transform, channels: Literal[1, 3], seed: int, attempts: int = 1
-    ) -> None:
-        super().__init__(images, channels, seed, attempts)
-        self.transform = transform
-
-    def convert(self, image: Image.Image, target: int, name: str) -> Item:
-        return {"image": self.transform(image), "target": target}
-
-
 class Collate(ABC):
     """Items to a batch; those without an image are left out, their messages kept."""
 
@@ -126,99 +102,12 @@ class Collate(ABC):
         return {
             **(self.stack(read) if read else {}),  # a batch of no image is not handed on: only its messages count
             "index": torch.tensor([item["index"] for item in read], dtype=torch.long),
-            "broken": [message for item in items for message in item["broken"]],
+            "unreadable": [message for item in items for message in item["unreadable"]],
         }
 
     @abstractmethod
     def stack(self, items: list[Item]) -> dict[str, Any]:
         """Everything else of the batch, of one or more items."""
-
-
-class ClassificationCollate(Collate):
-    """Images of one size and their classes."""
-
-    def stack(self, items: list[Item]) -> dict[str, Any]:
-        return {
-            # torch's own collation: a worker stacks straight into the memory that it shares, and saves a copy.
-            "image": default_collate([item["image"] for item in items]),
-            "target": torch.tensor([item["target"] for item in items], dtype=torch.long),
-        }
-
-
-class TrainSampler:
-    """Which images make up each batch of an epoch, on one rank: a pure function of (seed, epoch).
-
-    An epoch is a permutation of all images, the same on each rank, cut into global batches of batch_size * world;
-    the incomplete last one is dropped. A set smaller than one global batch makes one batch of all its images (shared
-    equally, so that fewer than ``world`` may be left out).
-
-    With groups, a batch's images are of one group, on all ranks, but in the one batch where the groups meet. Which
-    group comes last, and so loses the incomplete batch, is drawn, and so is the order of the batches.
-
-    Args:
-        length: images in the set.
-        batch_size: images a batch, on each rank.
-        rank: of this process.
-        world: processes.
-        seed: of the permutations.
-        groups: (length,) False or True, as which images are upright: they pad each other least; ``None`` for one group.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        rank: int,
-        world: int,
-        seed: int,
-        groups: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        if length < world:
-            raise ValueError(f"{length} training images for {world} processes; use fewer processes")
-        self.length = length
-        self.batch_size = min(batch_size, length // world)
-        self.rank = rank
-        self.world = world
-        self.seed = seed
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return self.length // (self.batch_size * self.world)
-
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[int]]:
-        """The batches of an epoch, from ``start_batch`` on: to resume costs no decoding of those before."""
-        draw = np.random.default_rng([self.seed, epoch])
-        order, batches = draw.permutation(self.length), np.arange(len(self))
-        if self.groups is not None:
-            last = draw.integers(2)
-            order = order[np.argsort(self.groups[order] == last, kind="stable")]
-            draw.shuffle(batches)
-        for batch in batches[start_batch:].tolist():
-            first = (batch * self.world + self.rank) * self.batch_size
-            yield order[first : first + self.batch_size].tolist()
-
-
-class EvalSampler:
-    """Every image once over all ranks, without padding; ranks may differ by an image.
-
-    Args:
-        length: images in the set.
-        batch_size: images a batch.
-        rank: of this process.
-        world: processes.
-    """
-
-    def __init__(self, length: int, batch_size: int, rank: int, world: int) -> None:
-        self.indices = range(rank, length, world)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def batches(self, epoch: int = 0, start_batch: int = 0) -> Iterator[list[int]]:
-        """The batches, from ``start_batch`` on; the same in each epoch."""
-        for batch in range(start_batch, len(self)):
-            yield list(self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 class _EpochBatches(Sampler[list[Position]]):
@@ -244,15 +133,15 @@ class _Loader(Generic[B]):
         dataset: images by (epoch, index).
         collate: makes a batch of them.
         sampler: which images make up each batch.
-        input: of it, ``workers`` and ``max_broken``.
+        input: of it, ``workers`` and ``max_unreadable``.
     """
 
     def __init__(
         self, dataset: DecodedImages[Any], collate: Collate, sampler: TrainSampler | EvalSampler, input: Input
     ) -> None:
         self.images = dataset.images
-        self.max_broken = input.max_broken
-        self._broken: dict[str, None] = {}
+        self.max_unreadable = input.max_unreadable
+        self._unreadable: dict[str, None] = {}
         self._batches = _EpochBatches(sampler)
         workers = _workers(input.workers, len(sampler))
         self._loader: DataLoader[Item] = DataLoader(
@@ -272,15 +161,15 @@ class _Loader(Generic[B]):
         return self._loader.num_workers
 
     @property
-    def broken(self) -> tuple[str, ...]:
+    def unreadable(self) -> tuple[str, ...]:
         """A message for each unreadable image met so far."""
-        return tuple(self._broken)
+        return tuple(self._unreadable)
 
     def _run(self, epoch: int, start_batch: int) -> Iterator[B]:
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
         try:
             for batch in self._loader:
-                self._count(batch["broken"])
+                self._count(batch["unreadable"])
                 if len(batch["index"]):
                     yield cast(B, batch)
         except RuntimeError as error:
@@ -293,14 +182,16 @@ class _Loader(Generic[B]):
 
     def _count(self, messages: list[str]) -> None:
         for message in messages:
-            if message not in self._broken:
-                self._broken[message] = None
-                log.warning("unreadable image %d of at most %d: %s", len(self._broken), self.max_broken, message)
-        if len(self._broken) > self.max_broken:
-            first = "; ".join(list(self._broken)[:3])
-            raise BrokenImage(
-                f"{len(self._broken)} unreadable images, more than max_broken={self.max_broken}: {first}"
-                f"{' ...' if len(self._broken) > 3 else ''}. Replace or remove them, or raise input.max_broken"
+            if message not in self._unreadable:
+                self._unreadable[message] = None
+                log.warning(
+                    "unreadable image %d of at most %d: %s", len(self._unreadable), self.max_unreadable, message
+                )
+        if len(self._unreadable) > self.max_unreadable:
+            first = "; ".join(list(self._unreadable)[:3])
+            raise UnreadableImage(
+                f"{len(self._unreadable)} unreadable images, more than max_unreadable={self.max_unreadable}: {first}"
+                f"{' ...' if len(self._unreadable) > 3 else ''}. Replace or remove them, or raise input.max_unreadable"
             )
 
     def close(self) -> None:
@@ -329,55 +220,6 @@ class EvalLoader(_Loader[B]):
 
     def __iter__(self) -> Iterator[B]:
         return self._run(0, 0)
-
-
-def train_loader(
-    images: ImageSet, input: Input, augment: Augment, batch_size: int, seed: int, rank: int = 0, world: int = 1
-) -> TrainLoader[Batch]:
-    """Shuffled, augmented batches.
-
-    The whole stream is a function of (seed, rank, world): not of the number of workers, nor of where it was resumed.
-    An unreadable image is named in the log and replaced by the next one, so that batches keep their size.
-
-    Args:
-        images: the training images.
-        input: how images become tensors.
-        augment: what training does to them.
-        batch_size: images a batch, on each rank.
-        seed: of order and augmentation.
-        rank: of this process.
-        world: processes.
-
-    Raises:
-        BrokenImage: while iterating, when more than ``input.max_broken`` images are unreadable.
-    """
-    dataset = ClassificationDataset(
-        images, train_transform(input, augment), channels_of(input), seed, attempts=input.max_broken + 1
-    )
-    sampler = TrainSampler(len(images), batch_size, rank, world, seed)
-    return TrainLoader(dataset, ClassificationCollate(), sampler, input)
-
-
-def eval_loader(images: ImageSet, input: Input, batch_size: int, rank: int = 0, world: int = 1) -> EvalLoader[Batch]:
-    """Batches in order, each image once over all ranks. Unreadable ones are named in the log and left out.
-
-    Args:
-        images: the validation images.
-        input: how images become tensors.
-        batch_size: images a batch.
-        rank: of this process.
-        world: processes.
-
-    Raises:
-        BrokenImage: while iterating, when more than ``input.max_broken`` images are unreadable.
-    """
-    dataset = ClassificationDataset(images, eval_transform(input), channels_of(input), seed=0)
-    return EvalLoader(dataset, ClassificationCollate(), EvalSampler(len(images), batch_size, rank, world), input)
-
-
-def channels_of(input: Input) -> Literal[1, 3]:
-    """The input's number of channels as :func:`smt_vision.data.decode.decode` takes it."""
-    return 1 if input.channels == 1 else 3  # any other number has been refused by the transform
 
 
 def _workers(wanted: int, batches: int) -> int:

@@ -1,11 +1,12 @@
 """Images of unlike sizes in one tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..recipes import LARGEST_STRIDE
+LARGEST_STRIDE = 32  # stride of a backbone's last map: padded sides are multiples of it, so that no stage rounds
+
 
 
 def padded(side: int) -> int:
@@ -25,3 +26,15 @@ def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for i, image in enumerate(images):
         out[i, :, : image.shape[1], : image.shape[2]] = image
     return out, sizes
+
+
+def group_by_size(sizes: Tensor) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Rows of equal sizes, and their size; the sizes in the order of their first rows.
+
+    Args:
+        sizes: (B, 2) int64, height and width.
+    """
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, (height, width) in enumerate(sizes.tolist()):
+        rows.setdefault((height, width), []).append(row)
+    yield from ((same, size) for size, same in rows.items())

@@ -15,12 +15,15 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from ..recipes import Augment, Input
-from .datasets import open_dataset
-from .image_set import ImageSet, Raw
-from .loaders import ClassificationDataset, Position, seed_all, train_loader
-from .operations import MENDED, replace_operations
-from .transforms import Transform, channel_statistics, eval_transform, resize_filter, train_transform
+from ..recipe import Augment, Input
+from ..tasks.classification.data.dataset import ImageDataset
+from ..tasks.classification.data.loaders import ClassificationDataset, train_loader
+from ..tasks.classification.data.operations import MENDED, replace_operations
+from ..tasks.classification.data.sources import open_dataset
+from ..tasks.classification.data.transforms import Transform, eval_transform, train_transform
+from .dataset import Raw
+from .loaders import Position, seed_all
+from .transforms import channel_statistics, resize_filter
 
 Convert = Callable[[Position], Tensor]  # an image in an epoch to its tensor (C, S, S)
 
@@ -74,7 +77,7 @@ class InputSpeed:
         return plain | {name: plain[name] | ratio for name, ratio in ratios.items()}
 
 
-class SyntheticJpegs(ImageSet):
+class SyntheticJpegs(ImageDataset):
     """JPEGs of 500 x 375 pixels and about 60 KB: smooth colour, edges, and noise.
 
     Args:
@@ -102,7 +105,7 @@ def measure_input(
         batch_size: images a batch.
         seconds: to spend, about; two thirds of it on the single core.
     """
-    images: ImageSet = (
+    images: ImageDataset = (
         SyntheticJpegs() if data is None else open_dataset(data, "train", val_fraction=input.val_fraction)
     )
     with _one_thread():
@@ -144,7 +147,7 @@ def timm_transforms(input: Input, augment: Augment) -> tuple[Transform, Transfor
 
 
 def _measure_core(
-    images: ImageSet, input: Input, augment: Augment, seconds: float, round_size: int = 16
+    images: ImageDataset, input: Input, augment: Augment, seconds: float, round_size: int = 16
 ) -> tuple[PipelineSpeed, PipelineSpeed]:
     """Training and evaluation in turn, ours and timm's on the same images with the same draws."""
     theirs_train, theirs_eval = timm_transforms(input, augment)
@@ -166,7 +169,7 @@ def _measure_core(
     return PipelineSpeed(found["train"], found.get("timm train")), PipelineSpeed(found["eval"], found["timm eval"])
 
 
-def _ours(images: ImageSet, transform: Transform, input: Input) -> Convert:
+def _ours(images: ImageDataset, transform: Transform, input: Input) -> Convert:
     dataset = ClassificationDataset(images, transform, 1 if input.channels == 1 else 3, seed=0)
 
     def convert(position: Position) -> Tensor:
@@ -178,7 +181,7 @@ def _ours(images: ImageSet, transform: Transform, input: Input) -> Convert:
     return convert
 
 
-def _timms(images: ImageSet, transform: Transform, input: Input) -> Convert:
+def _timms(images: ImageDataset, transform: Transform, input: Input) -> Convert:
     def convert(position: Position) -> Tensor:
         raw = images.read(position[1])[0]
         image = raw if isinstance(raw, Image.Image) else Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
@@ -195,7 +198,7 @@ def _processor_time(convert: Convert, position: Position) -> float:
 
 
 def _measure_loader(
-    images: ImageSet, input: Input, augment: Augment, batch_size: int, seconds: float
+    images: ImageDataset, input: Input, augment: Augment, batch_size: int, seconds: float
 ) -> tuple[float, int]:
     """Images a second of the training loader, once its queues have run empty; and its number of workers."""
     loader = train_loader(images, input, augment, batch_size, seed=0)
@@ -211,7 +214,7 @@ def _measure_loader(
         loader.close()
 
 
-def _mean_bytes(images: ImageSet, count: int = 64) -> int | None:
+def _mean_bytes(images: ImageDataset, count: int = 64) -> int | None:
     lengths = [_length(images.read(row)[0]) for row in range(min(count, len(images)))]
     known = [length for length in lengths if length is not None]
     return round(sum(known) / len(known)) if known else None

@@ -1,1 +1,1 @@
-"""Models on their way into use: fused for inference, exported to other runtimes, quantised."""
+"""Models on their way into use: fused for inference, exported to other runtimes, quantized."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require
-from ..recipes import Input, from_plain
+from ..legacy import upgrade
 
 MANIFEST = "manifest.json"
-VERSION = 2  # of the manifest's layout
+VERSION = 3  # of the manifest's layout
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 SHAPES_KEPT = 8
 
@@ -27,34 +27,28 @@ Program = Callable[[Tensor], Any]  # images to a tensor, or a tuple where there 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` holds.
+    """The content of ``manifest.json``.
 
     Args:
-        name: what the export was made of, as it was named then.
-        architecture: timm's name of the network.
+        name: Display name of the source model.
         format: ``onnx``, ``openvino`` or ``torch``.
         precision: ``float32`` or ``int8``.
-        parameters: of the model that was exported.
-        classes: names, by output.
-        card: the task (``task``), and what its head needs to be used, as a checkpoint's card has it.
-        input: how images become tensors.
-        free_sides: whether it takes images of any height and width, or of ``input.size`` alone.
-        parity: how near it came to the model it was made of, on which images.
-        versions: of the packages that made it.
+        parameters: Parameters of the source model.
+        spec: Model spec, as plain data.
+        dynamic_image_size: Whether the program takes images of any height and width.
+        parity: How closely it matches its source model, and on which images.
+        versions: Versions of the packages that made it.
         files: SHA-256 of each file, by name.
-        created: when, in UTC.
-        version: of this layout.
+        created: Creation time, in UTC.
+        version: Version of this layout.
     """
 
     name: str
-    architecture: str
     format: str
     precision: str
     parameters: int
-    classes: tuple[str, ...]
-    card: Mapping[str, Any]
-    input: Input
-    free_sides: bool
+    spec: Mapping[str, Any]
+    dynamic_image_size: bool
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
     files: Mapping[str, str]
@@ -69,29 +63,28 @@ class Manifest:
         """The manifest of an export's folder.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not one of an export, or of a later layout.
+            FileNotFoundError: There is none.
+            ValueError: It is not a manifest of an export, or of a later version.
         """
         path = folder / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no export: there is no {MANIFEST} in it")
+            raise FileNotFoundError(f"{folder} is not an export: there is no {MANIFEST} in it")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is not readable as JSON ({error}); export the model again") from error
-        known = {field.name for field in fields(cls)}
+            raise ValueError(f"{path} is not valid JSON ({error}); export the model again") from error
         if not isinstance(values, dict) or not isinstance(values.get("version"), int):
             raise ValueError(f"{path} is not the manifest of an export: it has no version")
         if values["version"] > VERSION:
             raise ValueError(
-                f"{path}: is of version {values['version']}; this one reads up to {VERSION}: update smt-vision"
+                f"{path}: manifest version {values['version']}, and this version of smt-vision reads up to {VERSION}; "
+                "update smt-vision"
             )
-        if values["version"] == 1:  # classifiers alone
-            values = {**values, "card": {"task": "classify"}}
+        values, known = upgrade(values), {field.name for field in fields(cls)}
         if values.keys() != known or values["format"] not in FILES:
             odd = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
             raise ValueError(f"{path} is not the manifest of an export, or was changed: {odd}; export the model again")
-        return from_plain(cls, {**values, "input": from_plain(Input, values["input"])})
+        return cls(**values)
 
 
 class ExportedModel(nn.Module):
@@ -111,13 +104,13 @@ class ExportedModel(nn.Module):
         self.manifest = manifest
 
     def forward(self, images: Tensor) -> Any:
-        input = self.manifest.input
-        side = None if self.manifest.free_sides else input.size
+        channels, size = self.manifest.spec["input"]["channels"], self.manifest.spec["input"].get("size")
+        side = None if self.manifest.dynamic_image_size else size
         if images.device.type != "cpu" or images.dtype != torch.float32:
             raise ValueError(f"an export takes float32 images on the CPU; these are {images.dtype} on {images.device}")
-        if images.ndim != 4 or images.shape[1] != input.channels or (side and images.shape[2:] != (side, side)):
+        if images.ndim != 4 or images.shape[1] != channels or (side and images.shape[2:] != (side, side)):
             sides = f"{side}, {side}" if side else "H, W"
-            raise ValueError(f"this export takes images (B, {input.channels}, {sides}), not {tuple(images.shape)}")
+            raise ValueError(f"this export takes images (B, {channels}, {sides}), not {tuple(images.shape)}")
         return self.program(images.detach().contiguous())
 
     def extra_repr(self) -> str:

@@ -17,14 +17,14 @@ SMALLEST_SIDE = 32
 NEAR = 1e-3  # of the image's longer side: boxes nearer than that can be the same
 
 
-def parity(model: nn.Module, program: Program, images: Tensor, free_sides: bool) -> dict[str, Any]:
+def logits_parity(model: nn.Module, program: Program, images: Tensor, dynamic_image_size: bool) -> dict[str, Any]:
     """How near the logits come, in batches of several sizes, of images of several heights and widths.
 
     Args:
         model: what the program was made of.
         program: gives logits, as the model does; classes are along the second axis.
         images: ``(B, C, size, size)``; other heights and widths are resized from them.
-        free_sides: whether to look at others.
+        dynamic_image_size: whether to look at others.
 
     Returns:
         ``max_difference``, of a logit, as a share of the largest (or of 1); ``agreement``, the share of images, or
@@ -32,7 +32,7 @@ def parity(model: nn.Module, program: Program, images: Tensor, free_sides: bool)
     """
     size = images.shape[-1]
     shapes = [(len(images), size, size), (1, size, size)]
-    if free_sides:
+    if dynamic_image_size:
         long, short = size + size // 4 + 1, max(size - size // 4 - 1, SMALLEST_SIDE + 1)
         shapes += [(3, long, short), (1, short, long), (2, SMALLEST_SIDE, SMALLEST_SIDE)]
     cases = []
@@ -49,7 +49,7 @@ def parity(model: nn.Module, program: Program, images: Tensor, free_sides: bool)
     return _together(cases)
 
 
-def parity_of_detections(model: nn.Module, program: Program, images: Sequence[Tensor]) -> dict[str, Any]:
+def detection_parity(model: nn.Module, program: Program, images: Sequence[Tensor]) -> dict[str, Any]:
     """How near the detections come: of each image, and of the first one at other sizes.
 
     Args:
@@ -58,7 +58,7 @@ def parity_of_detections(model: nn.Module, program: Program, images: Sequence[Te
         images: each ``(C, H, W)``, of any size.
 
     Returns:
-        As :func:`parity`. The same are two detections of one class, with boxes nearer than a thousandth of the image's
+        As :func:`logits_parity`. The same are two detections of one class, with boxes nearer than a thousandth of the image's
         longer side; differences are those of scores, of masks, and of boxes as a share of that side.
     """
     _, height, width = images[0].shape

@@ -17,42 +17,40 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..extras import require
-from ..heads.whole import OUTPUTS
 from ..model.smt import SMT
-from ..recipes import Input
 from .exported import FILES
 from .fuse import fuse
 from .parity import SMALLEST_SIDE
-from .quantise import quantise
+from .quantize import quantize
 
 OPSET = 18  # of ONNX, for detectors: torch's older tracer writes none much later
-# What RetinaNet computes with coordinates, by OpenVINO's names: 8 bits are too few for the pixels of an image.
-COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*")
-See = Callable[[Path], Tensor]  # an image's file to (C, H, W)
+Preprocess = Callable[[Path], Tensor]  # an image file to (C, H, W)
 
 
-def trace(model: nn.Module, input: Input) -> tuple[ExportedProgram, bool]:
+def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, bool]:
     """The graph of a model in its form for inference, for any batch size, and whether any height and width may come.
 
     Tracing follows the layout of every tensor in memory, which is another where a side of a map is 1; so it notes that
     no map may have such a side. Of an SMT that would leave out images with a side of 32 to 34. What is computed does
     not depend on the layout: the notes are dropped, and parity is looked at for the smallest images too.
     """
-    fused = in_form_for_inference(model)
+    fused = fused_if_smt(model)
     for parameter in fused.parameters() if fused is not model else ():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)  # .pt2 warns of channels-last
-    side = max(input.size, 2 * SMALLEST_SIDE)
-    free_sides = _takes(model, (1, input.channels, side + 1, side + SMALLEST_SIDE + 1))
-    sides = (side, side + SMALLEST_SIDE) if free_sides else (input.size, input.size)
-    shape = (2, input.channels, *sides)  # sizes that are equal, or 1, would be taken for constants
-    dynamic = dict.fromkeys((0, 2, 3) if free_sides else (0,), Dim.DYNAMIC)
+    side = max(size, 2 * SMALLEST_SIDE)
+    dynamic_image_size = _takes(model, (1, channels, side + 1, side + SMALLEST_SIDE + 1))
+    sides = (side, side + SMALLEST_SIDE) if dynamic_image_size else (size, size)
+    shape = (2, channels, *sides)  # sizes that are equal, or 1, would be taken for constants
+    dynamic = dict.fromkeys((0, 2, 3) if dynamic_image_size else (0,), Dim.DYNAMIC)
     program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
-    return program, free_sides
+    return program, dynamic_image_size
 
 
-def write(program: ExportedProgram, folder: Path, format: str, calibrate: Sequence[Path], see: See) -> dict[str, str]:
+def write(
+    program: ExportedProgram, folder: Path, format: str, calibrate: Sequence[Path], preprocess: Preprocess
+) -> dict[str, str]:
     """Write the files of a format; returns versions of what is in them, beside the packages'."""
     path = folder / FILES[format][0]
     if format == "torch":
@@ -66,45 +64,70 @@ def write(program: ExportedProgram, folder: Path, format: str, calibrate: Sequen
         graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
         graph.save(path, external_data=False)
         return {"opset": str(graph.model.opset_imports[""])}
-    _save_openvino(require("openvino", "export").convert_model(program), path, ["logits"], calibrate, see)
+    _save_openvino(require("openvino", "export").convert_model(program), path, ["logits"], calibrate, preprocess)
     return {}
 
 
-def write_detector(
-    model: nn.Module, example: Tensor, folder: Path, format: str, calibrate: Sequence[Path], see: See
+def write_traced(
+    model: nn.Module,
+    example: Tensor,
+    outputs: Sequence[str],
+    folder: Path,
+    format: str,
+    calibrate: Sequence[Path],
+    preprocess: Preprocess,
+    ignored: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The same of a :class:`smt_vision.heads.whole.Whole`, which is traced with an example ``(1, C, H, W)``."""
-    fused, path = in_form_for_inference(model), folder / FILES[format][0]
-    outputs = list(OUTPUTS[: len(fused(example))])
+    """Trace a model of one image with TorchScript, and write the files of a format.
+
+    Args:
+        model: One image ``(1, C, H, W)`` to a tuple of tensors.
+        example: Image that the model is traced with.
+        outputs: Names of the outputs.
+        folder: Output folder.
+        format: ``onnx`` or ``openvino``.
+        calibrate: Images to quantize with; none for float32.
+        preprocess: Image file to ``(C, H, W)``.
+        ignored: Regular expressions for names of operations that stay in float32 when quantized.
+
+    Returns:
+        Further versions for the manifest.
+    """
+    fused, path = fused_if_smt(model), folder / FILES[format][0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constants, which parity looks for at several sizes, and of age
+        warnings.simplefilter("ignore")  # about constants, which parity checks at several sizes, and deprecation
         if format == "onnx":
             axes = {"images": {2: "height", 3: "width"}} | {name: {0: "detections"} for name in outputs}
             torch.onnx.export(
                 fused, (example,), path, dynamo=False, opset_version=OPSET, input_names=["images"],
-                output_names=outputs, dynamic_axes=axes,
+                output_names=list(outputs), dynamic_axes=axes,
             )  # fmt: skip
             return {"opset": str(OPSET)}
         openvino = require("openvino", "export")
-        whole = openvino.convert_model(fused, example_input=(example,), input=[1, example.shape[1], -1, -1])
-    _save_openvino(whole, path, outputs, calibrate, see, COORDINATES)
+        converted = openvino.convert_model(fused, example_input=(example,), input=[1, example.shape[1], -1, -1])
+    _save_openvino(converted, path, outputs, calibrate, preprocess, ignored)
     return {}
 
 
-def in_form_for_inference(model: nn.Module) -> nn.Module:
+def fused_if_smt(model: nn.Module) -> nn.Module:
     """The model with its SMT's parts fused; another model as it is."""
     return fuse(model) if any(isinstance(part, SMT) for part in model.modules()) else model
 
 
 def _save_openvino(
-    whole: Any, path: Path, outputs: Sequence[str], calibrate: Sequence[Path], see: See, spared: Sequence[str] = ()
+    model: Any,
+    path: Path,
+    outputs: Sequence[str],
+    calibrate: Sequence[Path],
+    preprocess: Preprocess,
+    ignored: Sequence[str] = (),
 ) -> None:
-    whole.input(0).get_tensor().set_names({"images"})
+    model.input(0).get_tensor().set_names({"images"})
     for i, name in enumerate(outputs):
-        whole.output(i).get_tensor().set_names({name})
+        model.output(i).get_tensor().set_names({name})
     if calibrate:
-        whole = quantise(whole, calibrate, see, spared)
-    require("openvino", "export").save_model(whole, path, compress_to_fp16=False)
+        model = quantize(model, calibrate, preprocess, ignored)
+    require("openvino", "export").save_model(model, path, compress_to_fp16=False)
 
 
 def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 
-from ..recipes import Engine
+from ..recipe import Engine
 from .allocator import keep_big_blocks
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
-from ..recipes import Recipe
+from ..recipe import Recipe
 from ..tasks import build_task
 from ..tasks.task import Batch, EvalLoader, Evaluable
 from .journal import Journal

@@ -6,7 +6,7 @@ from typing import Any
 from timm.optim import create_optimizer_v2
 from torch import nn, optim
 
-from ..recipes import Optim
+from ..recipe import Optim
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:

@@ -11,11 +11,11 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from .. import checkpoints as checkpoint
 from .. import pictures
-from ..benchmark import describe
-from ..recipes import GROUPS, Recipe
-from ..tasks import Task
-from . import checkpoint
+from ..benchmark.cost import describe
+from ..recipe import GROUPS, Recipe
+from ..tasks.task import Task
 from .journal import read_log
 from .optim import build_optimizer
 from .summary import hardware, write_summary

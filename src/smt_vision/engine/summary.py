@@ -12,9 +12,9 @@ import timm
 import torch
 
 from .._version import __version__
-from ..benchmark import ModelInfo
-from ..recipes import RECIPES
-from ..tasks.task import Measure, Table
+from ..benchmark.cost import ModelInfo
+from ..tasks import RECIPES
+from ..tasks.task import MetricFormat, Table
 from .journal import LOG_NAME, read_log
 
 
@@ -34,7 +34,7 @@ def write_summary(
     recipe: dict[str, Any],
     metrics: dict[str, Any],
     headline: str,
-    measures: Mapping[str, Measure],
+    measures: Mapping[str, MetricFormat],
     best_epoch: int,
     seconds: float,
     hardware: str,
@@ -109,7 +109,7 @@ def write_summary(
     (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
-def _result(metrics: dict[str, Any], measures: Mapping[str, Measure], expected: dict[str, float]) -> list[str]:
+def _result(metrics: dict[str, Any], measures: Mapping[str, MetricFormat], expected: dict[str, float]) -> list[str]:
     lines = ["| metric | this run | expected | difference |", "|---|---:|---:|---:|"]
     for key, measure in measures.items():
         wanted, gap = "", ""

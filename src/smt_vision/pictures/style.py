@@ -1,4 +1,4 @@
-"""What all pictures share: colours, and figures that touch no global state of pyplot and need no display."""
+"""What all pictures share: colors, and figures that touch no global state of pyplot and need no display."""
 
 from collections.abc import Callable
 from pathlib import Path

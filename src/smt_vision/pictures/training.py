@@ -18,7 +18,7 @@ PARTS = (
     "#b6507d",
     "#6f8f3a",
     "#5c6b7a",
-)  # colours of the losses that make up the whole
+)  # colors of the losses that make up the whole
 
 
 def curves(
@@ -51,9 +51,9 @@ def curves(
             marks = dict(color=EVAL, linewidth=1.8, marker="o", markersize=3.5, label="evaluation")
             loss.plot(*_series(evals, "loss"), **marks)
         parts = sorted({name for line in train for name in line if name.startswith("loss/")})
-        for name, colour in zip(parts, cycle(PARTS)):
+        for name, color in zip(parts, cycle(PARTS)):
             epochs, losses = _series(train, name)
-            loss.plot(epochs, _smooth(losses), color=colour, linewidth=1.1, label=name.removeprefix("loss/"))
+            loss.plot(epochs, _smooth(losses), color=color, linewidth=1.1, label=name.removeprefix("loss/"))
         _dress(loss, "Loss", loss_label, drawn=bool(train or evals))
         if train or evals:
             loss.legend()

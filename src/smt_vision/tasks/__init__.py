@@ -1,21 +1,75 @@
-"""What is learnt. A task hides a batch's shape, so the engine never asks which task it runs."""
+"""The tasks: image classification, detection and segmentation.
 
-from ..recipes import Recipe
-from .task import Metric, Task
+Everything of a task stands in one folder: ``config.py`` and ``recipes.py``, plain data that is imported at once, and
+``task.py``, whose ``TASK`` (a :class:`smt_vision.tasks.task.TaskType`, imported when it is needed) gives the task's parts
+to the engine, prediction, evaluation and export. A further task is a folder of this form and a line in :data:`TASKS`.
+"""
 
-__all__ = ["Metric", "Task", "build_task"]
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..legacy import upgrade
+from ..recipe import Recipe
+from ..spec import ModelSpec
+
+if TYPE_CHECKING:
+    from .task import TaskType
+
+# The name of a task, as recipes and checkpoints have it, and its folder.
+TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
 
 
-def build_task(recipe: Recipe) -> Task:
-    """The recipe's task, with its data sets opened and its model built."""
-    if recipe.task == "detect":  # the imports are here so that a task costs only its users
-        from .detect import Detect
+def get_task(name: str) -> "TaskType":
+    """The parts of a task.
 
-        return Detect(recipe)
-    if recipe.task == "segment":
-        from .segment import Segment
+    Raises:
+        ValueError: There is no such task.
+    """
+    task: TaskType = _module(name, "task").TASK
+    return task
 
-        return Segment(recipe)
-    from .classify import Classify
 
-    return Classify(recipe)
+def recipe_class(name: str) -> type[Recipe]:
+    """The class of a task's recipes.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    found: type[Recipe] = getattr(_module(name, "config"), f"{TASKS[name].capitalize()}Recipe")
+    return found
+
+
+def inference_overrides(name: str) -> Mapping[str, tuple[str, ...]]:
+    """The recipe groups and fields of a task that may differ in use from training."""
+    overrides: Mapping[str, tuple[str, ...]] = _module(name, "config").INFERENCE_OVERRIDES
+    return overrides
+
+
+def read_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe of any task from :meth:`Recipe.to_dict`'s form, or an earlier version's.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    values = upgrade(values)
+    return recipe_class(values["task"]).from_dict(values)
+
+
+def read_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """A model spec from :meth:`ModelSpec.to_dict`'s form.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    return ModelSpec.from_dict(values, recipe_class(values["task"]))
+
+
+def _module(task: str, name: str) -> Any:
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    return import_module(f".{TASKS[task]}.{name}", __name__)
+
+
+# The recipes of all tasks, by name.
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for task in TASKS for recipe in _module(task, "recipes").RECIPES}

@@ -1,4 +1,4 @@
-"""The contract between a task and the engine."""
+"""The contract between a task and the rest: what training, evaluation, prediction and export ask of it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,16 +9,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..deploy.form import ExportForm
+from ..spec import ModelSpec
+from .predictor import Predictor
+
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How a number of an evaluation is told to a reader.
+class MetricFormat:
+    """How a metric is displayed.
 
     Args:
-        label: what it is called, as ``top-1``.
-        unit: ``%`` is shown with two digits, any other, and none, with four.
+        label: Display name, e.g. ``top-1``.
+        unit: ``%`` is shown with two digits, any other unit, and none, with four.
     """
 
     label: str
@@ -26,11 +30,11 @@ class Measure:
 
     @property
     def title(self) -> str:
-        """The label with its unit, as ``top-1 (%)``."""
+        """The label with its unit, e.g. ``top-1 (%)``."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def text(self, value: float, sign: str = "") -> str:
-        """The number as it is shown; ``sign="+"`` for a difference."""
+        """The value as it is shown; ``sign="+"`` for a difference."""
         return f"{value:{sign}.{2 if self.unit == '%' else 4}f}"
 
 
@@ -39,9 +43,9 @@ class Table:
     """A table of a run's summary.
 
     Args:
-        title: above it.
-        header: the columns' names.
-        rows: words, and numbers: whole ones as they are, others with two digits.
+        title: Heading.
+        header: Column names.
+        rows: Text and numbers; floats are shown with two digits.
     """
 
     title: str
@@ -50,16 +54,16 @@ class Table:
 
 
 class Metric(Protocol):
-    """Exact sums over a data set, on any number of processes."""
+    """Exact sums over a dataset, for any number of processes."""
 
     def update(self, output: Any, batch: Batch) -> None:
-        """Add a batch: what ``Task.predict`` returned, and the batch itself."""
+        """Add a batch: what ``Evaluation.predict`` returned, and the batch itself."""
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         """Combine the processes' sums, once, at the end."""
 
     def compute(self) -> dict[str, Any]:
-        """Numbers by name: those worth a line as floats, tables as lists and dicts (plain data, for JSON).
+        """Metrics by name: scalars as floats, tables as lists and dicts (plain data, for JSON).
 
         ``count`` is the number of images.
         """
@@ -75,68 +79,89 @@ class TrainLoader(Protocol):
         """The epoch's batches from ``start_batch`` on; those before are skipped without being read."""
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Stop the worker processes."""
 
 
 class EvalLoader(Protocol):
-    """Every sample of a data set exactly once over all processes."""
+    """Every sample of a dataset exactly once over all processes."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
     def __len__(self) -> int: ...
 
 
-class Evaluable(Protocol):
-    """The part of a task that evaluation needs.
+class Evaluation(Protocol):
+    """A validation set, and how a model's outputs on it are measured and shown.
 
     Attributes:
-        headline: the metric, in percent, that says which checkpoint is best; higher is better, and it is finite.
-        measures: the metrics worth a line of the summary, in order; the headline is one of them, and ``loss`` is there
-            where the metric has one.
+        primary_metric: Metric that decides which checkpoint is best, in percent; higher is better, and it is finite.
+        metric_formats: The metrics worth a line of the summary, in order; the primary metric is one of them, and
+            ``loss`` is there where the metric has one.
     """
 
-    headline: str
-    measures: Mapping[str, Measure]
+    primary_metric: str
+    metric_formats: Mapping[str, MetricFormat]
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """The model's output for a batch, as the metric takes it."""
+        """The model's output for a batch, in the form that the metric takes."""
 
     def metric(self, device: torch.device) -> Metric: ...
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """What there is to tell beyond the measures."""
+        """Details beyond the scalar metrics."""
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """Draw an evaluation into a folder; returns what was drawn, in the order of the summary."""
+        """Draw an evaluation into a folder; returns the files, in the order of the summary."""
 
 
-class Task(Evaluable, Protocol):
-    """What is learnt: the model, its data, its loss and its metric.
+class Training(Evaluation, Protocol):
+    """A training run's model, data, loss and metric.
 
     Attributes:
-        model: the network, untrained or with the recipe's starting weights.
-        images: what the model sees of an image, in words, as ``3 x 224 x 224 pixels``.
-        card: plain data that goes into every checkpoint and suffices to use the model: classes, input.
+        model: The network, with the weights that the recipe starts from.
+        spec: Model spec that goes into every checkpoint.
+        input_description: What the model sees of an image, in words, e.g. ``3 x 224 x 224 pixels``.
     """
 
     @property
     def model(self) -> nn.Module: ...
 
-    images: str
-    card: dict[str, Any]
+    spec: ModelSpec
+    input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader: ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Named losses of a batch; the loop sums them."""
+        """Losses of a batch by name; the training loop sums them."""
 
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
-        """The same few held-out images each time, with the truth beside what the model says; ``None``: no picture.
+        """The same few validation images each time, ground truth beside prediction; ``None`` for no picture.
 
         Called on one process after an evaluation, with the model in evaluation mode.
         """
 
-    def countable(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        """A module of one batch of images, and the ``(C, H, W)`` for which its parameters and GMAC are told."""
+
+@dataclass(frozen=True)
+class TaskType:
+    """The parts of a task, as :func:`smt_vision.tasks.get_task` gives them.
+
+    Args:
+        build_model: ``(spec, pretrained=False, checkpoint=None)`` to the model; ``pretrained`` loads published weights,
+            ``checkpoint`` starts from a :class:`smt_vision.checkpoints.Checkpoint`.
+        training: ``(recipe)`` to a :class:`Training`, with its datasets opened and its model built, so that whatever
+            cannot work fails early.
+        evaluation: ``(predictor, data, input, batch_size, rank, world)`` to an :class:`Evaluation` and its loader.
+        flops_model: ``(model, spec)`` to a module of one batch of images and the ``(C, H, W)`` for which its parameters
+            and GMAC are reported.
+        predictor: Class of the predictors.
+        export: Class that exports them.
+    """
+
+    build_model: Callable[..., nn.Module]
+    training: Callable[[Any], Training]
+    evaluation: Callable[..., tuple[Evaluation, EvalLoader]]
+    flops_model: Callable[[nn.Module, ModelSpec], tuple[nn.Module, tuple[int, int, int]]]
+    predictor: type[Predictor[Any]]
+    export: type[ExportForm]

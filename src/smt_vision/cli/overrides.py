@@ -1,0 +1,26 @@
+"""Options for fields that may differ in use from training, e.g. ``--input.size``."""
+
+from typing import Any, get_type_hints
+
+from ..tasks import TASKS, inference_overrides, recipe_class
+from .common import Parser
+
+# Group and field, with the class that declares it.
+FIELDS = {
+    (group, name): recipe_class(task).groups()[group]
+    for task in TASKS
+    for group, names in inference_overrides(task).items()
+    for name in names
+}
+
+
+def add_overrides(parser: Parser) -> None:
+    """Add an option for each field; by default the model's own value is kept."""
+    for (group, name), declared in FIELDS.items():
+        kind = get_type_hints(declared)[name] | None
+        parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe; default: the model's own")
+
+
+def overrides_of(args: Any) -> dict[str, dict[str, Any]]:
+    """The options that were given, as :func:`smt_vision.load` takes them."""
+    return {group: vars(getattr(args, group)) for group in dict.fromkeys(group for group, _ in FIELDS)}

@@ -1,0 +1,64 @@
+"""Models with logits, i.e. classifiers and segmenters, on their way to another runtime."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .exported import Program
+from .form import ExportForm
+from .parity import logits_parity
+from .programs import trace, write
+from .samples import image_to_tensor
+
+
+class LogitsExport(ExportForm):
+    """Traced and compared with squares of one size, and with other sizes where the model takes them."""
+
+    outputs = "logits"
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Side of the squares in pixels."""
+
+    @property
+    @abstractmethod
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Preprocessing to squares."""
+
+    @abstractmethod
+    def logits_shape(self, image: Tensor) -> tuple[int, ...]:
+        """The shape that the model's output for a batch must have."""
+
+    @property
+    def dynamic_image_size(self) -> bool:
+        return self._dynamic
+
+    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
+        self.preprocess = partial(image_to_tensor, channels=self.spec.input.channels, transform=self.transform)
+        self.batch = torch.stack([self.preprocess(image) for image in samples])
+        self._check_output(self.batch[:1])
+        self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size)
+
+    def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
+        return write(self.program, folder, format, calibrate, self.preprocess)
+
+    def compare(self, program: Program) -> Mapping[str, Any]:
+        return logits_parity(self.model, program, self.batch, self._dynamic)
+
+    def _check_output(self, image: Tensor) -> None:
+        logits, expected = self.model(image), self.logits_shape(image)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            given = (
+                f"a {type(logits).__name__}" if not isinstance(logits, Tensor) else f"a tensor {tuple(logits.shape)}"
+            )
+            raise ValueError(
+                f"the model's output for an image is {given}, expected logits {expected} for task {self.spec.task!r}; "
+                f"create it with num_classes={len(self.spec.classes)}, without features_only"
+            )

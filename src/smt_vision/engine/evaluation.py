@@ -1,0 +1,91 @@
+"""Evaluation of any model on labeled images: timm's models, runs, checkpoints and exports, all the same way."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Engine
+from ..tasks import get_task
+from ..tasks.load import Overrides, load
+from ..tasks.task import Evaluation
+from .launch import launch
+from .loop import run_evaluation
+
+CPU_FLOAT32 = Engine(precision="32-true")
+
+
+def evaluate(
+    source: str | Path,
+    data: str | None = None,
+    *,
+    engine: Engine = CPU_FLOAT32,
+    batch_size: int | None = None,
+    workers: int = 8,
+    max_unreadable: int = 10,
+    overrides: Overrides | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model on a dataset's validation images; exact for any batch size and number of processes.
+
+    Args:
+        source: A run's folder, a checkpoint, an export's folder, or a timm model name.
+        data: The images, as for training; ``None`` for those that a run was trained on. Of a dataset without a
+            validation split all images are used, but of the run's own those that training held out.
+        engine: Devices, processes and precision.
+        batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
+        workers: Data loading processes per process.
+        max_unreadable: Unreadable images to skip before giving up.
+        overrides: Fields that differ from training; see :func:`smt_vision.load`.
+        on_progress: Called after each batch with the number of batches done, and of all.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        ValueError: The dataset's classes are not the model's, or ``data`` is neither given nor known.
+    """
+    return evaluate_with_details(
+        source,
+        data,
+        engine=engine,
+        batch_size=batch_size,
+        workers=workers,
+        max_unreadable=max_unreadable,
+        overrides=overrides,
+        on_progress=on_progress,
+    )[0]
+
+
+def evaluate_with_details(
+    source: str | Path,
+    data: str | None = None,
+    *,
+    engine: Engine,
+    batch_size: int | None,
+    workers: int,
+    max_unreadable: int,
+    overrides: Overrides | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Any], Evaluation]:
+    """:func:`evaluate`, and what formats its metrics and draws its pictures."""
+    fabric = launch(engine)
+    model = load(source, fabric.device, overrides)
+    if data is None and model.recipe is None:
+        raise ValueError(f"{source} does not say what it was trained on; name the images with --data")
+    data = data or (model.recipe.data if model.recipe else "")
+    input = replace(model.spec.input, workers=workers, max_unreadable=max_unreadable)
+    with fabric.rank_zero_first():
+        evaluation, loader = get_task(model.spec.task).evaluation(
+            model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size
+        )
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        if on_progress is not None and fabric.is_global_zero:
+            on_progress(done, len(loader))
+
+    metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
+    return {"model": model.name, "data": data, "input": model.input_description, **metrics}, evaluation

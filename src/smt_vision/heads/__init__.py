@@ -1,1 +1,0 @@
-"""Detectors and segmenters over any backbone of timm's."""

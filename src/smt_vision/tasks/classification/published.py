@@ -1,0 +1,56 @@
+"""The spec of a published classifier, from timm's account of its weights."""
+
+from typing import Any
+
+from timm.data import ImageNetInfo, resolve_model_data_config
+
+from ...spec import ModelSpec
+from .config import ClassificationInput
+
+
+def published_spec(model: Any, name: str) -> ModelSpec:
+    """Classes and preprocessing of a timm model, from its ``pretrained_cfg``.
+
+    Args:
+        model: Any timm model.
+        name: timm's name of it.
+
+    Raises:
+        ValueError: The model's input cannot be expressed: not square, or another crop mode.
+    """
+    return ModelSpec("classify", name, class_names(model), published_input(model))
+
+
+def published_input(model: Any) -> ClassificationInput:
+    """The input that a timm model was published with; ``exact``, as its metrics are.
+
+    Raises:
+        ValueError: The input is not square, or has another crop mode.
+    """
+    config = resolve_model_data_config(model)
+    channels, height, width = config["input_size"]
+    if height != width:
+        raise ValueError(f"the model's input is {height} x {width}: only square inputs are supported")
+    if config["crop_mode"] not in ("center", "squash"):
+        raise ValueError(f"the model's crop_mode is {config['crop_mode']!r}: expected 'center' or 'squash'")
+    return ClassificationInput(
+        size=height,
+        channels=channels,
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        exact=True,
+    )
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """A timm model's class names: its own, ImageNet's where it has as many classes, else the class indices."""
+    if names := model.pretrained_cfg.get("label_names"):
+        return tuple(names)
+    subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(model.num_classes)
+    if subset is None:
+        return tuple(map(str, range(model.num_classes)))
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i) for i in range(model.num_classes))

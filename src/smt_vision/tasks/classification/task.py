@@ -1,0 +1,249 @@
+"""Image classification: training and evaluation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from ... import checkpoints
+from ...checkpoints import Checkpoint
+from ...data.decode import decode
+from ...pictures.confusion import confusion
+from ...spec import ModelSpec
+from ..build import create_model, load_pretrained, resolve_input
+from ..samples import top_rows
+from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
+from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
+from .data.dataset import ImageDataset, relabel
+from .data.loaders import eval_loader, train_loader
+from .data.sources import open_dataset
+from .export import ClassifierExport
+from .metrics import ClassificationMetrics
+from .pictures import Mistake, mistakes
+from .predictor import Classifier
+
+WORST = 25  # mistakes that are drawn
+
+
+class ClassificationEvaluation:
+    """What training and evaluation of classifiers share.
+
+    Args:
+        classes: names, by the model's output.
+        val_set: the images to evaluate on.
+    """
+
+    primary_metric = "top1"
+    metric_formats: Mapping[str, MetricFormat] = {
+        "top1": MetricFormat("top-1"),
+        "top5": MetricFormat("top-5"),
+        "mean_class_accuracy": MetricFormat("mean over classes"),
+        "loss": MetricFormat("loss", "nats"),
+        "ece": MetricFormat("calibration error"),
+    }
+
+    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset) -> None:
+        self.classes = classes
+        self.val_set = val_set
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["image"])
+
+    def metric(self, device: torch.device) -> "ClassificationMetric":
+        return ClassificationMetric(self.classes, device)
+
+    def tables(self, metrics: dict[str, Any]) -> list[Table]:
+        """The best and the top_rows classes, and, up to 1000 classes, the most frequent confusions."""
+        tables = [_ranked(metrics["per_class"])]
+        if metrics["confusion"] is not None:
+            tables.append(_confusions(np.asarray(metrics["confusion"]), self.classes))
+        return tables
+
+    def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
+        """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the top_rows ones."""
+        drawn = []
+        if metrics["confusion"] is not None:
+            drawn.append(folder / "confusion.png")
+            confusion(np.asarray(metrics["confusion"]), self.classes, drawn[-1])
+        items = []
+        for mistake in metrics["worst"]:
+            raw, _, name = self.val_set.read(mistake["index"])
+            items.append(
+                Mistake(
+                    image=decode(raw, 3, name=name),
+                    target=self.classes[mistake["target"]],
+                    prediction=self.classes[mistake["prediction"]],
+                    score=mistake["score"],
+                    id=name,
+                )
+            )
+        drawn.append(folder / "mistakes.png")
+        mistakes(items, drawn[-1])
+        return drawn
+
+
+class ClassificationTraining(ClassificationEvaluation):
+    """Training a classifier on images of one class each, in a set with named classes.
+
+    Args:
+        recipe: the run. Its data set is opened and its model built at once, so that what cannot work fails early.
+    """
+
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        self.recipe = recipe
+        self.train_set = self._open("train")
+        super().__init__(self.train_set.classes, self._open("val"))
+        spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
+        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
+        self.model = build_model(spec, recipe.pretrained, checkpoint)
+        if recipe.engine.grad_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self.input = resolve_input(recipe.input, self.model)
+        self.spec = replace(spec, input=self.input)
+        self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
+        self.mix = _mix(recipe.augment, len(self.classes))
+
+    def _open(self, split: Literal["train", "val"]) -> ImageDataset:
+        return open_dataset(self.recipe.data, split, val_fraction=self.recipe.input.val_fraction, seed=self.recipe.seed)
+
+    def train_loader(self, rank: int, world: int) -> TrainLoader:
+        recipe = self.recipe
+        return train_loader(
+            self.train_set, self.input, recipe.augment, recipe.batch_size, seed=recipe.seed, rank=rank, world=world
+        )
+
+    def eval_loader(self, rank: int, world: int) -> EvalLoader:
+        return eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
+
+    def samples(self, model: nn.Module, device: torch.device) -> None:
+        """None: a class is told in a word."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        image, target = batch["image"], batch["target"]
+        if self.mix is not None:
+            image, target = self.mix(image, target)
+        return {"loss": F.cross_entropy(model(image), target, label_smoothing=self.recipe.augment.label_smoothing)}
+
+
+class ClassificationMetric:
+    """Accuracy and its relatives, exact on any number of processes, and the top_rows mistakes.
+
+    Args:
+        classes: names, by target.
+        device: where the sums live.
+    """
+
+    def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
+        self.classes = classes
+        self.sums = ClassificationMetrics(len(classes), device)
+        # Rows of (confidence, index, target, prediction); -1 where there is none.
+        self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        target, logits = batch["target"], output.float()
+        self.sums.update(logits, target)
+        confidence, prediction = logits.softmax(-1).max(-1)
+        rows = torch.stack([t.double() for t in (confidence, batch["index"], target, prediction)], dim=-1)
+        self.worst = top_rows(torch.cat([self.worst, rows[prediction != target]]), WORST)
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        self.sums.reduce(all_reduce)
+        self.worst = top_rows(all_gather(self.worst).reshape(-1, 4), WORST)
+
+    def compute(self) -> dict[str, Any]:
+        out = self.sums.compute()
+        confusion = out["confusion"]
+        out["confusion"] = confusion.tolist() if isinstance(confusion, Tensor) else confusion
+        for row in out["per_class"]:
+            row["class"] = self.classes[int(row["class"])]
+        out["worst"] = [
+            {"index": int(i), "target": int(t), "prediction": int(p), "score": c}
+            for c, i, t, p in self.worst.tolist()
+            if c >= 0
+        ]
+        return out
+
+
+def _ranked(per_class: list[dict[str, Any]]) -> Table:
+    seen = [row for row in per_class if row["count"]]
+    ranked = sorted(seen, key=lambda row: -row["accuracy"])
+    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the top_rows
+    rows: list[tuple[str | int | float, ...]] = []
+    for label, part in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
+        rows.append((f"**{label} {len(part)}**", "", ""))
+        rows += [(row["class"], row["count"], row["accuracy"]) for row in part]
+    return Table("Classes", ("class", "images", "accuracy (%)"), rows)
+
+
+def _confusions(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
+    images = matrix.sum(axis=1)
+    wrong = matrix - np.diag(matrix.diagonal())
+    top_rows = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+    rows: list[tuple[str | int | float, ...]] = [
+        (classes[true], classes[said], int(wrong[true, said]), 100 * wrong[true, said] / images[true])
+        for true, said in top_rows
+        if wrong[true, said]
+    ]
+    return Table("Most frequent confusions", ("true class", "taken for", "images", "share (%)"), rows)
+
+
+def _mix(augment: ClassificationAugment, num_classes: int) -> v2.Transform | None:
+    """Mixup and cutmix of a batch and its targets; draws from torch's global generator."""
+    mixup, cutmix = augment.mixup > 0, augment.cutmix > 0
+    if not (mixup or cutmix) or augment.mix_prob == 0 or num_classes < 2:
+        return None
+    transforms: list[v2.Transform] = []
+    probabilities = []
+    if mixup:
+        transforms.append(v2.MixUp(alpha=augment.mixup, num_classes=num_classes))
+        probabilities.append(1 - augment.switch_prob if cutmix else 1.0)
+    if cutmix:
+        transforms.append(v2.CutMix(alpha=augment.cutmix, num_classes=num_classes))
+        probabilities.append(augment.switch_prob if mixup else 1.0)
+    return v2.RandomApply([v2.RandomChoice(transforms, p=probabilities)], p=augment.mix_prob)
+
+
+def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> Any:
+    """A classifier from its spec; see :class:`smt_vision.tasks.task.TaskType`.
+
+    Raises:
+        ValueError: timm does not know the model, it does not take the spec's arguments, or the checkpoint does not
+            fit it.
+    """
+    model = create_model(
+        spec.model,
+        pretrained=pretrained and checkpoint is None,
+        num_classes=len(spec.classes),
+        in_chans=spec.input.channels,
+        **spec.model_args,
+    )
+    if checkpoint is not None:
+        load_pretrained(model, checkpoint)
+    return model
+
+
+def open_evaluation(
+    model: Classifier, data: str, input: ClassificationInput, batch_size: int, rank: int, world: int
+) -> tuple[ClassificationEvaluation, EvalLoader]:
+    """The validation images of a dataset; of the one that the model was trained on, those that training held out."""
+    recipe, fraction, seed = model.recipe, 1.0, 0
+    if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
+        fraction, seed = recipe.input.val_fraction, recipe.seed
+    images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed), model.classes)
+    loader = eval_loader(images, input, batch_size, rank=rank, world=world)
+    return ClassificationEvaluation(model.classes, images), loader
+
+
+def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The model, at its input size."""
+    size = spec.input.size  # type: ignore[attr-defined]
+    return model, (spec.input.channels, size, size)
+
+
+TASK = TaskType(build_model, ClassificationTraining, open_evaluation, flops_model, Classifier, ClassifierExport)

@@ -1,0 +1,315 @@
+"""Detectors of two and more stages: Faster R-CNN, Mask R-CNN and Cascade Mask R-CNN, by torchvision's parts.
+
+Regions are proposed from every level of the feature pyramid; a box head, and with masks a mask head, looks into each.
+A cascade repeats that three times, each stage starting from the boxes of the one before.
+
+Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads (four
+convolutions with BatchNorm and a linear layer, a mask head a stage) are those of the configurations that the paper's
+runs are of.
+
+Shapes: B images, K classes, C channels of the pyramid; N, R boxes ``(x1, y1, x2, y2)`` in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops.poolers import initLevelMapper
+
+from ..config import DetectConfig
+from .pyramid import Pyramid, head_norm, in_float32
+
+RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
+BOX_SIZE, MASK_SIZE = 7, 14  # sides of what the heads see of a region
+GIOU_WEIGHT = 10.0  # as in the configurations: GIoU losses are that much smaller than those of encoded boxes
+COUNTED_BOXES, COUNTED_MASKS = 1000, 100  # regions that published costs are counted with
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is trained to.
+
+    Args:
+        iou: overlap from which a region is one of an object.
+        weight: of its losses.
+        stds: of the regression targets (x, y, width, height).
+    """
+
+    iou: float
+    weight: float
+    stds: tuple[float, float, float, float]
+
+
+ONE_STAGE = (Stage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),)
+CASCADE = (
+    *ONE_STAGE,
+    Stage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
+    Stage(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
+)
+
+
+class RCNN(nn.Module):
+    """Proposals, then one stage or more of box and mask heads.
+
+    Args:
+        pyramid: five levels.
+        num_classes: K.
+        config: which of the three, and its sizes and thresholds.
+
+    Shape: see :class:`smt_vision.tasks.detection.heads.detectors.Detector`. The losses are ``objectness`` and
+        ``proposal`` of the proposals, and of the heads ``class``, ``box`` and ``mask``; a cascade's end in 1, 2 and 3.
+    """
+
+    def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
+        super().__init__()
+        self.has_masks = config.has_masks
+        self.pyramid = pyramid
+        anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (RATIOS,) * len(config.anchor_sizes))
+        self.rpn = RegionProposalNetwork(
+            anchors,
+            in_float32(RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=dict(training=2000, testing=1000),
+            post_nms_top_n=dict(training=1000, testing=1000),
+            nms_thresh=0.7,
+        )
+        cascade = config.head == "cascade_mask_rcnn"
+        make = _cascade_stage if cascade else _only_stage
+        stages = CASCADE if cascade else ONE_STAGE
+        self.weights = [stage.weight for stage in stages]
+        self.giou = config.box_loss == "giou"
+        self.stages: Any = nn.ModuleList(make(stage, self.pyramid, num_classes, config) for stage in stages)
+
+    def forward(
+        self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        shapes = [(h, w) for h, w in sizes.tolist()]
+        if not self.training:
+            return self.detect(image, shapes)
+        levels = self.pyramid(image)
+        proposals, proposal_losses = self.rpn(ImageList(image, shapes), levels, targets)
+        assert targets is not None  # the proposals have asked for them
+        targets = [{**target, "labels": target["labels"] + 1} for target in targets]  # torchvision's 0 is background
+        return {
+            "objectness": proposal_losses["loss_objectness"],
+            "proposal": proposal_losses["loss_rpn_box_reg"],
+            **self._losses(levels, proposals, shapes, targets),
+        }
+
+    def detect(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        levels = self.pyramid(image)
+        proposals, _ = self.rpn(ImageList(image, shapes), levels)
+        return self._detect(levels, proposals, shapes)
+
+    def forward_flops(self, image: Tensor) -> None:
+        """The work that tables of cost count: of the pyramid, and of the heads on 1000 boxes and 100 masks a stage.
+
+        How many regions there are depends on the image; the tables (mmdetection's) take these. It runs without data,
+        on the meta device.
+        """
+        levels = self.pyramid(image)
+        self.rpn.head(list(levels.values()))
+        for stage in self.stages:
+            regions = image.new_zeros(COUNTED_BOXES, self.pyramid.out_channels, BOX_SIZE, BOX_SIZE)
+            stage.box_predictor(stage.box_head(regions))
+            if self.has_masks:
+                regions = image.new_zeros(COUNTED_MASKS, self.pyramid.out_channels, MASK_SIZE, MASK_SIZE)
+                stage.mask_predictor(stage.mask_head(regions))
+
+    def _losses(
+        self,
+        levels: dict[str, Tensor],
+        proposals: list[Tensor],
+        shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for i, (stage, weight) in enumerate(zip(self.stages, self.weights, strict=True)):
+            # The objects' own boxes are added to each stage's regions, so that it has some to learn from.
+            proposals, matched, labels, wanted = stage.select_training_samples(proposals, targets)
+            scores, deltas = _box_outputs(stage, levels, proposals, shapes)
+            if self.giou:
+                class_loss, box_loss = giou_loss(stage, scores, deltas, proposals, labels, wanted)
+            else:
+                class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, wanted)
+            own = {"class": class_loss, "box": box_loss}
+            if self.has_masks:
+                own["mask"] = _mask_loss(stage, levels, proposals, shapes, targets, matched, labels)
+            losses |= {name + (str(i + 1) if len(self.stages) > 1 else ""): weight * own[name] for name in own}
+            if i + 1 < len(self.stages):
+                proposals = _refine(stage, deltas, proposals, shapes)
+        return losses
+
+    def _detect(
+        self, levels: dict[str, Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        probabilities: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            scores, deltas = _box_outputs(stage, levels, proposals, shapes)
+            probabilities.append(scores.softmax(dim=-1))
+            if i + 1 < len(self.stages):
+                proposals = _refine(stage, deltas, proposals, shapes)
+        # The softmax that follows in there gives the mean back.
+        mean = torch.stack(probabilities).mean(dim=0).log()
+        boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
+        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
+        if self.has_masks:
+            seen = [maskrcnn_inference(_mask_logits(stage, levels, boxes, shapes), labels) for stage in self.stages]
+            for detections, *masks in zip(found, *seen, strict=True):
+                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
+        return found
+
+
+class AgnosticPredictor(nn.Module):
+    """Scores of each class, and one box for all of them: what the next stage of a cascade starts from.
+
+    Args:
+        in_channels: F, of what the box head gives.
+        num_outputs: K + 1, with the background.
+
+    Shape: ``(R, F)`` to ``(R, K + 1)`` and ``(R, 4 (K + 1))``, the box once for each class, as torchvision has it.
+    """
+
+    def __init__(self, in_channels: int, num_outputs: int) -> None:
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.cls_score = nn.Linear(in_channels, num_outputs)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x), self.bbox_pred(x).repeat(1, self.num_outputs)
+
+
+def giou_loss(
+    stage: RoIHeads,
+    scores: Tensor,
+    deltas: Tensor,
+    proposals: list[Tensor],
+    labels: list[Tensor],
+    wanted: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """torchvision's ``fastrcnn_loss`` with the generalised IoU (Rezatofighi et al., CVPR 2019) of decoded boxes.
+
+    Args:
+        stage: whose box coder is used.
+        scores: (R, K + 1) logits.
+        deltas: (R, 4 (K + 1)) encoded boxes.
+        proposals: the R regions, an image each.
+        labels: their classes, 0 for background.
+        wanted: (R, 4) the objects' boxes, encoded.
+
+    Returns:
+        The losses of classes and boxes, means over the regions.
+    """
+    class_loss, _ = fastrcnn_loss(scores, deltas, labels, wanted)
+    label = torch.cat(labels)
+    objects = torch.where(label > 0)[0]
+    regions = torch.cat(proposals)[objects]
+    own = deltas.reshape(len(deltas), -1, 4)[objects, label[objects]]
+    boxes = stage.box_coder.decode_single(own, regions)
+    truth = stage.box_coder.decode_single(torch.cat(wanted)[objects], regions)
+    return class_loss, GIOU_WEIGHT * generalized_box_iou_loss(boxes, truth, reduction="sum") / label.numel()
+
+
+def _box_outputs(
+    stage: RoIHeads, levels: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Scores (R, K + 1) and encoded boxes (R, 4 (K + 1)) of the regions of all images."""
+    return stage.box_predictor(stage.box_head(stage.box_roi_pool(levels, boxes, shapes)))
+
+
+def _mask_logits(
+    stage: RoIHeads, levels: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
+) -> Tensor:
+    """Mask logits (R, K + 1, 28, 28) of the regions of all images."""
+    return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(levels, boxes, shapes)))
+
+
+def _mask_loss(
+    stage: RoIHeads,
+    levels: dict[str, Tensor],
+    proposals: list[Tensor],
+    shapes: list[tuple[int, int]],
+    targets: list[dict[str, Tensor]],
+    matched: list[Tensor],
+    labels: list[Tensor],
+) -> Tensor:
+    """Of the regions with an object: cross-entropy of the mask of its class."""
+    objects = [torch.where(label > 0)[0] for label in labels]
+    regions = [boxes[i] for boxes, i in zip(proposals, objects, strict=True)]
+    logits = _mask_logits(stage, levels, regions, shapes)
+    masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+    return maskrcnn_loss(logits, regions, masks, classes, [m[i] for m, i in zip(matched, objects, strict=True)])
+
+
+@torch.no_grad()
+def _refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """The boxes that a stage makes of its regions, the next one's regions."""
+    boxes = stage.box_coder.decode_single(deltas[:, :4], torch.cat(proposals))
+    parts = boxes.split([p.shape[0] for p in proposals])  # a tracer would take len() for a constant
+    return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _only_stage(stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
+    """Two linear layers, and a box for each class."""
+    C, F = config.fpn_channels, config.head_channels
+    return _roi_heads(
+        stage, pyramid, num_classes, config, TwoMLPHead(C * BOX_SIZE**2, F), FastRCNNPredictor(F, num_classes + 1)
+    )
+
+
+def _cascade_stage(stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
+    """Four convolutions and a linear layer, and one box for all classes."""
+    C, F = config.fpn_channels, config.head_channels
+    head = FastRCNNConvFCHead((C, BOX_SIZE, BOX_SIZE), [C] * 4, [F], norm_layer=nn.BatchNorm2d)
+    return _roi_heads(stage, pyramid, num_classes, config, head, AgnosticPredictor(F, num_classes + 1))
+
+
+def _roi_heads(
+    stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig, head: nn.Module, predictor: nn.Module
+) -> RoIHeads:
+    C = config.fpn_channels
+    masks: dict[str, nn.Module] = {}
+    if config.has_masks:
+        masks = dict(
+            mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides),
+            mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1, norm_layer=head_norm(config)),
+            mask_predictor=in_float32(MaskRCNNPredictor(C, C, num_classes + 1)),
+        )
+    x, y, w, h = stage.stds
+    return RoIHeads(
+        _roi_align(BOX_SIZE, pyramid.strides),
+        head,
+        in_float32(predictor),
+        fg_iou_thresh=stage.iou,
+        bg_iou_thresh=stage.iou,
+        batch_size_per_image=config.rois,
+        positive_fraction=0.25,
+        bbox_reg_weights=(1 / x, 1 / y, 1 / w, 1 / h),
+        score_thresh=config.score_threshold,
+        nms_thresh=config.nms_threshold,
+        detections_per_img=config.max_detections,
+        **masks,
+    )
+
+
+def _roi_align(size: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
+    """What the heads see of regions, size x size, each from the level of its scale; not from the last, coarsest one."""
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides) - 1)], size, sampling_ratio=2)
+    # Told, not found out: torchvision infers strides from the first batch, and wrongly where it is mostly padding.
+    pool.scales = [1 / stride for stride in strides[:-1]]
+    pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-2])))
+    return pool

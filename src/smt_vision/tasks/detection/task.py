@@ -1,0 +1,287 @@
+"""Object detection and instance segmentation: training and evaluation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ... import checkpoints
+from ...checkpoints import Checkpoint
+from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.padding import pad_together
+from ...data.region import Region
+from ...pictures.drawing import sample_grid
+from ...recipe import Input
+from ...spec import ModelSpec
+from ..build import build_backbone, load_head_checkpoint, resolve_input
+from ..samples import check_classes, sample_rows
+from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
+from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
+from .data.dataset import DetectionDataset, DetectionTarget
+from .data.loaders import detection_eval_loader, detection_train_loader
+from .data.masks import rasterize_masks
+from .data.sources import open_detection
+from .data.transforms import detection_eval_transform
+from .export import DetectorExport
+from .heads.detectors import build_detector, flops_view, run_detector, to_original
+from .metrics import DetectionMetrics, encode_rle
+from .pictures import draw_detections
+from .predictor import Detector
+
+SAMPLE_SIDE = 480  # pixels of the long side of each
+COCO_DETECTIONS = 100  # of an image, that COCO's numbers look at
+MASKS_AT_ONCE = 64  # of an image's size, in memory
+
+
+class DetectionEvaluation:
+    """What training and evaluation of detectors share.
+
+    Args:
+        val_set: the images to evaluate on.
+        input: how images become tensors.
+        config: the head, sizes and thresholds.
+    """
+
+    def __init__(self, val_set: DetectionDataset, input: Input, config: DetectConfig) -> None:
+        self.classes = val_set.classes
+        self.val_set = val_set
+        self.input = input
+        self.config = config
+        self.kinds = ("mask", "box") if config.has_masks else ("box",)
+        self.primary_metric = f"{self.kinds[0]}_ap"
+        self.metric_formats: Mapping[str, MetricFormat] = {
+            f"{kind}_{number}": MetricFormat(f"{kind} {label}")
+            for kind in self.kinds
+            for number, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ar", "AR"))
+        }
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+        """Detections in pixels of the images that the model saw; see :class:`smt_vision.heads.detectors.Detector`."""
+        return run_detector(model, batch["image"], batch["sizes"])
+
+    def metric(self, device: torch.device) -> "DetectionMetric":
+        return DetectionMetric(self.val_set, self.config, device)
+
+    def tables(self, metrics: dict[str, Any]) -> list[Table]:
+        """AP and AR by the size of objects, and AP of each class, best first."""
+        sizes = [
+            (f"{kind} {label}", *(_told(metrics[f"{kind}_{number}_{size}"]) for size in ("small", "medium", "large")))
+            for kind in self.kinds
+            for number, label in (("ap", "AP"), ("ar", "AR"))
+        ]
+        numbers = [f"{kind}_{number}" for kind in self.kinds for number in ("ap", "ap50")]
+        ranked = sorted(metrics["per_class"], key=lambda row: -(row[self.primary_metric] or 0.0))
+        classes = [(row["class"], row["count"], *(_told(row[number]) for number in numbers)) for row in ranked]
+        return [
+            Table("By size of object", ("", "below 32 x 32 (%)", "to 96 x 96 (%)", "above (%)"), sizes),
+            Table("Classes", ("class", "objects", *(self.metric_formats[number].title for number in numbers)), classes),
+        ]
+
+    def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
+        """None: the sample_rows of the best epoch show what there is to see."""
+        return []
+
+
+class DetectionTraining(DetectionEvaluation):
+    """Training a detector on images of objects.
+
+    Args:
+        recipe: the run. Its data is opened and checked and its model built at once, so that what cannot work fails
+            early.
+
+    Raises:
+        ValueError: the data, the backbone or the head cannot be used as the recipe says.
+    """
+
+    def __init__(self, recipe: DetectionRecipe) -> None:
+        if recipe.engine.compile:
+            raise ValueError(
+                "invalid engine.compile=true: detectors cannot be compiled, since the number of regions differs from "
+                "image to image; set it to false"
+            )
+        self.recipe = recipe
+        self.train_set = self._open("train")
+        val_set = self._open("val")
+        if self.train_set.classes != val_set.classes:
+            raise ValueError(
+                f"{recipe.data}: the training images have the classes {', '.join(self.train_set.classes)}, the "
+                f"validation images {', '.join(val_set.classes)}; give both the same categories and ids"
+            )
+        spec = ModelSpec(
+            "detect", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.detect,
+            val_set.category_ids,
+        )  # fmt: skip
+        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
+        self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
+        if recipe.engine.grad_checkpointing:
+            backbone.network.set_grad_checkpointing(True)
+        super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
+        self.spec = replace(spec, input=self.input)
+        self.input_description = (
+            f"{recipe.input.channels} channels, short side {self.config.short_side} pixels, "
+            f"long side at most {self.config.long_side}"
+        )
+
+    def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
+        images = open_detection(self.recipe.data, split)
+        if self.recipe.detect.has_masks:
+            images.require_masks()
+        return images
+
+    def train_loader(self, rank: int, world: int) -> TrainLoader:
+        recipe = self.recipe
+        return detection_train_loader(
+            self.train_set,
+            self.input,
+            recipe.augment,
+            recipe.detect,
+            recipe.batch_size,
+            seed=recipe.seed,
+            rank=rank,
+            world=world,
+        )
+
+    def eval_loader(self, rank: int, world: int) -> EvalLoader:
+        return detection_eval_loader(
+            self.val_set, self.input, self.config, self.recipe.batch_size, rank=rank, world=world
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return model(batch["image"], batch["sizes"], batch["targets"])
+
+    @torch.inference_mode()
+    def sample_rows(self, model: nn.Module, device: torch.device) -> Image.Image | None:
+        """Images from all over the validation set, the truth beside the detections of a score of 0.4 or more."""
+        transform = detection_eval_transform(self.input, self.config)
+        panels, names, shown = [], [], set[int]()
+        for row in sample_rows(len(self.val_set)):
+            raw, target, name = self.val_set.read(row)
+            try:
+                picture = decode(raw, channels_of(self.input), name=name)
+            except UnreadableImage:  # the evaluation has just named it, as it has an image of another size than is said
+                continue
+            if (picture.height, picture.width) != target["size"]:
+                continue
+            image, sizes = pad_together([transform(picture)])
+            (found,) = run_detector(model, image.to(device), sizes)
+            certain = found["scores"] >= DRAWN_SCORE
+            own = {key: value[certain] for key, value in found.items()}
+            (own,) = to_original([own], sizes, torch.tensor([target["size"]]))
+            own = {key: value.cpu() for key, value in own.items()}
+            truth = _truth(target, masks=self.config.has_masks)
+            panels.append(
+                [
+                    draw_detections(picture, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
+                    for objects in (truth, own)
+                ]
+            )
+            names.append(self.val_set.id(row))
+            shown |= {*truth["labels"].tolist(), *own["labels"].tolist()}
+        if not panels:
+            return None
+        return sample_grid(panels, ("truth", "prediction"), names, shown, self.classes)
+
+
+class DetectionMetric:
+    """Average precision over a set, exact on any number of processes.
+
+    Args:
+        images: the set, with the truth.
+        config: whether there are masks, and how many detections an image may have.
+        device: where processes exchange what they found.
+    """
+
+    def __init__(self, images: DetectionDataset, config: DetectConfig, device: torch.device) -> None:
+        self.image_ids = images.image_ids.tolist()
+        self.found = DetectionMetrics(
+            images.ground_truth(),
+            images.classes,
+            images.category_ids,
+            masks=config.has_masks,
+            max_detections=max(config.max_detections, COCO_DETECTIONS),
+            device=device,
+        )
+
+    def update(self, output: list[dict[str, Tensor]], batch: Batch) -> None:
+        rows = zip(output, batch["sizes"], batch["original"], batch["index"].tolist(), strict=True)
+        for detections, size, original, row in rows:
+            masks: list[bytes] = []
+            boxes: list[Tensor] = []
+            for start in range(0, max(len(detections["boxes"]), 1), MASKS_AT_ONCE):
+                some = {key: value[start : start + MASKS_AT_ONCE] for key, value in detections.items()}
+                (whole,) = to_original([some], size[None], original[None])
+                boxes.append(whole["boxes"])
+                masks += encode_rle(whole["masks"]) if self.found.masks else []
+            self.found.update(
+                self.image_ids[row],
+                torch.cat(boxes).cpu(),
+                detections["scores"].cpu(),
+                detections["labels"].cpu(),
+                masks,
+            )
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        self.found.reduce(all_gather)
+
+    def compute(self) -> dict[str, Any]:
+        return self.found.compute()
+
+
+def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
+    """An image's objects as :func:`smt_vision.draw_detections` takes them, crowds left out."""
+    keep = np.flatnonzero(~target["crowd"])
+    truth: dict[str, Any] = {"boxes": target["boxes"][keep], "labels": target["labels"][keep]}
+    if masks:
+        stored, (height, width) = target["masks"] or [], target["size"]
+        truth["masks"] = rasterize_masks(
+            [stored[i] for i in keep], Region(0, 0, width, height, width, height), height, width
+        )
+    return truth
+
+
+def _told(percent: float | None) -> str | float:
+    return "no objects" if percent is None else percent
+
+
+def build_parts(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None) -> tuple[nn.Module, Any]:
+    """The detector and its backbone."""
+    backbone = build_backbone(spec, pretrained, checkpoint)
+    model = build_detector(backbone, len(spec.classes), spec.head)
+    load_head_checkpoint(model, spec, checkpoint)
+    return model, backbone
+
+
+def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> nn.Module:
+    """A detector from its spec, to be used in one process; see :class:`smt_vision.tasks.task.TaskType`.
+
+    Raises:
+        ValueError: The model or the head cannot be built, or the checkpoint does not fit.
+    """
+    if spec.head.norm == "sync":  # there is nothing to synchronize
+        spec = replace(spec, head=replace(spec.head, norm="train"))
+    return build_parts(spec, pretrained, checkpoint)[0]
+
+
+def open_evaluation(
+    model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
+) -> tuple[DetectionEvaluation, EvalLoader]:
+    """The validation images of a dataset with the model's classes."""
+    images = open_detection(data, "val")
+    check_classes(images, model.classes)
+    if model.config.has_masks:
+        images.require_masks()
+    loader = detection_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
+    return DetectionEvaluation(images, input, model.config), loader
+
+
+def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:
+    """What published costs of a detector count, at an image of the usual aspect ratio."""
+    return flops_view(model, spec.input.channels, spec.head)
+
+
+TASK = TaskType(build_model, DetectionTraining, open_evaluation, flops_model, Detector, DetectorExport)

@@ -1,0 +1,157 @@
+"""What the predictors of all tasks have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.decode import UnreadableImage, channels_of, decode
+from ..deploy.export import export_model
+from ..deploy.exported import Manifest
+from ..recipe import Recipe
+from ..spec import ModelSpec
+from . import get_task
+
+R = TypeVar("R")
+Source = str | Path | Image.Image  # an image as it is given to a predictor
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image, preprocessed.
+
+    Args:
+        source: The image as given.
+        id: Its path, or its index among the images given.
+        size: Height and width as stored, after EXIF orientation.
+        pixels: ``(C, h, w)``, as the model takes it.
+    """
+
+    source: Source
+    id: str
+    size: tuple[int, int]
+    pixels: Tensor
+
+
+class Predictor(ABC, Generic[R]):
+    """A model with its classes and preprocessing, ready for use; R is its result for an image.
+
+    Args:
+        model: Put into evaluation mode, on the device.
+        spec: What is known of the model.
+        transform: Preprocessing, from a decoded image to ``(C, h, w)``.
+        name: Display name.
+        device: Where it runs.
+        recipe: The recipe that it was trained with, where that is known.
+    """
+
+    kind: ClassVar[str]  # for messages, e.g. "a classifier"
+    batch_size: ClassVar[int] = 4  # default images per forward pass
+    eval_batch_size: ClassVar[int] = 4  # the same in an evaluation
+    columns: ClassVar[tuple[str, ...]]  # titles of what `row` gives
+    options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of `stream`, `save`, `row` and `to_dict`
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        transform: Callable[[Image.Image], Tensor],
+        name: str,
+        device: str | torch.device,
+        recipe: Recipe | None,
+    ) -> None:
+        self.model = model.eval().to(device)
+        self.spec = spec
+        self.classes = tuple(spec.classes)
+        self.transform = transform
+        self.name = name
+        self.device = torch.device(device)
+        self.recipe = recipe
+
+    def __call__(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> list[R]:
+        """The result of each image; see :meth:`stream`."""
+        return list(self.stream(images, batch_size, **options))
+
+    def stream(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> Iterator[R]:
+        """Results as they are computed, in order; an unreadable image gives a result with its ``error``.
+
+        No more than a batch is read ahead.
+
+        Args:
+            images: Paths or PIL images of any mode and size.
+            batch_size: Images per forward pass.
+            options: Options of the task's predictor.
+        """
+        items = iter(enumerate(images))
+        while batch := list(islice(items, batch_size or self.batch_size)):
+            prepared = [self._prepare(i, image) for i, image in batch]
+            readable = [image for image in prepared if isinstance(image, PreparedImage)]
+            results = iter(self._predict_batch(readable, **options) if readable else ())
+            for image in prepared:
+                yield next(results) if isinstance(image, PreparedImage) else self._unreadable(*image)
+
+    @abstractmethod
+    def save(self, results: Iterable[R], folder: str | Path, **options: Any) -> list[Path]:
+        """Write results into a folder, as they come; returns the files and folders written."""
+
+    @abstractmethod
+    def row(self, result: R, **options: Any) -> tuple[str, ...]:
+        """A result as text, for a table with :attr:`columns`."""
+
+    @abstractmethod
+    def to_dict(self, result: R, **options: Any) -> dict[str, Any]:
+        """A result as plain data, for JSON."""
+
+    @property
+    @abstractmethod
+    def input_description(self) -> str:
+        """How images are prepared, in words."""
+
+    def flops_model(self) -> tuple[nn.Module, tuple[int, int, int]]:
+        """A module of one batch of images, and the ``(C, H, W)`` for which its parameters and GMAC are reported."""
+        return get_task(self.spec.task).flops_model(self.model, self.spec)
+
+    def export(
+        self,
+        folder: str | Path,
+        format: str,
+        *,
+        images: Sequence[str | Path] = (),
+        calibrate: Sequence[str | Path] = (),
+        replace: bool = False,
+        on_status: Callable[[str], None] = lambda text: None,
+    ) -> Manifest:
+        """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`."""
+        return export_model(
+            get_task(self.spec.task).export(self.model, self.spec, self.name),
+            Path(folder),
+            format=format,
+            images=[Path(path) for path in images],
+            calibrate=[Path(path) for path in calibrate],
+            replace=replace,
+            on_status=on_status,
+        )
+
+    def _prepare(self, i: int, image: Source) -> PreparedImage | tuple[Source, str, str]:
+        """The preprocessed image, or the source, its id and why it cannot be read."""
+        id = str(i) if isinstance(image, Image.Image) else str(image)
+        source = image if isinstance(image, Image.Image) else Path(image)
+        try:
+            picture = decode(source, channels_of(self.spec.input), name=id)
+        except UnreadableImage as error:
+            return image, id, str(error)
+        return PreparedImage(image, id, (picture.height, picture.width), self.transform(picture))
+
+    @abstractmethod
+    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[R]:
+        """Results of a batch of at least one image, in order."""
+
+    @abstractmethod
+    def _unreadable(self, source: Source, id: str, error: str) -> R:
+        """The result of an image that cannot be read."""

@@ -1,0 +1,68 @@
+"""Where results are written, and from what."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from PIL import Image
+
+from ..data.decode import decode
+
+DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
+
+
+class Result(Protocol):
+    """What the results of all tasks have."""
+
+    @property
+    def source(self) -> str | Path | Image.Image: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+def with_sources(
+    results: Iterable[R], images: Sequence[str | Path | Image.Image] | None
+) -> tuple[Iterable[R], Sequence[str | Path | Image.Image]]:
+    """Results and the images they belong to, which are known before the first result where the caller names them."""
+    if images is not None:
+        return results, images
+    known = list(results)
+    return known, [result.source for result in known]
+
+
+def result_names(images: Sequence[str | Path | Image.Image]) -> list[Path]:
+    """Each image's path below the folder that all are in, with suffix ``.png``; PIL images are numbered.
+
+    Raises:
+        ValueError: Two images would share a name.
+    """
+    paths = [
+        Path(f"{i}") if isinstance(image, Image.Image) else Path(image).resolve() for i, image in enumerate(images)
+    ]
+    folders = [path.parent for path in paths if path.is_absolute()]
+    root = Path(os.path.commonpath(folders)) if folders else Path()
+    names = [(path.relative_to(root) if path.is_absolute() else path).with_suffix(".png") for path in paths]
+    first: dict[Path, Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        if first.setdefault(name, path) != path:
+            raise ValueError(
+                f"{first[name]} and {path} differ only in their suffix, and both would be written to {name}; rename one, "
+                "or process them in separate calls"
+            )
+    return names
+
+
+def decode_source(source: str | Path | Image.Image) -> Image.Image:
+    """The RGB image that a result belongs to."""
+    return decode(source if isinstance(source, Image.Image) else Path(source), 3, name=str(source))
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)

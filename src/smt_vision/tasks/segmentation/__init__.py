@@ -1,0 +1,1 @@
+"""Semantic segmentation, and binary segmentation of salient or camouflaged objects."""

@@ -1,0 +1,34 @@
+"""Segmenters on their way to another runtime."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ...data.padding import padded
+from ...data.transforms import square_transform
+from ...deploy.logits import LogitsExport
+
+
+class SegmenterExport(LogitsExport):
+    """At the shorter side of the training crop, and at other sizes, which every segmenter must take."""
+
+    @property
+    def size(self) -> int:
+        return padded(min(self.spec.head.crop))
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        return square_transform(self.spec.input, self.size)
+
+    def logits_shape(self, image: Tensor) -> tuple[int, ...]:
+        channels = 1 if self.spec.head.is_binary else len(self.spec.classes)
+        return (len(image), channels, *image.shape[2:])
+
+    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
+        super().trace(samples)
+        if not self.dynamic_image_size:
+            raise ValueError(
+                f"{self.name} takes images of one size, and segmentation needs any size; use another backbone"
+            )

@@ -1,0 +1,1 @@
+"""Segmentation heads over any timm backbone."""

@@ -1,0 +1,78 @@
+"""Semantic and binary segmentation: the paper's runs on ADE20K, salient objects, and a small one for a CPU."""
+
+from ...recipe import PAPER, Engine, Input, Optim
+from .config import SegmentationRecipe, SegmentConfig
+
+ADE20K_EPOCH = 20_210 // 16  # updates
+
+
+def _ade20k(variant: str, drop_path: float, miou: float, several_scales: float) -> SegmentationRecipe:
+    return SegmentationRecipe(
+        name=f"ade20k_upernet_160k_{variant}",
+        about=f"UPerNet on smt_{variant}, ADE20K, as in the paper",
+        model=f"smt_{variant}",
+        model_args=dict(drop_path_rate=drop_path),
+        pretrained=True,
+        data="ade20k",
+        epochs=127,  # the paper counts updates: 160,000 of them are 126.7 epochs of 1,263
+        batch_size=2,
+        input=Input(interpolation="bilinear", workers=4),
+        optim=Optim(
+            lr=6e-5,
+            min_lr=0.0,
+            warmup_lr=6e-11,
+            lr_batch=16,
+            schedule="poly",
+            warmup_epochs=1500 / ADE20K_EPOCH,
+            weight_decay=0.01,
+            no_decay="norm",
+            clip_grad=None,
+        ),
+        segment=SegmentConfig(zero_is_ignored=True),
+        engine=Engine(eval_every=10),
+        expected={"miou": miou},
+        expected_source=f"the paper, ADE20K val, one scale; {several_scales} at six scales and mirrored",
+        hardware="8 GPUs of 32 GB, 2 images each",
+        citation=PAPER,
+    )
+
+
+RECIPES: tuple[SegmentationRecipe, ...] = (
+    _ade20k("small", 0.2, 49.2, 50.2),
+    _ade20k("base", 0.3, 49.6, 50.6),
+    SegmentationRecipe(
+        name="salient_upernet",
+        about="salient or camouflaged objects in folders of images and masks, from pretrained weights",
+        model="smt_tiny",
+        model_args=dict(drop_path_rate=0.1),
+        pretrained=True,
+        data="PATH",
+        epochs=40,
+        batch_size=16,
+        input=Input(interpolation="bilinear"),
+        optim=Optim(lr=2e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, clip_grad=1.0),
+        # The long side, too, is 352: a picture is seen whole, as it is tested, and the rest of the crop is padding.
+        segment=SegmentConfig(
+            kind="binary", short_side=352, long_side=352, crop=(352, 352), scale=(0.75, 1.25), channels=256
+        ),
+        expected_source="depends on your data",
+        hardware="one GPU of 16 GB",
+        citation="ours",
+    ),
+    SegmentationRecipe(
+        name="camvid_upernet",
+        about="street scenes of CamVid with UPerNet, a small model from scratch on two CPU cores",
+        model="smt_femto",
+        data="camvid",
+        epochs=100,
+        batch_size=8,
+        input=Input(interpolation="bilinear", workers=1),
+        optim=Optim(lr=2e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=2.0, clip_grad=1.0),
+        segment=SegmentConfig(short_side=360, long_side=480, crop=(256, 256), channels=64, aux_channels=32),
+        engine=Engine(ema=0.99, log_every=10, eval_every=4),
+        expected={"miou": 63.67, "pixel_accuracy": 92.52},
+        expected_source="ours, docs/results/camvid.md",
+        hardware="2 CPU cores",
+        citation="ours",
+    ),
+)
