@@ -356,7 +356,7 @@ def summary(tmp_path, **changes) -> str:
     values = {
         "recipe": RECIPE,
         "metrics": metrics,
-        "headline": "top1",
+        "primary_metric": "top1",
         "measures": Classification.measures,
         "best_epoch": 291,
         "seconds": 3725.4,
@@ -423,7 +423,7 @@ def test_summary_of_any_task(tmp_path):
     text = summary(
         tmp_path,
         metrics={"mask_ap": 43.1234, "mae": 0.01234, "count": 7},
-        headline="mask_ap",
+        primary_metric="mask_ap",
         measures={"mask_ap": Measure("mask AP"), "mae": Measure("mean absolute error", "")},
         classes=["cell"],
         images="short side 800, long side at most 1333 pixels",

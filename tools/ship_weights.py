@@ -15,7 +15,7 @@ import torch
 
 from smt_vision import pictures
 from smt_vision.engine import checkpoint
-from smt_vision.engine.journal import read_log
+from smt_vision.engine.log import read_log
 from smt_vision.evaluation import evaluate_model
 from smt_vision.recipes import Engine
 

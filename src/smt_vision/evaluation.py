@@ -19,7 +19,7 @@ from .data import (
     segmentation_eval_loader,
 )
 from .engine.launch import launch
-from .engine.loop import evaluate
+from .engine.loop import run_evaluation
 from .inference import Changes, Classifier, Detector, Predictor, Segmenter, load
 from .recipes import Detect, Engine
 from .tasks.classify import Classification
@@ -92,7 +92,7 @@ def evaluate_model(
         if advance is not None and fabric.is_global_zero:
             advance(done, len(loader))
 
-    metrics = evaluate(fabric, task, model.model, loader, count)
+    metrics = run_evaluation(fabric, task, model.model, loader, count)
     return {"model": model.name, "data": data, "input": _told(model), **metrics}, task
 
 

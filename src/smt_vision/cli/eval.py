@@ -44,7 +44,13 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
+    from ..engine.allocator import keep_big_blocks
+    from ..engine.launch import runs_on_cuda
     from ..evaluation import evaluate_model
+
+    engine = from_plain(Engine, vars(args.engine))
+    if not runs_on_cuda(engine):
+        keep_big_blocks()
 
     def advance(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -53,7 +59,7 @@ def run(args: Any) -> Output:
     metrics, task = evaluate_model(
         args.model,
         args.data,
-        engine=from_plain(Engine, vars(args.engine)),
+        engine=engine,
         batch_size=args.batch_size,
         workers=args.workers,
         max_broken=args.max_broken,

@@ -33,7 +33,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("recipe", nargs="?", help=f"one of: {', '.join(RECIPES)}; smt recipes tells about them")
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered where taken")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
-    parser.add_argument("--max_steps", type=int, help="stop, resumable, after so many updates in all")
+    parser.add_argument("--max_steps", type=int, help="stop, resumable, after this many optimizer steps in all")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     parser.add_class_arguments(Recipe, as_group=True)
     values = resumed or asdict(RECIPES[name] if name else _blank())
@@ -68,14 +68,18 @@ def run(args: Any) -> Output:
     chosen = {f.name: args[f.name] for f in fields(Recipe)}
     recipe = Recipe.from_dict({k: vars(v) if k in GROUPS else v for k, v in chosen.items()})
 
-    from ..engine.loop import fit  # torch, only now that the words are right
+    from ..engine.allocator import keep_big_blocks  # imported late: only after the arguments are validated
+    from ..engine.launch import runs_on_cuda
+    from ..engine.loop import train
 
+    if not runs_on_cuda(recipe.engine):
+        keep_big_blocks()
     command = "smt " + shlex.join(["train", *sys.argv[2:]])
-    done = fit(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
     if done.step < done.total_steps:
-        where = f"stopped after update {done.step} of {done.total_steps}, as --max_steps asks"
+        where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; go on with: smt train --resume {escape(str(folder))}"])
     show = [f"\n[bold]{escape(str(folder))}[/]: {done.task.headline} {numbers[done.task.headline]:.2f} % "
             f"(best of epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip

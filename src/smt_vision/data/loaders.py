@@ -3,7 +3,6 @@
 Shapes: B images of C channels, S x S pixels.
 """
 
-import hashlib
 import logging
 import os
 import random
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..recipes import Augment, Input
+from ..seeding import stable_hash
 from .decode import BrokenImage, decode
 from .image_set import ImageSet, RawSet
 from .transforms import Transform, eval_transform, train_transform
@@ -99,7 +99,7 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
 
 def seed_all(*numbers: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators from a stable hash of some numbers."""
-    key = int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+    key = stable_hash(*numbers)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)

@@ -1,19 +1,19 @@
-"""glibc's allocator, told to keep big blocks in place of asking the kernel for zeroed pages again and again."""
+"""glibc's allocator, set to keep large allocations instead of requesting zeroed pages from the kernel each time."""
 
 import ctypes
 import platform
 
-# Names and numbers of malloc.h.
+# Option numbers of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 MIB = 1 << 20
 
 
 def keep_big_blocks() -> bool:
-    """Serve every block from the heap, and do not trim it; returns whether glibc took it.
+    """Serve every allocation from the heap and never trim it; returns whether glibc accepted the options.
 
-    By default each tensor above 128 KiB or so may be a mapping of its own, whose pages the kernel zeroes at first
-    touch: a network on a CPU then spends a good part of its time in page faults. Costs memory that is kept for the
-    process's life. Does nothing where the C library is another.
+    By default a tensor above 128 KiB or so may get its own memory mapping, whose pages the kernel zeroes at first
+    touch: a network on a CPU then spends a good part of its time in page faults. The price is memory that stays with
+    the process until it ends. Does nothing with any other C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -237,6 +237,7 @@ class Engine:
         log_every: updates between two lines of the log.
         eval_every: epochs between two evaluations.
         checkpoint_minutes: longest time between two checkpoints.
+        loggers: Experiment loggers by name: tensorboard, wandb, trackio, mlflow.
     """
 
     accelerator: str = "auto"
@@ -252,6 +253,7 @@ class Engine:
     log_every: int = 50
     eval_every: int = 1
     checkpoint_minutes: float = 10.0
+    loggers: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclass(frozen=True)
