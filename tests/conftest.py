@@ -44,10 +44,10 @@ def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished debug-size run on ``colored``, in which every image is classified right."""
-    from smt_vision.engine.loop import fit
+    from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(tiny(colored, epochs=6), folder, display=False, command="smt train tiny")
+    train(tiny(colored, epochs=6), folder, display=False, command="smt train tiny")
     return folder
 
 
@@ -66,18 +66,18 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def detector_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of Mask R-CNN on ``shapes``, of an epoch, of no use but to be used."""
-    from smt_vision.engine.loop import fit
+    from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "detector"
-    fit(shapes_recipe(shapes), folder, display=False)
+    train(shapes_recipe(shapes), folder, display=False)
     return folder
 
 
 @pytest.fixture(scope="session")
 def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of UPerNet on ``scenes``, likewise."""
-    from smt_vision.engine.loop import fit
+    from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "segmenter"
-    fit(scenes_recipe(scenes), folder, display=False)
+    train(scenes_recipe(scenes), folder, display=False)
     return folder

@@ -23,7 +23,7 @@ from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
 from smt_vision.cli.train import _free_folder
 from smt_vision import checkpoints as checkpoint
-from smt_vision.engine.loop import fit
+from smt_vision.engine.loop import train
 from smt_vision.model.official import to_official
 from smt_vision.tasks import RECIPES
 from smt_vision.recipe import Recipe
@@ -41,7 +41,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         given.append(recipe)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr("smt_vision.engine.loop.fit", remember)
+    monkeypatch.setattr("smt_vision.engine.loop.train", remember)
     return given
 
 
@@ -260,7 +260,7 @@ def test_stopped_by_max_steps(colored: Path, tmp_path: Path, capsys: Capture) ->
     words = ["train", "quickstart", "--config", config, "--run", tmp_path / "run", "--max_steps", "2"]
     assert run(*words) == 0
     text = capsys.readouterr().out
-    assert f"stopped after update 2 of 12, as --max_steps asks; go on with: smt train --resume {tmp_path}/run" in text
+    assert f"stopped after step 2 of 12, as --max_steps asks; go on with: smt train --resume {tmp_path}/run" in text
     assert "nan" not in text
     assert "no best.pt" in refusal(capsys, 1, "predict", tmp_path / "run", colored)
     predictions = answer(capsys, "predict", tmp_path / "run" / "last.pt", colored / "val")
@@ -432,7 +432,7 @@ def test_eval_of_a_timm_model_is_timms_validation(name: str, tmp_path: Path, cap
     write_images(data / "train", colors, [2] * 7)
     write_images(data / "val", colors, [3, 1, 4, 1, 5, 2, 6], seed=1)
     recipe = tiny(data, model=name, model_args={}, input=dict(size=64, crop_pct=0.875, interpolation="bilinear"))
-    fit(recipe, tmp_path / "run", display=False, max_steps=3)
+    train(recipe, tmp_path / "run", display=False, max_steps=3)
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     model = timm.create_model(name, num_classes=7).eval()
     model.load_state_dict(state["model"])

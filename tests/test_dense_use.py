@@ -17,7 +17,7 @@ from drawn_sets import CATEGORIES, scenes_recipe
 from smt_vision.data.padding import pad_together
 from smt_vision.deploy.export import export_model
 from smt_vision.deploy.programs import COORDINATES
-from smt_vision.engine.loop import fit
+from smt_vision.engine.loop import train
 from smt_vision.tasks.detection.heads.detectors import build_detector
 from smt_vision.tasks.detection.heads.detectors import run_detector
 from smt_vision.tasks.backbone import build_backbone
@@ -302,7 +302,7 @@ def backbone(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def upernet_run(backbone: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "upernet"
-    fit(replace(scenes_recipe(scenes), model=backbone, model_args={}), folder, display=False)
+    train(replace(scenes_recipe(scenes), model=backbone, model_args={}), folder, display=False)
     return folder
 
 

@@ -14,7 +14,7 @@ from drawn_sets import shapes_recipe, write_shapes
 from smt_vision.data.loaders import TrainLoader
 from smt_vision.checkpoints import load
 from smt_vision.engine.launch import launch
-from smt_vision.engine.loop import fit
+from smt_vision.engine.loop import train
 from smt_vision.tasks.detection.heads.detectors import build_detector
 from smt_vision.tasks.backbone import build_backbone
 from smt_vision.tasks.detection.config import DetectConfig
@@ -45,7 +45,7 @@ def test_the_losses_go_down(shapes: Path) -> None:
 
 
 def test_a_run_from_data_to_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    run = fit(shapes_recipe(shapes, "mask_rcnn"), tmp_path / "run", display=False)
+    run = train(shapes_recipe(shapes, "mask_rcnn"), tmp_path / "run", display=False)
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     (step,) = [line for line in lines if line["kind"] == "train"]
     parts = ("objectness", "proposal", "class", "box", "mask")
@@ -68,7 +68,7 @@ def test_a_run_from_data_to_checkpoint(shapes: Path, tmp_path: Path) -> None:
 
 def test_a_run_with_averaged_weights_and_bfloat16(shapes: Path, tmp_path: Path) -> None:
     plan = shapes_recipe(shapes, "retinanet", ema=0.9)
-    run = fit(replace(plan, engine=replace(plan.engine, precision="bf16-mixed")), tmp_path / "run", display=False)
+    run = train(replace(plan, engine=replace(plan.engine, precision="bf16-mixed")), tmp_path / "run", display=False)
     assert run.ema is not None
     assert 0 <= run.metrics["box_ap"] <= 100
     assert "mask_ap" not in run.metrics
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_task(segmenter_run: Path, shapes: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
 def test_four_images_are_learnt_by_heart(shapes: Path, tmp_path: Path, head: str) -> None:
-    run = fit(shapes_recipe(shapes, head, epochs=100, eval_every=100), tmp_path / "run", display=False)
+    run = train(shapes_recipe(shapes, head, epochs=100, eval_every=100), tmp_path / "run", display=False)
     assert run.metrics["box_ap"] >= 90
     assert run.metrics["mask_ap"] >= 90
 

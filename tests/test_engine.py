@@ -1,4 +1,4 @@
-"""The loop and what it rests on: rate, optimiser, exact resume, stops, checkpoints, several processes."""
+"""The training loop: learning rate, optimizer, exact resume, signals, checkpoints, several processes."""
 
 import json
 import math
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from smt_vision.cli import main
 from smt_vision import checkpoints as checkpoint
 from smt_vision.engine import loop
-from smt_vision.engine.journal import read_log
+from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import average_buffers
-from smt_vision.engine.loop import fit
+from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.optim import set_learning_rate
@@ -40,7 +40,7 @@ from smt_vision.recipe import Optim
 from smt_vision.recipe import Recipe
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.task import MetricFormat
-from tiny_run import COLOURS, MODEL_ARGS, tiny, write_config, write_images
+from tiny_run import COLORS, MODEL_ARGS, tiny, write_config, write_images
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
 RANDOM: dict[str, Any] = dict(
@@ -48,7 +48,7 @@ RANDOM: dict[str, Any] = dict(
     epochs=3,
     augment=dict(crop="rrc", hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.2, cutmix=1.0),
     engine=dict(ema=0.9, accumulate=2),
-)  # 24 images in batches of 4, 2 batches an update: 3 updates an epoch, 9 in all
+)  # 24 images in batches of 4, 2 batches per step: 3 steps per epoch, 9 in all
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def same(a: Any, b: Any, path: str = "") -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two run folders hold the same result: weights, average, optimiser state, metrics and log."""
+    """Two run folders hold the same result: weights, average, optimizer state, metrics and log."""
     for name in ("last.pt", "best.pt"):
         a, b = checkpoint.load(one / name), checkpoint.load(other / name)
         for state in (a, b):
@@ -151,7 +151,7 @@ def test_warm_up_longer_than_the_run_climbs_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(("lr_batch", "factor"), [(None, 1.0), (128, 2.0), (512, 0.5)])
-def test_all_three_rates_scale_with_the_batch(lr_batch: int | None, factor: float) -> None:
+def test_all_three_learning_rates_scale_with_the_batch(lr_batch: int | None, factor: float) -> None:
     config = Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, lr_batch=lr_batch, warmup_epochs=1)
     rates = [learning_rate(step, config, 20, 10, images_per_step=256) for step in (0, 10, 20)]
     assert rates == pytest.approx([factor * 1e-6, factor * 1e-3, factor * 1e-5])
@@ -171,7 +171,7 @@ def test_poly_schedule_is_a_straight_line() -> None:
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.4, 0.2])
 
 
-# --- the optimiser
+# --- the optimizer
 
 
 def test_no_decay_on_biases_and_one_dimensional_parameters() -> None:
@@ -215,9 +215,9 @@ def test_no_decay_on_normalisation_layers_alone() -> None:
     [
         (
             Optim(layer_decay=0.5),
-            "layer_decay=0.5 needs a model that tells .* Wrapped has no group_matcher",
+            r"layer_decay=0\.5 .*group_matcher.* Wrapped",
         ),
-        (Optim(layer_decay=0.5, no_decay="norm"), "layer_decay=0.5 goes with optim.no_decay=1d"),
+        (Optim(layer_decay=0.5, no_decay="norm"), r"layer_decay=0\.5 .*no_decay=1d"),
     ],
 )
 def test_layer_decay_that_cannot_work_is_refused(config: Optim, told: str) -> None:
@@ -259,7 +259,7 @@ def test_adams_constants_reach_it() -> None:
 # --- training, and resuming it
 
 
-def test_learns_easy_images(coloured: Path, trained: Path) -> None:
+def test_learns_easy_images(colored: Path, trained: Path) -> None:
     state = checkpoint.load(trained / "best.pt")
     assert state["metrics"]["top1"] == 100.0
     losses = [line["loss"] for line in read_log(trained) if line["kind"] == "train"]
@@ -270,54 +270,54 @@ def test_learns_easy_images(coloured: Path, trained: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_learns_with_clipped_gradients(
-    coloured: Path, tmp_path: Path, precision: Literal["bf16-mixed", "16-mixed"]
+    colored: Path, tmp_path: Path, precision: Literal["bf16-mixed", "16-mixed"]
 ) -> None:
-    recipe = tiny(coloured, engine=dict(precision=precision), optim=dict(clip_grad=1.0))
-    run = fit(recipe, tmp_path / "run", display=False, max_steps=4)
+    recipe = tiny(colored, engine=dict(precision=precision), optim=dict(clip_grad=1.0))
+    run = train(recipe, tmp_path / "run", display=False, max_steps=4)
     assert run.step == 4
     assert all(math.isfinite(line["loss"]) for line in read_log(tmp_path / "run") if line["kind"] == "train")
 
 
 @pytest.fixture(scope="module")
-def whole(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything random, without a break."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
-    fit(tiny(coloured, **RANDOM), folder, display=False)
+    train(tiny(colored, **RANDOM), folder, display=False)
     return folder
 
 
-def test_same_seed_same_run_whatever_the_workers(coloured: Path, whole: Path, tmp_path: Path) -> None:
-    recipe = tiny(coloured, **RANDOM, input=dict(workers=2))
-    fit(recipe, tmp_path / "again", display=False)
+def test_same_seed_same_run_whatever_the_workers(colored: Path, whole: Path, tmp_path: Path) -> None:
+    recipe = tiny(colored, **RANDOM, input=dict(workers=2))
+    train(recipe, tmp_path / "again", display=False)
     assert_same_run(tmp_path / "again", whole)
 
 
-def test_another_seed_another_run(coloured: Path, whole: Path, tmp_path: Path) -> None:
-    fit(tiny(coloured, **RANDOM, seed=1), tmp_path / "other", display=False, max_steps=1)
+def test_another_seed_another_run(colored: Path, whole: Path, tmp_path: Path) -> None:
+    train(tiny(colored, **RANDOM, seed=1), tmp_path / "other", display=False, max_steps=1)
     assert read_log(tmp_path / "other")[0]["loss"] != read_log(whole)[0]["loss"]
 
 
 @pytest.mark.parametrize(("stops", "workers"), [((4,), 0), ((1, 3, 5), 0), ((4,), 2)])
 def test_resumed_equals_uninterrupted(
-    coloured: Path, whole: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
+    colored: Path, whole: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
 ) -> None:
-    recipe = tiny(coloured, **RANDOM)
+    recipe = tiny(colored, **RANDOM)
     folder = tmp_path / "run"
-    fit(recipe, folder, display=False, max_steps=stops[0])
+    train(recipe, folder, display=False, max_steps=stops[0])
     recipe = replace(recipe, input=replace(recipe.input, workers=workers))
     for stop in (*stops[1:], None):
         torch.manual_seed(99)  # what happened in between must not matter
         np.random.seed(99)
-        run = fit(recipe, folder, display=False, max_steps=stop)
+        run = train(recipe, folder, display=False, max_steps=stop)
     assert run.step == run.total_steps == 9
     assert_same_run(whole, folder)
 
 
 def test_every_checkpoint_can_be_resumed_from(
-    coloured: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Checkpoints after each update, as a killed run may leave them; those at an epoch's end included.
+    # Checkpoints after each step, as a killed run may leave them; those at an epoch's end included.
     copies: list[Path] = []
     save_last = Run.save_last
 
@@ -326,36 +326,36 @@ def test_every_checkpoint_can_be_resumed_from(
         copies.append(tmp_path / f"copy{len(copies)}")
         shutil.copytree(run.folder, copies[-1])
 
-    recipe = tiny(coloured, **RANDOM)
+    recipe = tiny(colored, **RANDOM)
     often = replace(recipe, engine=replace(recipe.engine, checkpoint_minutes=0.0))
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save_last", save_and_copy)
-        fit(often, tmp_path / "run", display=False)
+        train(often, tmp_path / "run", display=False)
     steps = [checkpoint.load(copy / "last.pt")["step"] for copy in copies]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     for copy in (copies[2], copies[4], copies[5]):
-        fit(recipe, copy, display=False)
+        train(recipe, copy, display=False)
         assert_same_run(whole, copy)
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["mid epoch", "last of an epoch"])
-def test_a_signal_at_any_update_loses_nothing(
-    coloured: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+def test_a_signal_at_any_step_loses_nothing(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     def rate(now: int, *args: Any) -> float:
         if now == step:
             signal.raise_signal(signal.SIGTERM)
         return learning_rate(now, *args)
 
-    recipe, folder = tiny(coloured, **RANDOM), tmp_path / "run"
-    told = f"after update {step + 1} of 9 .* smt train --resume .*run"
+    recipe, folder = tiny(colored, **RANDOM), tmp_path / "run"
+    told = f"after step {step + 1} of 9 .* smt train --resume .*run"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", rate)
         with pytest.raises(Stopped, match=told) as stopped:
-            fit(recipe, folder, display=False)
+            train(recipe, folder, display=False)
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    fit(recipe, folder, display=False)
+    train(recipe, folder, display=False)
     assert_same_run(whole, folder)
 
 
@@ -368,69 +368,69 @@ def test_first_signal_is_collected_and_the_handlers_come_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_another_recipe_in_the_folder_is_refused(coloured: Path, tmp_path: Path) -> None:
-    recipe, folder = tiny(coloured), tmp_path / "run"
-    fit(recipe, folder, display=False, max_steps=1)
-    other = tiny(coloured, batch_size=2, optim=dict(lr=0.5))
+def test_another_recipe_in_the_folder_is_refused(colored: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(colored), tmp_path / "run"
+    train(recipe, folder, display=False, max_steps=1)
+    other = tiny(colored, batch_size=2, optim=dict(lr=0.5))
     with pytest.raises(ValueError, match="another recipe") as error:
-        fit(other, folder, display=False, max_steps=2)
+        train(other, folder, display=False, max_steps=2)
     assert "batch_size is 4 there and 2 here" in str(error.value)
     assert "optim.lr is 0.003 there and 0.5 here" in str(error.value)
     assert "epochs" not in str(error.value)
     assert checkpoint.load(folder / "last.pt")["step"] == 1
-    free = tiny(coloured, name="renamed", engine=dict(log_every=7, checkpoint_minutes=1.0), input=dict(workers=1))
-    assert fit(free, folder, display=False, max_steps=2).step == 2
+    free = tiny(colored, name="renamed", engine=dict(log_every=7, checkpoint_minutes=1.0), input=dict(workers=1))
+    assert train(free, folder, display=False, max_steps=2).step == 2
 
 
 def test_finished_run_trains_no_more_and_says_so(
-    trained: Path, coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
-    run = fit(tiny(coloured, epochs=6), folder)
+    run = train(tiny(colored, epochs=6), folder)
     assert run.step == 36
     assert run.metrics["top1"] == 100.0
-    assert "is finished: all its 36 updates are done" in capsys.readouterr().out
+    assert "is finished: all 36 steps are done" in capsys.readouterr().out
     same(checkpoint.load(folder / "last.pt")["model"], checkpoint.load(trained / "last.pt")["model"])
 
 
 @pytest.mark.parametrize("log_every", [1, 1000], ids=["seen at once", "seen before it is saved"])
 def test_loss_that_is_not_finite_ends_the_run(
-    coloured: Path, tmp_path: Path, log_every: int, capsys: pytest.CaptureFixture[str]
+    colored: Path, tmp_path: Path, log_every: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tiny(coloured, optim=dict(lr=1e20, warmup_epochs=0.0), engine=dict(log_every=log_every))
+    recipe = tiny(colored, optim=dict(lr=1e20, warmup_epochs=0.0), engine=dict(log_every=log_every))
     config = write_config(recipe, tmp_path / "tiny.yaml")
     assert main(["train", "quickstart", "--config", config, "--run", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("smt train: error: loss is nan at update")
+    assert error.startswith("smt train: error: loss is nan at step")
     assert "lower optim.lr" in error
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
 def test_images_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
-    data = write_images(tmp_path / "data" / "train", COLOURS, [1] * 3).parent
-    write_images(data / "val", COLOURS, [1] * 3)
+    data = write_images(tmp_path / "data" / "train", COLORS, [1] * 3).parent
+    write_images(data / "val", COLORS, [1] * 3)
     for file in (data / "train").rglob("*.png"):
         file.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="not one update's training images can be read"):
-        fit(tiny(data, batch_size=3), tmp_path / "run", display=False)
+    with pytest.raises(ValueError, match=r"no training batch could be read"):
+        train(tiny(data, batch_size=3), tmp_path / "run", display=False)
 
 
-def test_incomplete_accumulation_is_left_out(coloured: Path, tmp_path: Path) -> None:
-    # 24 images in batches of 5: 4 batches; 3 an update: 1 update an epoch, and the 4th batch is not used
-    run = fit(tiny(coloured, batch_size=5, engine=dict(accumulate=3)), tmp_path / "a", display=False, max_steps=1)
+def test_incomplete_accumulation_is_left_out(colored: Path, tmp_path: Path) -> None:
+    # 24 images in batches of 5: 4 batches; 3 per step: 1 step per epoch, and the 4th batch is not used
+    run = train(tiny(colored, batch_size=5, engine=dict(accumulate=3)), tmp_path / "a", display=False, max_steps=1)
     assert run.total_steps == 2
     # more than an epoch has: all of an epoch
-    run = fit(tiny(coloured, batch_size=5, engine=dict(accumulate=9)), tmp_path / "b", display=False, max_steps=1)
+    run = train(tiny(colored, batch_size=5, engine=dict(accumulate=9)), tmp_path / "b", display=False, max_steps=1)
     assert run.total_steps == 2
 
 
-def test_accumulated_batches_are_one_large_batch(coloured: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_are_one_large_batch(colored: Path, tmp_path: Path) -> None:
     # GroupNorm and LayerNorm alone: no layer looks at the rest of its batch
     model = dict(model="vit_tiny_patch16_224", model_args=dict(img_size=32, embed_dim=24, depth=2, num_heads=2))
     optim = dict(name="sgd", lr=0.1, warmup_epochs=0.0)
-    a = fit(tiny(coloured, **model, optim=optim, batch_size=8), tmp_path / "a", display=False, max_steps=1)
-    b = fit(
-        tiny(coloured, **model, optim=optim, batch_size=4, engine=dict(accumulate=2)),
+    a = train(tiny(colored, **model, optim=optim, batch_size=8), tmp_path / "a", display=False, max_steps=1)
+    b = train(
+        tiny(colored, **model, optim=optim, batch_size=4, engine=dict(accumulate=2)),
         tmp_path / "b",
         display=False,
         max_steps=1,
@@ -449,8 +449,8 @@ def test_accumulated_batches_are_one_large_batch(coloured: Path, tmp_path: Path)
 class Several(ClassificationTraining):
     """Two losses, another metric that decides, and sample pictures."""
 
-    headline = "mean_class_accuracy"
-    measures = {"mean_class_accuracy": MetricFormat("class mean")}  # noqa: RUF012
+    primary_metric = "mean_class_accuracy"
+    metric_formats = {"mean_class_accuracy": MetricFormat("class mean")}  # noqa: RUF012
 
     def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         (loss,) = super().loss(model, batch).values()
@@ -462,12 +462,12 @@ class Several(ClassificationTraining):
         return Image.new("RGB", (8, 6), (0, 0, 200))
 
 
-def test_several_losses_another_headline_and_samples(
-    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_several_losses_another_primary_metric_and_samples(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(tiny(coloured), tmp_path / "one", display=False)
+    train(tiny(colored), tmp_path / "one", display=False)
     monkeypatch.setattr(loop, "build_task", Several)
-    run = fit(tiny(coloured), tmp_path / "run")
+    run = train(tiny(colored), tmp_path / "run")
     assert run.raw.training
     one, several = ([line for line in read_log(tmp_path / name) if line["kind"] == "train"] for name in ("one", "run"))
     assert "loss/half" not in one[0]
@@ -487,15 +487,15 @@ def test_several_losses_another_headline_and_samples(
     assert not (tmp_path / "one" / "samples").exists()
 
 
-def test_a_checkpoint_from_before_a_field_was_there_is_resumed(coloured: Path, tmp_path: Path) -> None:
-    recipe, folder = tiny(coloured), tmp_path / "run"
-    fit(recipe, folder, display=False, max_steps=1)
+def test_a_checkpoint_from_before_a_field_was_there_is_resumed(colored: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(colored), tmp_path / "run"
+    train(recipe, folder, display=False, max_steps=1)
     state = checkpoint.load(folder / "last.pt")
     del state["recipe"]["segment"], state["recipe"]["optim"]["schedule"]
     checkpoint.save(state, folder / "last.pt")
     with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine' there and 'poly' here"):
-        fit(tiny(coloured, optim=dict(schedule="poly")), folder, display=False, max_steps=2)
-    assert fit(recipe, folder, display=False, max_steps=2).step == 2
+        train(tiny(colored, optim=dict(schedule="poly")), folder, display=False, max_steps=2)
+    assert train(recipe, folder, display=False, max_steps=2).step == 2
 
 
 # --- stopped from outside
@@ -513,9 +513,9 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_stopped_from_outside_and_resumed(
-    coloured: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+    colored: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tiny(coloured, epochs=10, engine=dict(eval_every=10, checkpoint_minutes=0.0))
+    recipe = tiny(colored, epochs=10, engine=dict(eval_every=10, checkpoint_minutes=0.0))
     config, folder = write_config(recipe, tmp_path / "tiny.yaml"), tmp_path / "run"
     words = command("train", "quickstart", "--config", config, "--run", str(folder))
     pipe = subprocess.PIPE
@@ -532,7 +532,7 @@ def test_stopped_from_outside_and_resumed(
     else:
         assert process.returncode == 128 + number
         assert error.splitlines()[-1] == (
-            f"smt train: stopped after update {state['step']} of 60 and saved; go on with: smt train --resume {folder}"
+            f"smt train: stopped after step {state['step']} of 60 and saved; resume with: smt train --resume {folder}"
         )
     assert main(["train", "--resume", str(folder), "--engine.checkpoint_minutes", "10", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -646,26 +646,26 @@ VIT: dict[str, Any] = dict(
 
 
 @pytest.fixture(scope="module")
-def two(coloured: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Commands carried out by two processes, one after the other: their outputs by name, and the folder."""
     root = tmp_path_factory.mktemp("two")
     for count, counts in COUNTS.items():
-        write_images(root / str(count), {**COLOURS, "blue": COLOURS["green"]}, counts)  # blue ones will be mistaken
+        write_images(root / str(count), {**COLORS, "blue": COLORS["green"]}, counts)  # blue ones will be mistaken
 
-    def train(name: str, recipe: Recipe, *more: str) -> list[str]:
+    def train_arguments(name: str, recipe: Recipe, *more: str) -> list[str]:
         config = write_config(recipe, root / f"{name}.yaml")
         return ["train", "quickstart", "--config", config, "--run", str(root / name), "--json", *TWO, *more]
 
-    random = tiny(coloured, **{**RANDOM, "engine": dict(ema=0.9)})
+    random = tiny(colored, **{**RANDOM, "engine": dict(ema=0.9)})
     jobs = {
         f"eval {count} {batch}": ["eval", str(whole), "--data", str(root / str(count)), "--json", *TWO,
                                   "--batch_size", str(batch), "--workers", "0"]
         for count in COUNTS for batch in BATCHES
     }  # fmt: skip
-    jobs["whole"] = train("whole", random)
-    jobs["halves"] = train("halves", random, "--max_steps", "4")
+    jobs["whole"] = train_arguments("whole", random)
+    jobs["halves"] = train_arguments("halves", random, "--max_steps", "4")
     jobs["rest"] = ["train", "--resume", str(root / "halves"), "--json"]
-    jobs["vit"] = train("vit", tiny(coloured, **VIT), "--max_steps", "1")
+    jobs["vit"] = train_arguments("vit", tiny(colored, **VIT), "--max_steps", "1")
     (root / "jobs").write_text(json.dumps(list(jobs.values())))
     (root / "script.py").write_text(SCRIPT)
     done = subprocess.run(
@@ -699,7 +699,7 @@ def test_evaluation_is_exact_on_two_processes(
 
 
 def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
-    # 24 images in batches of 2 x 4 images: 3 updates an epoch; stopped in the middle of the second
+    # 24 images in batches of 2 x 4 images: 3 steps per epoch; stopped in the middle of the second
     assert two.out["whole"]["step"] == 9
     assert two.out["halves"]["step"] == 4
     assert {k: v for k, v in two.out["rest"].items() if k not in ("run", "seconds")} == {
@@ -712,20 +712,20 @@ def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
 
 
 def test_two_processes_evaluate_the_network_that_is_saved(
-    two: SimpleNamespace, coloured: Path, capsys: pytest.CaptureFixture[str]
+    two: SimpleNamespace, colored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # each meets images of its own, and has the BatchNorm statistics of both
     best = checkpoint.load(two.root / "whole" / "best.pt")
     assert main(["eval", str(two.root / "whole"), "--workers", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["data"] == str(coloured)
+    assert result["data"] == str(colored)
     for name in ("loss", "top1", "ece"):
         assert result[name] == pytest.approx(best["metrics"][name], rel=1e-5), name
 
 
-def test_two_processes_update_as_one_with_twice_the_batch(two: SimpleNamespace, coloured: Path, tmp_path: Path) -> None:
+def test_two_processes_step_as_one_with_twice_the_batch(two: SimpleNamespace, colored: Path, tmp_path: Path) -> None:
     # a network without BatchNorm, which would look at each process's half alone
-    run = fit(tiny(coloured, **VIT, batch_size=8), tmp_path / "run", display=False, max_steps=1)
+    run = train(tiny(colored, **VIT, batch_size=8), tmp_path / "run", display=False, max_steps=1)
     theirs = checkpoint.load(two.root / "vit" / "last.pt")["model"]
     for name, value in run.raw.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)

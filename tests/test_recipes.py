@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from smt_vision.cli import main
-from smt_vision.engine.journal import read_log
-from smt_vision.engine.loop import fit
+from smt_vision.engine.log import read_log
+from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
 from smt_vision.tasks import RECIPES
@@ -97,14 +97,14 @@ def test_trains_an_update_and_evaluates(
         input=replace(recipe.input, size=32, workers=0),
         engine=replace(recipe.engine, accelerator="cpu", devices=1, log_every=1),
     )
-    run = fit(small, tmp_path / "run", display=False)
+    run = train(small, tmp_path / "run", display=False)
     assert run.step == run.total_steps == 1
     assert run.metrics["count"] == 12
     assert len(run.metrics["per_class"]) == 3
     assert (run.ema is not None) == (recipe.engine.ema is not None)
-    train = next(line for line in read_log(tmp_path / "run") if line["kind"] == "train")
-    assert math.isfinite(train["loss"])
-    assert math.isfinite(train["grad_norm"])
+    line = next(line for line in read_log(tmp_path / "run") if line["kind"] == "train")
+    assert math.isfinite(line["loss"])
+    assert math.isfinite(line["grad_norm"])
     assert (tmp_path / "run" / "best.pt").is_file()
 
 
@@ -289,7 +289,7 @@ def test_printed_recipe_trains_the_same(
         given.append(recipe)
         raise Enough("read")
 
-    monkeypatch.setattr("smt_vision.engine.loop.fit", remember)
+    monkeypatch.setattr("smt_vision.engine.loop.train", remember)
     assert main(["train", name, "--config", str(tmp_path / "mine.yaml"), "--run", str(tmp_path / "run")]) == 1
     assert main(["train", name, "--run", str(tmp_path / "run")]) == 1
     assert [recipe.to_dict() for recipe in given] == [RECIPES[name].to_dict()] * 2

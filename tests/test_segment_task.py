@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from drawn_sets import CLASSES, COLORS, SIZES, scenes_recipe, write_scenes
-from smt_vision.engine.loop import evaluate
-from smt_vision.engine.loop import fit
+from smt_vision.engine.loop import run_evaluation
+from smt_vision.engine.loop import train
 from smt_vision.recipe import Augment
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import build_task
@@ -91,7 +91,9 @@ def learn(task: Any, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return evaluate(lightning_fabric.Fabric(accelerator="cpu", devices=1), task, task.model, task.eval_loader(0, 1))
+    return run_evaluation(
+        lightning_fabric.Fabric(accelerator="cpu", devices=1), task, task.model, task.eval_loader(0, 1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_objects_are_learnt(masks):
 
 
 def test_a_run_leaves_what_it_should(scenes, tmp_path):
-    run = fit(scenes_recipe(scenes), tmp_path / "run", display=False, command="smt train tiny")
+    run = train(scenes_recipe(scenes), tmp_path / "run", display=False, command="smt train tiny")
     found = {file.name for file in run.folder.rglob("*.*")}
     assert {"best.pt", "last.pt", "metrics.json", "summary.md", "confusion.png", "worst.png", "epoch_001.png"} <= found
     assert "mIoU" in (run.folder / "summary.md").read_text()

@@ -15,7 +15,7 @@ import torch
 
 from smt_vision import pictures
 from smt_vision import checkpoints as checkpoint
-from smt_vision.engine.journal import read_log
+from smt_vision.engine.log import read_log
 from smt_vision.engine.evaluation import evaluate
 from smt_vision.recipe import Engine
 

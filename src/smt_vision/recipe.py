@@ -109,6 +109,7 @@ class Engine:
         log_every: Steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
+        loggers: Experiment loggers by name: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``.
     """
 
     accelerator: str = "auto"
@@ -124,6 +125,7 @@ class Engine:
     log_every: int = 50
     eval_every: int = 1
     checkpoint_minutes: float = 10.0
+    loggers: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 Shapes: B images of C channels, S x S pixels.
 """
 
-import hashlib
 import logging
 import os
 import random
@@ -17,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..recipe import Input
+from ..seeding import stable_hash
 from .dataset import RawDataset
 from .decode import UnreadableImage, decode
 from .samplers import EvalSampler, TrainSampler
@@ -88,7 +88,7 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
 
 def seed_all(*numbers: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators from a stable hash of some numbers."""
-    key = int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+    key = stable_hash(*numbers)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)

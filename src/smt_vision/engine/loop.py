@@ -1,9 +1,10 @@
-"""The only training loop and the only evaluation loop of the project."""
+"""The training loop and the evaluation loop, the only ones of the project."""
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,120 +14,177 @@ from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
 from ..recipe import Recipe
+from ..seeding import stable_hash
 from ..tasks import build_task
-from ..tasks.task import Batch, EvalLoader, Evaluable
-from .journal import Journal
+from ..tasks.task import Batch
+from ..tasks.task import EvalLoader
+from ..tasks.task import Evaluable
+from ..tasks.task import TrainLoader
 from .launch import launch
-from .optim import learning_rate, set_learning_rate
+from .loggers import check_loggers
+from .optim import learning_rate
+from .optim import set_learning_rate
 from .run import Run
-from .signals import Stopped, stop_signals
+from .run import flat_fields
+from .signals import Stopped
+from .signals import stop_signals
+from .tracker import RunTracker
 
-AGREE_EVERY = 10  # updates between two questions to the other processes whether any was asked to stop
+SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
 
 
-def fit(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | None = None, command: str = "") -> Run:
-    """Train a recipe to its end, from wherever its folder's last checkpoint left it.
-
-    Everything random is a pure function of the seed and the step, so a run that was stopped and resumed equals one that
-    was not. SIGINT and SIGTERM end the run after the update in hand, with a checkpoint.
+@dataclass(frozen=True)
+class Schedule:
+    """A run's length in optimizer steps.
 
     Args:
-        recipe: the run.
-        folder: where everything is written: recipe, log, checkpoints, pictures, summary.
-        display: show progress; live on a terminal, as lines elsewhere.
-        max_steps: stop, with a checkpoint, after so many updates of the whole run.
-        command: what the user typed, for the summary.
+        accumulate: Batches per optimizer step, on each process.
+        steps_per_epoch: Optimizer steps per epoch.
+        total_steps: Optimizer steps of the whole run.
+        stop_at: The step to stop at; ``total_steps`` or earlier.
+        images_per_step: Images per optimizer step, over all processes.
+    """
+
+    accumulate: int
+    steps_per_epoch: int
+    total_steps: int
+    stop_at: int
+    images_per_step: int
+
+
+def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | None = None, command: str = "") -> Run:
+    """Train a recipe to its end, continuing from the last checkpoint in the folder if there is one.
+
+    Everything random is a pure function of the seed and the step, so a run that was stopped and resumed equals one that
+    was not. SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+
+    Args:
+        recipe: The run.
+        folder: Where everything is written: recipe, log, checkpoints, pictures, summary.
+        display: Show progress; live on a terminal, as plain lines elsewhere.
+        max_steps: Stop, with a checkpoint, after this many optimizer steps of the whole run.
+        command: The command line, for the summary.
 
     Returns:
         The run, with ``run.metrics`` of its best weights.
 
     Raises:
-        ValueError: the recipe cannot work, or the folder holds a run of another recipe.
-        FloatingPointError: the loss is no longer finite.
-        Stopped: the run was asked to stop; it has saved itself.
+        ValueError: The recipe is invalid, or the folder holds a run of another recipe.
+        FloatingPointError: The loss is no longer finite.
+        Stopped: The run received a signal; it has saved itself.
     """
+    check_loggers(recipe.engine.loggers)
     fabric = launch(recipe.engine)
     seed_everything(recipe.seed, verbose=False)
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
 
-    with fabric.rank_zero_first():  # one process fetches and unpacks data; the others find it done
+    with fabric.rank_zero_first():  # one process downloads and unpacks the data, the others find it there
         task = build_task(recipe)
     run = Run(fabric, task, recipe, folder)
-    train = task.train_loader(fabric.global_rank, fabric.world_size)
-    val = task.eval_loader(fabric.global_rank, fabric.world_size)
+    train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
+    eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
+    schedule = _schedule(run, train_loader.batches_per_epoch, max_steps)
+    finished_before = run.step == schedule.total_steps
 
-    accumulate = min(recipe.engine.accumulate, train.batches_per_epoch)
-    steps_per_epoch = train.batches_per_epoch // accumulate
-    total_steps = run.plan(steps_per_epoch)
-    images_per_step = recipe.batch_size * fabric.world_size * accumulate
-    stop_at = total_steps if max_steps is None else min(max_steps, total_steps)
-
-    journal = Journal(
-        folder,
-        total_steps=total_steps,
-        total_epochs=recipe.epochs,
-        headline=task.headline,
-        label=task.measures[task.headline].label,
-        display=display,
-        start_step=run.step,
-        active=fabric.is_global_zero,
-    )
-    trained = run.step < stop_at
-    with journal, closing(train), stop_signals() as asked:
-        if run.step == total_steps:
-            journal.note(f"the run in {folder} is finished: all its {total_steps} updates are done")
-        while run.step < stop_at:
-            epoch, update = divmod(run.step, steps_per_epoch)
-            run.model.train()
-            batches = train.epoch(epoch, start_batch=update * accumulate)
-            clock = _Clock(images_per_step)
-            losses: dict[str, Tensor] = {}
-            for group in _groups(batches, accumulate):
-                lr = learning_rate(run.step, recipe.optim, total_steps, steps_per_epoch, images_per_step)
-                losses, grad_norm = _update(run, group, lr)
-                clock.tick()
-                journal.progress(run.step, lr=lr, **clock.rates())
-
-                if run.step % recipe.engine.log_every == 0 or run.step == stop_at:
-                    _check_finite(losses, run.step, folder)
-                    values = _named(losses)
-                    if grad_norm is not None:
-                        values["grad_norm"] = float(grad_norm)
-                    journal.step(run.step, run.step / steps_per_epoch, lr=lr, **clock.rates(), **values)
-
-                if run.step == stop_at:
-                    break
-                # After an epoch's last update its evaluation comes first, or a resumed run would lack it.
-                if run.step % steps_per_epoch and (fabric.world_size == 1 or run.step % AGREE_EVERY == 0):
-                    stop, due = _any_rank(fabric, bool(asked), run.checkpoint_due())
-                    if stop:
-                        break
-                    if due:
-                        _check_finite(losses, run.step, folder)
-                        run.save_last()
-
-            if not losses:
-                raise ValueError(f"{recipe.data}: not one update's training images can be read; they are named above")
-            _check_finite(losses, run.step, folder)
-            done, rest = divmod(run.step, steps_per_epoch)
-            if rest == 0 and (done % recipe.engine.eval_every == 0 or run.step == total_steps):
-                with journal.evaluating(len(val)) as advance:
-                    metrics = evaluate(fabric, task, run.weights, val, advance)
-                run.keep_if_best(metrics, done)
-                journal.evaluation(run.step, done, {k: v for k, v in metrics.items() if isinstance(v, float)})
-                if (picture := run.draw_samples(done)) is not None:
-                    journal.image("samples", run.step, picture)
+    with _tracker(run, display) as tracker, closing(train_loader), stop_signals() as signals:
+        if finished_before:
+            tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
+        while run.step < schedule.stop_at:
+            _train_epoch(run, train_loader, schedule, tracker, signals)
+            epoch, rest = divmod(run.step, schedule.steps_per_epoch)
+            if rest == 0 and (epoch % recipe.engine.eval_every == 0 or run.step == run.total_steps):
+                _evaluate_epoch(run, eval_loader, epoch, tracker)
             run.save_last()
-            if run.step < stop_at and _any_rank(fabric, bool(asked))[0]:
-                journal.note(f"stopped after update {run.step} of {total_steps}; saved")
-                raise Stopped(folder, run.step, total_steps, asked)
-    if run.step == total_steps and (trained or not (folder / "summary.md").exists()):
+            if run.step < schedule.stop_at and _any_rank(fabric, bool(signals))[0]:
+                tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
+                raise Stopped(folder, run.step, run.total_steps, signals)
+    if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
         run.report(command)
     return run
 
 
-def _groups(batches: Any, size: int) -> Any:
-    """Lists of ``size`` batches, the batches of one update; an incomplete one at the end is left out."""
+def _schedule(run: Run, batches_per_epoch: int, max_steps: int | None) -> Schedule:
+    recipe = run.recipe
+    accumulate = min(recipe.engine.accumulate, batches_per_epoch)
+    steps_per_epoch = batches_per_epoch // accumulate
+    total_steps = run.plan(steps_per_epoch)
+    return Schedule(
+        accumulate=accumulate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        stop_at=total_steps if max_steps is None else min(max_steps, total_steps),
+        images_per_step=recipe.batch_size * run.fabric.world_size * accumulate,
+    )
+
+
+def _tracker(run: Run, display: bool) -> RunTracker:
+    primary = run.task.headline
+    return RunTracker(
+        run.folder,
+        loggers=run.recipe.engine.loggers,
+        config=flat_fields(run.recipe),
+        total_steps=run.total_steps,
+        total_epochs=run.recipe.epochs,
+        primary_metric=primary,
+        label=run.task.measures[primary].label,
+        start_step=run.step,
+        display=display,
+        active=run.fabric.is_global_zero,
+    )
+
+
+def _train_epoch(
+    run: Run, loader: TrainLoader, schedule: Schedule, tracker: RunTracker, signals: Sequence[int]
+) -> None:
+    """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
+    fabric, recipe = run.fabric, run.recipe
+    epoch, steps_done = divmod(run.step, schedule.steps_per_epoch)
+    batches = loader.epoch(epoch, start_batch=steps_done * schedule.accumulate)
+    speed = _Speed(schedule.images_per_step)
+    losses: dict[str, Tensor] = {}
+    run.model.train()
+    for group in _groups(batches, schedule.accumulate):
+        lr = learning_rate(
+            run.step, recipe.optim, schedule.total_steps, schedule.steps_per_epoch, schedule.images_per_step
+        )
+        losses, grad_norm = _train_step(run, group, lr)
+        images_per_s = speed.after_step()
+        tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
+
+        if run.step % recipe.engine.log_every == 0 or run.step == schedule.stop_at:
+            _check_finite(losses, run.step, run.folder)
+            values = _named(losses)
+            if grad_norm is not None:
+                values["grad_norm"] = float(grad_norm)
+            tracker.step(run.step, run.step / schedule.steps_per_epoch, lr=lr, images_per_s=images_per_s, **values)
+
+        if run.step == schedule.stop_at:
+            break
+        # Not after the last step of an epoch: a checkpoint without its evaluation would lack it when resumed.
+        if run.step % schedule.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
+            stop, checkpoint_due = _any_rank(fabric, bool(signals), run.checkpoint_due())
+            if stop:
+                break
+            if checkpoint_due:
+                _check_finite(losses, run.step, run.folder)
+                run.save_last()
+    if not losses:
+        raise ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
+    _check_finite(losses, run.step, run.folder)
+
+
+def _evaluate_epoch(run: Run, loader: EvalLoader, epoch: int, tracker: RunTracker) -> None:
+    """Evaluate the weights, keep them if they are the best so far, and record metrics and sample images."""
+    with tracker.evaluating(len(loader)) as on_progress:
+        metrics = run_evaluation(run.fabric, run.task, run.weights, loader, on_progress)
+    run.keep_if_best(metrics, epoch)
+    tracker.evaluation(run.step, epoch, {name: value for name, value in metrics.items() if isinstance(value, float)})
+    if (samples := run.draw_samples(epoch)) is not None:
+        tracker.image("samples", run.step, samples)
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of ``size`` batches, those of one optimizer step; an incomplete one at the end is left out."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)
@@ -135,20 +193,20 @@ def _groups(batches: Any, size: int) -> Any:
             group = []
 
 
-def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None]:
-    """One update from the batches of one group; returns the losses' means and the gradient's norm before clipping."""
+def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None]:
+    """One optimizer step; returns the mean losses over its batches, and the gradient norm before clipping."""
     fabric, recipe = run.fabric, run.recipe
-    torch.manual_seed(hash((recipe.seed, run.step, fabric.global_rank)) % 2**63)  # of drop path, mixup, proposals
-    sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(group):
+    torch.manual_seed(stable_hash("step", recipe.seed, run.step, fabric.global_rank))  # drop path, mixup, proposals
+    means: dict[str, Tensor] = {}
+    for i, batch in enumerate(batches):
         batch = fabric.to_device(batch)
         if recipe.engine.channels_last:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        with fabric.no_backward_sync(run.model, enabled=i + 1 < len(group)):
+        with fabric.no_backward_sync(run.model, enabled=i + 1 < len(batches)):
             losses = run.task.loss(run.model, batch)
-            fabric.backward(torch.stack(list(losses.values())).sum() / len(group))
+            fabric.backward(torch.stack(list(losses.values())).sum() / len(batches))
         for name, loss in losses.items():
-            sums[name] = sums.get(name, 0) + loss.detach() / len(group)
+            means[name] = means.get(name, 0) + loss.detach() / len(batches)
     grad_norm = None
     if recipe.optim.clip_grad is not None:
         grad_norm = fabric.clip_gradients(
@@ -161,28 +219,28 @@ def _update(run: Run, group: list[Batch], lr: float) -> tuple[dict[str, Tensor],
     average_buffers(fabric, run.raw)
     if run.ema is not None:
         run.ema.update(run.raw, step=run.step)
-    return sums, grad_norm
+    return means, grad_norm
 
 
 @torch.inference_mode()
-def evaluate(
+def run_evaluation(
     fabric: Fabric,
     task: Evaluable,
     weights: nn.Module,
     loader: EvalLoader,
-    advance: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model over a loader, exactly, on any number of processes.
 
     Args:
-        fabric: the processes; each has its own, unpadded shard of the data.
-        task: gives predictions and the metric.
-        weights: the model to evaluate, in no wrapper, so that processes may have unlike numbers of batches.
-        loader: this process's batches.
-        advance: called with 1 after each batch.
+        fabric: The processes; each has its own, unpadded shard of the data.
+        task: Provides predictions and the metric.
+        weights: The model to evaluate, without a wrapper, so that processes may have different numbers of batches.
+        loader: The batches of this process.
+        on_progress: Called with 1 after each batch.
 
     Returns:
-        The metric's numbers, the same on every process.
+        The metrics, the same on every process.
     """
     training = weights.training
     weights.eval()
@@ -192,17 +250,17 @@ def evaluate(
         with fabric.autocast():
             output = task.predict(weights, batch)
         metric.update(output, batch)
-        if advance is not None:
-            advance(1)
+        if on_progress is not None:
+            on_progress(1)
     metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
     weights.train(training)
     return metric.compute()
 
 
 def average_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Give every process the mean of all processes' BatchNorm statistics, in one message.
+    """Set the BatchNorm statistics of every process to their mean over all processes, in one all-reduce.
 
-    Done after each update, every process holds, averages, evaluates and saves the same network.
+    Called after each step, so that every process averages, evaluates and saves the same model.
     """
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if fabric.world_size > 1 and buffers:
@@ -217,13 +275,13 @@ def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tens
 
 def _gathered(fabric: Fabric, value: Tensor) -> Tensor:
     with warnings.catch_warnings():
-        # Fabric's concern, not a user's: it calls a form that torch calls old.
+        # Fabric calls a function that torch has deprecated; not the user's concern.
         warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
         return cast(Tensor, fabric.all_gather(value))
 
 
 def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
-    """Whether a flag is set on any process."""
+    """For each flag, whether it is set on any process."""
     if fabric.world_size == 1:
         return list(flags)
     summed = _reduced(fabric, "sum", torch.tensor(flags, dtype=torch.float32, device=fabric.device))
@@ -231,7 +289,7 @@ def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
 
 
 def _named(losses: dict[str, Tensor]) -> dict[str, float]:
-    """What the log says of an update's losses: their sum, and, where there are several, each as ``loss/NAME``."""
+    """The losses as they are logged: their sum, and each one as ``loss/NAME`` if there are several."""
     values = {name: loss.item() for name, loss in losses.items()}
     parts = {f"loss/{name}": value for name, value in values.items()} if len(values) > 1 else {}
     return {"loss": sum(values.values()), **parts}
@@ -241,22 +299,20 @@ def _check_finite(losses: dict[str, Tensor], step: int, folder: Path) -> None:
     bad = {name: value.item() for name, value in losses.items() if not value.isfinite()}
     if bad:
         raise FloatingPointError(
-            f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at update {step}. The last checkpoint "
-            f"in {folder} is from before; start again with a lower optim.lr, a smaller optim.clip_grad, a longer "
+            f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at step {step}. The last checkpoint in "
+            f"{folder} is from before; start again with a lower optim.lr, a smaller optim.clip_grad, a longer "
             "warm-up, or engine.precision=32-true."
         )
 
 
-class _Clock:
-    """Images a second since the epoch (or its rest) began, without evaluation."""
+class _Speed:
+    """Images per second since the epoch (or the rest of it) began."""
 
     def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
-        self.start = time.perf_counter()
-        self.steps = 0
+        self._images_per_step = images_per_step
+        self._start = time.perf_counter()
+        self._steps = 0
 
-    def tick(self) -> None:
-        self.steps += 1
-
-    def rates(self) -> dict[str, float]:
-        return {"images_per_s": self.steps * self.images_per_step / (time.perf_counter() - self.start)}
+    def after_step(self) -> float:
+        self._steps += 1
+        return self._steps * self._images_per_step / (time.perf_counter() - self._start)

@@ -1,4 +1,4 @@
-"""The optimiser, and the learning rate as a pure function of the step."""
+"""The optimizer, and the learning rate as a pure function of the step."""
 
 import math
 from typing import Any
@@ -10,17 +10,17 @@ from ..recipe import Optim
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:
-    """The rate of update ``step``, counted from 0: linear warm-up, then what ``config.schedule`` names.
+    """The learning rate of optimizer step ``step``, counted from 0: linear warm-up, then ``config.schedule``.
 
-    ``cosine`` is a half cosine and ``poly`` a straight line (power 1) from the peak at the warm-up's end to ``min_lr``
-    at the run's; ``step`` is the peak, and a tenth of it for each milestone passed.
+    ``cosine`` is a half cosine and ``poly`` a straight line (power 1) from the peak at the end of the warm-up to
+    ``min_lr`` at the end of the run; ``step`` divides the peak by 10 at each milestone.
 
     Args:
-        step: the update.
-        config: peak, first and last rate, schedule, warm-up and scaling rule.
-        total_steps: updates of the whole run.
-        steps_per_epoch: updates an epoch.
-        images_per_step: images an update, over all processes and accumulated batches.
+        step: Index of the step.
+        config: Peak, first and last learning rate, schedule, warm-up and scaling rule.
+        total_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps per epoch.
+        images_per_step: Images per optimizer step, over all processes and accumulated batches.
     """
     scale = images_per_step / config.lr_batch if config.lr_batch else 1.0
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
@@ -35,28 +35,30 @@ def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: i
 
 
 def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) -> optim.Optimizer:
-    """timm's optimiser of that name; no decay on what ``no_decay`` names; a rate a layer with ``layer_decay``.
+    """timm's optimizer ``config.name``, without weight decay on what ``no_decay`` selects.
+
+    With ``layer_decay`` each layer has its own learning rate.
 
     Args:
-        model: what is trained.
-        config: as a recipe has it.
-        scaled: the gradients come multiplied, as float16's do. Then Adam is not the fused one, which takes the factor
-            out itself, after they were to be clipped.
+        model: The model to train.
+        config: The recipe's ``optim``.
+        scaled: Whether gradients are multiplied by a loss scale, as in float16. Adam is then not fused: the fused
+            kernel undoes the scale inside its step, too late for gradient clipping.
 
     Raises:
-        ValueError: ``layer_decay`` with a model that does not tell its layers, or with ``no_decay="norm"``.
+        ValueError: ``layer_decay`` with a model without ``group_matcher``, or with ``no_decay="norm"``.
     """
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ValueError(
-            f"optim.layer_decay={config.layer_decay} needs a model that tells its layers, and {type(model).__name__} "
-            "has no group_matcher: leave it at null"
+            f"optim.layer_decay={config.layer_decay} requires a model with group_matcher(), which "
+            f"{type(model).__name__} does not have: set it to null"
         )
     if config.layer_decay is not None and config.no_decay == "norm":
-        raise ValueError(f"optim.layer_decay={config.layer_decay} goes with optim.no_decay=1d, not with norm")
+        raise ValueError(f"optim.layer_decay={config.layer_decay} requires optim.no_decay=1d, not norm")
     adam: dict[str, Any] = (
         {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
     )
-    if config.name in ("adam", "adamw") and not scaled:  # torch's own; all parameters in one pass
+    if config.name in ("adam", "adamw") and not scaled:  # all parameters in one pass
         adam["fused"] = True
     return create_optimizer_v2(
         _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else model,
@@ -69,22 +71,22 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
 
 
 def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: normalisation layers, and what a part of the model names in ``no_weight_decay``, without decay."""
-    free: set[int] = set()
+    """Two groups: the second, normalization layers and what modules list in ``no_weight_decay()``, has no decay."""
+    no_decay: set[int] = set()
     for module in model.modules():
         if "norm" in type(module).__name__.lower():
-            free.update(id(p) for p in module.parameters(recurse=False))
+            no_decay.update(id(p) for p in module.parameters(recurse=False))
         if callable(names := getattr(module, "no_weight_decay", None)):
             named = dict(module.named_parameters())
-            free.update(id(named[name]) for name in names() if name in named)
+            no_decay.update(id(named[name]) for name in names() if name in named)
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if id(p) not in free], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in no_decay], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in no_decay], "weight_decay": 0.0},
     ]
 
 
 def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
-    """Give every group the rate times its layer's factor."""
+    """Set every group's learning rate to ``lr`` times its layer's factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

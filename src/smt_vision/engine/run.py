@@ -1,4 +1,4 @@
-"""The state of a run: model, averaged model, optimiser and how far it is; its folder, saved and restored."""
+"""The state of a run (model, averaged model, optimizer, step) and its folder, saved and restored."""
 
 import json
 import time
@@ -11,36 +11,38 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from .. import checkpoints as checkpoint
 from .. import pictures
 from ..benchmark.cost import describe
-from ..recipe import GROUPS, Recipe
+from ..recipe import GROUPS
+from ..recipe import Recipe
 from ..tasks.task import Task
-from .journal import read_log
+from .. import checkpoints as checkpoint
+from .log import read_log
 from .optim import build_optimizer
-from .summary import hardware, write_summary
+from .summary import hardware
+from .summary import write_summary
 
 LAST, BEST = "last.pt", "best.pt"
-# A resumed run may differ in these: they change how it is carried out or described, not what it computes.
+# A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
-    "engine.checkpoint_minutes", "engine.eval_every", "input.workers", "input.max_broken",
+    "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_broken",
 }  # fmt: skip
 
 
 class Run:
-    """A run's state, restored from its folder's ``last.pt`` where there is one.
+    """A run's state, restored from ``last.pt`` in its folder if there is one.
 
     Attributes:
-        raw: the model itself; ``model`` is the same, wrapped for the devices.
-        ema: the averaged model, or ``None``.
-        weights: what is evaluated and saved as best: the averaged model where there is one.
-        step: updates done.
-        total_steps: updates of the whole run, once it is planned.
-        metrics: of the best weights so far; empty before the first evaluation.
+        raw: The model itself; ``model`` is the same, wrapped for the devices.
+        ema: The averaged model, or ``None``.
+        weights: The model to evaluate and to save as best: the averaged one if there is one.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run; 0 before :meth:`plan`.
+        metrics: Metrics of the best weights so far; empty before the first evaluation.
 
     Raises:
-        ValueError: the folder holds a run of another recipe.
+        ValueError: The folder holds a run of another recipe.
     """
 
     def __init__(self, fabric: Fabric, task: Task, recipe: Recipe, folder: Path) -> None:
@@ -66,15 +68,15 @@ class Run:
         fabric.barrier()
 
     def plan(self, steps_per_epoch: int) -> int:
-        """Set how many updates an epoch has; returns those of the whole run.
+        """Set the number of optimizer steps per epoch; returns that of the whole run.
 
         Raises:
-            ValueError: the run was begun with another number, so that it could not go on where it was.
+            ValueError: The run was started with another number, so that it cannot continue where it stopped.
         """
         if self._steps_per_epoch not in (0, steps_per_epoch):
             raise ValueError(
-                f"{self.folder} was begun with {self._steps_per_epoch} updates an epoch and would go on with "
-                f"{steps_per_epoch}; use as many processes as before, and the same images"
+                f"{self.folder} was started with {self._steps_per_epoch} steps per epoch and would continue with "
+                f"{steps_per_epoch}: use the same number of processes and the same images"
             )
         self._steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * self.recipe.epochs
@@ -82,15 +84,15 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run, over all its sessions."""
+        """Time spent on the run, including before it was resumed."""
         return self._seconds_before + time.monotonic() - self._started
 
     def checkpoint_due(self) -> bool:
-        """Whether the last save is longer ago than the recipe allows."""
+        """Whether the last checkpoint is older than the recipe allows."""
         return time.monotonic() - self._saved > 60 * self.recipe.engine.checkpoint_minutes
 
     def save_last(self) -> None:
-        """Write ``last.pt``: everything needed to go on as if never stopped."""
+        """Write ``last.pt``: everything needed to continue as if never stopped."""
         self._save(
             LAST,
             model=self.raw.state_dict(),
@@ -106,9 +108,9 @@ class Run:
         self._saved = time.monotonic()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
-        """Write ``best.pt`` if no evaluation before scored as high."""
-        headline = self.task.headline
-        if not self.metrics or metrics[headline] > self.metrics[headline]:
+        """Write ``best.pt`` if the primary metric is above that of every earlier evaluation."""
+        primary = self.task.headline
+        if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch = metrics, epoch
             self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
 
@@ -118,13 +120,13 @@ class Run:
         self.fabric.barrier()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        # Through a Recipe, a field that the run's version did not have yet stands at its default, which is what it did.
-        theirs, ours = (_flat(recipe.to_dict()) for recipe in (Recipe.from_dict(state["recipe"]), self.recipe))
-        unlike = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
-        if unlike:
-            listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in unlike)
+        # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
+        theirs, ours = (flat_fields(recipe) for recipe in (Recipe.from_dict(state["recipe"]), self.recipe))
+        different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
+        if different:
+            listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
             raise ValueError(
-                f"{self.folder} holds a run of another recipe: {listed}. Go on with that one (smt train --resume "
+                f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
                 f"{self.folder}) or choose another folder with --run."
             )
         self.raw.load_state_dict(state["model"])
@@ -136,7 +138,7 @@ class Run:
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
 
     def draw_samples(self, epoch: int) -> Path | None:
-        """Draw the task's sample images with what the weights say of them; returns the picture, if there is one."""
+        """Draw the task's sample images with their predictions; returns the path of the picture, if there is one."""
         if not self.fabric.is_global_zero:
             return None
         training = self.weights.training
@@ -154,7 +156,7 @@ class Run:
         return self.folder / "samples" / f"epoch_{epoch:03}.png"
 
     def report(self, command: str) -> None:
-        """Write what a finished run leaves to read: metrics.json, pictures and the one-page summary."""
+        """Write the results of a finished run: ``metrics.json``, pictures and the one-page summary."""
         if not self.fabric.is_global_zero:
             return
         task, measures = self.task, self.task.measures
@@ -174,7 +176,7 @@ class Run:
             self.folder,
             recipe=self.recipe.to_dict(),
             metrics=self.metrics,
-            headline=task.headline,
+            primary_metric=task.headline,
             measures=measures,
             best_epoch=self.best_epoch,
             seconds=self.seconds,
@@ -188,12 +190,12 @@ class Run:
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's groups as dotted keys; a model's own arguments stay together."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and key in GROUPS:
-            out.update(_flat(value, f"{prefix}{key}."))
+def flat_fields(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as one flat dictionary, with keys like ``optim.lr``; a model's own arguments stay together."""
+    fields: dict[str, Any] = {}
+    for key, value in recipe.to_dict().items():
+        if key in GROUPS:
+            fields.update({f"{key}.{name}": item for name, item in value.items()})
         else:
-            out[prefix + key] = value
-    return out
+            fields[key] = value
+    return fields

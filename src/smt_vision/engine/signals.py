@@ -1,4 +1,4 @@
-"""Stopping a run without losing it."""
+"""Stopping a run on a signal, after it has saved itself."""
 
 import signal
 from collections.abc import Iterator
@@ -10,36 +10,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(RuntimeError):
-    """A run was asked to stop, and has saved itself.
+    """A run was stopped by a signal, with a checkpoint.
 
     Attributes:
-        signal: the signal that asked, so that a program can end with the usual code, 128 + signal.
+        signal: The signal, so that a program can exit with the usual code, 128 + signal.
     """
 
-    def __init__(self, folder: Path, step: int, total_steps: int, asked: list[int]) -> None:
-        self.signal = asked[0] if asked else int(signal.SIGTERM)
+    def __init__(self, folder: Path, step: int, total_steps: int, received: list[int]) -> None:
+        self.signal = received[0] if received else int(signal.SIGTERM)  # none: another process received it
         super().__init__(
-            f"stopped after update {step} of {total_steps} and saved; go on with: smt train --resume {folder}"
+            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume {folder}"
         )
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list in place of dying of them; a second one dies."""
-    asked: list[int] = []
+    """Collect SIGINT and SIGTERM in a list instead of ending the process; a second signal ends it."""
+    received: list[int] = []
 
     def collect(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if received:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked.append(number)
+        received.append(number)
 
     try:
         before = {number: signal.signal(number, collect) for number in SIGNALS}
-    except ValueError:  # not the main thread, as in a notebook's worker: signals are not ours to take
+    except ValueError:  # not the main thread, e.g. in a notebook: handlers cannot be set
         before = {}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

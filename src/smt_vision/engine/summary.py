@@ -1,4 +1,4 @@
-"""A run's result on one page."""
+"""A run's results on one page of Markdown."""
 
 import os
 import platform
@@ -14,8 +14,10 @@ import torch
 from .._version import __version__
 from ..benchmark.cost import ModelInfo
 from ..tasks import RECIPES
-from ..tasks.task import MetricFormat, Table
-from .journal import LOG_NAME, read_log
+from ..tasks.task import MetricFormat
+from ..tasks.task import Table
+from .log import LOG_NAME
+from .log import read_log
 
 
 def hardware() -> str:
@@ -33,7 +35,7 @@ def write_summary(
     *,
     recipe: dict[str, Any],
     metrics: dict[str, Any],
-    headline: str,
+    primary_metric: str,
     measures: Mapping[str, MetricFormat],
     best_epoch: int,
     seconds: float,
@@ -45,39 +47,39 @@ def write_summary(
     tables: Sequence[Table],
     pictures: Sequence[Path],
 ) -> None:
-    """Writes ``summary.md``: what was trained on what, how well, where it errs, and how to go on.
+    """Write ``summary.md``: model, data, results, typical errors, and the commands that use or continue the run.
 
     Args:
-        folder: the run's folder.
-        recipe: the recipe, as a dictionary.
-        metrics: of the best epoch; ``count`` is the number of images.
-        headline: the metric, in percent, that the result is told by.
-        measures: the metrics to list, in order.
-        best_epoch: the epoch they are of.
-        seconds: that training took.
-        hardware: that it took place on, in one line.
-        command: the exact command line.
-        classes: how many.
-        images: what the model sees of an image, in words.
-        cost: of the model.
-        tables: what else there is to tell.
-        pictures: files below the folder to show.
+        folder: The run's folder.
+        recipe: The recipe, as a dictionary.
+        metrics: Metrics of the best epoch; ``count`` is the number of images.
+        primary_metric: Name of the metric, in percent, that the result line states.
+        measures: The metrics to list, in order.
+        best_epoch: The epoch of ``metrics``.
+        seconds: Training time.
+        hardware: The hardware, in one line.
+        command: The exact command line.
+        classes: Number of classes.
+        images: Description of the model's input.
+        cost: Size and cost of the model.
+        tables: Further tables.
+        pictures: Image files below the folder to show.
     """
     height, width = cost.input_size[1:]
     model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
     facts = {
         "model": f"`{recipe['model']}`: {model}",
         "data": f"`{recipe['data']}`: {classes} {'class' if classes == 1 else 'classes'}, {images}",
-        "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images a batch and process",
+        "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images per batch and process",
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
         "hardware": hardware,
         "versions": f"smt_vision {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
     result = (
-        f"`{recipe['model']}` on `{recipe['data']}`: **{metrics[headline]:.2f} % {measures[headline].label}** of "
-        f"{metrics['count']} images, by the weights of epoch {best_epoch} of {recipe['epochs']}, the best on these "
-        "same images."
+        f"`{recipe['model']}` on `{recipe['data']}`: **{metrics[primary_metric]:.2f} % "
+        f"{measures[primary_metric].label}** on {metrics['count']} images, with the weights of epoch {best_epoch} of "
+        f"{recipe['epochs']}, the best epoch on these same images."
     )
     page = [
         f"# {recipe['name']}",
@@ -98,11 +100,11 @@ def write_summary(
         "",
         *(line for table in tables for line in _table(table)),
         *(line for path in pictures for line in (_shown(path, folder), "")),
-        "## Go on",
+        "## Next steps",
         "",
         "```sh",
-        f"smt predict {folder} IMAGE_OR_FOLDER   # what is in an image",
-        f"smt eval {folder}                      # this result again",
+        f"smt predict {folder} IMAGE_OR_FOLDER   # predict images",
+        f"smt eval {folder}                      # repeat this evaluation",
         f"smt train --resume {folder}            # continue from the last checkpoint",
         "```",
     ]
@@ -120,7 +122,7 @@ def _result(metrics: dict[str, Any], measures: Mapping[str, MetricFormat], expec
 
 
 def _source(recipe: dict[str, Any]) -> list[str]:
-    """Where the expected numbers are from, and of which model they are where the run has another."""
+    """Source of the expected results, and their model where the run has another."""
     named = RECIPES.get(recipe["name"])
     of = f" of `{named.model}`" if named is not None and named.model != recipe["model"] else ""
     source = recipe.get("expected_source", "")
@@ -128,7 +130,7 @@ def _source(recipe: dict[str, Any]) -> list[str]:
 
 
 def _table(table: Table) -> list[str]:
-    """A table of Markdown; columns with numbers in them are set to the right."""
+    """A Markdown table; columns that contain numbers are right-aligned."""
     right = [any(not isinstance(cell, str) for cell in column) for column in zip(*table.rows, strict=True)]
     rules = ["---:" if r else "---" for r in right] or ["---"] * len(table.header)
     lines = [f"## {table.title}", "", _row(table.header), f"|{'|'.join(rules)}|"]
@@ -136,8 +138,8 @@ def _table(table: Table) -> list[str]:
 
 
 def _row(cells: Sequence[str | int | float]) -> str:
-    told = (f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(told)} |"
+    texts = (f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(texts)} |"
 
 
 def _shown(path: Path, folder: Path) -> str:
@@ -145,7 +147,7 @@ def _shown(path: Path, folder: Path) -> str:
 
 
 def _speed(folder: Path) -> str:
-    """The median training speed, where a log tells it."""
+    """The median training speed, if the folder has a log."""
     if not (Path(folder) / LOG_NAME).exists():
         return ""
     speeds = [line["images_per_s"] for line in read_log(folder) if "images_per_s" in line]

@@ -1,4 +1,4 @@
-"""What a run writes down: a log that survives a kill, a resumed log, a display with and without a terminal."""
+"""What a run records and shows: a log that survives a kill, a resumed log, a display with and without a terminal."""
 
 import io
 import json
@@ -12,32 +12,34 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smt_vision.engine import journal as module
-from smt_vision.engine.journal import Journal
-from smt_vision.engine.journal import read_log
+from smt_vision.engine import display as module
+from smt_vision.engine.log import read_log
+from smt_vision.engine.tracker import RunTracker
 
 
-def open_journal(
-    folder: Path, start_step: int = 0, display: bool = False, active: bool = True, headline: str = "top1"
-) -> Journal:
-    return Journal(
+def open_tracker(
+    folder: Path, start_step: int = 0, display: bool = False, active: bool = True, primary_metric: str = "top1"
+) -> RunTracker:
+    return RunTracker(
         folder,
+        loggers=("tensorboard",),
+        config={},
         total_steps=40,
         total_epochs=4,
-        headline=headline,
-        label={"top1": "top-1", "mask_ap": "mask AP"}[headline],
+        primary_metric=primary_metric,
+        label={"top1": "top-1", "mask_ap": "mask AP"}[primary_metric],
         display=display,
         start_step=start_step,
         active=active,
     )
 
 
-def train(journal: Journal, first: int, last: int) -> None:
-    """Records these steps, with an evaluation every ten; a step's loss is 1 / step, top-1 is the step."""
+def train(tracker: RunTracker, first: int, last: int) -> None:
+    """Record these steps, with an evaluation every ten; a step's loss is 1 / step, top-1 is the step."""
     for step in range(first, last + 1):
-        journal.step(step, step / 10, loss=1 / step, lr=1e-3, images_per_s=500.0)
+        tracker.step(step, step / 10, loss=1 / step, lr=1e-3, images_per_s=500.0)
         if step % 10 == 0:
-            journal.evaluation(step, step // 10, {"top1": float(step), "loss": 2.0})
+            tracker.evaluation(step, step // 10, {"top1": float(step), "loss": 2.0})
 
 
 def board(folder: Path, tag: str) -> list[int]:
@@ -47,10 +49,10 @@ def board(folder: Path, tag: str) -> list[int]:
 
 
 def test_log_and_tensorboard_hold_every_number(tmp_path):
-    with open_journal(tmp_path) as journal:
+    with open_tracker(tmp_path) as tracker:
         before = time.time()
-        train(journal, 1, 10)
-        journal.note("a class without images", name="owl", path=tmp_path)
+        train(tracker, 1, 10)
+        tracker.note("a class without images", name="owl", path=tmp_path)
     lines = read_log(tmp_path)
     assert [line["kind"] for line in lines] == ["train"] * 10 + ["eval", "note"]
     assert lines[3] | {"time": 0} == {
@@ -66,19 +68,19 @@ def test_log_and_tensorboard_hold_every_number(tmp_path):
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
-    with open_journal(tmp_path) as journal:
-        train(journal, 1, 3)
+    with open_tracker(tmp_path) as tracker:
+        train(tracker, 1, 3)
         assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
 
 
 def test_torn_last_line_is_left_out_and_not_continued(tmp_path):
-    with open_journal(tmp_path) as journal:
-        train(journal, 1, 5)
+    with open_tracker(tmp_path) as tracker:
+        train(tracker, 1, 5)
     log = tmp_path / "log.jsonl"
     log.write_bytes(log.read_bytes()[:-20])  # as a kill leaves it
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
-    with open_journal(tmp_path, start_step=4) as journal:
-        train(journal, 5, 6)
+    with open_tracker(tmp_path, start_step=4) as tracker:
+        train(tracker, 5, 6)
     assert [line["step"] for line in read_log(tmp_path) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     for text in log.read_text().splitlines():
         json.loads(text)
@@ -96,11 +98,11 @@ def test_missing_log_is_named(tmp_path):
 
 
 def test_resumed_run_supersedes_what_it_does_again(tmp_path):
-    with open_journal(tmp_path) as journal:
-        train(journal, 1, 23)
-        journal.note("before")
-    with open_journal(tmp_path, start_step=15) as journal:
-        journal.step(16, 1.6, loss=7.0)
+    with open_tracker(tmp_path) as tracker:
+        train(tracker, 1, 23)
+        tracker.note("before")
+    with open_tracker(tmp_path, start_step=15) as tracker:
+        tracker.step(16, 1.6, loss=7.0)
     lines = read_log(tmp_path)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 17))
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [10]
@@ -113,14 +115,14 @@ def test_resumed_run_supersedes_what_it_does_again(tmp_path):
 
 def test_run_begun_anew_in_its_folder_supersedes_all(tmp_path):
     for _ in range(2):  # the first is ended before its first checkpoint
-        with open_journal(tmp_path) as journal:
-            train(journal, 1, 3)
+        with open_tracker(tmp_path) as tracker:
+            train(tracker, 1, 3)
     assert [line["step"] for line in read_log(tmp_path) if line["kind"] == "train"] == [1, 2, 3]
 
 
 def test_numbers_that_json_cannot_write(tmp_path):
-    with open_journal(tmp_path) as journal:
-        journal.step(1, 0.1, loss=math.nan, grad_norm=math.inf, low=-math.inf)
+    with open_tracker(tmp_path) as tracker:
+        tracker.step(1, 0.1, loss=math.nan, grad_norm=math.inf, low=-math.inf)
     text = (tmp_path / "log.jsonl").read_text()
 
     def forbid(constant: str) -> None:
@@ -134,48 +136,45 @@ def test_numbers_that_json_cannot_write(tmp_path):
 
 
 def test_only_numbers_of_an_evaluation_are_written(tmp_path):
-    with open_journal(tmp_path) as journal:
-        journal.evaluation(1, 1, {"top1": 50.0, "count": 3, "confusion": None, "per_class": [{}]})
+    with open_tracker(tmp_path) as tracker:
+        tracker.evaluation(1, 1, {"top1": 50.0, "count": 3, "confusion": None, "per_class": [{}]})
     (line,) = read_log(tmp_path)
     assert set(line) == {"kind", "time", "step", "epoch", "top1", "count"}
 
 
-def test_inactive_journal_does_nothing(tmp_path, capsys):
-    with open_journal(tmp_path / "run", display=True, active=False) as journal:
-        train(journal, 1, 10)
-        journal.progress(10, loss=1.0)
-        journal.note("unseen")
-        journal.image("curves", 10, tmp_path / "no.png")
-        with journal.evaluating(5) as advance:
-            advance(5)
+def test_inactive_tracker_does_nothing(tmp_path, capsys):
+    with open_tracker(tmp_path / "run", display=True, active=False) as tracker:
+        train(tracker, 1, 10)
+        tracker.progress(10, loss=1.0)
+        tracker.note("unseen")
+        tracker.image("curves", 10, tmp_path / "no.png")
+        with tracker.evaluating(5) as on_progress:
+            on_progress(5)
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
 
 
 def test_images_reach_tensorboard(tmp_path):
     Image.new("L", (6, 4), 200).save(tmp_path / "grey.png")
-    with open_journal(tmp_path) as journal:
-        journal.image("file", 1, tmp_path / "grey.png")
-        journal.image("tensor", 2, torch.zeros(3, 5, 9))
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    (file,), (tensor,) = events.Images("file"), events.Images("tensor")
-    assert (file.width, file.height, file.step) == (6, 4, 1)
-    assert (tensor.width, tensor.height, tensor.step) == (9, 5, 2)
+    with open_tracker(tmp_path) as tracker:
+        tracker.image("samples", 1, tmp_path / "grey.png")
+    (image,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("samples")
+    assert (image.width, image.height, image.step) == (6, 4, 1)
 
 
 def test_plain_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    with open_journal(tmp_path, display=True) as journal:
+    with open_tracker(tmp_path, display=True) as tracker:
         for step in range(1, 41):
             clock[0] += 2  # 80 seconds in all
-            journal.progress(step, lr=1e-3, images_per_s=640.0)
-            journal.step(step, step / 10, loss=1.0)
-            with journal.evaluating(5) as advance:
-                advance(5)
+            tracker.progress(step, lr=1e-3, images_per_s=640.0)
+            tracker.step(step, step / 10, loss=1.0)
+            with tracker.evaluating(5) as on_progress:
+                on_progress(5)
             if step % 20 == 0:
-                journal.evaluation(step, step // 10, {"top1": 60.0 - step, "loss": 2.0})
-        journal.note("done [b]at last[/b]", folder="runs/x")
+                tracker.evaluation(step, step // 10, {"top1": 60.0 - step, "loss": 2.0})
+        tracker.note("done [b]at last[/b]", folder="runs/x")
     out = capsys.readouterr().out
     assert not any(ord(character) < 32 for character in out.replace("\n", ""))
     lines = out.splitlines()
@@ -190,22 +189,22 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_best_is_known_after_a_resume(tmp_path, capsys):
-    with open_journal(tmp_path) as journal:
-        train(journal, 1, 30)  # top-1 reaches 20 by step 20, 30 by step 30
-    with open_journal(tmp_path, start_step=25, display=True) as journal:
-        journal.evaluation(26, 2, {"top1": 15.0})
-        journal.evaluation(27, 2, {"top1": 21.0})
+    with open_tracker(tmp_path) as tracker:
+        train(tracker, 1, 30)  # top-1 reaches 20 by step 20, 30 by step 30
+    with open_tracker(tmp_path, start_step=25, display=True) as tracker:
+        tracker.evaluation(26, 2, {"top1": 15.0})
+        tracker.evaluation(27, 2, {"top1": 21.0})
     first, second = capsys.readouterr().out.splitlines()
     assert "top-1 15.00 %   best 20.00 %" in first
     assert "top-1 21.00 %*  best 21.00 %" in second
 
 
-def test_any_metric_may_be_the_headline(tmp_path, capsys):
-    with open_journal(tmp_path, headline="mask_ap", display=True) as journal:
-        journal.evaluation(10, 1, {"mask_ap": 21.5, "box_ap": 30.0, "top1": 99.0})
-        journal.evaluation(20, 2, {"mask_ap": 20.0, "box_ap": 40.0})
-    with open_journal(tmp_path, headline="mask_ap", start_step=20, display=True) as journal:
-        journal.evaluation(30, 3, {"mask_ap": 21.0})
+def test_any_metric_may_be_the_primary_one(tmp_path, capsys):
+    with open_tracker(tmp_path, primary_metric="mask_ap", display=True) as tracker:
+        tracker.evaluation(10, 1, {"mask_ap": 21.5, "box_ap": 30.0, "top1": 99.0})
+        tracker.evaluation(20, 2, {"mask_ap": 20.0, "box_ap": 40.0})
+    with open_tracker(tmp_path, primary_metric="mask_ap", start_step=20, display=True) as tracker:
+        tracker.evaluation(30, 3, {"mask_ap": 21.0})
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("epoch 1/4  mask AP 21.50 %*  best 21.50 %  ")
     assert second.startswith("epoch 2/4  mask AP 20.00 %   best 21.50 %  ")
@@ -226,11 +225,11 @@ def test_live_display_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(module, "LIVE_SECONDS", 0.0)
-    with open_journal(tmp_path, display=True) as journal:
-        journal.step(20, 2.0, loss=0.5, lr=2e-3, images_per_s=640.0)
-        with journal.evaluating(300) as advance:
-            advance(150)
-        journal.evaluation(20, 2, {"top1": 75.0, "loss": 0.4})
+    with open_tracker(tmp_path, display=True) as tracker:
+        tracker.step(20, 2.0, loss=0.5, lr=2e-3, images_per_s=640.0)
+        with tracker.evaluating(300) as on_progress:
+            on_progress(150)
+        tracker.evaluation(20, 2, {"top1": 75.0, "loss": 0.4})
         print("printed by someone else")
     text = terminal.getvalue()
     assert "\x1b[" in text
@@ -242,16 +241,16 @@ def test_live_display_on_a_terminal(tmp_path, monkeypatch):
 
 def test_progress_is_cheap_and_reads_no_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FIRST_PLAIN_SECONDS", 1e9)
-    with open_journal(tmp_path, display=True) as journal:
+    with open_tracker(tmp_path, display=True) as tracker:
         started = time.perf_counter()
         for step in range(1000):
-            journal.progress(step, lr=1e-3, loss=torch.zeros(2))  # reading two elements as one number would raise
+            tracker.progress(step, lr=1e-3, loss=torch.zeros(2))  # reading two elements as one number would raise
         assert time.perf_counter() - started < 0.05 * 5  # 50 us each, and room for a busy machine
 
 
 def test_close_twice(tmp_path):
-    journal = open_journal(tmp_path)
-    journal.close()
-    journal.close()
-    journal.step(1, 0.1, loss=1.0)
+    tracker = open_tracker(tmp_path)
+    tracker.close()
+    tracker.close()
+    tracker.step(1, 0.1, loss=1.0)
     assert (tmp_path / "log.jsonl").read_text() == ""

@@ -1,0 +1,158 @@
+"""Everything that a run records and shows while it trains, behind one object."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .display import open_display
+from .log import TrainingLog
+from .log import read_log
+from .loggers import build_loggers
+from .signals import Stopped
+
+
+class RunTracker:
+    """Passes a run's numbers to the training log, the experiment loggers and the display.
+
+    Args:
+        folder: The run's folder; created if missing.
+        loggers: Experiment loggers by name.
+        config: The recipe as one flat dictionary, which the loggers record.
+        total_steps: Optimizer steps of the whole run.
+        total_epochs: Epochs of the whole run.
+        primary_metric: Name of the metric, in percent, that decides which evaluation is best.
+        label: How the primary metric is displayed.
+        start_step: The last step already done, where a run resumes.
+        display: Whether to show progress on the standard output.
+        active: ``False`` on all processes but the first: every method then does nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        loggers: Sequence[str],
+        config: Mapping[str, Any],
+        total_steps: int,
+        total_epochs: int,
+        primary_metric: str,
+        label: str,
+        start_step: int = 0,
+        display: bool = True,
+        active: bool = True,
+    ) -> None:
+        self._active = active
+        if not active:
+            return
+        self._loggers = build_loggers(loggers, folder, config, start_step)
+        self._log = TrainingLog(folder, start_step)
+        best = max((line[primary_metric] for line in read_log(folder) if primary_metric in line), default=-math.inf)
+        self._display = (
+            open_display(
+                total_steps=total_steps,
+                total_epochs=total_epochs,
+                primary_metric=primary_metric,
+                label=label,
+                start_step=start_step,
+                best=best,
+            )
+            if display
+            else None
+        )
+
+    def step(self, step: int, epoch: float, **values: float) -> None:
+        """Record an optimizer step: a ``train`` line, ``train/NAME`` for the loggers, and the display.
+
+        Args:
+            step: Optimizer steps done.
+            epoch: Epochs done, e.g. 1.25.
+            values: E.g. loss (the sum of a task's losses), lr, images_per_s, grad_norm.
+        """
+        if not self._active:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._log.write("train", step=step, epoch=epoch, **numbers)
+        for logger in self._loggers:
+            logger.log_metrics({f"train/{name}": number for name, number in numbers.items()}, step)
+        self.progress(step, **numbers)
+
+    def progress(self, step: int, **values: float | Tensor) -> None:
+        """Show an optimizer step without recording it; for every step. Arguments as of :meth:`step`."""
+        if self._active and self._display is not None:
+            self._display.progress(step, **values)
+
+    def evaluation(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Record an evaluation: an ``eval`` line, ``eval/NAME`` for the loggers, and a line on the display.
+
+        Args:
+            step: Optimizer steps done.
+            epoch: Epochs done.
+            metrics: By name; percent, or nats for ``loss``. Those that are not numbers are left out.
+        """
+        if not self._active:
+            return
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self._log.write("eval", step=step, epoch=epoch, **numbers)
+        for logger in self._loggers:
+            logger.log_metrics({f"eval/{name}": number for name, number in numbers.items()}, step)
+            logger.save()
+        if self._display is not None:
+            self._display.evaluation(step, epoch, numbers)
+
+    def note(self, message: str, **values: Any) -> None:
+        """Record a message of one line, with further fields: a ``note`` line, and a line on the display."""
+        if not self._active:
+            return
+        self._log.write("note", message=message, **values)
+        if self._display is not None:
+            self._display.line("  ".join([message, *(f"{name}={value}" for name, value in values.items())]))
+
+    def image(self, name: str, step: int, path: Path) -> None:
+        """Pass an image file to the loggers."""
+        if self._active and self._loggers:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB"))
+            for logger in self._loggers:
+                logger.log_image(name, pixels, step)
+
+    @contextmanager
+    def evaluating(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Show the progress of an evaluation; gives ``on_progress(n)``, to be called with the batches just done.
+
+        Args:
+            total: Batches that this process evaluates.
+        """
+        if not self._active or self._display is None:
+            yield lambda n: None
+            return
+        with self._display.evaluating(total) as on_progress:
+            yield on_progress
+
+    def close(self, status: str = "success") -> None:
+        """End the display, the loggers and the log; a second call does nothing.
+
+        Args:
+            status: How the run ended: ``success``, ``failed`` or ``aborted``.
+        """
+        if not self._active:
+            return
+        self._active = False
+        if self._display is not None:
+            self._display.close()
+        for logger in self._loggers:
+            logger.finalize(status)
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        self.close("success" if error is None else "aborted" if stopped else "failed")
