@@ -8,13 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from debug_model import DEBUG
-from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Engine
-from smt_vision.recipe import Input
-from smt_vision.recipe import Optim
-from smt_vision.recipe import Recipe
-from smt_vision.tasks.segmentation.config import SegmentConfig
-from tiny_run import MODEL_ARGS, PLAIN
+from smt_vision.recipe import Augment, Engine, Input, Optim
+from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment, DetectionRecipe
+from smt_vision.tasks.segmentation.config import SegmentationRecipe, SegmentConfig
+from tiny_run import MODEL_ARGS
 
 SIDE = 96  # pixels of the images
 CATEGORIES = [{"id": 1, "name": "square"}, {"id": 4, "name": "triangle"}]
@@ -61,11 +58,10 @@ def write_shapes(folder: Path, images: int = 4, masks: bool = True) -> Path:
     return folder
 
 
-def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine: Any) -> Recipe:
-    return Recipe(
+def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine: Any) -> DetectionRecipe:
+    return DetectionRecipe(
         name="shapes",
         about="for tests",
-        task="detect",
         model="smt_atto",
         model_args=DEBUG,
         data=str(data),
@@ -74,7 +70,7 @@ def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine
         hardware="any",
         citation="none",
         input=Input(interpolation="bilinear", workers=0),
-        augment=PLAIN,
+        augment=DetectionAugment(hflip=0.0),
         optim=Optim(lr=5e-3, lr_batch=None, warmup_epochs=0.1 * epochs, weight_decay=0.0),
         detect=DetectConfig(
             head=head,  # type: ignore[arg-type]
@@ -123,14 +119,13 @@ def write_scenes(folder: Path, binary: bool = False) -> Path:
     return folder
 
 
-def scenes_recipe(data: Path, **segment: Any) -> Recipe:
+def scenes_recipe(data: Path, **segment: Any) -> SegmentationRecipe:
     config = dict(
         short_side=64, long_side=128, crop=(64, 64), scale=(1.0, 1.0), photometric=False, channels=16, aux_channels=8
     )
-    return Recipe(
+    return SegmentationRecipe(
         name="tiny",
         about="for tests",
-        task="segment",
         model="smt_atto",
         model_args={**MODEL_ARGS, "stem_stride": 2},
         data=str(data),
@@ -139,7 +134,7 @@ def scenes_recipe(data: Path, **segment: Any) -> Recipe:
         hardware="any",
         citation="none",
         input=Input(interpolation="bilinear", workers=0),
-        augment=PLAIN,
+        augment=Augment(hflip=0.0),
         optim=Optim(lr=4e-3, lr_batch=None, warmup_epochs=1.0),
         engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
         segment=SegmentConfig(**{**config, **segment}),

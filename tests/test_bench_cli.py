@@ -13,22 +13,15 @@ import torch
 from PIL import Image
 
 import smt_vision
-from smt_vision.benchmark.compare import Contender
-from smt_vision.benchmark.compare import Result
-from smt_vision.benchmark.compare import compare
+from smt_vision.benchmark.compare import Contender, Result, compare
 from smt_vision.benchmark.cost import describe
 from smt_vision.cli import main
-from smt_vision.cli.bench import _draw
-from smt_vision.cli.bench import balance
-from smt_vision.cli.forms import load
-from smt_vision.cli.forms import parse
-from smt_vision.data.throughput import InputSpeed
-from smt_vision.data.throughput import PipelineSpeed
-from smt_vision.deploy.exported import ExportedModel
-from smt_vision.deploy.exported import Manifest
+from smt_vision.cli.bench import _draw, balance
+from smt_vision.cli.forms import load, parse
+from smt_vision.data.throughput import InputSpeed, PipelineSpeed
+from smt_vision.deploy.exported import ExportedModel, Manifest
+from smt_vision.recipe import Augment, Input
 from smt_vision.tasks.classification.predictor import Classifier
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Input
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ("--size", "32", "--rounds", "1", "--seconds", "0", "--memory", "false")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from literal import LiteralSMT
+from smt_vision.benchmark.cost import describe
 from smt_vision.model.attention import MSA
 from smt_vision.model.smt import SMT
 from smt_vision.model.variants import VARIANTS
-from smt_vision.benchmark.cost import describe
 
 
 def on_meta(name: str, **kwargs: Any) -> Any:

@@ -19,14 +19,14 @@ from timm.utils import accuracy
 from torch import nn
 
 from command import answer, refusal, run
+from smt_vision import checkpoints as checkpoint
 from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
 from smt_vision.cli.train import _free_folder
-from smt_vision import checkpoints as checkpoint
 from smt_vision.engine.loop import train
 from smt_vision.model.official import to_official
-from smt_vision.tasks import RECIPES
 from smt_vision.recipe import Recipe
+from smt_vision.tasks import RECIPES
 from tiny_run import COLORS, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]

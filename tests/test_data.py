@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.data.decode import decode
-from smt_vision.tasks.classification.data.sources import open_dataset
-from smt_vision.tasks.classification.data.hub import _digits
 from smt_vision.extras import require
+from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.tasks.classification.data.hub import _digits
+from smt_vision.tasks.classification.data.sources import open_dataset
 
 PINNED = [
     "x/11.png",

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smt_vision.data.decode import UnreadableImage
-from smt_vision.data.decode import decode
+from smt_vision.data.decode import UnreadableImage, decode
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

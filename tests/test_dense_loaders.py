@@ -12,23 +12,17 @@ import pytest
 import torch
 
 from dense_sets import annotation, coco_content, encode_rle, write_coco, write_image, write_labels
-from smt_vision.data.decode import UnreadableImage
-from smt_vision.tasks.detection.data.dataset import DetectionDataset
-from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
-from smt_vision.data.loaders import TrainLoader
-from smt_vision.data.decode import decode
-from smt_vision.tasks.detection.data.loaders import detection_eval_loader
-from smt_vision.tasks.detection.data.loaders import detection_train_loader
-from smt_vision.tasks.detection.data.sources import open_detection
-from smt_vision.tasks.segmentation.data.dataset import open_segmentation
-from smt_vision.tasks.segmentation.data.loaders import segmentation_eval_loader
-from smt_vision.tasks.segmentation.data.loaders import segmentation_train_loader
-from smt_vision.data.loaders import seed_all
+from smt_vision.data.decode import UnreadableImage, decode
+from smt_vision.data.loaders import TrainLoader, seed_all
 from smt_vision.data.padding import pad_together
-from smt_vision.recipe import Augment
+from smt_vision.recipe import Augment, Input
 from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Input
+from smt_vision.tasks.detection.data.dataset import DetectionDataset
+from smt_vision.tasks.detection.data.loaders import detection_eval_loader, detection_train_loader
+from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.config import SegmentConfig
+from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset, open_segmentation
+from smt_vision.tasks.segmentation.data.loaders import segmentation_eval_loader, segmentation_train_loader
 
 SMALL = Input(workers=0, max_unreadable=2, interpolation="bilinear")
 BOXES = DetectConfig(head="retinanet", short_side=40, long_side=60, train_short_sides=(24, 40))

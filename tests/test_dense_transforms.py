@@ -15,16 +15,14 @@ from torchvision.transforms import v2
 from dense_sets import encode_rle
 from sample_images import levels, picture
 from smt_vision.data.decode import UnreadableImage
+from smt_vision.data.loaders import seed_all
+from smt_vision.data.region import Region, fit_size
+from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.data import transforms as detection
 from smt_vision.tasks.detection.data.dataset import DetectionTarget
-from smt_vision.data.loaders import seed_all
-from smt_vision.tasks.segmentation.data import transforms as segmentation
-from smt_vision.data.region import Region
-from smt_vision.data.region import fit_size
-from smt_vision.recipe import Augment
-from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Input
 from smt_vision.tasks.segmentation.config import SegmentConfig
+from smt_vision.tasks.segmentation.data import transforms as segmentation
 
 PLAIN = Augment(hflip=0.0, color_jitter=0.0)
 RAW = Input(mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
@@ -101,7 +99,9 @@ def target(height: int = 60, width: int = 80) -> DetectionTarget:
 
 def test_evaluation_resizes_once_and_says_from_what(monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(60, 80)
-    sample = detection.DetectionTransform(RAW, DetectConfig(short_side=30, long_side=36), None)(image, target(), "x.png")
+    sample = detection.DetectionTransform(RAW, DetectConfig(short_side=30, long_side=36), None)(
+        image, target(), "x.png"
+    )
     assert sample["image"].shape == (3, 27, 36)
     assert sample["original"] == (60, 80)
     assert set(sample) == {"image", "original"}

@@ -18,19 +18,17 @@ from smt_vision.data.padding import pad_together
 from smt_vision.deploy.export import export_model
 from smt_vision.deploy.programs import COORDINATES
 from smt_vision.engine.loop import train
-from smt_vision.tasks.detection.heads.detectors import build_detector
-from smt_vision.tasks.detection.heads.detectors import run_detector
+from smt_vision.recipe import Input
 from smt_vision.tasks.backbone import build_backbone
 from smt_vision.tasks.classification.predictor import Classifier
-from smt_vision.tasks.detection.predictor import Detector
-from smt_vision.tasks.segmentation.predictor import SegmentationResult
-from smt_vision.tasks.segmentation.predictor import Segmenter
-from smt_vision.tasks.load import load
-from smt_vision.tasks.detection.results import coco_results
-from smt_vision.tasks.results import output_names
 from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Input
+from smt_vision.tasks.detection.heads.detectors import build_detector, run_detector
+from smt_vision.tasks.detection.predictor import Detector
+from smt_vision.tasks.detection.results import coco_results
+from smt_vision.tasks.load import load
+from smt_vision.tasks.results import output_names
 from smt_vision.tasks.segmentation.config import SegmentConfig
+from smt_vision.tasks.segmentation.predictor import SegmentationResult, Segmenter
 
 Capture = pytest.CaptureFixture[str]
 
@@ -154,8 +152,7 @@ def stripes(binary: bool) -> Segmenter:
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_maps_as_files(binary: bool, tmp_path: Path) -> None:
-    from smt_vision.tasks.segmentation.results import class_fractions
-    from smt_vision.tasks.segmentation.results import write_segmented
+    from smt_vision.tasks.segmentation.results import class_fractions, write_segmented
 
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
     pixels[:, 20:] = 255
@@ -198,7 +195,17 @@ def test_names_of_results(tmp_path: Path) -> None:
 
 def test_predict_with_a_detector(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "found"
-    words = ("predict", detector_run, shapes / "val", "--out", out, "--score", "0.01", "--run_detector.score_threshold", "0")
+    words = (
+        "predict",
+        detector_run,
+        shapes / "val",
+        "--out",
+        out,
+        "--score",
+        "0.01",
+        "--run_detector.score_threshold",
+        "0",
+    )
     told = answer(capsys, *words, "--annotations", shapes / "annotations" / "instances_val.json")
     assert [item["image_id"] for item in told] == [1, 2, 3, 4]
     rows = json.loads((out / "detections.json").read_text())

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from drawn_sets import shapes_recipe, write_shapes
-from smt_vision.data.loaders import TrainLoader
 from smt_vision.checkpoints import load
+from smt_vision.data.loaders import TrainLoader
 from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import train
-from smt_vision.tasks.detection.heads.detectors import build_detector
+from smt_vision.recipe import Engine, from_plain
 from smt_vision.tasks.backbone import build_backbone
-from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Engine
-from smt_vision.recipe import from_plain
 from smt_vision.tasks.build import build_features
+from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.heads.detectors import build_detector
 from smt_vision.tasks.detection.task import DetectionTraining as Task
 
 

@@ -12,9 +12,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
-from smt_vision.tasks.detection.metrics import NUMBERS
-from smt_vision.tasks.detection.metrics import DetectionMetrics
-from smt_vision.tasks.detection.metrics import encode_rle
+from smt_vision.tasks.detection.metrics import NUMBERS, DetectionMetrics, encode_rle
 
 SIDE = 200  # pixels of every image
 

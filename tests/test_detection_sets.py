@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from dense_sets import Json, annotation, coco_content, encode_rle, write_coco, write_voc
-from smt_vision.tasks.detection.data.dataset import DetectionDataset
 from smt_vision.data.decode import decode
+from smt_vision.data.region import Region
+from smt_vision.tasks.detection.data.dataset import DetectionDataset
 from smt_vision.tasks.detection.data.masks import rasterize_masks
 from smt_vision.tasks.detection.data.sources import open_detection
-from smt_vision.data.region import Region
 
 
 def opened(root: Path, change: Callable[[Json], object] = lambda content: None) -> DetectionDataset:

@@ -12,17 +12,11 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d
 
 from debug_model import DEBUG, images
-from smt_vision.tasks.detection.heads.detectors import FlopsView
-from smt_vision.tasks.detection.heads.detectors import build_detector
-from smt_vision.tasks.detection.heads.detectors import paste_masks
-from smt_vision.tasks.detection.heads.detectors import to_original
-from smt_vision.tasks.backbone import Backbone
-from smt_vision.tasks.backbone import build_backbone
-from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT
-from smt_vision.tasks.detection.heads.rcnn import RCNN
-from smt_vision.tasks.detection.heads.rcnn import giou_loss
 from smt_vision.tasks import RECIPES
+from smt_vision.tasks.backbone import Backbone, build_backbone
 from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, paste_masks, to_original
+from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, RCNN, giou_loss
 
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 SMALL = DetectConfig(fpn_channels=16, head_channels=32, rois=32, anchor_sizes=(8, 16, 32, 64, 128))

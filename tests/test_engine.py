@@ -24,20 +24,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from smt_vision.cli import main
 from smt_vision import checkpoints as checkpoint
+from smt_vision.cli import main
 from smt_vision.engine import loop
 from smt_vision.engine.log import read_log
-from smt_vision.engine.loop import average_buffers
-from smt_vision.engine.loop import train
-from smt_vision.engine.optim import build_optimizer
-from smt_vision.engine.optim import learning_rate
-from smt_vision.engine.optim import set_learning_rate
+from smt_vision.engine.loop import average_buffers, train
+from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.engine.signals import Stopped
-from smt_vision.engine.signals import stop_signals
-from smt_vision.recipe import Optim
-from smt_vision.recipe import Recipe
+from smt_vision.engine.signals import Stopped, stop_signals
+from smt_vision.recipe import Optim, Recipe
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, tiny, write_config, write_images

@@ -17,21 +17,13 @@ from torch import Tensor, nn
 import smt_vision  # noqa: F401  registers the models with timm
 from command import answer, run
 from debug_model import images
-from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.deploy import export
-from smt_vision.deploy.exported import FILES
-from smt_vision.deploy.exported import MANIFEST
-from smt_vision.deploy.exported import ExportedModel
-from smt_vision.deploy.exported import Manifest
-from smt_vision.deploy.exported import load_exported
-from smt_vision.deploy.exported import sha256
-from smt_vision.deploy.parity import parity
-from smt_vision.deploy.parity import parity_of_detections
-from smt_vision.deploy.samples import as_tensor
-from smt_vision.deploy.samples import sample_photo_crops
-from smt_vision.deploy.samples import evenly_spaced
-from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
+from smt_vision.deploy.parity import parity, parity_of_detections
+from smt_vision.deploy.samples import as_tensor, evenly_spaced, sample_photo_crops
 from smt_vision.recipe import Input
+from smt_vision.tasks.classification.data.transforms import eval_transform
+from smt_vision.tasks.classification.predictor import Classifier
 
 INPUT = Input(size=32, crop_pct=1.0)
 see = partial(as_tensor, input=INPUT, transform=eval_transform(INPUT))

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from smt_vision.model.modulation import MHMC
-from smt_vision.model.modulation import SAA
-from smt_vision.kernels import mhmc
-from smt_vision.kernels import saa
-from smt_vision.kernels import switch
+from smt_vision.kernels import mhmc, saa, switch
+from smt_vision.model.modulation import MHMC, SAA
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -293,8 +290,7 @@ class Compiled:
 @pytest.mark.skipif(CUDA or switch.INTERPRETED, reason="they are compiled in earnest, or not at all")
 def test_they_compile_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes some Python that the compiler does not."""
-    from smt_vision.kernels import triton_mhmc
-    from smt_vision.kernels import triton_saa
+    from smt_vision.kernels import triton_mhmc, triton_saa
 
     monkeypatch.setattr(switch, "INTERPRETED", True)
     kernels = [(triton_mhmc, "_convolve"), (triton_mhmc, "_weight_gradient")]

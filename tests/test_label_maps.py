@@ -10,11 +10,9 @@ import pytest
 from PIL import Image
 
 from dense_sets import write_image, write_labels
-from smt_vision.data.decode import UnreadableImage
-from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
-from smt_vision.tasks.segmentation.data.dataset import open_segmentation
-from smt_vision.data.decode import decode_labels
+from smt_vision.data.decode import UnreadableImage, decode_labels
 from smt_vision.tasks.segmentation.config import SegmentConfig
+from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset, open_segmentation
 
 BINARY = SegmentConfig(kind="binary")
 ADE20K = SegmentConfig(zero_is_ignored=True)
@@ -118,7 +116,9 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     write_labels(root / "labels/train/150.png", np.full((2, 4), 200))  # not among those that are looked at
     found = train(root)
     bad = [found.id(i) for i in range(200)].index("150.jpg")
-    with pytest.raises(UnreadableImage, match=r"150\.png: labels 200, expected 0 to 2 for 3 classes, and 255 for pixels"):
+    with pytest.raises(
+        UnreadableImage, match=r"150\.png: labels 200, expected 0 to 2 for 3 classes, and 255 for pixels"
+    ):
         found.read(bad)
     found.check(count=3)
     with pytest.raises(ValueError, match=r"pairs looked at"):

@@ -19,23 +19,15 @@ from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from smt_vision.tasks.classification.data.loaders import ClassificationBatch
 from smt_vision.data.decode import UnreadableImage
-from smt_vision.tasks.classification.data.dataset import ImageDataset
-from smt_vision.tasks.classification.data.loaders import eval_loader
-from smt_vision.tasks.classification.data.transforms import eval_transform
-from smt_vision.tasks.classification.data.transforms import input_from_model
-from smt_vision.tasks.classification.data.sources import open_dataset
-from smt_vision.tasks.classification.data.loaders import train_loader
-from smt_vision.tasks.classification.data.transforms import train_transform
-from smt_vision.data.samplers import EvalSampler
-from smt_vision.data.loaders import TrainLoader
-from smt_vision.data.samplers import TrainSampler
-from smt_vision.data.loaders import seed_all
-from smt_vision.tasks.classification.data.transforms import PadCrop
+from smt_vision.data.loaders import TrainLoader, seed_all
+from smt_vision.data.samplers import EvalSampler, TrainSampler
 from smt_vision.data.transforms import ToNormalized
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Input
+from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.tasks.classification.data.loaders import ClassificationBatch, eval_loader, train_loader
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.data.transforms import PadCrop, eval_transform, input_from_model, train_transform
 
 PLAIN = Augment(crop="none", hflip=0.0, color_jitter=0.0, auto_augment=None, random_erasing=0.0)
 SMALL = Input(size=16, crop_pct=1.0, workers=0)
@@ -373,7 +365,9 @@ def test_too_many_broken_images_stop_the_run(workers: int) -> None:
         list(loader.epoch(0))
     loader.close()
     strict = eval_loader(ArrayImages(10, broken=(7,)), replace(SMALL, workers=workers, max_unreadable=0), batch_size=4)
-    with pytest.raises(UnreadableImage, match=r"^1 unreadable images, more than max_unreadable=0: set/7\.png: not an image"):
+    with pytest.raises(
+        UnreadableImage, match=r"^1 unreadable images, more than max_unreadable=0: set/7\.png: not an image"
+    ):
         list(strict)
     strict.close()
 

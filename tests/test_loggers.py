@@ -17,9 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smt_vision.engine import loggers
-from smt_vision.engine.loggers import LOGGERS
-from smt_vision.engine.loggers import build_loggers
-from smt_vision.engine.loggers import check_loggers
+from smt_vision.engine.loggers import LOGGERS, build_loggers, check_loggers
 from smt_vision.engine.loop import train
 from smt_vision.engine.signals import Stopped
 from smt_vision.engine.tracker import RunTracker

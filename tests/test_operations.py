@@ -11,14 +11,10 @@ from timm.data import auto_augment
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
 from sample_images import levels, picture
-from smt_vision.tasks.classification.data.transforms import train_transform
 from smt_vision.data.loaders import seed_all
-from smt_vision.tasks.classification.data.operations import ACCELERATED
-from smt_vision.tasks.classification.data.operations import PATCHED
-from smt_vision.tasks.classification.data.operations import Move
-from smt_vision.tasks.classification.data.operations import replace_operations
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Input
+from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.classification.data.operations import ACCELERATED, PATCHED, Move, replace_operations
+from smt_vision.tasks.classification.data.transforms import train_transform
 
 MOVES = {name: op for op, name in ((op, op.__name__) for op in ACCELERATED) if isinstance(ACCELERATED[op], Move)}
 FILL = (124, 116, 104)

@@ -18,16 +18,11 @@ from literal import Block as LiteralBlock
 from literal import LiteralSMT, PatchEmbed, reference_input, reference_state_dict
 from literal import Stem as LiteralStem
 from smt_vision.model.attention import MSA
-from smt_vision.model.modulation import SAM
-from smt_vision.model.smt import SMT
-from smt_vision.model.variants import VARIANTS
 from smt_vision.model.layers import FFN
-from smt_vision.model.official import is_official
-from smt_vision.model.official import to_official
-from smt_vision.model.official import to_ours
-from smt_vision.model.smt import Block
-from smt_vision.model.smt import Downsample
-from smt_vision.model.smt import Stem
+from smt_vision.model.modulation import SAM
+from smt_vision.model.official import is_official, to_official, to_ours
+from smt_vision.model.smt import SMT, Block, Downsample, Stem
+from smt_vision.model.variants import VARIANTS
 
 PAPER = ("smt_tiny", "smt_small", "smt_base", "smt_large")
 CASES = {"t": "smt_tiny", "s": "smt_small", "b": "smt_base", "l": "smt_large"}

@@ -10,24 +10,16 @@ from PIL import Image
 
 import smt_vision
 from smt_vision.benchmark.cost import ModelInfo
-from smt_vision.engine.summary import hardware
-from smt_vision.engine.summary import write_summary
-from smt_vision.tasks.classification.pictures import Mistake
-from smt_vision.tasks.classification.pictures import Prediction
-from smt_vision.pictures.speed import SpeedPoint
-from smt_vision.pictures.speed import accuracy_and_throughput
-from smt_vision.pictures.drawing import class_color
+from smt_vision.engine.summary import hardware, write_summary
 from smt_vision.pictures.confusion import confusion
+from smt_vision.pictures.drawing import class_color, sample_grid
+from smt_vision.pictures.speed import SpeedPoint, accuracy_and_throughput, frontier
 from smt_vision.pictures.training import curves
+from smt_vision.tasks.classification.pictures import Mistake, Prediction, mistakes, predictions
+from smt_vision.tasks.classification.task import ClassificationEvaluation
 from smt_vision.tasks.detection.pictures import draw_detections
 from smt_vision.tasks.segmentation.pictures import draw_label_map
-from smt_vision.pictures.speed import frontier
-from smt_vision.tasks.classification.pictures import mistakes
-from smt_vision.tasks.classification.pictures import predictions
-from smt_vision.pictures.drawing import sample_grid
-from smt_vision.tasks.classification.task import ClassificationEvaluation
-from smt_vision.tasks.task import MetricFormat
-from smt_vision.tasks.task import Table
+from smt_vision.tasks.task import MetricFormat, Table
 
 TOP1 = dict(metric="top1", label="top-1 (%)", loss_label="loss (nats)")
 

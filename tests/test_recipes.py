@@ -17,13 +17,9 @@ from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
+from smt_vision.recipe import Augment, Engine, Input, Optim, Recipe
 from smt_vision.tasks import RECIPES
-from smt_vision.recipe import Augment
 from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.recipe import Engine
-from smt_vision.recipe import Input
-from smt_vision.recipe import Optim
-from smt_vision.recipe import Recipe
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from tiny_run import MODEL_ARGS
 

@@ -16,16 +16,11 @@ from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
 from sample_images import levels, noise, photograph, picture
-from smt_vision.tasks.classification.data.transforms import eval_transform
-from smt_vision.tasks.classification.data.transforms import train_transform
 from smt_vision.data.loaders import seed_all
-from smt_vision.data.pixels import to_image
-from smt_vision.data.pixels import to_tensor
-from smt_vision.data.resample import RandomCrop
-from smt_vision.data.resample import ResizeTo
-from smt_vision.data.resample import resize
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Input
+from smt_vision.data.pixels import to_image, to_tensor
+from smt_vision.data.resample import RandomCrop, ResizeTo, resize
+from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.classification.data.transforms import eval_transform, train_transform
 
 Make = Callable[[], Image.Image]
 LEVELS = 2  # of 255: the largest difference from Pillow

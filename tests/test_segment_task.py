@@ -15,15 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from drawn_sets import CLASSES, COLORS, SIZES, scenes_recipe, write_scenes
-from smt_vision.engine.loop import run_evaluation
-from smt_vision.engine.loop import train
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Recipe
+from smt_vision.engine.loop import run_evaluation, train
+from smt_vision.recipe import Augment, Recipe
 from smt_vision.tasks import build_task
-from smt_vision.tasks.segmentation.task import SegmentationTraining
-from smt_vision.tasks.segmentation.task import SegmentationMetric
-from smt_vision.tasks.segmentation.losses import binary_losses
-from smt_vision.tasks.segmentation.losses import class_losses
+from smt_vision.tasks.segmentation.losses import binary_losses, class_losses
+from smt_vision.tasks.segmentation.task import SegmentationMetric, SegmentationTraining
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
-from smt_vision.tasks.segmentation.metrics import BinaryMetrics
-from smt_vision.tasks.segmentation.metrics import SegmentationMetrics
+from smt_vision.tasks.segmentation.metrics import BinaryMetrics, SegmentationMetrics
 
 CLASSES = 5
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from debug_model import create, images
 from smt_vision.model.attention import MSA
+from smt_vision.model.ehn import expand_pattern
 from smt_vision.model.modulation import SAM
 from smt_vision.model.smt import SMT
 from smt_vision.model.variants import VARIANTS
-from smt_vision.model.ehn import expand_pattern
 
 
 @pytest.fixture

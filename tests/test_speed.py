@@ -13,21 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debug_model import create, images
-from smt_vision.benchmark.cliffs import Cell
-from smt_vision.benchmark.cliffs import cliffs
-from smt_vision.benchmark.compare import Contender
-from smt_vision.benchmark.compare import compare
+from smt_vision.benchmark.cliffs import Cell, cliffs
+from smt_vision.benchmark.compare import Contender, compare
 from smt_vision.benchmark.cost import describe
-from smt_vision.benchmark.memory import in_fresh_process
-from smt_vision.benchmark.memory import peak_memory
-from smt_vision.benchmark.memory import saved_activations
-from smt_vision.benchmark.published import PEERS
-from smt_vision.benchmark.published import PUBLISHED
-from smt_vision.benchmark.speed import Timing
-from smt_vision.benchmark.speed import inference
-from smt_vision.benchmark.speed import interleave
-from smt_vision.benchmark.speed import matmul_peak
-from smt_vision.benchmark.speed import training_step
+from smt_vision.benchmark.memory import in_fresh_process, peak_memory, saved_activations
+from smt_vision.benchmark.published import PEERS, PUBLISHED
+from smt_vision.benchmark.speed import Timing, inference, interleave, matmul_peak, training_step
 
 MB = 1 << 20
 

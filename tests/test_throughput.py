@@ -10,15 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.data.loaders import seed_all
-from smt_vision.data.throughput import PipelineSpeed
-from smt_vision.data.throughput import SyntheticJpegs
-from smt_vision.data.throughput import measure_input
-from smt_vision.data.throughput import timm_transforms
-from smt_vision.tasks.classification.data.transforms import train_transform
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Input
+from smt_vision.data.throughput import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
+from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.classification.data.transforms import eval_transform, train_transform
 
 SMALL = Input(size=32, val_fraction=0.2)
 

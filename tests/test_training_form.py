@@ -14,9 +14,7 @@ from debug_model import create, images
 from literal import LiteralSMT
 from smt_vision.kernels import onednn
 from smt_vision.kernels.depthwise import DepthwiseConv2d
-from smt_vision.kernels.lean import can_be_lean
-from smt_vision.kernels.lean import linear
-from smt_vision.kernels.lean import linear_of
+from smt_vision.kernels.lean import can_be_lean, linear, linear_of
 from smt_vision.model import attention
 from smt_vision.model.layers import FFN
 from smt_vision.model.modulation import SAM

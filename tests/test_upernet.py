@@ -14,16 +14,11 @@ from torch.export import Dim
 
 import debug_model
 from smt_vision.benchmark.cost import describe
-from smt_vision.tasks.backbone import Backbone
-from smt_vision.tasks.backbone import build_backbone
-from smt_vision.tasks.segmentation.heads.sliding import label_map
-from smt_vision.tasks.segmentation.heads.sliding import predict_probabilities
-from smt_vision.tasks.segmentation.heads.sliding import window_starts
-from smt_vision.tasks.segmentation.heads.upernet import UPerNet
-from smt_vision.tasks.segmentation.heads.upernet import mean_pool
-from smt_vision.tasks.segmentation.heads.upernet import resize
 from smt_vision.tasks import RECIPES
+from smt_vision.tasks.backbone import Backbone, build_backbone
 from smt_vision.tasks.segmentation.config import SegmentConfig
+from smt_vision.tasks.segmentation.heads.sliding import label_map, predict_probabilities, window_starts
+from smt_vision.tasks.segmentation.heads.upernet import UPerNet, mean_pool, resize
 
 SMALL = SegmentConfig(channels=32, aux_channels=16)
 
@@ -268,7 +263,9 @@ def test_scales_are_averaged():
     scales = (0.5, 1.0, 1.5)
     with torch.no_grad():
         (found,) = predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=scales))
-        alone = [predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales]
+        alone = [
+            predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales
+        ]
     torch.testing.assert_close(found, torch.stack(alone).mean(0))
     torch.testing.assert_close(found.sum(0), torch.ones(64, 96))
     seen = Pointwise()

@@ -15,9 +15,9 @@ from timm.models import _hub
 from torch import Tensor
 
 from literal import LiteralSMT
+from smt_vision.model import variants
 from smt_vision.model.smt import SMT
 from smt_vision.model.variants import VARIANTS
-from smt_vision.model import variants
 
 SIZE: dict[str, Any] = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
 

@@ -8,15 +8,12 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from smt_vision.recipe import Augment
-from smt_vision.recipe import Engine
-from smt_vision.recipe import Input
-from smt_vision.recipe import Optim
-from smt_vision.recipe import Recipe
+from smt_vision.recipe import Engine, Optim
+from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 
 COLORS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 MODEL_ARGS: dict[str, Any] = dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 2, 1), attn_heads=(1, 1, 2, 4))
-PLAIN = Augment(
+PLAIN = ClassificationAugment(
     crop="none",
     hflip=0.0,
     color_jitter=0.0,
@@ -26,7 +23,7 @@ PLAIN = Augment(
     cutmix=0.0,
     label_smoothing=0.0,
 )
-TINY = Recipe(
+TINY = ClassificationRecipe(
     name="tiny",
     about="for tests",
     model="smt_atto",
@@ -36,7 +33,7 @@ TINY = Recipe(
     batch_size=4,
     hardware="any",
     citation="none",
-    input=Input(size=32, crop_pct=1.0, workers=0),
+    input=ClassificationInput(size=32, crop_pct=1.0, workers=0),
     augment=PLAIN,
     optim=Optim(lr=3e-3, lr_batch=None, warmup_epochs=0.5),
     engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
@@ -62,7 +59,7 @@ def write_split(folder: Path, train: int = 8, val: int = 4) -> Path:
     return folder
 
 
-def tiny(data: Path, **changes: Any) -> Recipe:
+def tiny(data: Path, **changes: Any) -> ClassificationRecipe:
     """The debug recipe on a folder of images; a dict changes a part of a group."""
     groups = {k: replace(getattr(TINY, k), **v) for k, v in changes.items() if k in ("input", "augment", "engine")}
     if "optim" in changes:
@@ -70,7 +67,7 @@ def tiny(data: Path, **changes: Any) -> Recipe:
     return replace(TINY, **{**changes, "data": str(data), **groups})
 
 
-def write_config(recipe: Recipe, path: Path) -> str:
+def write_config(recipe: ClassificationRecipe, path: Path) -> str:
     """A recipe as the YAML file of ``smt train quickstart --config``."""
     path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     return str(path)

@@ -1,13 +1,75 @@
 """SMT Vision: the Scale-Aware Modulation Transformer, its training and its use.
 
-Importing the package registers its models with timm: ``timm.create_model("smt_tiny", features_only=True)``.
+Importing the package registers its models with timm: ``timm.create_model("smt_tiny", features_only=True)``. Everything
+else is imported when it is first used::
+
+    predictor = smt_vision.load("runs/finetune")  # or a checkpoint, an export, or a timm name
+    predictor(["cat.jpg"])[0].label
 """
 
-from ._version import __version__
-from .deploy.fuse import fuse
-from .model.attention import MSA
-from .model.modulation import MHMC, SAA, SAM
-from .model.smt import SMT
-from .model.variants import VARIANTS
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS", "__version__", "fuse"]
+from .model import variants as _registry  # noqa: F401  registers the models with timm
+from ._version import __version__
+from .model import SMT
+
+if TYPE_CHECKING:
+    from .api import export, predict
+    from .engine.evaluation import evaluate
+    from .engine.loop import train
+    from .deploy.fuse import fuse
+    from .recipe import Recipe
+    from .tasks import RECIPES
+    from .tasks.classification.predictor import Classifier, Prediction
+    from .tasks.detection.predictor import Detections, Detector
+    from .tasks.load import load
+    from .tasks.segmentation.predictor import SegmentationResult, Segmenter
+
+_LAZY = {
+    "load": ".tasks.load",
+    "train": ".engine.loop",
+    "evaluate": ".engine.evaluation",
+    "predict": ".api",
+    "export": ".api",
+    "fuse": ".deploy.fuse",
+    "Recipe": ".recipe",
+    "RECIPES": ".tasks",
+    "Classifier": ".tasks.classification.predictor",
+    "Prediction": ".tasks.classification.predictor",
+    "Detector": ".tasks.detection.predictor",
+    "Detections": ".tasks.detection.predictor",
+    "Segmenter": ".tasks.segmentation.predictor",
+    "SegmentationResult": ".tasks.segmentation.predictor",
+}
+
+__all__ = [
+    "RECIPES",
+    "SMT",
+    "Classifier",
+    "Detections",
+    "Detector",
+    "Prediction",
+    "Recipe",
+    "SegmentationResult",
+    "Segmenter",
+    "__version__",
+    "evaluate",
+    "export",
+    "fuse",
+    "load",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,7 +8,6 @@ from torch import Tensor
 LARGEST_STRIDE = 32  # stride of a backbone's last map: padded sides are multiples of it, so that no stage rounds
 
 
-
 def padded(side: int) -> int:
     """The next multiple of 32 pixels."""
     return (side + LARGEST_STRIDE - 1) // LARGEST_STRIDE * LARGEST_STRIDE  # exporters round negative numbers otherwise

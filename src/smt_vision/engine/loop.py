@@ -15,19 +15,13 @@ from torch import Tensor, nn
 
 from ..recipe import Recipe
 from ..seeding import stable_hash
-from ..tasks import build_task
-from ..tasks.task import Batch
-from ..tasks.task import EvalLoader
-from ..tasks.task import Evaluable
-from ..tasks.task import TrainLoader
+from ..tasks import get_task
+from ..tasks.task import Batch, EvalLoader, Evaluation, TrainLoader
 from .launch import launch
 from .loggers import check_loggers
-from .optim import learning_rate
-from .optim import set_learning_rate
-from .run import Run
-from .run import flat_fields
-from .signals import Stopped
-from .signals import stop_signals
+from .optim import learning_rate, set_learning_rate
+from .run import Run, flat_fields
+from .signals import Stopped, stop_signals
 from .tracker import RunTracker
 
 SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
@@ -79,7 +73,7 @@ def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | N
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
 
     with fabric.rank_zero_first():  # one process downloads and unpacks the data, the others find it there
-        task = build_task(recipe)
+        task = get_task(recipe.task).training(recipe)
     run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
@@ -118,7 +112,7 @@ def _schedule(run: Run, batches_per_epoch: int, max_steps: int | None) -> Schedu
 
 
 def _tracker(run: Run, display: bool) -> RunTracker:
-    primary = run.task.headline
+    primary = run.task.primary_metric
     return RunTracker(
         run.folder,
         loggers=run.recipe.engine.loggers,
@@ -126,7 +120,7 @@ def _tracker(run: Run, display: bool) -> RunTracker:
         total_steps=run.total_steps,
         total_epochs=run.recipe.epochs,
         primary_metric=primary,
-        label=run.task.measures[primary].label,
+        label=run.task.metric_formats[primary].label,
         start_step=run.step,
         display=display,
         active=run.fabric.is_global_zero,
@@ -225,7 +219,7 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
 @torch.inference_mode()
 def run_evaluation(
     fabric: Fabric,
-    task: Evaluable,
+    task: Evaluation,
     weights: nn.Module,
     loader: EvalLoader,
     on_progress: Callable[[int], None] | None = None,

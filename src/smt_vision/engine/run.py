@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,22 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from .. import pictures
-from ..benchmark.cost import describe
-from ..recipe import GROUPS
+from .. import checkpoints
+from ..checkpoints import BEST, LAST
+from ..cost import describe
+from ..hardware import describe_hardware
+from ..pictures.training import curves
 from ..recipe import Recipe
-from ..tasks.task import Task
-from .. import checkpoints as checkpoint
+from ..tasks import get_task, read_recipe
+from ..tasks.task import Training
 from .log import read_log
 from .optim import build_optimizer
-from .summary import hardware
 from .summary import write_summary
 
-LAST, BEST = "last.pt", "best.pt"
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
-    "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_broken",
+    "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_unreadable",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ class Run:
         ValueError: The folder holds a run of another recipe.
     """
 
-    def __init__(self, fabric: Fabric, task: Task, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, fabric: Fabric, task: Training, recipe: Recipe, folder: Path) -> None:
         self.fabric, self.task, self.recipe, self.folder = fabric, task, recipe, folder
         self.raw = task.model
         model: Any = torch.compile(self.raw) if recipe.engine.compile else self.raw
@@ -61,7 +62,7 @@ class Run:
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
         if (folder / LAST).is_file():
-            self._restore(checkpoint.load(folder / LAST))
+            self._restore(checkpoints.load(folder / LAST).state)
         elif fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
@@ -109,19 +110,20 @@ class Run:
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
         """Write ``best.pt`` if the primary metric is above that of every earlier evaluation."""
-        primary = self.task.headline
+        primary = self.task.primary_metric
         if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch = metrics, epoch
             self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
 
     def _save(self, name: str, **state: Any) -> None:
         if self.fabric.is_global_zero:
-            checkpoint.save({**state, "card": self.task.card, "recipe": self.recipe.to_dict()}, self.folder / name)
+            common = {"spec": self.task.spec.to_dict(), "recipe": self.recipe.to_dict()}
+            checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
-        theirs, ours = (flat_fields(recipe) for recipe in (Recipe.from_dict(state["recipe"]), self.recipe))
+        theirs, ours = (flat_fields(recipe) for recipe in (read_recipe(state["recipe"]), self.recipe))
         different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
         if different:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
@@ -159,31 +161,31 @@ class Run:
         """Write the results of a finished run: ``metrics.json``, pictures and the one-page summary."""
         if not self.fabric.is_global_zero:
             return
-        task, measures = self.task, self.task.measures
+        task, formats = self.task, self.task.metric_formats
         (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1))
-        pictures.curves(
+        curves(
             read_log(self.folder),
             self.folder / "curves.png",
             self.recipe.name,
-            metric=task.headline,
-            label=measures[task.headline].title,
-            loss_label=measures["loss"].title if "loss" in measures else "loss",
+            metric=task.primary_metric,
+            label=formats[task.primary_metric].title,
+            loss_label=formats["loss"].title if "loss" in formats else "loss",
         )
         drawn = task.pictures(self.folder, self.metrics)
         samples = self._samples(self.best_epoch)
-        module, input_size = task.countable()
+        module, input_size = get_task(task.spec.task).flops_model(task.model, task.spec)
         write_summary(
             self.folder,
             recipe=self.recipe.to_dict(),
             metrics=self.metrics,
-            primary_metric=task.headline,
-            measures=measures,
+            primary_metric=task.primary_metric,
+            formats=formats,
             best_epoch=self.best_epoch,
             seconds=self.seconds,
-            hardware=hardware(),
+            hardware=describe_hardware(),
             command=command,
-            classes=len(task.card["classes"]),
-            images=task.images,
+            classes=len(task.spec.classes),
+            input_description=task.input_description,
             cost=describe(module, input_size),
             tables=task.tables(self.metrics),
             pictures=[*drawn, samples] if samples.is_file() else drawn,
@@ -194,7 +196,7 @@ def flat_fields(recipe: Recipe) -> dict[str, Any]:
     """A recipe as one flat dictionary, with keys like ``optim.lr``; a model's own arguments stay together."""
     fields: dict[str, Any] = {}
     for key, value in recipe.to_dict().items():
-        if key in GROUPS:
+        if key in recipe.groups():
             fields.update({f"{key}.{name}": item for name, item in value.items()})
         else:
             fields[key] = value

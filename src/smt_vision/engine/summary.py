@@ -1,7 +1,5 @@
 """A run's results on one page of Markdown."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,22 +10,10 @@ import timm
 import torch
 
 from .._version import __version__
-from ..benchmark.cost import ModelInfo
+from ..cost import ModelInfo
 from ..tasks import RECIPES
-from ..tasks.task import MetricFormat
-from ..tasks.task import Table
-from .log import LOG_NAME
-from .log import read_log
-
-
-def hardware() -> str:
-    """What this process computes on, in one line: CPU and cores, torch threads, GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"{_cpu()}, {cores} cores, {torch.get_num_threads()} torch threads"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    for name in dict.fromkeys(names):
-        line += f", {names.count(name)} x {name}"
-    return line
+from ..tasks.task import MetricFormat, Table
+from .log import LOG_NAME, read_log
 
 
 def write_summary(
@@ -36,13 +22,13 @@ def write_summary(
     recipe: dict[str, Any],
     metrics: dict[str, Any],
     primary_metric: str,
-    measures: Mapping[str, MetricFormat],
+    formats: Mapping[str, MetricFormat],
     best_epoch: int,
     seconds: float,
     hardware: str,
     command: str,
     classes: int,
-    images: str,
+    input_description: str,
     cost: ModelInfo,
     tables: Sequence[Table],
     pictures: Sequence[Path],
@@ -54,13 +40,13 @@ def write_summary(
         recipe: The recipe, as a dictionary.
         metrics: Metrics of the best epoch; ``count`` is the number of images.
         primary_metric: Name of the metric, in percent, that the result line states.
-        measures: The metrics to list, in order.
+        formats: The metrics to list, in order.
         best_epoch: The epoch of ``metrics``.
         seconds: Training time.
         hardware: The hardware, in one line.
         command: The exact command line.
         classes: Number of classes.
-        images: Description of the model's input.
+        input_description: Description of the model's input.
         cost: Size and cost of the model.
         tables: Further tables.
         pictures: Image files below the folder to show.
@@ -69,7 +55,7 @@ def write_summary(
     model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
     facts = {
         "model": f"`{recipe['model']}`: {model}",
-        "data": f"`{recipe['data']}`: {classes} {'class' if classes == 1 else 'classes'}, {images}",
+        "data": f"`{recipe['data']}`: {classes} {'class' if classes == 1 else 'classes'}, {input_description}",
         "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images per batch and process",
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
@@ -78,7 +64,7 @@ def write_summary(
     }
     result = (
         f"`{recipe['model']}` on `{recipe['data']}`: **{metrics[primary_metric]:.2f} % "
-        f"{measures[primary_metric].label}** on {metrics['count']} images, with the weights of epoch {best_epoch} of "
+        f"{formats[primary_metric].label}** on {metrics['count']} images, with the weights of epoch {best_epoch} of "
         f"{recipe['epochs']}, the best epoch on these same images."
     )
     page = [
@@ -86,7 +72,7 @@ def write_summary(
         "",
         result,
         "",
-        *_result(metrics, measures, recipe.get("expected", {})),
+        *_result(metrics, formats, recipe.get("expected", {})),
         *_source(recipe),
         "![curves](curves.png)",
         "",
@@ -111,13 +97,13 @@ def write_summary(
     (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
-def _result(metrics: dict[str, Any], measures: Mapping[str, MetricFormat], expected: dict[str, float]) -> list[str]:
+def _result(metrics: dict[str, Any], formats: Mapping[str, MetricFormat], expected: dict[str, float]) -> list[str]:
     lines = ["| metric | this run | expected | difference |", "|---|---:|---:|---:|"]
-    for key, measure in measures.items():
+    for key, format in formats.items():
         wanted, gap = "", ""
         if key in expected:
-            wanted, gap = measure.text(expected[key]), measure.text(metrics[key] - expected[key], sign="+")
-        lines.append(f"| {measure.title} | {measure.text(metrics[key])} | {wanted} | {gap} |")
+            wanted, gap = format.text(expected[key]), format.text(metrics[key] - expected[key], sign="+")
+        lines.append(f"| {format.title} | {format.text(metrics[key])} | {wanted} | {gap} |")
     return [*lines, ""]
 
 
@@ -152,12 +138,3 @@ def _speed(folder: Path) -> str:
         return ""
     speeds = [line["images_per_s"] for line in read_log(folder) if "images_per_s" in line]
     return f", {median(speeds):.0f} images/s in training (median)" if speeds else ""
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
-    except OSError:  # not Linux
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()

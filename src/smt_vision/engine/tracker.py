@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .display import open_display
-from .log import TrainingLog
-from .log import read_log
+from .log import TrainingLog, read_log
 from .loggers import build_loggers
 from .signals import Stopped
 
