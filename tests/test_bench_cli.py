@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from smt_vision.benchmark.cost import describe
+from smt_vision.cli.forms import load, parse
+from smt_vision.data.throughput import InputSpeed, PipelineSpeed
 
 import smt_vision
 from smt_vision.benchmark.compare import Contender, Result, compare
-from smt_vision.benchmark.cost import describe
 from smt_vision.cli import main
 from smt_vision.cli.bench import _draw, balance
-from smt_vision.cli.forms import load, parse
-from smt_vision.data.throughput import InputSpeed, PipelineSpeed
 from smt_vision.deploy.exported import ExportedModel, Manifest
 from smt_vision.inference import Classifier
 from smt_vision.recipes import Augment, Input

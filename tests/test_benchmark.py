@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from literal import LiteralSMT
 from smt_vision import MSA, SMT, VARIANTS
-from smt_vision.benchmark import describe
+from smt_vision.cost import describe
 
 
 def on_meta(name: str, **kwargs: Any) -> Any:
@@ -135,5 +135,5 @@ def test_an_input_size_that_cannot_work(size: tuple[int, ...]) -> None:
 
 
 def test_a_model_of_other_channels() -> None:
-    with pytest.raises(ValueError, match=r"input_size=\(1, 64, 64\) cannot work: SMT fails at it.*give the size"):
+    with pytest.raises(ValueError, match=r"input_size=\(1, 64, 64\) for SMT: .*built for"):
         describe(SMT(**VARIANTS["smt_atto"]), (1, 64, 64))

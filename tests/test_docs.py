@@ -29,8 +29,8 @@ from PIL import Image
 
 from drawn_sets import write_scenes, write_shapes
 from smt_server import write_client
-from smt_vision.benchmark import describe
 from smt_vision.cli import COMMANDS
+from smt_vision.cost import describe
 from smt_vision.model import VARIANTS
 from smt_vision.model.official import to_official
 

@@ -9,7 +9,7 @@ from matplotlib import rcParams
 from PIL import Image
 
 import smt_vision
-from smt_vision.benchmark import ModelInfo
+from smt_vision.cost import ModelInfo
 from smt_vision.engine.summary import hardware, write_summary
 from smt_vision.pictures import (
     Mistake,

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from smt_vision.benchmark.cliffs import Cell, cliffs
+from smt_vision.benchmark.cost import describe
+from smt_vision.benchmark.speed import Timing, inference, interleave, matmul_peak, training_step
 from torch import Tensor, nn
 
 from debug_model import create, images
-from smt_vision.benchmark.cliffs import Cell, cliffs
 from smt_vision.benchmark.compare import Contender, compare
-from smt_vision.benchmark.cost import describe
 from smt_vision.benchmark.memory import in_fresh_process, peak_memory, saved_activations
 from smt_vision.benchmark.published import PEERS, PUBLISHED
-from smt_vision.benchmark.speed import Timing, inference, interleave, matmul_peak, training_step
 
 MB = 1 << 20
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from smt_vision.data.throughput import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
 
 from smt_vision.data import eval_transform
 from smt_vision.data.loaders import seed_all
-from smt_vision.data.throughput import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
 from smt_vision.data.transforms import train_transform
 from smt_vision.recipes import Augment, Input
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import debug_model
-from smt_vision.benchmark import describe
+from smt_vision.cost import describe
 from smt_vision.heads.features import Backbone, build_backbone
 from smt_vision.heads.sliding import label_map, segment, window_starts
 from smt_vision.heads.upernet import UPerNet, mean_pool, resize

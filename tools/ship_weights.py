@@ -41,7 +41,7 @@ def main(run: Path, name: str, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     for file in ("recipe.yaml", "log.jsonl"):
         shutil.copy(run / file, results / file)
-    pictures.curves(read_log(run), results / "curves.png", run.name)
+    pictures.curves(read_log(run), results / "curves.png", run.name, metric="top1", label="top-1 (%)")
     pictures.confusion(torch.tensor(stored["confusion"]), state["card"]["classes"], results / "confusion.png")
     both = {
         "as trained": trained,

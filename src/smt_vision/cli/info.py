@@ -25,7 +25,7 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..benchmark import describe
+    from ..cost import describe
     from ..deploy.exported import ExportedModel
     from ..inference import load
     from ..tasks.build import create_model

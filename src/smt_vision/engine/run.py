@@ -12,13 +12,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .. import pictures
-from ..benchmark import describe
+from ..cost import describe
+from ..hardware import describe_hardware
 from ..recipes import GROUPS, Recipe
 from ..tasks import Task
 from . import checkpoint
 from .journal import read_log
 from .optim import build_optimizer
-from .summary import hardware, write_summary
+from .summary import write_summary
 
 LAST, BEST = "last.pt", "best.pt"
 # A resumed run may differ in these: they change how it is carried out or described, not what it computes.
@@ -178,7 +179,7 @@ class Run:
             measures=measures,
             best_epoch=self.best_epoch,
             seconds=self.seconds,
-            hardware=hardware(),
+            hardware=describe_hardware(),
             command=command,
             classes=len(task.card["classes"]),
             images=task.images,

@@ -1,7 +1,5 @@
 """A run's result on one page."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,20 +10,10 @@ import timm
 import torch
 
 from .._version import __version__
-from ..benchmark import ModelInfo
+from ..cost import ModelInfo
 from ..recipes import RECIPES
 from ..tasks.task import Measure, Table
 from .journal import LOG_NAME, read_log
-
-
-def hardware() -> str:
-    """What this process computes on, in one line: CPU and cores, torch threads, GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"{_cpu()}, {cores} cores, {torch.get_num_threads()} torch threads"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    for name in dict.fromkeys(names):
-        line += f", {names.count(name)} x {name}"
-    return line
 
 
 def write_summary(
@@ -150,12 +138,3 @@ def _speed(folder: Path) -> str:
         return ""
     speeds = [line["images_per_s"] for line in read_log(folder) if "images_per_s" in line]
     return f", {median(speeds):.0f} images/s in training (median)" if speeds else ""
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
-    except OSError:  # not Linux
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()
