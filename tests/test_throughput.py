@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from smt_vision.data.throughput import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
 
+from input_pipeline import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
 from smt_vision.data import eval_transform
 from smt_vision.data.loaders import seed_all
 from smt_vision.data.transforms import train_transform
@@ -55,7 +55,7 @@ def test_a_broken_image_is_named(coloured: Path, tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "train" / label).mkdir(parents=True)
         (tmp_path / "train" / label / "1.jpg").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match=r"1\.jpg: not an image .*; the speed is measured on readable images alone"):
+    with pytest.raises(ValueError, match=r"1\.jpg: not an image .*; the benchmark needs readable images"):
         measure_input(str(tmp_path), replace(SMALL, val_fraction=0.5), Augment(), workers=0, batch_size=2, seconds=0.05)
 
 
