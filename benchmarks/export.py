@@ -1,108 +1,110 @@
-"""Exports on the CPU: OpenVINO in float32 beside the reference, 8 bits beside float32, and the accuracy of 8 bits.
+"""Exported models on the CPU: OpenVINO float32 against the reference, 8-bit against float32, and accuracy of 8-bit.
 
-python benchmarks/export.py --data CIFAR10 --out export.json
+    python benchmarks/export.py --data CIFAR10 --out export.json
 
-Speed is that of ``--model`` with random weights, calibrated on noise: ranges do not change the time. Accuracy is that
-of the weights that ship, on the 10,000 test images of CIFAR-10, with ranges from 300 of its training images.
-``CIFAR10`` is a folder, archive or name as ``smt eval --data`` takes it, with a training and a test split; without it
-accuracy is left out.
+Speed is measured with random weights of ``--model``, calibrated on noise: weights and ranges do not change the time.
+Accuracy is that of the weights included in the package on the 10,000 test images of CIFAR-10, calibrated on 300 of its
+training images. ``CIFAR10`` is a directory, archive or name as ``smt eval --data`` takes it, with a training and a test
+split. Without ``--data`` accuracy is skipped.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from reference import finish, parser, reference_and_ours
 
-from smt_vision.benchmark.compare import Contender
-from smt_vision.benchmark.compare import compare
+from common import reference_parser, write_results
+from reference import reference_and_ours
+from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.data.decode import decode
-from smt_vision.tasks.classification.data.sources import open_dataset
-from smt_vision.deploy.export import export_classifier
 from smt_vision.deploy.exported import load_exported
 from smt_vision.deploy.quantize import CALIBRATION_IMAGES
 from smt_vision.deploy.samples import evenly_spaced
-from smt_vision.engine.evaluation import evaluate_classifier
-from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.engine.evaluation import evaluate
 from smt_vision.recipe import Engine
-from smt_vision.recipe import Input
+from smt_vision.spec import ModelSpec
+from smt_vision.tasks.classification.config import ClassificationInput
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.predictor import Classifier
+from smt_vision.tasks.load import load
+from smt_vision.tasks.predictor import Predictor
 
-SHIPPED = "smt_femto.cifar10"
+CIFAR10_MODEL = "smt_femto.cifar10"  # included in the package
 
 
-def speed(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Reference, float32 and 8 bits, interleaved in one process."""
+def export_openvino(
+    predictor: Predictor[Any], folder: Path, images: Sequence[Path], calibrate: Sequence[Path]
+) -> dict[str, Path]:
+    """Export to OpenVINO in float32 and in 8 bits, both checked on ``images``; the folders by name."""
+    folders = {}
+    for name, calibration_images in (("openvino float32", ()), ("openvino int8", calibrate)):
+        folders[name] = folder / name.replace(" ", "-")
+        predictor.export(folders[name], "openvino", images=images, calibrate=calibration_images)
+    return folders
+
+
+def measure_speed(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Reference, float32 and 8-bit, timed in turn in one process."""
     reference, ours = reference_and_ours(args.model)
-    input = Input(size=args.size)
+    size = (3, args.size, args.size)
+    pixels = torch.randint(256, (args.size, args.size, 3), generator=torch.Generator().manual_seed(0))
     noise = folder / "noise.png"
-    pixels = torch.randint(
-        256, (args.size, args.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    Image.fromarray(pixels.numpy()).save(noise)
-    contenders = [Contender("reference", reference.eval(), (3, args.size, args.size), ours)]
-    for name, calibrate in (("openvino float32", []), ("openvino int8", [noise])):
-        target = folder / name.replace(" ", "-")
-        classes = [str(i) for i in range(1000)]
-        export_classifier(ours, classes, input, target, name=args.model, format="openvino", calibrate=calibrate)
-        contenders.append(Contender(name, load_exported(target), (3, args.size, args.size), ours))
-    results = compare(contenders, args.batch_size, rounds=args.rounds, seconds=args.seconds)
-    return [result.to_dict() for result in results]
+    Image.fromarray(pixels.byte().numpy()).save(noise)
+    spec = ModelSpec("classify", args.model, tuple(map(str, range(1000))), ClassificationInput(size=args.size))
+    classifier = Classifier(ours, spec, args.model)
+    candidates = [Candidate("reference", reference.eval(), size, ours)]
+    for name, export in export_openvino(classifier, folder, [noise], [noise]).items():
+        candidates.append(Candidate(name, load_exported(export), size, ours))
+    results = compare(candidates, args.batch_size, rounds=args.rounds, seconds=args.seconds)
+    rows = [result.to_dict() for result in results]
+    float32 = {row["batch_size"]: row["images_per_s"] for row in rows if row["model"] == "openvino float32"}
+    return [row | {"ratio_to_float32": row["images_per_s"] / float32[row["batch_size"]]} for row in rows]
 
 
-def accuracy(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Top-1 in percent: eager, and the two exports."""
-    classifier = Classifier.load(SHIPPED)
-    training = open_dataset(args.data, "train")
+def measure_accuracy(data: str, calibration_images: int, folder: Path) -> dict[str, float]:
+    """Top-1 in percent of the eager model and of both exports."""
+    classifier = load(CIFAR10_MODEL)
+    training = open_dataset(data, "train")
     images = []
-    for i in evenly_spaced(range(len(training)), args.calibration_images):
+    for i in evenly_spaced(range(len(training)), calibration_images):
         raw, _, name = training.read(i)
         images.append(folder / f"{i}.png")
         decode(raw, 3, name=name).save(images[-1])
-    top1 = {}
-    sources = {"eager": SHIPPED}
-    for kind, calibrate in (("openvino float32", []), ("openvino int8", images)):
-        target = folder / f"accuracy {kind}"
-        sources[kind] = str(target)
-        export_classifier(
-            classifier.model,
-            classifier.classes,
-            classifier.input,
-            target,
-            name=SHIPPED,
-            format="openvino",
-            calibrate=calibrate,
-        )
-    for kind, source in sources.items():
-        engine = Engine(accelerator="cpu", devices=1, precision="32-true")
-        metrics, _ = evaluate_classifier(source, args.data, engine=engine, batch_size=100, workers=0)
-        top1[kind] = metrics["top1"]
-    return top1
+    sources = {"eager": CIFAR10_MODEL}
+    sources |= {name: str(export) for name, export in export_openvino(classifier, folder, images, images).items()}
+    engine = Engine(accelerator="cpu", devices=1, precision="32-true")
+    return {
+        name: evaluate(source, data, engine=engine, batch_size=100, workers=0)["top1"]
+        for name, source in sources.items()
+    }
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--batch_size", type=int, nargs="+", default=[1, 16])
-    options.add_argument("--data", help="CIFAR-10, to measure accuracy on")
-    options.add_argument("--calibration_images", type=int, default=CALIBRATION_IMAGES)
-    args = options.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = reference_parser(__doc__)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--data", help="CIFAR-10, to measure accuracy on")
+    parser.add_argument("--calibration_images", type=int, default=CALIBRATION_IMAGES)
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as name:
-        rows = speed(args, Path(name))
-        top1 = accuracy(args, Path(name)) if args.data else {}
-    print(f"{'batch':>5}  {'program':<18}{'images/s':>9}{'to reference':>14}{'to float32':>12}")
-    float32 = {row["batch_size"]: row for row in rows if row["model"] == "openvino float32"}
+    top1 = {}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_speed(args, Path(folder))
+    if args.data:
+        with tempfile.TemporaryDirectory() as folder:
+            top1 = measure_accuracy(args.data, args.calibration_images, Path(folder))
+    print(f"{'batch':>5}  {'model':<18}{'images/s':>9}{'to reference':>14}{'to float32':>12}")
     for row in rows:
-        row["ratio_to_float32"] = row["images_per_s"] / float32[row["batch_size"]]["images_per_s"]
         print(
             f"{row['batch_size']:>5}  {row['model']:<18}{row['images_per_s']:>9.1f}{row['ratio']:>14.2f}"
             f"{row['ratio_to_float32']:>12.2f}"
         )
-    for program, percent in top1.items():
-        print(f"{program:<18} top-1 {percent:.2f} % on {args.data}")
-    finish(args, {"speed": rows, "top1": top1})
+    for name, percent in top1.items():
+        print(f"{name:<18} top-1 {percent:.2f} % on {args.data}")
+    write_results(args.out, {"speed": rows, "top1": top1})
 
 
 if __name__ == "__main__":

@@ -1,64 +1,52 @@
-"""Everything about speed on one GPU, in one run of less than nine minutes: SMT-T at 224, bfloat16, batches of 128.
+"""All GPU measurements in one run of less than nine minutes: SMT-T, 224 pixels, bfloat16, batches of 128.
 
-python benchmarks/gpu.py --out gpu.json
+    python benchmarks/gpu.py --out gpu.json
 
-In this order: the Triton kernels against the plain modules; each kernel alone, beside the plain form, the bytes that it
-cannot avoid to move over its time against the measured bandwidth of a copy; graph breaks and recompilations over batch
-sizes; inference, then updates, of the reference (``tests/literal.py``, eager), of ours with and without the kernels,
-eager and compiled, of ours fused, and of timm's peers, taking turns, with peak memory. What there is no time for is
-named as skipped. What fails is named, the rest goes on, and the exit code is 1.
+In this order: correctness of the Triton kernels against the PyTorch modules; the speed of each kernel, and its memory
+bandwidth relative to that of a copy; graph breaks and recompilations of ``torch.compile`` over batch sizes; inference
+and then training of the reference (``tests/literal.py``, eager), of ours with and without kernels, eager and compiled,
+of ours fused, and of timm baselines, timed in turn, with peak memory. Measurements for which no time is left are
+reported as skipped. If one fails, it is reported, the others continue, and the exit code is 1.
 
-It needs nothing beside this repository. ``--smoke`` runs the same code on a CPU at sizes of no meaning.
+``--smoke`` runs the same code on a CPU at sizes whose times mean nothing.
 """
 
-import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import timm
 import torch
-from reference import finish, reference_and_ours
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from smt_vision.model.modulation import MHMC
-from smt_vision.model.modulation import SAA
+from common import base_parser, write_results
+from gpu_kernels import Grid, check_kernels, copy_bandwidth, time_kernels, use_kernels, with_kernels
+from reference import reference_and_ours
+from smt_vision.benchmark.report import markdown_table
+from smt_vision.benchmark.timing import Call, inference_step, interleave, training_step
 from smt_vision.deploy.fuse import fuse
-from smt_vision.benchmark.speed import Call
-from smt_vision.benchmark.speed import inference
-from smt_vision.benchmark.speed import interleave
-from smt_vision.benchmark.speed import training_step
-from smt_vision.kernels import mhmc
-from smt_vision.kernels import saa
 from smt_vision.kernels import switch
 
 PRECISION = "bf16-mixed"
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a tensor's norm, against float64
-FOOTPRINT = 512e6  # bytes that a kernel's inputs take turns in: far more than a second-level cache holds
-LAUNCHING = 100_000_000  # cycles, some 50 ms, that the device is kept busy while Python launches what is timed
-RESERVE_S = 180.0  # of the run, kept from inference for training
-
-Form = Callable[[Any, Tensor], Tensor]  # of a module and its input
+TRAINING_RESERVE_S = 180.0  # of the time budget: not available to inference
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: at full size, or so small that it only shows that the code runs."""
+    """What to measure: at full size, or small enough to check that the code runs."""
 
     device: str
     model: str
     size: int
     batch_size: int
-    peers: tuple[str, ...]
+    baselines: tuple[str, ...]
     backend: str  # of torch.compile
-    compile_s: float  # to allow for one model
+    compile_s: float  # time to allow for compiling one model
     rounds: int
     turn_s: float
 
@@ -67,8 +55,8 @@ FULL = Plan("cuda", "smt_tiny", 224, 128, ("swin_tiny_patch4_window7_224", "conv
 SMOKE = Plan("cpu", "smt_atto", 32, 2, ("convnext_atto",), "eager", 0.0, 1, 0.0)
 
 
-class Run:
-    """The time that is left, and what came to nothing: skipped for want of it, or failed."""
+class Budget:
+    """Time budget of the run, and what was skipped or failed."""
 
     def __init__(self, seconds: float) -> None:
         self.start, self.seconds = time.monotonic(), seconds
@@ -76,288 +64,110 @@ class Run:
         self.failed: list[str] = []
 
     def spent(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
-    def allows(self, what: str, seconds: float) -> bool:
-        """Whether so many seconds are left; if not, ``what`` is noted as skipped."""
+    def allows(self, name: str, seconds: float) -> bool:
+        """Whether this many seconds are left; otherwise the measurement is reported as skipped."""
         left = self.seconds - self.spent()
         if left < seconds:
-            self.skipped.append(f"{what}: needs {seconds:.0f} s, {left:.0f} s are left")
-            print(f"skipped, {self.skipped[-1]}", flush=True)
+            self.skipped.append(f"{name}: needs {seconds:.0f} s, {left:.0f} s are left")
+            print(f"skipped: {self.skipped[-1]}", flush=True)
         return left >= seconds
 
     @contextmanager
-    def part(self, what: str) -> Iterator[None]:
-        """Report ``what``; should it fail, note that and go on: a GPU may be lent for this one run."""
+    def step(self, name: str) -> Iterator[None]:
+        """Report a measurement when it is done. A failure is reported too, and does not end the run."""
         try:
             yield
         except Exception as error:
-            self.failed.append(f"{what}: {type(error).__name__}: {error}")
-            print(f"FAILED, {self.failed[-1][:500]}", flush=True)
+            self.failed.append(f"{name}: {type(error).__name__}: {error}")
+            print(f"FAILED: {self.failed[-1][:500]}", flush=True)
         else:
-            print(f"{self.spent():4.0f} s  {what}", flush=True)
+            print(f"{self.spent():4.0f} s  {name}", flush=True)
 
 
-@contextmanager
-def kernels(on: bool) -> Iterator[None]:
-    """The Triton kernels on, where they can run, or off."""
-    before, switch.CHOICE = switch.CHOICE, "auto" if on else "plain"
-    try:
-        yield
-    finally:
-        switch.CHOICE = before
-
-
-def off(found: Tensor, exact: Tensor) -> float:
-    return ((found.double() - exact).norm() / exact.norm()).item()
-
-
-def grids(plan: Plan) -> list[tuple[int, int]]:
-    """Side of the grid and channels of each stage that modulates."""
-    model = timm.create_model(plan.model)
+def modulation_grids(plan: Plan) -> list[Grid]:
+    """Side of the token grid and channels of each stage that has modulation blocks."""
+    model: Any = timm.create_model(plan.model)
     infos = zip(model.feature_info, model.patterns, strict=True)
     return [(plan.size // info["reduction"], info["num_chs"]) for info, pattern in infos if "S" in pattern]
 
 
-# --- the kernels alone ---
+def count_graphs(plan: Plan) -> dict[str, int]:
+    """Number of graphs that ``torch.compile`` makes over three batch sizes; 1: no graph break and no recompilation.
 
-
-@dataclass(frozen=True)
-class Part:
-    """One of the fused parts in both its forms.
-
-    Attributes:
-        module: the modules that it fuses.
-        plain, fused: of the module and an input.
-        shape: of the input, ``(B, H, W, ...)``.
-        forward, backward: bytes that have to be moved, in elements of the input: read once, written once.
-    """
-
-    name: str
-    module: nn.Module
-    plain: Form
-    fused: Form
-    shape: tuple[int, ...]
-    forward: float
-    backward: float | None
-
-
-def parts(batch_size: int, side: int, dim: int, device: str) -> list[Part]:
-    """MHMC and SAA's expansion, in training and in evaluation, at one stage's size."""
-
-    def convolve(m: MHMC, s: Tensor) -> Tensor:
-        return mhmc.convolve(s, [conv.weight for conv in m.convs], [conv.bias for conv in m.convs])
-
-    def expand(m: SAA, x: Tensor) -> Tensor:
-        return m.act(m.norm(m.expand(x.flatten(-2).permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-
-    def fused_expand(m: SAA, x: Tensor) -> Tensor:
-        return saa.expand_norm_gelu(x, m.expand, m.norm)
-
-    grid, heads, ratio = (batch_size, side, side), 4, 2
-    train, evaluate = SAA(dim, heads, ratio).to(device), SAA(dim, heads, ratio).to(device).eval().requires_grad_(False)
-    # Running statistics must not change between a forward pass and its backward pass, which here comes much later.
-    train.norm = nn.BatchNorm2d(dim * ratio, track_running_stats=False, device=device)
-    grouped = (*grid, dim // heads, heads)
-    return [
-        Part("MHMC", MHMC(dim, heads).to(device), MHMC.forward, convolve, (*grid, dim), 2, 3),
-        Part("SAA, training", train, expand, fused_expand, grouped, 1 + ratio, 2 + ratio),
-        Part("SAA, evaluation", evaluate, expand, fused_expand, grouped, 1 + ratio, None),
-    ]
-
-
-def gradients(form: Form, module: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The output; of a module in training also the gradients to the input and the parameters, from one of ``dtype``."""
-    x = x.clone().requires_grad_(module.training)
-    out = form(module, x)
-    if not module.training:
-        return [out]
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(x.device, dtype).to(out.dtype)
-    found = torch.autograd.grad(out, [x, *module.parameters()], grad, allow_unused=True)
-    return [out, *(g for g in found if g is not None)]
-
-
-def correctness(plan: Plan) -> list[dict[str, Any]]:
-    """Both forms of each part, in float32 and bfloat16, against the plain one in float64."""
-    rows = []
-    for side, dim in grids(plan):
-        for part in parts(2, side, dim, plan.device):
-            for dtype in TOLERANCE:
-                x = torch.randn(part.shape, device=plan.device).to(dtype)
-                exact = gradients(part.plain, copy.deepcopy(part.module).double(), x.double(), dtype)
-                errors: dict[str, float] = {}
-                for name, form, on in (("plain", part.plain, False), ("kernels", part.fused, True)):
-                    with kernels(on), torch.autocast(plan.device, dtype, enabled=dtype != torch.float32):
-                        found = gradients(form, copy.deepcopy(part.module), x, dtype)
-                    size = exact[0].norm()  # a tensor of gradients that is nothing but rounding has no norm to speak of
-                    errors[name] = max(off(f, e) for f, e in zip(found, exact, strict=True) if e.norm() > 1e-6 * size)
-                if not errors["kernels"] <= TOLERANCE[dtype]:
-                    raise AssertionError(
-                        f"{part.name} at {part.shape} in {dtype}: the kernels are off by {errors['kernels']:.1e} of "
-                        f"the norm, {TOLERANCE[dtype]:.0e} is allowed (the plain form: {errors['plain']:.1e})"
-                    )
-                rows.append({"part": part.name, "shape": part.shape, "dtype": str(dtype), **errors})
-    return rows
-
-
-def device_times(calls: dict[Any, Call], plan: Plan) -> dict[Any, float]:
-    """Median seconds of each call's work on the device, without what Python takes to launch it; in turns."""
-
-    def timed(call: Call) -> float:
-        if plan.device == "cpu":
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(LAUNCHING)  # the work queues up behind it, so that the device never waits for Python
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    for call in calls.values():
-        call()
-    times = [{key: timed(call) for key, call in calls.items()} for _ in range(4 * plan.rounds)]
-    return {key: median(turn[key] for turn in times) for key in calls}
-
-
-def copy_bandwidth(plan: Plan) -> float:
-    """Bytes a second of a device-to-device copy, read and written."""
-    count = int(1e9) if plan.device == "cuda" else 1000
-    source, target = (torch.empty(count, dtype=torch.uint8, device=plan.device) for _ in range(2))
-    return 2 * count / device_times({"copy": lambda: target.copy_(source)}, plan)["copy"]
-
-
-def kernel_times(plan: Plan, bandwidth: float) -> list[dict[str, Any]]:
-    """Each part's forward and backward pass in bfloat16: both forms, and the fused one against the floor."""
-    rows = []
-    for side, dim in grids(plan):
-        for part in parts(plan.batch_size, side, dim, plan.device):
-            x = torch.randn(part.shape, device=plan.device).bfloat16()
-            copies = 1 if plan.device == "cpu" else max(1, min(16, round(FOOTPRINT / (2 * x.numel()))))
-            inputs = [x.clone().requires_grad_(part.module.training) for _ in range(copies)]
-            calls: dict[tuple[str, str], Call] = {}
-            for name, form, on in (("plain", part.plain, False), ("kernels", part.fused, True)):
-                with kernels(on), torch.autocast(plan.device, torch.bfloat16):
-                    forward, backward = both_ways(form, part.module, inputs)
-                calls["forward", name] = with_kernels(on, forward)
-                if part.backward is not None:
-                    calls["backward", name] = backward
-            times = {key: seconds / copies for key, seconds in device_times(calls, plan).items()}
-            for way, factor in (("forward", part.forward), ("backward", part.backward)):
-                if factor is None:
-                    continue
-                plain, fused, floor = times[way, "plain"], times[way, "kernels"], factor * 2 * x.numel()
-                rows.append(
-                    {
-                        "part": part.name,
-                        "way": way,
-                        "shape": part.shape,
-                        "us": 1e6 * fused,
-                        "plain_us": 1e6 * plain,
-                        "ratio": plain / fused,
-                        "floor_bytes": floor,
-                        "bytes_per_s": floor / fused,
-                        "share_of_copy": floor / fused / bandwidth,
-                    }
-                )
-    return rows
-
-
-def both_ways(form: Form, module: nn.Module, inputs: list[Tensor]) -> tuple[Call, Call]:
-    """A forward pass over all inputs, and a backward pass through one made before."""
-
-    def forward() -> None:
-        with torch.no_grad(), torch.autocast(inputs[0].device.type, torch.bfloat16):
-            for x in inputs:
-                form(module, x)
-
-    outs = [form(module, x) for x in inputs] if module.training else []
-
-    def backward() -> None:
-        for x, out in zip(inputs, outs, strict=True):
-            torch.autograd.grad(out, [x, *module.parameters()], out.detach(), retain_graph=True, allow_unused=True)
-
-    return forward, backward
-
-
-# --- the compiler ---
-
-
-def compiler(plan: Plan) -> dict[str, int]:
-    """Graphs that a model becomes over three batch sizes, each whole: 1 means no break and no recompilation.
-
-    Of the smallest variant, which is quick to trace: its code is that of all.
+    Of the smallest variant, which is the fastest to compile: the code of all variants is the same.
     """
     model, graphs = timm.create_model("smt_atto").to(plan.device), {}
-    for way, train in (("inference", False), ("training", True)):
+    for mode, train in (("inference", False), ("training", True)):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(model.train(train), fullgraph=True, backend=counter)
         for batch_size in (plan.batch_size, plan.batch_size + 1, 2 * plan.batch_size + 1):
             x = torch.randn(batch_size, 3, plan.size, plan.size, device=plan.device)
             torch._dynamo.mark_dynamic(x, 0)
-            with kernels(True), torch.set_grad_enabled(train), torch.autocast(plan.device, torch.bfloat16):
+            with use_kernels(True), torch.set_grad_enabled(train), torch.autocast(plan.device, torch.bfloat16):
                 out = compiled(x)
             if train:
                 out.sum().backward()
-        graphs[way] = counter.frame_count
+        graphs[mode] = counter.frame_count
     return graphs
-
-
-# --- whole models ---
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that takes part: its name, what runs, and whether with the kernels and compiled."""
+    """A model to time, and whether to enable the kernels and to compile it."""
 
     name: str
     model: nn.Module
     kernels: bool
-    compiled: bool
+    compiled: bool = False
 
 
 def entries(plan: Plan, reference: nn.Module, ours: nn.Module, train: bool) -> list[Entry]:
-    """Those that take part, the most wanted first. Every one has parameters of its own."""
-    fused = [] if train else [("fused", fuse(ours), True)]
-    peers = [(name, timm.create_model(name, **peer_args(name, plan)).to(plan.device), False) for name in plan.peers]
-    plain = [("ours, no kernels", copy.deepcopy(ours), False), ("ours", copy.deepcopy(ours), True)]
-    eager = [
-        Entry(name, model, on, False) for name, model, on in [("reference", reference, False), *plain, *fused, *peers]
-    ]
-    order = [plain[1], *fused, plain[0], *peers]
-    return eager + [Entry(f"{name}, compiled", copy.deepcopy(model), on, True) for name, model, on in order]
+    """Models in order of importance; no two share parameters."""
+    without_kernels = Entry("ours, no kernels", copy.deepcopy(ours), False)
+    with_them = Entry("ours", copy.deepcopy(ours), True)
+    fused = [] if train else [Entry("fused", fuse(ours), True)]
+    baselines = [Entry(name, _baseline(name, plan), False) for name in plan.baselines]
+    eager = [Entry("reference", reference, False), without_kernels, with_them, *fused, *baselines]
+    to_compile = [with_them, *fused, without_kernels, *baselines]
+    compiled = [Entry(f"{e.name}, compiled", copy.deepcopy(e.model), e.kernels, True) for e in to_compile]
+    return eager + compiled
 
 
-def peer_args(name: str, plan: Plan) -> dict[str, Any]:
-    return {"img_size": plan.size} if name.startswith("swin") else {}
+def _baseline(name: str, plan: Plan) -> nn.Module:
+    arguments: dict[str, Any] = {"img_size": plan.size} if name.startswith("swin") else {}
+    return timm.create_model(name, **arguments).to(plan.device)
 
 
-def model_times(plan: Plan, run: Run, reference: nn.Module, ours: nn.Module, train: bool) -> list[dict[str, Any]]:
-    """Images a second, the ratio to the reference, and peak memory, of each model that there is time for."""
-    way = "training" if train else "inference"
-    form = training_step if train else inference
+def time_models(plan: Plan, budget: Budget, reference: nn.Module, ours: nn.Module, train: bool) -> list[dict[str, Any]]:
+    """Images per second, ratio to the reference and peak memory of each model that the budget allows."""
+    mode = "training" if train else "inference"
+    make_step = training_step if train else inference_step
     x = torch.randn(plan.batch_size, 3, plan.size, plan.size, device=plan.device)
     calls: dict[str, Call] = {}
     memory: dict[str, int | None] = {}
-    wanted = entries(plan, reference, ours, train)
-    after = 2 * plan.rounds * plan.turn_s * len(wanted) + (0 if train or plan.device == "cpu" else RESERVE_S)
+    models = entries(plan, reference, ours, train)
+    timing_s = 2 * plan.rounds * plan.turn_s * len(models)
+    reserve_s = timing_s + (0 if train or plan.device == "cpu" else TRAINING_RESERVE_S)
     torch._dynamo.reset()
-    for entry in wanted:
-        name = f"{way}, {entry.name}"
-        if not run.allows(name, after + (plan.compile_s if entry.compiled else 0)):
+    for entry in models:
+        name = f"{mode}, {entry.name}"
+        if not budget.allows(name, reserve_s + (plan.compile_s if entry.compiled else 0)):
             continue
-        with run.part(name):
-            model = torch.compile(entry.model, fullgraph=True, backend=plan.backend) if entry.compiled else entry.model
-            call = with_kernels(entry.kernels, form(model, x, PRECISION))
+        with budget.step(name):
+            model = entry.model
+            if entry.compiled:
+                model = cast(nn.Module, torch.compile(model, fullgraph=True, backend=plan.backend))
+            call = with_kernels(entry.kernels, make_step(model, x, PRECISION))
             call()
             calls[entry.name], memory[entry.name] = call, peak_memory(call, plan.device)
     timings = interleave(calls, rounds=plan.rounds, seconds=plan.turn_s, device=plan.device)
     return [
         {
-            "way": way,
+            "mode": mode,
             "model": name,
             "ms": 1e3 * timing.median,
             "iqr_ms": 1e3 * timing.iqr,
@@ -369,16 +179,8 @@ def model_times(plan: Plan, run: Run, reference: nn.Module, ours: nn.Module, tra
     ]
 
 
-def with_kernels(on: bool, call: Call) -> Call:
-    def switched() -> None:
-        with kernels(on):
-            call()
-
-    return switched
-
-
 def peak_memory(call: Call, device: str) -> int | None:
-    """Bytes that a call takes at most, beside what is allocated before it."""
+    """Peak memory of a call in bytes, in addition to what is allocated before it; ``None`` on a CPU."""
     if device != "cuda":
         return None
     before = torch.cuda.memory_allocated()
@@ -388,84 +190,72 @@ def peak_memory(call: Call, device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-# --- what is printed ---
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Markdown, aligned so that it reads as it is."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [head, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
 def report(results: dict[str, Any]) -> str:
-    """The models' and the kernels' tables."""
+    """Tables of models and kernels."""
     models = [
-        (
-            row["way"],
-            row["model"],
+        [
+            f"{row['mode']}, {row['model']}",
             f"{row['images_per_s']:.0f}",
             f"{row['ms']:.2f}",
             f"{row['iqr_ms']:.2f}",
             f"{row['ratio']:.2f}",
             "" if row["peak_memory"] is None else f"{row['peak_memory'] / 2**30:.2f}",
-        )
+        ]
         for row in results["models"]
     ]
-    alone = [
-        (
-            row["part"],
-            row["way"],
+    kernels = [
+        [
+            f"{row['case']}, {row['direction']}",
             " x ".join(map(str, row["shape"])),
             f"{row['us']:.0f}",
             f"{row['plain_us']:.0f}",
             f"{row['ratio']:.1f}",
-            f"{row['floor_bytes'] / 1e6:.0f}",
+            f"{row['min_bytes'] / 1e6:.0f}",
             f"{100 * row['share_of_copy']:.0f}",
-        )
+        ]
         for row in results["kernels"]
     ]
-    return "\n\n".join(
+    return "\n".join(
         (
-            table(("", "model", "images/s", "ms", "IQR", "x reference", "peak GiB"), models),
-            f"A copy moves {results['copy_bytes_per_s'] / 1e9:.0f} GB/s, read and written.",
-            table(("kernel", "", "input", "us", "plain us", "x plain", "floor MB", "% of a copy"), alone),
+            markdown_table(("model", "images/s", "ms", "IQR ms", "x reference", "peak GiB"), models),
+            f"Bandwidth of a copy, read plus written: {results['copy_bytes_per_s'] / 1e9:.0f} GB/s\n",
+            markdown_table(("kernel", "input", "us", "plain us", "x plain", "min MB", "% of a copy"), kernels),
             f"Graphs over three batch sizes (1: no break, no recompilation): {results['graphs']}",
         )
     )
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--smoke", action="store_true", help="on a CPU, at tiny sizes: does it run?")
-    options.add_argument("--seconds", type=float, default=510.0, help="to spend, at most")
-    options.add_argument("--out", type=Path, help="a JSON file to write")
-    args = options.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = base_parser(__doc__)
+    parser.add_argument("--smoke", action="store_true", help="check the code on a CPU, at tiny sizes")
+    parser.add_argument("--seconds", type=float, default=510.0, help="time budget")
+    args = parser.parse_args(argv)
     if not args.smoke and not torch.cuda.is_available():
         print("there is no CUDA device here; --smoke runs the code on a CPU", file=sys.stderr)
         raise SystemExit(2)
-    plan, run = SMOKE if args.smoke else FULL, Run(args.seconds)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    plan, budget = SMOKE if args.smoke else FULL, Budget(args.seconds)
     reference, ours = (model.to(plan.device) for model in reference_and_ours(plan.model))
-    results: dict[str, Any] = {"plan": plan.__dict__, "correctness": [], "kernels": [], "graphs": {}, "models": []}
-    results["copy_bytes_per_s"] = copy_bandwidth(plan)
+    bandwidth = copy_bandwidth(plan.device, plan.rounds)
+    results: dict[str, Any] = {"plan": asdict(plan), "copy_bytes_per_s": bandwidth}
+    results |= {"correctness": [], "kernels": [], "graphs": {}, "models": []}
     if switch.usable(torch.zeros(1, device=plan.device)):
-        with run.part("the kernels agree with the plain form"):
-            results["correctness"] = correctness(plan)
-        with run.part("the kernels alone"):
-            results["kernels"] = kernel_times(plan, results["copy_bytes_per_s"])
+        grids = modulation_grids(plan)
+        with budget.step("correctness of the kernels"):
+            results["correctness"] = check_kernels(grids, plan.device)
+        with budget.step("speed of the kernels"):
+            results["kernels"] = time_kernels(grids, plan.batch_size, plan.device, plan.rounds, bandwidth)
     else:
-        run.skipped.append("the kernels alone: they cannot run here")
-    with run.part("the compiler's graphs"):
-        results["graphs"] = compiler(plan)
+        budget.skipped.append("kernels: not supported on this device")
+    with budget.step("graphs of torch.compile"):
+        results["graphs"] = count_graphs(plan)
     for train in (False, True):
-        results["models"] += model_times(plan, run, reference, ours, train)
-    results |= {"skipped": run.skipped, "failed": run.failed, "seconds": run.spent()}
+        results["models"] += time_models(plan, budget, reference, ours, train)
+    results |= {"skipped": budget.skipped, "failed": budget.failed, "seconds": budget.spent()}
     print(report(results))
-    finish(args, results)
-    raise SystemExit(1 if run.failed else 0)
+    write_results(args.out, results)
+    raise SystemExit(1 if budget.failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,103 @@
-"""JPEG files to tensors: our pipelines beside timm's own, on one core; and the training loader with its workers.
+"""Input pipeline: JPEG files to tensors, ours against timm's on one core; and whether training waits for it.
 
-python benchmarks/input.py --out input.json
+    python benchmarks/input.py --out input.json
+    python benchmarks/input.py --model smt_tiny --data MY_IMAGES --workers 8
 
-The settings are those of the paper's recipe for ImageNet: random-area crop, flip, rand-m9-mstd0.5-inc1, random erasing;
-224 pixels, bicubic. Both sides take the same images with the same draws in turn, in one process, on one thread. Printed
-are images a second of one core, medians over the rounds, and their ratio; without ``--data``, of JPEGs of 500 x 375
-pixels that are made here.
+The settings are those of the paper's ImageNet recipe: random resized crop, flip, rand-m9-mstd0.5-inc1, random erasing;
+224 pixels, bicubic. Both pipelines process the same images with the same random numbers, in turn, in one process, on
+one thread. Prints images per second of one core (medians over the rounds) and their ratio, and the speed of the
+training loader. Without ``--data`` the images are synthetic JPEG files of 500 x 375 pixels.
+
+``--model`` also times training steps of a model, at its own image size and normalization, and reports whether the input
+or the model is the bottleneck. On a CPU both share the cores, and an image takes the sum of both times.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-from reference import finish
+from common import add_measurement_options, base_parser, configure_process, measurement_settings, write_results
+from input_pipeline import InputSpeed, measure_input
+from smt_vision.benchmark.candidates import load_candidate
+from smt_vision.benchmark.compare import Candidate, Result, compare
+from smt_vision.tasks.build import resolve_input
+from smt_vision.tasks.classification.config import ClassificationInput
+from smt_vision.tasks.classification.recipes import RECIPES
 
-from smt_vision.data.throughput import measure_input
-from smt_vision.engine.allocator import keep_big_blocks
-from smt_vision.tasks import RECIPES
+RECIPE = RECIPES[0]  # the paper's SMT-T on ImageNet-1K
+MODEL_BATCH_SIZE = 16
 
 
-def main() -> None:
-    recipe = RECIPES["imagenet1k_tiny"]
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", help="images, as for smt train")
-    options.add_argument("--workers", type=int, default=recipe.input.workers, help="loader processes, at most")
-    options.add_argument("--batch_size", type=int, default=recipe.batch_size)
-    options.add_argument("--seconds", type=float, default=60.0, help="to spend, about")
-    options.add_argument("--exact", action="store_true", help="measure the pipelines that equal timm's to the bit")
-    options.add_argument("--out", type=Path, help="a JSON file to write")
-    args = options.parse_args()
-    keep_big_blocks()  # as smt train does; both sides gain
-    input = replace(recipe.input, exact=args.exact)
-    speed = measure_input(args.data, input, recipe.augment, args.workers, args.batch_size, args.seconds)
+def find_bottleneck(input_speed: float, model_speed: float, shared_cores: bool) -> dict[str, Any]:
+    """Speed of training given the speeds of its input and of its training steps alone, in images per second.
+
+    On shared cores the times of both add up. Otherwise they overlap, and the slower one decides.
+
+    Returns:
+        ``together``, images per second; ``bottleneck``, ``input`` or ``model``; ``share``, its share of the time.
+    """
+    slower = min(input_speed, model_speed)
+    together = 1 / (1 / input_speed + 1 / model_speed) if shared_cores else slower
+    bottleneck = "input" if input_speed < model_speed else "model"
+    return {"together": together, "bottleneck": bottleneck, "share": together / slower}
+
+
+def measure_model(args: argparse.Namespace, candidate: Candidate) -> Result:
+    """Speed of training steps; takes about as long as one of the five parts of the input."""
+    [result] = compare(
+        [candidate],
+        [args.batch_size],
+        train=True,
+        precision=args.precision,
+        device=args.device,
+        rounds=args.rounds,
+        seconds=args.seconds / (5 * args.rounds),
+        peak=1.0,  # its share of the peak is not reported
+    )
+    return result
+
+
+def print_report(speed: InputSpeed) -> None:
     print(f"{'images/s of one core':<22}{'ours':>8}{'timm':>8}{'ratio':>8}")
-    for name, side in (("training", speed.train), ("evaluation", speed.evaluation)):
-        print(f"{name:<22}{side.ours:>8.0f}{side.timm:>8.0f}{side.ratio:>8.2f}")
-    where = f"{speed.workers} workers" if speed.workers else "no workers"
-    print(f"training loader, {where}, batches of {speed.batch_size}: {speed.images_per_s:.0f} images/s")
-    finish(args, speed.to_dict())
+    for name, pipeline in (("training", speed.train), ("evaluation", speed.evaluation)):
+        baseline = f"{pipeline.timm:>8.0f}{pipeline.ratio:>8.2f}" if pipeline.timm else ""
+        print(f"{name:<22}{pipeline.ours:>8.0f}{baseline}")
+    print(f"training loader, {speed.workers} workers, {speed.batch_size} per batch: {speed.images_per_s:.0f} images/s")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = base_parser(__doc__)
+    parser.add_argument("--model", help="model spec string, as for smt bench; default: measure the input only")
+    parser.add_argument("--size", type=int, help="image side in pixels; default: the model's or the recipe's")
+    parser.add_argument("--data", help="data set, as for smt train; default: synthetic JPEG files")
+    parser.add_argument("--workers", type=int, default=RECIPE.input.workers, help="maximum number of worker processes")
+    parser.add_argument("--batch_size", type=int, help=f"default: {RECIPE.batch_size}, with --model {MODEL_BATCH_SIZE}")
+    parser.add_argument("--exact", action="store_true", help="use the pipelines that are bit-identical to timm's")
+    parser.add_argument("--seconds", type=float, default=60.0, help="approximate time to measure the input")
+    add_measurement_options(parser, rounds=5)
+    args = parser.parse_args(argv)
+    args.batch_size = args.batch_size or (MODEL_BATCH_SIZE if args.model else RECIPE.batch_size)
+    configure_process(args)
+    input = replace(RECIPE.input, exact=args.exact, size=args.size or RECIPE.input.size)
+    results: dict[str, Any] = {}
+    if args.model:
+        candidate = load_candidate(args.model, args.device, args.size)
+        channels, size, _ = candidate.input_size
+        input = resolve_input(ClassificationInput(size=size, channels=channels, exact=args.exact), candidate.model)
+        model = measure_model(args, candidate)
+        results["model"] = model.to_dict()
+    speed = measure_input(args.data, input, RECIPE.augment, args.workers, args.batch_size, args.seconds)
+    print_report(speed)
+    results |= {"input": speed.to_dict()}
+    if args.model:
+        shared_cores = args.device == "cpu" or speed.workers == 0
+        result = find_bottleneck(speed.images_per_s, model.images_per_s, shared_cores)
+        print(f"training steps of {args.model}: {model.images_per_s:.1f} images/s")
+        print(f"expected in training: {result['together']:.1f} images/s{', sharing the cores' if shared_cores else ''}")
+        print(f"the bottleneck is the {result['bottleneck']}: {100 * result['share']:.0f} % of the time")
+        results |= result
+    write_results(args.out, results, **measurement_settings(args, train=True))
 
 
 if __name__ == "__main__":

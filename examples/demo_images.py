@@ -10,11 +10,11 @@ import numpy as np
 
 from smt_vision.data.decode import decode
 from smt_vision.tasks.classification.data.sources import open_dataset
-from smt_vision.tasks import RECIPES
+from smt_vision.tasks.classification.recipes import RECIPES
 
 
 def main(folder: Path, count: int) -> None:
-    recipe = RECIPES["quickstart"]
+    recipe = next(recipe for recipe in RECIPES if recipe.name == "quickstart")
     images = open_dataset(recipe.data, "val", val_fraction=recipe.input.val_fraction, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     for i in np.linspace(0, len(images) - 1, count).astype(int).tolist():  # evenly, so that every digit is there

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from literal import LiteralSMT
-from smt_vision.benchmark.cost import describe
+from smt_vision.cost import describe
 from smt_vision.model.attention import MSA
 from smt_vision.model.smt import SMT
 from smt_vision.model.variants import VARIANTS
@@ -137,5 +137,5 @@ def test_an_input_size_that_cannot_work(size: tuple[int, ...]) -> None:
 
 
 def test_a_model_of_other_channels() -> None:
-    with pytest.raises(ValueError, match=r"input_size=\(1, 64, 64\) cannot work: SMT fails at it.*give the size"):
+    with pytest.raises(ValueError, match=r"input_size=\(1, 64, 64\) for SMT: .*built for"):
         describe(SMT(**VARIANTS["smt_atto"]), (1, 64, 64))

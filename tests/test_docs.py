@@ -29,8 +29,8 @@ from PIL import Image
 
 from drawn_sets import write_scenes, write_shapes
 from smt_server import write_client
-from smt_vision.benchmark.cost import describe
 from smt_vision.cli import COMMANDS
+from smt_vision.cost import describe
 from smt_vision.model.official import to_official
 from smt_vision.model.variants import VARIANTS
 
@@ -125,17 +125,17 @@ def desk(tmp_path: Path, release_file: Path, programs: Path, monkeypatch: pytest
     """The folder that a page's blocks run in, made the current one."""
     pixels = np.random.default_rng(0)
 
-    def photo(path: Path, color: tuple[int, int, int]) -> None:
+    def photo(path: Path, colour: tuple[int, int, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = pixels.integers(-40, 40, (40, 48, 3))
-        Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8)).save(path)
+        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
 
-    colors = {"daisy": (230, 230, 210), "rose": (190, 30, 60), "tulip": (230, 170, 40)}
-    for flower, color in colors.items():
+    colours = {"daisy": (230, 230, 210), "rose": (190, 30, 60), "tulip": (230, 170, 40)}
+    for flower, colour in colours.items():
         for i in range(10):
-            photo(tmp_path / "MY_IMAGES" / flower / f"{i}.jpg", color)
-        photo(tmp_path / "PHOTOS" / f"{flower}.jpg", color)
-    photo(tmp_path / "PHOTO.jpg", colors["rose"])
+            photo(tmp_path / "MY_IMAGES" / flower / f"{i}.jpg", colour)
+        photo(tmp_path / "PHOTOS" / f"{flower}.jpg", colour)
+    photo(tmp_path / "PHOTO.jpg", colours["rose"])
     for name in ("bccd", "nuclei"):
         write_shapes(tmp_path / name)
     write_scenes(tmp_path / "camvid")

@@ -9,11 +9,10 @@ from matplotlib import rcParams
 from PIL import Image
 
 import smt_vision
-from smt_vision.benchmark.cost import ModelInfo
-from smt_vision.engine.summary import hardware, write_summary
+from smt_vision.cost import ModelInfo
+from smt_vision.engine.summary import write_summary
 from smt_vision.pictures.confusion import confusion
 from smt_vision.pictures.drawing import class_color, sample_grid
-from smt_vision.pictures.speed import SpeedPoint, accuracy_and_throughput, frontier
 from smt_vision.pictures.training import curves
 from smt_vision.tasks.classification.pictures import Mistake, Prediction, mistakes, predictions
 from smt_vision.tasks.classification.task import ClassificationEvaluation
@@ -148,38 +147,6 @@ def test_predictions_of_grey_and_large_images(tmp_path):
     assert first.images[0].get_array().shape == (320, 320, 3)
     assert first.images[0].get_interpolation() == "antialiased"
     assert second.get_title() == "7 (50 %)"
-
-
-def points(crowd: float = 1.0) -> list[SpeedPoint]:
-    rows = [("A", 10, 84, True), ("B with a long name", 20, 83, False), ("C", 20, 82, False), ("D", 30, 82, True),
-            ("E", 30.5, 82.05, False), ("F", 31, 82.1, False), ("G", 40, 80, False)]  # fmt: skip
-    return [SpeedPoint(label, 30 + (speed - 30) * crowd, top1, ours) for label, speed, top1, ours in rows]
-
-
-def test_the_frontier_is_what_none_beats_in_both():
-    assert [p.label for p in frontier(points())] == ["G", "F", "B with a long name", "A"]
-    twins = [SpeedPoint(label, 1.0, top1, False) for label, top1 in (("low", 80), ("high", 81))]
-    assert [p.label for p in frontier(twins)] == ["high"]
-
-
-def test_accuracy_and_throughput(tmp_path):
-    panels = {"batch 1": points(), "batch 16": points(0.3)}
-    figure = accuracy_and_throughput(panels, tmp_path / "bench.png", "title", "where it was measured")
-    assert size(tmp_path / "bench.png") == (1560, 624)
-    for axes, drawn in zip(figure.axes, panels.values(), strict=True):
-        (line,) = axes.lines
-        np.testing.assert_allclose(line.get_xydata(), [(p.images_per_s, p.top1) for p in frontier(drawn)])
-        ours, others = axes.collections
-        np.testing.assert_allclose(ours.get_offsets(), [(p.images_per_s, p.top1) for p in drawn if p.ours])
-        assert len(others.get_offsets()) == 5
-        assert [text.get_text() for text in axes.texts] == [p.label for p in drawn]
-        boxes = [text.get_window_extent() for text in axes.texts]
-        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-        frame = axes.get_window_extent()
-        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
-        dots = axes.transData.transform([(p.images_per_s, p.top1) for p in drawn])
-        assert not any(box.contains(x, y) for box in boxes for x, y in dots)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == list(panels)
 
 
 # --- boxes, masks and label maps
@@ -429,10 +396,3 @@ def test_summary_of_any_task(tmp_path):
     assert "1 class, short side 800, long side at most 1333 pixels" in text
     assert "## By size\n\n| size | AP |\n|---|---:|\n| small | 1.00 |\n| a\\|b | 22 |\n" in text
     assert "| x | y |\n|---|---|\n\n" in text
-
-
-def test_hardware_is_one_line():
-    line = hardware()
-    assert "\n" not in line
-    assert f"{torch.get_num_threads()} torch threads" in line
-    assert re.search(r"\d+ cores", line)

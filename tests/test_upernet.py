@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import debug_model
-from smt_vision.benchmark.cost import describe
+from smt_vision.cost import describe
 from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone, build_backbone
 from smt_vision.tasks.segmentation.config import SegmentConfig

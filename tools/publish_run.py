@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from smt_vision import checkpoints as checkpoint
+from smt_vision import checkpoints
 
 QUALITY = 88  # of the samples as JPEG: a fifth of the bytes
 
@@ -30,7 +30,7 @@ def main(run: Path, results: Path) -> None:
     for file in ("log.jsonl", "curves.png", "confusion.png"):
         if (run / file).is_file():
             shutil.copy(run / file, results / file)
-    epoch = checkpoint.load(run / "best.pt")["epoch"]
+    epoch = checkpoints.load(run).state["epoch"]
     with Image.open(run / "samples" / f"epoch_{epoch:03d}.png") as picture:
         picture.convert("RGB").save(results / "samples.jpg", quality=QUALITY, optimize=True)
     print(f"{results}: epoch {epoch}; {', '.join(sorted(path.name for path in results.iterdir()))}")

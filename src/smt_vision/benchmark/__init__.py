@@ -1,5 +1,1 @@
-"""What a model costs and how fast it is: counted (``cost``), timed (``speed``, ``compare``, ``cliffs``), weighed."""
-
-from .cost import ModelInfo, StageInfo, describe
-
-__all__ = ["ModelInfo", "StageInfo", "describe"]
+"""Comparison of models side by side: timing, memory, cost, and published accuracy against measured throughput."""

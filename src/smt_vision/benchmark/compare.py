@@ -1,59 +1,56 @@
-"""Models side by side: speed, cost and share of what the machine can do."""
+"""Comparison of models side by side: speed, latency, cost and share of the machine's peak."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .cost import describe
+from ..cost import ModelInfo, describe
 from .memory import saved_activations
-from .speed import autocast, inference, interleave, matmul_peak, training_step
-
-# Backward is two products for every one of forward: by its input and by its weight.
-PASSES = {False: 1, True: 3}
+from .timing import ProgressCallback, Timing, autocast, inference_step, interleave, matmul_peak, training_step
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model that takes part in a comparison.
+class Candidate:
+    """A model to compare.
 
     Args:
-        name: what to call it; different for each.
-        model: what runs: an ordinary, fused, compiled or exported model.
+        name: Unique name.
+        model: Model to run: original, fused, compiled or exported.
         input_size: ``(C, H, W)``.
-        plain: the ordinary form of it, on which parameters and GMAC are counted; ``None`` where there is none, as of
-            an export, whose GMAC are then not known.
-        parameters: of a model without a plain form, where it is known.
+        original: Unmodified model on which parameters and GMAC are counted; ``None`` if there is none, e.g. for an
+            exported model, whose GMAC are unknown.
+        parameters: Number of parameters if known without ``original``.
     """
 
     name: str
     model: nn.Module
     input_size: tuple[int, int, int]
-    plain: nn.Module | None
+    original: nn.Module | None
     parameters: int | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """A contender at one batch size.
+    """Measurements of a candidate at one batch size.
 
     Attributes:
-        model: the contender's name.
-        batch_size: images a call.
+        model: Name of the candidate.
+        batch_size: Images per call.
         input_size: ``(C, H, W)``.
-        parameters: trained numbers; ``None`` where they are not known.
-        gmac: multiply-accumulates of one image's forward pass, over 1e9; ``None`` where they are not known.
-        images_per_s: the batch over the median time of a call.
-        ratio: its median speed over that of the first contender at this batch size.
-        p50_ms, p90_ms, p99_ms: so many percent of the calls took at most that long.
-        iqr_ms: width of the middle half of the times.
-        calls: that were timed.
-        share_of_peak: floating-point operations a second over the machine's best at matrix products; of a training
-            step, three times those of its forward pass are counted. ``None`` where GMAC are not known.
-        saved_activations: bytes an image that training keeps for the backward pass; ``None`` of inference.
-        peak_memory: bytes; ``None`` where it was not measured.
+        parameters: Number of parameters; ``None`` if unknown.
+        gmac: Multiply-accumulates of one image's forward pass divided by 1e9; ``None`` if unknown.
+        images_per_s: Batch size divided by the median time of a call.
+        ratio: Median speed divided by that of the first candidate at the same batch size.
+        p50_ms, p90_ms, p99_ms: Percentiles of the time of a call.
+        iqr_ms: Interquartile range of the time of a call.
+        calls: Number of timed calls.
+        share_of_peak: Floating-point operations per second divided by the machine's peak in matrix products. A training
+            step counts as three forward passes. ``None`` if GMAC are unknown.
+        saved_activations: Bytes per image that training saves for the backward pass; ``None`` for inference.
+        peak_memory: Bytes; ``None`` if not measured.
     """
 
     model: str
@@ -68,17 +65,22 @@ class Result:
     p99_ms: float
     iqr_ms: float
     calls: int
-    share_of_peak: float | None
+    share_of_peak: float | None = None
     saved_activations: int | None = None
     peak_memory: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Plain data for JSON."""
         return asdict(self)
 
 
+def forward_equivalents(train: bool) -> int:
+    """Cost of a call in forward passes: the backward pass has two products (input and weight) for each forward one."""
+    return 3 if train else 1
+
+
 def compare(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     batch_sizes: Sequence[int],
     *,
     train: bool = False,
@@ -87,69 +89,70 @@ def compare(
     rounds: int = 5,
     seconds: float = 1.0,
     peak: float | None = None,
-    advance: Callable[[int, int], None] | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> list[Result]:
-    """Time contenders in turn at every batch size; see :func:`smt_vision.benchmark.speed.interleave`.
+    """Time candidates in turn at every batch size; see :func:`smt_vision.benchmark.timing.interleave`.
 
     Args:
-        contenders: of unlike names, on ``device``.
-        batch_sizes: images a call.
-        train: time an update (forward, backward, AdamW) in place of a forward pass.
-        precision: ``32-true``, or ``bf16-mixed``, which is autocast.
-        device: where they are.
-        rounds: turns of each contender at each batch size.
-        seconds: timed, a turn.
-        peak: the machine's best rate at matrix products, in FLOP/s; measured unless given.
-        advance: called after each round with the number done and the number of all.
+        candidates: Models with unique names, on ``device``.
+        batch_sizes: Images per call.
+        train: Time a training step (forward, backward, AdamW) instead of a forward pass.
+        precision: ``32-true``, or ``bf16-mixed`` (autocast).
+        device: Device of the models.
+        rounds: Number of turns of each candidate at each batch size.
+        seconds: Duration of a turn.
+        peak: The machine's peak rate in matrix products in FLOP/s; default: measured.
+        on_progress: Called after each round with the number of rounds done and the total.
 
     Returns:
-        A result for each contender and batch size, ordered by batch size.
+        One result per candidate and batch size, ordered by batch size.
 
     Raises:
-        ValueError: two contenders have one name, a batch size is below 1, or the precision is none that is measured.
+        ValueError: Names are not unique, a batch size is below 1, or the precision is unknown.
     """
-    names = [contender.name for contender in contenders]
+    names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
-        raise ValueError(f"contenders {names}: two have the same name; name each once")
+        raise ValueError(f"duplicate candidates in {names}: expected unique names")
     if any(batch_size < 1 for batch_size in batch_sizes):
-        raise ValueError(f"batch_sizes={list(batch_sizes)} cannot work: at least 1 image a call")
-    by_name = {contender.name: contender for contender in contenders}
-    costs = {c.name: describe(c.plain, c.input_size) for c in contenders if c.plain is not None}
+        raise ValueError(f"invalid batch_sizes={list(batch_sizes)}: expected at least 1 image per call")
+    by_name = {candidate.name: candidate for candidate in candidates}
+    costs = {c.name: describe(c.original, c.input_size) for c in candidates if c.original is not None}
     peak = peak or matmul_peak(precision, device)
-    form = training_step if train else inference
+    make_step = training_step if train else inference_step
     inputs = {
         (c.name, batch_size): torch.randn(batch_size, *c.input_size, device=device)
         for batch_size in batch_sizes
-        for c in contenders
+        for c in candidates
     }
-    calls = {key: form(by_name[key[0]].model, x, precision) for key, x in inputs.items()}
-    timings = interleave(calls, rounds=rounds, seconds=seconds, device=device, advance=advance)
-
+    calls = {key: make_step(by_name[key[0]].model, x, precision) for key, x in inputs.items()}
+    timings = interleave(calls, rounds=rounds, seconds=seconds, device=device, on_progress=on_progress)
     results = []
     for (name, batch_size), timing in timings.items():
-        contender, cost, first = by_name[name], costs.get(name), timings[names[0], batch_size]
-        flops = 2e9 * PASSES[train] * cost.gmac * batch_size if cost else None
-        results.append(
-            Result(
-                model=name,
-                batch_size=batch_size,
-                input_size=contender.input_size,
-                parameters=cost.parameters if cost else contender.parameters,
-                gmac=cost.gmac if cost else None,
-                images_per_s=batch_size / timing.median,
-                ratio=first.median / timing.median,
-                p50_ms=1e3 * timing.median,
-                p90_ms=1e3 * timing.percentile(90),
-                p99_ms=1e3 * timing.percentile(99),
-                iqr_ms=1e3 * timing.iqr,
-                calls=len(timing.seconds),
-                share_of_peak=flops / timing.median / peak if flops else None,
-                saved_activations=_saved(contender.model, inputs[name, batch_size], precision) if train else None,
-            )
-        )
+        result = _result(by_name[name], costs.get(name), batch_size, timing, timings[names[0], batch_size])
+        flops_per_image = None if result.gmac is None else 2e9 * forward_equivalents(train) * result.gmac
+        share = None if flops_per_image is None else flops_per_image * result.images_per_s / peak
+        saved = _saved_per_image(by_name[name].model, inputs[name, batch_size], precision) if train else None
+        results.append(replace(result, share_of_peak=share, saved_activations=saved))
     return results
 
 
-def _saved(model: nn.Module, x: Tensor, precision: str) -> int:
+def _result(candidate: Candidate, cost: ModelInfo | None, batch_size: int, timing: Timing, first: Timing) -> Result:
+    return Result(
+        model=candidate.name,
+        batch_size=batch_size,
+        input_size=candidate.input_size,
+        parameters=cost.parameters if cost else candidate.parameters,
+        gmac=cost.gmac if cost else None,
+        images_per_s=batch_size / timing.median,
+        ratio=first.median / timing.median,
+        p50_ms=1e3 * timing.median,
+        p90_ms=1e3 * timing.percentile(90),
+        p99_ms=1e3 * timing.percentile(99),
+        iqr_ms=1e3 * timing.iqr,
+        calls=len(timing.seconds),
+    )
+
+
+def _saved_per_image(model: nn.Module, x: Tensor, precision: str) -> int:
     with autocast(x.device, precision):
         return saved_activations(model, x) // len(x)

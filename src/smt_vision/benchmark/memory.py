@@ -1,4 +1,4 @@
-"""What a model needs of memory, and what training keeps of it."""
+"""Memory of a model: peak during calls, and activations that training saves for the backward pass."""
 
 import multiprocessing
 import re
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def saved_activations(model: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, parameters and buffers left out.
+    """Bytes that a forward pass saves for the backward pass, excluding parameters and buffers.
 
-    Every storage that autograd holds on to counts once and whole, the input too where a layer saves it. With
-    checkpoints that is what the blocks keep between the passes, not what they recompute.
+    Each storage that autograd holds is counted once and in full, including the input if a layer saves it. With
+    activation checkpointing this is what is kept between the passes, without what is recomputed.
 
     Args:
-        model: in the mode, of training or evaluation, whose activations are asked for.
-        x: images ``(B, C, H, W)``.
+        model: Model, in training or evaluation mode as required.
+        x: Images ``(B, C, H, W)``.
     """
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -35,7 +35,7 @@ def saved_activations(model: nn.Module, x: Tensor) -> int:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = model(x)
-    del out  # held until here: a storage freed too early would leave its address to another
+    del out  # kept alive until here: the address of a freed storage could be reused by another
     return sum(kept.values())
 
 
@@ -43,13 +43,13 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a process in which nothing has run yet.
 
     Args:
-        function: of a module, so that it can be pickled, as its arguments and its result can.
-        args: its arguments.
+        function: Function to call; it, its arguments and its result must be picklable.
+        args: Arguments of the function.
 
     Raises:
-        RuntimeError: the process died, as it does where memory runs out.
+        RuntimeError: The process died, e.g. because memory ran out.
     """
-    # Where possible a fork of a server that has imported the libraries and run nothing: quick, and clean.
+    # A fork server has imported the libraries and run nothing: faster to start than a spawned process, and as clean.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["timm"])
@@ -57,55 +57,52 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
         try:
             return pool.submit(function, *args).result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                "the process that measures died; most likely memory ran out: take a smaller batch"
-            ) from error
+            raise RuntimeError("the measuring process died, probably out of memory; use a smaller batch") from error
 
 
 def peak_memory(
     prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.device | str = "cpu"
 ) -> list[int | None]:
-    """Most memory that calls need, in bytes: weights, activations and scratch space together.
+    """Peak memory of calls in bytes: weights, activations and scratch space together.
 
-    Measured in a process of its own. On CUDA it is the allocator's high-water mark; on a CPU the growth of the
-    process's resident set over what it was before ``prepare``, so that whatever a library allocates by itself counts as
-    well, and so does what it loads and compiles. Known for CUDA, and for the CPU where the kernel tells it (Linux);
-    ``None`` elsewhere.
+    Measured in a fresh process. On CUDA it is the peak of the caching allocator. On a CPU it is the growth of the
+    process's resident set since before ``prepare``, which includes what libraries allocate, load and compile; it is
+    available on Linux only.
 
     Args:
-        prepare: builds what is needed and returns the calls, those that need less first; must be picklable.
-        device: where the calls work.
+        prepare: Builds the model and returns the calls in order of increasing memory; must be picklable.
+        device: Device on which the calls work.
 
     Returns:
-        The high-water mark after each call, made twice.
+        The peak after each call, which is made twice; ``None`` where it cannot be measured.
 
     Raises:
-        RuntimeError: the process died, as it does where memory runs out.
+        RuntimeError: The process died, e.g. because memory ran out.
     """
-    return in_fresh_process(_high_water_marks, prepare, torch.device(device))
+    return in_fresh_process(_peaks, prepare, torch.device(device))
 
 
-def _high_water_marks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.device) -> list[int | None]:
-    def mark() -> int | None:
+def _peaks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.device) -> list[int | None]:
+    def read() -> int | None:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
-        return _resident_mark() if device.type == "cpu" else None
+        return _peak_resident_set() if device.type == "cpu" else None
 
-    before = mark()
-    marks: list[int | None] = []
+    before = read()
+    peaks: list[int | None] = []
     for call in prepare():
         call()
         call()
-        after = mark()
-        marks.append(None if before is None or after is None else after - before)
-    return marks
+        after = read()
+        peaks.append(None if before is None or after is None else after - before)
+    return peaks
 
 
-def _resident_mark() -> int | None:
-    """The process's largest resident set so far, in bytes.
+def _peak_resident_set() -> int | None:
+    """Peak resident set of this process in bytes.
 
-    Read from the kernel's own page: ``getrusage`` starts from the size of the process that started this one.
+    Read from /proc, because the value of ``getrusage`` starts from that of the parent process.
     """
     status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
-    return 1024 * int(found[1]) if found else None
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
+    return 1024 * int(match[1]) if match else None

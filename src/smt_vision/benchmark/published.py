@@ -1,6 +1,6 @@
-"""Published ImageNet-1K accuracies, for the picture of accuracy against throughput.
+"""Published ImageNet-1K accuracies for the plot of accuracy against throughput.
 
-Single-crop top-1 of models trained on ImageNet-1K alone, without distillation, at the size they are evaluated at.
+Single-crop top-1 of models trained on ImageNet-1K only, without distillation, at their evaluation size.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper says of a model.
+    """Published accuracy of a model.
 
     Args:
-        label: the paper's name of it.
-        top1: accuracy on ImageNet-1K's validation images, in percent.
-        size: side of the images in pixels.
-        source: paper and arXiv number.
+        label: Name of the model in the paper.
+        top1: Accuracy on the ImageNet-1K validation set in percent.
+        size: Image side in pixels.
+        source: Title of the paper and arXiv number.
     """
 
     label: str
@@ -25,7 +25,7 @@ class Published:
 
 SMT = "Scale-Aware Modulation Meet Transformer, arXiv 2307.08579"
 
-# By timm's name of the architecture.
+# Keyed by timm's name of the architecture.
 PUBLISHED: dict[str, Published] = {
     "smt_tiny": Published("SMT-T", 82.2, 224, SMT),
     "smt_small": Published("SMT-S", 83.7, 224, SMT),
@@ -54,8 +54,8 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
-# The models of the picture, in the form they are used in: what fuses for inference is fused.
-PEERS = (
+# Model spec strings of ``smt bench --baselines``. FastViT is fused, as its paper reparameterizes it for inference.
+BASELINES = (
     "smt_tiny",
     "smt_tiny:fused",
     "smt_small",

@@ -1,4 +1,4 @@
-"""How fast files become tensors: our pipelines beside timm's, of one core, and the loader with all its workers."""
+"""Speed of the classification input: pipelines of one core against timm's, and the training loader."""
 
 import io
 import itertools
@@ -15,28 +15,29 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from ..recipe import Augment, Input
-from ..tasks.classification.data.dataset import ImageDataset
-from ..tasks.classification.data.loaders import ClassificationDataset, train_loader
-from ..tasks.classification.data.operations import MENDED, replace_operations
-from ..tasks.classification.data.sources import open_dataset
-from ..tasks.classification.data.transforms import Transform, eval_transform, train_transform
-from .dataset import Raw
-from .loaders import Position, seed_all
-from .transforms import channel_statistics, resize_filter
+from smt_vision.data.dataset import Raw
+from smt_vision.data.loaders import Position, seed_all
+from smt_vision.data.transforms import channel_statistics, resize_filter
+from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
+from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.tasks.classification.data.loaders import ClassificationDataset, train_loader
+from smt_vision.tasks.classification.data.operations import PATCHED, replace_operations
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.data.transforms import Transform, eval_transform, train_transform
 
-Convert = Callable[[Position], Tensor]  # an image in an epoch to its tensor (C, S, S)
+Convert = Callable[[Position], Tensor]  # (epoch, index) of an image -> tensor (C, S, S)
 
 
 @dataclass(frozen=True)
 class PipelineSpeed:
-    """Images a second of one core, the median of interleaved rounds: by processor time, so that waiting for a disk,
-    or for a core that another program holds, does not count.
+    """Images per second of one core: the median over rounds in which the pipelines take turns.
+
+    Computed from processor time, which excludes waiting for the disk or for a core used by another process.
 
     Attributes:
-        ours: of this package.
-        timm: of timm's transforms with the same settings, on images that Pillow opens; ``None`` where timm has no such
-            crop (``augment.crop`` other than ``rrc``).
+        ours: Speed of this package's pipeline.
+        timm: Speed of timm's transforms with the same settings, on images opened with Pillow; ``None`` if timm has no
+            such crop (``augment.crop`` other than ``rrc``).
     """
 
     ours: float
@@ -44,22 +45,22 @@ class PipelineSpeed:
 
     @property
     def ratio(self) -> float | None:
-        """Ours over timm's."""
+        """Speed of ours divided by that of timm's."""
         return self.ours / self.timm if self.timm else None
 
 
 @dataclass(frozen=True)
 class InputSpeed:
-    """What the input can deliver.
+    """Speed of the input.
 
     Attributes:
-        source: where the images came from.
-        mean_bytes: length of a file, on average; ``None`` where images are not stored as files.
-        train: decoding and augmenting, one core.
-        evaluation: decoding, resizing and cropping, one core.
-        images_per_s: training batches of the loader, by the clock, all workers together.
-        workers: processes that it had; 0: it worked in this one.
-        batch_size: images a batch.
+        source: Data set, or ``synthetic``.
+        mean_bytes: Average size of a file; ``None`` if the images are not stored as files.
+        train: Decoding and augmentation, one core.
+        evaluation: Decoding, resizing and cropping, one core.
+        images_per_s: Training batches from the loader with all workers, in wall-clock time.
+        workers: Number of worker processes; 0 if the loader works in the main process.
+        batch_size: Images per batch.
     """
 
     source: str
@@ -71,21 +72,22 @@ class InputSpeed:
     batch_size: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON, the ratios included."""
+        """Plain data for JSON, including the ratios."""
         ratios = {"train": {"ratio": self.train.ratio}, "evaluation": {"ratio": self.evaluation.ratio}}
         plain = asdict(self)
         return plain | {name: plain[name] | ratio for name, ratio in ratios.items()}
 
 
 class SyntheticJpegs(ImageDataset):
-    """JPEGs of 500 x 375 pixels and about 60 KB: smooth colour, edges, and noise.
+    """Synthetic JPEG files of 500 x 375 pixels and about 60 KB: smooth colors, edges and noise.
 
     Args:
-        length: images in the set; every 16th is the same.
+        length: Number of images; 16 of them are distinct.
     """
 
     def __init__(self, length: int = 4096) -> None:
-        super().__init__(["even", "odd"], [i % 2 for i in range(length)], [f"{i}.jpg" for i in range(length)], "made/")
+        ids = [f"{i}.jpg" for i in range(length)]
+        super().__init__(["even", "odd"], [i % 2 for i in range(length)], ids, "synthetic/")
         self.files = [_jpeg(seed) for seed in range(min(length, 16))]
 
     def _read(self, row: int, name: str) -> bytes:
@@ -93,17 +95,22 @@ class SyntheticJpegs(ImageDataset):
 
 
 def measure_input(
-    data: str | None, input: Input, augment: Augment, workers: int, batch_size: int, seconds: float = 20.0
+    data: str | None,
+    input: ClassificationInput,
+    augment: ClassificationAugment,
+    workers: int,
+    batch_size: int,
+    seconds: float = 20.0,
 ) -> InputSpeed:
-    """Measure decoding and transforms of one core beside timm's, then the training loader.
+    """MetricFormat decoding and transforms on one core against timm's, then the training loader.
 
     Args:
-        data: the images, as for training; ``None`` for :class:`SyntheticJpegs`.
-        input: how images become tensors.
-        augment: what training does to them.
-        workers: loader processes; as in training, no more are started than there are cores.
-        batch_size: images a batch.
-        seconds: to spend, about; two thirds of it on the single core.
+        data: Data set, as for ``smt train``; ``None`` for :class:`SyntheticJpegs`.
+        input: Image size, normalization and loader settings.
+        augment: Training augmentation.
+        workers: Number of worker processes; limited to the number of cores, as in training.
+        batch_size: Images per batch.
+        seconds: Approximate total time; two thirds of it are spent on the single-core pipelines.
     """
     images: ImageDataset = (
         SyntheticJpegs() if data is None else open_dataset(data, "train", val_fraction=input.val_fraction)
@@ -111,11 +118,11 @@ def measure_input(
     with _one_thread():
         train, evaluation = _measure_core(images, input, augment, seconds * 2 / 3)
     images_per_s, started = _measure_loader(images, replace(input, workers=workers), augment, batch_size, seconds / 3)
-    return InputSpeed(data or "made", _mean_bytes(images), train, evaluation, images_per_s, started, batch_size)
+    return InputSpeed(data or "synthetic", _mean_bytes(images), train, evaluation, images_per_s, started, batch_size)
 
 
-def timm_transforms(input: Input, augment: Augment) -> tuple[Transform, Transform]:
-    """timm's own training and evaluation pipelines for the same settings; training with a random-area crop."""
+def timm_transforms(input: ClassificationInput, augment: ClassificationAugment) -> tuple[Transform, Transform]:
+    """timm's training (with its random resized crop) and evaluation transforms for the same settings."""
     mean, std = channel_statistics(input)
     size = (input.channels, input.size, input.size)
     train = create_transform(
@@ -134,7 +141,7 @@ def timm_transforms(input: Input, augment: Augment) -> tuple[Transform, Transfor
         re_mode=augment.erasing_mode,
     )
     for step in train.transforms:
-        replace_operations(step, MENDED)
+        replace_operations(step, PATCHED)
     evaluation = create_transform(
         size,
         interpolation=resize_filter(input),
@@ -147,17 +154,21 @@ def timm_transforms(input: Input, augment: Augment) -> tuple[Transform, Transfor
 
 
 def _measure_core(
-    images: ImageDataset, input: Input, augment: Augment, seconds: float, round_size: int = 16
+    images: ImageDataset,
+    input: ClassificationInput,
+    augment: ClassificationAugment,
+    seconds: float,
+    round_size: int = 16,
 ) -> tuple[PipelineSpeed, PipelineSpeed]:
-    """Training and evaluation in turn, ours and timm's on the same images with the same draws."""
-    theirs_train, theirs_eval = timm_transforms(input, augment)
+    """Time training and evaluation pipelines in turn, ours and timm's with the same images and random numbers."""
+    timm_train, timm_eval = timm_transforms(input, augment)
     converts: dict[str, Convert] = {
-        "train": _ours(images, train_transform(input, augment), input),
-        "eval": _ours(images, eval_transform(input), input),
-        "timm eval": _timms(images, theirs_eval, input),
+        "train": _our_convert(images, train_transform(input, augment), input),
+        "eval": _our_convert(images, eval_transform(input), input),
+        "timm eval": _timm_convert(images, timm_eval, input),
     }
     if augment.crop == "rrc":
-        converts["timm train"] = _timms(images, theirs_train, input)
+        converts["timm train"] = _timm_convert(images, timm_train, input)
     speeds: dict[str, list[float]] = {name: [] for name in converts}
     first, end = 0, time.perf_counter() + seconds
     while first == 0 or time.perf_counter() < end:
@@ -165,23 +176,24 @@ def _measure_core(
         for name, convert in converts.items():
             speeds[name].append(round_size / sum(_processor_time(convert, position) for position in positions))
         first += round_size
-    found = {name: median(values) for name, values in speeds.items()}
-    return PipelineSpeed(found["train"], found.get("timm train")), PipelineSpeed(found["eval"], found["timm eval"])
+    medians = {name: median(values) for name, values in speeds.items()}
+    train = PipelineSpeed(medians["train"], medians.get("timm train"))
+    return train, PipelineSpeed(medians["eval"], medians["timm eval"])
 
 
-def _ours(images: ImageDataset, transform: Transform, input: Input) -> Convert:
+def _our_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
     dataset = ClassificationDataset(images, transform, 1 if input.channels == 1 else 3, seed=0)
 
     def convert(position: Position) -> Tensor:
         item = dataset[position]
         if item["image"] is None:
-            raise ValueError(f"{item['broken'][0]}; the speed is measured on readable images alone: remove it")
+            raise ValueError(f"{item['broken'][0]}; the benchmark needs readable images: remove it")
         return item["image"]
 
     return convert
 
 
-def _timms(images: ImageDataset, transform: Transform, input: Input) -> Convert:
+def _timm_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
     def convert(position: Position) -> Tensor:
         raw = images.read(position[1])[0]
         image = raw if isinstance(raw, Image.Image) else Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
@@ -191,20 +203,20 @@ def _timms(images: ImageDataset, transform: Transform, input: Input) -> Convert:
 
 
 def _processor_time(convert: Convert, position: Position) -> float:
-    seed_all(0, *position)  # as our dataset does: one draw is cheap and another dear, so timm's gets the same
+    seed_all(0, *position)  # as ClassificationDataset does: the cost of augmentation depends on the random numbers
     start = time.process_time()
     convert(position)
     return time.process_time() - start
 
 
 def _measure_loader(
-    images: ImageDataset, input: Input, augment: Augment, batch_size: int, seconds: float
+    images: ImageDataset, input: ClassificationInput, augment: ClassificationAugment, batch_size: int, seconds: float
 ) -> tuple[float, int]:
-    """Images a second of the training loader, once its queues have run empty; and its number of workers."""
+    """Images per second of the training loader in its steady state, and its number of workers."""
     loader = train_loader(images, input, augment, batch_size, seed=0)
     batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
     try:
-        for _ in range(2 * loader.workers + 1):  # made while the processes started, or waiting since
+        for _ in range(2 * loader.workers + 1):  # prepared while the workers started
             next(batches)
         done, start = 0, time.perf_counter()
         while done == 0 or time.perf_counter() < start + seconds:
@@ -227,12 +239,12 @@ def _length(raw: Raw) -> int | None:
 
 
 def _jpeg(seed: int) -> bytes:
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     pixels = np.zeros((375, 500, 3))
-    for cells, strength in ((4, 60), (24, 40), (96, 20)):  # from smooth shades to edges
-        coarse = Image.fromarray(draw.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8))
+    for cells, strength in ((4, 60), (24, 40), (96, 20)):  # from smooth to sharp
+        coarse = Image.fromarray(rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8))
         pixels += (np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) - 127.5) * (strength / 127.5)
-    pixels += draw.normal(127.5, 6.0, (375, 500, 1))  # of brightness, as a sensor's
+    pixels += rng.normal(127.5, 6.0, (375, 500, 1))  # luminance noise
     out = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
     return out.getvalue()
@@ -240,7 +252,7 @@ def _jpeg(seed: int) -> bytes:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread, as in a loader process."""
+    """Run PyTorch on one thread, as in a worker process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,104 @@
+"""The scripts in benchmarks/, in this process, at tiny size. test_outliers.py and test_throughput.py have more."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY = "--model smt_atto --size 32 --threads 1 --rounds 1 --seconds 0"
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    """The scripts set the number of threads of the process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_peak_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smt_vision.benchmark.compare.matmul_peak", lambda *args: 1e9)
+
+
+def run(name: str, options: str, out: Path) -> dict[str, Any]:
+    """The results that a script writes."""
+    importlib.import_module(name).main([*options.split(), "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert "1 torch threads" in results["hardware"]
+    assert results["command"].startswith("python ")
+    return results
+
+
+def test_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # In this process; test_speed.py tests the fresh one.
+    monkeypatch.setattr("inference.in_fresh_process", lambda function, *args: function(*args))
+    results = run("inference", f"{TINY} --batch_size 1 --visits 1", tmp_path / "inference.json")
+    assert [(s["model"], s["allocator"]) for s in results["summary"]] == [
+        (model, allocator) for allocator in ("default", "large") for model in ("reference", "ours", "fused")
+    ]
+    assert results["summary"][0]["ratio"] == results["summary"][0]["gain"] == 1
+    assert capsys.readouterr().out.count("fused") == 2
+
+
+def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 64 pixels: at 32, the last stage's BatchNorm would see one token per image.
+    options = f"{TINY} --size 64 --batch_size 2 --profile"
+    results = run("training", options, tmp_path / "training.json")
+    assert [step["model"] for step in results["steps"]] == ["reference", "ours"]
+    assert results["saved_activations_checkpointed"] < results["steps"][1]["saved_activations"]
+    assert results["gradients"]["all"] < 1e-5
+    assert results["gradients"]["worst"] < 1e-4
+    assert results["gradients"]["rounding_only"] >= 1
+    assert set(results["profile"]) == {"reference", "ours"}
+    assert sum(row["share"] for row in results["profile"]["ours"]) <= 1
+    assert "profile of a training step, ours" in capsys.readouterr().out
+
+
+def test_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--size 32 --workers 0 --batch_size 2 --threads 1 --seconds 0.05"
+    results = run("input", options, tmp_path / "input.json")
+    assert results["input"]["source"] == "synthetic"
+    assert results["input"]["train"]["ratio"] > 0
+    assert "model" not in results
+    assert "training loader, 0 workers, 2 per batch" in capsys.readouterr().out
+
+
+def test_input_and_model(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"{TINY} --workers 0 --batch_size 4 --data {coloured}"
+    results = run("input", options, tmp_path / "input.json")
+    assert results["input"]["source"] == str(coloured)
+    assert (results["model"]["model"], results["model"]["batch_size"]) == ("smt_atto", 4)
+    assert results["mode"] == "training"
+    assert results["together"] < min(results["input"]["images_per_s"], results["model"]["images_per_s"])
+    assert f"the bottleneck is the {results['bottleneck']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("input_speed", "model_speed", "shared_cores", "together", "bottleneck", "share"),
+    [
+        (60.0, 20.0, True, 15.0, "model", 0.75),
+        (20.0, 60.0, True, 15.0, "input", 0.75),
+        (60.0, 20.0, False, 20.0, "model", 1.0),
+        (20.0, 60.0, False, 20.0, "input", 1.0),
+    ],
+)
+def test_the_slower_one_is_the_bottleneck(
+    input_speed: float, model_speed: float, shared_cores: bool, together: float, bottleneck: str, share: float
+) -> None:
+    result = importlib.import_module("input").find_bottleneck(input_speed, model_speed, shared_cores)
+    assert result == pytest.approx({"together": together, "bottleneck": bottleneck, "share": share})
+
+
+@pytest.mark.slow
+def test_export(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    results = run("export", f"{TINY} --size 64 --batch_size 1", tmp_path / "export.json")
+    assert [row["model"] for row in results["speed"]] == ["reference", "openvino float32", "openvino int8"]
+    assert results["speed"][1]["ratio_to_float32"] == 1
+    assert results["top1"] == {}

@@ -1,0 +1,123 @@
+"""Models to compare, from model spec strings: that each variant computes the same as the original."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import smt_vision
+from smt_vision.benchmark.candidates import candidate_peak_memory, load_candidate
+from smt_vision.benchmark.compare import Candidate, compare
+from smt_vision.benchmark.model_spec import parse_spec
+from smt_vision.cost import describe
+from smt_vision.deploy.exported import ExportedModel, Manifest
+from smt_vision.recipe import Input
+from smt_vision.tasks.classification.predictor import Classifier
+
+
+@pytest.mark.parametrize(
+    ("spec", "source", "variants"),
+    [
+        ("smt_tiny", "smt_tiny", ()),
+        ("smt_tiny:fused", "smt_tiny", ("fused",)),
+        ("smt_femto.cifar10:fused+compiled", "smt_femto.cifar10", ("fused", "compiled")),
+        ("hf-hub:someone/model", "hf-hub:someone/model", ()),
+        ("runs/a:channels_last", "runs/a", ("channels_last",)),
+    ],
+)
+def test_parse_spec(spec: str, source: str, variants: tuple[str, ...]) -> None:
+    assert parse_spec(spec) == (source, variants)
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "run:fused"
+    path.mkdir()
+    assert parse_spec(str(path)) == (str(path), ())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("smt_tiny:fusd", "'fusd' in 'smt_tiny:fusd': expected one or more of fused, compiled, channels_last"),
+        ("smt_tiny:fusd", "did you mean fused?"),
+        ("smt_tiny:fused+fused", "'fused' in 'smt_tiny:fused+fused'"),
+    ],
+)
+def test_invalid_variants(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match="invalid variant") as error:
+        parse_spec(spec)
+    assert message in str(error.value)
+
+
+def logits(candidate: Candidate) -> torch.Tensor:
+    x = torch.randn(2, *candidate.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return candidate.model(x)
+
+
+@pytest.mark.parametrize("name", ["smt_atto", "fastvit_t8"])
+def test_the_fused_variant_computes_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    fused = load_candidate(f"{name}:fused+channels_last", size=64)
+    assert fused.original is not None
+    plain = Candidate(name, fused.original.eval(), fused.input_size, fused.original)
+    torch.testing.assert_close(logits(fused), logits(plain), atol=1e-4, rtol=1e-4)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in c.model.modules()) for c in (fused, plain)]
+    assert norms[0] < norms[1]
+    assert describe(fused.original, fused.input_size).parameters == sum(p.numel() for p in plain.model.parameters())
+
+
+def test_a_model_that_cannot_be_fused() -> None:
+    with pytest.raises(ValueError, match="VisionTransformer"):
+        load_candidate("vit_tiny_patch16_224:fused")
+
+
+def test_the_compiled_variant_is_one_graph_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: calls.append(kwargs) or model)
+    candidate = load_candidate("smt_atto:compiled", size=48)
+    assert calls == [{"fullgraph": True, "dynamic": False}]
+    assert candidate.input_size == (3, 48, 48)
+
+
+def test_the_size_is_that_of_the_accuracy_or_the_weights() -> None:
+    assert load_candidate("edgenext_base").input_size == (3, 256, 256)
+    weights = Path(smt_vision.__file__).parent / "weights" / "smt_femto.cifar10.safetensors"
+    trained = load_candidate(f"{weights}:fused")
+    assert trained.input_size == (3, 32, 32)
+    again = load_candidate(str(weights))
+    torch.testing.assert_close(logits(trained), logits(again), atol=1e-4, rtol=1e-4)  # trained, not random weights
+
+
+def test_an_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Needs no runtime: the program is a stand-in, and the manifest has what is known."""
+    spec = {"task": "classify"}
+    manifest = Manifest(
+        "m", "smt_atto", "onnx", "float32", 12345, ("a", "b"), spec, Input(size=64), True, {}, {}, {}, "now"
+    )
+    exported = ExportedModel(lambda x: x.mean((2, 3))[:, :2], manifest)
+    classifier = Classifier(exported, manifest.classes, manifest.input, "m")
+    monkeypatch.setattr(Classifier, "load", lambda source, device: classifier)
+    candidate = load_candidate(str(tmp_path))
+    assert candidate.model is exported
+    assert (candidate.input_size, candidate.original, candidate.parameters) == ((3, 64, 64), None, 12345)
+    [result] = compare([candidate], [2], rounds=1, seconds=0, peak=1e9)
+    assert (result.parameters, result.gmac, result.share_of_peak) == (12345, None, None)
+    with pytest.raises(ValueError, match=r"exported model.*:fused"):
+        load_candidate(f"{tmp_path}:fused")
+
+
+def test_peak_memory_by_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def here(prepare: Any, device: str) -> list[int]:
+        calls = prepare()
+        for call in calls:
+            call()
+        return list(range(1, len(calls) + 1))
+
+    monkeypatch.setattr("smt_vision.benchmark.candidates.peak_memory", here)
+    peaks = candidate_peak_memory("smt_atto", [4, 2, 4], size=32, train=True, setup=lambda: done.append("setup"))
+    assert peaks == {2: 1, 4: 2}  # the smaller batch first
+    assert done == ["setup"]
