@@ -155,7 +155,7 @@ class DetectionTraining(DetectionEvaluation):
         return model(batch["image"], batch["sizes"], batch["targets"])
 
     @torch.inference_mode()
-    def sample_rows(self, model: nn.Module, device: torch.device) -> Image.Image | None:
+    def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images from all over the validation set, the truth beside the detections of a score of 0.4 or more."""
         transform = detection_eval_transform(self.input, self.config)
         panels, names, shown = [], [], set[int]()

@@ -111,7 +111,7 @@ class SegmentationEvaluation:
             self._drawn(items).save(drawn[-1])
         return drawn
 
-    def sample_rows(self, model: nn.Module, device: torch.device) -> Image.Image | None:
+    def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images from all over the validation set, beside the truth and the prediction."""
         transform = SegmentationTransform(self.input, self.config, None)
         items = []
