@@ -237,7 +237,7 @@ class Engine:
         log_every: updates between two lines of the log.
         eval_every: epochs between two evaluations.
         checkpoint_minutes: longest time between two checkpoints.
-        loggers: Experiment loggers by name: tensorboard, wandb, trackio, mlflow.
+        loggers: Experiment loggers by name: tensorboard, wandb, trackio, mlflow; empty for none.
     """
 
     accelerator: str = "auto"
