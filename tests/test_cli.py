@@ -240,7 +240,7 @@ def test_train_says_how_it_went(used: Path) -> None:
                 picture.load()
     summary = (folder / "summary.md").read_text()
     assert "smt train quickstart --config" in summary
-    assert "**100.00 % top-1** of 12 images" in summary
+    assert "**100.00 % top-1** on 12 images" in summary
 
 
 def test_resume_of_a_finished_run(used: Path, capsys: Capture) -> None:

@@ -373,7 +373,8 @@ def test_another_recipe_in_the_folder_is_refused(colored: Path, tmp_path: Path) 
     assert "optim.lr is 0.003 there and 0.5 here" in str(error.value)
     assert "epochs" not in str(error.value)
     assert checkpoint.load(folder / "last.pt")["step"] == 1
-    free = tiny(colored, name="renamed", engine=dict(log_every=7, checkpoint_minutes=1.0), input=dict(workers=1))
+    engine = dict(log_every=7, checkpoint_minutes=1.0, loggers=())
+    free = tiny(colored, name="renamed", engine=engine, input=dict(workers=1))
     assert train(free, folder, display=False, max_steps=2).step == 2
 
 
@@ -614,6 +615,21 @@ def test_safetensors_keep_the_card(tmp_path: Path) -> None:
     assert state == {"format": checkpoint.FORMAT, "card": card, "epoch": 3}
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "pt"
+
+
+def test_allocator_is_set_by_the_command_and_not_by_the_library(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("smt_vision.cli.allocator.keep_large_allocations", lambda: calls.append("set"))
+    recipe = tiny(colored)
+    train(recipe, tmp_path / "library", display=False, max_steps=1)
+    assert calls == []
+    config = write_config(recipe, tmp_path / "tiny.yaml")
+    folder = str(tmp_path / "command")
+    assert main(["train", "quickstart", "--config", config, "--run", folder, "--max_steps", "1", "--json"]) == 0
+    assert calls == ["set"]
+    capsys.readouterr()
 
 
 # --- several processes

@@ -336,7 +336,7 @@ def test_summary_holds_the_numbers(tmp_path):
         "".join(f'{{"kind": "train", "step": {s}, "images_per_s": {400 + s}}}\n' for s in (1, 2, 3))
     )
     text = summary(tmp_path)
-    assert "**81.25 % top-1** of 160 images" in text
+    assert "**81.25 % top-1** on 160 images" in text
     assert "| top-1 (%) | 81.25 | 82.20 | -0.95 |" in text
     assert "| loss (nats) | 0.6123 |  |  |" in text
     assert "| calibration error (%) | 3.46 |  |  |" in text
@@ -389,7 +389,7 @@ def test_summary_of_any_task(tmp_path):
         cost=ModelInfo("Detector", (3, 800, 1280), 40_000_000, 265.0, 0, ()),
         tables=[Table("By size", ("size", "AP"), [("small", 1.0), ("a|b", 22)]), Table("None", ("x", "y"), [])],
     )
-    assert "**43.12 % mask AP** of 7 images" in text
+    assert "**43.12 % mask AP** on 7 images" in text
     assert "| mask AP (%) | 43.12 |  |  |" in text
     assert "| mean absolute error | 0.0123 |  |  |" in text
     assert "40.00 M parameters, 265 GMAC at 800 x 1280" in text

@@ -109,7 +109,8 @@ class Engine:
         log_every: Steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
-        loggers: Experiment loggers by name: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``.
+        loggers: Experiment loggers by name: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``;
+            empty for none.
     """
 
     accelerator: str = "auto"

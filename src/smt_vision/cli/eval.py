@@ -43,14 +43,17 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     from ..engine.evaluation import evaluate_with_details
+    from ..engine.launch import runs_on_cuda
     from .allocator import keep_large_allocations
 
-    keep_large_allocations()
+    engine = from_plain(Engine, vars(args.engine))
+    if not runs_on_cuda(engine):
+        keep_large_allocations()
     with progress_callback("evaluating batches") as on_progress:
         metrics, evaluation = evaluate_with_details(
             args.model,
             args.data,
-            engine=from_plain(Engine, vars(args.engine)),
+            engine=engine,
             batch_size=args.batch_size,
             workers=args.workers,
             max_unreadable=args.max_unreadable,

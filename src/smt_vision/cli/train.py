@@ -71,10 +71,12 @@ def run(args: Any) -> Output:
     chosen = {f.name: args[f.name] for f in fields(kind)}
     recipe = kind.from_dict({k: vars(v) if k in kind.groups() else v for k, v in chosen.items()})
 
+    from ..engine.launch import runs_on_cuda
     from ..engine.loop import train  # torch is imported late: only after arguments are validated
     from .allocator import keep_large_allocations
 
-    keep_large_allocations()
+    if not runs_on_cuda(recipe.engine):
+        keep_large_allocations()
     command = "smt " + shlex.join(["train", *sys.argv[2:]])
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}

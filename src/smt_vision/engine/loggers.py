@@ -72,6 +72,7 @@ class WandB(ExperimentLogger):
             dir=str(folder),
             config=dict(config),
             resume="allow",
+            allow_val_change=True,  # a resumed run's recipe may differ in what changes no result
             settings=self._wandb.Settings(console="off"),  # the output is the display's
         )
         self._run.define_metric("*", step_metric="step")

@@ -28,20 +28,18 @@ SYNC_EVERY = 10  # optimizer steps between two checks whether any process receiv
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Plan:
     """A run's length in optimizer steps.
 
     Args:
         accumulate: Batches per optimizer step, on each process.
         steps_per_epoch: Optimizer steps per epoch.
-        total_steps: Optimizer steps of the whole run.
-        stop_at: The step to stop at; ``total_steps`` or earlier.
+        stop_at: The step to stop at: the end of the run or earlier.
         images_per_step: Images per optimizer step, over all processes.
     """
 
     accumulate: int
     steps_per_epoch: int
-    total_steps: int
     stop_at: int
     images_per_step: int
 
@@ -77,19 +75,19 @@ def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | N
     run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
-    schedule = _schedule(run, train_loader.batches_per_epoch, max_steps)
-    finished_before = run.step == schedule.total_steps
+    plan = _plan(run, train_loader.batches_per_epoch, max_steps)
+    finished_before = run.step == run.total_steps
 
     with _tracker(run, display) as tracker, closing(train_loader), stop_signals() as signals:
         if finished_before:
             tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
-        while run.step < schedule.stop_at:
-            _train_epoch(run, train_loader, schedule, tracker, signals)
-            epoch, rest = divmod(run.step, schedule.steps_per_epoch)
+        while run.step < plan.stop_at:
+            _train_epoch(run, train_loader, plan, tracker, signals)
+            epoch, rest = divmod(run.step, plan.steps_per_epoch)
             if rest == 0 and (epoch % recipe.engine.eval_every == 0 or run.step == run.total_steps):
                 _evaluate_epoch(run, eval_loader, epoch, tracker)
             run.save_last()
-            if run.step < schedule.stop_at and _any_rank(fabric, bool(signals))[0]:
+            if run.step < plan.stop_at and _any_rank(fabric, bool(signals))[0]:
                 tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
                 raise Stopped(folder, run.step, run.total_steps, signals)
     if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
@@ -97,15 +95,14 @@ def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | N
     return run
 
 
-def _schedule(run: Run, batches_per_epoch: int, max_steps: int | None) -> Schedule:
+def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:
     recipe = run.recipe
     accumulate = min(recipe.engine.accumulate, batches_per_epoch)
     steps_per_epoch = batches_per_epoch // accumulate
     total_steps = run.plan(steps_per_epoch)
-    return Schedule(
+    return Plan(
         accumulate=accumulate,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
         stop_at=total_steps if max_steps is None else min(max_steps, total_steps),
         images_per_step=recipe.batch_size * run.fabric.world_size * accumulate,
     )
@@ -127,35 +124,31 @@ def _tracker(run: Run, display: bool) -> RunTracker:
     )
 
 
-def _train_epoch(
-    run: Run, loader: TrainLoader, schedule: Schedule, tracker: RunTracker, signals: Sequence[int]
-) -> None:
+def _train_epoch(run: Run, loader: TrainLoader, plan: Plan, tracker: RunTracker, signals: Sequence[int]) -> None:
     """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
     fabric, recipe = run.fabric, run.recipe
-    epoch, steps_done = divmod(run.step, schedule.steps_per_epoch)
-    batches = loader.epoch(epoch, start_batch=steps_done * schedule.accumulate)
-    speed = _Speed(schedule.images_per_step)
+    epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
+    batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
+    speed = _Speed(plan.images_per_step)
     losses: dict[str, Tensor] = {}
     run.model.train()
-    for group in _groups(batches, schedule.accumulate):
-        lr = learning_rate(
-            run.step, recipe.optim, schedule.total_steps, schedule.steps_per_epoch, schedule.images_per_step
-        )
+    for group in _groups(batches, plan.accumulate):
+        lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
         losses, grad_norm = _train_step(run, group, lr)
         images_per_s = speed.after_step()
         tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
 
-        if run.step % recipe.engine.log_every == 0 or run.step == schedule.stop_at:
+        if run.step % recipe.engine.log_every == 0 or run.step == plan.stop_at:
             _check_finite(losses, run.step, run.folder)
             values = _named(losses)
             if grad_norm is not None:
                 values["grad_norm"] = float(grad_norm)
-            tracker.step(run.step, run.step / schedule.steps_per_epoch, lr=lr, images_per_s=images_per_s, **values)
+            tracker.step(run.step, run.step / plan.steps_per_epoch, lr=lr, images_per_s=images_per_s, **values)
 
-        if run.step == schedule.stop_at:
+        if run.step == plan.stop_at:
             break
         # Not after the last step of an epoch: a checkpoint without its evaluation would lack it when resumed.
-        if run.step % schedule.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
+        if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
             stop, checkpoint_due = _any_rank(fabric, bool(signals), run.checkpoint_due())
             if stop:
                 break

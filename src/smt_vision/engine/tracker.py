@@ -145,9 +145,9 @@ class RunTracker:
         self._active = False
         if self._display is not None:
             self._display.close()
+        self._log.close()
         for logger in self._loggers:
             logger.finalize(status)
-        self._log.close()
 
     def __enter__(self) -> Self:
         return self
