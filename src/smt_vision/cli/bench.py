@@ -138,7 +138,7 @@ def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[t
 def _table(columns: list[str], rows: list[list[str]]) -> Table:
     table = Table(box=None, header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     return table
