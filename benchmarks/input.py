@@ -21,6 +21,7 @@ from common import add_measurement_options, base_parser, configure_process, meas
 from input_pipeline import InputSpeed, measure_input
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Candidate, Result, compare
+from smt_vision.cli.progress import progress_callback
 from smt_vision.tasks.build import resolve_input
 from smt_vision.tasks.classification.config import ClassificationInput
 from smt_vision.tasks.classification.recipes import RECIPES
@@ -45,16 +46,18 @@ def find_bottleneck(input_speed: float, model_speed: float, shared_cores: bool) 
 
 def measure_model(args: argparse.Namespace, candidate: Candidate) -> Result:
     """Speed of training steps; takes about as long as one of the five parts of the input."""
-    [result] = compare(
-        [candidate],
-        [args.batch_size],
-        train=True,
-        precision=args.precision,
-        device=args.device,
-        rounds=args.rounds,
-        seconds=args.seconds / (5 * args.rounds),
-        peak=1.0,  # its share of the peak is not reported
-    )
+    with progress_callback("rounds") as on_progress:
+        [result] = compare(
+            [candidate],
+            [args.batch_size],
+            train=True,
+            precision=args.precision,
+            device=args.device,
+            rounds=args.rounds,
+            seconds=args.seconds / (5 * args.rounds),
+            peak=1.0,  # the share of the peak is not reported
+            on_progress=on_progress,
+        )
     return result
 
 

@@ -19,7 +19,8 @@ from common import add_measurement_options, base_parser, configure_process, meas
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Candidate, forward_equivalents
 from smt_vision.benchmark.report import conditions_line, markdown_table, measurement_conditions
-from smt_vision.benchmark.timing import Call, inference_step, interleave, training_step
+from smt_vision.benchmark.timing import Call, ProgressCallback, inference_step, interleave, training_step
+from smt_vision.cli.progress import progress_callback
 from smt_vision.cost import describe
 from smt_vision.model.variants import VARIANTS
 
@@ -67,6 +68,7 @@ def measure_cells(
     rounds: int = 3,
     seconds: float = 0.1,
     max_gmac: float = 60.0,
+    on_progress: ProgressCallback | None = None,
 ) -> list[Cell]:
     """Time every candidate at every image size and batch size, relative to the cell with the best time per operation.
 
@@ -80,6 +82,7 @@ def measure_cells(
         rounds: Number of turns of each cell.
         seconds: Duration of a turn.
         max_gmac: Skip cells with more GMAC per call.
+        on_progress: Called after each round with the number of rounds done and the total.
 
     Returns:
         The cells, the least efficient first.
@@ -103,7 +106,7 @@ def measure_cells(
                     cells.append(Cell(candidate.name, size, batch_size, batch_size * gmac))
     if not cells:
         raise ValueError(f"every call exceeds max_gmac={max_gmac}: use smaller sizes or batches, or increase it")
-    timings = interleave(calls, rounds=rounds, seconds=seconds, device=device)
+    timings = interleave(calls, rounds=rounds, seconds=seconds, device=device, on_progress=on_progress)
     timed = [replace(cell, seconds=timings[i].median) for i, cell in enumerate(cells)]
     best = min(cell.seconds / cell.gmac for cell in timed)
     return sorted((replace(c, relative=c.seconds / c.gmac / best) for c in timed), key=lambda c: -c.relative)
@@ -145,17 +148,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="duration of a turn")
     args = parser.parse_args(argv)
     configure_process(args)
-    cells = measure_cells(
-        [load_candidate(spec, args.device) for spec in args.models],
-        args.size,
-        args.batch_size,
-        train=args.train,
-        precision=args.precision,
-        device=args.device,
-        rounds=args.rounds,
-        seconds=args.seconds,
-        max_gmac=args.max_gmac,
-    )
+    candidates = [load_candidate(spec, args.device) for spec in args.models]
+    with progress_callback("rounds") as on_progress:
+        cells = measure_cells(
+            candidates,
+            args.size,
+            args.batch_size,
+            train=args.train,
+            precision=args.precision,
+            device=args.device,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            max_gmac=args.max_gmac,
+            on_progress=on_progress,
+        )
     settings = measurement_settings(args, train=args.train)
     text = f"{conditions_line(measurement_conditions(**settings))}\n\n{table(cells)}\n{summary(cells)}\n"
     print(text, end="")

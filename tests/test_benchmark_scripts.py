@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/, in this process, at tiny size. test_outliers.py and test_throughput.py have more."""
+"""The scripts in benchmarks/, in this process, at tiny size. test_outliers.py and test_input_pipeline.py have more."""
 
 import importlib
 import json

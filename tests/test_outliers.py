@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import outliers
 from debug_model import create
@@ -58,7 +59,8 @@ def test_refused_measurements() -> None:
 
 def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "outliers.json"
-    options = "smt_atto --batch_size 1 2 --size 32 64 --rounds 1 --seconds 0 --threads 1 --allocator default"
+    threads = torch.get_num_threads()
+    options = f"smt_atto --batch_size 1 2 --size 32 64 --rounds 1 --seconds 0 --threads {threads} --allocator default"
     outliers.main([*options.split(), "--out", str(out)])
     data = json.loads(out.read_text())
     assert {(c["size"], c["batch_size"]) for c in data["cells"]} == {(32, 1), (32, 2), (64, 1), (64, 2)}

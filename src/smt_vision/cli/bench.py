@@ -36,7 +36,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("models", nargs="*", default=[], metavar="MODEL", help="speeds are relative to the first one")
     parser.add_argument("--baselines", action="store_true", help="add SMT and the baselines with published accuracies")
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 16], help="images per call; default: 1 16")
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 16], help="images per call")
     parser.add_argument("--size", type=int | None, help="image side in pixels; default: the model's")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="as in a recipe")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
@@ -138,7 +138,7 @@ def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[t
 def _table(columns: list[str], rows: list[list[str]]) -> Table:
     table = Table(box=None, header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     return table
