@@ -187,7 +187,7 @@ def _our_convert(images: ImageDataset, transform: Transform, input: Classificati
     def convert(position: Position) -> Tensor:
         item = dataset[position]
         if item["image"] is None:
-            raise ValueError(f"{item['broken'][0]}; the benchmark needs readable images: remove it")
+            raise ValueError(f"{item['unreadable'][0]}; the benchmark needs readable images: remove it")
         return item["image"]
 
     return convert

@@ -68,10 +68,10 @@ def test_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "training loader, 0 workers, 2 per batch" in capsys.readouterr().out
 
 
-def test_input_and_model(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = f"{TINY} --workers 0 --batch_size 4 --data {coloured}"
+def test_input_and_model(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"{TINY} --workers 0 --batch_size 4 --data {colored}"
     results = run("input", options, tmp_path / "input.json")
-    assert results["input"]["source"] == str(coloured)
+    assert results["input"]["source"] == str(colored)
     assert (results["model"]["model"], results["model"]["batch_size"]) == ("smt_atto", 4)
     assert results["mode"] == "training"
     assert results["together"] < min(results["input"]["images_per_s"], results["model"]["images_per_s"])

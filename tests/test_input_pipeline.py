@@ -12,15 +12,15 @@ from PIL import Image
 
 from input_pipeline import PipelineSpeed, SyntheticJpegs, measure_input, timm_transforms
 from smt_vision.data.loaders import seed_all
-from smt_vision.recipe import Augment, Input
+from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
 from smt_vision.tasks.classification.data.transforms import eval_transform, train_transform
 
-SMALL = Input(size=32, val_fraction=0.2)
+SMALL = ClassificationInput(size=32, val_fraction=0.2)
 
 
 def test_a_folder_is_measured(colored: Path) -> None:
     threads = torch.get_num_threads()
-    speed = measure_input(str(colored), SMALL, Augment(), workers=0, batch_size=8, seconds=0.2)
+    speed = measure_input(str(colored), SMALL, ClassificationAugment(), workers=0, batch_size=8, seconds=0.2)
     assert speed.source == str(colored)
     assert speed.mean_bytes == pytest.approx(
         np.mean([file.stat().st_size for file in (colored / "train").rglob("*.*")]), abs=1
@@ -37,14 +37,16 @@ def test_a_folder_is_measured(colored: Path) -> None:
 
 
 def test_workers_are_counted_and_ended(colored: Path) -> None:
-    speed = measure_input(str(colored), SMALL, Augment(auto_augment=None), workers=1, batch_size=8, seconds=0.1)
+    speed = measure_input(
+        str(colored), SMALL, ClassificationAugment(auto_augment=None), workers=1, batch_size=8, seconds=0.1
+    )
     assert speed.workers == 1
     assert speed.images_per_s > 1
     assert not torch.multiprocessing.active_children()
 
 
 def test_timm_has_no_padded_crop(colored: Path) -> None:
-    speed = measure_input(str(colored), SMALL, Augment(crop="pad"), workers=0, batch_size=8, seconds=0.05)
+    speed = measure_input(str(colored), SMALL, ClassificationAugment(crop="pad"), workers=0, batch_size=8, seconds=0.05)
     assert speed.train == PipelineSpeed(speed.train.ours, None)
     assert speed.train.ratio is None
     assert speed.evaluation.timm is not None
@@ -55,11 +57,18 @@ def test_a_broken_image_is_named(colored: Path, tmp_path: Path) -> None:
         (tmp_path / "train" / label).mkdir(parents=True)
         (tmp_path / "train" / label / "1.jpg").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"1\.jpg: not an image .*; the benchmark needs readable images"):
-        measure_input(str(tmp_path), replace(SMALL, val_fraction=0.5), Augment(), workers=0, batch_size=2, seconds=0.05)
+        measure_input(
+            str(tmp_path),
+            replace(SMALL, val_fraction=0.5),
+            ClassificationAugment(),
+            workers=0,
+            batch_size=2,
+            seconds=0.05,
+        )
 
 
 def test_both_sides_of_the_comparison_do_the_same() -> None:
-    given, augment = Input(size=32, exact=True), Augment(random_erasing=0.5)
+    given, augment = ClassificationInput(size=32, exact=True), ClassificationAugment(random_erasing=0.5)
     theirs_train, theirs_eval = timm_transforms(given, augment)
     with Image.open(io.BytesIO(SyntheticJpegs(1).read(0)[0])) as file:
         image = file.convert("RGB")

@@ -24,7 +24,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     - Manifests of versions 1 (classifiers only) and 2 held it in parts.
     """
     out = dict(values)
-    if "detect" in out and "segment" in out:
+    if "max_broken" in out.get("input", ()) and "seed" in out:
         return _recipe(out)
     if isinstance(out.get("recipe"), Mapping):
         out["recipe"] = upgrade(out["recipe"])

@@ -26,7 +26,7 @@ def quantize(
 
     Args:
         model: with one input ``(B, C, H, W)``.
-        images: to calibrate on; at most 300 of them are taken, evenly evenly_spaced.
+        images: to calibrate on; at most 300 of them are taken, evenly spaced.
         preprocess: an image's file to ``(C, H, W)``.
         ignored: regular expressions for names of operations that are left as they are, where there are any such.
     """

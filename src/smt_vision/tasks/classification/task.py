@@ -59,14 +59,14 @@ class ClassificationEvaluation:
         return ClassificationMetric(self.classes, device)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """The best and the top_rows classes, and, up to 1000 classes, the most frequent confusions."""
+        """The best and the worst classes, and, up to 1000 classes, the most frequent confusions."""
         tables = [_ranked(metrics["per_class"])]
         if metrics["confusion"] is not None:
             tables.append(_confusions(np.asarray(metrics["confusion"]), self.classes))
         return tables
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the top_rows ones."""
+        """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the worst ones."""
         drawn = []
         if metrics["confusion"] is not None:
             drawn.append(folder / "confusion.png")
@@ -132,7 +132,7 @@ class ClassificationTraining(ClassificationEvaluation):
 
 
 class ClassificationMetric:
-    """Accuracy and its relatives, exact on any number of processes, and the top_rows mistakes.
+    """Accuracy and its relatives, exact on any number of processes, and the worst mistakes.
 
     Args:
         classes: names, by target.
@@ -173,7 +173,7 @@ class ClassificationMetric:
 def _ranked(per_class: list[dict[str, Any]]) -> Table:
     seen = [row for row in per_class if row["count"]]
     ranked = sorted(seen, key=lambda row: -row["accuracy"])
-    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the top_rows
+    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the worst
     rows: list[tuple[str | int | float, ...]] = []
     for label, part in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
         rows.append((f"**{label} {len(part)}**", "", ""))
@@ -184,10 +184,10 @@ def _ranked(per_class: list[dict[str, Any]]) -> Table:
 def _confusions(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
     images = matrix.sum(axis=1)
     wrong = matrix - np.diag(matrix.diagonal())
-    top_rows = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+    worst = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
     rows: list[tuple[str | int | float, ...]] = [
         (classes[true], classes[said], int(wrong[true, said]), 100 * wrong[true, said] / images[true])
-        for true, said in top_rows
+        for true, said in worst
         if wrong[true, said]
     ]
     return Table("Most frequent confusions", ("true class", "taken for", "images", "share (%)"), rows)

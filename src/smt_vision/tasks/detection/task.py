@@ -83,7 +83,7 @@ class DetectionEvaluation:
         ]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """None: the sample_rows of the best epoch show what there is to see."""
+        """None: the samples of the best epoch show what there is to see."""
         return []
 
 

@@ -38,7 +38,7 @@ from .metrics import BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
 
-WORST = 6  # images in the picture of the top_rows
+WORST = 6  # images in the picture of the worst
 SIDE = 256  # pixels of the long side of what is kept of a prediction
 PANELS = ("image", "truth", "prediction")
 
