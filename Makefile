@@ -27,9 +27,9 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/smt train quickstart --run $(RUN)
 	@echo "==> classifying images that were not trained on"
 	@$(BIN)/python examples/demo_images.py $(RUN)/held_out
-	@$(BIN)/smt predict $(RUN) $(RUN)/held_out --picture $(RUN)/predictions.png
+	@$(BIN)/smt predict $(RUN) $(RUN)/held_out --out $(RUN)/predictions
 	@echo "==> done; a file's name begins with the true digit. Look at:"
-	@for name in predictions.png curves.png confusion.png mistakes.png summary.md; do echo "    $(RUN)/$$name"; done
+	@for name in predictions/predictions.png curves.png confusion.png mistakes.png summary.md; do echo "    $(RUN)/$$name"; done
 
 test: $(VENV)/.installed-dev
 	@echo "==> tests, on two processes"
@@ -48,7 +48,7 @@ types: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One pip command for everything: torch and torchvision must come from the same place, or they do not fit each other.
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt

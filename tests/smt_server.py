@@ -33,8 +33,8 @@ def write_client(path: Path, address: str) -> None:
 
 
 def serve(address: str) -> None:
-    """Import what commands need, then run each in a process of its own, for ever."""
-    for module in ("convert", "engine.loop", "evaluation"):
+    """Import what commands need, then run each in its own process, forever."""
+    for module in ("convert", "engine.evaluation", "tasks.detection.task", "tasks.segmentation.task"):
         importlib.import_module(f"smt_vision.{module}")
     from smt_vision.tasks.classification.data.sources import open_dataset
 

@@ -44,7 +44,9 @@ class Plan:
     images_per_step: int
 
 
-def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | None = None, command: str = "") -> Run:
+def train(
+    recipe: Recipe, folder: str | Path, display: bool = True, max_steps: int | None = None, command: str = ""
+) -> Run:
     """Train a recipe to its end, continuing from the last checkpoint in the folder if there is one.
 
     Everything random is a pure function of the seed and the step, so a run that was stopped and resumed equals one that
@@ -65,6 +67,7 @@ def train(recipe: Recipe, folder: Path, display: bool = True, max_steps: int | N
         FloatingPointError: The loss is no longer finite.
         Stopped: The run received a signal; it has saved itself.
     """
+    folder = Path(folder)
     check_loggers(recipe.engine.loggers)
     fabric = launch(recipe.engine)
     seed_everything(recipe.seed, verbose=False)
