@@ -28,9 +28,10 @@ from reference import finish, reference_and_ours
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from smt_vision import MHMC, SAA, fuse
+from smt_vision.forms.inference import fuse
 from smt_vision.benchmark.speed import Call, inference, interleave, training_step
-from smt_vision.kernels import mhmc, saa, switch
+from smt_vision.kernels import availability, mhmc, saa
+from smt_vision.model import MHMC, SAA
 
 PRECISION = "bf16-mixed"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of a tensor's norm, against float64
@@ -94,11 +95,12 @@ class Run:
 @contextmanager
 def kernels(on: bool) -> Iterator[None]:
     """The Triton kernels on, where they can run, or off."""
-    before, switch.CHOICE = switch.CHOICE, "auto" if on else "plain"
+    before = availability.HAS_TRITON
+    availability.HAS_TRITON = before and on
     try:
         yield
     finally:
-        switch.CHOICE = before
+        availability.HAS_TRITON = before
 
 
 def off(found: Tensor, exact: Tensor) -> float:
@@ -444,7 +446,7 @@ def main() -> None:
     reference, ours = (model.to(plan.device) for model in reference_and_ours(plan.model))
     results: dict[str, Any] = {"plan": plan.__dict__, "correctness": [], "kernels": [], "graphs": {}, "models": []}
     results["copy_bytes_per_s"] = copy_bandwidth(plan)
-    if switch.usable(torch.zeros(1, device=plan.device)):
+    if availability.triton_is_supported(torch.zeros(1, device=plan.device)):
         with run.part("the kernels agree with the plain form"):
             results["correctness"] = correctness(plan)
         with run.part("the kernels alone"):

@@ -17,7 +17,7 @@ from reference import finish, parser, reference_and_ours
 
 from smt_vision.benchmark.compare import Contender, compare
 from smt_vision.benchmark.memory import in_fresh_process
-from smt_vision.deploy.fuse import fuse
+from smt_vision.forms.inference import fuse
 from smt_vision.engine.allocator import keep_big_blocks
 
 ALLOCATORS = ("default", "big_blocks")

@@ -11,9 +11,10 @@ import timm
 import torch
 from torch import nn
 
-from smt_vision import VARIANTS, __version__
+from smt_vision import __version__
 from smt_vision.engine.summary import hardware
 from smt_vision.model.official import to_official
+from smt_vision.registry import VARIANTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -18,7 +18,7 @@ from literal import Block as LiteralBlock
 from literal import LiteralSMT, PatchEmbed, reference_input, reference_state_dict
 from literal import Stem as LiteralStem
 from smt_vision import MSA, SAM, SMT, VARIANTS
-from smt_vision.model.layers import FFN
+from smt_vision.model.smt import FFN
 from smt_vision.model.official import is_official, to_official, to_ours
 from smt_vision.model.smt import Block, Downsample, Stem
 

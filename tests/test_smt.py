@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from debug_model import create, images
 from smt_vision import MSA, SAM, SMT, VARIANTS
-from smt_vision.model.ehn import expand_pattern
+from smt_vision.model.arguments import expand_pattern
 
 
 @pytest.fixture

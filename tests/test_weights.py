@@ -16,7 +16,7 @@ from torch import Tensor
 
 from literal import LiteralSMT
 from smt_vision import SMT, VARIANTS
-from smt_vision.model import variants
+from smt_vision import registry
 
 SIZE: dict[str, Any] = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
 
@@ -271,8 +271,8 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_tag_has_a_variant() -> None:
-    assert set(variants.default_cfgs) == set(VARIANTS)
-    for name in variants.TAG_ARGS:
+    assert set(registry.default_cfgs) == set(VARIANTS)
+    for name in registry.TAG_ARGS:
         variant, tag = name.split(".")
-        assert tag in variants.default_cfgs[variant].cfgs
+        assert tag in registry.default_cfgs[variant].cfgs
         assert type(timm.create_model(name)) is SMT

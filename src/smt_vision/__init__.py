@@ -4,7 +4,8 @@ Importing the package registers its models with timm: ``timm.create_model("smt_t
 """
 
 from ._version import __version__
-from .deploy.fuse import fuse
-from .model import MHMC, MSA, SAA, SAM, SMT, VARIANTS
+from .forms.inference import fuse
+from .model import MHMC, MSA, SAA, SAM, SMT
+from .registry import VARIANTS
 
 __all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS", "__version__", "fuse"]

@@ -78,7 +78,7 @@ def run(args: Any) -> Output:
 
         args.models = [*args.models, *(peer for peer in PEERS if peer not in args.models)]
     if args.cliffs and not args.models:
-        from ..model import VARIANTS
+        from ..registry import VARIANTS
 
         args.models = list(VARIANTS)
     if not args.models or (args.cliffs and args.input):
@@ -213,7 +213,7 @@ def _draw(results: list["Result"], about: dict[str, Any], path: Path) -> str | N
     """The picture of accuracy against throughput, of the models whose published accuracy belongs to what was run."""
     from .. import pictures
     from ..benchmark.published import PUBLISHED
-    from ..model import VARIANTS
+    from ..registry import VARIANTS
     from .forms import parse
 
     panels: dict[str, list[pictures.SpeedPoint]] = {}

@@ -90,7 +90,7 @@ def _fused(model: "nn.Module") -> "nn.Module":
     """The model's form for inference: ours of an SMT, timm's of a model whose parts bring one."""
     from timm.utils import reparameterize_model
 
-    from ..deploy.fuse import fuse
+    from ..forms.inference import fuse
 
     if any(hasattr(part, way) for part in model.modules() for way in ("fuse", "reparameterize", "switch_to_deploy")):
         return reparameterize_model(model)

@@ -17,11 +17,11 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..extras import require
+from ..forms.inference import fuse
 from ..heads.whole import OUTPUTS
 from ..model.smt import SMT
 from ..recipes import Input
 from .exported import FILES
-from .fuse import fuse
 from .parity import SMALLEST_SIDE
 from .quantise import quantise
 

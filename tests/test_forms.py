@@ -16,7 +16,7 @@ from smt_vision.kernels import onednn
 from smt_vision.kernels.depthwise import DepthwiseConv2d
 from smt_vision.kernels.lean import can_be_lean, linear, linear_of
 from smt_vision.model import attention
-from smt_vision.model.layers import FFN
+from smt_vision.model.smt import FFN
 from smt_vision.model.modulation import SAM
 from smt_vision.model.official import to_official
 
