@@ -28,8 +28,8 @@ from reference import finish, reference_and_ours
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from smt_vision.forms.inference import fuse
 from smt_vision.benchmark.speed import Call, inference, interleave, training_step
+from smt_vision.forms.inference import fuse
 from smt_vision.kernels import availability, mhmc, saa
 from smt_vision.model import MHMC, SAA
 

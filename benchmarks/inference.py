@@ -17,8 +17,8 @@ from reference import finish, parser, reference_and_ours
 
 from smt_vision.benchmark.compare import Contender, compare
 from smt_vision.benchmark.memory import in_fresh_process
-from smt_vision.forms.inference import fuse
 from smt_vision.engine.allocator import keep_big_blocks
+from smt_vision.forms.inference import fuse
 
 ALLOCATORS = ("default", "big_blocks")
 TOLERANCE = 1e-4  # of the largest logit

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from literal import LiteralSMT
-from smt_vision import SMT, VARIANTS, convert
+from smt_vision import convert
 from smt_vision.convert import convert_file
+from smt_vision.model import SMT
+from smt_vision.registry import VARIANTS
 
 VARIANT = "smt_atto"
 ATTO = VARIANTS[VARIANT]
