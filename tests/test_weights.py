@@ -146,7 +146,9 @@ def test_a_file_of_another_size_is_refused(official: Path) -> None:
         timm.create_model(
             "smt_atto", pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), depths=(1, 1, 2, 1)
         )
-    with pytest.raises(RuntimeError, match=r"Missing keys: stages\.2\.blocks\.2\..*and \d+ more.*Unexpected keys: none"):
+    with pytest.raises(
+        RuntimeError, match=r"Missing keys: stages\.2\.blocks\.2\..*and \d+ more.*Unexpected keys: none"
+    ):
         create(pretrained=True, pretrained_cfg_overlay=dict(file=str(official)), depths=(1, 1, 3, 1))
 
 
@@ -188,9 +190,7 @@ def test_a_server_that_does_not_exist_is_no_network(monkeypatch: pytest.MonkeyPa
     """The real download code, against a port where nothing listens."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     overlay = dict(url="http://127.0.0.1:9/smt_tiny.pth")
-    with pytest.raises(
-        RuntimeError, match=r"smt_tiny from http://127\.0\.0\.1:9/smt_tiny\.pth \(.*refused"
-    ):
+    with pytest.raises(RuntimeError, match=r"smt_tiny from http://127\.0\.0\.1:9/smt_tiny\.pth \(.*refused"):
         create(pretrained=True, pretrained_cfg_overlay=overlay)
 
 

@@ -12,19 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.attention import attention
+from ..kernels.availability import in_functorch_transform
 from ..kernels.depthwise import depthwise_conv2d, residual_depthwise_conv2d
 from ..kernels.linear import linear, recomputed_linear
 from ..model.attention import MSA, split_heads
 from ..model.modulation import MHMC, SAA, SAM, conv_bhwc
 from ..model.smt import FFN, Stem
-from .guard import can_bypass, can_recompute
+from .guard import can_recompute
 
 
 class TrainingStem(Stem):
-    """:class:`Stem` that converts its input to channels-last first, in evaluation too: everything after it follows."""
+    """:class:`Stem` that converts its input to channels-last first, in evaluation too.
+
+    Every module is called, so the guard is only that ``vmap`` has no rule for the conversion.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not can_bypass(x):
+        if in_functorch_transform():
             return super().forward(x)
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 

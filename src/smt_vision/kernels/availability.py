@@ -22,8 +22,10 @@ INT32 = 2**31  # the Triton kernels count elements in 32 bits
 def in_functorch_transform() -> bool:
     """Whether ``torch.func`` (``grad``, ``vmap``, ``jvp``) or forward-mode differentiation is active.
 
-    Both need PyTorch's own operators, which have rules for them.
+    Both need PyTorch's own operators, which have rules for them. False in compiled code, which cannot ask.
     """
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
