@@ -184,8 +184,8 @@ def test_errors_name_the_invalid_argument(trained: Path, colored: Path, tmp_path
 
 def test_overrides_are_parsed_by_type(recipes: list[Recipe], tmp_path: Path, capsys: Capture) -> None:
     arguments = ["--optim.lr", "1e-2", "--input.mean", "[0.5]", "--input.std=[0.25]", "--epochs", "3",
-                 "--augment.scale", "[0.1, 0.9]", "--optim.clip_grad", "null", "--model_args.stem_stride", "1", "--pretrained", "true",
-                 "--engine.ema", "null", "--data", "MY/IMAGES"]  # fmt: skip
+                 "--augment.scale", "[0.1, 0.9]", "--optim.clip_grad", "null", "--model_args.stem_stride", "1",
+                 "--pretrained", "true", "--engine.ema", "null", "--data", "MY/IMAGES"]  # fmt: skip
     assert run("train", "quickstart", "--run", tmp_path / "run", *arguments) == 1
     assert capsys.readouterr().err == "smt train: error: recorded\n"
     (given,) = recipes
