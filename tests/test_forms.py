@@ -343,7 +343,9 @@ class Adapter(nn.Module):
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d)}
+    return {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d | nn.GELU)
+    }
 
 
 def counted(model: nn.Module) -> tuple[dict[nn.Module, int], Callable[..., None]]:

@@ -3,7 +3,7 @@
 ``smt_vision::grouped_gelu`` is the grouped product and the GELU, the normalisation folded into the weights;
 ``smt_vision::grouped_norm_gelu`` normalises by the batch's statistics.
 
-``B`` batch, ``H W`` grid, ``N`` heads, ``G`` groups, ``R`` outputs a group.
+``B`` batch, ``H W`` grid, ``N`` heads, ``G`` groups, ``R`` outputs per group.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
-MAX_OUTPUTS = 16  # of a group: the kernels hold N times as many weights a thread
+MAX_OUTPUTS = 16  # per group: the kernels hold N times as many weights per thread
 
 
 def is_supported(x: Tensor, expand: nn.Conv2d, norm: nn.Module) -> bool:
