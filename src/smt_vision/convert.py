@@ -1,6 +1,6 @@
-"""Weight files of the release to ours and back.
+"""Conversion of weight files between the keys of the authors' release and this package's.
 
-The network loads either layout as it is; this is for tools that want a file of the other one.
+The network loads files of both kinds; conversion is for tools that expect the other one.
 """
 
 import re
@@ -23,10 +23,17 @@ SUFFIXES = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert_file` did.
+    """Result of :func:`convert_file`.
 
-    ``direction`` is ``official -> ours`` or ``ours -> official``; ``tensors`` and ``parameters`` (numbers that train,
-    hence without BatchNorm's statistics) are those of the written file.
+    Args:
+        source: Input file.
+        target: Output file.
+        direction: ``official -> ours`` or ``ours -> official``.
+        variant: Name of the variant.
+        num_classes: Number of classes; 0 without a classifier.
+        in_chans: Number of image channels.
+        tensors: Number of tensors in the output file.
+        parameters: Number of trainable parameters, i.e. without BatchNorm statistics.
     """
 
     source: Path
@@ -40,19 +47,19 @@ class ConversionReport:
 
 
 def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
-    """Translate a weight file from the release's layout to ours, or from ours to the release's.
+    """Convert a weight file from the release's keys to ours, or from ours to the release's.
 
-    The content tells the direction and the variant; the suffixes tell the formats. A ``.pth`` of the release's layout
-    is written as the release does, ``{"model": state dict}``; every other file is the state dict alone. Values and
-    dtypes are kept bit by bit. The target appears whole or not at all.
+    The keys determine the direction and the variant, the suffixes the file formats. A ``.pth`` with the release's keys
+    is written as in the release, ``{"model": state dict}``; every other file is a plain state dict. Values and dtypes
+    do not change. The target is written atomically.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
-        target: the file to write, ``.pth`` or ``.safetensors``.
+        source: Input file, ``.pth`` or ``.safetensors``; only tensors are unpickled.
+        target: Output file, ``.pth`` or ``.safetensors``.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: a suffix is unknown, the target is the source, or the content is not the weights of a variant.
+        FileNotFoundError: The source does not exist.
+        ValueError: A suffix is unknown, the target is the source, or the weights do not match a variant.
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
@@ -79,10 +86,10 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
 
 
 def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
-    """The state dict in a file's content, alone or as the entry ``model``.
+    """The state dict in the content of a file: all of it, or its entry ``model``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: The content is not a state dict.
     """
     state = unwrap(content)
     if not all(isinstance(value, Tensor) for value in state.values()):
@@ -91,10 +98,10 @@ def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]
 
 
 def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:
-    """Variant, classes, input channels and parameters of a state dict with our keys.
+    """Variant, number of classes, of image channels and of parameters of a state dict with our keys.
 
     Raises:
-        ValueError: it is not the weights of a variant, to the last tensor.
+        ValueError: The tensors do not match a variant exactly.
     """
     blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
