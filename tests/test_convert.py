@@ -128,7 +128,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (lambda: changed(head__bias=torch.zeros(9)), r"looks like smt_atto.*size mismatch for head\.fc\.bias"),
         (
             lambda: official_state(depths=(1, 1, 1, 1)),
-            r"depths \(1, 1, 1, 1\) a stage are no variant's; known are smt_",
+            r"depths=\(1, 1, 1, 1\); expected one of smt_",
         ),
         (lambda: {"conv1.weight": torch.zeros(1)}, r"not the weights of an SMT; expected.*found conv1\.weight"),
         (lambda: {}, r"not the weights of an SMT.*found nothing"),

@@ -93,7 +93,7 @@ def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]
     """
     state = unwrap(content)
     if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{source}: holds no state dict; expected names and tensors, alone or as the entry 'model'")
+        raise ValueError(f"{source}: holds no state dict; expected names and tensors, or an entry 'model' with them")
     return dict(state)
 
 
@@ -103,9 +103,9 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     Raises:
         ValueError: The tensors do not match a variant exactly.
     """
-    blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
-    places = {(int(m[1]), int(m[2])) for m in blocks if m}
-    depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
+    matches = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
+    blocks = {(int(m[1]), int(m[2])) for m in matches if m}
+    depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(len({stage for stage, _ in blocks})))
     norms = [state.get(f"stages.{i}.norm.weight") for i in range(len(depths))]
     dims = tuple(0 if norm is None else norm.shape[0] for norm in norms)
     stem = state.get("stem.conv1.weight")
@@ -114,16 +114,18 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
             f"{source}: not the weights of an SMT; expected the release's keys (patch_embed1.conv.0.weight, ...) or "
             f"ours (stem.conv1.weight, ...), found {', '.join(list(state)[:3]) or 'nothing'}"
         )
-    found = [name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
-    if not found:
+    variant = next(
+        (name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)), None
+    )
+    if variant is None:
         known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in VARIANTS.items())
-        raise ValueError(f"{source}: channels {dims} and depths {depths} a stage are no variant's; known are {known}")
+        raise ValueError(f"{source}: no variant has embed_dims={dims} and depths={depths}; expected one of {known}")
     head = state.get("head.fc.weight")
     num_classes, in_chans = 0 if head is None else head.shape[0], stem.shape[1]
     with torch.device("meta"):
-        model = SMT(**VARIANTS[found[0]], num_classes=num_classes, in_chans=in_chans)
+        model = SMT(**VARIANTS[variant], num_classes=num_classes, in_chans=in_chans)
     try:
         model.load_state_dict({key: value.to("meta") for key, value in state.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{source}: looks like {found[0]} but does not fit it; fetch it again. {error}") from error
-    return found[0], num_classes, in_chans, sum(p.numel() for p in model.parameters())
+        raise ValueError(f"{source}: looks like {variant} but does not match it; download it again. {error}") from error
+    return variant, num_classes, in_chans, sum(p.numel() for p in model.parameters())
