@@ -10,7 +10,7 @@ import torch
 from smt_vision.benchmark.report import measurement_conditions, write_json
 from smt_vision.benchmark.timing import PRECISIONS
 from smt_vision.cli.allocator import keep_large_allocations
-from smt_vision.model.variants import VARIANTS
+from smt_vision.registry import VARIANTS
 
 
 def base_parser(description: str | None) -> argparse.ArgumentParser:

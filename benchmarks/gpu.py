@@ -29,8 +29,8 @@ from gpu_kernels import Grid, check_kernels, copy_bandwidth, time_kernels, use_k
 from reference import reference_and_ours
 from smt_vision.benchmark.report import markdown_table
 from smt_vision.benchmark.timing import Call, inference_step, interleave, training_step
-from smt_vision.deploy.fuse import fuse
-from smt_vision.kernels import switch
+from smt_vision.forms.inference import fuse
+from smt_vision.kernels import availability
 
 PRECISION = "bf16-mixed"
 TRAINING_RESERVE_S = 180.0  # of the time budget: not available to inference
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bandwidth = copy_bandwidth(plan.device, plan.rounds)
     results: dict[str, Any] = {"plan": asdict(plan), "copy_bytes_per_s": bandwidth}
     results |= {"correctness": [], "kernels": [], "graphs": {}, "models": []}
-    if switch.usable(torch.zeros(1, device=plan.device)):
+    if availability.triton_is_supported(torch.zeros(1, device=plan.device)):
         grids = modulation_grids(plan)
         with budget.step("correctness of the kernels"):
             results["correctness"] = check_kernels(grids, plan.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smt_vision.benchmark.timing import Call
-from smt_vision.kernels import mhmc, saa, switch
+from smt_vision.kernels import availability, mhmc, saa
 from smt_vision.model.modulation import MHMC, SAA
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative error in norm, against float64
@@ -28,11 +28,12 @@ Grid = tuple[int, int]  # height and width in tokens, and channels
 @contextmanager
 def use_kernels(enabled: bool) -> Iterator[None]:
     """Enable the Triton kernels where supported, or disable them."""
-    before, switch.CHOICE = switch.CHOICE, "auto" if enabled else "plain"
+    before = availability.HAS_TRITON
+    availability.HAS_TRITON = before and enabled
     try:
         yield
     finally:
-        switch.CHOICE = before
+        availability.HAS_TRITON = before
 
 
 def with_kernels(enabled: bool, call: Call) -> Call:

@@ -20,7 +20,7 @@ from reference import reference_and_ours
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import in_fresh_process
 from smt_vision.cli.allocator import keep_large_allocations
-from smt_vision.deploy.fuse import fuse
+from smt_vision.forms.inference import fuse
 
 ALLOCATORS = ("default", "large")
 TOLERANCE = 1e-4  # relative to the largest logit

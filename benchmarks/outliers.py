@@ -22,7 +22,7 @@ from smt_vision.benchmark.report import conditions_line, markdown_table, measure
 from smt_vision.benchmark.timing import Call, ProgressCallback, inference_step, interleave, training_step
 from smt_vision.cli.progress import progress_callback
 from smt_vision.cost import describe
-from smt_vision.model.variants import VARIANTS
+from smt_vision.registry import VARIANTS
 
 OUTLIER_RATIO = 3.0  # time per multiply-accumulate relative to the best cell, above which a cell is an outlier
 

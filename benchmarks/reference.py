@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from smt_vision.model.official import to_official
-from smt_vision.model.variants import VARIANTS
+from smt_vision.registry import VARIANTS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -1,4 +1,4 @@
-"""Write some held-out digits as PNG files, the true digit first in the name: ``7_3512.png``.
+"""Write some validation digits as PNG files whose names begin with the true digit, e.g. ``7_3512.png``.
 
 Usage: python examples/demo_images.py FOLDER [COUNT]
 """
@@ -17,10 +17,10 @@ def main(folder: Path, count: int) -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.name == "quickstart")
     images = open_dataset(recipe.data, "val", val_fraction=recipe.input.val_fraction, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for i in np.linspace(0, len(images) - 1, count).astype(int).tolist():  # evenly, so that every digit is there
+    for i in np.linspace(0, len(images) - 1, count).astype(int).tolist():  # evenly spaced, so that every digit occurs
         raw, target, name = images.read(i)
         decode(raw, 1, name=name).save(folder / f"{images.classes[target]}_{images.id(i)}.png")
-    print(f"{count} of the {len(images)} digits that were not trained on: {folder}")
+    print(f"{count} of the {len(images)} validation digits written to {folder}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt_vision.model.ehn import expand_pattern
+from smt_vision.model.arguments import expand_pattern
 
 
 def to_grid(x: Tensor, H: int, W: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from literal import LiteralSMT
 from smt_vision import convert
 from smt_vision.convert import convert_file
-from smt_vision.model.smt import SMT
-from smt_vision.model.variants import VARIANTS
+from smt_vision.model import SMT
+from smt_vision.registry import VARIANTS
 
 VARIANT = "smt_atto"
 ATTO = VARIANTS[VARIANT]

@@ -13,7 +13,7 @@ from literal import LiteralSMT
 from smt_vision.cost import describe
 from smt_vision.model.attention import MSA
 from smt_vision.model.smt import SMT
-from smt_vision.model.variants import VARIANTS
+from smt_vision.registry import VARIANTS
 
 
 def on_meta(name: str, **kwargs: Any) -> Any:

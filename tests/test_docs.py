@@ -32,7 +32,7 @@ from smt_server import write_client
 from smt_vision.cli import COMMANDS
 from smt_vision.cost import describe
 from smt_vision.model.official import to_official
-from smt_vision.model.variants import VARIANTS
+from smt_vision.registry import VARIANTS
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]

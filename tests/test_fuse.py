@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from debug_model import create, images
-from smt_vision.deploy.fuse import fuse
+from smt_vision.forms.inference import fuse
 from smt_vision.kernels import onednn
 
 CASES: dict[str, dict[str, Any]] = {

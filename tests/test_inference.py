@@ -13,7 +13,7 @@ from PIL import Image
 
 import smt_vision
 from smt_vision.data.files import find_images
-from smt_vision.model.variants import CIFAR10_CLASSES
+from smt_vision.registry import CIFAR10_CLASSES
 from smt_vision.tasks.classification.predictor import Classifier
 from tiny_run import COLORS
 

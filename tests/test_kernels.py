@@ -1,11 +1,13 @@
-"""The Triton kernels equal the plain forms, in float64, of the modules in ``model/modulation.py``.
+"""The Triton kernels equal the plain modules of ``model/modulation.py`` in float64.
 
-Where there is no GPU, ``test_under_triton_s_interpreter`` runs the tests marked ``on_kernels`` in a process of its own:
-Triton decides at its import whether it interprets.
+Without a GPU, the tests marked ``on_kernels`` need ``TRITON_INTERPRET=1`` in the environment, which Triton reads when it
+is imported; ``make test`` runs them so.
 """
 
 import copy
 import json
+import os
+import re
 import runpy
 import subprocess
 import sys
@@ -18,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from smt_vision.kernels import mhmc, saa, switch
-from smt_vision.model.modulation import MHMC, SAA
+from smt_vision.forms import use_fast_forms
+from smt_vision.kernels import availability, mhmc, saa
+from smt_vision.model import MHMC, SAA, SAM
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 on_kernels = pytest.mark.skipif(
-    not CUDA and not switch.INTERPRETED, reason="no GPU: test_under_triton_s_interpreter runs it"
+    not CUDA and not availability.INTERPRETED, reason="no GPU, and TRITON_INTERPRET is not 1"
 )
-needs_triton = pytest.mark.skipif(not switch.HAS_TRITON, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(not availability.HAS_TRITON, reason="Triton is not installed")
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}  # of a tensor's norm
 
 
@@ -48,7 +51,7 @@ def off(found: Tensor | None, expected: Tensor | None) -> float:
 
 
 def mhmc_of(module: MHMC, s: Tensor) -> Tensor:
-    assert mhmc.supports(s, module.num_heads)
+    assert mhmc.is_supported(s, module.num_heads)
     biases = [conv.bias for conv in module.convs]
     return mhmc.convolve(s, [conv.weight for conv in module.convs], biases)
 
@@ -95,7 +98,7 @@ def test_mhmc(
 
 
 def norm_act_of(module: SAA, x: Tensor) -> Tensor:
-    assert saa.supports(x, module.expand, module.norm)
+    assert saa.is_supported(x, module.expand, module.norm)
     return saa.expand_norm_gelu(x, module.expand, module.norm)
 
 
@@ -261,6 +264,79 @@ def test_the_operators_keep_pytorch_s_rules() -> None:
     torch.library.opcheck(saa.grouped_gelu, (x.detach(), randn(8, 1), randn(8)))
 
 
+# --- the modules that use them ---
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the operators that forms call."""
+    names: list[str] = []
+    for module, name in ((mhmc, "convolve"), (saa, "expand_norm_gelu")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function, name=name: names.append(name) or f(*a))
+    return names
+
+
+def sam() -> tuple[SAM, Tensor]:
+    torch.manual_seed(0)
+    return SAM(8, num_heads=2).to(DEVICE), randn(2, 3, 4, 8)
+
+
+@on_kernels
+@pytest.mark.parametrize("training", [True, False])
+def test_forms_use_the_kernels(training: bool, launches: list[str]) -> None:
+    plain, x = sam()
+    fast = use_fast_forms(copy.deepcopy(plain)).train(training)
+    x, x_plain = leaf(x), leaf(x)
+    with torch.set_grad_enabled(training):
+        out, expected = fast(x), plain.train(training)(x_plain)
+    assert launches == ["convolve", "expand_norm_gelu"]
+    assert off(out, expected) < 1e-5
+    if training:
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        assert off(x.grad, x_plain.grad) < 1e-4
+        for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
+            if not re.fullmatch(r"mhmc.*bias|saa\.expand\.bias", name):  # the batch's mean takes these out again
+                assert off(a.grad, b.grad) < 1e-4, name
+
+
+@on_kernels
+def test_forms_step_aside(launches: list[str]) -> None:
+    plain, x = sam()
+    fast = use_fast_forms(plain)
+    for layer in (fast.mhmc.convs[1], fast.saa.norm):
+        handle = layer.register_forward_hook(lambda *_: launches.append("hook"))
+        fast(x)
+        handle.remove()
+    assert launches == ["hook", "expand_norm_gelu", "convolve", "hook"]
+    launches.clear()
+    torch.func.grad(lambda x: fast.eval()(x).sum())(x)
+    assert launches == []
+
+
+@on_kernels
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_forms_use_the_kernels_in_compiled_code_but_not_in_an_exported_program() -> None:
+    plain, x = sam()
+    fast = use_fast_forms(plain).eval().requires_grad_(False)
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    assert off(torch.compile(fast, fullgraph=True, backend=backend)(x), fast(x)) < 1e-6
+    assert sum("smt_vision" in target for target in targets) == 2
+    program = torch.export.export(fast, (x,))
+    assert not any("smt_vision" in str(node.target) for node in program.graph.nodes)
+    assert off(program.module()(x), fast(x)) < 1e-5
+
+
+# --- compilation ---
+
+
 class Compiled:
     """Stands for a kernel; a launch compiles it for an NVIDIA GPU and runs nothing."""
 
@@ -287,12 +363,12 @@ class Compiled:
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.skipif(CUDA or switch.INTERPRETED, reason="they are compiled in earnest, or not at all")
+@pytest.mark.skipif(CUDA or availability.INTERPRETED, reason="they are compiled for real, or not at all")
 def test_they_compile_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes some Python that the compiler does not."""
     from smt_vision.kernels import triton_mhmc, triton_saa
 
-    monkeypatch.setattr(switch, "INTERPRETED", True)
+    monkeypatch.setattr(availability, "INTERPRETED", True)
     kernels = [(triton_mhmc, "_convolve"), (triton_mhmc, "_weight_gradient")]
     kernels += [(triton_saa, name) for name in ("_apply", "_statistics", "_gradient_sums", "_gradients")]
     for module, name in kernels:
@@ -308,25 +384,24 @@ def test_they_compile_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels may run on any device, as far as the choice is concerned."""
-    monkeypatch.setattr(switch, "HAS_TRITON", True)
-    monkeypatch.setattr(switch, "INTERPRETED", True)
-    monkeypatch.setattr(switch, "CHOICE", "auto")
+    monkeypatch.setattr(availability, "HAS_TRITON", True)
+    monkeypatch.setattr(availability, "INTERPRETED", True)
 
 
 def takes_saa(x: Tensor, change: Callable[[SAA], Any] = lambda module: None) -> bool:
     module = SAA(8, 2, 2)
     change(module)
-    return saa.supports(x, module.expand, module.norm)
+    return saa.is_supported(x, module.expand, module.norm)
 
 
 @pytest.mark.usefixtures("anywhere")
 def test_what_the_kernels_take() -> None:
     s, x = torch.zeros(2, 3, 3, 8), torch.zeros(2, 3, 3, 4, 2)
-    assert mhmc.supports(s, 4)
+    assert mhmc.is_supported(s, 4)
     assert takes_saa(x)
-    assert not mhmc.supports(s.double(), 4)
-    assert not mhmc.supports(torch.zeros(2, 3, 3, 9), 3)
-    assert not mhmc.supports(s[:0], 4)
+    assert not mhmc.is_supported(s.double(), 4)
+    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 9), 3)
+    assert not mhmc.is_supported(s[:0], 4)
     assert not takes_saa(x.double())
     assert not takes_saa(x[:1, :1, :1])  # one value a channel: the plain form says what is wrong
     assert not takes_saa(x, lambda m: setattr(m, "norm", nn.SyncBatchNorm(16)))
@@ -335,28 +410,22 @@ def test_what_the_kernels_take() -> None:
     with torch.no_grad():
         assert takes_saa(x, SAA.eval)
     with FakeTensorMode():  # shapes without memory
-        assert mhmc.supports(torch.empty(1_000, 56, 56, 64), 4)
-        assert not mhmc.supports(torch.empty(20_000, 56, 56, 64), 4)  # offsets beyond 32 bits
+        assert mhmc.is_supported(torch.empty(1_000, 56, 56, 64), 4)
+        assert not mhmc.is_supported(torch.empty(20_000, 56, 56, 64), 4)  # offsets beyond 32 bits
         assert not takes_saa(torch.empty(50_000, 56, 56, 4, 2))
-    assert not mhmc.supports(s.to("meta"), 4)
+    assert not mhmc.is_supported(s.to("meta"), 4)
 
 
-@pytest.mark.usefixtures("anywhere")
-def test_the_switch_turns_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMT_VISION_KERNELS", "plain")
-    assert switch.__file__
-    monkeypatch.setattr(switch, "CHOICE", runpy.run_path(switch.__file__)["CHOICE"])
-    assert not mhmc.supports(torch.zeros(2, 3, 3, 8), 4)
-    assert not takes_saa(torch.zeros(2, 3, 3, 4, 2))
-    monkeypatch.setenv("SMT_VISION_KERNELS", "palin")
-    with pytest.raises(ValueError, match=r"SMT_VISION_KERNELS='palin' is unknown: one of auto, plain"):
-        runpy.run_path(switch.__file__)
+def test_an_unknown_choice_of_kernels() -> None:
+    command = [sys.executable, "-c", "import smt_vision"]
+    run = subprocess.run(command, env={**os.environ, "SMT_VISION_KERNELS": "palin"}, capture_output=True, text=True)
+    assert "ValueError: invalid SMT_VISION_KERNELS='palin': expected one of 'auto', 'plain'" in run.stderr
 
 
 def test_on_a_cpu_the_plain_form_runs() -> None:
-    if switch.INTERPRETED:
+    if availability.INTERPRETED:
         pytest.skip("the interpreter is on")
-    assert not mhmc.supports(torch.zeros(2, 3, 3, 8), 4)
+    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 8), 4)
     assert not takes_saa(torch.zeros(2, 3, 3, 4, 2))
 
 
@@ -386,5 +455,5 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     results = json.loads(out.read_text())
     assert results["failed"] == []
     assert results["graphs"] == {"inference": 1, "training": 1}
-    assert [row["mode"] for row in results["models"]] == ["inference"] * 9 + ["training"] * 7
+    assert [row["way"] for row in results["models"]] == ["inference"] * 9 + ["training"] * 7
     assert all(row["images_per_s"] > 0 for row in results["models"])

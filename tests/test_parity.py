@@ -1,5 +1,6 @@
-"""The network computes the release's function: recorded outputs, official keys, and a literal second form."""
+"""The network computes the release's function: recorded outputs, official keys, and a literal second implementation."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -15,14 +16,13 @@ from literal import FFN as LiteralFFN
 from literal import MSA as LiteralMSA
 from literal import SAM as LiteralSAM
 from literal import Block as LiteralBlock
-from literal import LiteralSMT, PatchEmbed, reference_input, reference_state_dict
+from literal import LiteralSMT, PatchEmbed, reference_input, reference_state_dict, to_grid
 from literal import Stem as LiteralStem
-from smt_vision.model.attention import MSA
-from smt_vision.model.layers import FFN
-from smt_vision.model.modulation import SAM
+from smt_vision.forms import use_fast_forms
+from smt_vision.model import MSA, SAM, SMT
 from smt_vision.model.official import is_official, to_official, to_ours
-from smt_vision.model.smt import SMT, Block, Downsample, Stem
-from smt_vision.model.variants import VARIANTS
+from smt_vision.model.smt import FFN, Block, Downsample, Stem
+from smt_vision.registry import VARIANTS
 
 PAPER = ("smt_tiny", "smt_small", "smt_base", "smt_large")
 CASES = {"t": "smt_tiny", "s": "smt_small", "b": "smt_base", "l": "smt_large"}
@@ -132,15 +132,29 @@ def assert_same_function(
     ours: nn.Module,
     prefixes: tuple[str, str],
     inputs: Tensor,
-    run_literal: Callable[[Tensor], Tensor],
+    run_literal: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    """Equal outputs, gradients and running statistics; ``prefixes`` say where the module lies, officially and here."""
-    theirs, here = prefixes
+    """Equal outputs, gradients and running statistics, of the plain module and of its fast form.
+
+    ``prefixes`` are the module's places in the release's network and in this one.
+    """
     randomise(literal)
+    for module in (ours, use_fast_forms(copy.deepcopy(ours))):
+        assert_equal_to(copy.deepcopy(literal), module, prefixes, inputs, run_literal)
+
+
+def assert_equal_to(
+    literal: nn.Module,
+    ours: nn.Module,
+    prefixes: tuple[str, str],
+    inputs: Tensor,
+    run_literal: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    theirs, here = prefixes
     state = to_ours({theirs + k: v for k, v in literal.state_dict().items()})
     ours.double().load_state_dict({k.removeprefix(here): v for k, v in state.items()})
     x, y = inputs.double().requires_grad_(), inputs.double().requires_grad_()
-    expected, actual = run_literal(x), ours(y)
+    expected, actual = run_literal(literal, x), ours(y)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(expected)
     (expected * weights).sum().backward()
@@ -158,7 +172,7 @@ def assert_same_function(
 def mixer_or_ffn(literal: nn.Module, ours: nn.Module, name: tuple[str, str], dim: int, size: tuple[int, int]) -> None:
     H, W = size
 
-    def run_literal(x: Tensor) -> Tensor:
+    def run_literal(literal: nn.Module, x: Tensor) -> Tensor:
         return literal(x.flatten(1, 2), H, W).unflatten(1, (H, W))
 
     prefixes = (f"block1.0.{name[0]}.", f"stages.0.blocks.0.{name[1]}.")
@@ -200,9 +214,9 @@ def test_ffn(dim: int, hidden_dim: int, size: tuple[int, int]) -> None:
 def test_block(layer_scale: float | None, training: bool) -> None:
     torch.manual_seed(1)
     literal = LiteralBlock(16, LiteralSAM(16), 32, layer_scale).train(training)
-    ours = Block(SAM(16), FFN(16, 32), 16, layer_scale, drop_path=0.0).train(training)
+    ours = Block(16, SAM(16), 2, layer_scale).train(training)
 
-    def run_literal(x: Tensor) -> Tensor:
+    def run_literal(literal: nn.Module, x: Tensor) -> Tensor:
         return literal(x.flatten(1, 2), 4, 5).unflatten(1, (4, 5))
 
     assert_same_function(literal, ours, ("block1.0.", "stages.0.blocks.0."), torch.randn(2, 4, 5, 16), run_literal)
@@ -215,10 +229,11 @@ def test_stem(kernel: int, stride: int, in_chans: int, size: tuple[int, int], tr
     torch.manual_seed(kernel + stride)
     literal, ours = LiteralStem(in_chans, 8, kernel, stride), Stem(in_chans, 8, kernel, stride)
 
-    def run_literal(x: Tensor) -> Tensor:
-        out, H, W = literal.train(training)(x)
-        return out.unflatten(1, (H, W))
+    def run_literal(literal: nn.Module, x: Tensor) -> Tensor:
+        out, H, W = literal(x)
+        return to_grid(out, H, W)
 
+    literal.train(training)
     x = torch.randn(2, in_chans, *size)
     assert_same_function(literal, ours.train(training), ("patch_embed1.", "stem."), x, run_literal)
 
@@ -228,11 +243,11 @@ def test_downsample(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     literal, ours = PatchEmbed(6, 8), Downsample(6, 8)
 
-    def run_literal(x: Tensor) -> Tensor:
-        out, H, W = literal(x.permute(0, 3, 1, 2))
-        return out.unflatten(1, (H, W))
+    def run_literal(literal: nn.Module, x: Tensor) -> Tensor:
+        out, H, W = literal(x)
+        return to_grid(out, H, W)
 
-    x = torch.randn(2, *size, 6)
+    x = torch.randn(2, 6, *size)
     assert_same_function(literal, ours, ("patch_embed2.", "stages.1.downsample."), x, run_literal)
 
 
@@ -271,7 +286,7 @@ def test_whole_network(seed: int) -> None:
     literal, ours = LiteralSMT(**args), SMT(**args)
     training = seed % 3 != 0
     literal.train(training)
-    assert_same_function(literal, ours.train(training), ("", ""), torch.randn(shape), literal)
+    assert_same_function(literal, ours.train(training), ("", ""), torch.randn(shape), lambda literal, x: literal(x))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from debug_model import create, images, on_meta
-from smt_vision.model.modulation import SAM
-from smt_vision.model.smt import SMT
-from smt_vision.model.variants import VARIANTS
+from smt_vision.model import SAM, SMT
+from smt_vision.registry import VARIANTS
 
 ALL = timm.list_models("smt*")
 PAPER = {  # parameters and GMAC at 224, attention counted; the release's configuration
@@ -153,7 +152,7 @@ def test_stop_early_runs_no_later_stage(atto: SMT) -> None:
 
 
 def test_forward_intermediates_errors(atto: SMT) -> None:
-    with pytest.raises(ValueError, match=r"output_fmt='NLC'.*'NCHW' or 'NHWC'"):
+    with pytest.raises(ValueError, match=r"output_fmt='NLC'.*'NCHW', 'NHWC'"):
         atto.forward_intermediates(images(1, 3, 32, 32), output_fmt="NLC")
     with pytest.raises(AssertionError, match="out of range"):
         atto.forward_intermediates(images(1, 3, 32, 32), indices=[4])

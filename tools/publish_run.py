@@ -1,9 +1,9 @@
-"""Put a detection or segmentation run's small results into a folder of docs/results/.
+"""Copy the small results of a detection or segmentation run into a folder of docs/results/.
 
     python tools/publish_run.py runs/camvid docs/results/camvid
 
-Writes the recipe, the log, the numbers, the curves, the confusion where there is one, and the samples of the best
-epoch; the data set is called by its folder's name alone.
+Writes the recipe, the training log, the metrics, the curves, the confusion matrix if there is one, and the samples of the
+best epoch; of the dataset's path only the last part is kept.
 """
 
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 
 from smt_vision import checkpoints
 
-QUALITY = 88  # of the samples as JPEG: a fifth of the bytes
+QUALITY = 88  # JPEG quality of the samples: a fifth of the PNG's size
 
 
 def main(run: Path, results: Path) -> None:
@@ -25,7 +25,7 @@ def main(run: Path, results: Path) -> None:
     recipe["data"] = Path(recipe["data"]).name
     (results / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics.pop("worst", None)  # pictures, as text
+    metrics.pop("worst", None)  # thumbnails, base64-encoded
     (results / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     for file in ("log.jsonl", "curves.png", "confusion.png"):
         if (run / file).is_file():

@@ -10,15 +10,15 @@ else is imported when it is first used::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import registry as _registry  # noqa: F401  registers the models with timm
 from ._version import __version__
 from .model import SMT
-from .model import variants as _registry  # noqa: F401  registers the models with timm
 
 if TYPE_CHECKING:
     from .api import export, predict
-    from .deploy.fuse import fuse
     from .engine.evaluation import evaluate
     from .engine.loop import train
+    from .forms.inference import fuse
     from .recipe import Recipe
     from .tasks import RECIPES
     from .tasks.classification.predictor import Classifier, Prediction
@@ -32,7 +32,7 @@ _LAZY = {
     "evaluate": ".engine.evaluation",
     "predict": ".api",
     "export": ".api",
-    "fuse": ".deploy.fuse",
+    "fuse": ".forms.inference",
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
     "Classifier": ".tasks.classification.predictor",

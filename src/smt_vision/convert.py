@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_tensors, write_atomic
-from .model.official import is_official, to_official, to_ours, unwrap
-from .model.smt import SMT
-from .model.variants import VARIANTS
+from .model import SMT
+from .model.official import is_official, our_state, to_official, unwrap
+from .registry import VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -70,7 +70,7 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
 
     state = state_dict_of(read_tensors(source)[0], source)
     official = is_official(state)
-    result = to_ours(state) if official else to_official(state)
+    result = our_state(state) if official else to_official(state)
     variant, num_classes, in_chans, parameters = identify(result if official else state, source)
     result = {key: value.contiguous() for key, value in result.items()}
 

@@ -91,7 +91,7 @@ def describe(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Mod
     stages = tuple(
         StageInfo(
             name=name,
-            shape=_channels_first(traced.shapes[name], channels, isinstance(model, SMT)),
+            shape=_channels_first(traced.shapes[name], channels),
             parameters=_parameters(model.get_submodule(name)),
             gmac=traced.gmac(name),
             mixers=mixers,
@@ -158,9 +158,9 @@ def _parts(model: nn.Module) -> list[tuple[str, int | None, str | None]]:
     return [(info["module"], info["num_chs"], None) for info in infos if info.get("module")]
 
 
-def _channels_first(shape: tuple[int, ...], channels: int | None, channels_last: bool) -> tuple[int, ...]:
-    """``(H, W, C) -> (C, H, W)`` if the model is known to be channels-last, or only the last axis can be channels."""
-    last = len(shape) == 3 and shape[-1] == channels and (channels_last or shape[0] != channels)
+def _channels_first(shape: tuple[int, ...], channels: int | None) -> tuple[int, ...]:
+    """``(H, W, C) -> (C, H, W)`` where, by its size, the last axis is the channels."""
+    last = len(shape) == 3 and shape[-1] == channels and shape[0] != channels
     return (shape[-1], *shape[:-1]) if last else shape
 
 

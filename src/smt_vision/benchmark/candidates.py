@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ..deploy.exported import ExportedModel
-from ..deploy.fuse import fuse
+from ..forms.inference import fuse
 from ..tasks.build import create_model
 from ..tasks.load import load
 from .compare import Candidate

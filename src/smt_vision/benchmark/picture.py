@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ..model.variants import VARIANTS
 from ..pictures.style import BEST, EVAL, GREY, TRAIN, save
+from ..registry import VARIANTS
 from .compare import Result
 from .model_spec import parse_spec
 from .published import PUBLISHED

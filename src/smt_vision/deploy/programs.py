@@ -16,9 +16,9 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..extras import require
+from ..forms.inference import fuse
 from ..model.smt import SMT
 from .exported import FILES
-from .fuse import fuse
 from .parity import SMALLEST_SIDE
 from .quantize import quantize
 

@@ -1,1 +1,1 @@
-"""Fused forms of the hot operators; each equals its plain form in ``model``, which runs wherever these cannot."""
+"""Hot operators as functions of tensors; each equals PyTorch's own operators. The modules of ``forms`` use them."""

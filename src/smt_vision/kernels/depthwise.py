@@ -1,4 +1,4 @@
-"""Depthwise convolution with kernels larger than 3x3, trained on a CPU.
+"""Depthwise convolutions, trained on a CPU.
 
 oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; wider ones take a
 path many times slower. The gradient of a wide kernel is that of strips of three columns side by side, each over a
@@ -9,34 +9,47 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .switch import autocast_dtype, backward_is_ours
+from .availability import autocast_dtype
 
 STRIP = 3
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of odd kernel that keeps the grid: ``(B, C, H, W) -> (B, C, H, W)``.
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A depthwise convolution that keeps the grid; on a CPU with a fast weight gradient for wide kernels.
 
-    An ``nn.Conv2d`` in all but the time its backward pass takes.
+    Args:
+        x: ``(B, C, H, W)``.
+        weight: ``(C, 1, k, k)``, ``k`` odd.
+        bias: ``(C,)``.
     """
+    if x.device.type != "cpu" or weight.shape[-1] <= STRIP or not weight.requires_grad:
+        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
+    weight = _reaching(weight, *x.shape[2:])
+    if dtype := autocast_dtype("cpu"):
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return _Depthwise.apply(x, weight, bias)
 
-    def __init__(self, dim: int, kernel_size: int) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = self.kernel_size[1] > STRIP
-        if not (wide and self.weight.requires_grad and x.device.type == "cpu" and backward_is_ours()):
-            return super().forward(x)
-        weight, bias = _reaching(self.weight, *x.shape[2:]), self.bias
-        if dtype := autocast_dtype("cpu"):
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return _Depthwise.apply(x, weight, bias)
+def residual_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x`` plus its depthwise convolution; on a CPU the sum is part of the kernel, which saves two passes over memory.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        weight: ``(C, 1, k, k)``, ``k`` odd.
+        bias: ``(C,)``.
+    """
+    padding, groups = _padding(weight), weight.shape[0]
+    # In fewer bits than float32's, autocast's or TF32's, a kernel with 1 added would lose its own digits.
+    if x.device.type != "cpu" or x.dtype is not torch.float32 or autocast_dtype("cpu"):
+        return x + F.conv2d(x, weight, bias, padding=padding, groups=groups)
+    identity = F.pad(weight.new_ones(1, 1, 1, 1), (padding[1], padding[1], padding[0], padding[0]))
+    return F.conv2d(x, weight + identity, bias, padding=padding, groups=groups)
 
 
 def _reaching(weight: Tensor, height: int, width: int) -> Tensor:
-    """The middle of a kernel ``(C, 1, k, k)`` that reaches anything but padding from somewhere on a map."""
+    """The central part of a kernel ``(C, 1, k, k)`` that reaches anything but padding from some place of the map."""
     k = weight.shape[-1]
     rows, columns = (max(k // 2 - (side - 1), 0) for side in (height, width))  # cut off on either side
     return weight[:, :, rows : k - rows, columns : k - columns]
@@ -66,7 +79,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
-    """What keeps the grid."""
+    """The padding that keeps the grid."""
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
@@ -87,9 +100,9 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     part = weight.new_empty(weight.shape[0], 1, height, STRIP)
 
     def gradient(top: int, left: int) -> Tensor:
-        seen = x[:, :, top : top + H + height - 1, left : left + W + STRIP - 1]
+        shifted = x[:, :, top : top + H + height - 1, left : left + W + STRIP - 1]
         return torch.ops.aten.convolution_backward(
-            grad, seen, part, None, [1, 1], [0, 0], [1, 1], False, [0, 0], x.shape[1], [False, True, False]
+            grad, shifted, part, None, [1, 1], [0, 0], [1, 1], False, [0, 0], x.shape[1], [False, True, False]
         )[1]
 
     columns = [

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .switch import HEADS, INT32, compute_dtype, usable
+from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
 
-def supports(s: Tensor, num_heads: int) -> bool:
-    """Whether :func:`convolve` takes this context; the plain form takes any."""
-    return usable(s) and num_heads in HEADS and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
+def is_supported(s: Tensor, num_heads: int) -> bool:
+    """Whether :func:`convolve` takes this context."""
+    return triton_is_supported(s) and num_heads in HEADS and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
 
 
 def convolve(s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """The convolutions of all heads, each depthwise with zeros around, as :class:`smt_vision.MHMC` defines them.
+    """The convolutions of all heads, each depthwise with zeros around, as :class:`~smt_vision.model.MHMC` defines them.
 
     Differentiable once. Sums are in float32; under autocast the context is cast as for any convolution.
 
     Args:
-        s: the context ``(B, H, W, C)``, which :func:`supports` accepts.
+        s: the context ``(B, H, W, C)``, which :func:`is_supported` accepts.
         weights: a head's ``(G, 1, 3 + 2i, 3 + 2i)``, for each head.
         biases: a head's ``(G,)``, for each head.
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .switch import HEADS, INT32, compute_dtype, usable
+from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
 MAX_OUTPUTS = 16  # of a group: the kernels hold N times as many weights a thread
 
 
-def supports(x: Tensor, expand: nn.Conv2d, norm: nn.Module) -> bool:
-    """Whether :func:`expand_norm_gelu` takes this input and these modules; the plain form takes any.
+def is_supported(x: Tensor, expand: nn.Conv2d, norm: nn.Module) -> bool:
+    """Whether :func:`expand_norm_gelu` takes this input and these modules.
 
     Only a plain BatchNorm2d's statistics are the kernels'. In evaluation they have no gradient.
     """
-    if not usable(x) or type(norm) is not nn.BatchNorm2d or norm.weight is None or expand.bias is None:
+    if not triton_is_supported(x) or type(norm) is not nn.BatchNorm2d or norm.weight is None or expand.bias is None:
         return False
     B, H, W, G, N = x.shape
     if N not in HEADS or expand.out_channels > MAX_OUTPUTS * G or B * H * W * expand.out_channels >= INT32:
@@ -40,7 +40,7 @@ def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tens
     Differentiable once, in training. Arithmetic is in float32; under autocast the input is cast as for any convolution.
 
     Args:
-        x: MHMC's output ``(B, H, W, G, N)``, which :func:`supports` accepts.
+        x: MHMC's output ``(B, H, W, G, N)``, which :func:`is_supported` accepts.
         expand: the grouped 1x1 convolution, ``G N`` to ``G R`` channels in ``G`` groups.
         norm: the normalisation of its output.
 
@@ -49,7 +49,7 @@ def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tens
     """
     x = x.to(compute_dtype(x))
     weight, bias = expand.weight.flatten(1), expand.bias
-    assert bias is not None  # supports() saw to it
+    assert bias is not None  # is_supported() saw to it
     if not norm.training:
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .switch import on_device
+from .availability import on_device
 
 WARPS = 4
 ROWS = 2  # output rows of a thread: an input is loaded and converted once for all of them

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .switch import on_device
+from .availability import on_device
 
 WARPS = 4
 TILE = 2048  # positions x outputs of a step: 16 a thread

@@ -1,8 +1,7 @@
-"""The network. Importing registers the variants with timm."""
+"""The network as the paper describes it. Depends on torch and timm only."""
 
 from .attention import MSA
 from .modulation import MHMC, SAA, SAM
 from .smt import SMT
-from .variants import VARIANTS
 
-__all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT", "VARIANTS"]
+__all__ = ["MHMC", "MSA", "SAA", "SAM", "SMT"]

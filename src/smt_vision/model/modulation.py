@@ -5,104 +5,92 @@
 Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.1.
 
 Shapes: ``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads, ``r`` expansion ratio.
-Blocks work channels-last (``B H W C``): linear layers and LayerNorm then need no copy, and a
-convolution sees the very same memory as a ``B C H W`` tensor in ``torch.channels_last`` format.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import mhmc, saa
-from ..kernels.depthwise import DepthwiseConv2d
-from ..kernels.lean import can_be_lean, linear, linear_of
-from .layers import conv_bhwc
+
+def conv_bhwc(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution to a channels-last tensor: ``(B, H, W, C_in) -> (B, H', W', C_out)``.
+
+    No copy is made: the convolution sees the same memory as a ``B C H W`` tensor in ``torch.channels_last`` format.
+    """
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class MHMC(nn.Module):
-    """Multi-head mixed convolution: head ``i`` is a depthwise convolution of kernel ``3 + 2i``.
+    """Multi-head mixed convolution: head ``i`` is a depthwise convolution with kernel size ``3 + 2i``.
 
     Args:
-        dim: channels ``C``; a multiple of ``num_heads``.
-        num_heads: convolution heads ``N``.
+        dim: Number of channels ``C``, a multiple of ``num_heads``.
+        num_heads: Number of convolution heads ``N``.
 
-    Shape: ``(B, H, W, C) -> (B, H, W, C / N, N)``. The last axis is the head, so that flattening the
-    last two gives the interleaved order SAA aggregates in; ``.transpose(-1, -2)`` gives head order.
+    Shape: ``(B, H, W, C) -> (B, H, W, C / N, N)``. The last axis is the head: flattening the last two axes gives the
+    interleaved channel order that SAA works on.
     """
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"MHMC: dim={dim} is not a multiple of num_heads={num_heads}")
+            raise ValueError(f"invalid num_heads={num_heads}: expected a divisor of dim={dim}")
         width = dim // num_heads
         self.num_heads = num_heads
-        self.convs = nn.ModuleList(DepthwiseConv2d(width, kernel_size=3 + 2 * i) for i in range(num_heads))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, kernel_size=3 + 2 * i, padding=1 + i, groups=width) for i in range(num_heads)
+        )
 
     def forward(self, s: Tensor) -> Tensor:
-        if mhmc.supports(s, self.num_heads):
-            weights, biases = ([conv.get_parameter(name) for conv in self.convs] for name in ("weight", "bias"))
-            return mhmc.convolve(s, weights, biases)
         heads = s.chunk(self.num_heads, dim=-1)
-        return torch.stack([conv_bhwc(conv, head) for conv, head in zip(self.convs, heads, strict=True)], dim=-1)
+        return torch.stack([conv_bhwc(conv, heads[i]) for i, conv in enumerate(self.convs)], dim=-1)
 
 
 class SAA(nn.Module):
-    """Scale-aware aggregation: light fusion, first of the scales within a group, then of the groups.
+    """Scale-aware aggregation: mixes the scales within each group of channels, then the groups.
 
-    A grouped 1x1 convolution (``C / N`` groups; a group holds one channel of every head) expands to ``rC``,
-    BatchNorm and GELU follow, and a dense 1x1 convolution brings ``rC`` back to ``C``.
+    A grouped 1x1 convolution expands ``C`` to ``rC`` channels in ``C / N`` groups, each holding one channel of every
+    head. After BatchNorm and GELU, a dense 1x1 convolution reduces them to ``C``.
 
     Args:
-        dim: channels ``C``; a multiple of ``num_heads``.
-        num_heads: convolution heads ``N`` of the MHMC in front.
-        expand_ratio: expansion ``r``.
+        dim: Number of channels ``C``, a multiple of ``num_heads``.
+        num_heads: Number of heads ``N`` of the preceding :class:`MHMC`.
+        expand_ratio: Expansion ratio ``r``.
 
-    Shape: ``(B, H, W, C / N, N) -> (B, H, W, C)``; flattened, the input is in the interleaved order
-    ``[head0.g0, head1.g0, ..., head0.g1, ...]`` that the groups want.
+    Shape: ``(B, H, W, C / N, N) -> (B, H, W, C)``.
     """
 
     def __init__(self, dim: int, num_heads: int = 4, expand_ratio: int = 2) -> None:
         super().__init__()
-        hidden = dim * expand_ratio
-        self.expand = nn.Conv2d(dim, hidden, kernel_size=1, groups=dim // num_heads)
-        self.norm = nn.BatchNorm2d(hidden)
+        hidden_dim = dim * expand_ratio
+        self.expand = nn.Conv2d(dim, hidden_dim, kernel_size=1, groups=dim // num_heads)
+        self.norm = nn.BatchNorm2d(hidden_dim)
         self.act = nn.GELU()
-        self.reduce = nn.Conv2d(hidden, dim, kernel_size=1)
+        self.reduce = nn.Conv2d(hidden_dim, dim, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if saa.supports(x, self.expand, self.norm):
-            hidden = saa.expand_norm_gelu(x, self.expand, self.norm)
-            return self.reduce(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = self.expand(x.flatten(-2).permute(0, 3, 1, 2))
-        if self.training and type(self.norm) is nn.BatchNorm2d and can_be_lean(self.reduce):
-            return linear_of(
-                self._norm_act,
-                self.reduce,
-                x.permute(0, 2, 3, 1),
-                self.norm.weight,
-                self.norm.bias,
-                again=self._norm_act_again,
-            )
         return self.reduce(self.act(self.norm(x))).permute(0, 2, 3, 1)
 
-    def _norm_act(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.act(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
-    def _norm_act_again(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # The running statistics have seen this batch.
-        normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True, eps=self.norm.eps)
-        return self.act(normed).permute(0, 2, 3, 1)
+class ConcatHeads(nn.Module):
+    """Takes the place of :class:`SAA` in the paper's ablation: the heads side by side, not mixed.
+
+    Shape: ``(B, H, W, C / N, N) -> (B, H, W, C)``, in the channel order of the context.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(-1, -2).flatten(-2)
 
 
 class SAM(nn.Module):
-    """Scale-aware modulation: a value times a modulator gathered by convolutions of several sizes.
+    """Scale-aware modulation: a value multiplied by a modulator, which convolutions of several sizes gather.
 
     Args:
-        dim: channels ``C``.
-        num_heads: convolution heads ``N`` (paper: 4, kernels 3, 5, 7, 9).
-        expand_ratio: SAA's expansion ``r``.
-        aggregation: with ``False`` the heads' outputs modulate unmixed, in head order (the paper's ablation).
-        drop_rate: dropout after the output projection.
+        dim: Number of channels ``C``.
+        num_heads: Number of convolution heads ``N`` (4 in the paper: kernel sizes 3, 5, 7 and 9).
+        expand_ratio: Expansion ratio ``r`` of SAA.
+        aggregation: Whether SAA mixes the heads. Without it (the paper's ablation), they modulate unmixed.
+        drop_rate: Dropout rate after the output projection.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C)``.
     """
@@ -113,14 +101,11 @@ class SAM(nn.Module):
         super().__init__()
         self.vs = nn.Linear(dim, 2 * dim)  # value and context in one product
         self.mhmc = MHMC(dim, num_heads)
-        self.saa = SAA(dim, num_heads, expand_ratio) if aggregation else None
+        self.saa = SAA(dim, num_heads, expand_ratio) if aggregation else ConcatHeads()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        v, s = linear(self.vs, x).chunk(2, dim=-1)
-        heads = self.mhmc(s)
-        modulator = heads.transpose(-1, -2).flatten(-2) if self.saa is None else self.saa(heads)
-        if can_be_lean(self.proj):
-            return self.proj_drop(linear_of(torch.mul, self.proj, modulator, v))
-        return self.proj_drop(self.proj(modulator * v))
+        value, context = self.vs(x).chunk(2, dim=-1)
+        modulator = self.saa(self.mhmc(context))
+        return self.proj_drop(self.proj(modulator * value))

@@ -1,40 +1,52 @@
-"""The authors' state dicts and ours: the same numbers under other names.
+"""State dicts of the authors' release: the same values under other names.
 
-The release keeps value and context, and query and key/value, as separate linear layers; ours are one each. Everything
-else is a change of name.
+The release has separate linear layers for value and context, and for query and key/value; this package has one layer
+for each pair. Every other difference is a name.
 
 Source: the key list of the release v1.0.0 of the GitHub repository AFeng-x/SMT.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 RELEASE_URL = "https://github.com/AFeng-x/SMT/releases/download/v1.0.0/"
 
-# (official, ours), each a whole module path; {i}, {j} and {k} are numbers, counted from 1 in the release but for j.
-_STEM = [("conv.0", "conv1"), ("conv.1", "bn"), ("conv.3", "conv2"), ("norm", "norm")]
-_BLOCK = [
-    ("norm1", "norm1"),
-    ("norm2", "norm2"),
-    ("mlp.fc1", "ffn.fc1"),
-    ("mlp.dwconv.dwconv", "ffn.dwconv"),
-    ("mlp.fc2", "ffn.fc2"),
-    ("attn.proj", "mixer.proj"),
-    ("attn.proj0", "mixer.saa.expand"),
-    ("attn.bn", "mixer.saa.norm"),
-    ("attn.proj1", "mixer.saa.reduce"),
-    ("attn.local_conv", "mixer.local_conv"),
+# (official, ours): prefixes of keys, of which the first that matches counts. {i} is the stage, {j} the block and {k}
+# the convolution head; the release counts stages and heads from 1, this package from 0. Where several official layers
+# are one layer here, concatenated along the first axis, the number is each one's share of it.
+_TABLE: list[tuple[str | dict[str, int], str]] = [
+    ("patch_embed1.conv.0", "stem.conv1"),
+    ("patch_embed1.conv.1", "stem.bn"),
+    ("patch_embed1.conv.3", "stem.conv2"),
+    ("patch_embed1.norm", "stem.norm"),
+    ("patch_embed{i}.proj", "stages.{i}.downsample.conv"),
+    ("patch_embed{i}.norm", "stages.{i}.downsample.norm"),
+    ("norm{i}", "stages.{i}.norm"),
+    ("head", "head.fc"),
+    ("block{i}.{j}.norm1", "stages.{i}.blocks.{j}.norm1"),
+    ("block{i}.{j}.norm2", "stages.{i}.blocks.{j}.norm2"),
+    ("block{i}.{j}.gamma_1", "stages.{i}.blocks.{j}.scale1.gamma"),
+    ("block{i}.{j}.gamma_2", "stages.{i}.blocks.{j}.scale2.gamma"),
+    ("block{i}.{j}.mlp.fc1", "stages.{i}.blocks.{j}.ffn.fc1"),
+    ("block{i}.{j}.mlp.dwconv.dwconv", "stages.{i}.blocks.{j}.ffn.dwconv"),
+    ("block{i}.{j}.mlp.fc2", "stages.{i}.blocks.{j}.ffn.fc2"),
+    ({"block{i}.{j}.attn.v": 1, "block{i}.{j}.attn.s": 1}, "stages.{i}.blocks.{j}.mixer.vs"),
+    ({"block{i}.{j}.attn.q": 1, "block{i}.{j}.attn.kv": 2}, "stages.{i}.blocks.{j}.mixer.qkv"),
+    ("block{i}.{j}.attn.local_conv_{k}", "stages.{i}.blocks.{j}.mixer.mhmc.convs.{k}"),
+    ("block{i}.{j}.attn.local_conv", "stages.{i}.blocks.{j}.mixer.local_conv"),
+    ("block{i}.{j}.attn.proj0", "stages.{i}.blocks.{j}.mixer.saa.expand"),
+    ("block{i}.{j}.attn.bn", "stages.{i}.blocks.{j}.mixer.saa.norm"),
+    ("block{i}.{j}.attn.proj1", "stages.{i}.blocks.{j}.mixer.saa.reduce"),
+    ("block{i}.{j}.attn.proj", "stages.{i}.blocks.{j}.mixer.proj"),
 ]
-# Ours is the concatenation of these, along the first axis.
-_MERGED = {"mixer.vs": ("attn.v", "attn.s"), "mixer.qkv": ("attn.q", "attn.kv")}
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint: its ``model`` (the release's) or ``state_dict`` entry, or itself."""
+    """The state dict inside a checkpoint: its entry ``model`` (as in the release) or ``state_dict``, or itself."""
     for entry in ("model", "state_dict"):
         if isinstance(checkpoint.get(entry), Mapping):
             return checkpoint[entry]
@@ -42,87 +54,89 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def our_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict inside a checkpoint, with our keys: the release's are translated, any others kept."""
+    """The state dict inside a checkpoint with this package's keys: the release's are converted, others kept."""
     state = unwrap(checkpoint)
     return to_ours(state) if is_official(state) else dict(state)
 
 
-def is_official(state_dict: Mapping[str, Tensor]) -> bool:
+def is_official(state_dict: Mapping[str, Any]) -> bool:
     """Whether a state dict has the release's keys."""
     return any(key.startswith("patch_embed1.") for key in state_dict)
 
 
-def _name_to_ours(key: str) -> str:
-    module, _, leaf = key.rpartition(".")
-    if match := re.fullmatch(r"patch_embed1\.(.+)", module):
-        return f"stem.{dict(_STEM).get(match[1], match[1])}.{leaf}"
-    if match := re.fullmatch(r"patch_embed(\d+)\.(proj|norm)", module):
-        return f"stages.{int(match[1]) - 1}.downsample.{match[2].replace('proj', 'conv')}.{leaf}"
-    if match := re.fullmatch(r"norm(\d+)", module):
-        return f"stages.{int(match[1]) - 1}.norm.{leaf}"
-    if module == "head":
-        return f"head.fc.{leaf}"
-    if match := re.fullmatch(r"block(\d+)\.(\d+)(?:\.(.+))?", module):
-        block = f"stages.{int(match[1]) - 1}.blocks.{match[2]}"
-        inner = match[3]
-        if inner is None:  # gamma_1 and gamma_2, LayerScale
-            return f"{block}.scale{leaf[-1]}.gamma" if leaf.startswith("gamma_") else key
-        if conv := re.fullmatch(r"attn\.local_conv_(\d+)", inner):
-            return f"{block}.mixer.mhmc.convs.{int(conv[1]) - 1}.{leaf}"
-        return f"{block}.{dict(_BLOCK).get(inner, inner)}.{leaf}"
-    return key
-
-
-def _name_to_official(key: str) -> str:
-    module, _, leaf = key.rpartition(".")
-    if match := re.fullmatch(r"stem\.(.+)", module):
-        return f"patch_embed1.{ {b: a for a, b in _STEM}.get(match[1], match[1]) }.{leaf}"
-    if match := re.fullmatch(r"stages\.(\d+)\.downsample\.(conv|norm)", module):
-        return f"patch_embed{int(match[1]) + 1}.{match[2].replace('conv', 'proj')}.{leaf}"
-    if match := re.fullmatch(r"stages\.(\d+)\.norm", module):
-        return f"norm{int(match[1]) + 1}.{leaf}"
-    if module == "head.fc":
-        return f"head.{leaf}"
-    if match := re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)", module):
-        block, inner = f"block{int(match[1]) + 1}.{match[2]}", match[3]
-        if scale := re.fullmatch(r"scale(\d)", inner):
-            return f"{block}.gamma_{scale[1]}"
-        if conv := re.fullmatch(r"mixer\.mhmc\.convs\.(\d+)", inner):
-            return f"{block}.attn.local_conv_{int(conv[1]) + 1}.{leaf}"
-        return f"{block}.{ {b: a for a, b in _BLOCK}.get(inner, inner) }.{leaf}"
-    return key
-
-
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the release's keys to ours and merge what is one layer here; unknown keys stay as they are."""
-    parts = {part: (whole, parts) for whole, parts in _MERGED.items() for part in parts}
+    """Convert the release's keys to this package's and merge layers; unknown keys are kept.
+
+    The parts of a merged layer are kept as they are where one of them is missing, so that a strict load names them.
+    """
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        match = re.fullmatch(r"block(\d+)\.(\d+)\.(attn\.\w+)\.(weight|bias)", key)
-        if match is None or match[3] not in parts:
-            out[_name_to_ours(key)] = value
+        rule, match = _find(key, official=True)
+        if rule is None:
+            out[key] = value
             continue
-        whole, members = parts[match[3]]
-        keys = [f"block{match[1]}.{match[2]}.{member}.{match[4]}" for member in members]
-        if not all(k in state_dict for k in keys):
-            out[key] = value  # an incomplete pair: left over, so that a strict load names it
-        elif match[3] == members[0]:
-            name = f"stages.{int(match[1]) - 1}.blocks.{match[2]}.{whole}.{match[4]}"
-            out[name] = torch.cat([state_dict[k] for k in keys])
+        parts = [part.format(match, shift=0) for part in rule.official]
+        if any(part not in state_dict for part in parts):
+            out[key] = value
+        elif key == parts[0]:
+            values = [state_dict[part] for part in parts]
+            out[rule.ours.format(match, shift=-1)] = values[0] if len(values) == 1 else torch.cat(values)
     return out
 
 
 def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of :func:`to_ours`: our keys to the release's, merged layers taken apart."""
+    """The inverse of :func:`to_ours`: merged layers are split, unknown keys are kept."""
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        match = re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(mixer\.(?:vs|qkv))\.(weight|bias)", key)
-        if match is None:
-            out[_name_to_official(key)] = value
+        rule, match = _find(key, official=False)
+        if rule is None:
+            out[key] = value
             continue
-        first, second = _MERGED[match[3]]
-        block = f"block{int(match[1]) + 1}.{match[2]}"
-        width = value.shape[0] // (2 if match[3] == "mixer.vs" else 3)
-        out[f"{block}.{first}.{match[4]}"] = value[:width].clone()
-        out[f"{block}.{second}.{match[4]}"] = value[width:].clone()
+        names = [part.format(match, shift=1) for part in rule.official]
+        if len(names) == 1:
+            out[names[0]] = value
+        else:
+            rows = [share * len(value) // sum(rule.shares) for share in rule.shares]
+            out |= {name: part.clone() for name, part in zip(names, value.split(rows), strict=True)}
     return out
+
+
+class _Pattern(NamedTuple):
+    """One side of a row of the table."""
+
+    template: str
+    regex: re.Pattern[str]
+
+    @classmethod
+    def of(cls, template: str) -> "_Pattern":
+        numbers = re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template))
+        return cls(template, re.compile(numbers + r"(?P<leaf>(\.\w+)?)"))
+
+    def format(self, match: Mapping[str, str], shift: int) -> str:
+        """The key with the numbers of another match, those that the two sides count differently moved by ``shift``."""
+        numbers = {name: int(match[name]) + (shift if name in "ik" else 0) for name in match if name != "leaf"}
+        return self.template.format(**numbers) + match["leaf"]
+
+
+class _Rule(NamedTuple):
+    official: list[_Pattern]
+    shares: list[int]
+    ours: _Pattern
+
+
+def _rules() -> Iterator[_Rule]:
+    for official, ours in _TABLE:
+        parts = {official: 1} if isinstance(official, str) else official
+        yield _Rule([_Pattern.of(part) for part in parts], list(parts.values()), _Pattern.of(ours))
+
+
+_RULES = tuple(_rules())
+
+
+def _find(key: str, official: bool) -> tuple[_Rule, Mapping[str, str]] | tuple[None, Mapping[str, str]]:
+    """The first rule with a pattern on the given side that matches a key, and the match."""
+    for rule in _RULES:
+        for pattern in rule.official if official else [rule.ours]:
+            if match := pattern.regex.fullmatch(key):
+                return rule, match.groupdict()
+    return None, {}

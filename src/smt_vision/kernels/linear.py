@@ -1,11 +1,11 @@
-"""Linear layers in training: faster products, and what is cheap to compute is computed again in the backward pass.
+"""Linear layers in training: faster products, and cheap inputs that are computed again in the backward pass.
 
 On a CPU the product and the gradient of its input are oneDNN's (``onednn.product``); the weight's gradient, whose sum
 runs over the rows, is not faster there.
 
-``linear(cheap(x))`` keeps the input of ``cheap`` (which its own gradient needs) and, for the weight's gradient, its
+``linear(fn(x))`` keeps the input of ``fn``, which the gradient of ``fn`` needs, and for the weight's gradient its
 output: another tensor of the same size, for a GELU or a product that takes a hundredth of the layer's time. Here the
-output is dropped and computed again. The compiler plans that by itself, so under torch.compile the layers stay plain.
+output is dropped and computed again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,49 +13,39 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
+from .availability import autocast_dtype
 from .onednn import product
-from .switch import autocast_dtype, backward_is_ours
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)``; in training on a CPU by the faster products."""
-    if x.device.type != "cpu" or autocast_dtype("cpu") or not can_be_lean(layer):
-        return layer(x)
-    return _Linear.apply(x, layer.weight, layer.bias)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear(x, weight, bias)``; on a CPU by the faster products, which autocast does not cast for."""
+    if x.device.type != "cpu" or autocast_dtype("cpu"):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
 
 
-def linear_of(
-    cheap: Callable[..., Tensor],
-    linear: nn.Linear | nn.Conv2d,
+def recomputed_linear(
+    fn: Callable[..., Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
     *inputs: Tensor,
-    again: Callable[..., Tensor] | None = None,
+    recompute_fn: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """``linear(cheap(*inputs))``, keeping ``inputs`` alone for the backward pass.
+    """``F.linear(fn(*inputs), weight, bias)``, keeping only ``inputs`` for the backward pass.
 
     Args:
-        cheap: elementwise, or nearly, and without randomness.
-        linear: a linear layer, or a 1x1 convolution, over the last axis.
-        inputs: all that ``cheap`` needs a gradient for.
-        again: what is called in the backward pass, where ``cheap`` has an effect that must not be repeated.
+        fn: A cheap function without randomness.
+        weight: ``(C_out, C_in)``, or that of a 1x1 convolution, ``(C_out, C_in, 1, 1)``.
+        bias: ``(C_out,)``.
+        inputs: All tensors that ``fn`` needs a gradient for.
+        recompute_fn: What to call in the backward pass, where ``fn`` has an effect that must not be repeated.
 
-    Shape: ``cheap``'s output is ``(..., C_in)``; the result ``(..., C_out)``.
+    Shape: the output of ``fn`` is ``(..., C_in)``; the result ``(..., C_out)``.
     """
-    return _LinearOf.apply(cheap, again or cheap, linear.weight, linear.bias, *inputs)
-
-
-def can_be_lean(*layers: nn.Module) -> bool:
-    """Whether layers may be replaced by :func:`linear_of` here.
-
-    Only in training as ``backward_is_ours`` has it, and only layers that are what they seem: a hook, a parametrization
-    or an adapter (LoRA) that stands in a layer's place wants to be called.
-    """
-    return backward_is_ours() and all(type(layer) in (nn.Linear, nn.Conv2d) and not _hooked(layer) for layer in layers)
-
-
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    return _RecomputedLinear.apply(fn, recompute_fn or fn, weight, bias, *inputs)
 
 
 class _Linear(torch.autograd.Function):
@@ -77,20 +67,20 @@ class _Linear(torch.autograd.Function):
         return grad_x, *_parameter_gradients(grad, x, weight, ctx.bias_dtype, need)
 
 
-class _LinearOf(torch.autograd.Function):
+class _RecomputedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        cheap: Callable[..., Tensor],
-        again: Callable[..., Tensor],
+        fn: Callable[..., Tensor],
+        recompute_fn: Callable[..., Tensor],
         weight: Tensor,
         bias: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        return product(cheap(*inputs), weight.flatten(1), bias)
+        return product(fn(*inputs), weight.flatten(1), bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.again, weight, bias, *rest = inputs
+        _, ctx.recompute_fn, weight, bias, *rest = inputs
         ctx.save_for_backward(weight, *rest)
         ctx.autocast = autocast_dtype(output.device.type)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -106,13 +96,13 @@ class _LinearOf(torch.autograd.Function):
                 x.view_as(x) if twice else x.detach().requires_grad_(needed)
                 for x, needed in zip(inputs, need_inputs, strict=True)
             ]
-            seen = ctx.again(*inputs)
-        parameters = _parameter_gradients(grad, seen if twice else seen.detach(), weight, ctx.bias_dtype, need)
+            hidden = ctx.recompute_fn(*inputs)
+        parameters = _parameter_gradients(grad, hidden if twice else hidden.detach(), weight, ctx.bias_dtype, need)
         wanted = [x for x, needed in zip(inputs, need_inputs, strict=True) if needed]
         grads: Iterator[Tensor] = iter(())
         if wanted:
-            grad_seen = _input_gradient(grad, weight.flatten(1), seen)
-            grads = iter(torch.autograd.grad(seen, wanted, grad_seen, create_graph=twice))
+            grad_hidden = _input_gradient(grad, weight.flatten(1), hidden)
+            grads = iter(torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=twice))
         return None, None, *parameters, *(next(grads) if needed else None for needed in need_inputs)
 
 

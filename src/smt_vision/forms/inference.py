@@ -1,4 +1,4 @@
-"""A network for inference alone: the same function in fewer passes over memory.
+"""Forms for inference only: the same function in fewer passes over memory.
 
 What changes, by the paper's parts (``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads):
 
@@ -7,44 +7,42 @@ What changes, by the paper's parts (``B`` batch, ``H W`` grid, ``C`` channels, `
   depthwise convolution (smaller kernels padded with zeros) whose output needs no shuffle;
 - FFN: the skip around the depthwise convolution becomes a one at the centre of its kernel;
 - LayerScale is folded into the projection in front of it; dropout and drop path are gone;
-- products have their weights laid out once, and convolutions their activation in the same pass (see
-  ``kernels/onednn.py``).
+- linear layers lay out their weights once, and convolutions apply their activation in the same pass (see
+  ``fused_layers.py``).
 """
 
 import copy
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
-from ..kernels.onednn import Activation, FusedConv2d, FusedLinear
-from ..model.attention import MSA
-from ..model.layers import FFN, LayerScale
-from ..model.modulation import MHMC, SAM
-from ..model.smt import Block, Downsample, Stem
+from ..model.attention import MSA, split_heads
+from ..model.modulation import MHMC, SAA, SAM
+from ..model.smt import FFN, Block, Downsample, Stem
+from .fused_layers import Activation, FusedConv2d, FusedLinear
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy of a model whose SMT parts are in their form for inference; its outputs agree to rounding.
+    """An inference-optimized copy of a model; its outputs agree to rounding.
 
-    The copy is in evaluation mode, on the model's device, in its dtype. It has no gradients and another state dict,
-    and whatever else the model is (an SMT with all its methods, a ``features_only`` wrapper, a detector around one)
-    it stays.
+    The copy is in evaluation mode, on the model's device and in its dtype. Its parameters have no gradients and other
+    state-dict keys. Everything around the SMT stays as it is (the methods of an SMT, a ``features_only`` wrapper, a
+    detector).
 
     Args:
-        model: an SMT, or any module that holds one.
+        model: An SMT, or any module that contains one.
 
     Raises:
-        ValueError: there is no SMT in it.
+        ValueError: The model contains no SMT.
     """
-    # A block runs under torch.compile and torch.export as before: there the parts use plain operators.
     with torch.inference_mode(False), torch.no_grad():
         fused = copy.deepcopy(model).eval().requires_grad_(False)
         found = [(name, m) for name, m in fused.named_modules() if isinstance(m, Stem | Downsample | Block)]
         if not found:
             raise ValueError(
-                f"there is nothing to fuse in this {type(model).__name__}: no part of it is an SMT's; "
-                "pass a model of smt_vision, or one built on such a backbone"
+                f"there is nothing to fuse in this {type(model).__name__}: expected an SMT or a model that contains one"
             )
         for name, part in found:
             fused.set_submodule(name, _fused(part))
@@ -52,7 +50,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 class FusedStem(nn.Module):
-    """``(B, in_chans, H, W) -> (B, H / stride, W / stride, C)``; see :class:`~smt_vision.model.smt.Stem`."""
+    """``(B, in_chans, H, W) -> (B, C, H / stride, W / stride)``; see :class:`~smt_vision.model.smt.Stem`."""
 
     def __init__(self, stem: Stem) -> None:
         super().__init__()
@@ -62,11 +60,11 @@ class FusedStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        return self.norm(self.conv2(self.conv1(x)))
+        return self.norm(self.conv2(self.conv1(x)).permute(0, 3, 1, 2))
 
 
 class FusedDownsample(nn.Module):
-    """``(B, H, W, C_in) -> (B, ceil(H / 2), ceil(W / 2), C_out)``."""
+    """``(B, C_in, H, W) -> (B, C, ceil(H / 2), ceil(W / 2))``."""
 
     def __init__(self, downsample: Downsample) -> None:
         super().__init__()
@@ -74,7 +72,7 @@ class FusedDownsample(nn.Module):
         self.norm = downsample.norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return self.norm(self.conv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 class FusedSAM(nn.Module):
@@ -87,17 +85,17 @@ class FusedSAM(nn.Module):
         value, context = sam.vs.weight.split(dim)
         value_bias, context_bias = sam.vs.bias.split(dim)
         kernel, bias = _one_convolution(sam.mhmc)  # (C, 1, K, K), head by head
-        if sam.saa is not None:  # from [head, group] to [group, head]
+        self.expand = self.reduce = None  # without aggregation
+        if isinstance(sam.saa, SAA):
+            self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
+            self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
+            # From [head, group] to [group, head].
             order = torch.arange(dim, device=kernel.device).view(N, dim // N).t().flatten()
             context, context_bias = context[order], context_bias[order]
             kernel, bias = kernel[order], bias[order]
         self.value = FusedLinear(value, value_bias)
         self.context = FusedLinear(context, context_bias)
         self.mhmc = FusedConv2d(kernel, bias, padding=kernel.shape[-1] // 2, groups=dim)
-        self.expand = self.reduce = None
-        if sam.saa is not None:
-            self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
-            self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
         self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -122,13 +120,10 @@ class FusedMSA(nn.Module):
         self.proj = FusedLinear(msa.proj.weight * scale[:, None], msa.proj.bias * scale)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        B, H, W, C = x.shape
+        q, k = self.qk(x).chunk(2, dim=-1)
         value = self.value(x)
-        q, k, v = (  # each (B, A, H*W, C/A)
-            part.flatten(1, 2).unflatten(-1, (self.num_heads, C // self.num_heads)).transpose(1, 2)
-            for part in (*self.qk(x).chunk(2, dim=-1), value)
-        )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H, W, C)
+        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, value))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         return self.proj(self.local_conv(value, out), residual)
 
 

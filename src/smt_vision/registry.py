@@ -1,5 +1,10 @@
-"""The variants, each a row of data and a function registered with timm."""
+"""Variants of SMT: their constructor arguments, pretrained weights and registration with timm.
 
+The registered functions build the plain network with fast forms of its modules (see ``forms``). With the environment
+variable ``SMT_VISION_KERNELS=plain``, read when the package is imported, they build the plain network only.
+"""
+
+import os
 from collections.abc import Set
 from http.client import HTTPException
 from importlib.resources import files
@@ -9,11 +14,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
-from .official import RELEASE_URL, our_state
-from .smt import SMT
+from .forms import use_fast_forms
+from .model import SMT
+from .model.official import RELEASE_URL, our_state
 
-# Every row is a set of constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules:
-# attention heads of 32 channels (24 in atto), stage 3 the deepest, its mixers in turn.
+KERNELS = os.environ.get("SMT_VISION_KERNELS", "auto")
+if KERNELS not in ("auto", "plain"):
+    raise ValueError(f"invalid SMT_VISION_KERNELS={KERNELS!r}: expected one of 'auto', 'plain'")
+
+# Constructor arguments. Tiny to large are the paper's; atto, femto and pico follow their rules: attention heads of 32
+# channels (24 in atto), stage 3 the deepest, with alternating mixers.
 VARIANTS: dict[str, dict[str, Any]] = {
     "smt_atto": dict(embed_dims=(12, 24, 48, 96), depths=(1, 1, 4, 1), attn_heads=(1, 1, 2, 4)),
     "smt_femto": dict(embed_dims=(32, 64, 128, 256), depths=(2, 2, 4, 1), attn_heads=(1, 2, 4, 8)),
@@ -26,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ),
 }
 
-# What the weights of a tag were trained with, where that is not the variant's default.
+# Arguments that the weights of a tag were trained with, where they are not the variant's.
 TAG_ARGS: dict[str, dict[str, Any]] = {"smt_femto.cifar10": dict(stem_stride=1, depths=(1, 1, 4, 1))}
 
 CIFAR10_CLASSES = (
@@ -64,7 +74,7 @@ default_cfgs = generate_default_cfgs(
             label_names=CIFAR10_CLASSES,
             origin_url=None,
         ),
-        "smt_femto.untrained*": _cfg(),  # starred and last, it is the default: a bare smt_femto has 1000 classes
+        "smt_femto.untrained*": _cfg(),  # starred, last: the default, so that smt_femto has 1000 classes
         "smt_pico.untrained": _cfg(),
         "smt_tiny.in1k": _cfg(url=RELEASE_URL + "smt_tiny.pth"),
         "smt_small.in1k": _cfg(url=RELEASE_URL + "smt_small.pth"),
@@ -83,19 +93,19 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Tensor]:
-    """A state dict of ours from what a file holds: the release's dict, a training checkpoint, or ours.
+    """The state dict in a weight file (the release's, a training checkpoint, or a state dict), for a model.
 
     Raises:
-        RuntimeError: a tensor is missing or left over. timm's own load is strict only where the number of classes
-            is the file's; this check is for the rest of the network and knows no exception.
+        RuntimeError: There are missing or unexpected keys. timm loads strictly only where the number of classes is the
+            file's; this check always covers everything but the classifier.
     """
     state_dict = our_state(state_dict)
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
     if expected != given:
         raise RuntimeError(
-            f"The weights are not those of this model. Missing: {_some(expected - given)}. Left over: "
-            f"{_some(given - expected)}. Name the variant and the arguments that the file was made with."
+            f"State dict does not match this model. Missing keys: {_some(expected - given)}. Unexpected keys: "
+            f"{_some(given - expected)}. Use the variant and the arguments that the weights were trained with."
         )
     return state_dict
 
@@ -105,48 +115,53 @@ def _some(keys: Set[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
+def _build(**kwargs: Any) -> SMT:
+    model = SMT(**kwargs)
+    return model if KERNELS == "plain" else use_fast_forms(model)
+
+
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
     tag = kwargs.get("pretrained_cfg")
     tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
     args = {**VARIANTS[variant], **tag_args, **kwargs}
     try:
         model: Any = build_model_with_cfg(
-            SMT,
+            _build,
             variant,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
             feature_cfg=dict(out_indices=tuple(range(len(args["embed_dims"]))), feature_cls="getter"),
             **args,
         )
-    except (OSError, HTTPException) as error:  # URLError and HTTPError, time-outs and cut connections are OSErrors
+    except (OSError, HTTPException) as error:  # URLError, HTTPError, timeouts and lost connections are OSErrors
         cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
         if cfg.file:
-            raise type(error)(f"The weights file of {variant} could not be read: {cfg.file} ({error!r})") from error
+            raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
         raise RuntimeError(
-            f"The pretrained weights of {variant} could not be fetched from {cfg.url or cfg.hf_hub_id} ({error}). "
-            "Without a network: fetch that file on another machine, then create the model with "
-            "pretrained=True, pretrained_cfg_overlay=dict(file='PATH/TO/FILE.pth')."
+            f"Cannot download the pretrained weights of {variant} from {cfg.url or cfg.hf_hub_id} ({error}). Without "
+            "network access, download that file elsewhere and create the model with pretrained=True, "
+            "pretrained_cfg_overlay=dict(file='PATH/TO/FILE.pth')."
         ) from error
-    # timm saves the caller's arguments with a model; without the tag's, a reload would be another network.
+    # timm saves the caller's arguments with a model; without the tag's, reloading would build another network.
     model._model_args = dict(tag_args)
     return model
 
 
 @register_model
 def smt_atto(pretrained: bool = False, **kwargs: Any) -> SMT:
-    """SMT-Atto, a relative of ours for tests and very small images."""
+    """SMT-Atto, a variant of this package for tests and very small images."""
     return _create("smt_atto", pretrained, **kwargs)
 
 
 @register_model
 def smt_femto(pretrained: bool = False, **kwargs: Any) -> SMT:
-    """SMT-Femto, a relative of ours for small images and edge devices."""
+    """SMT-Femto, a variant of this package for small images and edge devices."""
     return _create("smt_femto", pretrained, **kwargs)
 
 
 @register_model
 def smt_pico(pretrained: bool = False, **kwargs: Any) -> SMT:
-    """SMT-Pico, a relative of ours for edge devices."""
+    """SMT-Pico, a variant of this package for edge devices."""
     return _create("smt_pico", pretrained, **kwargs)
 
 

@@ -1,0 +1,33 @@
+"""Forms for CUDA: MHMC and the first half of SAA as Triton kernels, in training and in evaluation.
+
+Elsewhere they are the forms for training.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..kernels import mhmc, saa
+from .guard import can_bypass
+from .training import TrainingMHMC, TrainingSAA
+
+
+class CudaMHMC(TrainingMHMC):
+    """:class:`~smt_vision.model.MHMC` with all heads in one kernel."""
+
+    def forward(self, s: Tensor) -> Tensor:
+        if not can_bypass(s, *self.convs, in_compiled_code=True) or not mhmc.is_supported(s, self.num_heads):
+            return super().forward(s)
+        convs: Any = self.convs
+        return mhmc.convolve(s, [conv.weight for conv in convs], [conv.bias for conv in convs])
+
+
+class CudaSAA(TrainingSAA):
+    """:class:`~smt_vision.model.SAA` with its expansion, normalisation and activation in one kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        children = (self.expand, self.norm, self.act)
+        if not can_bypass(x, *children, in_compiled_code=True) or not saa.is_supported(x, self.expand, self.norm):
+            return super().forward(x)
+        hidden = saa.expand_norm_gelu(x, self.expand, self.norm)
+        return self.reduce(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

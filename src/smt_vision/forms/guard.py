@@ -1,0 +1,52 @@
+"""When a form may compute with a module's parameters instead of calling the module."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from ..kernels.availability import in_functorch_transform
+
+PLAIN_TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.GELU, nn.Dropout)
+
+
+def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) -> bool:
+    """Whether functions of the children's parameters may replace calls of the children.
+
+    Not where a call does, or sees, more than the layer's own ``forward``: an adapter (e.g. LoRA) in the layer's place,
+    a parametrization, a hook (also one registered for all modules), a ``forward`` set on the instance, a parameter that
+    is a tensor subclass. And not where PyTorch's own operators are wanted: in a ``torch.func`` transform or
+    forward-mode differentiation, in a compiler, exporter or tracer, and in FX, whose input is a ``Proxy``.
+
+    Args:
+        x: The input of the form.
+        children: The modules that would not be called.
+        in_compiled_code: ``True`` if the replacement is an operator that ``torch.compile`` can handle.
+    """
+    if torch.compiler.is_compiling():
+        possible = in_compiled_code and not torch.compiler.is_exporting()
+    else:
+        possible = isinstance(x, Tensor) and not torch.jit.is_tracing() and not in_functorch_transform()
+    return possible and not _has_global_hooks() and all(_is_plain(child) for child in children)
+
+
+def can_recompute(x: Tensor, *children: nn.Module) -> bool:
+    """:func:`can_bypass` for forms with a backward pass of their own: only while autograd takes gradients."""
+    return torch.is_grad_enabled() and can_bypass(x, *children)
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        global_hooks._global_forward_pre_hooks
+        or global_hooks._global_forward_hooks
+        or global_hooks._global_backward_pre_hooks
+        or global_hooks._global_backward_hooks
+    )
+
+
+def _is_plain(child: nn.Module) -> bool:
+    return (
+        type(child) in PLAIN_TYPES
+        and "forward" not in child.__dict__
+        and not (child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks)
+        and all(type(p) in (nn.Parameter, Tensor) for p in child._parameters.values() if p is not None)
+    )

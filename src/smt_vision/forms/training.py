@@ -1,0 +1,111 @@
+"""Forms for training: the same functions, in less memory and, on a CPU, less time.
+
+- What is cheap to compute is computed again in the backward pass instead of being kept (``kernels/linear.py``).
+- On a CPU: faster products for linear layers, a fast weight gradient for wide depthwise convolutions, FFN's sum as part
+  of its convolution, and explicit products for short attention.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.attention import attention
+from ..kernels.availability import in_functorch_transform
+from ..kernels.depthwise import depthwise_conv2d, residual_depthwise_conv2d
+from ..kernels.linear import linear, recomputed_linear
+from ..model.attention import MSA, split_heads
+from ..model.modulation import MHMC, SAA, SAM, conv_bhwc
+from ..model.smt import FFN, Stem
+from .guard import can_recompute
+
+
+class TrainingStem(Stem):
+    """:class:`Stem` that converts its input to channels-last first, in evaluation too.
+
+    Every module is called, so the guard is only that ``vmap`` has no rule for the conversion.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if in_functorch_transform():
+            return super().forward(x)
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+class TrainingMHMC(MHMC):
+    """:class:`MHMC` with a fast weight gradient on a CPU."""
+
+    def forward(self, s: Tensor) -> Tensor:
+        if not can_recompute(s, *self.convs):
+            return super().forward(s)
+        convs: Any = self.convs
+        heads = s.permute(0, 3, 1, 2).chunk(self.num_heads, dim=1)
+        maps = [depthwise_conv2d(x, conv.weight, conv.bias) for x, conv in zip(heads, convs, strict=True)]
+        return torch.stack([x.permute(0, 2, 3, 1) for x in maps], dim=-1)
+
+
+class TrainingSAA(SAA):
+    """:class:`SAA` that keeps neither the output of BatchNorm nor that of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not can_recompute(x, self.norm, self.act, self.reduce) or not (self.norm.training and self.norm.affine):
+            return super().forward(x)
+        x = self.expand(x.flatten(-2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return recomputed_linear(
+            self._norm_act,
+            self.reduce.weight,
+            self.reduce.bias,
+            x,
+            self.norm.weight,
+            self.norm.bias,
+            recompute_fn=self._norm_act_again,
+        )
+
+    def _norm_act(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.act(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+    def _norm_act_again(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # Without the running statistics, which have been updated with this batch.
+        x = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True, eps=self.norm.eps)
+        return self.act(x).permute(0, 2, 3, 1)
+
+
+class TrainingSAM(SAM):
+    """:class:`SAM` that does not keep the modulated value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not can_recompute(x, self.vs, self.proj):
+            return super().forward(x)
+        value, context = linear(x, self.vs.weight, self.vs.bias).chunk(2, dim=-1)
+        modulator = self.saa(self.mhmc(context))
+        return self.proj_drop(recomputed_linear(torch.mul, self.proj.weight, self.proj.bias, modulator, value))
+
+
+class TrainingMSA(MSA):
+    """:class:`MSA` with faster products on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not can_recompute(x, self.qkv, self.proj):
+            return super().forward(x)
+        q, k, v = linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
+        out = attention(
+            split_heads(q, self.num_heads),
+            split_heads(k, self.num_heads),
+            split_heads(v, self.num_heads),
+            self.attn_drop_rate if self.training else 0.0,
+        )
+        out = out.transpose(1, 2).reshape(x.shape)
+        return self.proj_drop(linear(out + conv_bhwc(self.local_conv, v), self.proj.weight, self.proj.bias))
+
+
+class TrainingFFN(FFN):
+    """:class:`FFN` that does not keep the output of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropout = self.drop.training and self.drop.p > 0
+        if dropout or not can_recompute(x, self.fc1, self.dwconv, self.fc2, self.drop):
+            return super().forward(x)
+        x = linear(x, self.fc1.weight, self.fc1.bias).permute(0, 3, 1, 2)
+        x = residual_depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias).permute(0, 2, 3, 1)
+        return recomputed_linear(F.gelu, self.fc2.weight, self.fc2.bias, x)

@@ -1,0 +1,85 @@
+"""The constructor arguments of SMT: mixer patterns and checks.
+
+Every error message has the argument's name, its value and what was expected.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+
+def expand_pattern(pattern: str, depth: int) -> str:
+    """Expand the mixer pattern of a stage to one letter per block: ``S`` (modulation) or ``A`` (attention).
+
+    A pattern without stars is cycled over the stage: ``"SA"`` at depth 5 is ``SASAS``. A letter followed by ``*``
+    stretches: starred letters share evenly the blocks that the others leave, the first of them taking the remainder,
+    so ``"S*A*"`` at depth 8 is ``SSSSAAAA`` and ``"S*A"`` is ``SSSSSSSA``.
+
+    Raises:
+        ValueError: The pattern is malformed or has more letters without a star than ``depth``.
+    """
+    letters = re.fullmatch(r"([SA]\*?)+", pattern) is not None
+    check(letters, "mixers", pattern, "letters S (modulation) and A (attention), e.g. 'S', 'SA', or 'S*A*' for halves")
+    tokens = re.findall(r"[SA]\*?", pattern)
+    stars = pattern.count("*")
+    if not stars:
+        return (pattern * depth)[:depth]
+    free = depth - (len(tokens) - stars)
+    check(free >= 0, "mixers", pattern, f"at most {depth} letters without a star, the stage's entry of depths")
+    shares = iter([free // stars + (i < free % stars) for i in range(stars)])
+    return "".join(token[0] * next(shares) if token.endswith("*") else token for token in tokens)
+
+
+def check(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"invalid {name}={value!r}: expected {expected}")
+
+
+def per_stage(name: str, value: Any, num_stages: int) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * num_stages
+    check(len(values) == num_stages, name, value, f"one value for each of the {num_stages} stages of embed_dims")
+    return values
+
+
+def check_network(
+    in_chans: int,
+    stem_kernel: int,
+    stem_stride: int,
+    embed_dims: Sequence[int],
+    depths: Sequence[int],
+    mlp_ratios: Sequence[float],
+    expand_ratio: int,
+) -> None:
+    check(in_chans >= 1, "in_chans", in_chans, "at least 1")
+    check(stem_kernel >= 1 and stem_kernel % 2 == 1, "stem_kernel", stem_kernel, "an odd number, e.g. 3 or 7")
+    check(stem_stride in (1, 2, 4), "stem_stride", stem_stride, "one of 1, 2, 4")
+    check(min(embed_dims, default=0) >= 1, "embed_dims", embed_dims, "positive numbers, one per stage")
+    check(min(depths) >= 1, "depths", depths, "at least 1 block in each stage")
+    hidden = [int(dim * ratio) for dim, ratio in zip(embed_dims, mlp_ratios, strict=True)]
+    check(min(hidden) >= 1, "mlp_ratios", mlp_ratios, "at least 1 hidden channel in each stage")
+    integer = expand_ratio >= 1 and expand_ratio == int(expand_ratio)
+    check(integer, "expand_ratio", expand_ratio, "an integer of at least 1")
+
+
+def check_heads(
+    embed_dims: Sequence[int], patterns: Sequence[str], conv_heads: Sequence[int], attn_heads: Sequence[int]
+) -> None:
+    for i, (dim, pattern) in enumerate(zip(embed_dims, patterns, strict=True)):
+        for letter, name, heads in (("S", "conv_heads", conv_heads[i]), ("A", "attn_heads", attn_heads[i])):
+            if letter in pattern and (heads < 1 or dim % heads):
+                divisors = ", ".join(str(n) for n in range(1, min(dim, 64) + 1) if dim % n == 0)
+                raise ValueError(
+                    f"invalid {name}={heads}: stage {i + 1} has embed_dims={dim}, expected a divisor of it ({divisors})"
+                )
+
+
+def check_head(num_classes: int, global_pool: str) -> None:
+    check(num_classes >= 0, "num_classes", num_classes, "0 (no classifier) or more")
+    pools = ("avg", "max", "avgmax", "catavgmax") if num_classes else ("avg", "max", "avgmax", "catavgmax", "")
+    expected = "one of 'avg', 'max', 'avgmax', 'catavgmax', or '' with num_classes=0"
+    check(global_pool in pools, "global_pool", global_pool, expected)
+
+
+def check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        check(0 <= rate < 1, name, rate, "a probability, at least 0 and below 1")

@@ -1,0 +1,56 @@
+"""The scripts of tools/, run on a small run."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smt_vision import checkpoints, load
+from smt_vision.engine.loop import train
+from tiny_run import tiny
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(TOOLS / f"{name}.py"))
+
+
+@pytest.fixture(scope="module")
+def finished(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(tiny(colored, epochs=1), folder, display=False)
+    return folder
+
+
+def test_ship_weights(finished: Path, tmp_path: Path) -> None:
+    weights, results = tmp_path / "weights", tmp_path / "results"
+    weights.mkdir()
+    script("ship_weights")["main"](finished, "tiny.colors", results, weights)
+    packaged = weights / "tiny.colors.safetensors"
+    assert load(packaged).classes == ("blue", "green", "red")
+    assert checkpoints.load(packaged).state["epoch"] == 1
+    assert {path.name for path in results.iterdir()} == {
+        "recipe.yaml", "log.jsonl", "curves.png", "confusion.png", "metrics.json"
+    }  # fmt: skip
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["as stored"]["top1"] == pytest.approx(metrics["as trained"]["top1"], abs=0.1)
+
+
+def test_weights_that_half_precision_changes_are_not_shipped(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("ship_weights")
+    main = module["main"]
+    monkeypatch.setitem(main.__globals__, "evaluate", lambda file: {"top1": -1.0, "top5": 0.0, "loss": 0.0, "ece": 0.0})
+    with pytest.raises(SystemExit, match="top-1"):
+        main(finished, "tiny.colors", tmp_path / "results", tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_publish_run(tmp_path: Path, shapes: Path, detector_run: Path) -> None:
+    results = tmp_path / "results"
+    script("publish_run")["main"](detector_run, results)
+    assert {"recipe.yaml", "log.jsonl", "metrics.json", "curves.png", "samples.jpg"} <= {p.name for p in results.iterdir()}
