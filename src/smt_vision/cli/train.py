@@ -10,7 +10,7 @@ import yaml
 from rich.markup import escape
 
 from ..recipe import Recipe
-from ..tasks import RECIPES, read_recipe
+from ..tasks import RECIPES, TASKS, read_recipe
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
 HELP = "train a recipe, from the start or from where it stopped"
@@ -36,6 +36,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
     parser.add_argument("--max_steps", type=int, help="stop, resumable, after this many optimizer steps in total")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
+    # Recipes as files have it (recipe.yaml, and what smt recipes prints); it cannot differ from the recipe's.
+    tasks = tuple(TASKS) if recipe is None else (recipe.task,)
+    parser.add_argument("--task", choices=tasks, default=tasks[0], help="task of the recipe; cannot be changed")
     if recipe is None:  # without a recipe: the fields that the recipes of all tasks have
         parser.add_class_arguments(Recipe, as_group=True)
         parser.set_defaults(dict(name="", model="", data="", epochs=1, batch_size=1))
