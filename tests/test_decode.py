@@ -1,4 +1,4 @@
-"""The one decoder: known pixels of every kind of image, and errors that name the file."""
+"""The image decoder: known pixels for every kind of image, and errors that name the file."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return out.getvalue()
 
 
-def grey16(values: list[list[int]]) -> Image.Image:
+def gray16(values: list[list[int]]) -> Image.Image:
     return Image.fromarray(np.array(values, dtype=np.uint16))
 
 
@@ -27,7 +27,7 @@ def noise(height: int, width: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("as_path", [False, True])
-def test_rgb_jpeg_equals_pillow_to_the_bit(tmp_path: Path, as_path: bool) -> None:
+def test_rgb_jpeg_equals_pillow_bitwise(tmp_path: Path, as_path: bool) -> None:
     data = encoded(noise(37, 53), "JPEG", quality=80)
     (tmp_path / "a.jpg").write_bytes(data)
     image = decode(tmp_path / "a.jpg" if as_path else data, 3, name="a.jpg")
@@ -35,17 +35,17 @@ def test_rgb_jpeg_equals_pillow_to_the_bit(tmp_path: Path, as_path: bool) -> Non
     assert np.array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_grey_from_rgb_and_rgb_from_grey() -> None:
+def test_rgb_to_gray_and_gray_to_rgb() -> None:
     red = encoded(Image.new("RGB", (2, 2), (255, 0, 0)))
-    grey = encoded(Image.new("L", (2, 2), 90))
+    gray = encoded(Image.new("L", (2, 2), 90))
     assert decode(red, 1, name="red").getpixel((0, 0)) == 76  # 0.299 * 255
-    assert decode(grey, 3, name="grey").getpixel((1, 1)) == (90, 90, 90)
-    assert decode(grey, 1, name="grey").mode == "L"
+    assert decode(gray, 3, name="gray").getpixel((1, 1)) == (90, 90, 90)
+    assert decode(gray, 1, name="gray").mode == "L"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
-    data = encoded(grey16([[0, 257, 32896], [65535, 300, 65280]]), kind)
+def test_16_bit_gray_is_scaled_not_clipped(kind: str) -> None:
+    data = encoded(gray16([[0, 257, 32896], [65535, 300, 65280]]), kind)
     assert np.array_equal(decode(data, 1, name="x"), [[0, 1, 128], [255, 1, 254]])
     assert decode(data, 3, name="x").getpixel((0, 1)) == (255, 255, 255)
 
@@ -65,16 +65,16 @@ def test_16_bit_rgb_png() -> None:
     assert decode(data, 3, name="x").getpixel((0, 0)) == (255, 0, 128)
 
 
-def test_integers_beyond_16_bits_and_floats_have_no_range() -> None:
+def test_32_bit_integers_and_floats_raise() -> None:
     wide = Image.fromarray(np.array([[0, 70000]], dtype=np.int32))
-    with pytest.raises(UnreadableImage, match=r"wide\.tif: integer pixels from 0 to 70000, outside 16 bits"):
+    with pytest.raises(UnreadableImage, match=r"^wide\.tif: .*70000"):
         decode(encoded(wide, "TIFF"), 1, name="wide.tif")
     real = Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32))
-    with pytest.raises(UnreadableImage, match=r"real\.tif: floating-point pixels have no agreed range"):
+    with pytest.raises(UnreadableImage, match=r"^real\.tif: .*float"):
         decode(encoded(real, "TIFF"), 3, name="real.tif")
 
 
-def test_cmyk_palette_and_one_bit() -> None:
+def test_cmyk_palette_and_1_bit() -> None:
     cmyk = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
     assert np.allclose(decode(cmyk, 3, name="x").getpixel((4, 4)), (255, 0, 0), atol=3)
     palette = Image.new("P", (2, 1))
@@ -86,7 +86,7 @@ def test_cmyk_palette_and_one_bit() -> None:
     assert np.array_equal(decode(encoded(bits), 1, name="x"), [[0, 255]])
 
 
-def test_transparency_lies_over_white() -> None:
+def test_transparency_is_composited_over_white() -> None:
     rgba = Image.new("RGBA", (3, 1))
     for x, pixel in enumerate([(10, 20, 30, 255), (10, 20, 30, 0), (0, 0, 0, 128)]):
         rgba.putpixel((x, 0), pixel)
@@ -96,7 +96,7 @@ def test_transparency_lies_over_white() -> None:
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
-def test_palette_with_a_transparent_entry(transparency: int | bytes) -> None:
+def test_palette_with_transparent_entry(transparency: int | bytes) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 0, 0, 0])
     palette.putpixel((1, 0), 1)
@@ -108,7 +108,7 @@ def test_palette_with_a_transparent_entry(transparency: int | bytes) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_exif_orientation(orientation: int, kind: str) -> None:
     portrait = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
-    # How the pixels of the portrait image are stored under each tag: TIFF 6.0, tag 274.
+    # Stored pixels of the portrait image for each value of the tag (TIFF 6.0, tag 274).
     stored = {
         1: portrait, 2: portrait[:, ::-1], 3: portrait[::-1, ::-1], 4: portrait[::-1],
         5: portrait.T, 6: np.rot90(portrait, 1), 7: portrait[::-1, ::-1].T, 8: np.rot90(portrait, -1),
@@ -128,47 +128,48 @@ def test_one_pixel() -> None:
     assert decode(encoded(Image.new("RGB", (1, 1), (1, 2, 3))), 3, name="x").getpixel((0, 0)) == (1, 2, 3)
 
 
-def test_an_image_that_is_decoded_already() -> None:
+def test_pil_image_is_converted() -> None:
     assert decode(Image.new("L", (2, 2), 7), 3, name="x").getpixel((0, 0)) == (7, 7, 7)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
-def test_truncated(kind: str) -> None:
+def test_truncated_file_raises(kind: str) -> None:
     data = encoded(noise(64, 64), kind)
     with pytest.raises(UnreadableImage, match=r"^cats/1\.img: "):
         decode(data[: len(data) * 2 // 3], 3, name="cats/1.img")
 
 
-def test_not_an_image(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match=r"^a\.jpg: not an image that Pillow knows \(5 bytes\)"):
+def test_invalid_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: .*5 bytes"):
         decode(b"hello", 3, name="a.jpg")
-    with pytest.raises(UnreadableImage, match=r"^a\.jpg: an empty file"):
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: .*empty"):
         decode(b"", 3, name="a.jpg")
-    with pytest.raises(UnreadableImage, match=r"^a\.jpg: no such file"):
+    with pytest.raises(UnreadableImage, match=r"^a\.jpg: "):
         decode(tmp_path / "a.jpg", 3, name="a.jpg")
 
 
-def test_too_many_pixels_are_refused_before_decoding() -> None:
+def test_max_pixels_is_checked_before_decoding() -> None:
     data = encoded(Image.new("L", (40, 30)))
     assert decode(data, 1, name="x", max_pixels=1200).size == (40, 30)
-    with pytest.raises(UnreadableImage, match=r"x: 40 x 30 pixels, more than max_pixels=1199"):
+    with pytest.raises(UnreadableImage, match=r"^x: 40 x 30 .*max_pixels=1199"):
         decode(data, 1, name="x", max_pixels=1199)
-    # A few bytes that claim 10 gigapixels.
-    huge = bytearray(encoded(Image.new("1", (8, 8))))
-    huge[16:24] = struct.pack(">II", 100_000, 100_000)
-    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    # A file of a few bytes whose header claims 10 gigapixels.
+    bomb = bytearray(encoded(Image.new("1", (8, 8))))
+    bomb[16:24] = struct.pack(">II", 100_000, 100_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: "):
-        decode(bytes(huge), 3, name="bomb.png")
+        decode(bytes(bomb), 3, name="bomb.png")
 
 
-def test_between_pillows_warning_and_its_limit_there_is_no_warning() -> None:
+def test_no_decompression_bomb_warning_below_pillow_limit() -> None:
+    # Pillow warns from half of its limit on; warnings are errors in tests.
     large = bytearray(encoded(Image.new("1", (8, 8))))
     large[16:24] = struct.pack(">II", 10_000, 10_000)
     large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
-    with pytest.raises(UnreadableImage, match="10000 x 10000 pixels, more than max_pixels=1000"):
+    with pytest.raises(UnreadableImage, match=r"10000 x 10000 .*max_pixels=1000"):
         decode(bytes(large), 3, name="x", max_pixels=1000)
 
 
-def test_channels() -> None:
-    with pytest.raises(ValueError, match=r"channels must be 1 \(grey\) or 3 \(RGB\), not 4"):
+def test_invalid_channels_raise() -> None:
+    with pytest.raises(ValueError, match=r"channels.*4"):
         decode(b"", 4, name="x")

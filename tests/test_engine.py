@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from smt_vision import checkpoints as checkpoint
+from smt_vision import checkpoints
 from smt_vision.cli import main
 from smt_vision.engine import loop
 from smt_vision.engine.log import read_log
@@ -81,11 +81,11 @@ def same(a: Any, b: Any, path: str = "") -> None:
 def assert_same_run(one: Path, other: Path) -> None:
     """Two run folders hold the same result: weights, average, optimizer state, metrics and log."""
     for name in ("last.pt", "best.pt"):
-        a, b = checkpoint.load(one / name), checkpoint.load(other / name)
+        a, b = (dict(checkpoints.load(folder / name).state) for folder in (one, other))
         for state in (a, b):
             state.pop("seconds", None)
-            state.pop("recipe")  # a resumed run's may differ where it changes nothing
-            state["card"]["input"].pop("workers")
+            state.pop("recipe")  # a resumed run's may differ where that has no effect
+            state["spec"]["input"].pop("workers")
         same(a, b, name)
     clock = {"time", "images_per_s"}
     logs = [
@@ -193,7 +193,7 @@ class Wrapped(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
 
 
-def test_no_decay_on_normalisation_layers_alone() -> None:
+def test_no_decay_on_normalization_layers_only() -> None:
     model = Wrapped()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, free = (
@@ -206,7 +206,7 @@ def test_no_decay_on_normalisation_layers_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         (
             Optim(layer_decay=0.5),
@@ -215,9 +215,9 @@ def test_no_decay_on_normalisation_layers_alone() -> None:
         (Optim(layer_decay=0.5, no_decay="norm"), r"layer_decay=0\.5 .*no_decay=1d"),
     ],
 )
-def test_layer_decay_that_cannot_work_is_refused(config: Optim, told: str) -> None:
+def test_layer_decay_that_cannot_work_is_refused(config: Optim, message: str) -> None:
     model = Wrapped() if config.no_decay == "1d" else timm.create_model("smt_atto", **MODEL_ARGS)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         build_optimizer(model, config)
 
 
@@ -236,17 +236,17 @@ def test_layer_decay_slows_the_deep_layers_most() -> None:
     set_learning_rate(optimizer, 0.2)
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(0.2 * group["lr_scale"])
-    set_learning_rate(optimizer, 0.1)  # of the factor alone, not of the rate before
+    set_learning_rate(optimizer, 0.1)  # scales the factor, not the previous learning rate
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.1)
 
 
-def test_rate_is_the_same_for_all_without_layer_decay() -> None:
+def test_one_learning_rate_without_layer_decay() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), Optim(name="sgd"))
     set_learning_rate(optimizer, 0.3)
     assert {group["lr"] for group in optimizer.param_groups} == {0.3}
 
 
-def test_adams_constants_reach_it() -> None:
+def test_adam_constants_are_passed_on() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), Optim(betas=(0.8, 0.7), eps=1e-3))
     assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.7), 1e-3)}
 
@@ -255,7 +255,7 @@ def test_adams_constants_reach_it() -> None:
 
 
 def test_learns_easy_images(colored: Path, trained: Path) -> None:
-    state = checkpoint.load(trained / "best.pt")
+    state = checkpoints.load(trained / "best.pt").state
     assert state["metrics"]["top1"] == 100.0
     losses = [line["loss"] for line in read_log(trained) if line["kind"] == "train"]
     assert len(losses) == 36
@@ -275,7 +275,7 @@ def test_mixed_precision_learns_with_clipped_gradients(
 
 @pytest.fixture(scope="module")
 def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything random, without a break."""
+    """A run with everything random, uninterrupted."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(tiny(colored, **RANDOM), folder, display=False)
@@ -302,7 +302,7 @@ def test_resumed_equals_uninterrupted(
     train(recipe, folder, display=False, max_steps=stops[0])
     recipe = replace(recipe, input=replace(recipe.input, workers=workers))
     for stop in (*stops[1:], None):
-        torch.manual_seed(99)  # what happened in between must not matter
+        torch.manual_seed(99)  # random state in between must not matter
         np.random.seed(99)
         run = train(recipe, folder, display=False, max_steps=stop)
     assert run.step == run.total_steps == 9
@@ -326,7 +326,7 @@ def test_every_checkpoint_can_be_resumed_from(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save_last", save_and_copy)
         train(often, tmp_path / "run", display=False)
-    steps = [checkpoint.load(copy / "last.pt")["step"] for copy in copies]
+    steps = [checkpoints.load(copy / "last.pt").state["step"] for copy in copies]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     for copy in (copies[2], copies[4], copies[5]):
         train(recipe, copy, display=False)
@@ -343,10 +343,10 @@ def test_a_signal_at_any_step_loses_nothing(
         return learning_rate(now, *args)
 
     recipe, folder = tiny(colored, **RANDOM), tmp_path / "run"
-    told = f"after step {step + 1} of 9 .* smt train --resume .*run"
+    message = f"after step {step + 1} of 9 .* smt train --resume .*run"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", rate)
-        with pytest.raises(Stopped, match=told) as stopped:
+        with pytest.raises(Stopped, match=message) as stopped:
             train(recipe, folder, display=False)
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -356,10 +356,10 @@ def test_a_signal_at_any_step_loses_nothing(
 
 def test_first_signal_is_collected_and_the_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]  # a shell may have them ignored
-    with stop_signals() as asked:
+    with stop_signals() as received:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
         signal.raise_signal(signal.SIGINT)
-        assert asked == [signal.SIGINT]
+        assert received == [signal.SIGINT]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -372,13 +372,13 @@ def test_another_recipe_in_the_folder_is_refused(colored: Path, tmp_path: Path) 
     assert "batch_size is 4 there and 2 here" in str(error.value)
     assert "optim.lr is 0.003 there and 0.5 here" in str(error.value)
     assert "epochs" not in str(error.value)
-    assert checkpoint.load(folder / "last.pt")["step"] == 1
+    assert checkpoints.load(folder / "last.pt").state["step"] == 1
     engine = dict(log_every=7, checkpoint_minutes=1.0, loggers=())
     free = tiny(colored, name="renamed", engine=engine, input=dict(workers=1))
     assert train(free, folder, display=False, max_steps=2).step == 2
 
 
-def test_finished_run_trains_no_more_and_says_so(
+def test_finished_run_is_not_trained_further(
     trained: Path, colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
@@ -386,7 +386,7 @@ def test_finished_run_trains_no_more_and_says_so(
     assert run.step == 36
     assert run.metrics["top1"] == 100.0
     assert "is finished: all 36 steps are done" in capsys.readouterr().out
-    same(checkpoint.load(folder / "last.pt")["model"], checkpoint.load(trained / "last.pt")["model"])
+    same(checkpoints.load(folder / "last.pt").state["model"], checkpoints.load(trained / "last.pt").state["model"])
 
 
 @pytest.mark.parametrize("log_every", [1, 1000], ids=["seen at once", "seen before it is saved"])
@@ -421,7 +421,7 @@ def test_incomplete_accumulation_is_left_out(colored: Path, tmp_path: Path) -> N
 
 
 def test_accumulated_batches_are_one_large_batch(colored: Path, tmp_path: Path) -> None:
-    # GroupNorm and LayerNorm alone: no layer looks at the rest of its batch
+    # LayerNorm only: no layer depends on the rest of its batch
     model = dict(model="vit_tiny_patch16_224", model_args=dict(img_size=32, embed_dim=24, depth=2, num_heads=2))
     optim = dict(name="sgd", lr=0.1, warmup_epochs=0.0)
     a = train(tiny(colored, **model, optim=optim, batch_size=8), tmp_path / "a", display=False, max_steps=1)
@@ -439,7 +439,7 @@ def test_accumulated_batches_are_one_large_batch(colored: Path, tmp_path: Path) 
     assert moved > 1e-3
 
 
-# --- what a task may have that a classifier has not
+# --- what other tasks have and a classifier has not
 
 
 class Several(ClassificationTraining):
@@ -462,7 +462,7 @@ def test_several_losses_another_primary_metric_and_samples(
     colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tiny(colored), tmp_path / "one", display=False)
-    monkeypatch.setattr(loop, "build_task", Several)
+    monkeypatch.setattr(loop, "get_task", lambda name: SimpleNamespace(training=Several))
     run = train(tiny(colored), tmp_path / "run")
     assert run.raw.training
     one, several = ([line for line in read_log(tmp_path / name) if line["kind"] == "train"] for name in ("one", "run"))
@@ -471,7 +471,7 @@ def test_several_losses_another_primary_metric_and_samples(
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["loss/half"] == b["loss/rest"] == pytest.approx(b["loss"] / 2)
     assert "class mean" in capsys.readouterr().out
-    best = checkpoint.load(tmp_path / "run" / "best.pt")["metrics"]["mean_class_accuracy"]
+    best = checkpoints.load(tmp_path / "run" / "best.pt").state["metrics"]["mean_class_accuracy"]
     assert (
         best
         == run.metrics["mean_class_accuracy"]
@@ -483,12 +483,12 @@ def test_several_losses_another_primary_metric_and_samples(
     assert not (tmp_path / "one" / "samples").exists()
 
 
-def test_a_checkpoint_from_before_a_field_was_there_is_resumed(colored: Path, tmp_path: Path) -> None:
+def test_checkpoint_older_than_a_recipe_field_is_resumed(colored: Path, tmp_path: Path) -> None:
     recipe, folder = tiny(colored), tmp_path / "run"
     train(recipe, folder, display=False, max_steps=1)
-    state = checkpoint.load(folder / "last.pt")
-    del state["recipe"]["segment"], state["recipe"]["optim"]["schedule"]
-    checkpoint.save(state, folder / "last.pt")
+    state = checkpoints.load(folder / "last.pt").state
+    del state["recipe"]["optim"]["schedule"]
+    checkpoints.save(state, folder / "last.pt")
     with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine' there and 'poly' here"):
         train(tiny(colored, optim=dict(schedule="poly")), folder, display=False, max_steps=2)
     assert train(recipe, folder, display=False, max_steps=2).step == 2
@@ -502,13 +502,13 @@ def command(*words: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process; and nothing of a run with several processes, if this test is in one."""
+    """One thread per process, without variables of a distributed run."""
     dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
     return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_stopped_from_outside_and_resumed(
+def test_signal_from_outside_and_resume(
     colored: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny(colored, epochs=10, engine=dict(eval_every=10, checkpoint_minutes=0.0))
@@ -521,7 +521,7 @@ def test_stopped_from_outside_and_resumed(
             time.sleep(0.01)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
-    state = checkpoint.load(folder / "last.pt")
+    state = checkpoints.load(folder / "last.pt").state
     assert 0 < state["step"] < 60
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
@@ -541,9 +541,9 @@ def test_stopped_from_outside_and_resumed(
 # --- checkpoints
 
 
-def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save({"model": {"w": torch.ones(3)}, "step": 1}, path)
+    checkpoints.save({"model": {"w": torch.ones(3)}, "step": 1}, path)
 
     def fail(content: Any, file: Path) -> None:
         Path(file).write_bytes(b"half")
@@ -551,41 +551,41 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save({"model": {"w": torch.zeros(3)}, "step": 2}, path)
-    assert checkpoint.load(path)["step"] == 1
+        checkpoints.save({"model": {"w": torch.zeros(3)}, "step": 2}, path)
+    assert checkpoints.load(path).state["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_reader_of_the_old_checkpoint_keeps_it_whole(tmp_path: Path) -> None:
+def test_open_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save({"model": {"w": torch.ones(3)}}, path)
+    checkpoints.save({"model": {"w": torch.ones(3)}}, path)
     content = path.read_bytes()
     with path.open("rb") as reader:
-        checkpoint.save({"model": {"w": torch.zeros(3000)}}, path)
+        checkpoints.save({"model": {"w": torch.zeros(3000)}}, path)
         assert reader.read() == content
     assert path.read_bytes() != content
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_cut_file_is_a_clear_error(tmp_path: Path, suffix: str, share: float) -> None:
+def test_truncated_file_is_named(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"best{suffix}"
-    checkpoint.save({"model": {"w": torch.ones(1000)}, "step": 1}, path)
+    checkpoints.save({"model": {"w": torch.ones(1000)}, "step": 1}, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=f"best{suffix}.*cut short"):
-        checkpoint.load(path)
+    with pytest.raises(ValueError, match=f"best{suffix}"):
+        checkpoints.load(path)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
-        checkpoint.load(tmp_path / "none.pt")
+        checkpoints.load(tmp_path / "none.pt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list.pt.*list"):
-        checkpoint.load(tmp_path / "list.pt")
-    checkpoint.save({"model": {}, "format": checkpoint.FORMAT + 1}, tmp_path / "later.pt")
-    with pytest.raises(ValueError, match=r"later.pt.* format 2.*update smt-vision"):
-        checkpoint.load(tmp_path / "later.pt")
+    with pytest.raises(ValueError, match=r"list\.pt"):
+        checkpoints.load(tmp_path / "list.pt")
+    checkpoints.save({"model": {}, "format": checkpoints.FORMAT + 1}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match=r"later\.pt.* format 3"):
+        checkpoints.load(tmp_path / "later.pt")
 
 
 class Evil:
@@ -596,23 +596,26 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
-    torch.save({"model": {}, "card": Evil(tmp_path / "done")}, tmp_path / "evil.pt")
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    torch.save({"model": {}, "spec": Evil(tmp_path / "done")}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match=r"evil\.pt"):
-        checkpoint.load(tmp_path / "evil.pt")
+        checkpoints.load(tmp_path / "evil.pt")
     assert not (tmp_path / "done").exists()
     torch.load(tmp_path / "evil.pt", weights_only=False)  # it would have
     assert (tmp_path / "done").exists()
 
 
-def test_safetensors_keep_the_card(tmp_path: Path) -> None:
+def test_safetensors_keep_the_spec(tmp_path: Path) -> None:
     path = tmp_path / "new" / "best.safetensors"
     weights = {"a": torch.randn(3, 4).t(), "b": torch.tensor(7), "c": torch.randn(2).half()}
-    card = {"classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
-    checkpoint.save({"model": weights, "card": card, "epoch": 3}, path)
-    state = checkpoint.load(path)
-    same(state.pop("model"), {k: v.contiguous() for k, v in weights.items()})
-    assert state == {"format": checkpoint.FORMAT, "card": card, "epoch": 3}
+    spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
+    checkpoints.save({"model": weights, "spec": spec, "epoch": 3}, path)
+    checkpoint = checkpoints.load(path)
+    same(checkpoint.weights, {k: v.contiguous() for k, v in weights.items()})
+    assert (checkpoint.spec, checkpoint.task) == (spec, "classify")
+    assert {k: v for k, v in checkpoint.state.items() if k != "model"} == {
+        "format": checkpoints.FORMAT, "spec": spec, "epoch": 3
+    }  # fmt: skip
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "pt"
 
@@ -687,7 +690,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert "Warning" not in done.stderr
     first, second = (json.loads((root / f"jobs{rank}").read_text()) for rank in (0, 1))
     assert [code for code, _ in first] == [0] * len(jobs), done.stderr
-    assert [out for _, out in second] == [""] * len(jobs)  # one process speaks for both
+    assert [out for _, out in second] == [""] * len(jobs)  # only the first process prints
     return SimpleNamespace(root=root, out={name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True)})
 
 
@@ -705,7 +708,7 @@ def test_evaluation_is_exact_on_two_processes(
     for name in ("loss", "ece"):  # a forward pass of another batch size rounds otherwise in the 7th digit
         assert both.pop(name) == pytest.approx(alone.pop(name), rel=1e-5)
     for row, other in zip(both["worst"], alone["worst"], strict=True):
-        assert row.pop("confidence") == pytest.approx(other.pop("confidence"), rel=1e-5)
+        assert row.pop("score") == pytest.approx(other.pop("score"), rel=1e-5)
     assert both == alone
 
 
@@ -725,8 +728,8 @@ def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
 def test_two_processes_evaluate_the_network_that_is_saved(
     two: SimpleNamespace, colored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # each meets images of its own, and has the BatchNorm statistics of both
-    best = checkpoint.load(two.root / "whole" / "best.pt")
+    # each process has its own images, and the BatchNorm statistics of both
+    best = checkpoints.load(two.root / "whole" / "best.pt").state
     assert main(["eval", str(two.root / "whole"), "--workers", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["data"] == str(colored)
@@ -735,9 +738,9 @@ def test_two_processes_evaluate_the_network_that_is_saved(
 
 
 def test_two_processes_step_as_one_with_twice_the_batch(two: SimpleNamespace, colored: Path, tmp_path: Path) -> None:
-    # a network without BatchNorm, which would look at each process's half alone
+    # without BatchNorm, whose statistics would be those of each process's half
     run = train(tiny(colored, **VIT, batch_size=8), tmp_path / "run", display=False, max_steps=1)
-    theirs = checkpoint.load(two.root / "vit" / "last.pt")["model"]
+    theirs = checkpoints.load(two.root / "vit" / "last.pt").state["model"]
     for name, value in run.raw.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 

@@ -1,7 +1,10 @@
 """A trained classifier in use from Python: images of every kind, order, batches, sources."""
 
+import csv
 import io
 import socket
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,15 +15,20 @@ import torch
 from PIL import Image
 
 import smt_vision
+from smt_vision import load
 from smt_vision.data.files import find_images
 from smt_vision.registry import CIFAR10_CLASSES
+from smt_vision.spec import ModelSpec
+from smt_vision.tasks.classification.config import ClassificationInput
 from smt_vision.tasks.classification.predictor import Classifier
 from tiny_run import COLORS
 
 
 @pytest.fixture(scope="module")
 def classifier(trained: Path) -> Classifier:
-    return Classifier.load(trained)
+    found = load(trained)
+    assert isinstance(found, Classifier)
+    return found
 
 
 def picture(color: str = "red", size: tuple[int, int] = (50, 40)) -> Image.Image:
@@ -31,7 +39,7 @@ def test_what_is_loaded(classifier: Classifier, trained: Path) -> None:
     assert classifier.classes == tuple(COLORS)
     assert (classifier.input.size, classifier.input.channels) == (32, 3)
     assert not classifier.model.training
-    last = Classifier.load(str(trained / "last.pt"))
+    last = load(str(trained / "last.pt"))
     assert last.classes == classifier.classes
 
 
@@ -42,21 +50,21 @@ def test_pictures_and_paths(classifier: Classifier, color: str, colored: Path, t
     by_path, by_text, by_image = classifier([path, str(path), picture(color)])
     assert by_path.label == by_image.label == color
     assert by_path.id == by_text.id == str(path)
-    assert by_image.id == "2"  # its place
+    assert by_image.id == "2"  # its index
     for one, other in zip(by_path.top, by_image.top, strict=True):
         assert one[0] == other[0]
         assert one[1] == pytest.approx(other[1], rel=1e-5)
     assert sum(value for _, value in by_path.top) == pytest.approx(1, abs=1e-5)
     assert [value for _, value in by_path.top] == sorted((value for _, value in by_path.top), reverse=True)
-    assert (by_path.label, by_path.probability) == by_path.top[0]
+    assert (by_path.label, by_path.score) == by_path.top[0]
 
 
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16"]
 )
 def test_images_of_any_mode(classifier: Classifier, mode: str) -> None:
-    grey = mode in ("1", "L", "LA", "I", "I;16")
-    image = Image.new("L", (20, 30), 90) if grey else picture("green", (20, 30))
+    gray = mode in ("1", "L", "LA", "I", "I;16")
+    image = Image.new("L", (20, 30), 90) if gray else picture("green", (20, 30))
     if mode == "LAB":
         image = Image.new("LAB", (20, 30), (180, 40, 190))  # a green
     else:
@@ -64,20 +72,20 @@ def test_images_of_any_mode(classifier: Classifier, mode: str) -> None:
     (prediction,) = classifier([image])
     assert prediction.error is None
     assert prediction.label in classifier.classes
-    if not grey:
+    if not gray:
         assert prediction.label == "green"
 
 
-def test_image_that_cannot_be_read_is_named_and_the_rest_told(classifier: Classifier) -> None:
+def test_unreadable_image_has_an_error_and_the_rest_are_predicted(classifier: Classifier) -> None:
     floats = Image.new("F", (8, 8))  # no agreed range
     first, second, third = classifier([picture("red"), floats, picture("blue")])
     assert (first.label, second.label, third.label) == ("red", None, "blue")
     assert second.error is not None
     assert second.error.startswith("1: ")
-    assert (second.probability, second.top) == (0.0, ())
+    assert (second.score, second.top) == (0.0, ())
 
 
-def test_only_unreadable_ones(classifier: Classifier, tmp_path: Path) -> None:
+def test_only_unreadable_images(classifier: Classifier, tmp_path: Path) -> None:
     predictions = classifier([tmp_path / "none.png"] * 3, batch_size=2)
     assert [p.label for p in predictions] == [None] * 3
     assert all("no such file" in str(p.error) for p in predictions)
@@ -90,63 +98,62 @@ def test_tiny_and_long_images(classifier: Classifier) -> None:
     assert [p.label for p in predictions] == ["blue"] * 4
 
 
-def test_batch_size_changes_nothing_but_rounding_and_order_is_kept(classifier: Classifier, colored: Path) -> None:
+def test_batch_size_changes_only_rounding_and_order_is_kept(classifier: Classifier, colored: Path) -> None:
     paths = sorted((colored / "val").rglob("*.png"), key=lambda path: path.name)
-    whole = classifier(paths)
-    assert [p.id for p in whole] == [str(path) for path in paths]
-    assert [p.label for p in whole] == [path.parent.name for path in paths]
+    expected = classifier(paths)
+    assert [p.id for p in expected] == [str(path) for path in paths]
+    assert [p.label for p in expected] == [path.parent.name for path in paths]
     for batch_size in (1, 5, 12):
-        for one, other in zip(classifier(paths, batch_size), whole, strict=True):
+        for one, other in zip(classifier(paths, batch_size), expected, strict=True):
             assert (one.id, one.label) == (other.id, other.label)
-            assert one.probability == pytest.approx(other.probability, rel=1e-4)
+            assert one.score == pytest.approx(other.score, rel=1e-4)
 
 
 def test_stream_reads_no_more_than_a_batch_ahead(classifier: Classifier) -> None:
-    asked = []
+    read = []
 
     def endless():  # type: ignore[no-untyped-def]
         while True:
-            asked.append(1)
+            read.append(1)
             yield picture()
 
     stream = classifier.stream(endless(), batch_size=4)
     assert [next(stream).label for _ in range(6)] == ["red"] * 6
-    assert len(asked) == 8
+    assert len(read) == 8
 
 
-@pytest.mark.parametrize(("top_k", "told"), [(1, 1), (2, 2), (3, 3), (99, 3)])
-def test_top_k_is_at_most_all(classifier: Classifier, top_k: int, told: int) -> None:
+@pytest.mark.parametrize(("top_k", "returned"), [(1, 1), (2, 2), (3, 3), (99, 3)])
+def test_top_k_is_at_most_the_number_of_classes(classifier: Classifier, top_k: int, returned: int) -> None:
     (prediction,) = classifier([picture()], top_k=top_k)
-    assert len(prediction.top) == told
+    assert len(prediction.top) == returned
 
 
 def test_device(trained: Path) -> None:
-    classifier = Classifier.load(trained, device="cpu")
+    classifier = load(trained, device="cpu")
     assert classifier.device == torch.device("cpu")
     with pytest.raises(RuntimeError, match="nonsense"):
-        Classifier.load(trained, device="nonsense")
+        load(trained, device="nonsense")
 
 
-def test_grey_models_take_colour_images(tmp_path: Path) -> None:
+def test_grayscale_models_take_color_images() -> None:
     model = timm.create_model("smt_atto", in_chans=1, num_classes=2, stem_stride=2)
-    classifier = Classifier(
-        model, ["a", "b"], smt_vision.recipes.Input(size=32, channels=1, mean=(0.5,), std=(0.5,)), "grey"
-    )
+    input = ClassificationInput(size=32, channels=1, mean=(0.5,), std=(0.5,))
+    classifier = Classifier(model, ModelSpec("classify", "smt_atto", ("a", "b"), input))
     (prediction,) = classifier([picture()])
     assert prediction.label in ("a", "b")
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
+def test_unusable_sources(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no_such_model"):
-        Classifier.load("no_such_model")
-    with pytest.raises(FileNotFoundError, match=r"no best\.pt"):
-        Classifier.load(tmp_path)
+        load("no_such_model")
+    with pytest.raises(FileNotFoundError, match=r"best\.pt"):
+        load(tmp_path)
     torch.save({"w": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth"):
-        Classifier.load(tmp_path / "other.pth")
+        load(tmp_path / "other.pth")
     (tmp_path / "text.pt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match=r"text\.pt"):
-        Classifier.load(tmp_path / "text.pt")
+        load(tmp_path / "text.pt")
 
 
 def test_find_images(tmp_path: Path) -> None:
@@ -156,24 +163,24 @@ def test_find_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = find_images([tmp_path])
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.webp", "b/1.jpg", "b/2.PNG", "b/c/3.tiff"]
-    # a file is taken at its word, in the order given
+    # files are taken whatever their suffix, in the order given
     assert find_images([tmp_path / "b" / "notes.txt", str(tmp_path / "a.webp")])[0].name == "notes.txt"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no image in the folder .*empty"):
+    with pytest.raises(FileNotFoundError, match=r"empty"):
         find_images([tmp_path / "a.webp", tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match=r"no file or folder .*none"):
+    with pytest.raises(FileNotFoundError, match=r"none"):
         find_images([tmp_path / "none"])
 
 
 def _no_network(*args: object, **kwargs: object) -> None:
-    raise AssertionError("the network was asked")
+    raise AssertionError("the network was used")
 
 
-def test_weights_that_ship_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packaged_weights_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _no_network)
     model = timm.create_model("smt_femto.cifar10", pretrained=True)
     assert sum(p.numel() for p in model.parameters()) <= 3e6
-    classifier = Classifier.load("smt_femto.cifar10")
+    classifier = load("smt_femto.cifar10")
     assert classifier.classes == CIFAR10_CLASSES
     assert (classifier.input.size, classifier.input.crop_pct) == (32, 1.0)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
@@ -181,7 +188,7 @@ def test_weights_that_ship_need_no_network(monkeypatch: pytest.MonkeyPatch) -> N
     assert {label for label, _ in prediction.top} == set(CIFAR10_CLASSES)
 
 
-def test_weights_that_ship_know_cifar10(shared: Path) -> None:
+def test_packaged_weights_classify_cifar10(shared: Path) -> None:
     images: list[Image.Image] = []
     labels: list[str] = []
     with tarfile.open(shared / "data" / "cifar10.tar.gz") as archive:
@@ -192,6 +199,39 @@ def test_weights_that_ship_know_cifar10(shared: Path) -> None:
                 images.append(Image.open(io.BytesIO(archive.extractfile(member).read())))
                 labels.append(label)
     assert len(images) == 200
-    said = [prediction.label for prediction in Classifier.load("smt_femto.cifar10")(images)]
-    right = sum(a == b for a, b in zip(said, labels, strict=True))
-    assert right >= 155  # 85 % of the whole set; three standard deviations below that on 200 images
+    predicted = [prediction.label for prediction in load("smt_femto.cifar10")(images)]
+    right = sum(a == b for a, b in zip(predicted, labels, strict=True))
+    assert right >= 155  # 85 % on the full test set; three standard deviations below that on 200 images
+
+
+def test_save_predictions(classifier: Classifier, colored: Path, tmp_path: Path) -> None:
+    paths = [next((colored / "val" / color).iterdir()) for color in COLORS]
+    results = classifier([*paths, tmp_path / "missing.png", picture("red")])
+    table, sheet = classifier.save(results, tmp_path / "found")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [*map(str, paths), str(tmp_path / "missing.png"), "4"]
+    assert [row["label"] for row in rows] == ["blue", "green", "red", "", "red"]
+    assert [row["class_id"] for row in rows] == ["0", "1", "2", "", "2"]
+    assert float(rows[0]["score"]) == pytest.approx(results[0].score, abs=1e-6)
+    assert "missing.png" in rows[3]["error"]
+    with Image.open(sheet) as image:
+        assert image.width > 100
+
+
+def test_predict_in_one_call(trained: Path) -> None:
+    (prediction,) = smt_vision.predict(trained, [picture("green")], top_k=1)
+    assert (prediction.label, prediction.class_id, len(prediction.top)) == ("green", 1, 1)
+
+
+def test_public_names_are_imported_on_first_use() -> None:
+    code = (
+        "import sys, smt_vision\n"
+        "heavy = {'lightning_fabric', 'matplotlib', 'smt_vision.tasks.load', 'smt_vision.engine.loop'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "assert all(getattr(smt_vision, name) is not None for name in smt_vision.__all__)\n"
+        "assert sorted(smt_vision.__all__) == sorted(dir(smt_vision))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        smt_vision.nothing  # noqa: B018

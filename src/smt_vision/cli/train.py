@@ -26,7 +26,13 @@ smt train --resume runs/finetune                resume after a stop
 def build_parser(words: list[str]) -> Parser:
     """The options are the fields of a recipe of the task, with the values of the recipe that is named."""
     resumed = _resumed(words)
-    named = next((RECIPES[word] for word in words if word in RECIPES), None)
+    # An option's value, e.g. of --run, may be a recipe's name too.
+    positional = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not before.startswith("--") or "=" in before or before == "--json"
+    ]
+    named = next((RECIPES[word] for word in positional if word in RECIPES), None)
     recipe = resumed or named
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
@@ -36,9 +42,8 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
     parser.add_argument("--max_steps", type=int, help="stop, resumable, after this many optimizer steps in total")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
-    # Recipes as files have it (recipe.yaml, and what smt recipes prints); it cannot differ from the recipe's.
-    tasks = tuple(TASKS) if recipe is None else (recipe.task,)
-    parser.add_argument("--task", choices=tasks, default=tasks[0], help="task of the recipe; cannot be changed")
+    # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
+    parser.add_argument("--task", choices=[recipe.task] if recipe else list(TASKS), help="the recipe's own task")
     if recipe is None:  # without a recipe: the fields that the recipes of all tasks have
         parser.add_class_arguments(Recipe, as_group=True)
         parser.set_defaults(dict(name="", model="", data="", epochs=1, batch_size=1))

@@ -80,7 +80,13 @@ class Manifest:
                 f"{path}: manifest version {values['version']}, but this version of smt-vision reads up to {VERSION}; "
                 "update smt-vision"
             )
-        values, known = upgrade(values), {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)}
+        try:
+            values = upgrade(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not the manifest of an export, or was changed: {error!r}; export the model again"
+            ) from error
         if values.keys() != known or values["format"] not in FILES:
             wrong = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
             raise ValueError(f"{path} is not the manifest of an export, or was edited: {wrong}; export the model again")
