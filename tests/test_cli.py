@@ -19,6 +19,7 @@ from timm.data import create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
+import smt_vision
 from command import answer, refusal, run
 from smt_vision import checkpoints
 from smt_vision._version import __version__
@@ -221,6 +222,15 @@ def test_arguments_override_config_file_overrides_recipe(recipes: list[Recipe], 
         assert given.optim.weight_decay == RECIPES["quickstart"].optim.weight_decay
 
 
+def test_option_value_that_is_a_recipe_name(
+    recipes: list[Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("train", "--json", "--run", "cifar10", "quickstart")
+    run("train", "--run=cifar10", "quickstart")
+    assert recipes == [RECIPES["quickstart"]] * 2
+
+
 @pytest.mark.parametrize("name", ["quickstart", "bccd_retinanet"])
 def test_printed_recipe_is_a_config_file(name: str, recipes: list[Recipe], tmp_path: Path, capsys: Capture) -> None:
     assert run("recipes", name) == 0
@@ -355,6 +365,37 @@ def test_predict_out(trained: Path, colored: Path, tmp_path: Path, capsys: Captu
     text = capsys.readouterr().out
     assert str(out / "predictions.csv") in text
     assert str(out / "predictions.png") in text
+
+
+def test_predict_out_of_images_that_differ_in_suffix(
+    trained: Path, colored: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    with Image.open(colored / "val" / "red" / "0.png") as image:
+        for name in ("a.png", "a.bmp"):
+            image.save(tmp_path / name)
+    predictions = answer(capsys, "predict", trained, tmp_path / "a.png", tmp_path / "a.bmp", "--out", tmp_path / "out")
+    assert [p["label"] for p in predictions] == ["red", "red"]
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
+
+
+def test_predict_out_without_readable_images(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    assert run("predict", trained, tmp_path / "a.png", "--out", tmp_path / "out") == 1
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 2
+
+
+def test_save_from_python_with_pil_images(trained: Path, colored: Path, tmp_path: Path) -> None:
+    classifier = smt_vision.load(trained)
+    path = colored / "val" / "red" / "0.png"
+    with Image.open(path) as image:
+        results = classifier([image.convert("RGB"), path])
+    written = classifier.save(results, tmp_path / "out")
+    assert written == [tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.png"]
+    with written[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["label"]) for row in rows] == [("0", "red"), (str(path), "red")]
+    with Image.open(written[1]) as sheet:
+        sheet.load()
 
 
 def test_eval_reproduces_metrics_of_run(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:

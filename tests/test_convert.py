@@ -1,4 +1,4 @@
-"""Weight files translated both ways."""
+"""Weight files converted both ways."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -128,11 +128,11 @@ def changed(**changes: Any) -> dict[str, Any]:
         (lambda: changed(head__bias=torch.zeros(9)), r"looks like smt_atto.*size mismatch for head\.fc\.bias"),
         (
             lambda: official_state(depths=(1, 1, 1, 1)),
-            r"depths \(1, 1, 1, 1\) a stage are no variant's; known are smt_",
+            r"depths \(1, 1, 1, 1\) per stage; the variants are smt_",
         ),
         (lambda: {"conv1.weight": torch.zeros(1)}, r"not the weights of an SMT; expected.*found conv1\.weight"),
         (lambda: {}, r"not the weights of an SMT.*found nothing"),
-        (lambda: {"model": {"epoch": 3}}, r"holds no state dict; expected names and tensors"),
+        (lambda: {"model": {"epoch": 3}}, r"not a state dict; expected names and tensors"),
         (lambda: [torch.zeros(1)], r"holds no state dict"),
         (lambda: OrderedDict(path=Path("x")), r"not a readable \.pth file of tensors"),
     ],

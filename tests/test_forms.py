@@ -215,11 +215,11 @@ def losses(model: nn.Module, x: Tensor, target: Tensor, autocast: bool) -> tuple
 @pytest.mark.parametrize(
     "overrides", [{}, dict(aggregation=False), dict(layer_scale=0.5, mixers=("A", "S", "SA", "S"))]
 )
-def test_gradients_equal_the_literal_forms(overrides: dict[str, Any]) -> None:
+def test_gradients_equal_the_literal_network(overrides: dict[str, Any]) -> None:
     literal = LiteralSMT(
         num_classes=5, embed_dims=(16, 32, 64, 128), depths=(1, 1, 2, 1), attn_heads=(1, 1, 2, 4), **overrides
     ).double()
-    ours = create(num_classes=5, **overrides).double()
+    ours = use_fast_forms(create(num_classes=5, **overrides)).double()
     ours.load_state_dict(literal.state_dict())
     x, target = images(3, 3, 45, 64).double(), torch.tensor([0, 1, 2])
     loss, grads = losses(ours.train(), x, target, autocast=False)
@@ -256,7 +256,7 @@ def test_a_training_step_keeps_no_copy_of_what_is_cheap() -> None:
         out = sam(x)
     maps = sum(kept.values()) / (x.numel() * 4)
     assert out.shape == x.shape
-    # x; value and context (2); heads side by side; expanded (2); modulator; and four numbers a channel.
+    # x; value and context (2); heads side by side; expanded (2); modulator; and four numbers per channel.
     assert 7 <= maps < 7.1
 
 
@@ -264,7 +264,7 @@ def test_a_training_step_keeps_no_copy_of_what_is_cheap() -> None:
 
 
 def test_per_sample_gradients_and_forward_over_reverse() -> None:
-    model = create(num_classes=3).double().eval()
+    model = use_fast_forms(create(num_classes=3)).double().eval()
     parameters, buffers, x = dict(model.named_parameters()), dict(model.named_buffers()), images(3, 3, 32, 32).double()
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def test_per_sample_gradients_and_forward_over_reverse() -> None:
 
     one_by_one = [torch.autograd.grad(loss(parameters, image[None]), list(parameters.values())) for image in x]
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own: what it has no batching rule for, and what it calls itself
+        warnings.simplefilter("ignore")  # torch's own: on operators without a batching rule, and on deprecated ones
         at_once = torch.func.vmap(torch.func.grad(lambda p, x: loss(p, x[None])), in_dims=(None, 0))(parameters, x)
         _, actual = torch.func.jvp(torch.func.grad(lambda x: loss(parameters, x)), (x,), (torch.ones_like(x),))
         _, expected = torch.autograd.functional.hvp(lambda x: loss(parameters, x), x, torch.ones_like(x))
@@ -302,6 +302,7 @@ def test_forms_are_put_in_by_timm_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def forms(model: nn.Module) -> set[type]:
         return {type(module) for module in model.modules()} & {*FORMS.values()}
 
+    monkeypatch.setattr(registry, "KERNELS", "auto")
     assert forms(create()) == {*FORMS.values()}
     assert not forms(SMT(**VARIANTS["smt_atto"]))
     monkeypatch.setattr(registry, "KERNELS", "plain")
@@ -343,7 +344,9 @@ class Adapter(nn.Module):
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d)}
+    return {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d | nn.GELU)
+    }
 
 
 def counted(model: nn.Module) -> tuple[dict[nn.Module, int], Callable[..., None]]:
@@ -364,7 +367,7 @@ def train(model: nn.Module) -> None:
 @pytest.fixture
 def fast() -> Any:
     torch.manual_seed(0)
-    return create(num_classes=5).train()
+    return use_fast_forms(create(num_classes=5)).train()
 
 
 def test_without_a_hook_layers_are_bypassed(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:

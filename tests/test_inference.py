@@ -215,7 +215,8 @@ def test_save_predictions(classifier: Classifier, colored: Path, tmp_path: Path)
     assert [row["class_id"] for row in rows] == ["0", "1", "2", "", "2"]
     assert float(rows[0]["score"]) == pytest.approx(results[0].score, abs=1e-6)
     assert "missing.png" in rows[3]["error"]
-    assert Image.open(sheet).size[0] > 100
+    with Image.open(sheet) as image:
+        assert image.width > 100
 
 
 def test_predict_in_one_call(trained: Path) -> None:

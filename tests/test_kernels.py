@@ -1,7 +1,7 @@
 """The Triton kernels equal the plain modules of ``model/modulation.py`` in float64.
 
-Without a GPU, the tests marked ``on_kernels`` need ``TRITON_INTERPRET=1`` in the environment, which Triton reads when it
-is imported; ``make test`` runs them so.
+Without a GPU, the tests marked ``on_kernels`` need ``TRITON_INTERPRET=1`` in the environment, which Triton reads when
+it is imported; ``make test`` runs them so.
 """
 
 import copy

@@ -83,7 +83,7 @@ def test_a_recipe_has_only_the_fields_of_its_task() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="'track'.* classify, detect, segment"):
+    with pytest.raises(ValueError, match=r"'track'.* classify, detect, segment"):
         read_recipe({"task": "track"})
 
 

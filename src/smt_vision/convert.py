@@ -1,21 +1,21 @@
-"""Weight files of the release to ours and back.
+"""Conversion of weight files between the release's layout and this package's.
 
-The network loads either layout as it is; this is for tools that want a file of the other one.
+The network loads both layouts; conversion is for tools that need the other one.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_tensors, write_atomic
+from . import checkpoints
+from .files import write_atomic
 from .model import SMT
-from .model.official import is_official, our_state, to_official, unwrap
+from .model.official import is_official, our_state, to_official
 from .registry import VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
@@ -25,8 +25,15 @@ SUFFIXES = (".pth", ".safetensors")
 class ConversionReport:
     """What :func:`convert_file` did.
 
-    ``direction`` is ``official -> ours`` or ``ours -> official``; ``tensors`` and ``parameters`` (numbers that train,
-    hence without BatchNorm's statistics) are those of the written file.
+    Attributes:
+        source: The file read.
+        target: The file written.
+        direction: ``official -> ours`` or ``ours -> official``.
+        variant: Name of the variant that the weights are for.
+        num_classes: Number of classes of the classifier, 0 without one.
+        in_chans: Number of image channels.
+        tensors: Number of tensors in the target.
+        parameters: Number of trainable parameters in the target, i.e. without BatchNorm's statistics.
     """
 
     source: Path
@@ -40,19 +47,19 @@ class ConversionReport:
 
 
 def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
-    """Translate a weight file from the release's layout to ours, or from ours to the release's.
+    """Convert a weight file from the release's layout to this package's, or back.
 
-    The content tells the direction and the variant; the suffixes tell the formats. A ``.pth`` of the release's layout
-    is written as the release does, ``{"model": state dict}``; every other file is the state dict alone. Values and
-    dtypes are kept bit by bit. The target appears whole or not at all.
+    The direction and the variant are found from the content, the formats from the suffixes. A ``.pth`` file in the
+    release's layout is written as ``{"model": state dict}``, as the release does; every other file is the state dict
+    only. Values and dtypes do not change. The target is written atomically.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
-        target: the file to write, ``.pth`` or ``.safetensors``.
+        source: A ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
+        target: The file to write, ``.pth`` or ``.safetensors``.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: a suffix is unknown, the target is the source, or the content is not the weights of a variant.
+        FileNotFoundError: The source does not exist.
+        ValueError: A suffix is unknown, the target is the source, or the content is not the weights of a variant.
     """
     source, target = Path(source), Path(target)
     for path in (source, target):
@@ -61,7 +68,7 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
-    state = state_dict_of(read_tensors(source)[0], source)
+    state = checkpoints.load(source).weights
     official = is_official(state)
     result = our_state(state) if official else to_official(state)
     variant, num_classes, in_chans, parameters = identify(result if official else state, source)
@@ -78,23 +85,11 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     return ConversionReport(source, target, direction, variant, num_classes, in_chans, len(result), parameters)
 
 
-def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
-    """The state dict in a file's content, alone or as the entry ``model``.
-
-    Raises:
-        ValueError: there is none.
-    """
-    state = unwrap(content)
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{source}: holds no state dict; expected names and tensors, alone or as the entry 'model'")
-    return dict(state)
-
-
 def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:
-    """Variant, classes, input channels and parameters of a state dict with our keys.
+    """Variant, number of classes, of image channels and of parameters of a state dict with this package's keys.
 
     Raises:
-        ValueError: it is not the weights of a variant, to the last tensor.
+        ValueError: It is not exactly the weights of a variant.
     """
     blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
@@ -105,12 +100,12 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     if stem is None or stem.ndim != 4 or not depths:
         raise ValueError(
             f"{source}: not the weights of an SMT; expected the release's keys (patch_embed1.conv.0.weight, ...) or "
-            f"ours (stem.conv1.weight, ...), found {', '.join(list(state)[:3]) or 'nothing'}"
+            f"this package's (stem.conv1.weight, ...), found {', '.join(list(state)[:3]) or 'nothing'}"
         )
     found = [name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
     if not found:
         known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in VARIANTS.items())
-        raise ValueError(f"{source}: channels {dims} and depths {depths} a stage are no variant's; known are {known}")
+        raise ValueError(f"{source}: unknown channels {dims} and depths {depths} per stage; the variants are {known}")
     head = state.get("head.fc.weight")
     num_classes, in_chans = 0 if head is None else head.shape[0], stem.shape[1]
     with torch.device("meta"):
@@ -118,5 +113,7 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     try:
         model.load_state_dict({key: value.to("meta") for key, value in state.items()}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{source}: looks like {found[0]} but does not fit it; fetch it again. {error}") from error
+        raise ValueError(
+            f"{source}: looks like {found[0]} but does not match it; the file may be damaged. {error}"
+        ) from error
     return found[0], num_classes, in_chans, sum(p.numel() for p in model.parameters())

@@ -46,7 +46,6 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     from ..data.files import find_images
     from ..tasks.load import load
-    from ..tasks.results import result_names
     from .allocator import keep_large_allocations
 
     if args.top_k is not None and args.top_k < 1:
@@ -76,7 +75,6 @@ def run(args: Any) -> Output:
         written = []
     else:
         _refuse_own_input(folder, images)
-        result_names(images)
         written = model.save(results(), folder, images=images, **options)
 
     table = Table("image", *model.columns, box=None, header_style="bold")

@@ -26,7 +26,13 @@ smt train --resume runs/finetune                resume after a stop
 def build_parser(words: list[str]) -> Parser:
     """The options are the fields of a recipe of the task, with the values of the recipe that is named."""
     resumed = _resumed(words)
-    named = next((RECIPES[word] for word in words if word in RECIPES), None)
+    # An option's value, e.g. of --run, may be a recipe's name too.
+    positional = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not before.startswith("--") or "=" in before or before == "--json"
+    ]
+    named = next((RECIPES[word] for word in positional if word in RECIPES), None)
     recipe = resumed or named
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"

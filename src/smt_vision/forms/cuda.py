@@ -16,7 +16,7 @@ class CudaMHMC(TrainingMHMC):
     """:class:`~smt_vision.model.MHMC` with all heads in one kernel."""
 
     def forward(self, s: Tensor) -> Tensor:
-        if not can_bypass(s, *self.convs, in_compiled_code=True) or not mhmc.is_supported(s, self.num_heads):
+        if not mhmc.is_supported(s, self.num_heads) or not can_bypass(s, *self.convs, in_compiled_code=True):
             return super().forward(s)
         convs: Any = self.convs
         return mhmc.convolve(s, [conv.weight for conv in convs], [conv.bias for conv in convs])
@@ -26,8 +26,8 @@ class CudaSAA(TrainingSAA):
     """:class:`~smt_vision.model.SAA` with its expansion, normalisation and activation in one kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        children = (self.expand, self.norm, self.act)
-        if not can_bypass(x, *children, in_compiled_code=True) or not saa.is_supported(x, self.expand, self.norm):
+        supported = saa.is_supported(x, self.expand, self.norm)
+        if not supported or not can_bypass(x, self.expand, self.norm, self.act, in_compiled_code=True):
             return super().forward(x)
         hidden = saa.expand_norm_gelu(x, self.expand, self.norm)
         return self.reduce(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ from torch.nn.modules import module as global_hooks
 
 from ..kernels.availability import in_functorch_transform
 
-PLAIN_TYPES = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.GELU, nn.Dropout)
+PLAIN_TYPES = frozenset({nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.GELU, nn.Dropout})
 
 
 def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) -> bool:
@@ -44,9 +44,10 @@ def _has_global_hooks() -> bool:
 
 
 def _is_plain(child: nn.Module) -> bool:
-    return (
-        type(child) in PLAIN_TYPES
-        and "forward" not in child.__dict__
-        and not (child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks)
-        and all(type(p) in (nn.Parameter, Tensor) for p in child._parameters.values() if p is not None)
-    )
+    hooks = child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks
+    if type(child) not in PLAIN_TYPES or hooks or "forward" in child.__dict__:
+        return False
+    for parameter in child._parameters.values():
+        if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return True

@@ -1,1 +1,1 @@
-"""Hot operators as functions of tensors; each equals PyTorch's own operators. The modules of ``forms`` use them."""
+"""Hot operators as functions, each equal to PyTorch's own operators; the modules in ``forms`` use them."""

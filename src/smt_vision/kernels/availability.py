@@ -30,8 +30,8 @@ def in_functorch_transform() -> bool:
 
 
 def triton_is_supported(x: Tensor) -> bool:
-    """Whether the Triton kernels can run and read ``x`` on its device."""
-    device = x.is_cuda or (INTERPRETED and x.device.type == "cpu")
+    """Whether the Triton kernels can run and read ``x`` on its device; not where it is a tracer's stand-in."""
+    device = isinstance(x, Tensor) and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
     return device and HAS_TRITON and compute_dtype(x) in DTYPES
 
 

@@ -3,7 +3,7 @@
 ``smt_vision::grouped_gelu`` is the grouped product and the GELU, the normalisation folded into the weights;
 ``smt_vision::grouped_norm_gelu`` normalises by the batch's statistics.
 
-``B`` batch, ``H W`` grid, ``N`` heads, ``G`` groups, ``R`` outputs a group.
+``B`` batch, ``H W`` grid, ``N`` heads, ``G`` groups, ``R`` outputs per group.
 """
 
 from typing import Any
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
-MAX_OUTPUTS = 16  # of a group: the kernels hold N times as many weights a thread
+MAX_OUTPUTS = 16  # per group: the kernels hold N times as many weights per thread
 
 
-def is_supported(x: Tensor, expand: nn.Conv2d, norm: nn.Module) -> bool:
+def is_supported(x: Tensor, expand: nn.Module, norm: nn.Module) -> bool:
     """Whether :func:`expand_norm_gelu` takes this input and these modules.
 
-    Only a plain BatchNorm2d's statistics are the kernels'. In evaluation they have no gradient.
+    Of the normalizations, only BatchNorm2d itself; in evaluation, only without gradients.
     """
-    if not triton_is_supported(x) or type(norm) is not nn.BatchNorm2d or norm.weight is None or expand.bias is None:
+    if not triton_is_supported(x) or type(expand) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return False
+    if norm.weight is None or expand.bias is None:
         return False
     B, H, W, G, N = x.shape
     if N not in HEADS or expand.out_channels > MAX_OUTPUTS * G or B * H * W * expand.out_channels >= INT32:

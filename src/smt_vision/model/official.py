@@ -45,7 +45,7 @@ _TABLE: list[tuple[str | dict[str, int], str]] = [
 ]
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict inside a checkpoint: its entry ``model`` (as in the release) or ``state_dict``, or itself."""
     for entry in ("model", "state_dict"):
         if isinstance(checkpoint.get(entry), Mapping):
@@ -55,7 +55,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def our_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict inside a checkpoint with this package's keys: the release's are converted, others kept."""
-    state = unwrap(checkpoint)
+    state = _unwrap(checkpoint)
     return to_ours(state) if is_official(state) else dict(state)
 
 
@@ -71,10 +71,10 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        rule, match = _find(key, official=True)
-        if rule is None:
+        if (found := _find(key, official=True)) is None:
             out[key] = value
             continue
+        rule, match = found
         parts = [part.format(match, shift=0) for part in rule.official]
         if any(part not in state_dict for part in parts):
             out[key] = value
@@ -88,10 +88,10 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`to_ours`: merged layers are split, unknown keys are kept."""
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        rule, match = _find(key, official=False)
-        if rule is None:
+        if (found := _find(key, official=False)) is None:
             out[key] = value
             continue
+        rule, match = found
         names = [part.format(match, shift=1) for part in rule.official]
         if len(names) == 1:
             out[names[0]] = value
@@ -102,7 +102,7 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Pattern(NamedTuple):
-    """One side of a row of the table."""
+    """One name in a row of the table."""
 
     template: str
     regex: re.Pattern[str]
@@ -119,6 +119,8 @@ class _Pattern(NamedTuple):
 
 
 class _Rule(NamedTuple):
+    """A row of the table."""
+
     official: list[_Pattern]
     shares: list[int]
     ours: _Pattern
@@ -133,10 +135,10 @@ def _rules() -> Iterator[_Rule]:
 _RULES = tuple(_rules())
 
 
-def _find(key: str, official: bool) -> tuple[_Rule, Mapping[str, str]] | tuple[None, Mapping[str, str]]:
+def _find(key: str, official: bool) -> tuple[_Rule, Mapping[str, str]] | None:
     """The first rule with a pattern on the given side that matches a key, and the match."""
     for rule in _RULES:
         for pattern in rule.official if official else [rule.ours]:
             if match := pattern.regex.fullmatch(key):
                 return rule, match.groupdict()
-    return None, {}
+    return None
