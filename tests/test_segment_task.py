@@ -80,7 +80,7 @@ def test_auxiliary_loss_is_scaled_by_aux_weight(scenes: Path):
 
 
 def overfit(task: SegmentationTraining, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
-    """Train on the whole dataset as one batch and evaluate on the same images."""
+    """Train on all images as one batch and evaluate on the same images."""
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
@@ -137,6 +137,13 @@ def test_run_writes_checkpoints_metrics_summary_and_pictures(scenes: Path, tmp_p
     assert spec.head == recipe.segment
     assert spec.head.crop == (64, 64)
     assert read_recipe(best.state["recipe"]).to_dict() == recipe.to_dict()
+
+
+def test_cost_is_reported_at_the_crop_size(scenes: Path):
+    task = SegmentationTraining(scenes_recipe(scenes, crop=(64, 96)))
+    model, input_size = get_task("segment").flops_model(task.model, task.spec)
+    assert model is task.model
+    assert input_size == (3, 64, 96)
 
 
 # --- prediction ---

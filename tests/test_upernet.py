@@ -14,9 +14,9 @@ from torch.export import Dim
 
 import debug_model
 from smt_vision.cost import describe
-from smt_vision.tasks import RECIPES
 from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
+from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone
 from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.segmentation.config import SegmentConfig
