@@ -1,4 +1,4 @@
-"""Batches of every task: decoding and seeded augmentation in worker processes, unreadable images, resumable order."""
+"""Data loaders of all tasks: decoding and seeded augmentation in worker processes, unreadable images, exact resume."""
 
 import logging
 import os
@@ -25,8 +25,8 @@ B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "
 
 Position = tuple[int, int]  # epoch and index of an image
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
-Transform = Callable[[Image.Image, T, str], Item]  # a decoded image, its target and its name, to its part of a batch
-Stack = Callable[[list[Item]], dict[str, Any]]  # the items of a batch, one or more, to the batch
+Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
+Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
 
 
 class DecodedImages(Dataset[Item], Generic[T]):
@@ -37,10 +37,11 @@ class DecodedImages(Dataset[Item], Generic[T]):
 
     Args:
         images: Encoded images and their targets.
-        transform: May raise :class:`UnreadableImage`, for instance where image and target differ in size.
-        channels: 1 or 3.
+        transform: Augmentation and preprocessing; may raise :class:`UnreadableImage`, e.g. if the image and its target
+            differ in size.
+        channels: Image channels: 3 for RGB, 1 for grayscale.
         seed: Seed of the transform's random numbers.
-        attempts: How many images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
+        attempts: Number of images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
             so that the batch size is constant. If all are unreadable, the item's image is ``None``.
     """
 
@@ -71,7 +72,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
         return {"image": None, "index": index, "unreadable": unreadable}
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
-        # Called with a whole batch. Without worker processes, the global generators are the caller's: restore them.
+        # Called once per batch. Without worker processes, the global generators are the caller's: restore them.
         if get_worker_info() is not None:
             return [self[position] for position in positions]
         python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -93,21 +94,25 @@ def seed_all(*numbers: int) -> None:
 
 @dataclass(frozen=True)
 class Collate:
-    """Collate items into a batch; items without an image are dropped, and their messages kept."""
+    """Collate items into a batch; items without an image are dropped and their messages are kept.
+
+    Args:
+        stack: Collates the items that have an image.
+    """
 
     stack: Stack
 
     def __call__(self, items: list[Item]) -> dict[str, Any]:
         readable = [item for item in items if item["image"] is not None]
         return {
-            **(self.stack(readable) if readable else {}),  # an empty batch is never yielded: only its messages count
+            **(self.stack(readable) if readable else {}),  # an empty batch is never yielded, only its messages are used
             "index": torch.tensor([item["index"] for item in readable], dtype=torch.long),
             "unreadable": [message for item in items for message in item["unreadable"]],
         }
 
 
 class _EpochBatches(Sampler[list[Position]]):
-    """The batch sampler of torch's data loader; ``epoch`` and ``start_batch`` are set before each pass."""
+    """Batch sampler for torch's data loader; set ``epoch`` and ``start_batch`` before each pass."""
 
     def __init__(self, sampler: TrainSampler | EvalSampler) -> None:
         self.sampler = sampler
@@ -123,13 +128,13 @@ class _EpochBatches(Sampler[list[Position]]):
 
 
 class _Loader(Generic[B]):
-    """Batches loaded by worker processes, which persist from one pass to the next.
+    """Batches loaded by worker processes, which persist between passes.
 
     Args:
         dataset: Transformed images.
-        stack: Collates them.
-        sampler: Indices of each batch.
-        input: Its ``workers`` and ``max_unreadable``.
+        stack: Collates the items of a batch.
+        sampler: Sampler that yields the indices of each batch.
+        input: Input settings; ``workers`` and ``max_unreadable`` are used.
     """
 
     def __init__(
@@ -147,7 +152,7 @@ class _Loader(Generic[B]):
             collate_fn=Collate(stack),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            # By default each pass would advance the global generator, so that a resumed run would differ.
+            # Without its own generator, each pass would advance the global one, and a resumed run would differ.
             generator=torch.Generator(),
         )
 
@@ -165,7 +170,7 @@ class _Loader(Generic[B]):
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
         try:
             for batch in self._loader:
-                self._count(batch["unreadable"])
+                self._record_unreadable(batch["unreadable"])
                 if len(batch["index"]):
                     yield cast(B, batch)
         except RuntimeError as error:
@@ -176,7 +181,7 @@ class _Loader(Generic[B]):
                 f"input.workers (now {self.workers}) or batch_size"
             ) from error
 
-    def _count(self, messages: list[str]) -> None:
+    def _record_unreadable(self, messages: list[str]) -> None:
         for message in messages:
             if message not in self._unreadable:
                 self._unreadable[message] = None
@@ -237,13 +242,14 @@ def train_loader(
     Args:
         images: Training images.
         transform: Augmentation and preprocessing.
-        stack: Collates a batch.
-        input: Its ``channels``, ``workers`` and ``max_unreadable``.
+        stack: Collates the items of a batch.
+        input: Input settings; ``channels``, ``workers`` and ``max_unreadable`` are used.
         batch_size: Images per batch and rank.
-        seed: Seed of order and augmentation.
+        seed: Seed of the image order and the augmentation.
         rank: Rank of this process.
         world: Number of processes.
-        groups: (length,) which of two groups each image is in, e.g. portrait or landscape; a batch has one group's.
+        groups: (length,) which of two groups each image is in, e.g. portrait and landscape. At most one batch per epoch
+            mixes the groups. ``None`` uses one group.
 
     Raises:
         UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
@@ -262,7 +268,9 @@ def eval_loader(
     rank: int = 0,
     world: int = 1,
 ) -> EvalLoader[Any]:
-    """Batches in order, with each image on one rank. Unreadable images are logged and dropped.
+    """Batches for evaluation, in order and with each image on exactly one rank.
+
+    Unreadable images are logged and dropped.
 
     Arguments and errors are those of :func:`train_loader`.
     """
@@ -270,8 +278,8 @@ def eval_loader(
     return EvalLoader(dataset, stack, EvalSampler(len(images), batch_size, rank, world), input)
 
 
-def _workers(wanted: int, batches: int) -> int:
-    """Worker processes: at most one per batch, and at most this process's share of the CPU cores."""
+def _workers(requested: int, batches: int) -> int:
+    """Number of worker processes: at most one per batch, and at most this process's share of the CPU cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(0, min(wanted, share, batches))
+    return max(0, min(requested, share, batches))

@@ -1,4 +1,4 @@
-"""Classifiers in use."""
+"""Prediction with classifiers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ TOP_K = 5
 
 
 class Classifier(Predictor[Prediction]):
-    """A classifier, ready for use. Its model gives (B, K) logits."""
+    """Predicts the class of images. The model returns (B, K) logits."""
 
     kind = "a classifier"
     batch_size = 32
@@ -34,9 +34,9 @@ class Classifier(Predictor[Prediction]):
         """Write ``predictions.csv`` and ``predictions.png``, a contact sheet of the first 25 images.
 
         Args:
-            results: What the classifier returned.
-            folder: Created if necessary.
-            options: No option matters here.
+            results: Predictions of this classifier.
+            folder: Output folder; created if necessary.
+            options: Unused.
         """
         return write_predictions(results, Path(folder))
 

@@ -1,4 +1,4 @@
-"""A classifier's results, and as files."""
+"""Classification results and the files that hold them."""
 
 import csv
 from collections.abc import Iterable
@@ -11,16 +11,16 @@ from .pictures import GRID, LabeledImage, predictions
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of an image.
+    """Predicted classes of an image.
 
     Args:
-        source: The image as given.
-        id: The image's path, or its index among the images given.
+        source: Image as passed by the caller.
+        id: Path of the image, or its index among the passed images.
         label: Name of the most probable class.
-        class_id: Its index.
-        score: Its probability in [0, 1].
+        class_id: Index of the most probable class.
+        score: Probability of the most probable class in [0, 1].
         top: Names and probabilities of the most probable classes, best first.
-        error: Why the image could not be read; there is no label then.
+        error: Reason why the image could not be read; ``label`` and ``class_id`` are then ``None``.
     """
 
     source: Source
@@ -33,7 +33,9 @@ class Prediction:
 
 
 def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]:
-    """See :meth:`smt_vision.tasks.classification.predictor.Classifier.save`."""
+    """Write ``predictions.csv`` and ``predictions.png``; see
+    :meth:`smt_vision.tasks.classification.predictor.Classifier.save`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
     shown: list[LabeledImage] = []

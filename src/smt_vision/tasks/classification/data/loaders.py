@@ -1,4 +1,7 @@
-"""Batches of images with one class each. Shapes: B images of C channels, S x S pixels."""
+"""Batches of images with one class each.
+
+Shapes: B images of C channels, S x S pixels.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from .transforms import eval_transform, train_transform
 
 
 class ClassificationBatch(TypedDict):
-    """A batch of training or evaluation.
+    """A batch for training or evaluation.
 
     Args:
         image: (B, C, S, S) float32.
@@ -32,7 +35,9 @@ class ClassificationBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Labeled:
+class _LabeledTransform:
+    """Applies ``transform`` to the image and adds the class index."""
+
     transform: Callable[[Image.Image], Tensor]
 
     def __call__(self, image: Image.Image, target: int, name: str) -> Item:
@@ -56,13 +61,13 @@ def classification_train_loader(
     rank: int = 0,
     world: int = 1,
 ) -> TrainLoader[ClassificationBatch]:
-    """Shuffled, augmented batches; see :func:`smt_vision.data.loaders.train_loader`."""
-    transform = _Labeled(train_transform(input, augment))
+    """Shuffled and augmented batches; see :func:`smt_vision.data.loaders.train_loader`."""
+    transform = _LabeledTransform(train_transform(input, augment))
     return train_loader(images, transform, _stack, input, batch_size, seed, rank, world)
 
 
 def classification_eval_loader(
     images: ImageDataset, input: ClassificationInput, batch_size: int, rank: int = 0, world: int = 1
 ) -> EvalLoader[ClassificationBatch]:
-    """Batches in order; see :func:`smt_vision.data.loaders.eval_loader`."""
-    return eval_loader(images, _Labeled(eval_transform(input)), _stack, input, batch_size, rank, world)
+    """Batches for evaluation, in order; see :func:`smt_vision.data.loaders.eval_loader`."""
+    return eval_loader(images, _LabeledTransform(eval_transform(input)), _stack, input, batch_size, rank, world)

@@ -1,4 +1,4 @@
-"""A fix for one operation of timm's augmentation policies, which Pillow 13 refuses."""
+"""A posterize operation for timm's augmentation policies that also works with Pillow 13."""
 
 from PIL import Image, ImageOps
 from timm.data import auto_augment
@@ -6,12 +6,12 @@ from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAu
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the ``bits`` highest bits of each value; with 0 bits, which timm draws and Pillow 13 refuses, black."""
+    """Keep the ``bits`` highest bits of each value; 0 bits, which timm samples but Pillow 13 rejects, give black."""
     return image if bits >= 8 else ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def replace_posterize(transform: object) -> None:
-    """Replace timm's posterize by ours in a policy of timm's; any other transform is left unchanged."""
+    """Use :func:`posterize` in timm's augmentation policies; any other transform is left unchanged."""
     for op in _operations(transform):
         if op.aug_fn is auto_augment.posterize:
             op.aug_fn = posterize

@@ -19,10 +19,10 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
-    """Preprocessing of evaluation, as timm's: resize, center crop, normalize.
+    """Evaluation preprocessing as in timm: resize, center crop, normalize.
 
-    With ``input.exact``, bit-identical to timm's. Otherwise torch resizes RGB images, and values before normalization
-    differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
+    With ``input.exact``, values are bitwise equal to timm's. Otherwise torch resizes RGB images, and values before
+    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -43,11 +43,11 @@ def eval_transform(input: ClassificationInput) -> Transform:
 
 
 def train_transform(input: ClassificationInput, augment: ClassificationAugment) -> Compose:
-    """Augmentation and preprocessing of training: crop, flips, color jitter or RandAugment, normalize, random erasing.
+    """Training augmentation and preprocessing: crop, flips, color jitter or RandAugment, normalize, random erasing.
 
-    Random parameters are drawn by timm's code from the global generators of Python, NumPy and torch, so that their
-    distributions are timm's. With ``input.exact``, values are bit-identical to timm's; otherwise torch resizes RGB
-    images, and values before normalization differ by at most 2 of 255. Mixup and CutMix, which take a batch, are
+    Random parameters are sampled by timm's code from the global generators of Python, NumPy and torch, so that their
+    distributions are timm's. With ``input.exact``, values are bitwise equal to timm's; otherwise torch resizes RGB
+    images, and values before normalization differ by at most 2 of 255. Mixup and CutMix take a batch and are
     applied elsewhere.
 
     Returns:
@@ -66,7 +66,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         separate=True,
     )
     geometry: list[Callable[[Image.Image], Image.Image]] = []
-    # Random choice of the filter is an augmentation of random resized crops only.
+    # A random interpolation is part of random resized crops only.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
         geometry, interpolation = [RandomCrop(augment.scale, augment.ratio)], input.interpolation
@@ -74,7 +74,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     geometry += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
     geometry += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
     geometry += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
-    # timm's color jitter of strength 0 would still draw random numbers per image.
+    # timm's color jitter of strength 0 would still consume random numbers for each image.
     color = secondary.transforms if augment.auto_augment or augment.color_jitter else []
     for step in color:
         replace_posterize(step)
@@ -83,7 +83,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
 
 
 class PadCrop:
-    """Random crop of the image's size after padding each side with ``pad`` black pixels."""
+    """Pad each side of an image with ``pad`` black pixels, then crop randomly to its original size."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
