@@ -79,9 +79,7 @@ class DetectionMetrics:
             raise ValueError(f"image id {image_id} is not in the ground truth of {len(self._sizes)} images")
         encoded = list(masks or [])
         if self.masks and len(encoded) != len(boxes):
-            raise ValueError(
-                f"image id {image_id}: {len(boxes)} boxes but {len(encoded)} masks; expected one mask per box"
-            )
+            raise ValueError(f"image id {image_id}: {len(boxes)} boxes and {len(encoded)} masks; expected equally many")
         rows = torch.zeros(len(boxes), COLUMNS, dtype=torch.float64)
         rows[:, 0] = image_id
         rows[:, 1] = labels
@@ -133,8 +131,8 @@ class DetectionMetrics:
             In percent: ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small``, ``box_ap_medium``, ``box_ap_large``,
             ``box_ar1``, ``box_ar10``, ``box_ar``, ``box_ar_small``, ``box_ar_medium``, ``box_ar_large``, and the same
             with prefix ``mask_`` if masks are evaluated; ``None`` if no object has that size. Further ``count``, the
-            number of images; ``objects``, the number of objects; and ``per_class``, a list of ``{"class": name, "count": objects, "box_ap": percent or None,
-            "box_ap50", ...}``.
+            number of images; ``objects``, the number of objects; and ``per_class``, a list of
+            ``{"class": name, "count": objects, "box_ap": percent or None, "box_ap50", ...}``.
 
         Raises:
             ValueError: No image was added, or none of the images shows an object.
@@ -144,9 +142,7 @@ class DetectionMetrics:
             raise ValueError("no image was evaluated: the evaluation set, or this process's share of it, is empty")
         objects = [a for a in self.ground_truth["annotations"] if a["image_id"] in image_ids and not a.get("iscrowd")]
         if not objects:
-            raise ValueError(
-                f"none of the {len(image_ids)} evaluated images shows an object; evaluate on images with objects"
-            )
+            raise ValueError(f"none of the {len(image_ids)} evaluated images shows an object; use images with objects")
         counts = Counter(annotation["category_id"] for annotation in objects)
         per_class: list[dict[str, Any]] = [
             {"class": name, "count": counts[category]}

@@ -34,6 +34,7 @@ from .pictures import draw_detections
 from .predictor import Detector
 
 SAMPLE_SIDE = 480  # long side of a sample panel in pixels
+SIZES = ("small", "medium", "large")  # object sizes of COCO's metrics
 COCO_DETECTIONS = 100  # detections per image that COCO's metrics count
 MASKS_AT_ONCE = 64  # full-size masks per image in memory
 
@@ -71,10 +72,7 @@ class DetectionEvaluation:
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """AP and AR by object size, and AP per class, best first."""
         sizes = [
-            (
-                f"{kind} {label}",
-                *(_format_ap(metrics[f"{kind}_{metric}_{size}"]) for size in ("small", "medium", "large")),
-            )
+            (f"{kind} {label}", *(_format_ap(metrics[f"{kind}_{metric}_{size}"]) for size in SIZES))
             for kind in self.kinds
             for metric, label in (("ap", "AP"), ("ar", "AR"))
         ]
@@ -167,9 +165,7 @@ class DetectionTraining(DetectionEvaluation):
             raw, target, name = self.val_set.read(row)
             try:
                 picture = decode(raw, channels_of(self.input), name=name)
-            except (
-                UnreadableImage
-            ):  # already reported by the evaluation, like images whose size is not the annotated one
+            except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:
                 continue
