@@ -268,5 +268,5 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"1 boxes.*0 masks"):
         metric.update(10, torch.zeros(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     add(metric, 11)
-    with pytest.raises(ValueError, match="1 images"):
+    with pytest.raises(ValueError, match="1 evaluated images"):
         metric.compute()
