@@ -86,7 +86,7 @@ def describe(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Mod
             traced = _trace(copy.deepcopy(model), torch.zeros(1, C, H, W, device=first.device, dtype=first.dtype))
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
-                f"invalid input_size={size!r} for {type(model).__name__}: {error}; use the model's own input size"
+                f"invalid input_size={size!r} for {type(model).__name__}: {error}; use the size the model was built for"
             ) from error
     stages = tuple(
         StageInfo(

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from ...recipe import Augment, Recipe
 
-# Fields that may be changed after training, by group, e.g. --detect.score_threshold.
+# Groups and fields that may differ in use from training, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
     "detect": ("short_side", "long_side", "score_threshold", "nms_threshold", "max_detections"),
@@ -32,25 +32,24 @@ class DetectConfig:
 
     Args:
         head: ``retinanet``, ``faster_rcnn``, or, with masks, ``mask_rcnn`` or ``cascade_mask_rcnn``.
-        short_side: Short side of images in evaluation in pixels, unless the long side would exceed long_side.
-        long_side: Maximum long side of images in pixels.
-        train_short_sides: Short sides in pixels, of which training samples one per image.
-        crop_branch: First resize half of the training images to a short side of 400, 500 or 600 pixels and crop them
-            to 384 to 600 pixels per side: the augmentation of the 3x schedule (from DETR).
-        norm: BatchNorm of the backbone: ``train``; ``frozen``: keep the initial statistics, for few images per process;
-            ``sync``: statistics over all processes.
+        short_side: Short side of an image in evaluation in pixels, unless the long one would exceed long_side.
+        long_side: Longest side of an image in pixels.
+        train_short_sides: Training samples one of these short sides per image.
+        crop_branch: Half of the training images are first resized to a short side of 400, 500 or 600, and cropped to
+            384 to 600 pixels per side: the augmentation of the 3x schedule (DETR's).
+        norm: BatchNorm of the backbone: ``train``; ``frozen`` at the statistics it starts with, for few images per
+            process; ``sync``: statistics over all processes.
         head_norm: ``none``: pyramid and heads as published; ``group``: GroupNorm in their convolutions, without which
-            they learn slowly from scratch (He et al., ICCV 2019). The box heads of a cascade have BatchNorm as
-            published.
-        box_loss: ``l1``: the default loss of the head in torchvision; ``giou``: GIoU of decoded boxes.
-        anchor_sizes: Anchor sizes in pixels, one per level; ``retinanet`` adds octave scales for three per size.
+            they learn slowly from scratch (He et al., ICCV 2019). A cascade's box heads have BatchNorm as published.
+        box_loss: ``l1``: torchvision's own loss of that head; ``giou``: GIoU of decoded boxes.
+        anchor_sizes: Sides of the anchors in pixels, one per level; ``retinanet`` makes three octave scales of each.
         fpn_channels: Channels of the feature pyramid.
         head_channels: Channels of the box head's linear layers.
-        rois: Number of proposals per image in box head training.
-        score_threshold: Minimum score of detections.
-        nms_threshold: IoU threshold of non-maximum suppression per class.
-        max_detections: Maximum number of detections per image.
-        min_box: Minimum side of training boxes in pixels after augmentation; smaller boxes are dropped.
+        rois: Proposals per image that a box head is trained on.
+        score_threshold: Detections with a lower score are dropped.
+        nms_threshold: IoU from which the lower-scoring of two detections of a class is dropped.
+        max_detections: Detections kept per image.
+        min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
     """
 
     head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
@@ -81,7 +80,7 @@ class DetectionRecipe(Recipe):
     """A training run of a detector.
 
     Args:
-        data: Folder in the layout of COCO or Pascal VOC.
+        data: A folder in COCO's or Pascal VOC's layout.
         augment: Augmentation of images and objects.
         detect: Detection head and image sizes.
     """
