@@ -1,4 +1,4 @@
-"""Images to tensors, in training and evaluation: what timm does, with the slow pieces replaced."""
+"""Preprocessing and augmentation: timm's, with faster resizing."""
 
 import random
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVertical
 from ....data.resample import RandomCrop, ResizeTo
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput
-from .operations import ACCELERATED, PATCHED, replace_operations
+from .operations import replace_posterize
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
-    """The pipeline of evaluation, timm's own: resize, centre crop, normalize.
+    """Preprocessing of evaluation, as timm's: resize, center crop, normalize.
 
-    With ``input.exact`` equal to timm's to the bit. Otherwise RGB images are resized by torch, before normalization
-    within two levels of 255 of timm's (:func:`smt_vision.data.resample.resize`).
+    With ``input.exact``, bit-identical to timm's. Otherwise torch resizes RGB images, and values before normalization
+    differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -43,12 +43,12 @@ def eval_transform(input: ClassificationInput) -> Transform:
 
 
 def train_transform(input: ClassificationInput, augment: ClassificationAugment) -> Compose:
-    """The pipeline of training: crop, flips, color or RandAugment, normalize, random erasing.
+    """Augmentation and preprocessing of training: crop, flips, color jitter or RandAugment, normalize, random erasing.
 
-    All draws, hence all distributions, are timm's: its own code makes them, from Python's, NumPy's and torch's global
-    generators. With ``input.exact`` the values are timm's to the bit; otherwise torch resizes, shears and translates
-    RGB images, within two levels of 255 for a resize and one for a move. Mixup and CutMix need a batch and are applied
-    elsewhere.
+    Random parameters are drawn by timm's code from the global generators of Python, NumPy and torch, so that their
+    distributions are timm's. With ``input.exact``, values are bit-identical to timm's; otherwise torch resizes RGB
+    images, and values before normalization differ by at most 2 of 255. Mixup and CutMix, which take a batch, are
+    applied elsewhere.
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -66,7 +66,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         separate=True,
     )
     geometry: list[Callable[[Image.Image], Image.Image]] = []
-    # "random" is a kind of augmentation: of random-area crops alone.
+    # Random choice of the filter is an augmentation of random resized crops only.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
         geometry, interpolation = [RandomCrop(augment.scale, augment.ratio)], input.interpolation
@@ -74,21 +74,21 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     geometry += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
     geometry += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
     geometry += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
-    # A jitter of strength zero would still be drawn for each image.
+    # timm's color jitter of strength 0 would still draw random numbers per image.
     color = secondary.transforms if augment.auto_augment or augment.color_jitter else []
     for step in color:
-        replace_operations(step, PATCHED if input.exact else ACCELERATED)
+        replace_posterize(step)
     erasing = [step for step in final.transforms if isinstance(step, RandomErasing)]
     return Compose([*geometry, *color, ToNormalized(mean, std), *erasing])
 
 
 class PadCrop:
-    """A random crop of an image's own size out of the image with ``pad`` black pixels on each side."""
+    """Random crop of the image's size after padding each side with ``pad`` black pixels."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
     def __call__(self, image: Image.Image) -> Image.Image:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        # Pillow fills what lies outside of the image with zeros: the padding needs no copy of its own.
+        # Pillow fills what is outside the image with zeros, so no padded copy is needed.
         return image.crop((left, top, left + image.width, top + image.height))
