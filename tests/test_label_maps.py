@@ -160,7 +160,7 @@ def test_files_without_partner(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_label_maps_of_colours(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     write_image(root / "labels/train/0.png", 4, 2)
-    with pytest.raises(ValueError, match=r"0\.png: a label map has one number a pixel, this has mode RGB; save it as"):
+    with pytest.raises(ValueError, match=r"0\.png: .* mode RGB; save it as"):
         train(root)
 
 
