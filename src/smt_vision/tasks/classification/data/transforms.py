@@ -1,4 +1,4 @@
-"""Images to tensors, in training and evaluation: what timm does, with the slow pieces replaced."""
+"""Training and evaluation transforms: timm's, with the slow operations replaced."""
 
 import random
 from collections.abc import Callable
@@ -19,10 +19,10 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
-    """The pipeline of evaluation, timm's own: resize, centre crop, normalize.
+    """Build the evaluation transform, the same as timm's: resize, center crop, normalize.
 
-    With ``input.exact`` equal to timm's to the bit. Otherwise RGB images are resized by torch, before normalization
-    within two levels of 255 of timm's (:func:`smt_vision.data.resample.resize`).
+    With ``input.exact`` the output is bitwise equal to timm's. Otherwise PyTorch resizes RGB images; before
+    normalization these are within two levels of 255 of timm's (see :func:`smt_vision.data.resample.resize`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -43,12 +43,12 @@ def eval_transform(input: ClassificationInput) -> Transform:
 
 
 def train_transform(input: ClassificationInput, augment: ClassificationAugment) -> Compose:
-    """The pipeline of training: crop, flips, color or RandAugment, normalize, random erasing.
+    """Build the training transform: crop, flips, color jitter or RandAugment, normalize, random erasing.
 
-    All draws, hence all distributions, are timm's: its own code makes them, from Python's, NumPy's and torch's global
-    generators. With ``input.exact`` the values are timm's to the bit; otherwise torch resizes, shears and translates
-    RGB images, within two levels of 255 for a resize and one for a move. Mixup and CutMix need a batch and are applied
-    elsewhere.
+    All random parameters are sampled by timm's own code, from the global generators of Python, NumPy and PyTorch, so
+    all distributions are timm's. With ``input.exact`` the output is bitwise equal to timm's. Otherwise PyTorch
+    resizes, shears and translates RGB images, within two levels of 255 for a resize and one for a shear or
+    translation. Mixup and CutMix operate on batches and are applied by the training task.
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -66,7 +66,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         separate=True,
     )
     geometry: list[Callable[[Image.Image], Image.Image]] = []
-    # "random" is a kind of augmentation: of random-area crops alone.
+    # Random interpolation is an augmentation; it applies only to random-area crops.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
         geometry, interpolation = [RandomCrop(augment.scale, augment.ratio)], input.interpolation
@@ -74,7 +74,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     geometry += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
     geometry += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
     geometry += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
-    # A jitter of strength zero would still be drawn for each image.
+    # With strength zero, timm would still sample a jitter for each image.
     color = secondary.transforms if augment.auto_augment or augment.color_jitter else []
     for step in color:
         replace_operations(step, PATCHED if input.exact else ACCELERATED)
@@ -83,12 +83,12 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
 
 
 class PadCrop:
-    """A random crop of an image's own size out of the image with ``pad`` black pixels on each side."""
+    """Pad an image with ``pad`` black pixels on each side and take a random crop of the original size."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
     def __call__(self, image: Image.Image) -> Image.Image:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        # Pillow fills what lies outside of the image with zeros: the padding needs no copy of its own.
+        # Pillow fills pixels outside of the image with zeros, so no padded copy is needed.
         return image.crop((left, top, left + image.width, top + image.height))
