@@ -122,9 +122,9 @@ def test_mistakes_are_captioned_worst_first(tmp_path):
     figure = mistakes(items, tmp_path / "mistakes.png")
     assert size(tmp_path / "mistakes.png")[0] == 1320
     assert len(figure.axes) == 25
-    assert figure.axes[0].get_title() == "said said29 (29 %),\nis true29"
+    assert figure.axes[0].get_title() == "predicted said29 (29 %)\ntrue true29"
     assert figure.axes[0].get_xlabel() == "folder/29.png"
-    assert figure.axes[24].get_title() == "said said5 (5 %),\nis true5"
+    assert figure.axes[24].get_title() == "predicted said5 (5 %)\ntrue true5"
     assert figure.axes[0].images[0].get_interpolation() == "nearest"
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.asarray(image()))
 
