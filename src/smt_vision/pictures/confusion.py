@@ -41,7 +41,7 @@ def confusion(matrix: Tensor | np.ndarray, classes: Sequence[str], path: Path, u
     if len(names) > MAX_CLASSES:
         errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
         kept = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
-        title = f"Confusion: the {MAX_CLASSES} of {len(names)} classes with the most errors (percent of all images of a true class)"
+        title = f"Confusion: the {MAX_CLASSES} of {len(names)} classes with most errors (rows count all classes)"
         percent, names = percent[np.ix_(kept, kept)], [names[index] for index in kept]
 
     def draw() -> Figure:
