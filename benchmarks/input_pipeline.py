@@ -16,12 +16,13 @@ from timm.data import create_transform
 from torch import Tensor
 
 from smt_vision.data.dataset import Raw
-from smt_vision.data.loaders import Position, seed_all
+from smt_vision.data.decode import channels_of
+from smt_vision.data.loaders import DecodedImages, Position, seed_all
 from smt_vision.data.transforms import channel_statistics, resize_filter
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
 from smt_vision.tasks.classification.data.dataset import ImageDataset
-from smt_vision.tasks.classification.data.loaders import ClassificationDataset, train_loader
-from smt_vision.tasks.classification.data.operations import PATCHED, replace_operations
+from smt_vision.tasks.classification.data.loaders import classification_train_loader
+from smt_vision.tasks.classification.data.operations import replace_posterize
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.data.transforms import Transform, eval_transform, train_transform
 
@@ -141,7 +142,7 @@ def timm_transforms(input: ClassificationInput, augment: ClassificationAugment) 
         re_mode=augment.erasing_mode,
     )
     for step in train.transforms:
-        replace_operations(step, PATCHED)
+        replace_posterize(step)
     evaluation = create_transform(
         size,
         interpolation=resize_filter(input),
@@ -182,7 +183,7 @@ def _measure_core(
 
 
 def _our_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
-    dataset = ClassificationDataset(images, transform, 1 if input.channels == 1 else 3, seed=0)
+    dataset = DecodedImages(images, lambda image, target, name: {"image": transform(image)}, channels_of(input), seed=0)
 
     def convert(position: Position) -> Tensor:
         item = dataset[position]
@@ -203,7 +204,7 @@ def _timm_convert(images: ImageDataset, transform: Transform, input: Classificat
 
 
 def _processor_time(convert: Convert, position: Position) -> float:
-    seed_all(0, *position)  # as ClassificationDataset does: the cost of augmentation depends on the random numbers
+    seed_all(0, *position)  # as DecodedImages does: the cost of augmentation depends on the random numbers
     start = time.process_time()
     convert(position)
     return time.process_time() - start
@@ -213,7 +214,7 @@ def _measure_loader(
     images: ImageDataset, input: ClassificationInput, augment: ClassificationAugment, batch_size: int, seconds: float
 ) -> tuple[float, int]:
     """Images per second of the training loader in its steady state, and its number of workers."""
-    loader = train_loader(images, input, augment, batch_size, seed=0)
+    loader = classification_train_loader(images, input, augment, batch_size, seed=0)
     batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
     try:
         for _ in range(2 * loader.workers + 1):  # prepared while the workers started

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 import os
 from pathlib import Path
@@ -12,23 +12,23 @@ from tiny_run import tiny, write_split
 
 
 def shared_dir() -> Path:
-    """The folder of reference files: ``SMT_SHARED_DIR``, or ``shared`` beside the repository."""
+    """Folder of the reference files: ``SMT_SHARED_DIR``, or ``shared`` beside the repository."""
     repo_root = Path(__file__).resolve().parent.parent
     return Path(os.environ.get("SMT_SHARED_DIR", repo_root.parent / "shared"))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference files; tests that need it are skipped where it is absent."""
+    """Folder of the reference files; tests that need it are skipped if it does not exist."""
     folder = shared_dir()
     if not folder.is_dir():
-        pytest.skip(f"the reference files are not at {folder.name}/ beside the repository; set SMT_SHARED_DIR")
+        pytest.skip(f"no reference files in {folder.name}/ beside the repository; set SMT_SHARED_DIR")
     return folder
 
 
 @pytest.fixture(params=["oneDNN", "plain"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either way to compute on a CPU: by oneDNN's operators, and without them."""
+    """Runs a test with oneDNN's operators and without them."""
     if request.param == "plain":
         monkeypatch.setattr(onednn, "available", lambda dtype: False)
     elif not onednn.available(torch.float32):
@@ -37,13 +37,13 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="session")
 def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ (24 images) and val/ (12 images) of three classes, blue, green and red."""
+    """train/ (24 images) and val/ (12 images) of three classes: blue, green and red."""
     return write_split(tmp_path_factory.mktemp("colored"))
 
 
 @pytest.fixture(scope="session")
 def trained(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished debug-size run on ``colored``, in which every image is classified right."""
+    """Folder of a finished debug-size run on ``colored``, with 100 % top-1."""
     from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
@@ -53,7 +53,7 @@ def trained(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images of a red square and a green triangle each, with masks, in COCO's form."""
+    """Four images with a red square and a green triangle each, with masks, as a COCO dataset."""
     return write_shapes(tmp_path_factory.mktemp("shapes") / "set")
 
 
@@ -65,7 +65,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def detector_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of Mask R-CNN on ``shapes``, of an epoch, of no use but to be used."""
+    """Folder of a finished run of Mask R-CNN on ``shapes``: one epoch, so its predictions mean nothing."""
     from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "detector"
@@ -75,7 +75,7 @@ def detector_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of UPerNet on ``scenes``, likewise."""
+    """Folder of a finished run of UPerNet on ``scenes``: one epoch, so its predictions mean nothing."""
     from smt_vision.engine.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "segmenter"

@@ -1,4 +1,4 @@
-"""Small sets with objects and with label maps, of known content."""
+"""Small detection and segmentation datasets of known content."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def write_labels(path: Path, labels: npt.ArrayLike, palette: bool = False) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(labels, dtype=np.uint8))
     if palette:
-        image.putpalette(range(255, -1, -1))  # colors that are not the labels
+        image.putpalette(range(255, -1, -1))  # colors differ from the labels
     image.save(path)
 
 
@@ -35,7 +35,7 @@ def annotation(id: int, image: int, category: int, bbox: Sequence[float], **more
 
 
 def coco_content() -> Json:
-    """Three images, of which the last has no object; two classes whose ids have gaps and are not in order."""
+    """Three images, the last without objects; two classes with ids that are neither consecutive nor sorted."""
     return {
         "images": [
             {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
@@ -53,7 +53,7 @@ def coco_content() -> Json:
 
 
 def encode_rle(height: int, width: int, box: tuple[int, int, int, int]) -> Json:
-    """A filled box as uncompressed run lengths, which go down the columns."""
+    """A filled box as an uncompressed RLE mask, in column-major order."""
     mask = np.zeros((height, width), dtype=np.uint8)
     left, top, right, bottom = box
     mask[top:bottom, left:right] = 1
@@ -62,7 +62,7 @@ def encode_rle(height: int, width: int, box: tuple[int, int, int, int]) -> Json:
 
 
 def write_coco(root: Path, content: Json | None = None, split: str = "train") -> Path:
-    """``annotations/instances_SPLIT.json`` and the images that it names."""
+    """Write ``annotations/instances_SPLIT.json`` and its images."""
     content = content or coco_content()
     for k, image in enumerate(content["images"]):
         write_image(root / split / image["file_name"], image["width"], image["height"], seed=k)
@@ -73,7 +73,7 @@ def write_coco(root: Path, content: Json | None = None, split: str = "train") ->
 
 
 def write_voc(root: Path, objects: Mapping[str, Sequence[tuple[str, Sequence[float], int]]]) -> Path:
-    """Images of 40 x 30 pixels in ``train.txt``, each with (name, (xmin, ymin, xmax, ymax), difficult)."""
+    """Write images of 40 x 30 pixels in ``train.txt``, each with (name, (xmin, ymin, xmax, ymax), difficult)."""
     (root / "Annotations").mkdir(parents=True)
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for k, (stem, boxes) in enumerate(objects.items()):

@@ -132,9 +132,9 @@ def changed(**changes: Any) -> dict[str, Any]:
         ),
         (lambda: {"conv1.weight": torch.zeros(1)}, r"not the weights of an SMT; expected.*found conv1\.weight"),
         (lambda: {}, r"not the weights of an SMT.*found nothing"),
-        (lambda: {"model": {"epoch": 3}}, r"not a state dict; expected names and tensors"),
-        (lambda: [torch.zeros(1)], r"contains a list; expected a state dict"),
-        (lambda: OrderedDict(path=Path("x")), r"not a readable \.pth tensor file"),
+        (lambda: {"model": {"epoch": 3}}, r"no state dict"),
+        (lambda: [torch.zeros(1)], r"state dict"),
+        (lambda: OrderedDict(path=Path("x")), r"\.pth"),
     ],
 )
 def test_what_does_not_fit_is_refused(content: Any, message: str, tmp_path: Path) -> None:

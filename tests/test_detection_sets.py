@@ -1,9 +1,10 @@
-"""COCO's JSON and Pascal VOC's folders: what is read, and what is told of what cannot be."""
+"""Detection datasets in COCO and Pascal VOC format: contents, and errors for invalid ones."""
 
 import copy
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def opened(root: Path, change: Callable[[Json], object] = lambda content: None) 
     return open_detection(str(root), "train")
 
 
-def whole(height: int, width: int) -> Region:
+def full_region(height: int, width: int) -> Region:
     return Region(0, 0, width, height, width, height)
 
 
@@ -53,11 +54,11 @@ def test_images_and_objects(tmp_path: Path) -> None:
     assert empty["boxes"].shape == (0, 4)
     assert empty["masks"] == []
     assert images.describe() == (
-        "3 images, 4 objects of 2 classes, 2 (dog) to 2 (dog) a class; 1 images without objects, 1 objects are crowds"
+        "3 images, 4 objects of 2 classes, 2 (dog) to 2 (dog) per class; 1 images without objects, 1 crowds"
     )
 
 
-def test_ground_truth_is_what_is_stored(tmp_path: Path) -> None:
+def test_ground_truth_equals_annotation_file(tmp_path: Path) -> None:
     stored, truth = coco_content(), opened(tmp_path).ground_truth()
     assert truth["images"] == stored["images"]
     by_id = {entry["id"]: entry for entry in truth["annotations"]}
@@ -65,7 +66,7 @@ def test_ground_truth_is_what_is_stored(tmp_path: Path) -> None:
     assert {c["id"]: c["name"] for c in truth["categories"]} == {44: "bottle", 18: "dog"}
 
 
-def test_a_pickled_set_is_the_same(tmp_path: Path) -> None:  # as platforms that do not fork need
+def test_dataset_can_be_pickled(tmp_path: Path) -> None:  # for platforms without fork
     images = opened(tmp_path)
     assert pickle.loads(pickle.dumps(images)).ground_truth() == images.ground_truth()
 
@@ -74,7 +75,7 @@ def test_a_pickled_set_is_the_same(tmp_path: Path) -> None:  # as platforms that
     ("file", "folder"),
     [("instances_train2017", "train2017"), ("instances_train2017", "images/train2017"), ("train", "images")],
 )
-def test_where_files_may_be(tmp_path: Path, file: str, folder: str) -> None:
+def test_file_and_folder_names(tmp_path: Path, file: str, folder: str) -> None:
     write_coco(tmp_path)
     (tmp_path / "annotations" / "instances_train.json").rename(tmp_path / "annotations" / f"{file}.json")
     (tmp_path / folder).parent.mkdir(exist_ok=True)
@@ -84,7 +85,7 @@ def test_where_files_may_be(tmp_path: Path, file: str, folder: str) -> None:
     assert images.read(0)[0] == tmp_path / folder / "a.png"
 
 
-def test_validation_comes_before_test(tmp_path: Path) -> None:
+def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     other = copy.deepcopy(coco_content())
     write_coco(tmp_path, other, "test")
     assert open_detection(str(tmp_path), "val").where == f"{tmp_path / 'test'}/"
@@ -92,33 +93,33 @@ def test_validation_comes_before_test(tmp_path: Path) -> None:
     assert open_detection(str(tmp_path), "val").where == f"{tmp_path / 'val'}/"
 
 
-def test_masks_of_each_kind_agree(tmp_path: Path) -> None:
+def test_polygons_and_rle_masks_agree(tmp_path: Path) -> None:
     mask = pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    lengths = encode_rle(30, 40, (4, 5, 15, 25))
-    compressed = mask.frPyObjects(lengths, 30, 40)
+    rle = encode_rle(30, 40, (4, 5, 15, 25))
+    compressed = mask.frPyObjects(rle, 30, 40)
     compressed = compressed | {"counts": compressed["counts"].decode()}
     polygon = [[4, 5, 15, 5, 15, 25, 4, 25]]
-    drawn = rasterize_masks([lengths, compressed, polygon, [[1, 2, 3, 4]]], whole(30, 40), 30, 40)
+    masks = rasterize_masks([rle, compressed, polygon, [[1, 2, 3, 4]]], full_region(30, 40), 30, 40)
     expected = np.zeros((30, 40))
     expected[5:25, 4:15] = 1
-    assert drawn.dtype == np.uint8
-    for got in drawn[:3]:
+    assert masks.dtype == np.uint8
+    for got in masks[:3]:
         assert np.array_equal(got, expected)
-    assert not drawn[3].any()  # two points enclose nothing
+    assert not masks[3].any()  # two points enclose nothing
 
 
 @pytest.mark.parametrize(("hflip", "vflip"), [(False, False), (True, False), (False, True), (True, True)])
-def test_masks_move_as_pixels_do(hflip: bool, vflip: bool) -> None:
+def test_masks_are_transformed_like_pixels(hflip: bool, vflip: bool) -> None:
     pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
-    lengths, polygon = encode_rle(30, 40, (4, 6, 16, 24)), [[4, 6, 16, 6, 16, 24, 4, 24]]
-    original = rasterize_masks([lengths], whole(30, 40), 30, 40)[0]
-    view = Region(2, 4, 38, 28, 72, 12, hflip=hflip, vflip=vflip)  # twice as wide, half as high
-    expected = view.labels(original)
+    rle, polygon = encode_rle(30, 40, (4, 6, 16, 24)), [[4, 6, 16, 6, 16, 24, 4, 24]]
+    original = rasterize_masks([rle], full_region(30, 40), 30, 40)[0]
+    region = Region(2, 4, 38, 28, 72, 12, hflip=hflip, vflip=vflip)  # twice as wide, half as high
+    expected = region.labels(original)
     assert expected.sum() == 24 * 9  # 12 x 18 pixels of it, all in the window
-    drawn = rasterize_masks([lengths, polygon], view, 30, 40)
-    assert np.array_equal(drawn[0], expected)
-    assert np.array_equal(drawn[1], expected)
-    assert not rasterize_masks([lengths, polygon], Region(20, 0, 40, 30, 20, 30), 30, 40).any()
+    masks = rasterize_masks([rle, polygon], region, 30, 40)
+    assert np.array_equal(masks[0], expected)
+    assert np.array_equal(masks[1], expected)
+    assert not rasterize_masks([rle, polygon], Region(20, 0, 40, 30, 20, 30), 30, 40).any()
 
 
 def set_field(place: str, index: int, **fields: object) -> Callable[[Json], object]:
@@ -128,55 +129,54 @@ def set_field(place: str, index: int, **fields: object) -> Callable[[Json], obje
 ERRORS: list[tuple[Callable[[Json], object], str]] = [
     (
         set_field("annotations", 0, image_id=8),
-        r"1 annotations whose image_id is not among the images: 5 \(image_id 8\)",
+        r"image_id.*: 5 \(image_id 8\)",
     ),
-    (set_field("annotations", 1, category_id=2), r"whose category_id is not among the categories: 1 \(category_id 2\)"),
-    (set_field("annotations", 1, id=5), r"1 annotation ids that occur more than once: 5 \(2 times\); keep one"),
-    (set_field("images", 1, id=7), r"1 image ids that occur more than once: 7 \(2 times\)"),
-    (set_field("images", 1, file_name="a.png"), r"1 file names that occur more than once: a\.png"),
-    (set_field("categories", 1, name="bottle"), r"1 category names that occur more than once: bottle"),
-    (set_field("categories", 1, id=44), r"1 category ids that occur more than once: 44"),
-    (set_field("images", 1, file_name="no.png"), r"1 images are not in .*train: no\.png; fetch them"),
-    (set_field("images", 1, file_name=None), r"1 images whose file_name is missing or not text: 3; mend them"),
-    (set_field("images", 1, width="9"), r"1 images whose width is missing or not a whole number: 3"),
-    (set_field("images", 1, width=0), r"1 images without a size: b\.png"),
-    (set_field("annotations", 2, bbox=[1, 2, 3]), r"1 annotations whose bbox is not four numbers: 2 \(\[1, 2, 3\]\)"),
-    (set_field("annotations", 2, bbox=[9, 9, -1, 3]), r"1 boxes that are not .* and height: annotation 2 \(a\.png\)"),
+    (set_field("annotations", 1, category_id=2), r"category_id.*: 1 \(category_id 2\)"),
+    (set_field("annotations", 1, id=5), r"1 annotation ids.*: 5 \(2"),
+    (set_field("images", 1, id=7), r"1 image ids.*: 7 \(2"),
+    (set_field("images", 1, file_name="a.png"), r"1 file names.*: a\.png"),
+    (set_field("categories", 1, name="bottle"), r"1 category names.*: bottle"),
+    (set_field("categories", 1, id=44), r"1 category ids.*: 44"),
+    (set_field("images", 1, file_name="no.png"), r"1 images.*train: no\.png"),
+    (set_field("images", 1, file_name=None), r"1 images.*file_name.*: 3"),
+    (set_field("images", 1, width="9"), r"1 images.*width.*: 3"),
+    (set_field("images", 1, width=0), r"1 images.*size.*: b\.png"),
+    (set_field("annotations", 2, bbox=[1, 2, 3]), r"1 annotations.*bbox.*: 2 \(\[1, 2, 3\]\)"),
+    (set_field("annotations", 2, bbox=[9, 9, -1, 3]), r"1 boxes.*: annotation 2 \(a\.png\)"),
     (
         set_field("annotations", 2, bbox=[10, 10, 33, 15]),
-        r"1 boxes outside of their image: annotation 2 \(a\.png\) \[10\.0, .*\] in 40 x 30; more than 2 px outside",
+        r"1 boxes.*: annotation 2 \(a\.png\) \[10\.0, .*\].*40 x 30",
     ),
     (
         set_field("annotations", 3, segmentation={"size": [40, 30], "counts": [1200]}),
-        r"1 run lengths of another size than their image's: annotation 9 \(a\.png\) \[40, 30\] for \[30, 40\]",
+        r"annotation 9 \(a\.png\).*\[40, 30\].*\[30, 40\]",
     ),
-    (set_field("annotations", 2, segmentation=[1, 2, 3, 4, 5, 6]), r"1 segmentations that are neither .*annotation 2"),
-    (set_field("annotations", 2, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"segmentations that are neither polygons nor"),
-    (lambda content: content.pop("categories"), r"no list of categories; expected COCO's object detection format"),
-    (lambda content: content["images"].clear(), r"0 images and 2 categories; expected some of both"),
+    (set_field("annotations", 2, segmentation=[1, 2, 3, 4, 5, 6]), r"1 segmentations.*annotation 2"),
+    (set_field("annotations", 2, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"segmentations.*polygons"),
+    (lambda content: content.pop("categories"), r"categories.*COCO"),
+    (lambda content: content["images"].clear(), r"0 images.*2 categories"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), ERRORS, ids=[message[:50] for _, message in ERRORS])
-def test_errors_name_the_file_and_the_case(tmp_path: Path, change: Callable[[Json], object], message: str) -> None:
+def test_invalid_annotations(tmp_path: Path, change: Callable[[Json], object], message: str) -> None:
     with pytest.raises(ValueError, match=rf"instances_train\.json: .*{message}"):
         opened(tmp_path, change)
 
 
-def test_errors_come_together_and_are_counted(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once_with_counts(tmp_path: Path) -> None:
     def change(content: Json) -> None:
         content["annotations"] += [annotation(100 + i, 7, 18, (50 + i, 0, 3, 3)) for i in range(8)]
         content["images"][2]["file_name"] = "no.png"
 
-    with pytest.raises(ValueError, match="1 images are not in") as caught:
+    with pytest.raises(ValueError, match=r"1 images.*no\.png") as caught:
         opened(tmp_path, change)
-    assert "8 boxes outside of their image: annotation 100 (a.png)" in str(caught.value)
+    assert re.search(r"8 boxes.*: annotation 100 \(a\.png\)", str(caught.value))
     assert "annotation 104" in str(caught.value)
     assert "annotation 105" not in str(caught.value)
-    assert " ...; more than 2 px" in str(caught.value)
 
 
-def test_what_can_be_lived_with_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tolerated_problems_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def change(content: Json) -> None:
         content["annotations"] += [
             annotation(20, 3, 18, (-1.5, 40, 10, 11)),
@@ -186,43 +186,37 @@ def test_what_can_be_lived_with_is_told(tmp_path: Path, caplog: pytest.LogCaptur
 
     images = opened(tmp_path, change)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [message.partition(".json: ")[2] for message in warnings] == [
-        "1 boxes without area: annotation 21 (b.png); training leaves them out, evaluation counts them as COCO's does",
-        "1 boxes up to 2 px outside of their image: annotation 20 (b.png); clipped",
-        "1 outlines of less than three points: annotation 22 (b.png); training of masks leaves these objects out",
-    ]
+    assert [re.search(r"(\d\d) \(b\.png\)", message)[1] for message in warnings] == ["21", "20", "22"]  # type: ignore[index]
     target = images.read(1)[1]
     assert target["boxes"][1].tolist() == [0, 40, 8.5, 50]
     (stored,) = (entry for entry in images.ground_truth()["annotations"] if entry["id"] == 20)
     assert stored["bbox"] == [-1.5, 40, 10, 11]
 
 
-def test_masks_that_are_missing_are_an_error_where_they_are_needed(tmp_path: Path) -> None:
+def test_missing_masks(tmp_path: Path) -> None:
     def change(content: Json) -> None:
         del content["annotations"][0]["segmentation"]
         content["annotations"][2]["segmentation"] = []
-        content["annotations"][3]["segmentation"] = None  # a crowd, of which no mask is learnt
+        content["annotations"][3]["segmentation"] = None  # a crowd, which needs no mask
 
     images = opened(tmp_path, change)
     assert images.has_masks
-    with pytest.raises(
-        ValueError, match=r"2 of 4 objects have a box but no segmentation: 2 \(a\.png\), 5 \(b\.png\); "
-    ):
+    with pytest.raises(ValueError, match=r"2 of 4 .*: 2 \(a\.png\), 5 \(b\.png\)"):
         images.require_masks()
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no annotations for train; expected COCO's form .* or Pascal VOC's"):
+def test_invalid_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train.*COCO.*Pascal VOC"):
         open_detection(str(tmp_path), "train")
-    with pytest.raises(ValueError, match=r"'/nowhere' is no folder; expected COCO's form"):
+    with pytest.raises(ValueError, match=r"'/nowhere' is not a directory"):
         open_detection("/nowhere", "train")
     write_coco(tmp_path)
     annotations = tmp_path / "annotations"
     (annotations / "instances_train.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"instances_train\.json: not JSON \(.*\); fetch or write it again"):
+    with pytest.raises(ValueError, match=r"instances_train\.json: .*JSON"):
         open_detection(str(tmp_path), "train")
     (annotations / "instances_train2.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"several files for train: instances_train\.json, instances_train2\.json"):
+    with pytest.raises(ValueError, match=r"train.*: instances_train\.json, instances_train2\.json"):
         open_detection(str(tmp_path), "train")
 
 
@@ -244,7 +238,7 @@ def test_voc(tmp_path: Path) -> None:
     raw, target, name = images.read(0)
     assert raw == tmp_path / "JPEGImages" / "one.png"
     assert name == str(raw)
-    # Pixels are counted from one, and the last is in the box.
+    # VOC counts pixels from 1, and a box includes its last pixel.
     assert target["boxes"].tolist() == [[0, 0, 40, 30], [10, 5, 20, 15]]
     assert target["labels"].tolist() == [1, 0]
     assert target["crowd"].tolist() == [False, True]
@@ -260,29 +254,23 @@ def test_voc(tmp_path: Path) -> None:
 
 def test_voc_errors(tmp_path: Path) -> None:
     write_voc(tmp_path / "a", {"one": [("cow", (1, 1, 43, 30), 0)]})
-    with pytest.raises(
-        ValueError, match=r"1 boxes outside of their image: one\.xml \(cow\) \[0\.0, 0\.0, 43\.0, 30\.0\]"
-    ):
+    with pytest.raises(ValueError, match=r"1 boxes.*: one\.xml \(cow\) \[0\.0, 0\.0, 43\.0, 30\.0\]"):
         open_detection(str(tmp_path / "a"), "train")
     root = write_voc(tmp_path / "b", {"one": [], "two": []})
     (root / "ImageSets" / "Main" / "train.txt").write_text("one\nno\none\n")
-    with pytest.raises(
-        ValueError, match=r"1 names in train\.txt without .*: no; .*1 names that train\.txt has more than"
-    ):
+    with pytest.raises(ValueError, match=r"train\.txt.*: no.*train\.txt.*: one"):
         open_detection(str(root), "train")
     (root / "ImageSets" / "Main" / "train.txt").write_text("one\ntwo\n")
     (root / "Annotations" / "one.xml").write_text("<annotation><size>")
     (root / "Annotations" / "two.xml").write_text("<annotation><object/></annotation>")
-    with pytest.raises(
-        ValueError, match=r"2 files in Annotations/ that cannot be used: one\.xml \(no element .*two\.xml \("
-    ):
+    with pytest.raises(ValueError, match=r"2 files.*Annotations/.*: one\.xml \(.*two\.xml \("):
         open_detection(str(root), "train")
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"train\.txt: names no image; expected one name a line"):
+    with pytest.raises(ValueError, match=r"train\.txt"):
         open_detection(str(root), "train")
 
 
-# Published sets
+# Real datasets
 
 
 @pytest.mark.parametrize(
@@ -296,7 +284,7 @@ def test_voc_errors(tmp_path: Path) -> None:
         ("coco_tiny", "val", 50, 382, 5),
     ],
 )
-def test_real_sets(
+def test_real_datasets(
     shared: Path, caplog: pytest.LogCaptureFixture, name: str, split: str, images: int, objects: int, crowds: int
 ) -> None:
     if not (shared / "data" / name).is_dir():
@@ -310,7 +298,7 @@ def test_real_sets(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_masks_of_nuclei_fill_their_boxes(shared: Path) -> None:
+def test_nuclei_masks_fill_their_boxes(shared: Path) -> None:
     pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
     if not (shared / "data" / "nuclei").is_dir():
         pytest.skip("no nuclei among the shared files")
@@ -318,7 +306,7 @@ def test_masks_of_nuclei_fill_their_boxes(shared: Path) -> None:
     checked = 0
     for i in range(5):
         target = images.read(i)[1]
-        masks = rasterize_masks(target["masks"], whole(*target["size"]), *target["size"])
+        masks = rasterize_masks(target["masks"], full_region(*target["size"]), *target["size"])
         for mask, box in zip(masks, target["boxes"], strict=True):
             y, x = mask.nonzero()
             assert [x.min(), y.min(), x.max() + 1, y.max() + 1] == box.tolist()

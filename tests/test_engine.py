@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,21 +57,21 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the pictures at a run's end: seconds each, and nothing that these tests are about."""
+    """Skip the pictures at the end of a run: they take seconds, and these tests do not read them."""
     monkeypatch.setattr(Run, "report", lambda run, command: None)
 
 
-def same(a: Any, b: Any, path: str = "") -> None:
-    """Assert that two trees of tensors and plain data are equal to the bit, saying where they are not."""
+def assert_identical(a: Any, b: Any, path: str = "") -> None:
+    """Assert that two trees of tensors and plain data are bitwise equal; a failure names the entry."""
     assert type(a) is type(b), path
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            same(a[key], b[key], f"{path}.{key}")
+            assert_identical(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{path}[{i}]")
+            assert_identical(x, y, f"{path}[{i}]")
     elif isinstance(a, Tensor):
         assert a.dtype == b.dtype, path
         assert torch.equal(a, b), path
@@ -86,7 +87,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             state.pop("seconds", None)
             state.pop("recipe")  # a resumed run's may differ where that has no effect
             state["spec"]["input"].pop("workers")
-        same(a, b, name)
+        assert_identical(a, b, name)
     clock = {"time", "images_per_s"}
     logs = [
         [
@@ -112,7 +113,7 @@ def test_learning_rate_known_values(step: int, rate: float) -> None:
     assert learning_rate(step, config, 100, 10, images_per_step=1024) == pytest.approx(rate, rel=1e-12)
 
 
-def test_learning_rate_is_timms_schedule() -> None:
+def test_cosine_schedule_matches_timm() -> None:
     config = Optim(lr=1e-3, min_lr=1e-6, warmup_lr=1e-7, lr_batch=None, warmup_epochs=5)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
     schedule = CosineLRScheduler(
@@ -131,7 +132,7 @@ def test_learning_rate_is_timms_schedule() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "peak"), [(0, 0), (0.25, 2), (1.5, 15), (2.04, 20)])
-def test_warm_up_may_be_a_fraction_of_an_epoch(epochs: float, peak: int) -> None:
+def test_warmup_of_fractional_epochs(epochs: float, peak: int) -> None:
     config = Optim(lr=1.0, min_lr=0.0, warmup_lr=0.1, lr_batch=None, warmup_epochs=epochs)
     rates = [learning_rate(step, config, 100, 10, 1) for step in range(100)]
     assert int(np.argmax(rates)) == peak
@@ -139,20 +140,20 @@ def test_warm_up_may_be_a_fraction_of_an_epoch(epochs: float, peak: int) -> None
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
-def test_warm_up_longer_than_the_run_climbs_to_its_end() -> None:
+def test_warmup_longer_than_the_run() -> None:
     config = Optim(lr=1.0, warmup_lr=0.0, lr_batch=None, warmup_epochs=50)
     assert [learning_rate(step, config, 4, 2, 1) for step in range(4)] == [0.0, 0.25, 0.5, 0.75]
     assert math.isfinite(learning_rate(4, config, 4, 2, 1))
 
 
 @pytest.mark.parametrize(("lr_batch", "factor"), [(None, 1.0), (128, 2.0), (512, 0.5)])
-def test_all_three_learning_rates_scale_with_the_batch(lr_batch: int | None, factor: float) -> None:
+def test_learning_rates_scale_with_images_per_step(lr_batch: int | None, factor: float) -> None:
     config = Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, lr_batch=lr_batch, warmup_epochs=1)
     rates = [learning_rate(step, config, 20, 10, images_per_step=256) for step in (0, 10, 20)]
     assert rates == pytest.approx([factor * 1e-6, factor * 1e-3, factor * 1e-5])
 
 
-def test_step_schedule_takes_a_tenth_at_each_milestone() -> None:
+def test_step_schedule_divides_by_ten_at_each_milestone() -> None:
     config = Optim(lr=1.0, warmup_lr=0.0, lr_batch=8, warmup_epochs=0.5, schedule="step", milestones=(8, 11))
     rates = {
         step: learning_rate(step, config, 120, 10, images_per_step=16) for step in (0, 2, 5, 79, 80, 109, 110, 120)
@@ -160,7 +161,7 @@ def test_step_schedule_takes_a_tenth_at_each_milestone() -> None:
     assert rates == pytest.approx({0: 0, 2: 0.8, 5: 2, 79: 2, 80: 0.2, 109: 0.2, 110: 0.02, 120: 0.02})
 
 
-def test_poly_schedule_is_a_straight_line() -> None:
+def test_poly_schedule_is_linear() -> None:
     config = Optim(lr=1.0, min_lr=0.2, warmup_lr=0.0, lr_batch=None, warmup_epochs=2, schedule="poly")
     rates = [learning_rate(step, config, 100, 10, 1) for step in (0, 10, 20, 60, 80, 100)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.6, 0.4, 0.2])
@@ -215,13 +216,13 @@ def test_no_decay_on_normalization_layers_only() -> None:
         (Optim(layer_decay=0.5, no_decay="norm"), r"layer_decay=0\.5 .*no_decay=1d"),
     ],
 )
-def test_layer_decay_that_cannot_work_is_refused(config: Optim, message: str) -> None:
+def test_unusable_layer_decay_is_refused(config: Optim, message: str) -> None:
     model = Wrapped() if config.no_decay == "1d" else timm.create_model("smt_atto", **MODEL_ARGS)
     with pytest.raises(ValueError, match=message):
         build_optimizer(model, config)
 
 
-def test_layer_decay_slows_the_deep_layers_most() -> None:
+def test_layer_decay_is_strongest_at_the_stem() -> None:
     model = timm.create_model("smt_atto", **MODEL_ARGS)
     optimizer = build_optimizer(model, Optim(layer_decay=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -282,13 +283,13 @@ def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_same_seed_same_run_whatever_the_workers(colored: Path, whole: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_run_for_any_workers(colored: Path, whole: Path, tmp_path: Path) -> None:
     recipe = tiny(colored, **RANDOM, input=dict(workers=2))
     train(recipe, tmp_path / "again", display=False)
     assert_same_run(tmp_path / "again", whole)
 
 
-def test_another_seed_another_run(colored: Path, whole: Path, tmp_path: Path) -> None:
+def test_seed_changes_the_run(colored: Path, whole: Path, tmp_path: Path) -> None:
     train(tiny(colored, **RANDOM, seed=1), tmp_path / "other", display=False, max_steps=1)
     assert read_log(tmp_path / "other")[0]["loss"] != read_log(whole)[0]["loss"]
 
@@ -333,8 +334,8 @@ def test_every_checkpoint_can_be_resumed_from(
         assert_same_run(whole, copy)
 
 
-@pytest.mark.parametrize("step", [1, 2], ids=["mid epoch", "last of an epoch"])
-def test_a_signal_at_any_step_loses_nothing(
+@pytest.mark.parametrize("step", [1, 2], ids=["mid-epoch", "last step of an epoch"])
+def test_signal_and_resume_equals_uninterrupted(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     def rate(now: int, *args: Any) -> float:
@@ -343,7 +344,7 @@ def test_a_signal_at_any_step_loses_nothing(
         return learning_rate(now, *args)
 
     recipe, folder = tiny(colored, **RANDOM), tmp_path / "run"
-    message = f"after step {step + 1} of 9 .* smt train --resume .*run"
+    message = f"step {step + 1} of 9\\b.*smt train --resume {folder}"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", rate)
         with pytest.raises(Stopped, match=message) as stopped:
@@ -354,7 +355,7 @@ def test_a_signal_at_any_step_loses_nothing(
     assert_same_run(whole, folder)
 
 
-def test_first_signal_is_collected_and_the_handlers_come_back() -> None:
+def test_first_signal_is_collected_and_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]  # a shell may have them ignored
     with stop_signals() as received:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
@@ -367,10 +368,8 @@ def test_another_recipe_in_the_folder_is_refused(colored: Path, tmp_path: Path) 
     recipe, folder = tiny(colored), tmp_path / "run"
     train(recipe, folder, display=False, max_steps=1)
     other = tiny(colored, batch_size=2, optim=dict(lr=0.5))
-    with pytest.raises(ValueError, match="another recipe") as error:
+    with pytest.raises(ValueError, match=r"batch_size\b.* 4 .* 2 .*optim\.lr\b.* 0\.003 .* 0\.5 ") as error:
         train(other, folder, display=False, max_steps=2)
-    assert "batch_size is 4 there and 2 here" in str(error.value)
-    assert "optim.lr is 0.003 there and 0.5 here" in str(error.value)
     assert "epochs" not in str(error.value)
     assert checkpoints.load(folder / "last.pt").state["step"] == 1
     engine = dict(log_every=7, checkpoint_minutes=1.0, loggers=())
@@ -385,33 +384,34 @@ def test_finished_run_is_not_trained_further(
     run = train(tiny(colored, epochs=6), folder)
     assert run.step == 36
     assert run.metrics["top1"] == 100.0
-    assert "is finished: all 36 steps are done" in capsys.readouterr().out
-    same(checkpoints.load(folder / "last.pt").state["model"], checkpoints.load(trained / "last.pt").state["model"])
+    assert "36 steps" in capsys.readouterr().out
+    assert_identical(
+        checkpoints.load(folder / "last.pt").state["model"], checkpoints.load(trained / "last.pt").state["model"]
+    )
 
 
-@pytest.mark.parametrize("log_every", [1, 1000], ids=["seen at once", "seen before it is saved"])
-def test_loss_that_is_not_finite_ends_the_run(
+@pytest.mark.parametrize("log_every", [1, 1000], ids=["checked when logged", "checked before saving"])
+def test_nonfinite_loss_ends_the_run(
     colored: Path, tmp_path: Path, log_every: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny(colored, optim=dict(lr=1e20, warmup_epochs=0.0), engine=dict(log_every=log_every))
     config = write_config(recipe, tmp_path / "tiny.yaml")
     assert main(["train", "quickstart", "--config", config, "--run", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("smt train: error: loss is nan at step")
-    assert "lower optim.lr" in error
+    assert re.match(r"smt train: error: .*\bloss\b.*\bnan\b.*\boptim\.lr\b", error)
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
-def test_images_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
+def test_no_readable_training_image_is_an_error(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data" / "train", COLORS, [1] * 3).parent
     write_images(data / "val", COLORS, [1] * 3)
     for file in (data / "train").rglob("*.png"):
-        file.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match=r"no training batch could be read"):
+        file.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=str(data)):
         train(tiny(data, batch_size=3), tmp_path / "run", display=False)
 
 
-def test_incomplete_accumulation_is_left_out(colored: Path, tmp_path: Path) -> None:
+def test_incomplete_accumulation_is_dropped(colored: Path, tmp_path: Path) -> None:
     # 24 images in batches of 5: 4 batches; 3 per step: 1 step per epoch, and the 4th batch is not used
     run = train(tiny(colored, batch_size=5, engine=dict(accumulate=3)), tmp_path / "a", display=False, max_steps=1)
     assert run.total_steps == 2
@@ -420,7 +420,7 @@ def test_incomplete_accumulation_is_left_out(colored: Path, tmp_path: Path) -> N
     assert run.total_steps == 2
 
 
-def test_accumulated_batches_are_one_large_batch(colored: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_equal_one_large_batch(colored: Path, tmp_path: Path) -> None:
     # LayerNorm only: no layer depends on the rest of its batch
     model = dict(model="vit_tiny_patch16_224", model_args=dict(img_size=32, embed_dim=24, depth=2, num_heads=2))
     optim = dict(name="sgd", lr=0.1, warmup_epochs=0.0)
@@ -489,7 +489,7 @@ def test_checkpoint_older_than_a_recipe_field_is_resumed(colored: Path, tmp_path
     state = checkpoints.load(folder / "last.pt").state
     del state["recipe"]["optim"]["schedule"]
     checkpoints.save(state, folder / "last.pt")
-    with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine' there and 'poly' here"):
+    with pytest.raises(ValueError, match=r"optim\.schedule\b.*'cosine'.*'poly'"):
         train(tiny(colored, optim=dict(schedule="poly")), folder, display=False, max_steps=2)
     assert train(recipe, folder, display=False, max_steps=2).step == 2
 
@@ -527,9 +527,8 @@ def test_signal_from_outside_and_resume(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 128 + number
-        assert error.splitlines()[-1] == (
-            f"smt train: stopped after step {state['step']} of 60 and saved; resume with: smt train --resume {folder}"
-        )
+        stopped = rf"smt train: .*step {state['step']} of 60\b.*smt train --resume {folder}"
+        assert re.fullmatch(stopped, error.splitlines()[-1])
     assert main(["train", "--resume", str(folder), "--engine.checkpoint_minutes", "10", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["step"] == 60
@@ -581,7 +580,7 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         checkpoints.load(tmp_path / "none.pt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt"):
+    with pytest.raises(ValueError, match=r"list\.pt.*\blist\b"):
         checkpoints.load(tmp_path / "list.pt")
     checkpoints.save({"model": {}, "format": checkpoints.FORMAT + 1}, tmp_path / "later.pt")
     with pytest.raises(ValueError, match=r"later\.pt.* format 3"):
@@ -611,7 +610,7 @@ def test_safetensors_keep_the_spec(tmp_path: Path) -> None:
     spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
     checkpoints.save({"model": weights, "spec": spec, "epoch": 3}, path)
     checkpoint = checkpoints.load(path)
-    same(checkpoint.weights, {k: v.contiguous() for k, v in weights.items()})
+    assert_identical(checkpoint.weights, {k: v.contiguous() for k, v in weights.items()})
     assert (checkpoint.spec, checkpoint.task) == (spec, "classify")
     assert {k: v for k, v in checkpoint.state.items() if k != "model"} == {
         "format": checkpoints.FORMAT, "spec": spec, "epoch": 3
@@ -725,7 +724,7 @@ def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
     assert_same_run(two.root / "whole", two.root / "halves")
 
 
-def test_two_processes_evaluate_the_network_that_is_saved(
+def test_two_processes_evaluate_the_saved_model(
     two: SimpleNamespace, colored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # each process has its own images, and the BatchNorm statistics of both
@@ -737,7 +736,7 @@ def test_two_processes_evaluate_the_network_that_is_saved(
         assert result[name] == pytest.approx(best["metrics"][name], rel=1e-5), name
 
 
-def test_two_processes_step_as_one_with_twice_the_batch(two: SimpleNamespace, colored: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_batch(two: SimpleNamespace, colored: Path, tmp_path: Path) -> None:
     # without BatchNorm, whose statistics would be those of each process's half
     run = train(tiny(colored, **VIT, batch_size=8), tmp_path / "run", display=False, max_steps=1)
     theirs = checkpoints.load(two.root / "vit" / "last.pt").state["model"]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ def test_segmenter() -> None:
 
 
 @pytest.fixture
-def half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the run that stopped half way, beside the images that it was trained on."""
+def interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of an earlier format that stopped after half of its steps, and its images."""
     for split, counts, seed in (("train", [8, 8, 8], 0), ("val", [4, 4, 4], 1)):
         write_images(tmp_path / "images" / split, COLORS, counts, seed)
     run = tmp_path / "run"
@@ -61,15 +60,15 @@ def half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     shutil.copy(GOLDEN / "half_last.pt", run / "last.pt")
     shutil.copy(GOLDEN / "recipe.yaml", run / "recipe.yaml")
     monkeypatch.chdir(tmp_path)
-    yield run
+    return run
 
 
-def test_a_run_of_an_earlier_format_is_resumed(half_done: Path) -> None:
-    recipe = read_recipe(yaml.safe_load((half_done / "recipe.yaml").read_text()))
+def test_resume_run_of_earlier_format(interrupted_run: Path) -> None:
+    recipe = read_recipe(yaml.safe_load((interrupted_run / "recipe.yaml").read_text()))
     assert recipe.task == "classify"
-    run = train(recipe, half_done, display=False)
+    run = train(recipe, interrupted_run, display=False)
     assert run.step == len(EXPECTED["resumed"]["log"])
-    lines = [json.loads(line) for line in (half_done / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (interrupted_run / "log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
     expected = {step: loss for step, loss in EXPECTED["resumed"]["log"] if step > 5}
     assert losses == pytest.approx(expected, abs=1e-5)

@@ -44,15 +44,15 @@ def record_twice(name: str, folder: Path) -> None:
 
 def test_unknown_name_is_refused_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smt_vision.engine.loop.launch", lambda engine: pytest.fail("launched"))
-    with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord' is not one of tensorboard, wandb"):
+    with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord'.*tensorboard, wandb"):
         train(tiny(tmp_path, engine=dict(loggers=("tensorbord",))), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name != "tensorboard"])
-def test_missing_package_is_named_with_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    with pytest.raises(ImportError, match=rf"'{name}' is not installed.*smt-vision\[track\]"):
+    with pytest.raises(ImportError, match=rf"'{name}'.*smt-vision\[track\]"):
         check_loggers([name])
 
 
@@ -71,7 +71,7 @@ def test_tensorboard_is_imported_only_when_something_is_written() -> None:
 
 
 class Recorder(loggers.ExperimentLogger):
-    """Keeps what it is given."""
+    """Records every call."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
         self.calls: list[Any] = [("created", folder.name, config["optim.lr"], start_step)]
@@ -96,12 +96,12 @@ class Recorder(loggers.ExperimentLogger):
     ],
     ids=["finished", "signal", "interrupt", "error"],
 )
-def test_tracker_passes_everything_to_each_logger(
+def test_tracker_passes_everything_to_every_logger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, status: str
 ) -> None:
     monkeypatch.setattr(loggers, "LOGGERS", {"one": Recorder, "other": Recorder})
     monkeypatch.setattr(loggers, "require", lambda module, extra: None)
-    Image.fromarray(PIXELS).convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(PIXELS).convert("L").save(tmp_path / "gray.png")
     tracker = RunTracker(
         tmp_path / "run", loggers=("one", "other"), config=CONFIG, total_steps=4, total_epochs=2,
         primary_metric="top1", label="top-1", start_step=1, display=False,
@@ -110,7 +110,7 @@ def test_tracker_passes_everything_to_each_logger(
         tracker.step(2, 1.0, loss=0.5, lr=0.1)
         tracker.progress(2, lr=0.2)
         tracker.evaluation(2, 1, {"top1": 50.0, "confusion": [[1]]})
-        tracker.image("samples", 2, tmp_path / "grey.png")
+        tracker.image("samples", 2, tmp_path / "gray.png")
         if error is not None:
             raise error
     for logger in tracker._loggers:

@@ -1,7 +1,6 @@
-"""Accelerated augmentation operations: results within one level (of 255) of timm's, and the same random draws."""
+"""Augmentation policies: timm's random draws and operations, with posterize replaced."""
 
 import pickle
-import random
 from typing import Any
 
 import numpy as np
@@ -13,67 +12,14 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from sample_images import levels, picture
 from smt_vision.data.loaders import seed_all
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
-from smt_vision.tasks.classification.data.operations import ACCELERATED, PATCHED, AffineShift, replace_operations
+from smt_vision.tasks.classification.data.operations import posterize, replace_posterize
 from smt_vision.tasks.classification.data.transforms import train_transform
 
-SHIFTS = {
-    name: op for op, name in ((op, op.__name__) for op in ACCELERATED) if isinstance(ACCELERATED[op], AffineShift)
-}
-FILL = (124, 116, 104)
-HPARAMS = dict(translate_const=100, img_mean=FILL, interpolation=Image.Resampling.BICUBIC)
-
-
-def amounts(name: str) -> tuple[float, ...]:
-    return (41.3, -30.0, 0.5, 200.0) if name.endswith("abs") else (0.2713, -0.3, 0.0, 0.45, -0.017)
-
-
-@pytest.mark.parametrize("name", SHIFTS)
-@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
-def test_affine_shift_matches_timm_within_one_level(name: str, resample: Image.Resampling) -> None:
-    reference, image = SHIFTS[name], picture(75, 100)
-    for amount in amounts(name):
-        options: dict[str, Any] = dict(resample=resample, fillcolor=FILL)
-        difference = levels(ACCELERATED[reference](image, amount, **options), reference(image, amount, **options))
-        assert difference.max() <= 1, amount
-        # Interpolated values that are whole numbers may be rounded to just below, and then truncated.
-        assert difference.mean() < 0.05, amount
-
-
-@pytest.mark.parametrize("name", SHIFTS)
-def test_affine_shift_falls_back_to_timm_for_nearest_and_gray(name: str) -> None:
-    reference = SHIFTS[name]
-    for image, fill, resample in (
-        (picture(), FILL, Image.Resampling.NEAREST),
-        (picture().convert("L"), (116,), Image.Resampling.BICUBIC),
-    ):
-        result = ACCELERATED[reference](image, 0.2, resample=resample, fillcolor=fill)
-        assert levels(result, reference(image, 0.2, resample=resample, fillcolor=fill)).max() == 0
-
-
-def test_affine_shift_of_uniform_color_and_fill() -> None:
-    image = Image.new("RGB", (20, 10), (255, 3, 200))
-    options: dict[str, Any] = dict(resample=Image.Resampling.BICUBIC, fillcolor=FILL)
-    moved = np.asarray(ACCELERATED[auto_augment.translate_x_abs](image, 4.3, **options))
-    assert (moved[:, :16] == (255, 3, 200)).all()  # column 15's center, 15.5, is sampled at 19.8
-    assert (moved[:, 16:] == FILL).all()
-    moved = np.asarray(ACCELERATED[auto_augment.translate_y_rel](image, -0.3, **options))
-    assert (moved[:3] == FILL).all()
-    assert (moved[3:] == (255, 3, 200)).all()
-
-
-def test_affine_shift_draws_filter_like_timm() -> None:
-    filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-    options: dict[str, Any] = dict(resample=filters, fillcolor=FILL)
-    for seed in range(8):
-        random.seed(seed)
-        expected, next_draw = auto_augment.shear_x(picture(), 0.21, **options), random.random()
-        random.seed(seed)
-        assert levels(ACCELERATED[auto_augment.shear_x](picture(), 0.21, **options), expected).max() <= 1
-        assert random.random() == next_draw
+HPARAMS = dict(translate_const=100, img_mean=(124, 116, 104), interpolation=Image.Resampling.BICUBIC)
 
 
 def test_posterize_zero_bits_is_black() -> None:
-    posterize, image = PATCHED[auto_augment.posterize], picture()
+    image = picture()
     assert np.asarray(posterize(image, 0)).max() == 0
     assert posterize(image, 0).size == image.size
     assert levels(posterize(image, 3), ImageOps.posterize(image, 3)).max() == 0
@@ -89,6 +35,10 @@ def test_largest_randaugment_magnitude(exact: bool) -> None:
     seed_all(0)
     for _ in range(10):
         assert transform(picture(20, 20)).isfinite().all()
+
+
+def replaced(operation: Any) -> Any:
+    return posterize if operation is auto_augment.posterize else operation
 
 
 def recorded_operations(policy: Any, seeds: int) -> list[list[tuple[str, tuple[float, ...]]]]:
@@ -121,7 +71,7 @@ def test_randaugment_draws_match_timm() -> None:
         for step in train_transform(ClassificationInput(), ClassificationAugment()).transforms
         if isinstance(step, type(reference))
     ]
-    assert [op.aug_fn for op in ours.ops] == [ACCELERATED.get(op.aug_fn, op.aug_fn) for op in reference.ops]
+    assert [op.aug_fn for op in ours.ops] == [replaced(op.aug_fn) for op in reference.ops]
     assert [(op.name, op.prob, op.magnitude, op.magnitude_std) for op in ours.ops] == [
         (op.name, op.prob, op.magnitude, op.magnitude_std) for op in reference.ops
     ]
@@ -136,17 +86,17 @@ def test_randaugment_draws_match_timm() -> None:
     assert np.abs(per_operation - len(names) / 15).max() < 4 * np.sqrt(len(names) / 15)
 
 
-def test_replace_operations_in_every_policy() -> None:
+def test_posterize_is_replaced_in_every_policy() -> None:
     hparams = dict(HPARAMS, translate_pct=0.3)
     rand = rand_augment_transform("rand-m9", dict(hparams))
     mix = augment_and_mix_transform("augmix-m3", dict(hparams))
     auto = auto_augment_transform("original", dict(hparams))
     for policy, ops in ((rand, rand.ops), (mix, mix.ops), (auto, [op for chain in auto.policy for op in chain])):
         before = [op.aug_fn for op in ops]
-        assert any(op in ACCELERATED for op in before)
-        replace_operations(policy, ACCELERATED)
-        assert [op.aug_fn for op in ops] == [ACCELERATED.get(op, op) for op in before]
-    replace_operations(object(), ACCELERATED)  # any other transform is left unchanged
+        assert auto_augment.posterize in before
+        replace_posterize(policy)
+        assert [op.aug_fn for op in ops] == [replaced(op) for op in before]
+    replace_posterize(object())  # any other transform is left unchanged
 
 
 def test_train_transform_can_be_pickled() -> None:

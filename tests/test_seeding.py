@@ -1,4 +1,4 @@
-"""The hash that seeds are derived from: pinned, because a run that is resumed elsewhere must draw the same numbers."""
+"""Known answers of the hash that seeds are derived from: a run resumed elsewhere must sample the same numbers."""
 
 import random
 
@@ -13,20 +13,20 @@ from smt_vision.seeding import stable_hash
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [((0, 1, 2), 10917752987982246961), (("step", 0, 1, 0), 1990982210437655240)],
-    ids=["an image", "a step"],
+    ids=["image", "step"],
 )
-def test_hash_is_pinned(parts: tuple[int | str, ...], expected: int) -> None:
+def test_hash_known_answers(parts: tuple[int | str, ...], expected: int) -> None:
     assert stable_hash(*parts) == expected
 
 
-def test_hash_is_a_seed_of_torch_and_differs_with_every_part() -> None:
+def test_hash_is_a_torch_seed_and_depends_on_every_part() -> None:
     hashes = {stable_hash("step", seed, step, rank) for seed in range(5) for step in range(20) for rank in range(4)}
     assert len(hashes) == 400
     assert all(0 <= number < 2**64 for number in hashes)
     assert torch.Generator().manual_seed(max(hashes)).initial_seed() == max(hashes)
 
 
-def test_seed_all_draws_are_pinned() -> None:
+def test_seed_all_known_answers() -> None:
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         seed_all(0, 1, 2)

@@ -1,7 +1,7 @@
-"""The segmentation task: losses, learning, metrics at the images' own size, pictures; on made-up scenes."""
+"""Segmentation task: losses, training, metrics at the stored image size, pictures and checkpoints, on drawn scenes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,33 @@ from PIL import Image
 from torch import Tensor, nn
 
 from drawn_sets import CLASSES, COLORS, SIZES, scenes_recipe, write_scenes
+from smt_vision import checkpoints
 from smt_vision.engine.loop import run_evaluation, train
-from smt_vision.recipe import Augment, Recipe
-from smt_vision.tasks import build_task
+from smt_vision.recipe import Augment
+from smt_vision.tasks import get_task, read_recipe, read_spec
 from smt_vision.tasks.segmentation.losses import binary_losses, class_losses
 from smt_vision.tasks.segmentation.task import SegmentationMetric, SegmentationTraining
 
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes with binary masks of the car."""
     return write_scenes(tmp_path_factory.mktemp("masks"), binary=True)
+
+
+def to_floats(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 # --- losses ---
 
 
-def test_class_losses_are_of_the_labelled_pixels_at_their_size():
+def test_class_losses_are_the_mean_over_labeled_pixels_at_label_size():
     logits = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     label = torch.arange(2 * 16 * 24).view(2, 16, 24) % 3
     label[:, :5] = 255
-    large = F.interpolate(logits, (16, 24), mode="bilinear")
-    log_probability = large.log_softmax(1)[:, :, 5:].gather(1, label[:, None, 5:])
+    resized = F.interpolate(logits, (16, 24), mode="bilinear")
+    log_probability = resized.log_softmax(1)[:, :, 5:].gather(1, label[:, None, 5:])
     assert class_losses(logits, label)["cross_entropy"] == pytest.approx(-float(log_probability.mean()), abs=1e-5)
     assert class_losses(logits.to(torch.bfloat16), label)["cross_entropy"].dtype == torch.float32
     label[:] = 255
@@ -46,125 +52,137 @@ def test_binary_losses_known_answers():
     label = torch.zeros(2, 8, 8, dtype=torch.long)
     label[:, :4] = 1
     label[:, :, -1] = 255
-    sure = torch.where(label == 1, 50.0, -50.0)[:, None]
-    assert {k: float(v) for k, v in binary_losses(sure, label).items()} == pytest.approx({"bce": 0, "iou": 0}, abs=1e-6)
-    wrong = {k: float(v) for k, v in binary_losses(-sure, label).items()}
+    confident = torch.where(label == 1, 50.0, -50.0)[:, None]
+    assert to_floats(binary_losses(confident, label)) == pytest.approx({"bce": 0, "iou": 0}, abs=1e-6)
+    wrong = to_floats(binary_losses(-confident, label))
     assert wrong["bce"] == pytest.approx(50)
-    assert wrong["iou"] == pytest.approx(1 - 1 / 57)  # 56 pixels count, none in both
-    half = {k: float(v) for k, v in binary_losses(torch.zeros(2, 1, 8, 8), label).items()}
-    assert half["bce"] == pytest.approx(np.log(2))
-    assert half["iou"] == pytest.approx(1 - (14 + 1) / (28 + 14 + 1))
-    empty = binary_losses(-sure.abs(), torch.zeros_like(label))
-    assert float(empty["iou"]) == pytest.approx(0, abs=1e-6)
+    assert wrong["iou"] == pytest.approx(1 - 1 / 57)  # 56 labeled pixels in the union, none in the intersection
+    undecided = to_floats(binary_losses(torch.zeros(2, 1, 8, 8), label))
+    assert undecided["bce"] == pytest.approx(np.log(2))
+    assert undecided["iou"] == pytest.approx(1 - (14 + 1) / (28 + 14 + 1))
+    background = binary_losses(-confident.abs(), torch.zeros_like(label))
+    assert float(background["iou"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_auxiliary_loss_is_weighted(scenes):
+def test_auxiliary_loss_is_scaled_by_aux_weight(scenes: Path):
     losses = {}
     for weight in (0.4, 0.2, 0.0):
         torch.manual_seed(0)
-        task = build_task(scenes_recipe(scenes, aux_weight=weight, dropout=0.0))
-        found = task.loss(task.model.train(), next(task.train_loader(0, 1).epoch(0)))
-        losses[weight] = {name: loss.item() for name, loss in found.items()}
+        task = get_task("segment").training(scenes_recipe(scenes, aux_weight=weight, dropout=0.0))
+        losses[weight] = to_floats(task.loss(task.model.train(), next(task.train_loader(0, 1).epoch(0))))
     assert set(losses[0.4]) == {"cross_entropy", "auxiliary"}
     assert set(losses[0.0]) == {"cross_entropy"}
     assert losses[0.4]["auxiliary"] == pytest.approx(2 * losses[0.2]["auxiliary"], rel=1e-5)
-    assert losses[0.4]["auxiliary"] == pytest.approx(0.4 * np.log(3), rel=0.2)  # untrained: all classes alike
+    assert losses[0.4]["auxiliary"] == pytest.approx(0.4 * np.log(3), rel=0.2)  # untrained: uniform probabilities
 
 
-# --- learning ---
+# --- training ---
 
 
-def learn(task: Any, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
-    """Train on the whole set as one batch, and evaluate on it."""
+def overfit(task: SegmentationTraining, steps: int = 60, lr: float = 1.5e-2) -> dict[str, Any]:
+    """Train on all images as one batch and evaluate on the same images."""
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     task.model.train()
-    train = task.train_loader(0, 1)
+    loader = task.train_loader(0, 1)
     for step in range(steps):
-        (batch,) = train.epoch(step)
+        (batch,) = loader.epoch(step)
         torch.stack(list(task.loss(task.model, batch).values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return run_evaluation(
-        lightning_fabric.Fabric(accelerator="cpu", devices=1), task, task.model, task.eval_loader(0, 1)
-    )
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
+    return run_evaluation(fabric, task, task.model, task.eval_loader(0, 1))
 
 
 @pytest.fixture(scope="module")
-def learnt(scenes: Path) -> tuple[SegmentationTraining, dict[str, Any]]:
+def overfitted(scenes: Path) -> tuple[SegmentationTraining, dict[str, Any]]:
+    """A segmenter after training on the four scenes, and its metrics."""
     torch.manual_seed(0)
     task = SegmentationTraining(scenes_recipe(scenes))
-    return task, learn(task)
+    return task, overfit(task)
 
 
-def test_four_images_are_learnt(learnt):
-    _, metrics = learnt
+def test_overfits_four_images(overfitted):
+    _, metrics = overfitted
     assert metrics["miou"] >= 90
     assert metrics["count"] == 4
     assert [row["class"] for row in metrics["per_class"]] == list(CLASSES)
-    assert sum(map(sum, metrics["confusion"])) == sum(h * w - 2 * w for h, w in SIZES)  # at the files' own sizes
+    assert sum(map(sum, metrics["confusion"])) == sum(h * w - 2 * w for h, w in SIZES)  # at the stored image sizes
 
 
-def test_objects_are_learnt(masks):
+def test_overfits_four_binary_masks(masks: Path):
     torch.manual_seed(0)
-    metrics = learn(SegmentationTraining(scenes_recipe(masks, kind="binary")))
+    metrics = overfit(SegmentationTraining(scenes_recipe(masks, kind="binary")))
     assert metrics["s_measure"] >= 95
     assert metrics["weighted_f"] >= 85
     assert metrics["mae"] <= 3
     assert "confusion" not in metrics
 
 
-def test_a_run_leaves_what_it_should(scenes, tmp_path):
-    run = train(scenes_recipe(scenes), tmp_path / "run", display=False, command="smt train tiny")
-    found = {file.name for file in run.folder.rglob("*.*")}
-    assert {"best.pt", "last.pt", "metrics.json", "summary.md", "confusion.png", "worst.png", "epoch_001.png"} <= found
+def test_run_writes_checkpoints_metrics_summary_and_pictures(scenes: Path, tmp_path: Path):
+    recipe = scenes_recipe(scenes)
+    run = train(recipe, tmp_path / "run", display=False, command="smt train tiny")
+    files = {file.name for file in run.folder.rglob("*.*")}
+    assert {"best.pt", "last.pt", "metrics.json", "summary.md", "confusion.png", "worst.png", "epoch_001.png"} <= files
     assert "mIoU" in (run.folder / "summary.md").read_text()
     assert json.loads((run.folder / "metrics.json").read_text())["miou"] == run.metrics["miou"]
-    card = torch.load(run.folder / "best.pt", weights_only=True)["card"]
-    assert card["task"] == "segment"
-    assert card["classes"] == list(CLASSES)
-    assert card["segment"]["crop"] == (64, 64)
+
+    best = checkpoints.load(run.folder)
+    assert best.task == "segment"
+    assert best.spec is not None
+    spec = read_spec(best.spec)
+    assert spec.classes == CLASSES
+    assert spec.head == recipe.segment
+    assert spec.head.crop == (64, 64)
+    assert read_recipe(best.state["recipe"]).to_dict() == recipe.to_dict()
+
+
+def test_cost_is_reported_at_the_crop_size(scenes: Path):
+    task = SegmentationTraining(scenes_recipe(scenes, crop=(64, 96)))
+    model, input_size = get_task("segment").flops_model(task.model, task.spec)
+    assert model is task.model
+    assert input_size == (3, 64, 96)
 
 
 # --- prediction ---
 
 
-class Truth(nn.Module):
-    """Logits that say a pixel's class by its color."""
+class ColorClassifier(nn.Module):
+    """Logits from the distance of each pixel's color to the classes' colors."""
 
     def forward(self, image: Tensor) -> Tensor:
         colors = (torch.from_numpy(COLORS / 255.0).float() - 0.45) / 0.22
         return -(image[:, None] - colors[None, :, :, None, None]).square().sum(2)
 
 
-def test_predictions_are_of_the_files_size(scenes):
+def test_predictions_have_the_stored_image_size(scenes: Path):
     task = SegmentationTraining(scenes_recipe(scenes, short_side=32, long_side=40))
     for batch in task.eval_loader(0, 1):
-        predictions = task.predict(Truth(), batch)
+        predictions = task.predict(ColorClassifier(), batch)
         assert [tuple(p.shape) for p in predictions] == list(SIZES)
         for prediction, label in zip(predictions, batch["label"], strict=True):
-            known = label != 255
-            assert float((prediction == label)[known].float().mean()) > 0.9
+            labeled = label != 255
+            assert float((prediction == label)[labeled].float().mean()) > 0.9
 
 
-def test_two_processes_are_as_one(learnt):
-    task, whole = learnt
-    processes = [task.metric(torch.device("cpu")) for _ in range(2)]
+def test_two_processes_give_the_metrics_of_one(overfitted):
+    task, expected = overfitted
+    shards = [task.metric(torch.device("cpu")) for _ in range(2)]
     task.model.eval()
     with torch.inference_mode():
-        for rank, metric in enumerate(processes):
+        for rank, metric in enumerate(shards):
             for batch in task.eval_loader(rank, 2):
                 metric.update(task.predict(task.model, batch), batch)
-    sums = sum(metric.sums._sums for metric in processes)
-    worst = torch.stack([metric.worst for metric in processes])
-    for metric in processes:
+    sums = sum(metric.sums._sums for metric in shards)
+    worst = torch.stack([metric.worst for metric in shards])
+    for metric in shards:
         metric.reduce(lambda _: sums, lambda _: worst)
-        assert metric.compute() == whole
+        assert metric.compute() == expected
 
 
-def test_the_worst_images_are_kept_worst_first():
+def test_metric_keeps_the_images_with_most_errors_in_order():
     metric = SegmentationMetric(("a", "b"), False, torch.device("cpu"))
     label = torch.zeros(300, 600, dtype=torch.long)
     for index in range(10):
@@ -180,44 +198,52 @@ def test_the_worst_images_are_kept_worst_first():
 # --- pictures ---
 
 
-def open_picture(path: Path) -> np.ndarray:
+def read_rgb(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_pictures_are_of_the_evaluation(learnt, tmp_path):
-    task, metrics = learnt
-    drawn = task.pictures(tmp_path, metrics)
-    assert [path.name for path in drawn] == ["confusion.png", "worst.png"]
-    assert open_picture(drawn[1]).shape[1] > 3 * 80
-    table = task.tables(metrics)[0]
+def test_pictures_and_tables_of_an_evaluation(overfitted, tmp_path: Path):
+    task, metrics = overfitted
+    paths = task.pictures(tmp_path, metrics)
+    assert [path.name for path in paths] == ["confusion.png", "worst.png"]
+    assert read_rgb(paths[1]).shape[1] > 3 * 80
+    (table,) = task.tables(metrics)
     assert table.rows[0][0] in CLASSES
     assert sum(row[1] for row in table.rows) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("kind", ["classes", "binary"])
-def test_samples_hold_three_panels_an_image(kind, scenes, masks):
+def test_samples_have_three_panels_per_image(kind: str, scenes: Path, masks: Path):
     task = SegmentationTraining(scenes_recipe(masks if kind == "binary" else scenes, kind=kind))
     picture = task.samples(task.model.eval(), torch.device("cpu"))
+    assert picture is not None
     assert picture.width > 3 * max(width for _, width in SIZES)
     assert picture.height > sum(height for height, _ in SIZES)
 
 
-# --- what cannot work ---
+# --- invalid recipes ---
 
 
-def test_numbers_that_cannot_work_are_refused_before_data_is_opened():
-    def refused(words: str, change: Callable[[Recipe], Recipe]) -> None:
-        with pytest.raises(ValueError, match=words):
-            build_task(change(scenes_recipe(Path("nowhere"))))
+@pytest.mark.parametrize(
+    ("recipe", "match"),
+    [
+        (replace(scenes_recipe(Path("missing")), batch_size=1), "batch_size=1"),
+        (scenes_recipe(Path("missing"), test="slide", stride=(65, 64)), r"segment\.stride=\(65, 64\).*\(64, 64\)"),
+        (scenes_recipe(Path("missing"), test="slide", stride=(0, 64)), r"segment\.stride=\(0, 64\)"),
+        (scenes_recipe(Path("missing"), test_scales=()), r"segment\.test_scales=\(\)"),
+        (scenes_recipe(Path("missing"), test_scales=(1.0, 0.0)), r"segment\.test_scales=\(1\.0, 0\.0\)"),
+    ],
+)
+def test_invalid_recipe_is_refused_before_data_is_opened(recipe, match: str):
+    with pytest.raises(ValueError, match=match):
+        get_task("segment").training(recipe)
 
-    refused("batch_size=1: .*two images a batch", lambda r: replace(r, batch_size=1))
-    for change in (dict(test="slide", stride=(65, 64)), dict(test="slide", stride=(0, 64))):
-        refused(r"segment.stride=.* must be from 1 to", lambda r, c=change: replace(r, segment=replace(r.segment, **c)))
-    refused("test_scales", lambda r: replace(r, segment=replace(r.segment, test_scales=())))
+
+# --- data of the reference files ---
 
 
-def test_camvid_trains_and_is_measured(shared):
+def test_camvid_trains_and_evaluates(shared: Path):
     data = shared / "data" / "camvid"
     if not data.is_dir():
         pytest.skip("camvid is not among the reference files")
@@ -234,16 +260,63 @@ def test_camvid_trains_and_is_measured(shared):
     assert {tuple(label.shape) for label in batch["label"]} == {(360, 480)}
 
 
-def test_a_segmenter_s_checkpoint_starts_another(segmenter_run: Path, scenes: Path, tmp_path: Path) -> None:
-    """All of it; where the classes are others, all but the two layers that tell them."""
-    plan = replace(scenes_recipe(scenes), checkpoint=str(segmenter_run))
-    saved = torch.load(segmenter_run / "best.pt", weights_only=True)["model"]
-    own = SegmentationTraining(plan).model.state_dict()
-    assert all(torch.equal(own[name], saved[name]) for name in own.keys() | saved.keys())
+# --- checkpoints ---
+
+
+@pytest.fixture(params=["folder", "best.pt", "best.safetensors"])
+def checkpoint(request: pytest.FixtureRequest, segmenter_run: Path, tmp_path: Path) -> Path:
+    """A trained segmenter: its run folder, its checkpoint file, and the same as ``.safetensors``."""
+    if request.param == "folder":
+        return segmenter_run
+    if request.param == "best.pt":
+        return segmenter_run / "best.pt"
+    best = checkpoints.load(segmenter_run)
+    path = tmp_path / "best.safetensors"
+    checkpoints.save({"spec": best.spec, "model": best.weights}, path)
+    return path
+
+
+def test_segmenter_starts_from_a_segmenter_checkpoint(checkpoint: Path, segmenter_run: Path, scenes: Path) -> None:
+    saved = checkpoints.load(segmenter_run).weights
+    state = SegmentationTraining(replace(scenes_recipe(scenes), checkpoint=str(checkpoint))).model.state_dict()
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in state)
+
+
+def test_other_classes_reinitialize_only_the_classifiers(
+    checkpoint: Path, segmenter_run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
     for name in ("images", "labels"):
-        (tmp_path / name).symlink_to(scenes / name)
-    (tmp_path / "classes.json").write_text(json.dumps([*CLASSES, "cloud"]))
-    own = SegmentationTraining(replace(plan, data=str(tmp_path))).model.state_dict()
-    others = {name for name in own if own[name].shape != saved[name].shape}
-    assert len(others) == 4
-    assert all(torch.equal(own[name], saved[name]) for name in own.keys() - others)
+        (data / name).symlink_to(scenes / name)
+    (data / "classes.json").write_text(json.dumps([*CLASSES, "cloud"]))
+    saved = checkpoints.load(segmenter_run).weights
+    state = SegmentationTraining(replace(scenes_recipe(data), checkpoint=str(checkpoint))).model.state_dict()
+    new = {name for name in state if state[name].shape != saved[name].shape}
+    layers = ("head.classifier", "auxiliary.classifier")
+    assert new == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert all(torch.equal(state[name], saved[name]) for name in state.keys() - new)
+
+
+def test_classifier_checkpoint_initializes_the_backbone(trained: Path, scenes: Path) -> None:
+    classifier = checkpoints.load(trained).weights
+    task = SegmentationTraining(replace(scenes_recipe(scenes), checkpoint=str(trained)))
+    backbone = task.model.backbone.network.state_dict()
+    assert backbone.keys() == {name for name in classifier if not name.startswith("head.")}
+    assert all(torch.equal(backbone[name], classifier[name]) for name in backbone)
+
+
+def test_detector_checkpoint_is_refused(segmenter_run: Path, scenes: Path, tmp_path: Path) -> None:
+    best = checkpoints.load(segmenter_run)
+    assert best.spec is not None
+    path = tmp_path / "detector.pt"
+    checkpoints.save({"spec": {**best.spec, "task": "detect"}, "model": best.weights}, path)
+    with pytest.raises(ValueError, match=r"detector\.pt.*'detect'.*'segment'"):
+        SegmentationTraining(replace(scenes_recipe(scenes), checkpoint=str(path)))
+
+
+def test_checkpoint_of_another_model_is_refused(segmenter_run: Path, scenes: Path) -> None:
+    recipe = replace(scenes_recipe(scenes, channels=24), checkpoint=str(segmenter_run))
+    with pytest.raises(ValueError, match=r"best\.pt"):
+        SegmentationTraining(recipe)

@@ -1,4 +1,4 @@
-"""Segmentation's sums: known answers, torchmetrics, other splits."""
+"""Segmentation metrics: known answers, agreement with torchmetrics, reduction over processes."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from smt_vision.tasks.segmentation.metrics import BinaryMetrics, SegmentationMet
 CLASSES = 5
 
 
-def maps(images: int = 6, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """(prediction, label) of images of unlike sizes; a tenth of the pixels ignored, two thirds of the rest right."""
-    draw = torch.Generator().manual_seed(seed)
+def random_maps(images: int = 6, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """(prediction, label) pairs of different sizes; 10 % of the pixels are ignored, 68 % of the others correct."""
+    rng = torch.Generator().manual_seed(seed)
     pairs = []
     for i in range(images):
         size = (11 + i, 17 - i)
-        label = torch.randint(CLASSES, size, generator=draw)
-        guess = torch.randint(CLASSES, size, generator=draw)
-        prediction = torch.where(torch.rand(size, generator=draw) < 0.6, label, guess)
-        label[torch.rand(size, generator=draw) < 0.1] = 255
+        label = torch.randint(CLASSES, size, generator=rng)
+        guess = torch.randint(CLASSES, size, generator=rng)
+        prediction = torch.where(torch.rand(size, generator=rng) < 0.6, label, guess)
+        label[torch.rand(size, generator=rng) < 0.1] = 255
         pairs.append((prediction, label))
     return pairs
 
 
-def measure(pairs: list[tuple[Tensor, Tensor]], classes: int = CLASSES) -> SegmentationMetrics:
+def accumulate(pairs: list[tuple[Tensor, Tensor]], classes: int = CLASSES) -> SegmentationMetrics:
     metrics = SegmentationMetrics(classes)
     for prediction, label in pairs:
         metrics.update(prediction, label)
@@ -35,7 +35,7 @@ def measure(pairs: list[tuple[Tensor, Tensor]], classes: int = CLASSES) -> Segme
 def test_known_answer():
     label = torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]])
     prediction = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 2]])
-    found = measure([(prediction, label)], classes=4).compute()
+    found = accumulate([(prediction, label)], classes=4).compute()
     assert found["confusion"].tolist() == [[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert [row["iou"] for row in found["per_class"]] == [pytest.approx(75), pytest.approx(200 / 3), None, None]
     assert [row["accuracy"] for row in found["per_class"]] == [75, 100, None, None]
@@ -46,16 +46,16 @@ def test_known_answer():
     assert found["count"] == 1
 
 
-def test_a_class_that_is_predicted_and_never_true_counts():
-    found = measure([(torch.tensor([[0, 2]]), torch.tensor([[0, 0]]))], classes=4).compute()
+def test_class_that_is_only_predicted_counts_in_miou():
+    found = accumulate([(torch.tensor([[0, 2]]), torch.tensor([[0, 0]]))], classes=4).compute()
     assert [row["iou"] for row in found["per_class"]] == [50, None, 0, None]
     assert found["miou"] == 25
 
 
 def test_agrees_with_torchmetrics():
-    pairs = maps()
+    pairs = random_maps()
     prediction, label = (torch.cat([pair[i].flatten() for pair in pairs]) for i in (0, 1))
-    found = measure(pairs).compute()
+    found = accumulate(pairs).compute()
     assert 40 < found["miou"] < 60
     iou = multiclass_jaccard_index(prediction, label, CLASSES, average=None, ignore_index=255)
     assert [row["iou"] for row in found["per_class"]] == pytest.approx((100 * iou).tolist(), abs=1e-4)
@@ -66,37 +66,37 @@ def test_agrees_with_torchmetrics():
         assert found[name] == pytest.approx(100 * expected.item(), abs=1e-4)
 
 
-def test_the_mean_is_of_the_set_and_not_of_its_images():
-    right, wrong = (torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 1, dtype=torch.long))
-    found = measure([(right, right), (wrong, torch.zeros_like(wrong))], classes=2).compute()
+def test_iou_is_over_all_pixels_not_a_mean_over_images():
+    correct, wrong = torch.zeros(1, 9, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
+    found = accumulate([(correct, correct), (wrong, torch.zeros_like(wrong))], classes=2).compute()
     assert found["per_class"][0]["iou"] == pytest.approx(90)
 
 
-def test_two_processes_are_as_one():
-    pairs = maps()
-    shards = [measure(pairs[:1]), measure(pairs[1:])]
+def test_reduced_shards_give_the_metrics_of_one_process():
+    pairs = random_maps()
+    shards = [accumulate(pairs[:1]), accumulate(pairs[1:])]
     total = shards[0]._sums + shards[1]._sums
-    whole = measure(pairs).compute()
-    confusion = whole.pop("confusion")
+    expected = accumulate(pairs).compute()
+    confusion = expected.pop("confusion")
     for shard in shards:
         shard.reduce(lambda _: total)
         found = shard.compute()
         assert torch.equal(found.pop("confusion"), confusion)
-        assert found == whole
+        assert found == expected
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 254])
-def test_labels_that_are_no_classes_are_named(label):
+def test_invalid_labels_are_named(label):
     labels = torch.tensor([[0, label, 255]])
-    with pytest.raises(ValueError, match=rf"labels \[{label}\] are no classes: expected 0 to 4, or 255"):
+    with pytest.raises(ValueError, match=rf"labels \[{label}\].*0 to 4.*255"):
         SegmentationMetrics(CLASSES).update(torch.zeros(1, 3, dtype=torch.long), labels)
 
 
 @pytest.mark.parametrize("metrics", [SegmentationMetrics(2), BinaryMetrics()], ids=["classes", "binary"])
-def test_wrong_shapes_and_nothing_evaluated_are_errors(metrics):
-    with pytest.raises(ValueError, match=r"prediction is \(2, 3\) and the label \(3, 2\)"):
+def test_mismatched_shapes_and_empty_metrics_are_errors(metrics):
+    with pytest.raises(ValueError, match=r"prediction.*\(2, 3\).*label.*\(3, 2\)"):
         metrics.update(torch.zeros(2, 3), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="was evaluated"):
+    with pytest.raises(ValueError, match="evaluated"):
         metrics.compute()
 
 
@@ -127,28 +127,28 @@ def test_binary_known_answers():
     assert 40 < found["s_measure"] < 95
 
 
-def test_binary_is_the_mean_over_images_on_any_number_of_processes():
+def test_binary_metrics_are_means_over_images_for_any_number_of_processes():
     mask = disc(40, 60, 12).long()
-    maps = [disc(40, 60, 12, shift=shift).float() for shift in (0, 3, 9)]
+    probabilities = [disc(40, 60, 12, shift=shift).float() for shift in (0, 3, 9)]
     shards = [BinaryMetrics(), BinaryMetrics()]
-    for i, probability in enumerate(maps):
+    for i, probability in enumerate(probabilities):
         shards[i % 2].update(probability, mask)
     total = shards[0]._sums + shards[1]._sums
     shards[1].reduce(lambda _: total)
-    alone = []
-    for probability in maps:
+    per_image = []
+    for probability in probabilities:
         metrics = BinaryMetrics()
         metrics.update(probability, mask)
-        alone.append(metrics.compute())
+        per_image.append(metrics.compute())
     for name, value in shards[1].compute().items():
-        expected = 3 if name == "count" else np.mean([found[name] for found in alone])
+        expected = 3 if name == "count" else np.mean([found[name] for found in per_image])
         assert value == pytest.approx(expected, rel=1e-12)
 
 
-def test_binary_takes_half_precision_and_the_ignored_as_background():
+def test_binary_accepts_half_precision_and_counts_ignored_pixels_as_background():
     mask = disc(40, 60, 12).long()
     label = torch.where(disc(40, 60, 3, shift=25), 255, mask)
-    one, other = BinaryMetrics(), BinaryMetrics()
-    one.update(0.75 * mask.to(torch.bfloat16), label)
-    other.update(0.75 * mask.float(), mask)
-    assert torch.equal(one._sums, other._sums)
+    half, full = BinaryMetrics(), BinaryMetrics()
+    half.update(0.75 * mask.to(torch.bfloat16), label)
+    full.update(0.75 * mask.float(), mask)
+    assert torch.equal(half._sums, full._sums)

@@ -53,4 +53,5 @@ def test_weights_that_half_precision_changes_are_not_shipped(
 def test_publish_run(tmp_path: Path, shapes: Path, detector_run: Path) -> None:
     results = tmp_path / "results"
     script("publish_run")["main"](detector_run, results)
-    assert {"recipe.yaml", "log.jsonl", "metrics.json", "curves.png", "samples.jpg"} <= {p.name for p in results.iterdir()}
+    written = {path.name for path in results.iterdir()}
+    assert {"recipe.yaml", "log.jsonl", "metrics.json", "curves.png", "samples.jpg"} <= written

@@ -1,4 +1,4 @@
-"""UPerNet: shapes, costs, exports; testing in windows, at several scales and mirrored."""
+"""UPerNet: shapes, cost, exports, and test-time sliding windows, scales and flips."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +14,11 @@ from torch.export import Dim
 
 import debug_model
 from smt_vision.cost import describe
+from smt_vision.recipe import Input
+from smt_vision.spec import ModelSpec
 from smt_vision.tasks import RECIPES
-from smt_vision.tasks.backbone import Backbone, build_backbone
+from smt_vision.tasks.backbone import Backbone
+from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.heads.sliding import label_map, predict_probabilities, window_starts
 from smt_vision.tasks.segmentation.heads.upernet import UPerNet, mean_pool, resize
@@ -23,11 +26,17 @@ from smt_vision.tasks.segmentation.heads.upernet import UPerNet, mean_pool, resi
 SMALL = SegmentConfig(channels=32, aux_channels=16)
 
 
+def create_backbone(model: str, **model_args: Any) -> Backbone:
+    """A timm model as a backbone, with random weights."""
+    spec = ModelSpec("segment", model, (), Input(), model_args, SMALL)
+    return build_backbone(spec, pretrained=False, checkpoint=None)
+
+
 def build(num_classes: int = 5, config: SegmentConfig = SMALL, backbone: str = "smt") -> UPerNet:
     torch.manual_seed(0)
-    maps = Backbone(debug_model.create(features_only=True)) if backbone == "smt" else build_backbone(backbone)
-    model = UPerNet(maps, num_classes, config)
-    for module in model.modules():  # statistics of their own, and logits far from zero: else little would be tested
+    features = Backbone(debug_model.create(features_only=True)) if backbone == "smt" else create_backbone(backbone)
+    model = UPerNet(features, num_classes, config)
+    for module in model.modules():  # non-trivial BatchNorm statistics, and logits far from zero
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -37,12 +46,12 @@ def build(num_classes: int = 5, config: SegmentConfig = SMALL, backbone: str = "
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 7), (6, 6), (13, 4), (16, 64)])
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
-def test_the_pool_is_torchs(height, width, n):
+def test_mean_pool_equals_adaptive_avg_pool2d(height, width, n):
     x = debug_model.images(2, 3, height, width)
     torch.testing.assert_close(mean_pool(x, n), F.adaptive_avg_pool2d(x, n), rtol=1e-5, atol=1e-6)
 
 
-def test_shapes_in_training_and_evaluation():
+def test_output_shapes_in_training_and_evaluation():
     model = build()
     image = debug_model.images(2, 3, 64, 96)
     logits, auxiliary = model.train()(image)
@@ -52,7 +61,7 @@ def test_shapes_in_training_and_evaluation():
     assert build(config=replace(SMALL, aux_weight=0.0)).train()(image)[1] is None
 
 
-def test_evaluation_is_the_heads_logits_at_the_images_size():
+def test_evaluation_resizes_logits_to_the_image_size():
     model = build(config=replace(SMALL, dropout=0.5)).eval()
     image = debug_model.images(1, 3, 64, 64)
     with torch.no_grad():
@@ -60,17 +69,17 @@ def test_evaluation_is_the_heads_logits_at_the_images_size():
         torch.testing.assert_close(model(image), resize(logits, (64, 64)))
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model = build().train()
     image = debug_model.images(2, 3, 64, 64)
     logits, auxiliary = model(image)
     (logits.square().mean() + auxiliary.square().mean()).backward()
-    parts = (model.head, model.auxiliary)
-    assert all(parameter.grad.abs().sum() > 0 for part in parts for parameter in part.parameters())
+    heads = (model.head, model.auxiliary)
+    assert all(parameter.grad.abs().sum() > 0 for head in heads for parameter in head.parameters())
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
-def test_shared_statistics_are_the_heads_alone():
+def test_share_statistics_converts_the_batchnorm_of_the_heads_only():
     model = build()
     names = set(model.state_dict())
     model.share_statistics()
@@ -83,31 +92,31 @@ def test_shared_statistics_are_the_heads_alone():
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "smt_atto"])
 def test_other_backbones(name):
     size = {"img_size": 64} if "swin" in name else {}
-    model = UPerNet(build_backbone(name, size), 3, SMALL).eval()
+    model = UPerNet(create_backbone(name, **size), 3, SMALL).eval()
     assert model(debug_model.images(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
-def test_training_on_one_image_is_refused():
-    with pytest.raises(ValueError, match=r"two images a batch or more.*Raise batch_size"):
+def test_training_on_a_batch_of_one_image_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size"):
         build().train()(debug_model.images(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
-def test_parameters_and_gmac_are_the_papers(size):
+def test_parameters_and_gmac_match_the_paper(size):
     recipe = RECIPES[f"ade20k_upernet_160k_{size}"]
     with torch.device("meta"):
-        model = UPerNet(build_backbone(recipe.model), 150, recipe.segment)
+        model = UPerNet(create_backbone(recipe.model), 150, recipe.segment)
     found = describe(model, (3, 512, 2048))
     params, gmac = {"small": (50, 935), "base": (62, 1004)}[size]
-    # For its small backbone the paper has 20.5 M parameters; the one released, which this is, has 22.55 M.
-    surplus = 22.55 - 20.5 if size == "small" else 0
-    assert found.parameters / 1e6 - surplus == pytest.approx(params, rel=0.01)
-    # The paper's counter looks at layers, and so leaves out attention's two products, N x N x C each.
-    products = sum(
+    # The paper states 20.5 M parameters for the small backbone; the released one, implemented here, has 22.55 M.
+    difference = 22.55 - 20.5 if size == "small" else 0
+    assert found.parameters / 1e6 - difference == pytest.approx(params, rel=0.01)
+    # The paper's counter sees layers only: it leaves out the two matrix products of attention, N x N x C each.
+    attention = sum(
         2 * (512 * 2048 / info["reduction"] ** 2) ** 2 * info["num_chs"] * pattern.count("A")
         for info, pattern in zip(model.backbone.feature_info.info, _patterns(model.backbone), strict=True)
     )
-    assert found.gmac - products / 1e9 == pytest.approx(gmac, rel=0.01)
+    assert found.gmac - attention / 1e9 == pytest.approx(gmac, rel=0.01)
 
 
 def _patterns(backbone: Any) -> tuple[str, ...]:
@@ -119,7 +128,7 @@ def _patterns(backbone: Any) -> tuple[str, ...]:
 SIZES = [(1, 64, 64), (2, 96, 160)]
 
 
-# An SMT is exported in test_export.py; here it takes most of a minute.
+# Slow: about a minute. test_export.py exports an SMT classifier.
 @pytest.fixture(scope="module", params=["test_resnet", pytest.param("smt", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest) -> tuple[UPerNet, torch.export.ExportedProgram]:
     model = build(backbone=request.param).eval()
@@ -128,7 +137,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[UPerNet, torch.export.Expo
         return model, torch.export.export(model, (torch.zeros(2, 3, 96, 128),), dynamic_shapes=(dynamic,))
 
 
-def _close(model: nn.Module, found: Sequence[np.ndarray | Tensor]) -> None:
+def assert_close(model: nn.Module, found: Sequence[np.ndarray | Tensor]) -> None:
     with torch.no_grad():
         for size, logits in zip(SIZES, found, strict=True):
             expected = model(debug_model.images(size[0], 3, *size[1:]))
@@ -136,37 +145,37 @@ def _close(model: nn.Module, found: Sequence[np.ndarray | Tensor]) -> None:
             torch.testing.assert_close(torch.as_tensor(logits), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_torch_export_takes_any_size(exported):
+def test_torch_export_accepts_any_size(exported):
     model, program = exported
     with torch.no_grad():
-        _close(model, [program.module()(debug_model.images(b, 3, *side)) for b, *side in SIZES])
+        assert_close(model, [program.module()(debug_model.images(b, 3, *side)) for b, *side in SIZES])
 
 
-def test_onnx_is_equal(exported, tmp_path: Path):
+def test_onnx_outputs_match(exported, tmp_path: Path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, program = exported
-    # Unoptimised: the runtime optimises by itself, and the exporter's own pass takes most of its time.
+    # Not optimized: onnxruntime does so itself, and the exporter's optimization is most of the export time.
     torch.onnx.export(program, dynamo=True, verbose=False, optimize=False).save(
         tmp_path / "model.onnx", external_data=False
     )
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    _close(model, [session.run(None, {name: debug_model.images(b, 3, *side).numpy()})[0] for b, *side in SIZES])
+    assert_close(model, [session.run(None, {name: debug_model.images(b, 3, *side).numpy()})[0] for b, *side in SIZES])
 
 
-def test_openvino_is_equal(exported):
+def test_openvino_outputs_match(exported):
     openvino = pytest.importorskip("openvino")
     model, program = exported
     compiled = openvino.compile_model(openvino.convert_model(program), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    _close(model, [compiled(debug_model.images(b, 3, *side).numpy())[0] for b, *side in SIZES])
+    assert_close(model, [compiled(debug_model.images(b, 3, *side).numpy())[0] for b, *side in SIZES])
 
 
-# --- testing ---
+# --- test-time options ---
 
 
 class Pointwise(nn.Module):
-    """Logits of each pixel by itself: whatever the window, the scale or the mirroring, they are the same."""
+    """Logits that depend on the pixel only, hence not on window, scale or flip; records the input sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +190,7 @@ def sizes(*pairs: tuple[int, int]) -> Tensor:
     return torch.tensor(pairs)
 
 
-def test_whole_equals_the_model():
+def test_full_image_probabilities_are_the_softmax_of_the_model():
     model = build().eval()
     image = debug_model.images(2, 3, 64, 96)
     with torch.no_grad():
@@ -189,30 +198,32 @@ def test_whole_equals_the_model():
         torch.testing.assert_close(torch.stack(found), model(image).softmax(1))
 
 
-def test_an_image_does_not_depend_on_its_batch():
+def test_result_does_not_depend_on_the_rest_of_the_batch():
     model = build().eval()
     first, second = debug_model.images(1, 3, 50, 40), debug_model.images(1, 3, 90, 96, seed=1)
     batch = torch.cat([F.pad(first, (0, 56, 0, 46)), F.pad(second, (0, 0, 0, 6))])
     with torch.no_grad():
         together = predict_probabilities(model, batch, sizes((50, 40), (90, 96)), SMALL)
         for image, found in zip((first, second), together, strict=True):
-            (alone,) = predict_probabilities(model, image, sizes(tuple(image.shape[-2:])), SMALL)
+            (single,) = predict_probabilities(model, image, sizes(tuple(image.shape[-2:])), SMALL)
             assert found.shape == (5, *image.shape[-2:])
-            torch.testing.assert_close(found, alone)
+            torch.testing.assert_close(found, single)
 
 
-def test_a_window_that_covers_the_image_is_the_whole():
+def test_one_window_over_the_image_equals_the_full_image():
     model = build().eval()
     image = debug_model.images(2, 3, 64, 96)
-    both = sizes((60, 96), (64, 90))
+    own_sizes = sizes((60, 96), (64, 90))
     with torch.no_grad():
-        whole = predict_probabilities(model, image, both, SMALL)
-        slid = predict_probabilities(model, image, both, replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32)))
-    for one, other in zip(whole, slid, strict=True):
-        torch.testing.assert_close(one, other)
+        full = predict_probabilities(model, image, own_sizes, SMALL)
+        windows = predict_probabilities(
+            model, image, own_sizes, replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32))
+        )
+    for expected, found in zip(full, windows, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
-def test_windows_cover_every_pixel_and_overlaps_are_averaged():
+def test_windows_cover_all_pixels_and_overlaps_are_averaged():
     model = Pointwise()
     image = debug_model.images(1, 3, 96, 160)
     config = replace(SMALL, test="slide", crop=(64, 64), stride=(40, 40))
@@ -220,13 +231,13 @@ def test_windows_cover_every_pixel_and_overlaps_are_averaged():
     assert model.sizes == [(1, 3, 64, 64)] * 2 * 4
     torch.testing.assert_close(found, torch.cat([image, -image], 1).softmax(1)[0])
 
-    (ends,) = predict_probabilities(_Counting(), image, sizes((96, 160)), replace(config, kind="binary"))
-    column = ends[0, 0].logit()  # windows 0 and 1 in the first row of windows begin at 0 and 40
-    assert column[[0, 39, 40, 63, 64, 96]].tolist() == pytest.approx([1, 1, 1.5, 1.5, 2, 3], abs=1e-4)
+    (numbers,) = predict_probabilities(WindowNumber(), image, sizes((96, 160)), replace(config, kind="binary"))
+    row = numbers[0, 0].logit()  # the windows of the first row start at 0, 40, 80 and 96
+    assert row[[0, 39, 40, 63, 64, 96]].tolist() == pytest.approx([1, 1, 1.5, 1.5, 2, 3], abs=1e-4)
 
 
-class _Counting(nn.Module):
-    """One map a window, of its number (across, then down); begins anew with each row of four windows."""
+class WindowNumber(nn.Module):
+    """The number of the window in its row of four, 1 to 4, as the logit of each of its pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,35 +256,35 @@ def test_window_starts():
     assert window_starts(854, 512, 341) == [0, 341, 342]
 
 
-def test_mirrored_testing_is_equivariant():
+def test_flip_averaging_is_equivariant():
     model = build().eval()
     config = replace(SMALL, test_flip=True)
     image = debug_model.images(1, 3, 64, 90)
     with torch.no_grad():
         (found,) = predict_probabilities(model, image, sizes((64, 90)), config)
-        (mirrored,) = predict_probabilities(model, image.flip(-1), sizes((64, 90)), config)
+        (flipped,) = predict_probabilities(model, image.flip(-1), sizes((64, 90)), config)
         (plain,) = predict_probabilities(model, image, sizes((64, 90)), SMALL)
-    torch.testing.assert_close(found, mirrored.flip(-1))
+    torch.testing.assert_close(found, flipped.flip(-1))
     assert (found - plain).abs().max() > 1e-3
 
 
-def test_scales_are_averaged():
+def test_scale_probabilities_are_averaged():
     model = build().eval()
     image = debug_model.images(1, 3, 64, 96)
     scales = (0.5, 1.0, 1.5)
     with torch.no_grad():
         (found,) = predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=scales))
-        alone = [
+        per_scale = [
             predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales
         ]
-    torch.testing.assert_close(found, torch.stack(alone).mean(0))
+    torch.testing.assert_close(found, torch.stack(per_scale).mean(0))
     torch.testing.assert_close(found.sum(0), torch.ones(64, 96))
-    seen = Pointwise()
-    predict_probabilities(seen, image, sizes((64, 96)), replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
-    assert seen.sizes == [(1, 3, 64, 96)] * 2 + [(1, 3, 96, 160)] * 2  # 48 x 72 and 96 x 144, padded
+    model = Pointwise()
+    predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
+    assert model.sizes == [(1, 3, 64, 96)] * 2 + [(1, 3, 96, 160)] * 2  # 48 x 72 and 96 x 144, padded
 
 
-def test_binary_is_one_map_of_probabilities():
+def test_binary_probabilities_are_the_sigmoid_of_the_model():
     model = build(num_classes=1).eval()
     image = debug_model.images(1, 3, 64, 64)
     with torch.no_grad():
@@ -282,7 +293,7 @@ def test_binary_is_one_map_of_probabilities():
 
 
 @pytest.mark.parametrize("classes", [3, 40])
-def test_label_maps_are_of_the_original_size(classes):
+def test_label_map_is_the_argmax_at_the_original_size(classes):
     probabilities = debug_model.images(classes, 20, 30).softmax(0)
     found = label_map(probabilities, (47, 61))
     assert found.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""A folder of colored images and a recipe of debug size, for tests that train."""
+"""Folders of colored images and a debug-size recipe, for tests that train."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ TINY = ClassificationRecipe(
 
 
 def write_images(folder: Path, classes: dict[str, tuple[int, int, int]], counts: list[int], seed: int = 0) -> Path:
-    """Noisy images of a color a class, of unlike sizes, in class folders; ``counts`` images of each class."""
+    """Noisy images of one color per class and of different sizes, in class folders; ``counts`` images per class."""
     rng = np.random.default_rng(seed)
     for (name, color), count in zip(classes.items(), counts, strict=True):
         (folder / name).mkdir(parents=True)
@@ -53,21 +53,21 @@ def write_images(folder: Path, classes: dict[str, tuple[int, int, int]], counts:
 
 
 def write_split(folder: Path, train: int = 8, val: int = 4) -> Path:
-    """train/ and val/ of three colored classes, with so many images of each."""
+    """train/ and val/ of three colored classes, with this many images per class."""
     write_images(folder / "train", COLORS, [train] * 3)
     write_images(folder / "val", COLORS, [val] * 3, seed=1)
     return folder
 
 
-def tiny(data: Path, **changes: Any) -> ClassificationRecipe:
-    """The debug recipe on a folder of images; a dict changes a part of a group."""
-    groups = {k: replace(getattr(TINY, k), **v) for k, v in changes.items() if k in ("input", "augment", "engine")}
-    if "optim" in changes:
-        groups["optim"] = replace(TINY.optim, **changes["optim"])
-    return replace(TINY, **{**changes, "data": str(data), **groups})
+def tiny(data: Path, **overrides: Any) -> ClassificationRecipe:
+    """The debug recipe on a folder of images; a dict replaces some fields of a group."""
+    groups = {k: replace(getattr(TINY, k), **v) for k, v in overrides.items() if k in ("input", "augment", "engine")}
+    if "optim" in overrides:
+        groups["optim"] = replace(TINY.optim, **overrides["optim"])
+    return replace(TINY, **{**overrides, "data": str(data), **groups})
 
 
 def write_config(recipe: ClassificationRecipe, path: Path) -> str:
-    """A recipe as the YAML file of ``smt train quickstart --config``."""
+    """Write a recipe as YAML for ``smt train --config``; returns the path."""
     path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     return str(path)

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from .forms.inference import fuse
     from .recipe import Recipe
     from .tasks import RECIPES
-    from .tasks.classification.predictor import Classifier, Prediction
-    from .tasks.detection.predictor import Detections, Detector
+    from .tasks.classification.predictor import Classifier
+    from .tasks.classification.results import Prediction
+    from .tasks.detection.predictor import Detector
+    from .tasks.detection.results import Detections
     from .tasks.load import load
-    from .tasks.segmentation.predictor import SegmentationResult, Segmenter
+    from .tasks.segmentation.predictor import Segmenter
+    from .tasks.segmentation.results import SegmentationResult
 
 _LAZY = {
     "load": ".tasks.load",
@@ -36,11 +39,11 @@ _LAZY = {
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
     "Classifier": ".tasks.classification.predictor",
-    "Prediction": ".tasks.classification.predictor",
+    "Prediction": ".tasks.classification.results",
     "Detector": ".tasks.detection.predictor",
-    "Detections": ".tasks.detection.predictor",
+    "Detections": ".tasks.detection.results",
     "Segmenter": ".tasks.segmentation.predictor",
-    "SegmentationResult": ".tasks.segmentation.predictor",
+    "SegmentationResult": ".tasks.segmentation.results",
 }
 
 __all__ = [

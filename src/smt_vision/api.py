@@ -8,7 +8,7 @@ import torch
 
 from .deploy.exported import Manifest
 from .tasks.load import Overrides, load
-from .tasks.predictor import Source
+from .tasks.results import Source
 
 
 def predict(

@@ -7,15 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_tensors, write_atomic
+from . import checkpoints
+from .files import write_atomic
 from .model import SMT
-from .model.official import is_official, our_state, to_official, unwrap
+from .model.official import is_official, our_state, to_official
 from .registry import VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
@@ -68,7 +68,7 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
-    state = state_dict_of(read_tensors(source)[0], source)
+    state = checkpoints.load(source).weights
     official = is_official(state)
     result = our_state(state) if official else to_official(state)
     variant, num_classes, in_chans, parameters = identify(result if official else state, source)
@@ -83,20 +83,6 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     write_atomic(target, write)
     direction = "official -> ours" if official else "ours -> official"
     return ConversionReport(source, target, direction, variant, num_classes, in_chans, len(result), parameters)
-
-
-def state_dict_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
-    """The state dict in a file's content, by itself or as an entry ``model`` or ``state_dict``.
-
-    Raises:
-        ValueError: The content is something else.
-    """
-    state = unwrap(content)
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{source}: not a state dict; expected names and tensors, by themselves or as an entry 'model'"
-        )
-    return dict(state)
 
 
 def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, int]:

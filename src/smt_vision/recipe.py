@@ -196,5 +196,12 @@ class Recipe:
 
 
 def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from what JSON, YAML or a checkpoint made of it: lists become tuples again."""
+    """A dataclass from its fields as JSON, YAML or a checkpoint holds them; lists become tuples again.
+
+    Raises:
+        ValueError: A field is unknown.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"unknown field {unknown[0]!r} of {kind.__name__}: expected one of {', '.join(known)}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,7 +1,7 @@
-"""The command line, ``smt COMMAND ...``: one module a command.
+"""The command line, ``smt COMMAND ...``: one module per command.
 
-A command's module has ``HELP``, one line; ``build_parser(words)``, since its options may depend on the words typed;
-and ``run(args)``, which does the work and returns a :class:`Output`.
+A command's module has ``HELP``, one line; ``build_parser(arguments)``, since the options may depend on the arguments;
+and ``run(args)``, which executes the command and returns an :class:`Output`.
 """
 
 import importlib
@@ -12,26 +12,25 @@ from types import ModuleType
 
 from rich.console import Console
 
-from .common import EXIT_ERROR, EXIT_USAGE, Output
+from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 
 COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "recipes", "convert")
 ABOUT = """\
-smt: train, evaluate and use the Scale-Aware Modulation Transformer and any model of timm.
+smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 
-usage: smt COMMAND [ARGUMENTS]      smt COMMAND --help tells more
+usage: smt COMMAND [ARGUMENTS]      smt COMMAND --help shows the arguments
 
 {commands}
 
-Every command takes --json: its result on standard output as JSON, and nothing else there.
-Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage, 130 or 143 stopped by a signal.
+Every command takes --json: standard output is then the result as JSON, and nothing else.
+Exit codes: 0 success, 1 error (described on standard error), 2 invalid usage, 130 or 143 stopped by a signal.
 
-Try:  smt train quickstart                      digits, a few minutes on two cores, no network
-      smt train finetune --data MY_IMAGES       class folders of your own, from pretrained weights
-      smt predict runs/finetune PHOTO.jpg       use what was trained
+Examples:
+  smt train quickstart                     train on handwritten digits: a few minutes on two cores, no network
+  smt train finetune --data MY_IMAGES      fine-tune pretrained weights on class folders
+  smt predict runs/finetune PHOTO.jpg      predict with the trained model
 """
-
-
-PLAIN_WIDTH = 1000  # columns where there is no terminal: in a file or a pipe nothing is wrapped or cut
+PLAIN_WIDTH = 1000  # columns of output to a file or pipe, so that nothing is wrapped or truncated
 
 
 def _module(command: str) -> ModuleType:
@@ -40,29 +39,27 @@ def _module(command: str) -> ModuleType:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["--version"], ["-V"]):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["--version"], ["-V"]):
         from .._version import __version__
 
         print(f"smt-vision {__version__}")
         return 0
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(ABOUT.format(commands="\n".join(f"  {name:<9}{_module(name).HELP}" for name in COMMANDS)), end="")
-        return 0 if words else EXIT_USAGE
-    command, *rest = words
+        return 0 if arguments else EXIT_USAGE
+    command, *arguments = arguments
     if command not in COMMANDS:
-        from .common import nearest
-
-        print(f"smt: no command {command!r}{nearest(command, COMMANDS)}; see smt --help", file=sys.stderr)
+        print(f"smt: unknown command {command!r}{nearest(command, COMMANDS)} (smt --help lists them)", file=sys.stderr)
         return EXIT_USAGE
-    return _run(command, rest)
+    return _run(command, arguments)
 
 
-def _run(command: str, words: list[str]) -> int:
+def _run(command: str, arguments: list[str]) -> int:
     from ..engine.signals import Stopped
 
     module = _module(command)
-    args = module.build_parser(words).parse_args(words)
+    args = module.build_parser(arguments).parse_args(arguments)
     try:
         output: Output = module.run(args)
     except Stopped as stopped:
@@ -73,10 +70,10 @@ def _run(command: str, words: list[str]) -> int:
         print(f"smt {command}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
-        where = f" (process {_rank()})" if _rank() else ""
-        print(f"smt {command}{where}: error: {error}", file=sys.stderr)
+        rank = f" (rank {_rank()})" if _rank() else ""
+        print(f"smt {command}{rank}: error: {error}", file=sys.stderr)
         return EXIT_ERROR
-    if _rank():  # each process has the same result; the first one tells it
+    if _rank():  # every process has the same result; only the first prints it
         return output.code
     if args.json:
         print(json.dumps(output.data, indent=1))
@@ -88,8 +85,8 @@ def _run(command: str, words: list[str]) -> int:
 
 
 def _rank() -> int:
-    """This process's number among those that work on the command; 0 where there is one."""
-    torch = sys.modules.get("torch")  # not imported for this: many commands do without
+    """Rank of this process; 0 if there is only one process."""
+    torch = sys.modules.get("torch")  # not imported here: several commands do not need it, and it is slow to import
     if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0
     return int(torch.distributed.get_rank())

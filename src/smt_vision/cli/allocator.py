@@ -3,17 +3,17 @@
 import ctypes
 import platform
 
-# Names and numbers of malloc.h.
+# Parameters of mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 MIB = 1 << 20
 
 
 def keep_large_allocations() -> bool:
-    """Serve every block from the heap, and do not trim it; returns whether glibc took it.
+    """Serve all allocations from the heap and never trim it; returns whether glibc accepted the settings.
 
-    By default each tensor above 128 KiB or so may be a mapping of its own, whose pages the kernel zeroes at first
-    touch: a network on a CPU then spends a good part of its time in page faults. Costs memory that is kept for the
-    process's life. Does nothing where the C library is another.
+    By default glibc may map each tensor above about 128 KiB separately, and the kernel zeroes its pages on first
+    access, so that a network on a CPU spends a good part of its time in page faults. The cost is memory, which is kept
+    until the process ends. Has no effect with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

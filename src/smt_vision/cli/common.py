@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Parsers and results, shared by all commands."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
-# How jsonargparse speaks of an unknown option, and of an unknown key in a file; what is typed before the name.
+# Messages of jsonargparse about an unknown option or an unknown key in a file, with the prefix to show before the name.
 UNKNOWN = (
     (r"nrecognized arguments: --([\w.\-]+)", "--"),
     (r"Option ['\"]([\w.\-]+)['\"] is not accepted", ""),
@@ -26,9 +26,9 @@ class Output:
     """A command's result.
 
     Args:
-        data: for ``--json``.
-        show: otherwise printed, one after the other: strings and rich's renderables.
-        code: the exit code.
+        data: Result as plain data, printed with ``--json``.
+        show: Strings and rich renderables, printed without ``--json``.
+        code: Exit code.
     """
 
     data: Any
@@ -37,34 +37,34 @@ class Output:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"``, or nothing where no known word is near."""
+    """``"; did you mean X?"`` with the most similar known word, or an empty string if none is similar."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close:  # a bare or misplaced field: --lr for --optim.lr
+    if not close:  # a field without its group, e.g. --lr instead of --optim.lr
         close = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:1]
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Options as jsonargparse prints them, examples as they are typed."""
+    """Formats options like jsonargparse and keeps the line breaks of the description."""
 
 
 class Parser(ArgumentParser):
-    """A parser that answers an unknown option or key with the nearest known one."""
+    """A parser whose errors suggest the most similar option or key for an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
         for pattern, dashes in UNKNOWN:
             if (match := re.search(pattern, message)) and (name := ".".join(match.groups())) not in options:
                 hint = nearest(name, options)
-                message = f"there is no {dashes}{name}" + (hint.replace("mean ", f"mean {dashes}") if hint else "")
+                message = f"there is no {dashes}{name}" + hint.replace("mean ", f"mean {dashes}")
                 break
         print(f"{self.prog}: error: {message}\nsee {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
 def new_parser(command: str, about: str, examples: str, usage: str | None = None) -> Parser:
-    """A command's parser, with ``--json``; ``examples`` are shown before the options."""
+    """A parser for a command, with ``--json``; the help shows ``examples`` before the options."""
     parser = Parser(
         prog=f"smt {command}",
         usage=usage,

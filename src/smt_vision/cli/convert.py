@@ -6,20 +6,18 @@ from typing import Any
 
 from .common import Output, Parser, new_parser
 
-HELP = "turn the authors' weights into ours, or ours into theirs"
+HELP = "convert the authors' weight files to this package's keys, and back"
 EXAMPLES = """\
-smt convert smt_tiny.pth smt_tiny.safetensors          the release's file, for this package, timm and safetensors
-smt convert smt_tiny.safetensors smt_tiny.pth          and back, for code written for the release
+smt convert smt_tiny.pth smt_tiny.safetensors          the authors' file, for this package, timm and safetensors
+smt convert smt_tiny.safetensors smt_tiny.pth          the reverse, for code written for the authors' release
 """
 
 
-def build_parser(words: list[str]) -> Parser:
-    about = (
-        f"{HELP}; which way is seen from the keys. Strict: what does not fit a variant to the last tensor is refused."
-    )
+def build_parser(arguments: list[str]) -> Parser:
+    about = f"{HELP}. The keys decide the direction. Strict: every tensor must match a variant."
     parser = new_parser("convert", about, EXAMPLES)
-    parser.add_argument("source", type=Path, help="a .pth or .safetensors file")
-    parser.add_argument("target", type=Path, help="the .pth or .safetensors file to write")
+    parser.add_argument("source", type=Path, help="input file, .pth or .safetensors")
+    parser.add_argument("target", type=Path, help="output file, .pth or .safetensors")
     return parser
 
 

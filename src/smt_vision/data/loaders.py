@@ -1,16 +1,14 @@
-"""Batches: sharded samplers, seeded augmentation, worker processes, unreadable images; and those of classification.
-
-Shapes: B images of C channels, S x S pixels.
-"""
+"""Data loaders of all tasks: decoding and seeded augmentation in worker processes, unreadable images, exact resume."""
 
 import logging
 import os
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -18,43 +16,43 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ..recipe import Input
 from ..seeding import stable_hash
 from .dataset import RawDataset
-from .decode import UnreadableImage, decode
+from .decode import UnreadableImage, channels_of, decode
 from .samplers import EvalSampler, TrainSampler
 
 log = logging.getLogger(__name__)
-Position = tuple[int, int]  # (epoch, image)
+T = TypeVar("T")  # target of an image in a dataset
+B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "image", "index" and "unreadable"
+
+Position = tuple[int, int]  # epoch and index of an image
+Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
+Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
+Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
 
 
-Item = dict[str, Any]  # one image's "image" (None: none could be read), "index", "unreadable", and what its task needs
-T = TypeVar("T")
+class DecodedImages(Dataset[Item], Generic[T]):
+    """Decoded and transformed images, indexed by (epoch, index).
 
-
-B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch: a typed dict with "image", "index" and "unreadable" in it
-
-
-class DecodedImages(Dataset[Item], ABC, Generic[T]):
-    """Decoded and augmented images by (epoch, index).
-
-    What :meth:`convert` draws is a function of (seed, epoch, index) alone: the same for any number of workers and
+    Random numbers depend on (seed, epoch, index) only, so that images are the same for any number of workers and
     processes, and after a resume.
 
     Args:
-        images: the raw images.
-        channels: 1 or 3.
-        seed: of the draws.
-        attempts: images to try for each item: beyond 1, the next readable image replaces one that is not, so that
-            batches keep their size. Where none was readable the item's image is ``None``.
+        images: Encoded images and their targets.
+        transform: Augmentation and preprocessing; may raise :class:`UnreadableImage`, e.g. if the image and its target
+            differ in size.
+        channels: Image channels: 3 for RGB, 1 for grayscale.
+        seed: Seed of the transform's random numbers.
+        attempts: Number of images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
+            so that the batch size is constant. If all are unreadable, the item's image is ``None``.
     """
 
-    def __init__(self, images: RawDataset[T], channels: Literal[1, 3], seed: int, attempts: int = 1) -> None:
+    def __init__(
+        self, images: RawDataset[T], transform: Transform[T], channels: Literal[1, 3], seed: int, attempts: int = 1
+    ) -> None:
         self.images = images
+        self.transform = transform
         self.channels = channels
         self.seed = seed
         self.attempts = attempts
-
-    @abstractmethod
-    def convert(self, image: Image.Image, target: T, name: str) -> Item:
-        """A decoded image and its target to ``image`` and what else its batch needs; UnreadableImage if they disagree."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,13 +66,13 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
                 raw, target, name = self.images.read(row)
                 image = decode(raw, self.channels, name=name)
                 seed_all(self.seed, epoch, index)
-                return {**self.convert(image, target, name), "index": row, "unreadable": unreadable}
+                return {**self.transform(image, target, name), "index": row, "unreadable": unreadable}
             except UnreadableImage as error:
                 unreadable.append(str(error))
         return {"image": None, "index": index, "unreadable": unreadable}
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
-        # The loader asks for a batch at a time. In a worker the generators are ours; here they are the caller's.
+        # Called once per batch. Without worker processes, the global generators are the caller's: restore them.
         if get_worker_info() is not None:
             return [self[position] for position in positions]
         python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -87,31 +85,34 @@ class DecodedImages(Dataset[Item], ABC, Generic[T]):
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generators from a stable hash of some numbers."""
+    """Seed Python's, NumPy's and torch's CPU generators with a stable hash of the numbers."""
     key = stable_hash(*numbers)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
-class Collate(ABC):
-    """Items to a batch; those without an image are left out, their messages kept."""
+@dataclass(frozen=True)
+class Collate:
+    """Collate items into a batch; items without an image are dropped and their messages are kept.
+
+    Args:
+        stack: Collates the items that have an image.
+    """
+
+    stack: Stack
 
     def __call__(self, items: list[Item]) -> dict[str, Any]:
-        read = [item for item in items if item["image"] is not None]
+        readable = [item for item in items if item["image"] is not None]
         return {
-            **(self.stack(read) if read else {}),  # a batch of no image is not handed on: only its messages count
-            "index": torch.tensor([item["index"] for item in read], dtype=torch.long),
+            **(self.stack(readable) if readable else {}),  # an empty batch is never yielded, only its messages are used
+            "index": torch.tensor([item["index"] for item in readable], dtype=torch.long),
             "unreadable": [message for item in items for message in item["unreadable"]],
         }
 
-    @abstractmethod
-    def stack(self, items: list[Item]) -> dict[str, Any]:
-        """Everything else of the batch, of one or more items."""
-
 
 class _EpochBatches(Sampler[list[Position]]):
-    """What torch's loader iterates, in this process: set ``epoch`` and ``start_batch`` before each pass."""
+    """Batch sampler for torch's data loader; set ``epoch`` and ``start_batch`` before each pass."""
 
     def __init__(self, sampler: TrainSampler | EvalSampler) -> None:
         self.sampler = sampler
@@ -127,17 +128,17 @@ class _EpochBatches(Sampler[list[Position]]):
 
 
 class _Loader(Generic[B]):
-    """Batches of a sampler through worker processes, which are kept from one pass to the next.
+    """Batches loaded by worker processes, which persist between passes.
 
     Args:
-        dataset: images by (epoch, index).
-        collate: makes a batch of them.
-        sampler: which images make up each batch.
-        input: of it, ``workers`` and ``max_unreadable``.
+        dataset: Transformed images.
+        stack: Collates the items of a batch.
+        sampler: Sampler that yields the indices of each batch.
+        input: Input settings; ``workers`` and ``max_unreadable`` are used.
     """
 
     def __init__(
-        self, dataset: DecodedImages[Any], collate: Collate, sampler: TrainSampler | EvalSampler, input: Input
+        self, dataset: DecodedImages[Any], stack: Stack, sampler: TrainSampler | EvalSampler, input: Input
     ) -> None:
         self.images = dataset.images
         self.max_unreadable = input.max_unreadable
@@ -148,39 +149,39 @@ class _Loader(Generic[B]):
             dataset,
             batch_sampler=cast(Iterable[list[int]], self._batches),
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=Collate(stack),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            # Else each pass would draw from the global generator, and a resumed run would differ from a whole one.
+            # Without its own generator, each pass would advance the global one, and a resumed run would differ.
             generator=torch.Generator(),
         )
 
     @property
     def workers(self) -> int:
-        """Worker processes; 0: images are loaded in this one."""
+        """Number of worker processes; 0 loads images in this process."""
         return self._loader.num_workers
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """A message for each unreadable image met so far."""
+        """One message per unreadable image so far."""
         return tuple(self._unreadable)
 
     def _run(self, epoch: int, start_batch: int) -> Iterator[B]:
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
         try:
             for batch in self._loader:
-                self._count(batch["unreadable"])
+                self._record_unreadable(batch["unreadable"])
                 if len(batch["index"]):
                     yield cast(B, batch)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise RuntimeError(
-                f"a loader process died ({error}); most often memory or shared memory ran out: lower input.workers "
-                f"(now {self.workers}) or batch_size"
+                f"a data loader worker died ({error}), often because memory or shared memory ran out; lower "
+                f"input.workers (now {self.workers}) or batch_size"
             ) from error
 
-    def _count(self, messages: list[str]) -> None:
+    def _record_unreadable(self, messages: list[str]) -> None:
         for message in messages:
             if message not in self._unreadable:
                 self._unreadable[message] = None
@@ -195,25 +196,25 @@ class _Loader(Generic[B]):
             )
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Stop the worker processes."""
         self._loader._iterator = None
 
 
 class TrainLoader(_Loader[B]):
-    """Batches of training; see ``train_loader``."""
+    """Training batches; see :func:`train_loader`."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch on this rank; the same on each."""
+        """Number of batches per epoch and rank."""
         return len(self._batches.sampler)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[B]:
-        """The batches of an epoch, from ``start_batch`` on; one pass at a time."""
+        """The batches of an epoch, from ``start_batch`` on; one iterator at a time."""
         return self._run(epoch, start_batch)
 
 
 class EvalLoader(_Loader[B]):
-    """Batches of evaluation; see ``eval_loader``. Iterate it as often as needed."""
+    """Evaluation batches, which can be iterated repeatedly; see :func:`eval_loader`."""
 
     def __len__(self) -> int:
         return len(self._batches.sampler)
@@ -222,8 +223,63 @@ class EvalLoader(_Loader[B]):
         return self._run(0, 0)
 
 
-def _workers(wanted: int, batches: int) -> int:
-    """No more than there are batches, nor than this process's share of the processor cores."""
+def train_loader(
+    images: RawDataset[T],
+    transform: Transform[T],
+    stack: Stack,
+    input: Input,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    groups: npt.NDArray[np.bool_] | None = None,
+) -> TrainLoader[Any]:
+    """Shuffled batches for training.
+
+    Their order and content depend on (seed, rank, world) only, whatever the number of workers, also after a resume.
+    An unreadable image is logged and replaced by the next one, so that the batch size is constant.
+
+    Args:
+        images: Training images.
+        transform: Augmentation and preprocessing.
+        stack: Collates the items of a batch.
+        input: Input settings; ``channels``, ``workers`` and ``max_unreadable`` are used.
+        batch_size: Images per batch and rank.
+        seed: Seed of the image order and the augmentation.
+        rank: Rank of this process.
+        world: Number of processes.
+        groups: (length,) which of two groups each image is in, e.g. portrait and landscape. At most one batch per epoch
+            mixes the groups. ``None`` uses one group.
+
+    Raises:
+        UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
+    """
+    dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
+    sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups)
+    return TrainLoader(dataset, stack, sampler, input)
+
+
+def eval_loader(
+    images: RawDataset[T],
+    transform: Transform[T],
+    stack: Stack,
+    input: Input,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> EvalLoader[Any]:
+    """Batches for evaluation, in order and with each image on exactly one rank.
+
+    Unreadable images are logged and dropped.
+
+    Arguments and errors are those of :func:`train_loader`.
+    """
+    dataset = DecodedImages(images, transform, channels_of(input), seed=0)
+    return EvalLoader(dataset, stack, EvalSampler(len(images), batch_size, rank, world), input)
+
+
+def _workers(requested: int, batches: int) -> int:
+    """Number of worker processes: at most one per batch, and at most this process's share of the CPU cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(0, min(wanted, share, batches))
+    return max(0, min(requested, share, batches))

@@ -1,1 +1,1 @@
-"""Models on their way into use: fused for inference, exported to other runtimes, quantized."""
+"""Export of models to other runtimes, 8-bit quantization, and exported models in use."""

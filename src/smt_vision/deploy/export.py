@@ -1,6 +1,6 @@
-"""A model as a program of another runtime: ONNX, OpenVINO (8-bit too), or torch.export's own format.
+"""Export of a model to another runtime: ONNX, OpenVINO (8-bit too), or torch.export's own format.
 
-Every export is compared with its source model before the folder gets its name: one that differs is not kept.
+Every export is compared with its source model, and is kept only if the outputs agree.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from .form import ExportForm
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
 PARITY_IMAGES = 8
-# Largest difference of a logit, as a fraction of the largest (or of 1, where all are smaller), or of a detection.
+# Largest difference allowed: of a logit as a fraction of max(largest logit, 1), of a detection as in parity.py.
 TOLERANCE = 1e-4
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
@@ -37,38 +37,42 @@ def export_model(
     replace: bool = False,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Export a model into a folder: complete and compared with the source model, or not at all.
+    """Export a model into a folder, atomically, and compare the export with the source model.
 
-    SMT parts are fused first. Every batch size works, and every height and width that the model itself takes; a
-    detector's program takes one image of any size, with the spec's thresholds.
+    The parts of an SMT are fused first. The exported program takes any batch size, and any height and width that the
+    model itself takes; a detector's program takes one image of any size and contains the spec's thresholds.
 
     Args:
-        form: The model, in its task's export form.
-        folder: Output folder; it must not exist yet.
+        form: Model, in the export form of its task.
+        folder: Output folder; must not exist, unless ``replace`` is set.
         format: ``onnx``, ``openvino`` or, except for detectors, ``torch``.
-        images: Images to compare on; by default those of ``calibrate``, or crops of a sample photograph.
-        calibrate: Quantize to 8 bits, calibrated on these images. OpenVINO only; of the detectors RetinaNet only.
-        replace: Replace an export that is in the folder.
+        images: Images to compare on; default: those of ``calibrate``, otherwise crops of a sample photograph.
+        calibrate: Images to calibrate 8-bit quantization on; empty for float32. OpenVINO only, and RetinaNet is the
+            only detector that can be quantized.
+        replace: Whether to replace an existing export in the folder.
         on_status: Called with a description of each step.
 
+    Returns:
+        The manifest, as written to the folder.
+
     Raises:
-        ValueError: The model does not fit its spec, the format is not possible, an image is unreadable, or nothing is
-            detected in the images.
-        FileExistsError: The folder exists, and ``replace`` is false or it is not an export.
+        ValueError: The model does not match its spec, the format is not supported, an image is unreadable, or nothing
+            is detected in the images.
+        FileExistsError: The folder exists, and either ``replace`` is false or the folder is not an export.
         ImportError: A package that writes or runs this format is not installed.
-        RuntimeError: The export's outputs differ from the model's.
+        RuntimeError: The outputs of the export differ from the model's.
     """
     _check_request(form, format, bool(calibrate))
     packages = (*PACKAGES[format], "nncf") if calibrate else PACKAGES[format]
     for package in packages:
         require(package, "export")
-    available: Sequence[Path | Image.Image] = images or calibrate or sample_photo_crops()
-    samples = evenly_spaced(available, PARITY_IMAGES)
+    candidates: Sequence[Path | Image.Image] = images or calibrate or sample_photo_crops()
+    samples = evenly_spaced(candidates, PARITY_IMAGES)
     with _new_folder(folder, replace) as new, torch.no_grad():
         on_status("tracing the model")
         form.trace(samples)
         on_status(f"writing {', '.join(FILES[format])}")
-        more_versions = form.write(new, format, calibrate)
+        format_versions = form.write(new, format, calibrate)
         on_status("comparing with the model")
         parity = form.compare(open_program(new, format))
         if not calibrate:
@@ -81,7 +85,7 @@ def export_model(
             spec=form.spec.to_dict(),
             dynamic_image_size=form.dynamic_image_size,
             parity={**parity, "tolerance": None if calibrate else TOLERANCE, "images": sample_names(samples)},
-            versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **more_versions},
+            versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
             files={file: sha256(new / file) for file in FILES[format]},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -90,7 +94,7 @@ def export_model(
 
 
 def _check_request(form: ExportForm, format: str, int8: bool) -> None:
-    """Raise a ValueError for what no exporter can do."""
+    """Raise a ValueError if the request cannot be fulfilled for any model or task."""
     if format not in FILES:
         raise ValueError(f"invalid format {format!r}: expected one of {', '.join(FILES)}")
     for module in form.model.modules():
@@ -102,28 +106,26 @@ def _check_request(form: ExportForm, format: str, int8: bool) -> None:
 
 
 def _check_parity(form: ExportForm, parity: Mapping[str, Any]) -> None:
-    """Refuse a program whose outputs differ from its source model's; NaN is refused too."""
+    """Raise a RuntimeError if the program's outputs differ from the model's, or are NaN."""
     if not (parity["max_difference"] <= TOLERANCE and parity["agreement"] >= form.min_agreement):
         raise RuntimeError(
             f"the outputs of the exported {form.name} differ from the original model's: {form.outputs} by up to "
-            f"{parity['max_difference']:.1e} (tolerance: {TOLERANCE}), with {100 * parity['agreement']:.1f} % agreement; "
-            "nothing was written. Try another --format"
+            f"{parity['max_difference']:.1e} (tolerance: {TOLERANCE}), with {100 * parity['agreement']:.1f} % "
+            "agreement; nothing was written. Try another --format"
         )
 
 
 @contextmanager
 def _new_folder(folder: Path, replace: bool) -> Iterator[Path]:
-    """A folder to fill. It gets its name when all is done; after an error nothing is left of it.
+    """Yield a temporary folder to write to; it is renamed to ``folder`` on success and deleted on error.
 
     Raises:
-        FileExistsError: the name is taken, and not by an export that may be replaced.
+        FileExistsError: The folder exists and may not be replaced, or is not an export.
     """
     if folder.exists() and not replace:
-        raise FileExistsError(
-            f"{folder} exists already; name another folder (--out), or replace an export with --force"
-        )
+        raise FileExistsError(f"{folder} exists already; choose another --out, or replace an export with --force")
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise FileExistsError(f"{folder} is no export (there is no {MANIFEST} in it) and is not replaced")
+        raise FileExistsError(f"{folder} is not an export (it has no {MANIFEST}) and is not replaced")
     new = folder.with_name(f".{folder.name}.{uuid4().hex}")
     new.mkdir(parents=True)
     try:

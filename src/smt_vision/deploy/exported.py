@@ -1,7 +1,7 @@
-"""An export in use: a folder with a manifest and the files of a program, which runs on the CPU.
+"""Exported models in use, on the CPU.
 
-``manifest.json`` says what the program is; beside it lie ``model.onnx``, or ``model.xml`` and ``model.bin``, or
-``model.pt2``. An export is made by :mod:`smt_vision.deploy.export`.
+An export is a folder, written by :mod:`smt_vision.deploy.export`, with ``manifest.json`` and the files of a program:
+``model.onnx``, or ``model.xml`` and ``model.bin``, or ``model.pt2``.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from ..extras import require
 from ..legacy import upgrade
 
 MANIFEST = "manifest.json"
-VERSION = 3  # of the manifest's layout
+VERSION = 3  # version of the manifest format
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
-SHAPES_KEPT = 8
+MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
 
-Program = Callable[[Tensor], Any]  # images to a tensor, or a tuple where there are several outputs
+Program = Callable[[Tensor], Any]  # images to the output tensor, or to a tuple of several
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Manifest:
         name: Display name of the source model.
         format: ``onnx``, ``openvino`` or ``torch``.
         precision: ``float32`` or ``int8``.
-        parameters: Parameters of the source model.
+        parameters: Number of parameters of the source model.
         spec: Model spec, as plain data.
         dynamic_image_size: Whether the program takes images of any height and width.
-        parity: How closely it matches its source model, and on which images.
-        versions: Versions of the packages that made it.
-        files: SHA-256 of each file, by name.
-        created: Creation time, in UTC.
-        version: Version of this layout.
+        parity: Result of the comparison with the source model, and the images that it was made on.
+        versions: Versions of the packages that wrote the export.
+        files: SHA-256 of each file, by file name.
+        created: Creation time in UTC.
+        version: Version of the manifest format.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of an export's folder.
+        """Read the manifest in an export's folder.
 
         Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is not a manifest of an export, or of a later version.
+            FileNotFoundError: The folder has no manifest.
+            ValueError: The file is not the manifest of an export, or has a later version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -77,7 +77,7 @@ class Manifest:
             raise ValueError(f"{path} is not the manifest of an export: it has no version")
         if values["version"] > VERSION:
             raise ValueError(
-                f"{path}: manifest version {values['version']}, and this version of smt-vision reads up to {VERSION}; "
+                f"{path}: manifest version {values['version']}, but this version of smt-vision reads up to {VERSION}; "
                 "update smt-vision"
             )
         known = {field.name for field in fields(cls)}
@@ -88,20 +88,21 @@ class Manifest:
                 f"{path} is not the manifest of an export, or was changed: {error!r}; export the model again"
             ) from error
         if values.keys() != known or values["format"] not in FILES:
-            odd = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
-            raise ValueError(f"{path} is not the manifest of an export, or was changed: {odd}; export the model again")
+            wrong = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
+            raise ValueError(f"{path} is not the manifest of an export, or was edited: {wrong}; export the model again")
         return cls(**values)
 
 
 class ExportedModel(nn.Module):
-    """A program, used like the network it was made of.
+    """An exported program as a module that is called like its source model.
 
-    Shape: ``(B, C, H, W)`` float32 images on the CPU -> float32 logits: of a classifier ``(B, K)``, of a segmenter
-    ``(B, K, H, W)``. Of a detector, one image to the detections that :class:`smt_vision.heads.whole.Whole` gives.
+    Shape: ``(B, C, H, W)`` float32 images on the CPU -> float32 logits, ``(B, K)`` for a classifier, ``(B, K, H, W)``
+    for a segmenter. A detector takes one image and returns what
+    :class:`~smt_vision.tasks.detection.export.DetectorForExport` returns.
 
     Args:
-        program: what computes that.
-        manifest: what is known of it.
+        program: Function that runs the program.
+        manifest: Manifest of the export.
     """
 
     def __init__(self, program: Program, manifest: Manifest) -> None:
@@ -110,13 +111,13 @@ class ExportedModel(nn.Module):
         self.manifest = manifest
 
     def forward(self, images: Tensor) -> Any:
-        channels, size = self.manifest.spec["input"]["channels"], self.manifest.spec["input"].get("size")
-        side = None if self.manifest.dynamic_image_size else size
+        channels = self.manifest.spec["input"]["channels"]
+        size = None if self.manifest.dynamic_image_size else self.manifest.spec["input"].get("size")
         if images.device.type != "cpu" or images.dtype != torch.float32:
-            raise ValueError(f"an export takes float32 images on the CPU; these are {images.dtype} on {images.device}")
-        if images.ndim != 4 or images.shape[1] != channels or (side and images.shape[2:] != (side, side)):
-            sides = f"{side}, {side}" if side else "H, W"
-            raise ValueError(f"this export takes images (B, {channels}, {sides}), not {tuple(images.shape)}")
+            raise ValueError(f"an export takes float32 images on the CPU, not {images.dtype} on {images.device}")
+        if images.ndim != 4 or images.shape[1] != channels or (size and images.shape[2:] != (size, size)):
+            expected = f"(B, {channels}, {size}, {size})" if size else f"(B, {channels}, H, W)"
+            raise ValueError(f"this export takes images {expected}, not {tuple(images.shape)}")
         return self.program(images.detach().contiguous())
 
     def extra_repr(self) -> str:
@@ -124,33 +125,35 @@ class ExportedModel(nn.Module):
 
 
 def load_exported(folder: str | Path) -> ExportedModel:
-    """Load an export's folder. It computes with as many threads as torch does now (``torch.get_num_threads()``).
+    """Load an export from its folder.
+
+    The program runs with as many threads as torch is set to at load time (``torch.get_num_threads()``).
 
     Raises:
-        FileNotFoundError: the folder holds no export, or one of its files is gone.
-        ValueError: the manifest is not one, or a file is not the one that was exported.
-        ImportError: what runs this format is not installed.
+        FileNotFoundError: The folder is not an export, or one of its files is missing.
+        ValueError: The manifest is invalid, or a file differs from the one that was exported.
+        ImportError: The package that runs this format is not installed.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
     for name in FILES[manifest.format]:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing, which {MANIFEST} names; export the model again")
+            raise FileNotFoundError(f"{folder / name} is missing although {MANIFEST} lists it; export the model again")
         if sha256(folder / name) != manifest.files.get(name):
             raise ValueError(
-                f"{folder / name} is not the file that was exported: its SHA-256 is another than {MANIFEST} says; it "
-                "is cut short or was changed: copy it again, or export the model again"
+                f"{folder / name} is not the file that was exported: its SHA-256 differs from the one in {MANIFEST}. "
+                "It is truncated or was modified; copy it again, or export the model again"
             )
     return ExportedModel(open_program(folder, manifest.format), manifest)
 
 
 def open_program(folder: Path, format: str) -> Program:
-    """The program in a folder, whatever its manifest says."""
+    """Load the program in a folder, without checking the manifest."""
     return OPENERS[format](folder / FILES[format][0])
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -160,16 +163,16 @@ def _open_onnx(path: Path) -> Program:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (images,) = session.get_inputs()
-    return lambda x: _tensors(session.run(None, {images.name: x.numpy()}))
+    (image_input,) = session.get_inputs()
+    return lambda images: _tensors(session.run(None, {image_input.name: images.numpy()}))
 
 
-class _OpenVINO:
-    """A model of OpenVINO's as a function.
+class _OpenVINOProgram:
+    """An OpenVINO model as a function.
 
-    Compiled for any shape it is much slower than for one. So a shape gets a program of its own, but only when it comes
-    a second time, and only the first few that do: to compile takes longer than to run, and the last batch of many is
-    often of a size of its own, as are photographs.
+    A model compiled for one static shape is much faster than one for any shape, but compiling takes longer than running
+    it once. A shape is therefore compiled when it occurs for the second time, and at most ``MAX_STATIC_SHAPES`` are:
+    shapes that occur once are common, e.g. the last batch of a dataset, or photographs of many sizes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,13 +180,13 @@ class _OpenVINO:
         self.model = self.core.read_model(path)
         self.settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it
             "NUM_STREAMS": 1,
         }
-        self.seen: set[tuple[int, ...]] = set()
-        self.programs: dict[tuple[int, ...] | None, Any] = {}  # by shape; None is for any
+        self.past_shapes: set[tuple[int, ...]] = set()
+        self.programs: dict[tuple[int, ...] | None, Any] = {}  # by static shape; None: any shape
 
-    def _program(self, shape: tuple[int, ...] | None) -> Any:
+    def _compiled(self, shape: tuple[int, ...] | None) -> Any:
         if shape not in self.programs:
             model = self.model
             if shape is not None:
@@ -194,9 +197,9 @@ class _OpenVINO:
 
     def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        own = shape in self.programs or (shape in self.seen and len(self.programs) <= SHAPES_KEPT)
-        program = self._program(shape if own else None)
-        self.seen.add(shape)
+        static = shape in self.programs or (shape in self.past_shapes and len(self.programs) <= MAX_STATIC_SHAPES)
+        program = self._compiled(shape if static else None)
+        self.past_shapes.add(shape)
         return _tensors(program(images.numpy(), share_inputs=True).to_tuple())
 
 
@@ -206,7 +209,7 @@ def _tensors(arrays: Sequence[Any]) -> Any:
 
 
 def _open_torch(path: Path) -> Program:
-    # The guards are on how tensors lie in memory, not on what is computed; see trace() in export.py.
+    # The guards are on memory layouts, which do not affect the result; see trace() in programs.py.
     program = torch.export.load(path).module(check_guards=False)
 
     def run(images: Tensor) -> Tensor:
@@ -216,4 +219,4 @@ def _open_torch(path: Path) -> Program:
     return run
 
 
-OPENERS: dict[str, Callable[[Path], Program]] = {"onnx": _open_onnx, "openvino": _OpenVINO, "torch": _open_torch}
+OPENERS: dict[str, Callable[[Path], Program]] = {"onnx": _open_onnx, "openvino": _OpenVINOProgram, "torch": _open_torch}

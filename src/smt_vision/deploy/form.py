@@ -1,4 +1,4 @@
-"""What a task adds to an export: how its model is traced, written and compared."""
+"""The export form: how the model of a task is traced, written and compared."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from .exported import ExportedModel, Program
 
 
 class ExportForm(ABC):
-    """A model on its way to another runtime. The methods are called in the order in which they stand here.
+    """A model in the form in which it is exported. The methods are called in the order of their definition.
 
     Args:
-        model: The model, in evaluation mode on the CPU.
-        spec: What is known of the model.
+        model: Model on the CPU; it is put into evaluation mode.
+        spec: Spec of the model.
         name: Display name.
     """
 
@@ -29,41 +29,41 @@ class ExportForm(ABC):
         self.spec = spec
         self.name = name
 
-    def check(self, format: str, int8: bool) -> None:  # noqa: B027  a task without restrictions has none to check
-        """Raise a ValueError for a format that this task cannot be exported to."""
+    def check(self, format: str, int8: bool) -> None:  # noqa: B027  optional: not every task has restrictions
+        """Raise a ValueError if this model cannot be exported to a format."""
 
     @abstractmethod
     def trace(self, samples: Sequence[Path | Image.Image]) -> None:
-        """Trace the model, with sample images.
+        """Trace the model with sample images.
 
         Raises:
-            ValueError: The model does not fit its spec, or nothing is predicted in the images.
+            ValueError: The model does not match its spec, or detects nothing in the images.
         """
 
     @property
     @abstractmethod
     def dynamic_image_size(self) -> bool:
-        """Whether the program takes any height and width."""
+        """Whether the program takes images of any height and width."""
 
     @abstractmethod
     def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
-        """Write the program's files; returns further versions for the manifest."""
+        """Write the program's files; returns additional entries for the manifest's versions."""
 
     @abstractmethod
     def compare(self, program: Program) -> Mapping[str, Any]:
-        """The program's parity with the model: ``max_difference``, ``agreement`` and ``cases``."""
+        """Parity of the program with the model: ``max_difference``, ``agreement`` and ``cases``."""
 
     @classmethod
     def as_model(cls, program: ExportedModel, exported: ModelSpec, spec: ModelSpec, folder: Path) -> nn.Module:
-        """An export in the place of the task's model.
+        """Wrap an export so that it can replace the model of its task.
 
         Args:
             program: The export.
-            exported: The spec that it was exported with.
-            spec: The spec that it is used with.
-            folder: Its folder, for messages.
+            exported: Spec that it was exported with.
+            spec: Spec that it is used with.
+            folder: Folder of the export, for messages.
 
         Raises:
-            ValueError: The export cannot do what the spec asks for.
+            ValueError: The export does not support the spec that it is used with.
         """
         return program

@@ -1,4 +1,4 @@
-"""Models with logits, i.e. classifiers and segmenters, on their way to another runtime."""
+"""Export form of models that return logits: classifiers and segmenters."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,23 +18,23 @@ from .samples import image_to_tensor
 
 
 class LogitsExport(ExportForm):
-    """Traced and compared with squares of one size, and with other sizes where the model takes them."""
+    """Traced and compared on square images, and on images of other sizes if the model takes them."""
 
     outputs = "logits"
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Side of the squares in pixels."""
+        """Side of the square images in pixels."""
 
     @property
     @abstractmethod
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Preprocessing to squares."""
+        """Preprocessing to square images."""
 
     @abstractmethod
     def logits_shape(self, image: Tensor) -> tuple[int, ...]:
-        """The shape that the model's output for a batch must have."""
+        """Expected shape of the model's output for a batch."""
 
     @property
     def dynamic_image_size(self) -> bool:
@@ -55,10 +55,8 @@ class LogitsExport(ExportForm):
     def _check_output(self, image: Tensor) -> None:
         logits, expected = self.model(image), self.logits_shape(image)
         if not isinstance(logits, Tensor) or logits.shape != expected:
-            given = (
-                f"a {type(logits).__name__}" if not isinstance(logits, Tensor) else f"a tensor {tuple(logits.shape)}"
-            )
+            actual = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(
-                f"the model's output for an image is {given}, expected logits {expected} for task {self.spec.task!r}; "
+                f"the model's output for an image is {actual}, expected logits {expected} for task {self.spec.task!r}; "
                 f"create it with num_classes={len(self.spec.classes)}, without features_only"
             )

@@ -1,8 +1,7 @@
-"""Networks traced and written in the format of another runtime.
+"""Tracing a model, and writing it in the format of another runtime.
 
-Classifiers and segmenters go through torch.export. It does not get through torchvision's choice among regions
-(``batched_nms``), so detectors take torch's older tracer, which does; both of the runtimes' own formats have all that
-a detector computes, torch.export's does not.
+Classifiers and segmenters are traced with torch.export. It does not support torchvision's ``batched_nms``, so detectors
+are traced with TorchScript, which does, and are written to ONNX and OpenVINO only.
 """
 
 import warnings
@@ -23,16 +22,24 @@ from .exported import FILES
 from .parity import SMALLEST_SIDE
 from .quantize import quantize
 
-OPSET = 18  # of ONNX, for detectors: torch's older tracer writes none much later
-Preprocess = Callable[[Path], Tensor]  # an image file to (C, H, W)
+OPSET = 18  # ONNX opset of detectors; the TorchScript exporter supports few later ones
+Preprocess = Callable[[Path], Tensor]  # image file to (C, H, W)
 
 
 def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, bool]:
-    """The graph of a model in its form for inference, for any batch size, and whether any height and width may come.
+    """Trace a model, fused if it is an SMT, for any batch size and, if the model supports it, any height and width.
 
-    Tracing follows the layout of every tensor in memory, which is another where a side of a map is 1; so it notes that
-    no map may have such a side. Of an SMT that would leave out images with a side of 32 to 34. What is computed does
-    not depend on the layout: the notes are dropped, and parity is looked at for the smallest images too.
+    torch.export also traces memory layouts, which differ where a feature map has a side of 1, and therefore restricts
+    the image size to exclude such maps: for an SMT, images with a side of 32 to 34 pixels. The result does not depend
+    on the layout. The restrictions are removed, and parity is checked for the smallest images too.
+
+    Args:
+        model: Model that returns logits.
+        channels: Number of image channels.
+        size: Side of the model's square input in pixels.
+
+    Returns:
+        The program, and whether it takes images of any height and width.
     """
     fused = fused_if_smt(model)
     for parameter in fused.parameters() if fused is not model else ():
@@ -40,7 +47,7 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
     side = max(size, 2 * SMALLEST_SIDE)
     dynamic_image_size = _takes(model, (1, channels, side + 1, side + SMALLEST_SIDE + 1))
     sides = (side, side + SMALLEST_SIDE) if dynamic_image_size else (size, size)
-    shape = (2, channels, *sides)  # sizes that are equal, or 1, would be taken for constants
+    shape = (2, channels, *sides)  # torch.export specializes dimensions that are 1, or equal to another
     dynamic = dict.fromkeys((0, 2, 3) if dynamic_image_size else (0,), Dim.DYNAMIC)
     program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
@@ -51,7 +58,7 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
 def write(
     program: ExportedProgram, folder: Path, format: str, calibrate: Sequence[Path], preprocess: Preprocess
 ) -> dict[str, str]:
-    """Write the files of a format; returns versions of what is in them, beside the packages'."""
+    """Write the files of a format; returns additional entries for the manifest's versions."""
     path = folder / FILES[format][0]
     if format == "torch":
         torch.export.save(program, path)
@@ -78,24 +85,25 @@ def write_traced(
     preprocess: Preprocess,
     ignored: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Trace a model of one image with TorchScript, and write the files of a format.
+    """Trace a single-image model with TorchScript, and write the files of a format.
 
     Args:
-        model: One image ``(1, C, H, W)`` to a tuple of tensors.
-        example: Image that the model is traced with.
+        model: Model from one image ``(1, C, H, W)`` to a tuple of tensors.
+        example: Image to trace the model with.
         outputs: Names of the outputs.
         folder: Output folder.
         format: ``onnx`` or ``openvino``.
-        calibrate: Images to quantize with; none for float32.
-        preprocess: Image file to ``(C, H, W)``.
+        calibrate: Images to calibrate quantization on; empty for float32.
+        preprocess: Function from an image file to ``(C, H, W)``.
         ignored: Regular expressions for names of operations that stay in float32 when quantized.
 
     Returns:
-        Further versions for the manifest.
+        Additional entries for the manifest's versions.
     """
     fused, path = fused_if_smt(model), folder / FILES[format][0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about constants, which parity checks at several sizes, and deprecation
+        # TracerWarnings about constants, which the parity check at several sizes covers, and deprecation warnings.
+        warnings.simplefilter("ignore")
         if format == "onnx":
             axes = {"images": {2: "height", 3: "width"}} | {name: {0: "detections"} for name in outputs}
             torch.onnx.export(
@@ -110,7 +118,7 @@ def write_traced(
 
 
 def fused_if_smt(model: nn.Module) -> nn.Module:
-    """The model with its SMT's parts fused; another model as it is."""
+    """The model, with its SMT fused if it contains one."""
     return fuse(model) if any(isinstance(part, SMT) for part in model.modules()) else model
 
 
@@ -133,6 +141,6 @@ def _save_openvino(
 def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         model(torch.zeros(shape))
-    except Exception:  # each model of one size says so in a way of its own
+    except Exception:  # models of a fixed size raise different types
         return False
     return True

@@ -1,4 +1,4 @@
-"""Post-training quantisation to 8-bit integers, of OpenVINO models, by NNCF."""
+"""Post-training 8-bit quantization of OpenVINO models with NNCF."""
 
 import contextlib
 import logging
@@ -18,21 +18,24 @@ CALIBRATION_IMAGES = 300
 def quantize(
     model: Any, images: Sequence[Path], preprocess: Callable[[Path], Tensor], ignored: Sequence[str] = ()
 ) -> Any:
-    """An OpenVINO model whose products and convolutions compute in 8-bit integers.
+    """Quantize the matrix products and convolutions of an OpenVINO model to 8-bit integers.
 
-    A range for each output channel of a weight, and one for each activation: the one seen on the images. By itself NNCF
-    would give the input of a depthwise convolution a range a channel, but it takes the second axis for the channels,
-    which here are the last: that would be a range for each row of the image, and an image of another height an error.
+    Weights have one range per output channel, activations one per tensor, calibrated on the images. NNCF's default is
+    one range per channel for the inputs of depthwise convolutions, but it assumes that channels are the second axis,
+    and here they are the last. It would calibrate one range per row of the image and fail on images of another height.
 
     Args:
-        model: with one input ``(B, C, H, W)``.
-        images: to calibrate on; at most 300 of them are taken, evenly spaced.
-        preprocess: an image's file to ``(C, H, W)``.
-        ignored: regular expressions for names of operations that are left as they are, where there are any such.
+        model: OpenVINO model with one input ``(B, C, H, W)``.
+        images: Calibration images; at most ``CALIBRATION_IMAGES`` are used, evenly spaced.
+        preprocess: Function from an image file to ``(C, H, W)``.
+        ignored: Regular expressions for names of operations that are not quantized; they need not match any.
+
+    Returns:
+        The quantized OpenVINO model.
     """
     nncf = require("nncf", "export")
     nncf.set_log_level(logging.ERROR)
-    chosen = evenly_spaced(images, CALIBRATION_IMAGES)
+    selected = evenly_spaced(images, CALIBRATION_IMAGES)
 
     def sample(path: Path) -> Any:
         return preprocess(path)[None].numpy()
@@ -40,11 +43,11 @@ def quantize(
     settings = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
-    with contextlib.redirect_stdout(sys.stderr):  # where its progress bars belong
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars to stdout, which may be JSON
         return nncf.quantize(
             model,
-            nncf.Dataset(chosen, sample),
-            subset_size=len(chosen),
+            nncf.Dataset(selected, sample),
+            subset_size=len(selected),
             ignored_scope=nncf.IgnoredScope(patterns=list(ignored), validate=False) if ignored else None,
             advanced_parameters=settings,
         )

@@ -1,4 +1,4 @@
-"""Real images for checks and calibration, as tensors."""
+"""Sample images for parity checks and calibration."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,29 +14,29 @@ T = TypeVar("T")
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the items, evenly spread: of class folders, some of each class."""
+    """At most ``count`` items at equal distances, so that a list sorted by class gives some of each class."""
     n = min(count, len(items))
     return [items[i * len(items) // n] for i in range(n)]
 
 
 def image_to_tensor(image: Path | Image.Image, channels: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """A preprocessed image: ``(channels, H, W)``, float32.
+    """Decode and preprocess an image to a float32 tensor ``(channels, H, W)``.
 
     Raises:
-        UnreadableImage: It cannot be read; the message names it.
+        UnreadableImage: The image cannot be read; the message contains its name.
     """
     return transform(decode(image, 1 if channels == 1 else 3, name=str(image)))
 
 
 def sample_photo_crops() -> list[Image.Image]:
-    """Eight crops of the photograph that comes with matplotlib, for want of the caller's own images.
+    """Eight crops of matplotlib's sample photograph, used when no images are given.
 
     Raises:
-        FileNotFoundError: this installation of matplotlib came without it.
+        FileNotFoundError: This installation of matplotlib has no sample data.
     """
     path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}, matplotlib's sample photograph; name images to check with")
+        raise FileNotFoundError(f"{path}, matplotlib's sample photograph, does not exist; pass images (--images)")
     photograph = decode(path, 3, name=str(path))
     width, height = photograph.size
     side = width // 2
@@ -45,6 +45,6 @@ def sample_photo_crops() -> list[Image.Image]:
 
 
 def sample_names(images: Sequence[Path | Image.Image]) -> list[str]:
-    """File names of images (their folder does not concern the recipient of an export), or a description of others."""
+    """File names of images, without their folders since the export may be passed on, or a description of the crops."""
     names = [image.name for image in images if isinstance(image, Path)]
     return names or [f"{len(images)} crops of matplotlib's grace_hopper.jpg"]

@@ -72,7 +72,7 @@ def evaluate_with_details(
     fabric = launch(engine)
     model = load(source, fabric.device, overrides)
     if data is None and model.recipe is None:
-        raise ValueError(f"{source} does not say what it was trained on; name the images with --data")
+        raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
     data = data or (model.recipe.data if model.recipe else "")
     input = replace(model.spec.input, workers=workers, max_unreadable=max_unreadable)
     with fabric.rank_zero_first():

@@ -45,7 +45,7 @@ _TABLE: list[tuple[str | dict[str, int], str]] = [
 ]
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict inside a checkpoint: its entry ``model`` (as in the release) or ``state_dict``, or itself."""
     for entry in ("model", "state_dict"):
         if isinstance(checkpoint.get(entry), Mapping):
@@ -55,7 +55,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def our_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict inside a checkpoint with this package's keys: the release's are converted, others kept."""
-    state = unwrap(checkpoint)
+    state = _unwrap(checkpoint)
     return to_ours(state) if is_official(state) else dict(state)
 
 

@@ -1,4 +1,4 @@
-"""What the predictors of all tasks have in common."""
+"""Models in use: what the predictors of all tasks have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +17,9 @@ from ..deploy.exported import Manifest
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task
+from .results import Source
 
 R = TypeVar("R")
-Source = str | Path | Image.Image  # an image as it is given to a predictor
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class Predictor(ABC, Generic[R]):
     """A model with its classes and preprocessing, ready for use; R is its result for an image.
 
     Args:
-        model: Put into evaluation mode, on the device.
-        spec: What is known of the model.
-        transform: Preprocessing, from a decoded image to ``(C, h, w)``.
+        model: Set to evaluation mode and moved to the device.
+        spec: Classes, preprocessing and options of the head.
         name: Display name.
         device: Where it runs.
         recipe: The recipe that it was trained with, where that is known.
@@ -61,15 +60,16 @@ class Predictor(ABC, Generic[R]):
         self,
         model: nn.Module,
         spec: ModelSpec,
-        transform: Callable[[Image.Image], Tensor],
-        name: str,
-        device: str | torch.device,
-        recipe: Recipe | None,
+        name: str = "model",
+        device: str | torch.device = "cpu",
+        recipe: Recipe | None = None,
     ) -> None:
         self.model = model.eval().to(device)
         self.spec = spec
+        self.input: Any = spec.input
+        self.config: Any = spec.head  # None for a classifier
         self.classes = tuple(spec.classes)
-        self.transform = transform
+        self.transform = self._make_transform()
         self.name = name
         self.device = torch.device(device)
         self.recipe = recipe
@@ -137,6 +137,10 @@ class Predictor(ABC, Generic[R]):
             replace=replace,
             on_status=on_status,
         )
+
+    @abstractmethod
+    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+        """Preprocessing, from a decoded image to ``(C, h, w)``."""
 
     def _prepare(self, i: int, image: Source) -> PreparedImage | tuple[Source, str, str]:
         """The preprocessed image, or the source, its id and why it cannot be read."""

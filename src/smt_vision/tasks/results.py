@@ -1,4 +1,4 @@
-"""Where results are written, and from what."""
+"""What the results of all tasks have in common, and the files that they are written to."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,14 +9,15 @@ from PIL import Image
 
 from ..data.decode import decode
 
+Source = str | Path | Image.Image  # an image as given to a predictor
 DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
 
 
 class Result(Protocol):
-    """What the results of all tasks have."""
+    """A result of any task."""
 
     @property
-    def source(self) -> str | Path | Image.Image: ...
+    def source(self) -> Source: ...
 
     @property
     def error(self) -> str | None: ...
@@ -25,17 +26,15 @@ class Result(Protocol):
 R = TypeVar("R", bound=Result)
 
 
-def with_sources(
-    results: Iterable[R], images: Sequence[str | Path | Image.Image] | None
-) -> tuple[Iterable[R], Sequence[str | Path | Image.Image]]:
-    """Results and the images they belong to, which are known before the first result where the caller names them."""
+def with_sources(results: Iterable[R], images: Sequence[Source] | None) -> tuple[Iterable[R], Sequence[Source]]:
+    """Results and their images; without ``images``, all results are computed first, to take the images from them."""
     if images is not None:
         return results, images
     known = list(results)
     return known, [result.source for result in known]
 
 
-def result_names(images: Sequence[str | Path | Image.Image]) -> list[Path]:
+def result_names(images: Sequence[Source]) -> list[Path]:
     """Each image's path below the folder that all are in, with suffix ``.png``; PIL images are numbered.
 
     Raises:
@@ -51,13 +50,13 @@ def result_names(images: Sequence[str | Path | Image.Image]) -> list[Path]:
     for name, path in zip(names, paths, strict=True):
         if first.setdefault(name, path) != path:
             raise ValueError(
-                f"{first[name]} and {path} differ only in their suffix, and both would be written to {name}; rename one, "
+                f"{first[name]} and {path} differ only in their suffix, so both would be written to {name}; rename one "
                 "or process them in separate calls"
             )
     return names
 
 
-def decode_source(source: str | Path | Image.Image) -> Image.Image:
+def decode_source(source: Source) -> Image.Image:
     """The RGB image that a result belongs to."""
     return decode(source if isinstance(source, Image.Image) else Path(source), 3, name=str(source))
 

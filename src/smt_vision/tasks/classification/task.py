@@ -21,7 +21,7 @@ from ..samples import top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 from .data.dataset import ImageDataset, relabel
-from .data.loaders import eval_loader, train_loader
+from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
 from .export import ClassifierExport
 from .metrics import ClassificationMetrics
@@ -114,12 +114,12 @@ class ClassificationTraining(ClassificationEvaluation):
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
-        return train_loader(
+        return classification_train_loader(
             self.train_set, self.input, recipe.augment, recipe.batch_size, seed=recipe.seed, rank=rank, world=world
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
-        return eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
+        return classification_eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
 
     def samples(self, model: nn.Module, device: torch.device) -> None:
         """Return ``None``: classifiers have no sample pictures."""
@@ -235,7 +235,7 @@ def open_evaluation(
     if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
         fraction, seed = recipe.input.val_fraction, recipe.seed
     images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed), model.classes)
-    loader = eval_loader(images, input, batch_size, rank=rank, world=world)
+    loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
 
 

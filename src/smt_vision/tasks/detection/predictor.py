@@ -1,121 +1,38 @@
 """Detectors in use. Shapes: N detections of an image of H x W pixels, K classes."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 from ...data.padding import pad_together
-from ...extras import require
-from ...recipe import Recipe
-from ...spec import ModelSpec
-from ..predictor import Predictor, PreparedImage, Source
-from .config import DRAWN_SCORE, DetectConfig
+from ..predictor import Predictor, PreparedImage
+from ..results import Source
+from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
-from .results import write_detections
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The objects detected in an image, best first; on the CPU.
-
-    Args:
-        source: The image as given.
-        id: The image's path, or its index among the images given.
-        size: H and W as stored.
-        boxes: (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the image as stored.
-        scores: (N,) float32 in [0, 1].
-        class_ids: (N,) int64, 0 to K - 1.
-        masks: (N, H, W) bool, or ``None`` for a detector without masks.
-        labels: Names of the N classes.
-        error: Why the image could not be read; N is 0 then.
-    """
-
-    source: Source
-    id: str
-    size: tuple[int, int]
-    boxes: Tensor
-    scores: Tensor
-    class_ids: Tensor
-    masks: Tensor | None
-    labels: tuple[str, ...]
-    error: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def above(self, score: float) -> "Detections":
-        """The detections with at least this score."""
-        keep = self.scores >= score
-        return replace(
-            self,
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            class_ids=self.class_ids[keep],
-            masks=None if self.masks is None else self.masks[keep],
-            labels=tuple(label for label, kept in zip(self.labels, keep.tolist(), strict=True) if kept),
-        )
-
-    def to_torchvision(self) -> dict[str, Tensor]:
-        """The dict of torchvision's detection models: ``boxes``, ``labels`` (class indices from 0), ``scores`` and,
-        with masks, ``masks`` (N, 1, H, W) float32."""
-        out = {"boxes": self.boxes, "labels": self.class_ids, "scores": self.scores}
-        return out if self.masks is None else out | {"masks": self.masks[:, None].float()}
-
-    def to_supervision(self) -> Any:
-        """A ``supervision.Detections``, with the class names as ``data["class_name"]``.
-
-        Raises:
-            ImportError: supervision is not installed.
-        """
-        import numpy as np
-
-        supervision = require("supervision")
-        return supervision.Detections(
-            xyxy=self.boxes.numpy(),
-            mask=None if self.masks is None else self.masks.numpy(),
-            confidence=self.scores.numpy(),
-            class_id=self.class_ids.numpy(),
-            data={"class_name": np.array(self.labels, dtype=str)},
-        )
+from .results import Detections, write_detections
 
 
 class Detector(Predictor[Detections]):
-    """A detector, ready for use.
-
-    Args:
-        model: A :class:`smt_vision.tasks.detection.heads.detectors.Detector`.
-        spec: Classes, category ids, preprocessing and the head's thresholds.
-        name: Display name.
-        device: Where it runs.
-        recipe: The recipe that it was trained with, where that is known.
-    """
+    """A detector, ready for use. Its model is a :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
 
     kind = "a detector"
     columns = ("objects",)
     options = frozenset({"score", "annotations"})
 
-    def __init__(
-        self,
-        model: nn.Module,
-        spec: ModelSpec,
-        name: str = "detector",
-        device: str | torch.device = "cpu",
-        recipe: Recipe | None = None,
-    ) -> None:
-        self.config: DetectConfig = spec.head
-        super().__init__(model, spec, detection_eval_transform(spec.input, self.config), name, device, recipe)
-        self.category_ids = tuple(spec.category_ids or range(1, len(spec.classes) + 1))
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO's category ids by class index; 1 to K if the dataset had none."""
+        return tuple(self.spec.category_ids or range(1, len(self.classes) + 1))
 
     @property
     def input_description(self) -> str:
-        config, input = self.config, self.spec.input
-        return f"short side {config.short_side} px, at most {config.long_side}, {input.interpolation}"
+        return f"short side {self.config.short_side} px, at most {self.config.long_side}, {self.input.interpolation}"
 
     def save(
         self,
@@ -158,6 +75,9 @@ class Detector(Predictor[Detections]):
             )
         ]
         return {"id": result.id, "objects": objects, "error": result.error}
+
+    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+        return detection_eval_transform(self.input, self.config)
 
     @torch.inference_mode()
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[Detections]:

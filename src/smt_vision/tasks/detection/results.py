@@ -1,21 +1,86 @@
-"""A detector's results as files."""
+"""A detector's results, and as files. Shapes: N detections of an image of H x W pixels, K classes."""
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
+from ...extras import require
 from ...files import write_atomic
-from ..results import DRAWN, decode_source, result_names, save_image, with_sources
+from ..results import DRAWN, Source, decode_source, result_names, save_image, with_sources
 from .metrics import encode_rle
 from .pictures import draw_detections
 
-if TYPE_CHECKING:
-    from .predictor import Detections
-
 RESULTS = "detections.json"
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects detected in an image, best first; on the CPU.
+
+    Args:
+        source: The image as given.
+        id: The image's path, or its index among the images given.
+        size: H and W as stored.
+        boxes: (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the image as stored.
+        scores: (N,) float32 in [0, 1].
+        class_ids: (N,) int64, 0 to K - 1.
+        masks: (N, H, W) bool, or ``None`` for a detector without masks.
+        labels: Names of the N classes.
+        error: Why the image could not be read; N is 0 then.
+    """
+
+    source: Source
+    id: str
+    size: tuple[int, int]
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+    masks: Tensor | None
+    labels: tuple[str, ...]
+    error: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def above(self, score: float) -> "Detections":
+        """The detections with at least this score."""
+        keep = self.scores >= score
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            class_ids=self.class_ids[keep],
+            masks=None if self.masks is None else self.masks[keep],
+            labels=tuple(label for label, kept in zip(self.labels, keep.tolist(), strict=True) if kept),
+        )
+
+    def to_torchvision(self) -> dict[str, Tensor]:
+        """The dict of torchvision's detection models: ``boxes``, ``labels`` (class indices from 0), ``scores`` and,
+        with masks, ``masks`` (N, 1, H, W) float32."""
+        out = {"boxes": self.boxes, "labels": self.class_ids, "scores": self.scores}
+        return out if self.masks is None else out | {"masks": self.masks[:, None].float()}
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections``, with the class names as ``data["class_name"]``.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        import numpy as np
+
+        supervision = require("supervision")
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            mask=None if self.masks is None else self.masks.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.class_ids.numpy(),
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
 
 
 def coco_ids(annotations: Path, names: Sequence[str]) -> list[int]:
@@ -39,7 +104,7 @@ def coco_ids(annotations: Path, names: Sequence[str]) -> list[int]:
     return [known[name] for name in names]
 
 
-def coco_results(detections: "Detections", image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """An image's detections in COCO's results format, with the names of file and class beside the numbers.
 
     Args:
@@ -74,8 +139,8 @@ def coco_results(detections: "Detections", image_id: int, category_ids: Sequence
 
 
 def write_detections(
-    results: Iterable["Detections"],
-    images: Sequence[str | Path | Image.Image] | None,
+    results: Iterable[Detections],
+    images: Sequence[Source] | None,
     folder: Path,
     *,
     classes: Sequence[str],

@@ -1,72 +1,33 @@
 """Segmenters in use. Shapes: an image of H x W pixels, K classes."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 from ...data.padding import pad_together
-from ...recipe import Recipe
-from ...spec import ModelSpec
-from ..predictor import Predictor, PreparedImage, Source
-from .config import SegmentConfig
+from ..predictor import Predictor, PreparedImage
+from ..results import Source
 from .data.transforms import segmentation_eval_transform
 from .heads.sliding import label_map, predict_probabilities
 from .heads.upernet import resize
-from .results import write_label_maps
+from .results import SegmentationResult, write_label_maps
 
 LISTED = 4  # classes of a label map that a table lists
-
-
-@dataclass(frozen=True)
-class SegmentationResult:
-    """The classes of an image's pixels; on the CPU.
-
-    Args:
-        source: The image as given.
-        id: The image's path, or its index among the images given.
-        size: H and W as stored.
-        class_ids: (H, W) int64, 0 to K - 1; ``None`` for a binary segmenter.
-        scores: For a binary segmenter, (H, W) float32 in [0, 1], the probability of an object.
-        error: Why the image could not be read; there is neither then.
-    """
-
-    source: Source
-    id: str
-    size: tuple[int, int]
-    class_ids: Tensor | None
-    scores: Tensor | None
-    error: str | None = None
 
 
 class Segmenter(Predictor[SegmentationResult]):
     """A segmenter, ready for use.
 
-    Args:
-        model: ``(B, C, H, W)`` to ``(B, K, H, W)`` logits, for H and W that are multiples of 32.
-        spec: Classes (for a binary segmenter, one), preprocessing and test-time options.
-        name: Display name.
-        device: Where it runs.
-        recipe: The recipe that it was trained with, where that is known.
+    Its model maps (B, C, H, W), multiples of 32, to (B, K, H, W) logits; K is 1 for a binary segmenter.
     """
 
     kind = "a segmenter"
     columns = ("fraction of pixels",)
-
-    def __init__(
-        self,
-        model: nn.Module,
-        spec: ModelSpec,
-        name: str = "segmenter",
-        device: str | torch.device = "cpu",
-        recipe: Recipe | None = None,
-    ) -> None:
-        self.config: SegmentConfig = spec.head
-        super().__init__(model, spec, segmentation_eval_transform(spec.input, self.config), name, device, recipe)
 
     @property
     def input_description(self) -> str:
@@ -115,6 +76,9 @@ class Segmenter(Predictor[SegmentationResult]):
             return {}
         counts = np.bincount(result.class_ids.numpy().ravel(), minlength=len(self.classes)) / result.class_ids.numel()
         return {self.classes[k]: float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
+
+    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+        return segmentation_eval_transform(self.input, self.config)
 
     @torch.inference_mode()
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[SegmentationResult]:

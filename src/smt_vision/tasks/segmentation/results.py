@@ -1,25 +1,44 @@
-"""A segmenter's results as files."""
+"""A segmenter's results, and as files. Shapes: an image of H x W pixels, K classes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from ..results import DRAWN, decode_source, result_names, save_image, with_sources
+from ..results import DRAWN, Source, decode_source, result_names, save_image, with_sources
 from .config import IGNORE_INDEX, SegmentConfig
 from .pictures import draw_label_map
-
-if TYPE_CHECKING:
-    from .predictor import SegmentationResult
 
 LABELS, MAPS = "labels", "maps"
 
 
+@dataclass(frozen=True)
+class SegmentationResult:
+    """The classes of an image's pixels; on the CPU.
+
+    Args:
+        source: The image as given.
+        id: The image's path, or its index among the images given.
+        size: H and W as stored.
+        class_ids: (H, W) int64, 0 to K - 1; ``None`` for a binary segmenter.
+        scores: For a binary segmenter, (H, W) float32 in [0, 1], the probability of an object.
+        error: Why the image could not be read; there is neither then.
+    """
+
+    source: Source
+    id: str
+    size: tuple[int, int]
+    class_ids: Tensor | None
+    scores: Tensor | None
+    error: str | None = None
+
+
 def write_label_maps(
-    results: Iterable["SegmentationResult"],
-    images: Sequence[str | Path | Image.Image] | None,
+    results: Iterable[SegmentationResult],
+    images: Sequence[Source] | None,
     folder: Path,
     *,
     classes: Sequence[str],

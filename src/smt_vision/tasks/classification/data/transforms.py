@@ -1,4 +1,4 @@
-"""Training and evaluation transforms: timm's, with the slow operations replaced."""
+"""Preprocessing and augmentation: timm's, with faster resizing."""
 
 import random
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVertical
 from ....data.resample import RandomCrop, ResizeTo
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput
-from .operations import ACCELERATED, PATCHED, replace_operations
+from .operations import replace_posterize
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
-    """Build the evaluation transform, the same as timm's: resize, center crop, normalize.
+    """Evaluation preprocessing as in timm: resize, center crop, normalize.
 
-    With ``input.exact`` the output is bitwise equal to timm's. Otherwise PyTorch resizes RGB images; before
-    normalization these are within two levels of 255 of timm's (see :func:`smt_vision.data.resample.resize`).
+    With ``input.exact``, values are bitwise equal to timm's. Otherwise torch resizes RGB images, and values before
+    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -43,12 +43,12 @@ def eval_transform(input: ClassificationInput) -> Transform:
 
 
 def train_transform(input: ClassificationInput, augment: ClassificationAugment) -> Compose:
-    """Build the training transform: crop, flips, color jitter or RandAugment, normalize, random erasing.
+    """Training augmentation and preprocessing: crop, flips, color jitter or RandAugment, normalize, random erasing.
 
-    All random parameters are sampled by timm's own code, from the global generators of Python, NumPy and PyTorch, so
-    all distributions are timm's. With ``input.exact`` the output is bitwise equal to timm's. Otherwise PyTorch
-    resizes, shears and translates RGB images, within two levels of 255 for a resize and one for a shear or
-    translation. Mixup and CutMix operate on batches and are applied by the training task.
+    Random parameters are sampled by timm's code from the global generators of Python, NumPy and torch, so that their
+    distributions are timm's. With ``input.exact``, values are bitwise equal to timm's; otherwise torch resizes RGB
+    images, and values before normalization differ by at most 2 of 255. Mixup and CutMix take a batch and are
+    applied elsewhere.
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -66,7 +66,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         separate=True,
     )
     geometry: list[Callable[[Image.Image], Image.Image]] = []
-    # Random interpolation is an augmentation; it applies only to random-area crops.
+    # A random interpolation is part of random resized crops only.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
         geometry, interpolation = [RandomCrop(augment.scale, augment.ratio)], input.interpolation
@@ -74,21 +74,21 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     geometry += [PadCrop(augment.pad)] if augment.crop == "pad" and augment.pad else []
     geometry += [RandomHorizontalFlip(augment.hflip)] if augment.hflip else []
     geometry += [RandomVerticalFlip(augment.vflip)] if augment.vflip else []
-    # With strength zero, timm would still sample a jitter for each image.
+    # timm's color jitter of strength 0 would still consume random numbers for each image.
     color = secondary.transforms if augment.auto_augment or augment.color_jitter else []
     for step in color:
-        replace_operations(step, PATCHED if input.exact else ACCELERATED)
+        replace_posterize(step)
     erasing = [step for step in final.transforms if isinstance(step, RandomErasing)]
     return Compose([*geometry, *color, ToNormalized(mean, std), *erasing])
 
 
 class PadCrop:
-    """Pad an image with ``pad`` black pixels on each side and take a random crop of the original size."""
+    """Pad each side of an image with ``pad`` black pixels, then crop randomly to its original size."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
     def __call__(self, image: Image.Image) -> Image.Image:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        # Pillow fills pixels outside of the image with zeros, so no padded copy is needed.
+        # Pillow fills what is outside the image with zeros, so no padded copy is needed.
         return image.crop((left, top, left + image.width, top + image.height))

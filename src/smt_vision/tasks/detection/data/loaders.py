@@ -1,31 +1,29 @@
-"""Batches of images with objects.
+"""Batches of images with objects. Shapes: B images, zero-padded to H x W, multiples of 32; n objects per image."""
 
-Shapes: B images padded with zeros to H x W, multiples of 32; n objects of an image.
-"""
-
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ....data.decode import channels_of
-from ....data.loaders import Collate, DecodedImages, EvalLoader, Item, TrainLoader
+from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
-from ....data.samplers import EvalSampler, TrainSampler
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
-from .dataset import DetectionDataset, DetectionTarget
+from .dataset import DetectionDataset
 from .transforms import DetectionTransform
 
 
 class DetectionBatch(TypedDict):
-    """Images of unlike sizes, and in training their objects.
+    """A batch of training or evaluation.
 
-    image: (B, C, H, W) float32. sizes: (B, 2) int64, height and width inside the padding. original: (B, 2) int64, of
-    the file. index: (B,) int64. unreadable: a message for each unreadable image. targets: of each image, boxes (n, 4)
-    float32, x0 y0 x1 y1 in pixels of the resized image, labels (n,) int64 from 0, and for a head with masks, masks
-    (n, h, w) uint8; crowds are left out.
+    Args:
+        image: (B, C, H, W) float32.
+        sizes: (B, 2) int64, heights and widths without the padding.
+        original: (B, 2) int64, heights and widths of the files.
+        index: (B,) int64, indices of the images in their dataset.
+        unreadable: One message per unreadable image.
+        targets: In training, per image: ``boxes`` (n, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the resized image;
+            ``labels`` (n,) int64 from 0; and for a head with masks, ``masks`` (n, h, w) uint8. Without crowds.
     """
 
     image: Tensor
@@ -36,35 +34,11 @@ class DetectionBatch(TypedDict):
     targets: NotRequired[list[dict[str, Tensor]]]
 
 
-class DetectionImages(DecodedImages[DetectionTarget]):
-    """Samples of :class:`DetectionTransform` by (epoch, index)."""
-
-    def __init__(
-        self,
-        images: DetectionDataset,
-        transform: DetectionTransform,
-        channels: Literal[1, 3],
-        seed: int,
-        attempts: int = 1,
-    ) -> None:
-        super().__init__(images, channels, seed, attempts)
-        self.transform = transform
-
-    def convert(self, image: Image.Image, target: DetectionTarget, name: str) -> Item:
-        return self.transform(image, target, name)
-
-
-class DetectionCollate(Collate):
-    """Images padded to one size; targets stay a list."""
-
-    def stack(self, items: list[Item]) -> dict[str, Any]:
-        image, sizes = pad_together([item["image"] for item in items])
-        batch: dict[str, Any] = {
-            "image": image,
-            "sizes": sizes,
-            "original": torch.tensor([item["original"] for item in items]),
-        }
-        return batch | ({"targets": [item["target"] for item in items]} if "target" in items[0] else {})
+def _stack(items: list[Item]) -> dict[str, Any]:
+    image, sizes = pad_together([item["image"] for item in items])
+    original = torch.tensor([item["original"] for item in items])
+    targets = {"targets": [item["target"] for item in items]} if "target" in items[0] else {}
+    return {"image": image, "sizes": sizes, "original": original, **targets}
 
 
 def detection_train_loader(
@@ -77,45 +51,24 @@ def detection_train_loader(
     rank: int = 0,
     world: int = 1,
 ) -> TrainLoader[DetectionBatch]:
-    """Shuffled, augmented batches, portrait images apart from wide ones; else as :func:`smt_vision.data.train_loader`.
+    """Shuffled, augmented batches of either portrait or landscape images.
 
-    Args:
-        images: the training images.
-        input: how images become tensors; sizes are ``detect``'s.
-        augment: of it, ``hflip``, ``vflip`` and ``color_jitter``.
-        detect: the head, which decides whether there are masks, and sizes.
-        batch_size: images a batch, on each rank.
-        seed: of order and augmentation.
-        rank: of this process.
-        world: processes.
+    See :func:`smt_vision.data.loaders.train_loader`.
 
     Raises:
-        ValueError: the head learns masks and the set lacks them.
-        UnreadableImage: while iterating, when more than ``input.max_unreadable`` images are unreadable.
+        ValueError: The head has masks and the dataset has none.
     """
     if detect.has_masks:
         images.require_masks()
     transform = DetectionTransform(input, detect, augment)
-    dataset = DetectionImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
-    sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=images.portrait())
-    return TrainLoader(dataset, DetectionCollate(), sampler, input)
+    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, groups=images.portrait())
 
 
 def detection_eval_loader(
     images: DetectionDataset, input: Input, detect: DetectConfig, batch_size: int, rank: int = 0, world: int = 1
 ) -> EvalLoader[DetectionBatch]:
-    """Batches in order, each image once over all ranks, without targets: evaluation has the set's ``ground_truth``.
+    """Batches in order, without targets, which evaluation takes from the dataset's ``ground_truth``.
 
-    Args:
-        images: the validation images.
-        input: how images become tensors; sizes are ``detect``'s.
-        detect: sizes.
-        batch_size: images a batch.
-        rank: of this process.
-        world: processes.
-
-    Raises:
-        UnreadableImage: while iterating, when more than ``input.max_unreadable`` images are unreadable.
+    See :func:`smt_vision.data.loaders.eval_loader`.
     """
-    dataset = DetectionImages(images, DetectionTransform(input, detect, None), channels_of(input), seed=0)
-    return EvalLoader(dataset, DetectionCollate(), EvalSampler(len(images), batch_size, rank, world), input)
+    return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)

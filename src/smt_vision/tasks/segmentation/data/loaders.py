@@ -1,30 +1,30 @@
 """Batches of images with label maps.
 
-Shapes: B images of H x W pixels: in training the crop's, in evaluation padded with zeros to multiples of 32.
+Shapes: B images of H x W pixels, crops in training; in evaluation whole images, zero-padded to multiples of 32.
 """
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ....data.decode import channels_of
-from ....data.loaders import Collate, DecodedImages, EvalLoader, Item, TrainLoader
+from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
-from ....data.samplers import EvalSampler, TrainSampler
 from ....recipe import Augment, Input
 from ..config import SegmentConfig
-from .dataset import Labels, SegmentationDataset
+from .dataset import SegmentationDataset
 from .transforms import SegmentationTransform
 
 
 class SegmentationBatch(TypedDict):
-    """Images and their labels: 0 to K - 1, and 255 where a pixel is ignored or padding.
+    """A batch of training or evaluation. Labels are 0 to K - 1, and 255 where a pixel is ignored or padding.
 
-    image: (B, C, H, W) float32. label: in training (B, H, W) int64; in evaluation a list, each (h, w) of its file's
-    size. sizes: in evaluation, (B, 2) int64, height and width inside the padding. index: (B,) int64. unreadable: a message
-    for each unreadable image.
+    Args:
+        image: (B, C, H, W) float32.
+        label: In training (B, H, W) int64; in evaluation a list of (h, w), of the files' sizes.
+        sizes: In evaluation, (B, 2) int64, heights and widths without the padding.
+        index: (B,) int64, indices of the images in their dataset.
+        unreadable: One message per unreadable image.
     """
 
     image: Tensor
@@ -34,37 +34,13 @@ class SegmentationBatch(TypedDict):
     unreadable: list[str]
 
 
-class SegmentationImages(DecodedImages[Labels]):
-    """Samples of :class:`SegmentationTransform` by (epoch, index)."""
-
-    def __init__(
-        self,
-        images: SegmentationDataset,
-        transform: SegmentationTransform,
-        channels: Literal[1, 3],
-        seed: int,
-        attempts: int = 1,
-    ) -> None:
-        super().__init__(images, channels, seed, attempts)
-        self.transform = transform
-
-    def convert(self, image: Image.Image, target: Labels, name: str) -> Item:
-        return self.transform(image, target, name)
+def _stack_crops(items: list[Item]) -> dict[str, Any]:
+    return {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
 
 
-class CropCollate(Collate):
-    """Training crops of one size."""
-
-    def stack(self, items: list[Item]) -> dict[str, Any]:
-        return {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
-
-
-class WholeCollate(Collate):
-    """Whole images padded to one size; labels stay a list."""
-
-    def stack(self, items: list[Item]) -> dict[str, Any]:
-        image, sizes = pad_together([item["image"] for item in items])
-        return {"image": image, "sizes": sizes, "label": [item["label"] for item in items]}
+def _stack_whole(items: list[Item]) -> dict[str, Any]:
+    image, sizes = pad_together([item["image"] for item in items])
+    return {"image": image, "sizes": sizes, "label": [item["label"] for item in items]}
 
 
 def segmentation_train_loader(
@@ -77,41 +53,14 @@ def segmentation_train_loader(
     rank: int = 0,
     world: int = 1,
 ) -> TrainLoader[SegmentationBatch]:
-    """Shuffled, augmented crops; else as :func:`smt_vision.data.train_loader`.
-
-    Args:
-        images: the training images.
-        input: how images become tensors; sizes are ``segment``'s.
-        augment: of it, ``hflip`` and ``vflip``.
-        segment: sizes and the other changes.
-        batch_size: images a batch, on each rank.
-        seed: of order and augmentation.
-        rank: of this process.
-        world: processes.
-
-    Raises:
-        UnreadableImage: while iterating, when more than ``input.max_unreadable`` images or label maps are unreadable.
-    """
+    """Shuffled, augmented crops; see :func:`smt_vision.data.loaders.train_loader`."""
     transform = SegmentationTransform(input, segment, augment)
-    dataset = SegmentationImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
-    return TrainLoader(dataset, CropCollate(), TrainSampler(len(images), batch_size, rank, world, seed), input)
+    return train_loader(images, transform, _stack_crops, input, batch_size, seed, rank, world)
 
 
 def segmentation_eval_loader(
     images: SegmentationDataset, input: Input, segment: SegmentConfig, batch_size: int, rank: int = 0, world: int = 1
 ) -> EvalLoader[SegmentationBatch]:
-    """Whole images in order, each once over all ranks.
-
-    Args:
-        images: the validation images.
-        input: how images become tensors; sizes are ``segment``'s.
-        segment: sizes.
-        batch_size: images a batch.
-        rank: of this process.
-        world: processes.
-
-    Raises:
-        UnreadableImage: while iterating, when more than ``input.max_unreadable`` images or label maps are unreadable.
-    """
-    dataset = SegmentationImages(images, SegmentationTransform(input, segment, None), channels_of(input), seed=0)
-    return EvalLoader(dataset, WholeCollate(), EvalSampler(len(images), batch_size, rank, world), input)
+    """Whole images in order; see :func:`smt_vision.data.loaders.eval_loader`."""
+    transform = SegmentationTransform(input, segment, None)
+    return eval_loader(images, transform, _stack_whole, input, batch_size, rank, world)

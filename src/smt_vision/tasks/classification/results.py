@@ -1,0 +1,56 @@
+"""Classification results and the files that hold them."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..results import Source, decode_source
+from .pictures import GRID, LabeledImage, predictions
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted classes of an image.
+
+    Args:
+        source: Image as passed by the caller.
+        id: Path of the image, or its index among the passed images.
+        label: Name of the most probable class.
+        class_id: Index of the most probable class.
+        score: Probability of the most probable class in [0, 1].
+        top: Names and probabilities of the most probable classes, best first.
+        error: Reason why the image could not be read; ``label`` and ``class_id`` are then ``None``.
+    """
+
+    source: Source
+    id: str
+    label: str | None
+    class_id: int | None
+    score: float
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]:
+    """Write ``predictions.csv`` and ``predictions.png``; see
+    :meth:`smt_vision.tasks.classification.predictor.Classifier.save`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table, sheet = folder / "predictions.csv", folder / "predictions.png"
+    shown: list[LabeledImage] = []
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "class_id", "score", "others", "error"])
+        for result in results:
+            others = "; ".join(f"{label} {score:.4f}" for label, score in result.top[1:])
+            known = result.label is not None
+            writer.writerow(
+                [result.id, result.label or "", result.class_id if known else "",
+                 f"{result.score:.6f}" if known else "", others, result.error or ""]
+            )  # fmt: skip
+            if result.label is not None and len(shown) < GRID:
+                image = decode_source(result.source)
+                shown.append(LabeledImage(image, result.label, result.score, Path(result.id).name))
+    predictions(shown, sheet)
+    return [table, sheet]
