@@ -82,7 +82,7 @@ class SegmentationDataset(RawDataset[Labels]):
                     check_size(size, labels, name)
             except UnreadableImage as error:
                 report.error(f"of {min(count, len(self))} checked pairs are invalid", str(error), "fix them")
-        report.tell()
+        report.raise_errors()
 
     def describe(self) -> str:
         """Number of images and classes."""
