@@ -1,4 +1,4 @@
-"""Small sets that are drawn: objects with boxes and masks, and scenes with label maps; and recipes to learn them."""
+"""Small synthetic datasets, shapes to detect and scenes to segment, and recipes of debug size for them."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ CATEGORIES = [{"id": 1, "name": "square"}, {"id": 4, "name": "triangle"}]
 
 
 def write_shapes(folder: Path, images: int = 4, masks: bool = True) -> Path:
-    """A set in COCO's form: a red square and a green triangle an image, the same images to train and to validate."""
+    """Write a dataset in COCO's layout: a red square and a green triangle per image; train and val are the same."""
     rng = np.random.default_rng(0)
     content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": CATEGORIES}
     for split in ("train", "val"):
@@ -92,7 +92,7 @@ SIZES = ((64, 80), (64, 80), (72, 56), (96, 64))  # height, width
 
 
 def scene(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and its labels (H, W): sky over road, a car on it, a rim of 255."""
+    """An image (H, W, 3) and its labels (H, W): sky over road with a car, and two ignored rows (255) at the top."""
     draw = np.random.default_rng(seed)
     height, width = size
     label = np.zeros(size, dtype=np.uint8)
@@ -105,7 +105,7 @@ def scene(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_scenes(folder: Path, binary: bool = False) -> Path:
-    """Four images, as train and as val."""
+    """Write four images with label maps; train and val are the same."""
     for split in ("train", "val"):
         for kind in ("images", "masks" if binary else "labels"):
             (folder / kind / split).mkdir(parents=True)
