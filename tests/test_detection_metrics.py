@@ -12,7 +12,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
-from smt_vision.tasks.detection.metrics import NUMBERS, DetectionMetrics, encode_rle
+from smt_vision.tasks.detection.metrics import METRIC_NAMES, DetectionMetrics, encode_rle
 
 SIDE = 200  # pixels of every image
 
@@ -189,9 +189,9 @@ def test_agrees_with_library() -> None:
         evaluation = COCOeval_faster(coco, coco.loadRes(results), iouType=iou_type)
         evaluation.run()
         theirs = [None if x < 0 else 100 * x for x in evaluation.stats]
-        assert [out[f"{kind}_{name}"] for name in NUMBERS] == pytest.approx(theirs, abs=1e-4)  # scores are float32
+        assert [out[f"{kind}_{name}"] for name in METRIC_NAMES] == pytest.approx(theirs, abs=1e-4)  # scores are float32
     assert 5 < out["box_ap"] < 95  # a non-trivial value
-    assert None not in [out[f"mask_{name}"] for name in NUMBERS]
+    assert None not in [out[f"mask_{name}"] for name in METRIC_NAMES]
 
 
 def run_on_processes(work: Callable[[int, Callable[[Tensor], Tensor]], Any], world: int) -> list[Any]:
@@ -268,5 +268,5 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"1 boxes.*0 masks"):
         metric.update(10, torch.zeros(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     add(metric, 11)
-    with pytest.raises(ValueError, match="1 images"):
+    with pytest.raises(ValueError, match="1 evaluated images"):
         metric.compute()

@@ -54,7 +54,7 @@ def test_images_and_objects(tmp_path: Path) -> None:
     assert empty["boxes"].shape == (0, 4)
     assert empty["masks"] == []
     assert images.describe() == (
-        "3 images, 4 objects of 2 classes, 2 (dog) to 2 (dog) a class; 1 images without objects, 1 objects are crowds"
+        "3 images, 4 objects of 2 classes, 2 (dog) to 2 (dog) per class; 1 images without objects, 1 crowds"
     )
 
 
@@ -208,7 +208,7 @@ def test_missing_masks(tmp_path: Path) -> None:
 def test_invalid_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train.*COCO.*Pascal VOC"):
         open_detection(str(tmp_path), "train")
-    with pytest.raises(ValueError, match=r"'/nowhere'.*folder"):
+    with pytest.raises(ValueError, match=r"'/nowhere' is not a directory"):
         open_detection("/nowhere", "train")
     write_coco(tmp_path)
     annotations = tmp_path / "annotations"

@@ -319,7 +319,7 @@ def test_invalid_backbones(name: str, args: dict[str, Any], message: str) -> Non
 def test_anchor_sizes_and_classes() -> None:
     with pytest.raises(ValueError, match=r"anchor_sizes=\(8, 16\).*5"):
         detector(anchor_sizes=(8, 16))
-    with pytest.raises(ValueError, match="0 classes"):
+    with pytest.raises(ValueError, match="num_classes=0"):
         build_detector(create_backbone("smt_atto", **DEBUG), 0, SMALL)
 
 

@@ -1,11 +1,11 @@
-"""The fields of a detection recipe."""
+"""Configuration of a detection recipe."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from ...recipe import Augment, Recipe
 
-# Groups and fields that may differ in use from training, e.g. --detect.score_threshold.
+# Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
     "detect": ("short_side", "long_side", "score_threshold", "nms_threshold", "max_detections"),
@@ -28,26 +28,27 @@ class DetectionAugment(Augment):
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """The detection head, and image sizes.
+    """Detection head and image sizes.
 
     Args:
-        head: ``retinanet``, ``faster_rcnn``, or, with masks, ``mask_rcnn`` or ``cascade_mask_rcnn``.
-        short_side: Short side of an image in evaluation in pixels, unless the long one would exceed long_side.
+        head: ``retinanet`` or ``faster_rcnn``, or with masks ``mask_rcnn`` or ``cascade_mask_rcnn``.
+        short_side: Short side of an evaluation image in pixels, unless the long side would exceed ``long_side``.
         long_side: Longest side of an image in pixels.
-        train_short_sides: Training samples one of these short sides per image.
-        crop_branch: Half of the training images are first resized to a short side of 400, 500 or 600, and cropped to
-            384 to 600 pixels per side: the augmentation of the 3x schedule (DETR's).
-        norm: BatchNorm of the backbone: ``train``; ``frozen`` at the statistics it starts with, for few images per
-            process; ``sync``: statistics over all processes.
+        train_short_sides: Short sides in pixels from which training samples one per image.
+        crop_branch: Half of the training images are first resized to a short side of 400, 500 or 600 pixels and cropped
+            to 384 to 600 pixels per side: the augmentation of the 3x schedule (from DETR).
+        norm: BatchNorm of the backbone. ``train``: batch statistics; ``frozen``: fixed at the initial statistics, for
+            few images per process; ``sync``: batch statistics over all processes.
         head_norm: ``none``: pyramid and heads as published; ``group``: GroupNorm in their convolutions, without which
-            they learn slowly from scratch (He et al., ICCV 2019). A cascade's box heads have BatchNorm as published.
-        box_loss: ``l1``: torchvision's own loss of that head; ``giou``: GIoU of decoded boxes.
-        anchor_sizes: Sides of the anchors in pixels, one per level; ``retinanet`` makes three octave scales of each.
+            training from scratch is slow (He et al., ICCV 2019). A cascade's box heads always have BatchNorm, as
+            published.
+        box_loss: ``l1``: torchvision's default loss of the head; ``giou``: GIoU of decoded boxes.
+        anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level.
         fpn_channels: Channels of the feature pyramid.
         head_channels: Channels of the box head's linear layers.
-        rois: Proposals per image that a box head is trained on.
+        rois: Proposals per image sampled to train a box head.
         score_threshold: Detections with a lower score are dropped.
-        nms_threshold: IoU from which the lower-scoring of two detections of a class is dropped.
+        nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
         max_detections: Detections kept per image.
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
     """
@@ -71,7 +72,7 @@ class DetectConfig:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the head predicts masks beside boxes, and is trained on them."""
+        """Whether the head predicts masks in addition to boxes."""
         return self.head in ("mask_rcnn", "cascade_mask_rcnn")
 
 
@@ -80,7 +81,7 @@ class DetectionRecipe(Recipe):
     """A training run of a detector; see :class:`smt_vision.recipe.Recipe` for the other fields.
 
     Args:
-        data: A folder in COCO's or Pascal VOC's layout.
+        data: Folder in COCO or Pascal VOC layout.
         augment: Augmentation of images and objects.
         detect: Detection head and image sizes.
     """

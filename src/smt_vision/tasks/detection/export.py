@@ -1,6 +1,6 @@
-"""Detectors on their way to another runtime, and exported detectors in use.
+"""Export of detectors, and inference with exported detectors.
 
-Shapes: an image of H x W pixels, N detections of it.
+Shapes: an image of H x W pixels, N detections.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +22,16 @@ from ...spec import ModelSpec
 from .config import DetectConfig
 from .data.transforms import detection_eval_transform
 
-OUTPUTS = ("boxes", "scores", "labels", "masks")  # in the order of a program's outputs; masks where there are any
-# Coordinates in RetinaNet, by OpenVINO's operation names: 8 bits are too few for the pixels of an image.
+OUTPUTS = ("boxes", "scores", "labels", "masks")  # order of the exported outputs; masks only for heads with masks
+# OpenVINO operations of RetinaNet that compute coordinates: 8 bits are too few for pixel coordinates.
 COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*")
 
 
 class DetectorForExport(nn.Module):
-    """A detector for one image of any size, in operators that exporters know.
+    """A detector for a single image of any size, in operators that exporters support.
 
     Shape: ``(1, C, H, W)``, normalized and not padded, to ``boxes`` (N, 4) in pixels of that image, ``scores`` (N,) and
-        ``labels`` (N,), best first, and ``masks`` (N, 28, 28), probabilities inside the box, of a detector with masks.
+        ``labels`` (N,), best first, and with masks ``masks`` (N, 28, 28), probabilities inside the box.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -41,8 +41,8 @@ class DetectorForExport(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         height, width = image.shape[-2:]
         image = F.pad(image, (0, padded(width) - width, 0, padded(height) - height))
-        (found,) = self.detector.detect(image, [(height, width)])
-        return tuple(found[name] for name in OUTPUTS if name in found)
+        (detections,) = self.detector.detect(image, [(height, width)])
+        return tuple(detections[name] for name in OUTPUTS if name in detections)
 
 
 class ExportedDetector(nn.Module):
@@ -62,13 +62,13 @@ class ExportedDetector(nn.Module):
         return [self._detect(image[i : i + 1, :, :h, :w]) for i, (h, w) in enumerate(sizes.tolist())]
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
-        found = dict(zip(OUTPUTS, self.program(image), strict=False))
-        kept = (found["scores"] > self.config.score_threshold).nonzero()[: self.config.max_detections, 0]
-        return {name: values[kept] for name, values in found.items()}
+        detections = dict(zip(OUTPUTS, self.program(image), strict=False))
+        keep = (detections["scores"] > self.config.score_threshold).nonzero()[: self.config.max_detections, 0]
+        return {name: values[keep] for name, values in detections.items()}
 
 
 class DetectorExport(ExportForm):
-    """A detector: traced with the image that has the most detections, and compared on each image."""
+    """Export of a detector, traced with the image that has the most detections and compared on all images."""
 
     outputs = "detections"
     min_agreement = 0.99  # where two detections overlap by the NMS threshold, rounding decides
@@ -110,15 +110,15 @@ class DetectorExport(ExportForm):
 
     @classmethod
     def as_model(cls, program: ExportedModel, exported: ModelSpec, spec: ModelSpec, folder: Path) -> nn.Module:
-        made, asked = exported.head, spec.head
+        old, new = exported.head, spec.head
         for name, possible in (
-            ("score_threshold", asked.score_threshold >= made.score_threshold),
-            ("nms_threshold", asked.nms_threshold == made.nms_threshold),
-            ("max_detections", asked.max_detections <= made.max_detections),
+            ("score_threshold", new.score_threshold >= old.score_threshold),
+            ("nms_threshold", new.nms_threshold == old.nms_threshold),
+            ("max_detections", new.max_detections <= old.max_detections),
         ):
             if not possible:
                 raise ValueError(
-                    f"{folder} was exported with detect.{name}={getattr(made, name)} and cannot be used with "
-                    f"{getattr(asked, name)}: export the model again with --detect.{name} {getattr(asked, name)}"
+                    f"{folder} was exported with detect.{name}={getattr(old, name)} and cannot be used with "
+                    f"{getattr(new, name)}: export the model again with --detect.{name} {getattr(new, name)}"
                 )
-        return ExportedDetector(program, asked)
+        return ExportedDetector(program, new)

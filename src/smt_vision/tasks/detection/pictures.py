@@ -1,4 +1,4 @@
-"""Boxes and masks drawn over an image."""
+"""Drawing of boxes and masks on an image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,87 +23,88 @@ def draw_detections(
     legend: bool = True,
     side: int | None = None,
 ) -> Image.Image:
-    """Draws boxes, and masks where there are any, each with its class and score.
+    """Draw boxes, and masks if given, each with its class and score.
 
-    The most certain are drawn last, on top. The name of a small object, and one that would cover another, is left out:
-    its color tells the class. Of a single class the score alone is written.
+    Objects with the highest scores are drawn last, on top. The label of a small object is omitted, like a label that
+    would overlap another: the color shows the class. With a single class, only the score is written.
 
     Args:
-        image: of any mode; it is not changed.
-        boxes: (N, 4), left, top, right, bottom in pixels of the image: an array or a tensor on the CPU, as all here.
-        labels: (N,) classes, by index.
-        scores: (N,) in [0, 1]; ``None`` for the truth, whose names stand without a number.
-        masks: (N, H, W) of the image's size, true inside.
-        classes: names, by index.
-        legend: put the classes that occur beneath the picture.
-        side: resize the picture first, so that its long side has so many pixels.
+        image: Image of any mode; it is not modified.
+        boxes: Boxes (N, 4), ``(x1, y1, x2, y2)`` in pixels of the image. Like labels, scores and masks, an array or a
+            tensor on the CPU.
+        labels: Class indices (N,).
+        scores: Scores (N,) in [0, 1]; ``None`` for ground truth, which is labeled without a score.
+        masks: Masks (N, H, W) of the image's size, true inside the object.
+        classes: Class names, by class index.
+        legend: Whether to add a legend of the classes below the image.
+        side: Long side in pixels to which the image is resized first.
 
     Raises:
-        ValueError: the arrays are not of one length, or the masks not of the image's size.
+        ValueError: The arrays differ in length, or the masks do not have the image's size.
     """
     boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels, dtype=np.int64)
-    certain = None if scores is None else np.asarray(scores, dtype=np.float64)
-    shapes = None if masks is None else np.asarray(masks, dtype=bool)
-    lengths = [len(values) for values in (boxes, labels, certain, shapes) if values is not None]
+    scores = None if scores is None else np.asarray(scores, dtype=np.float64)
+    masks = None if masks is None else np.asarray(masks, dtype=bool)
+    lengths = [len(values) for values in (boxes, labels, scores, masks) if values is not None]
     if len(set(lengths)) > 1:
-        raise ValueError(f"boxes, labels, scores and masks must be of one length; they are {lengths}")
-    if shapes is not None and shapes.shape[1:] != image.size[::-1]:
-        raise ValueError(f"masks are {shapes.shape}; of this image they must be (N, {image.height}, {image.width})")
+        raise ValueError(f"boxes, labels, scores and masks must have the same length, got {lengths}")
+    if masks is not None and masks.shape[1:] != image.size[::-1]:
+        raise ValueError(f"invalid masks of shape {masks.shape}: expected (N, {image.height}, {image.width})")
     canvas, scale = resize_long_side(image.convert("RGB"), side)
-    order = range(len(boxes)) if certain is None else np.argsort(certain, kind="stable").tolist()
-    if shapes is not None:
-        canvas = _with_masks(canvas, [shapes[i] for i in order], [class_color(labels[i]) for i in order])
-    pen, width = ImageDraw.Draw(canvas), _line(canvas)
+    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable").tolist()
+    if masks is not None:
+        canvas = _with_masks(canvas, [masks[i] for i in order], [class_color(labels[i]) for i in order])
+    draw, width = ImageDraw.Draw(canvas), _line_width(canvas)
     for i in order:
         x0, y0, x1, y1 = boxes[i] * scale
-        corners = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))  # a box ends before its last coordinate
-        pen.rectangle(corners, outline=class_color(labels[i]), width=1 if shapes is not None else width)
+        corners = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))  # x2 and y2 are exclusive, Pillow's corners inclusive
+        draw.rectangle(corners, outline=class_color(labels[i]), width=width if masks is None else 1)
     taken: list[tuple[float, float, float, float]] = []
     for i in reversed(order):
-        words = [short(classes[labels[i]])] if len(classes) > 1 else []
-        words += [f"{certain[i]:.2f}"] if certain is not None else []
-        if words:
-            _tag(pen, canvas.size, boxes[i] * scale, " ".join(words), class_color(labels[i]), taken)
+        parts = [short(classes[labels[i]])] if len(classes) > 1 else []
+        parts += [f"{scores[i]:.2f}"] if scores is not None else []
+        if parts:
+            _draw_label(draw, canvas.size, boxes[i] * scale, " ".join(parts), class_color(labels[i]), taken)
     return with_legend(canvas, labels.tolist(), classes) if legend else canvas
 
 
 def _with_masks(image: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Masks filled in their colors, each with an outline, so that neighbours of one class stay apart."""
+    """Blend masks in their colors, each with an outline that separates adjacent objects of one class."""
     pixels = np.asarray(image, dtype=np.float64).copy()
     for mask, color in zip(masks, colors, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             continue
-        # Only the mask's own rectangle is worked on: an image may have hundreds.
+        # Only the mask's bounding rectangle is processed: an image may have hundreds of masks.
         top, bottom = _scaled(rows[0], rows[-1] + 1, image.height / mask.shape[0])
         left, right = _scaled(columns[0], columns[-1] + 1, image.width / mask.shape[1])
-        part = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        inside = np.asarray(part.resize((right - left, bottom - top), Image.Resampling.NEAREST))
+        crop = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        inside = np.asarray(crop.resize((right - left, bottom - top), Image.Resampling.NEAREST))
         padded = np.pad(inside, 1)
         core = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        view = pixels[top:bottom, left:right]
-        view[core] = (1 - FILL) * view[core] + FILL * np.array(color)
-        view[inside & ~core] = color
+        target = pixels[top:bottom, left:right]
+        target[core] = (1 - FILL) * target[core] + FILL * np.array(color)
+        target[inside & ~core] = color
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _scaled(start: int, end: int, factor: float) -> tuple[int, int]:
-    """A range of pixels after a resize; never empty."""
+    """A pixel range after resizing; never empty."""
     first = round(start * factor)
     return first, max(round(end * factor), first + 1)
 
 
-def _tag(
-    pen: ImageDraw.ImageDraw,
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
     size: tuple[int, int],
     box: np.ndarray,
     text: str,
     color: tuple[int, int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Writes a box's name on its color, above the box or inside its upper edge, unless that covers another's.
+    """Write a box's label on its color, above the box or inside its upper edge, unless it would overlap another label.
 
-    A box lower and narrower than two lines of text gets none.
+    A box whose sides are both shorter than two lines of text gets no label. ``taken`` has the rectangles of the labels.
     """
     font = font_of(text_size(size))
     width, height = font.getlength(text) + 4, 1.25 * font.size
@@ -111,17 +112,18 @@ def _tag(
         return
     x = min(max(box[0], 0), max(size[0] - width, 0))
     for y in (box[1] - height, max(box[1], 0)):
-        place = (x, y, x + width, y + height)
+        rectangle = (x, y, x + width, y + height)
         if y >= 0 and not any(
-            place[0] < right and left < place[2] and place[1] < bottom and top < place[3]
+            rectangle[0] < right and left < rectangle[2] and rectangle[1] < bottom and top < rectangle[3]
             for left, top, right, bottom in taken
         ):
-            pen.rectangle(place, fill=color)
-            dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 150
-            pen.text((x + 2, y + height / 2), text, fill=INK if dark else PAPER, font=font, anchor="lm")
-            taken.append(place)
+            draw.rectangle(rectangle, fill=color)
+            bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 150
+            draw.text((x + 2, y + height / 2), text, fill=INK if bright else PAPER, font=font, anchor="lm")
+            taken.append(rectangle)
             return
 
 
-def _line(image: Image.Image) -> int:
+def _line_width(image: Image.Image) -> int:
+    """Width in pixels of a box's outline."""
     return max(2, round(max(image.size) / 400))

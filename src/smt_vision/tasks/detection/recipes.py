@@ -1,11 +1,11 @@
-"""Detection and instance segmentation: the paper's runs on COCO, and two small ones from scratch for a CPU."""
+"""Recipes for detection and instance segmentation: the paper's on COCO, and two small ones from scratch for a CPU."""
 
 from dataclasses import replace
 
 from ...recipe import PAPER, Engine, Input, Optim
 from .config import DetectConfig, DetectionAugment, DetectionRecipe
 
-WARMUP = 500 / (117_266 // 16)  # 500 updates of 16 images; 117,266 of COCO's 118,287 training images show an object
+WARMUP = 500 / (117_266 // 16)  # 500 steps of 16 images; 117,266 of COCO's 118,287 training images show an object
 
 
 def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float | None) -> DetectionRecipe:
@@ -13,7 +13,7 @@ def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float |
     measured = {"box_ap": box_ap, "mask_ap": mask_ap}
     return DetectionRecipe(
         name=f"coco_mask_rcnn_3x_{variant}",
-        about=f"Mask R-CNN on smt_{variant}, COCO, the 3x schedule at many sizes, as in the paper",
+        about=f"Mask R-CNN on smt_{variant}, COCO, multi-scale 3x schedule, as in the paper",
         model=f"smt_{variant}",
         model_args=dict(drop_path_rate=drop_path),
         pretrained=True,
@@ -41,11 +41,11 @@ def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float |
 
 
 def _1x(recipe: DetectionRecipe, source: str) -> DetectionRecipe:
-    """The same with the 1x schedule: the 1x schedule at one size."""
+    """The same recipe with the single-scale 1x schedule."""
     return replace(
         recipe,
         name=recipe.name.replace("3x", "1x"),
-        about=recipe.about.replace("the 3x schedule at many sizes", "the 1x schedule at one size"),
+        about=recipe.about.replace("multi-scale 3x", "single-scale 1x"),
         epochs=12,
         optim=replace(recipe.optim, milestones=(8, 11)),
         detect=replace(recipe.detect, train_short_sides=(800,), crop_branch=False),
@@ -57,26 +57,26 @@ def _1x(recipe: DetectionRecipe, source: str) -> DetectionRecipe:
 
 _SMALL = _coco("small", 0.2, 49.0, 43.4)
 _BASE = _coco("base", 0.3, 49.8, 44.0)
-_HALF_RATE = replace(_SMALL.optim, lr=1e-4, warmup_lr=1e-7)
+_HALF_LR = replace(_SMALL.optim, lr=1e-4, warmup_lr=1e-7)
 
 RECIPES: tuple[DetectionRecipe, ...] = (
     _1x(_SMALL, "not published for the small model"),
-    _1x(_BASE, "the paper gives the gain alone: 4.2 points of box AP over Swin's counterpart"),
+    _1x(_BASE, "the paper gives the gain only: 4.2 points of box AP over Swin's counterpart"),
     _SMALL,
     _BASE,
     replace(
         _SMALL,
         name="coco_cascade_3x_small",
-        about="Cascade Mask R-CNN on smt_small, COCO, the 3x schedule at many sizes, as in the paper",
-        optim=_HALF_RATE,
+        about="Cascade Mask R-CNN on smt_small, COCO, multi-scale 3x schedule, as in the paper",
+        optim=_HALF_LR,
         detect=replace(_SMALL.detect, head="cascade_mask_rcnn", box_loss="giou"),
         expected={"box_ap": 51.9, "mask_ap": 44.7},
     ),
     replace(
         _SMALL,
         name="coco_retinanet_3x_small",
-        about="RetinaNet on smt_small, COCO, the 3x schedule at many sizes, as in the paper",
-        optim=_HALF_RATE,
+        about="RetinaNet on smt_small, COCO, multi-scale 3x schedule, as in the paper",
+        optim=_HALF_LR,
         detect=replace(_SMALL.detect, head="retinanet"),
         expected={"box_ap": 47.3},
     ),

@@ -33,18 +33,19 @@ from .metrics import DetectionMetrics, encode_rle
 from .pictures import draw_detections
 from .predictor import Detector
 
-SAMPLE_SIDE = 480  # pixels of the long side of each
-COCO_DETECTIONS = 100  # of an image, that COCO's numbers look at
-MASKS_AT_ONCE = 64  # of an image's size, in memory
+SAMPLE_SIDE = 480  # long side of a sample panel in pixels
+SIZES = ("small", "medium", "large")  # object sizes of COCO's metrics
+COCO_DETECTIONS = 100  # detections per image that COCO's metrics count
+MASKS_AT_ONCE = 64  # full-size masks per image in memory
 
 
 class DetectionEvaluation:
-    """What training and evaluation of detectors share.
+    """Evaluation of a detector; training shares it.
 
     Args:
-        val_set: the images to evaluate on.
-        input: how images become tensors.
-        config: the head, sizes and thresholds.
+        val_set: Images to evaluate on.
+        input: Preprocessing.
+        config: Detection head, image sizes and thresholds.
     """
 
     def __init__(self, val_set: DetectionDataset, input: Input, config: DetectConfig) -> None:
@@ -55,54 +56,55 @@ class DetectionEvaluation:
         self.kinds = ("mask", "box") if config.has_masks else ("box",)
         self.primary_metric = f"{self.kinds[0]}_ap"
         self.metric_formats: Mapping[str, MetricFormat] = {
-            f"{kind}_{number}": MetricFormat(f"{kind} {label}")
+            f"{kind}_{metric}": MetricFormat(f"{kind} {label}")
             for kind in self.kinds
-            for number, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ar", "AR"))
+            for metric, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ar", "AR"))
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-        """Detections in pixels of the images that the model saw; see :class:`smt_vision.heads.detectors.Detector`."""
+        """Detections in pixels of the resized images; see
+        :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
         return run_detector(model, batch["image"], batch["sizes"])
 
     def metric(self, device: torch.device) -> "DetectionMetric":
         return DetectionMetric(self.val_set, self.config, device)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """AP and AR by the size of objects, and AP of each class, best first."""
+        """AP and AR by object size, and AP per class, best first."""
         sizes = [
-            (f"{kind} {label}", *(_told(metrics[f"{kind}_{number}_{size}"]) for size in ("small", "medium", "large")))
+            (f"{kind} {label}", *(_format_ap(metrics[f"{kind}_{metric}_{size}"]) for size in SIZES))
             for kind in self.kinds
-            for number, label in (("ap", "AP"), ("ar", "AR"))
+            for metric, label in (("ap", "AP"), ("ar", "AR"))
         ]
-        numbers = [f"{kind}_{number}" for kind in self.kinds for number in ("ap", "ap50")]
+        names = [f"{kind}_{metric}" for kind in self.kinds for metric in ("ap", "ap50")]
         ranked = sorted(metrics["per_class"], key=lambda row: -(row[self.primary_metric] or 0.0))
-        classes = [(row["class"], row["count"], *(_told(row[number]) for number in numbers)) for row in ranked]
+        classes = [(row["class"], row["count"], *(_format_ap(row[name]) for name in names)) for row in ranked]
         return [
-            Table("By size of object", ("", "below 32 x 32 (%)", "to 96 x 96 (%)", "above (%)"), sizes),
-            Table("Classes", ("class", "objects", *(self.metric_formats[number].title for number in numbers)), classes),
+            Table("By object size", ("", "below 32 x 32 (%)", "to 96 x 96 (%)", "above (%)"), sizes),
+            Table("Classes", ("class", "objects", *(self.metric_formats[name].title for name in names)), classes),
         ]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """None: the samples of the best epoch show what there is to see."""
+        """None; training saves samples of the best epoch."""
         return []
 
 
 class DetectionTraining(DetectionEvaluation):
-    """Training a detector on images of objects.
+    """Training of a detector.
 
     Args:
-        recipe: the run. Its data is opened and checked and its model built at once, so that what cannot work fails
-            early.
+        recipe: Training recipe. The data is opened and checked and the model is built immediately, so that errors
+            are raised before training starts.
 
     Raises:
-        ValueError: the data, the backbone or the head cannot be used as the recipe says.
+        ValueError: The data, the backbone or the head cannot be used with the recipe.
     """
 
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
             raise ValueError(
-                "invalid engine.compile=true: detectors cannot be compiled, since the number of regions differs from "
-                "image to image; set it to false"
+                "invalid engine.compile=true: detectors cannot be compiled, because the number of regions per image "
+                "varies; set it to false"
             )
         self.recipe = recipe
         self.train_set = self._open("train")
@@ -128,10 +130,10 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        images = open_detection(self.recipe.data, split)
+        dataset = open_detection(self.recipe.data, split)
         if self.recipe.detect.has_masks:
-            images.require_masks()
-        return images
+            dataset.require_masks()
+        return dataset
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -156,52 +158,52 @@ class DetectionTraining(DetectionEvaluation):
 
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
-        """Images from all over the validation set, the truth beside the detections of a score of 0.4 or more."""
+        """Images spread over the validation set, ground truth beside the detections with a score of at least 0.4."""
         transform = detection_eval_transform(self.input, self.config)
-        panels, names, shown = [], [], set[int]()
+        panels, names, class_ids = [], [], set[int]()
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
             try:
                 picture = decode(raw, channels_of(self.input), name=name)
-            except UnreadableImage:  # the evaluation has just named it, as it has an image of another size than is said
+            except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:
                 continue
             image, sizes = pad_together([transform(picture)])
-            (found,) = run_detector(model, image.to(device), sizes)
-            certain = found["scores"] >= DRAWN_SCORE
-            own = {key: value[certain] for key, value in found.items()}
-            (own,) = to_original([own], sizes, torch.tensor([target["size"]]))
-            own = {key: value.cpu() for key, value in own.items()}
+            (detections,) = run_detector(model, image.to(device), sizes)
+            keep = detections["scores"] >= DRAWN_SCORE
+            detections = {key: value[keep] for key, value in detections.items()}
+            (detections,) = to_original([detections], sizes, torch.tensor([target["size"]]))
+            detections = {key: value.cpu() for key, value in detections.items()}
             truth = _truth(target, masks=self.config.has_masks)
             panels.append(
                 [
                     draw_detections(picture, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
-                    for objects in (truth, own)
+                    for objects in (truth, detections)
                 ]
             )
             names.append(self.val_set.id(row))
-            shown |= {*truth["labels"].tolist(), *own["labels"].tolist()}
+            class_ids |= {*truth["labels"].tolist(), *detections["labels"].tolist()}
         if not panels:
             return None
-        return sample_grid(panels, ("truth", "prediction"), names, shown, self.classes)
+        return sample_grid(panels, ("truth", "prediction"), names, class_ids, self.classes)
 
 
 class DetectionMetric:
-    """Average precision over a set, exact on any number of processes.
+    """Average precision over a dataset, exact on any number of processes.
 
     Args:
-        images: the set, with the truth.
-        config: whether there are masks, and how many detections an image may have.
-        device: where processes exchange what they found.
+        dataset: Images with ground truth.
+        config: Detection head, which decides whether there are masks, and the maximum number of detections per image.
+        device: Device on which processes exchange their detections.
     """
 
-    def __init__(self, images: DetectionDataset, config: DetectConfig, device: torch.device) -> None:
-        self.image_ids = images.image_ids.tolist()
-        self.found = DetectionMetrics(
-            images.ground_truth(),
-            images.classes,
-            images.category_ids,
+    def __init__(self, dataset: DetectionDataset, config: DetectConfig, device: torch.device) -> None:
+        self.image_ids = dataset.image_ids.tolist()
+        self.metrics = DetectionMetrics(
+            dataset.ground_truth(),
+            dataset.classes,
+            dataset.category_ids,
             masks=config.has_masks,
             max_detections=max(config.max_detections, COCO_DETECTIONS),
             device=device,
@@ -213,11 +215,11 @@ class DetectionMetric:
             masks: list[bytes] = []
             boxes: list[Tensor] = []
             for start in range(0, max(len(detections["boxes"]), 1), MASKS_AT_ONCE):
-                some = {key: value[start : start + MASKS_AT_ONCE] for key, value in detections.items()}
-                (whole,) = to_original([some], size[None], original[None])
-                boxes.append(whole["boxes"])
-                masks += encode_rle(whole["masks"]) if self.found.masks else []
-            self.found.update(
+                chunk = {key: value[start : start + MASKS_AT_ONCE] for key, value in detections.items()}
+                (chunk,) = to_original([chunk], size[None], original[None])
+                boxes.append(chunk["boxes"])
+                masks += encode_rle(chunk["masks"]) if self.metrics.masks else []
+            self.metrics.update(
                 self.image_ids[row],
                 torch.cat(boxes).cpu(),
                 detections["scores"].cpu(),
@@ -226,14 +228,14 @@ class DetectionMetric:
             )
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
-        self.found.reduce(all_gather)
+        self.metrics.reduce(all_gather)
 
     def compute(self) -> dict[str, Any]:
-        return self.found.compute()
+        return self.metrics.compute()
 
 
 def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
-    """An image's objects as :func:`smt_vision.draw_detections` takes them, crowds left out."""
+    """An image's objects as arguments of :func:`draw_detections`, without crowds."""
     keep = np.flatnonzero(~target["crowd"])
     truth: dict[str, Any] = {"boxes": target["boxes"][keep], "labels": target["labels"][keep]}
     if masks:
@@ -244,7 +246,7 @@ def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
     return truth
 
 
-def _told(percent: float | None) -> str | float:
+def _format_ap(percent: float | None) -> str | float:
     return "no objects" if percent is None else percent
 
 
@@ -257,12 +259,12 @@ def build_parts(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None
 
 
 def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> nn.Module:
-    """A detector from its spec, to be used in one process; see :class:`smt_vision.tasks.task.TaskType`.
+    """A detector from its spec, for use in a single process; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
         ValueError: The model or the head cannot be built, or the checkpoint does not fit.
     """
-    if spec.head.norm == "sync":  # there is nothing to synchronize
+    if spec.head.norm == "sync":  # a single process has nothing to synchronize
         spec = replace(spec, head=replace(spec.head, norm="train"))
     return build_parts(spec, pretrained, checkpoint)[0]
 
@@ -270,17 +272,17 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[DetectionEvaluation, EvalLoader]:
-    """The validation images of a dataset with the model's classes."""
-    images = open_detection(data, "val")
-    check_classes(images, model.classes)
+    """Evaluation on the validation split of a dataset with the model's classes, and its data loader."""
+    dataset = open_detection(data, "val")
+    check_classes(dataset, model.classes)
     if model.config.has_masks:
-        images.require_masks()
-    loader = detection_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
-    return DetectionEvaluation(images, input, model.config), loader
+        dataset.require_masks()
+    loader = detection_eval_loader(dataset, input, model.config, batch_size, rank=rank, world=world)
+    return DetectionEvaluation(dataset, input, model.config), loader
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:
-    """What published costs of a detector count, at an image of the usual aspect ratio."""
+    """The part of a detector that published GMACs count, and the image shape they are reported for."""
     return flops_view(model, spec.input.channels, spec.head)
 
 

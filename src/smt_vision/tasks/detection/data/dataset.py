@@ -1,6 +1,6 @@
-"""Images with boxes, and perhaps masks, of objects: as COCO's and Pascal VOC's files become one.
+"""Images with object boxes and optional masks, the common form of COCO and Pascal VOC datasets.
 
-Shapes: N images, M objects of all of them; boxes in pixels from the image's corner.
+Shapes: N images, M objects in total; box coordinates in pixels from the top left corner of the image.
 """
 
 import pickle
@@ -15,18 +15,18 @@ import numpy.typing as npt
 from ....data.dataset import RawDataset
 from ....data.validation import ValidationReport, shown
 
-TOLERANCE = 2.0  # pixels that a box may reach outside of its image, as it does where someone counted from one
-ROUNDING = 0.01  # pixels: COCO's own boxes have two decimals
-Segmentation = Any  # as COCO stores it: polygons, or run lengths, compressed or not
+TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
+ROUNDING = 0.01  # pixels; COCO boxes have two decimals
+Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
 
 
 class DetectionTarget(TypedDict):
-    """The objects of one image of n.
+    """The n objects of an image.
 
-    size: its height and width, as the annotations have them. boxes: (n, 4) float32, x0 y0 x1 y1, clipped to the image.
-    labels: (n,) int64, 0 to K - 1. masks: n segmentations as stored, or ``None`` for a set of boxes alone. crowd: (n,)
-    bool, a region of many objects, or one too hard to count: nothing to learn, and no mistake to find. ids: (n,) int64,
-    as messages name an object.
+    size: Image height and width according to the annotations. boxes: (n, 4) float32, ``(x1, y1, x2, y2)``, clipped to
+    the image. labels: (n,) int64 class indices, 0 to K - 1. masks: n segmentations as stored, or ``None`` for a dataset
+    with boxes only. crowd: (n,) bool, a region of many objects or an object marked difficult, ignored in training and
+    evaluation. ids: (n,) int64 annotation ids, which messages show.
     """
 
     size: tuple[int, int]
@@ -39,16 +39,16 @@ class DetectionTarget(TypedDict):
 
 @dataclass(frozen=True)
 class Objects:
-    """All objects of a set, a row each.
+    """All objects of a dataset, one per row.
 
     Attributes:
-        image: (M,) the place of its image in the set.
-        boxes: (M, 4) float64, as COCO stores them: x, y, width, height.
-        labels: (M,) 0 to K - 1.
-        crowd: (M,) as in :class:`DetectionTarget`.
-        areas: (M,) square pixels, by which evaluation tells small objects from large ones.
-        ids: (M,) as stored.
-        segmentations: M, ``None`` where an object has a box alone.
+        image: Index of the object's image (M,).
+        boxes: Boxes (M, 4) float64 in COCO's format: x, y, width, height.
+        labels: Class indices (M,), 0 to K - 1.
+        crowd: Crowd flags (M,) as in :class:`DetectionTarget`.
+        areas: Areas (M,) in square pixels, by which evaluation groups objects by size.
+        ids: Annotation ids (M,) as stored.
+        segmentations: M segmentations, ``None`` for an object with a box only.
     """
 
     image: npt.NDArray[np.int64]
@@ -63,16 +63,17 @@ class Objects:
 class DetectionDataset(RawDataset[DetectionTarget]):
     """Images by index, not decoded, with their objects.
 
-    Everything is in arrays, so that worker processes share it: a million Python lists would be copied as they are read.
+    Annotations are stored in arrays, which worker processes share; reading Python lists would copy them into each
+    worker, because it changes their reference counts.
 
     Args:
-        folder: that the images are in.
-        ids: N paths in it.
-        sizes: (N, 2) height and width.
-        image_ids: (N,) numbers by which results name the images.
-        classes: K names.
-        category_ids: K numbers by which results name the classes; they may have gaps.
-        objects: of all images, in any order.
+        folder: Folder of the images.
+        ids: N image paths relative to ``folder``.
+        sizes: Image heights and widths (N, 2).
+        image_ids: Image ids (N,) for the results format.
+        classes: K class names.
+        category_ids: K category ids for the results format; they may have gaps.
+        objects: Objects of all images, in any order.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         self._masks = _Packed([objects.segmentations[row] for row in order])
 
     def read(self, i: int) -> tuple[Path, DetectionTarget, str]:
-        """Image ``i`` as a path, its objects, and its name for messages."""
+        """Path of image ``i``, its objects, and its name for messages."""
         rows = slice(self._first[i], self._first[i + 1])
         height, width = self.sizes[i].tolist()
         corners = self._boxes[rows].copy()
@@ -118,38 +119,38 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         return bool(self._masks.filled.any())
 
     def require_masks(self) -> None:
-        """For a network that learns masks.
+        """Check that all objects, except crowds, have a mask.
 
         Raises:
-            ValueError: objects to learn from lack a mask.
+            ValueError: Objects have no mask.
         """
-        lacking = np.flatnonzero(~self._masks.filled & ~self._crowd)
-        if len(lacking):
-            images = np.searchsorted(self._first, lacking, side="right") - 1
-            cases = [f"{self._object_ids[row]} ({self.id(image)})" for row, image in zip(lacking, images, strict=True)]
+        missing = np.flatnonzero(~self._masks.filled & ~self._crowd)
+        if len(missing):
+            images = np.searchsorted(self._first, missing, side="right") - 1
+            cases = [f"{self._object_ids[row]} ({self.id(image)})" for row, image in zip(missing, images, strict=True)]
             raise ValueError(
-                f"{self.where}: {len(lacking)} of {len(self._labels)} objects have a box but no segmentation: "
-                f"{shown(cases)}; add their masks, or train a head of boxes alone (--detect.head faster_rcnn or "
+                f"{self.where}: {len(missing)} of {len(self._labels)} objects have a box but no segmentation: "
+                f"{shown(cases)}; add their masks, or train a head without masks (--detect.head faster_rcnn or "
                 "retinanet)"
             )
 
     def portrait(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether each image is higher than wide."""
+        """Whether each image is portrait, i.e. higher than wide (N,)."""
         return self.sizes[:, 0] > self.sizes[:, 1]
 
     def describe(self) -> str:
-        """Images, objects, classes, the rarest and the most frequent class, and what training leaves out."""
+        """Number of images, objects and classes, the rarest and the most frequent class, and what training ignores."""
         counts = np.bincount(self._labels, minlength=len(self.classes))
-        few, many = int(counts.argmin()), int(counts.argmax())
+        rarest, commonest = int(counts.argmin()), int(counts.argmax())
         empty = int((np.diff(self._first) == 0).sum())
         return (
-            f"{len(self)} images, {len(self._labels)} objects of {len(self.classes)} classes, {counts[few]} "
-            f"({self.classes[few]}) to {counts[many]} ({self.classes[many]}) a class; {empty} images without objects, "
-            f"{int(self._crowd.sum())} objects are crowds"
+            f"{len(self)} images, {len(self._labels)} objects of {len(self.classes)} classes, "
+            f"{counts[rarest]} ({self.classes[rarest]}) to {counts[commonest]} ({self.classes[commonest]}) per class; "
+            f"{empty} images without objects, {int(self._crowd.sum())} crowds"
         )
 
     def ground_truth(self) -> dict[str, Any]:
-        """The whole set in COCO's format, for evaluation: objects as they are stored, crowds included."""
+        """The dataset in COCO format, for evaluation: objects as stored, including crowds."""
         annotations = []
         for i, image_id in enumerate(self.image_ids.tolist()):
             for row in range(self._first[i], self._first[i + 1]):
@@ -176,7 +177,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
 
 
 class _Packed:
-    """A list of plain Python values in one array of bytes; ``None`` takes no room."""
+    """A list of plain Python values, pickled into one byte array; ``None`` takes no space."""
 
     def __init__(self, values: Sequence[object]) -> None:
         packed = [b"" if value is None else pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
@@ -185,50 +186,48 @@ class _Packed:
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
     def __getitem__(self, i: int) -> Any:
-        # The bytes are our own, made above: nothing of a file is unpickled.
+        # The bytes were pickled in __init__: no data from a file is unpickled.
         return pickle.loads(self._bytes[self._ends[i] : self._ends[i + 1]].tobytes()) if self.filled[i] else None
 
 
 def check_boxes(
-    findings: ValidationReport,
+    report: ValidationReport,
     boxes: npt.NDArray[np.float64],
     sizes: npt.NDArray[np.int64],
     case: Callable[[int], str],
 ) -> None:
-    """Find boxes that are none, that have no area, or that reach outside of their image.
+    """Report boxes that are malformed, have no area, or extend outside of their image.
 
     Args:
-        findings: to add to.
-        boxes: (M, 4) x, y, width, height.
-        sizes: (M, 2) height and width of each box's image.
-        case: what to call a row.
+        report: Report to add to.
+        boxes: Boxes (M, 4) as x, y, width, height.
+        sizes: Image height and width of each box (M, 2).
+        case: Function from a row to its name in messages.
     """
     malformed = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1)
     beyond = np.concatenate([-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - sizes[:, ::-1]], axis=1).max(1, initial=0)
     for row in np.flatnonzero(malformed):
-        findings.error("boxes that are not x, y, width and height", f"{case(row)} {boxes[row].tolist()}", "mend them")
+        report.error("boxes that are not x, y, width and height", f"{case(row)} {boxes[row].tolist()}", "fix them")
     for row in np.flatnonzero(~malformed & (boxes[:, 2:] == 0).any(1)):
-        findings.warning(
-            "boxes without area", case(row), "training leaves them out, evaluation counts them as COCO's does"
-        )
+        report.warning("boxes without area", case(row), "training ignores them, evaluation counts them as COCO does")
     for row in np.flatnonzero(~malformed & (beyond > TOLERANCE)):
         height, width = sizes[row]
-        findings.error(
+        report.error(
             "boxes outside of their image",
             f"{case(row)} {boxes[row].tolist()} in {width} x {height}",
-            f"more than {TOLERANCE:g} px outside is no rounding: boxes may be stored as corners, widths and heights "
-            "swapped, or the images resized; mend or clip them",
+            f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners, widths and "
+            "heights may be swapped, or the images resized; fix or clip the boxes",
         )
     for row in np.flatnonzero(~malformed & (beyond > ROUNDING) & (beyond <= TOLERANCE)):
-        findings.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")
+        report.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")
 
 
-def check_files(findings: ValidationReport, folder: Path, ids: Sequence[str]) -> None:
-    """Find images that are not there; each folder is listed once."""
+def check_files(report: ValidationReport, folder: Path, ids: Sequence[str]) -> None:
+    """Report images that do not exist; each folder is listed once."""
     listed: dict[Path, set[str]] = {}
     for name in ids:
         path = folder / name
         if path.parent not in listed:
             listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
         if path.name not in listed[path.parent]:
-            findings.error(f"images are not in {folder}", name, "fetch them, or take them out of the annotations")
+            report.error(f"images are not in {folder}", name, "download them, or remove them from the annotations")

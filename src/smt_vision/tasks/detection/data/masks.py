@@ -1,4 +1,4 @@
-"""Segmentations as COCO stores them, to masks, by faster-coco-eval (the extra ``detect``)."""
+"""Rasterization of COCO segmentations by faster-coco-eval (the extra ``detect``)."""
 
 from collections.abc import Sequence
 
@@ -11,44 +11,44 @@ from .dataset import Segmentation
 
 
 def rasterize_masks(
-    segmentations: Sequence[Segmentation], view: Region, height: int, width: int
+    segmentations: Sequence[Segmentation], region: Region, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """Masks of objects as a view of their image has them.
+    """Rasterize object masks in a region of their image.
 
-    Polygons are moved and then drawn at the view's size. Run lengths are decoded one at a time, so that beyond the
-    result no more than one mask of the image's size is in memory.
+    Polygons are transformed and then rasterized at the region's output size. RLE masks are decoded one at a time, so
+    that apart from the result at most one mask of the image's size is in memory.
 
     Args:
-        segmentations: n, of polygons ``[[x, y, ...], ...]`` or run lengths ``{"size": ..., "counts": ...}``.
-        view: of the image.
-        height: of the image, in pixels.
-        width: of the image.
+        segmentations: n segmentations: polygons ``[[x, y, ...], ...]`` or RLE masks ``{"size": ..., "counts": ...}``.
+        region: Region of the image.
+        height: Image height in pixels.
+        width: Image width in pixels.
 
     Returns:
-        (n, h, w), 0 or 1, of the view's size.
+        Masks (n, h, w) of the region's output size, 0 or 1.
 
     Raises:
-        ValueError: run lengths that are none.
+        ValueError: An RLE mask is invalid.
     """
-    mask = require("faster_coco_eval.core.mask", "detect")
-    out = np.zeros((len(segmentations), view.height, view.width), dtype=np.uint8)
-    rows, columns = view.pixels()
+    coco_mask = require("faster_coco_eval.core.mask", "detect")
+    out = np.zeros((len(segmentations), region.height, region.width), dtype=np.uint8)
+    rows, columns = region.pixels()
     for i, segmentation in enumerate(segmentations):
         if isinstance(segmentation, dict):
-            lengths = mask.segmToRle(segmentation, width, height)
-            left, top, across, down = mask.toBbox(lengths)
-            # Elsewhere it is zero: hundreds of small objects would each be looked for in the whole image.
-            y, x = _within(rows, top, down), _within(columns, left, across)
-            out[i, y, x] = mask.decode(lengths)[rows[y, None], columns[x]]
+            rle = coco_mask.segmToRle(segmentation, width, height)
+            box_x, box_y, box_width, box_height = coco_mask.toBbox(rle)
+            # Only the mask's bounding box is resampled, for images with hundreds of small objects.
+            y, x = _slice_within(rows, box_y, box_height), _slice_within(columns, box_x, box_width)
+            out[i, y, x] = coco_mask.decode(rle)[rows[y, None], columns[x]]
             continue
-        outlines = [np.array(polygon, dtype=np.float64) for polygon in segmentation if len(polygon) >= 6]
-        moved = [view.points(outline.reshape(-1, 2)).ravel().tolist() for outline in outlines]
-        if moved:
-            out[i] = mask.decode(mask.segmToRle(moved, view.width, view.height))
+        points = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation if len(polygon) >= 6]
+        polygons = [region.points(xy).ravel().tolist() for xy in points]
+        if polygons:
+            out[i] = coco_mask.decode(coco_mask.segmToRle(polygons, region.width, region.height))
     return out
 
 
-def _within(pixels: npt.NDArray[np.int64], first: float, length: float) -> slice:
-    """Where ascending or descending numbers are those of a box's side."""
-    inside = np.flatnonzero((pixels >= first) & (pixels < first + length))
+def _slice_within(pixels: npt.NDArray[np.int64], start: float, length: float) -> slice:
+    """The slice of ascending or descending pixel indices that lie in ``[start, start + length)``."""
+    inside = np.flatnonzero((pixels >= start) & (pixels < start + length))
     return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0)

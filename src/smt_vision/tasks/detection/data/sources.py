@@ -1,4 +1,4 @@
-"""Images with boxes and masks of objects: sources, transforms, loaders."""
+"""Detection datasets by folder layout; data loaders and transforms."""
 
 import logging
 from pathlib import Path
@@ -26,31 +26,31 @@ log = logging.getLogger(__name__)
 
 
 def open_detection(data: str, split: Split) -> DetectionDataset:
-    """Open one split of a set of images with objects, and check it.
+    """Open and validate one split of a detection dataset.
 
     Args:
-        data: a folder, of COCO's form: ``annotations/instances_train*.json`` and ``instances_val*.json``, with images
-            in ``train*/`` and ``val*/``; or of Pascal VOC's: ``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/``.
+        data: Folder in COCO layout: ``annotations/instances_train*.json`` and ``instances_val*.json``, with images in
+            ``train*/`` and ``val*/``; or in Pascal VOC layout: ``Annotations/``, ``JPEGImages/`` and
+            ``ImageSets/Main/``.
         split: ``train`` or ``val``.
 
     Returns:
-        The images, not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
+        Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
 
     Raises:
-        ValueError: the folder has no such form, or what it holds cannot be used: missing files, boxes outside of their
-            images, unknown categories, duplicate ids; the message names the first few of each, and their number.
+        ValueError: The folder has neither layout, or its content is invalid: missing files, boxes outside of their
+            images, unknown categories, duplicate ids. The message has the number of each and the first few cases.
     """
     root = Path(data).expanduser()
     if file := find_coco(root, split):
-        found = open_coco(root, file)
+        dataset = open_coco(root, file)
     elif names := find_voc(root, split):
-        found = open_voc(root, names)
+        dataset = open_voc(root, names)
     else:
-        problem = f"has no annotations for {split}" if root.is_dir() else "is no folder"
+        problem = f"has no annotations for {split}" if root.is_dir() else "is not a directory"
         raise ValueError(
-            f"data {data!r} {problem}; expected COCO's form (annotations/instances_train*.json and "
-            f"instances_val*.json, images in train*/ and val*/) or Pascal VOC's ({LAYOUT}) (on the command line: "
-            "--data)"
+            f"data {data!r} {problem}; expected COCO layout (annotations/instances_train*.json and "
+            f"instances_val*.json, images in train*/ and val*/) or Pascal VOC layout ({LAYOUT}); set --data"
         )
-    log.info("%s: %s", found.where, found.describe())
-    return found
+    log.info("%s: %s", dataset.where, dataset.describe())
+    return dataset

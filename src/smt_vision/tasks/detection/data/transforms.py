@@ -1,4 +1,4 @@
-"""Images and objects to tensors: resize, the two-branch crop of the 3x schedule, flips, color."""
+"""Conversion of images and objects to tensors: resize, two-branch crop of the 3x schedule, flips, color jitter."""
 
 import random
 from collections.abc import Callable
@@ -16,53 +16,53 @@ from ..config import DetectConfig, DetectionAugment
 from .dataset import DetectionTarget
 from .masks import rasterize_masks
 
-BRANCH_SHORT_SIDES = (400, 500, 600)  # of an image before it is cropped, and
-BRANCH_CROP = (384, 600)  # shortest and longest side of the crop: DETR's numbers, as published with the 3x schedule
-Draw = Callable[[int, int], Region]  # (width, height) of an image to what is seen of it
+# The crop branch has the values of DETR, as published with the 3x schedule.
+BRANCH_SHORT_SIDES = (400, 500, 600)  # short sides in pixels before the crop
+BRANCH_CROP = (384, 600)  # smallest and largest side of the crop in pixels
 
 
 def eval_region(width: int, height: int, detect: DetectConfig) -> Region:
-    """The whole image at evaluation's size."""
+    """The full image at evaluation size."""
     return Region(0, 0, width, height, *fit_size(width, height, detect.short_side, detect.long_side))
 
 
 def train_region(width: int, height: int, detect: DetectConfig, augment: DetectionAugment) -> Region:
-    """What training sees of an image; draws from Python's generator."""
-    window = (0, 0, width, height)
+    """A random region for training, sampled with Python's ``random``."""
+    crop = (0, 0, width, height)
     if detect.crop_branch and random.random() < 0.5:
-        window = _drawn_window(width, height)
-    left, top, right, bottom = window
+        crop = _random_crop(width, height)
+    left, top, right, bottom = crop
     size = fit_size(right - left, bottom - top, random.choice(detect.train_short_sides), detect.long_side)
     hflip, vflip = random.random() < augment.hflip, random.random() < augment.vflip
-    return Region(*window, *size, hflip=hflip, vflip=vflip)
+    return Region(*crop, *size, hflip=hflip, vflip=vflip)
 
 
-def _drawn_window(width: int, height: int) -> tuple[int, int, int, int]:
-    """A crop of 384 to 600 pixels a side out of the image at a short side of 400, 500 or 600, in its own pixels."""
+def _random_crop(width: int, height: int) -> tuple[int, int, int, int]:
+    """A crop of 384 to 600 pixels per side after a resize to a short side of 400, 500 or 600, in original pixels."""
     scale = random.choice(BRANCH_SHORT_SIDES) / min(width, height)
-    least, most = BRANCH_CROP
+    smallest, largest = BRANCH_CROP
     sides = []
     for side in (width, height):
         resized = round(side * scale)
-        crop = random.randint(min(resized, least), min(resized, most))
+        crop = random.randint(min(resized, smallest), min(resized, largest))
         sides.append(min(side, max(1, round(crop / scale))))
     left, top = random.randint(0, width - sides[0]), random.randint(0, height - sides[1])
     return left, top, left + sides[0], top + sides[1]
 
 
 def detection_eval_transform(input: Input, detect: DetectConfig) -> Callable[[Image.Image], torch.Tensor]:
-    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, whole."""
-    pixels = RegionPixels(input)
-    return lambda image: pixels(image, eval_region(*image.size, detect))
+    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``."""
+    to_pixels = RegionPixels(input)
+    return lambda image: to_pixels(image, eval_region(*image.size, detect))
 
 
 class DetectionTransform:
-    """An image and its objects to a sample.
+    """Convert an image and its objects to a sample.
 
     Args:
-        input: filter, mean and standard deviation.
-        detect: sizes, and whether there are masks.
-        augment: what training does, of it ``hflip``, ``vflip`` and ``color_jitter``; ``None`` for evaluation.
+        input: Interpolation, mean and standard deviation.
+        detect: Image sizes, and the head, which decides whether there are masks.
+        augment: Augmentation for training; ``None`` for evaluation.
     """
 
     def __init__(self, input: Input, detect: DetectConfig, augment: DetectionAugment | None) -> None:
@@ -73,27 +73,27 @@ class DetectionTransform:
         self.color = ColorJitter(strength, strength, strength) if strength else None
 
     def __call__(self, image: Image.Image, target: DetectionTarget, name: str) -> dict[str, Any]:
-        """``image`` (C, h, w), ``original`` (H, W), and in training ``target``: boxes, labels, perhaps masks.
+        """``image`` (C, h, w), ``original`` (H, W), and in training ``target``: boxes, labels and optional masks.
 
         Raises:
-            UnreadableImage: the image or a mask is not what the annotations say.
+            UnreadableImage: The image size differs from the annotations, or a mask is invalid.
         """
         if (image.height, image.width) != target["size"]:
             height, width = target["size"]
             raise UnreadableImage(
-                f"{name}: {image.width} x {image.height} pixels, the annotations say {width} x {height}; mend either "
-                "(a photograph's EXIF orientation counts)"
+                f"{name}: {image.width} x {image.height} pixels, but the annotations have {width} x {height}; fix "
+                "one of them (the EXIF orientation is applied)"
             )
         if self.augment is None:
-            view = eval_region(*image.size, self.detect)
+            region = eval_region(*image.size, self.detect)
         else:
-            view = train_region(*image.size, self.detect, self.augment)
-        sample = {"image": self.pixels(image, view, self.color), "original": target["size"]}
-        return sample if self.augment is None else sample | {"target": self._objects(target, view, name)}
+            region = train_region(*image.size, self.detect, self.augment)
+        sample = {"image": self.pixels(image, region, self.color), "original": target["size"]}
+        return sample if self.augment is None else sample | {"target": self._objects(target, region, name)}
 
-    def _objects(self, target: DetectionTarget, view: Region, name: str) -> dict[str, torch.Tensor]:
-        """Those to learn from that the view has enough of."""
-        boxes = view.boxes(target["boxes"].astype(float))
+    def _objects(self, target: DetectionTarget, region: Region, name: str) -> dict[str, torch.Tensor]:
+        """The training objects of the region, without crowds and boxes smaller than ``min_box``."""
+        boxes = region.boxes(target["boxes"].astype(float))
         sides = boxes[:, 2:] - boxes[:, :2]
         keep = ((sides > 0) & (sides >= self.detect.min_box)).all(1) & ~target["crowd"]
         out = {
@@ -102,13 +102,13 @@ class DetectionTransform:
         }
         if not self.detect.has_masks:
             return out
-        stored = target["masks"] or []  # an image without objects may be all that a set without masks is
+        stored = target["masks"] or []  # None for a dataset without masks, whose images then have no objects
         try:
-            masks = rasterize_masks([stored[i] for i in keep.nonzero()[0]], view, *target["size"])
+            masks = rasterize_masks([stored[i] for i in keep.nonzero()[0]], region, *target["size"])
         except ValueError as error:
             raise UnreadableImage(
-                f"{name}: a mask among annotations {target['ids'][keep].tolist()}: {error}"
+                f"{name}: invalid mask among annotations {target['ids'][keep].tolist()}: {error}"
             ) from error
         out["masks"] = torch.from_numpy(masks)
-        drawn = masks.any((1, 2))  # a box may reach into a crop where its object does not
-        return out if drawn.all() else {key: value[torch.from_numpy(drawn)] for key, value in out.items()}
+        visible = masks.any((1, 2))  # a crop may contain part of a box, but nothing of its object
+        return out if visible.all() else {key: value[torch.from_numpy(visible)] for key, value in out.items()}

@@ -1,6 +1,7 @@
-"""Pascal VOC's folders: a text file of names for each split, an XML file of boxes for each image."""
+"""Pascal VOC layout: a text file of image names per split, an XML file of boxes per image."""
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,11 @@ from ....data.files import TRAIN_NAMES, VAL_NAMES, is_image
 from ....data.validation import ValidationReport
 from .dataset import DetectionDataset, Objects, check_boxes
 
-LAYOUT = "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt of one NAME a line"
+LAYOUT = "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt with one NAME per line"
 
 
 class _Box(NamedTuple):
-    """One object: its class, x, y, width and height from the corner, and whether it is too hard to count."""
+    """An object: class name, box as x, y, width and height, and whether it is marked difficult."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -24,50 +25,50 @@ class _Box(NamedTuple):
 
 
 def find_voc(root: Path, split: Split) -> Path | None:
-    """The split's list of names; ``None`` where there is none."""
+    """Find the list of image names of a split; ``None`` if there is none."""
     lists = root / "ImageSets" / "Main"
     names = TRAIN_NAMES if split == "train" else VAL_NAMES
     return next((lists / f"{name}.txt" for name in names if (lists / f"{name}.txt").is_file()), None)
 
 
 def open_voc(root: Path, list_file: Path) -> DetectionDataset:
-    """Open the images that a list of Pascal VOC's names.
+    """Open the images of a Pascal VOC list.
 
-    Classes are the names in all of ``Annotations/``, sorted, and so the same for each split. Boxes count pixels from
-    one, and their last pixel is in them. Objects marked difficult are neither learnt nor counted, as COCO's crowds.
+    The classes are the sorted names in all files of ``Annotations/``, so that all splits have the same. Box coordinates
+    count from one and include the last pixel. Objects marked difficult are ignored, like COCO's crowds.
 
     Raises:
-        ValueError: it cannot be used; every kind of mistake is named with the first few cases.
+        ValueError: The data is invalid; the message lists the first few cases of each kind of error.
     """
-    findings = ValidationReport(str(root))
+    report = ValidationReport(str(root))
     stems = [line.split()[0] for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not stems:
-        raise ValueError(f"{list_file}: names no image; expected one name a line")
+        raise ValueError(f"{list_file}: no image names; expected one name per line")
     files = {path.stem: path.name for path in sorted((root / "JPEGImages").iterdir()) if is_image(path.name)}
-    parsed = {path.stem: _parse(path, findings) for path in sorted((root / "Annotations").glob("*.xml"))}
+    parsed = {path.stem: _parse(path, report) for path in sorted((root / "Annotations").glob("*.xml"))}
     for stem in stems:
         if stem not in files or stem not in parsed:
-            findings.error(
+            report.error(
                 f"names in {list_file.name} without an image in JPEGImages/ or a file in Annotations/",
                 stem,
-                "fetch them, or take them out of the list",
+                "download them, or remove them from the list",
             )
-    for stem in sorted({stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()):
-        findings.error(f"names that {list_file.name} has more than once", stem, "keep one of each")
-    findings.tell()
+    for stem in sorted(stem for stem, count in Counter(stems).items() if count > 1):
+        report.error(f"names that occur more than once in {list_file.name}", stem, "keep one of each")
+    report.tell()
 
     classes = sorted({box.name for _, boxes in parsed.values() for box in boxes})
-    number = {name: k for k, name in enumerate(classes)}
+    class_ids = {name: k for k, name in enumerate(classes)}
     rows = [(row, box) for row, stem in enumerate(stems) for box in parsed[stem][1]]
     sizes = np.array([parsed[stem][0] for stem in stems], dtype=np.int64)
     boxes = np.array([box.box for _, box in rows], dtype=np.float64).reshape(-1, 4)
     image = np.array([row for row, _ in rows], dtype=np.int64)
-    check_boxes(findings, boxes, sizes[image], lambda m: f"{stems[rows[m][0]]}.xml ({rows[m][1].name})")
-    findings.tell()
+    check_boxes(report, boxes, sizes[image], lambda m: f"{stems[rows[m][0]]}.xml ({rows[m][1].name})")
+    report.tell()
     objects = Objects(
         image=image,
         boxes=boxes,
-        labels=np.array([number[box.name] for _, box in rows], dtype=np.int64),
+        labels=np.array([class_ids[box.name] for _, box in rows], dtype=np.int64),
         crowd=np.array([box.difficult for _, box in rows], dtype=bool),
         areas=boxes[:, 2:].prod(1),
         ids=np.arange(1, len(rows) + 1),
@@ -78,31 +79,31 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
     return DetectionDataset(root / "JPEGImages", ids, sizes, image_ids, classes, category_ids, objects)
 
 
-def _parse(path: Path, findings: ValidationReport) -> tuple[tuple[int, int], list[_Box]]:
-    """An image's height and width, and its objects."""
+def _parse(path: Path, report: ValidationReport) -> tuple[tuple[int, int], list[_Box]]:
+    """Image height and width, and the objects."""
     try:
         tree = ElementTree.parse(path).getroot()
-        size = _number(tree, "size/height"), _number(tree, "size/width")
+        size = _parse_number(tree, "size/height"), _parse_number(tree, "size/width")
         if min(size) < 1:
             raise ValueError(f"size {size[1]:g} x {size[0]:g}")
         return (int(size[0]), int(size[1])), list(_objects(tree))
     except (ElementTree.ParseError, ValueError) as error:
-        findings.error("files in Annotations/ that cannot be used", f"{path.name} ({error})", f"expected {LAYOUT}")
+        report.error("files in Annotations/ that are invalid", f"{path.name} ({error})", f"expected {LAYOUT}")
         return (1, 1), []
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Box]:
     for item in tree.iterfind("object"):
-        left, top, right, bottom = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+        left, top, right, bottom = (_parse_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         name = (item.findtext("name") or "").strip()
         if not name:
-            raise ValueError("an object without a name")
+            raise ValueError("object without a name")
         box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
         yield _Box(name, box, (item.findtext("difficult") or "0").strip() == "1")
 
 
-def _number(element: ElementTree.Element, path: str) -> float:
+def _parse_number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
     if text is None:
-        raise ValueError(f"no {path}")
+        raise ValueError(f"missing {path}")
     return float(text)

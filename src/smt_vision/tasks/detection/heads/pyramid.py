@@ -1,4 +1,4 @@
-"""Feature maps: any of timm's features_only models as a backbone, and the feature pyramid over it.
+"""Feature pyramid over the feature maps of a backbone.
 
 Shapes: B images of H x W pixels; four maps of C_i channels and strides s_i, finest first.
 """
@@ -14,23 +14,24 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from ...backbone import Backbone
 from ..config import DetectConfig
 
-GROUPS, GROUP_CHANNELS = 32, 4  # of GroupNorm: 32 groups, unless they would have fewer than 4 channels
+GROUPS, GROUP_CHANNELS = 32, 4  # GroupNorm: 32 groups, or fewer so that a group has at least 4 channels
 Norm = Callable[[int], nn.Module]
 
 
 class Pyramid(nn.Module):
-    """A backbone and the feature pyramid over it (Lin et al., CVPR 2017): five levels of one number of channels.
+    """A backbone with a feature pyramid (Lin et al., CVPR 2017) of five levels with equal channels.
 
     Args:
-        backbone: gives the maps.
-        channels: of each level.
-        top: ``pool``: the four maps, and the last level taken at every second place (for proposals);
-            ``convs``: the last three maps, and two levels more by strided convolutions of the last map (RetinaNet).
-        norm: makes the layer after each convolution, of a number of channels; ``None`` for none.
+        backbone: Backbone of four feature maps.
+        channels: Number of channels per level.
+        top: ``pool``: levels of the four maps, and the last one subsampled by 2 (for proposals); ``convs``: levels of
+            the last three maps, and two more from strided convolutions of the last map (RetinaNet).
+        norm: Function from a number of channels to the normalization layer after each convolution; ``None`` for no
+            normalization.
 
     Attributes:
-        out_channels: of each level.
-        strides: of the levels.
+        out_channels: Number of channels per level.
+        strides: Strides of the levels.
 
     Shape: ``(B, 3, H, W)`` to levels by name, finest first, each ``(B, channels, H / s, W / s)`` in float32.
     """
@@ -47,26 +48,26 @@ class Pyramid(nn.Module):
             extra = LastLevelMaxPool()
         else:
             extra = LastLevelP6P7(maps[-1], channels)
-            extra.use_P5 = False  # torchvision takes the level in place of the map where their channels are as many
+            extra.use_P5 = False  # otherwise torchvision uses the level instead of the map if their channels are equal
         self.fpn = FeaturePyramidNetwork(maps[self.first :], channels, extra, norm)
         self.strides: Sequence[int] = [strides[self.first] * 2**i for i in range(5)]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(image)[self.first :]
         levels = self.fpn({str(i): x for i, x in enumerate(maps)})
-        # Boxes take their type from the levels, and in bfloat16 would be off by pixels.
+        # Boxes inherit the dtype of the levels; bfloat16 would be off by pixels.
         return {name: level.float() for name, level in levels.items()}
 
 
 def head_norm(config: DetectConfig) -> Norm | None:
-    """What makes the normalization of pyramid and heads, of a number of channels."""
+    """Function from a number of channels to the normalization layer of pyramid and heads, or ``None``."""
     if config.head_norm == "none":
         return None
     return lambda channels: nn.GroupNorm(min(GROUPS, max(1, channels // GROUP_CHANNELS)), channels)
 
 
 def in_float32(module: nn.Module) -> nn.Module:
-    """Have a module give float32 whatever precision it runs in, since boxes and losses are made of what it gives."""
+    """Cast the outputs of a module to float32 in any precision, because boxes and losses are computed from them."""
     module.register_forward_hook(_cast)
     return module
 

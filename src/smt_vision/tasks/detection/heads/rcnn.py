@@ -1,11 +1,10 @@
-"""Detectors of two and more stages: Faster R-CNN, Mask R-CNN and Cascade Mask R-CNN, by torchvision's parts.
+"""Multi-stage detectors: Faster R-CNN, Mask R-CNN and Cascade Mask R-CNN, built from torchvision's modules.
 
-Regions are proposed from every level of the feature pyramid; a box head, and with masks a mask head, looks into each.
-A cascade repeats that three times, each stage starting from the boxes of the one before.
+Regions are proposed from every level of the feature pyramid. A box head, and with masks a mask head, processes each
+region. A cascade has three such stages; each stage starts from the boxes of the previous one.
 
 Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads (four
-convolutions with BatchNorm and a linear layer, a mask head a stage) are those of the configurations that the paper's
-runs are of.
+convolutions with BatchNorm and a linear layer, one mask head per stage) follow the configurations of the paper's runs.
 
 Shapes: B images, K classes, C channels of the pyramid; N, R boxes ``(x1, y1, x2, y2)`` in pixels.
 """
@@ -30,19 +29,19 @@ from ..config import DetectConfig
 from .pyramid import Pyramid, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
-BOX_SIZE, MASK_SIZE = 7, 14  # sides of what the heads see of a region
-GIOU_WEIGHT = 10.0  # as in the configurations: GIoU losses are that much smaller than those of encoded boxes
-COUNTED_BOXES, COUNTED_MASKS = 1000, 100  # regions that published costs are counted with
+BOX_SIZE, MASK_SIZE = 7, 14  # sides of the pooled features of a region, for box and mask heads
+GIOU_WEIGHT = 10.0  # as in the configurations: compensates that GIoU losses are smaller than L1 losses
+FLOPS_BOXES, FLOPS_MASKS = 1000, 100  # regions per image in published GMACs
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a stage is trained to.
+class StageConfig:
+    """Training targets and loss weight of a stage.
 
     Args:
-        iou: overlap from which a region is one of an object.
-        weight: of its losses.
-        stds: of the regression targets (x, y, width, height).
+        iou: IoU from which a region is assigned to an object.
+        weight: Weight of the losses.
+        stds: Standard deviations of the regression targets (x, y, width, height).
     """
 
     iou: float
@@ -50,24 +49,25 @@ class Stage:
     stds: tuple[float, float, float, float]
 
 
-ONE_STAGE = (Stage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),)
+SINGLE_STAGE = (StageConfig(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),)
 CASCADE = (
-    *ONE_STAGE,
-    Stage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
-    Stage(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
+    *SINGLE_STAGE,
+    StageConfig(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
+    StageConfig(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
 )
 
 
 class RCNN(nn.Module):
-    """Proposals, then one stage or more of box and mask heads.
+    """Region proposals, followed by one or more stages of box and mask heads.
 
     Args:
-        pyramid: five levels.
-        num_classes: K.
-        config: which of the three, and its sizes and thresholds.
+        pyramid: Feature pyramid of five levels.
+        num_classes: Number of classes K.
+        config: Kind of detector, its sizes and thresholds.
 
     Shape: see :class:`smt_vision.tasks.detection.heads.detectors.Detector`. The losses are ``objectness`` and
-        ``proposal`` of the proposals, and of the heads ``class``, ``box`` and ``mask``; a cascade's end in 1, 2 and 3.
+        ``proposal`` of the proposals, and ``class``, ``box`` and ``mask`` of the heads; those of a cascade have the
+        stage's number, 1 to 3, as suffix.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
@@ -87,11 +87,11 @@ class RCNN(nn.Module):
             nms_thresh=0.7,
         )
         cascade = config.head == "cascade_mask_rcnn"
-        make = _cascade_stage if cascade else _only_stage
-        stages = CASCADE if cascade else ONE_STAGE
+        make_stage = _cascade_stage if cascade else _single_stage
+        stages = CASCADE if cascade else SINGLE_STAGE
         self.weights = [stage.weight for stage in stages]
         self.giou = config.box_loss == "giou"
-        self.stages: Any = nn.ModuleList(make(stage, self.pyramid, num_classes, config) for stage in stages)
+        self.stages: Any = nn.ModuleList(make_stage(stage, self.pyramid, num_classes, config) for stage in stages)
 
     def forward(
         self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
@@ -101,8 +101,9 @@ class RCNN(nn.Module):
             return self.detect(image, shapes)
         levels = self.pyramid(image)
         proposals, proposal_losses = self.rpn(ImageList(image, shapes), levels, targets)
-        assert targets is not None  # the proposals have asked for them
-        targets = [{**target, "labels": target["labels"] + 1} for target in targets]  # torchvision's 0 is background
+        assert targets is not None  # the RPN has checked it
+        # torchvision reserves label 0 for background.
+        targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         return {
             "objectness": proposal_losses["loss_objectness"],
             "proposal": proposal_losses["loss_rpn_box_reg"],
@@ -115,18 +116,18 @@ class RCNN(nn.Module):
         return self._detect(levels, proposals, shapes)
 
     def forward_flops(self, image: Tensor) -> None:
-        """The work that tables of cost count: of the pyramid, and of the heads on 1000 boxes and 100 masks a stage.
+        """The part that published GMACs count: the pyramid, and the heads on 1000 boxes and 100 masks per stage.
 
-        How many regions there are depends on the image; the tables (mmdetection's) take these. It runs without data,
-        on the meta device.
+        The number of regions depends on the image; published tables (mmdetection's) assume these numbers. Runs on the
+        meta device, without data.
         """
         levels = self.pyramid(image)
         self.rpn.head(list(levels.values()))
         for stage in self.stages:
-            regions = image.new_zeros(COUNTED_BOXES, self.pyramid.out_channels, BOX_SIZE, BOX_SIZE)
+            regions = image.new_zeros(FLOPS_BOXES, self.pyramid.out_channels, BOX_SIZE, BOX_SIZE)
             stage.box_predictor(stage.box_head(regions))
             if self.has_masks:
-                regions = image.new_zeros(COUNTED_MASKS, self.pyramid.out_channels, MASK_SIZE, MASK_SIZE)
+                regions = image.new_zeros(FLOPS_MASKS, self.pyramid.out_channels, MASK_SIZE, MASK_SIZE)
                 stage.mask_predictor(stage.mask_head(regions))
 
     def _losses(
@@ -138,17 +139,18 @@ class RCNN(nn.Module):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for i, (stage, weight) in enumerate(zip(self.stages, self.weights, strict=True)):
-            # The objects' own boxes are added to each stage's regions, so that it has some to learn from.
-            proposals, matched, labels, wanted = stage.select_training_samples(proposals, targets)
+            # The ground-truth boxes are added to the regions of each stage, so that every stage has positive samples.
+            proposals, matched, labels, box_targets = stage.select_training_samples(proposals, targets)
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
             if self.giou:
-                class_loss, box_loss = giou_loss(stage, scores, deltas, proposals, labels, wanted)
+                class_loss, box_loss = giou_loss(stage, scores, deltas, proposals, labels, box_targets)
             else:
-                class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, wanted)
-            own = {"class": class_loss, "box": box_loss}
+                class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, box_targets)
+            stage_losses = {"class": class_loss, "box": box_loss}
             if self.has_masks:
-                own["mask"] = _mask_loss(stage, levels, proposals, shapes, targets, matched, labels)
-            losses |= {name + (str(i + 1) if len(self.stages) > 1 else ""): weight * own[name] for name in own}
+                stage_losses["mask"] = _mask_loss(stage, levels, proposals, shapes, targets, matched, labels)
+            suffix = str(i + 1) if len(self.stages) > 1 else ""
+            losses |= {name + suffix: weight * loss for name, loss in stage_losses.items()}
             if i + 1 < len(self.stages):
                 proposals = _refine(stage, deltas, proposals, shapes)
         return losses
@@ -162,25 +164,27 @@ class RCNN(nn.Module):
             probabilities.append(scores.softmax(dim=-1))
             if i + 1 < len(self.stages):
                 proposals = _refine(stage, deltas, proposals, shapes)
-        # The softmax that follows in there gives the mean back.
+        # postprocess_detections applies softmax, which inverts this log.
         mean = torch.stack(probabilities).mean(dim=0).log()
         boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
-        found = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
+        detections = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
         if self.has_masks:
-            seen = [maskrcnn_inference(_mask_logits(stage, levels, boxes, shapes), labels) for stage in self.stages]
-            for detections, *masks in zip(found, *seen, strict=True):
-                detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
-        return found
+            per_stage = [
+                maskrcnn_inference(_mask_logits(stage, levels, boxes, shapes), labels) for stage in self.stages
+            ]
+            for image_detections, *masks in zip(detections, *per_stage, strict=True):
+                image_detections["masks"] = torch.stack(masks).mean(dim=0)[:, 0]
+        return detections
 
 
-class AgnosticPredictor(nn.Module):
-    """Scores of each class, and one box for all of them: what the next stage of a cascade starts from.
+class ClassAgnosticPredictor(nn.Module):
+    """Class scores and a single class-agnostic box, from which the next stage of a cascade starts.
 
     Args:
-        in_channels: F, of what the box head gives.
-        num_outputs: K + 1, with the background.
+        in_channels: Features F of the box head.
+        num_outputs: Number of classes K + 1, including background.
 
-    Shape: ``(R, F)`` to ``(R, K + 1)`` and ``(R, 4 (K + 1))``, the box once for each class, as torchvision has it.
+    Shape: ``(R, F)`` to ``(R, K + 1)`` and ``(R, 4 (K + 1))``, the box repeated per class, as torchvision expects it.
     """
 
     def __init__(self, in_channels: int, num_outputs: int) -> None:
@@ -199,35 +203,35 @@ def giou_loss(
     deltas: Tensor,
     proposals: list[Tensor],
     labels: list[Tensor],
-    wanted: list[Tensor],
+    box_targets: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """torchvision's ``fastrcnn_loss`` with the generalised IoU (Rezatofighi et al., CVPR 2019) of decoded boxes.
+    """torchvision's ``fastrcnn_loss`` with the generalized IoU (Rezatofighi et al., CVPR 2019) of decoded boxes.
 
     Args:
-        stage: whose box coder is used.
-        scores: (R, K + 1) logits.
-        deltas: (R, 4 (K + 1)) encoded boxes.
-        proposals: the R regions, an image each.
-        labels: their classes, 0 for background.
-        wanted: (R, 4) the objects' boxes, encoded.
+        stage: Heads with the box coder.
+        scores: Class logits (R, K + 1).
+        deltas: Encoded boxes (R, 4 (K + 1)).
+        proposals: Regions, one tensor per image, R in total.
+        labels: Classes of the regions, one tensor per image, 0 for background.
+        box_targets: Encoded ground-truth boxes (R, 4), one tensor per image.
 
     Returns:
-        The losses of classes and boxes, means over the regions.
+        Class loss and box loss, averaged over the regions.
     """
-    class_loss, _ = fastrcnn_loss(scores, deltas, labels, wanted)
+    class_loss, _ = fastrcnn_loss(scores, deltas, labels, box_targets)
     label = torch.cat(labels)
-    objects = torch.where(label > 0)[0]
-    regions = torch.cat(proposals)[objects]
-    own = deltas.reshape(len(deltas), -1, 4)[objects, label[objects]]
-    boxes = stage.box_coder.decode_single(own, regions)
-    truth = stage.box_coder.decode_single(torch.cat(wanted)[objects], regions)
+    positive = torch.where(label > 0)[0]
+    regions = torch.cat(proposals)[positive]
+    positive_deltas = deltas.reshape(len(deltas), -1, 4)[positive, label[positive]]
+    boxes = stage.box_coder.decode_single(positive_deltas, regions)
+    truth = stage.box_coder.decode_single(torch.cat(box_targets)[positive], regions)
     return class_loss, GIOU_WEIGHT * generalized_box_iou_loss(boxes, truth, reduction="sum") / label.numel()
 
 
 def _box_outputs(
     stage: RoIHeads, levels: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """Scores (R, K + 1) and encoded boxes (R, 4 (K + 1)) of the regions of all images."""
+    """Class logits (R, K + 1) and encoded boxes (R, 4 (K + 1)) of the regions of all images."""
     return stage.box_predictor(stage.box_head(stage.box_roi_pool(levels, boxes, shapes)))
 
 
@@ -247,39 +251,39 @@ def _mask_loss(
     matched: list[Tensor],
     labels: list[Tensor],
 ) -> Tensor:
-    """Of the regions with an object: cross-entropy of the mask of its class."""
-    objects = [torch.where(label > 0)[0] for label in labels]
-    regions = [boxes[i] for boxes, i in zip(proposals, objects, strict=True)]
+    """Cross-entropy of the class's mask, over the regions assigned to an object."""
+    positive = [torch.where(label > 0)[0] for label in labels]
+    regions = [boxes[i] for boxes, i in zip(proposals, positive, strict=True)]
     logits = _mask_logits(stage, levels, regions, shapes)
     masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-    return maskrcnn_loss(logits, regions, masks, classes, [m[i] for m, i in zip(matched, objects, strict=True)])
+    return maskrcnn_loss(logits, regions, masks, classes, [m[i] for m, i in zip(matched, positive, strict=True)])
 
 
 @torch.no_grad()
 def _refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """The boxes that a stage makes of its regions, the next one's regions."""
+    """Decode the boxes of a stage: the regions of the next stage."""
     boxes = stage.box_coder.decode_single(deltas[:, :4], torch.cat(proposals))
-    parts = boxes.split([p.shape[0] for p in proposals])  # a tracer would take len() for a constant
+    parts = boxes.split([p.shape[0] for p in proposals])  # tracing would record len() as a constant
     return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _only_stage(stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
-    """Two linear layers, and a box for each class."""
+def _single_stage(stage: StageConfig, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
+    """Heads of the only stage: two linear layers, and one box per class."""
     C, F = config.fpn_channels, config.head_channels
     return _roi_heads(
         stage, pyramid, num_classes, config, TwoMLPHead(C * BOX_SIZE**2, F), FastRCNNPredictor(F, num_classes + 1)
     )
 
 
-def _cascade_stage(stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
-    """Four convolutions and a linear layer, and one box for all classes."""
+def _cascade_stage(stage: StageConfig, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
+    """Heads of a cascade's stage: four convolutions and a linear layer, and one box for all classes."""
     C, F = config.fpn_channels, config.head_channels
     head = FastRCNNConvFCHead((C, BOX_SIZE, BOX_SIZE), [C] * 4, [F], norm_layer=nn.BatchNorm2d)
-    return _roi_heads(stage, pyramid, num_classes, config, head, AgnosticPredictor(F, num_classes + 1))
+    return _roi_heads(stage, pyramid, num_classes, config, head, ClassAgnosticPredictor(F, num_classes + 1))
 
 
 def _roi_heads(
-    stage: Stage, pyramid: Pyramid, num_classes: int, config: DetectConfig, head: nn.Module, predictor: nn.Module
+    stage: StageConfig, pyramid: Pyramid, num_classes: int, config: DetectConfig, head: nn.Module, predictor: nn.Module
 ) -> RoIHeads:
     C = config.fpn_channels
     masks: dict[str, nn.Module] = {}
@@ -307,9 +311,9 @@ def _roi_heads(
 
 
 def _roi_align(size: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
-    """What the heads see of regions, size x size, each from the level of its scale; not from the last, coarsest one."""
+    """RoIAlign to ``size`` x ``size``, from the level that fits the region's scale; the coarsest level is not used."""
     pool = MultiScaleRoIAlign([str(i) for i in range(len(strides) - 1)], size, sampling_ratio=2)
-    # Told, not found out: torchvision infers strides from the first batch, and wrongly where it is mostly padding.
+    # Set explicitly: torchvision infers strides from the first batch, and wrongly if that is mostly padding.
     pool.scales = [1 / stride for stride in strides[:-1]]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-2])))
     return pool

@@ -1,4 +1,4 @@
-"""RetinaNet: classes and boxes straight from the feature pyramid (Lin et al., ICCV 2017), by torchvision's parts."""
+"""RetinaNet: a single-stage detector (Lin et al., ICCV 2017), built from torchvision's modules."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ OCTAVES = tuple(2 ** (i / 3) for i in range(3))
 
 
 class RetinaNet(TorchvisionRetinaNet):
-    """torchvision's RetinaNet on images that are resized, normalized and padded already.
+    """torchvision's RetinaNet for images that are already resized, normalized and padded.
 
     Args:
-        pyramid: five levels.
-        num_classes: K.
-        config: anchors, channels, loss and thresholds.
+        pyramid: Feature pyramid of five levels.
+        num_classes: Number of classes K.
+        config: Anchors, channels, loss and thresholds.
 
     Shape: see :class:`smt_vision.tasks.detection.heads.detectors.Detector`; no masks. The losses are ``class`` (focal)
         and ``box``.
@@ -43,7 +43,7 @@ class RetinaNet(TorchvisionRetinaNet):
             nms_thresh=config.nms_threshold,
             detections_per_img=config.max_detections,
         )
-        self.transform = nn.Identity()  # the loaders' work
+        self.transform = nn.Identity()  # done by the data loaders
 
     def forward(
         self, image: Tensor, sizes: Tensor, targets: list[dict[str, Tensor]] | None = None
@@ -57,17 +57,17 @@ class RetinaNet(TorchvisionRetinaNet):
 
     def detect(self, image: Tensor, shapes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         levels, outputs = self._forward_heads(image)
-        per_place = self.anchor_generator.num_anchors_per_location()
-        counts = [level.shape[2] * level.shape[3] * n for level, n in zip(levels, per_place, strict=True)]
+        anchors_per_cell = self.anchor_generator.num_anchors_per_location()
+        counts = [level.shape[2] * level.shape[3] * n for level, n in zip(levels, anchors_per_cell, strict=True)]
         split = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
         anchors = self.anchor_generator(ImageList(image, shapes), levels)
         return self.postprocess_detections(split, [list(a.split(counts)) for a in anchors], shapes)
 
     def forward_flops(self, image: Tensor) -> dict[str, Tensor]:
-        """The work that depends on the image's size alone, all that tables of cost count: pyramid and head."""
+        """Pyramid and head, the part whose cost depends only on the image size; published GMACs count this part."""
         return self._forward_heads(image)[1]
 
     def _forward_heads(self, image: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The levels, and of all their A anchors ``cls_logits`` (B, A, K) and ``bbox_regression`` (B, A, 4)."""
+        """The levels, and for their A anchors ``cls_logits`` (B, A, K) and ``bbox_regression`` (B, A, 4)."""
         levels = list(self.backbone(image).values())
         return levels, self.head(levels)
