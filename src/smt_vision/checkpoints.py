@@ -1,8 +1,8 @@
-"""Checkpoints: plain data and tensors, written atomically and read without executing anything in them.
+"""Checkpoints: plain data and tensors, written atomically and read without executing code from the file.
 
-A run's folder has two: ``last.pt``, everything needed to resume as if never stopped, and ``best.pt``, the weights with the
-best primary metric (the EMA weights where the recipe has an EMA) and what is needed to use them. A third form is
-``.safetensors``: the weights, and the rest as JSON in the metadata.
+A run folder has two checkpoints. ``last.pt`` is the complete training state for resuming. ``best.pt`` holds the weights
+with the best primary metric (the EMA weights if the recipe has an EMA) and the model spec. A checkpoint can also be a
+``.safetensors`` file with the weights, and everything else as JSON in its metadata.
 """
 
 import json
@@ -25,11 +25,11 @@ METADATA = "smt_vision"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of ours, or any other file of weights.
+    """A checkpoint of this library, or any other file of weights.
 
     Args:
-        path: The file.
-        state: Everything in it.
+        path: Path of the file.
+        state: Content of the file.
     """
 
     path: Path
@@ -37,34 +37,38 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict to use: EMA weights where there are any; of other files, their ``model`` or ``state_dict``
-        entry, or all of it.
+        """The state dict: the ``ema``, ``model`` or ``state_dict`` entry, in this order, or the entire content.
 
         Raises:
-            ValueError: The file holds no state dict.
+            ValueError: The file does not contain a state dict.
         """
         state: Any = next(
             (self.state[key] for key in ("ema", "model", "state_dict") if self.state.get(key)), self.state
         )
         if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError(
-                f"{self.path}: no state dict in it; expected names and tensors, or an entry 'model' of them"
+                f"{self.path}: contains no state dict; expected tensors by name, or an entry 'model' with them"
             )
         return dict(state)
 
     @property
     def spec(self) -> dict[str, Any] | None:
-        """The model spec as plain data; ``None`` for a file that is not a checkpoint of ours."""
+        """The model spec as plain data; ``None`` for files that are not checkpoints of this library."""
         return self.state.get("spec")
 
     @property
     def task(self) -> str:
-        """The task; files that do not say are taken for classifiers."""
+        """Name of the task; files without a spec are treated as classifiers."""
         return "classify" if self.spec is None else str(self.spec["task"])
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint: ``state["model"]`` is a state dict, the rest plain data (for ``.safetensors``: JSON)."""
+    """Write a checkpoint.
+
+    Args:
+        state: ``model`` is a state dict; the rest is plain data (for ``.safetensors``: data that JSON can hold).
+        path: Path of the file; the suffix ``.safetensors`` selects that format.
+    """
     if path.suffix == ".safetensors":
         tensors = {k: v.detach().cpu().contiguous() for k, v in state["model"].items()}
         rest = json.dumps({"format": FORMAT, **{k: v for k, v in state.items() if k != "model"}})
@@ -74,18 +78,21 @@ def save(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint of ours, or any file of weights, onto the CPU; of a run's folder, its best weights.
+    """Read a checkpoint, or any file of weights, onto the CPU.
+
+    Args:
+        path: Path of the file, or of a run folder for its best checkpoint.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: The file is not a checkpoint, is truncated, or has a later format.
     """
     path = path / BEST if path.is_dir() else path
     content, metadata = read_tensors(path)
     state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
-    number = state.get("format", FORMAT)
-    if not isinstance(number, int) or number > FORMAT:
+    version = state.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
         raise ValueError(
-            f"{path}: checkpoint format {number}, and this version reads up to {FORMAT}; update smt-vision"
+            f"{path}: checkpoint format {version} is newer than the supported format {FORMAT}; update smt-vision"
         )
     return Checkpoint(path, upgrade(state))

@@ -40,13 +40,13 @@ class ModelInfo:
     """Size and cost of a model at one input size.
 
     Attributes:
-        name: timm's name of the architecture, or the name of the class.
+        name: timm name of the architecture, or the class name.
         input_size: ``(C, H, W)``.
         parameters: Number of parameters.
         gmac: Multiply-accumulates per image divided by 1e9.
         activations: Number of output elements of all convolutions and linear layers per image.
-        stages: Parts of the model. Those of an SMT add up to the total; those of other models are the modules listed
-            in their ``feature_info``.
+        stages: Parts of the model: for an SMT all parts, which add up to the total; for other models the modules in
+            their ``feature_info``.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ModelInfo:
 
 
 def describe(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> ModelInfo:
-    """Count a model's parameters and, at an input size, its GMAC and activations per stage.
+    """Count the parameters, GMAC and activations of a model, in total and per stage.
 
     The model is not modified. A copy without weights runs on the meta device, which computes shapes only. If an
     operator does not support the meta device, a full copy runs on the model's own device.
@@ -141,7 +141,7 @@ def _trace(model: nn.Module, x: Tensor) -> _Trace:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """Copy of the model on the meta device. Weights are not copied on the way, which halves the memory needed."""
+    """Copy of the model on the meta device. The weights are never copied, which halves the peak memory."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     return copy.deepcopy(model, memo)
@@ -159,9 +159,9 @@ def _parts(model: nn.Module) -> list[tuple[str, int | None, str | None]]:
 
 
 def _channels_first(shape: tuple[int, ...], channels: int | None) -> tuple[int, ...]:
-    """``(H, W, C) -> (C, H, W)`` where, by its size, the last axis is the channels."""
-    last = len(shape) == 3 and shape[-1] == channels and shape[0] != channels
-    return (shape[-1], *shape[:-1]) if last else shape
+    """``(H, W, C) -> (C, H, W)`` if only the last axis has as many elements as there are channels."""
+    is_channels_last = len(shape) == 3 and shape[-1] == channels and shape[0] != channels
+    return (shape[-1], *shape[:-1]) if is_channels_last else shape
 
 
 def _parameters(module: nn.Module) -> int:

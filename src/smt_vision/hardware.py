@@ -1,4 +1,4 @@
-"""Description of the machine that a process computes on."""
+"""Description of the hardware that a process runs on."""
 
 import os
 import platform

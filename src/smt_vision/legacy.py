@@ -1,9 +1,9 @@
-"""Files of earlier formats: the one place that knows them."""
+"""Conversion of files in earlier formats. No other module handles them."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Recipes once had the groups and fields of all tasks: those that only classification reads.
+# Recipes used to have the fields of all tasks; these are used by classification only.
 _CLASSIFICATION_ONLY = {
     "input": {"size", "crop_pct", "crop_mode", "val_fraction"},
     "augment": {
@@ -15,13 +15,13 @@ _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint, of an export's manifest or of a recipe, brought from any earlier form to today's.
+    """Convert the content of a checkpoint, export manifest or recipe from any earlier format to the current one.
 
-    What has today's form already, or is none of the three, comes back as it is.
+    Current content, and any other mapping, is returned unchanged. Earlier formats:
 
-    - Recipes held the groups of all tasks, and ``input.max_broken``.
-    - Checkpoints of format 1 held the model spec as ``card``, with the head under the task's name.
-    - Manifests of versions 1 (classifiers only) and 2 held it in parts.
+    - Recipes had the groups of all tasks, and ``input.max_broken``.
+    - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
+    - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
     """
     out = dict(values)
     if "max_broken" in out.get("input", ()) and "seed" in out:
@@ -57,10 +57,10 @@ def _spec(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(values: Mapping[str, Any], group: str, task: str) -> dict[str, Any]:
-    left_out = set() if task == "classify" else _CLASSIFICATION_ONLY[group]
+    unused = set() if task == "classify" else _CLASSIFICATION_ONLY[group]
     if group == "augment" and task == "segment":
-        left_out = left_out | {"color_jitter"}
-    return _renamed({name: value for name, value in values.items() if name not in left_out})
+        unused = unused | {"color_jitter"}
+    return _renamed({name: value for name, value in values.items() if name not in unused})
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a checkpoint or an export says of its model."""
+"""The model spec that checkpoints and exports contain."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from .recipe import Input, Recipe, from_plain
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed, beside the weights, to build a model and to use it.
+    """Everything besides the weights that is needed to build and use a model.
 
     Args:
         task: Name of the task, e.g. ``classify``.
         model: timm name of the model or backbone.
-        classes: Class names, by class index.
-        input: How images become tensors; of the task's own class.
+        classes: Class names by class index.
+        input: How images become tensors; an instance of the task's input class.
         model_args: Further constructor arguments of the model.
-        head: The task's head and its options, e.g. a ``DetectConfig``; ``None`` for a task without one.
-        category_ids: COCO's ids of the classes; of detectors only.
+        head: Options of the task's head, e.g. a ``DetectConfig``; ``None`` for tasks without one.
+        category_ids: COCO category ids by class index; detectors only.
     """
 
     task: str
@@ -31,17 +31,17 @@ class ModelSpec:
     category_ids: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON holds it: dicts, lists, numbers and strings."""
+        """The spec as JSON data: dicts, lists, numbers and strings."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], recipe: type[Recipe]) -> "ModelSpec":
-        """The reverse of :meth:`to_dict`; of any task: :func:`smt_vision.tasks.read_spec`.
+        """The inverse of :meth:`to_dict`; :func:`smt_vision.tasks.read_spec` finds the recipe class.
 
         Args:
-            values: The spec as plain data.
-            recipe: Class of the task's recipes, whose groups the input and the head are.
+            values: The spec as JSON data.
+            recipe: Recipe class of the task; its fields give the classes of input and head.
         """
         groups = recipe.groups()
         spec = from_plain(cls, {**values, "input": from_plain(groups["input"], values["input"])})

@@ -1,4 +1,4 @@
-"""Fast forms of the network's modules: drop-in subclasses that compute the same function with ``kernels``."""
+"""Fast forms of the model's modules: drop-in subclasses that compute the same function with ``kernels``."""
 
 from typing import TypeVar
 
@@ -22,12 +22,12 @@ FORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_fast_forms(model: ModelT) -> ModelT:
-    """Give each module of a plain type, inside a model, the subclass that is its fast form; returns the model.
+    """Replace the class of each plain module in a model by its fast form, in place; returns the model.
 
-    The class of the module is set, as ``torch.nn.utils.parametrize`` and FSDP2 do. A form adds no state: it has the
-    module's parameters, buffers and submodules, hence the same state-dict keys. It overrides ``forward``, which has one
-    guard and falls back to the plain ``forward`` where that is false (see :mod:`smt_vision.forms.guard`). Modules of
-    any other type, subclasses of the plain types among them, are left alone.
+    Assigning ``__class__`` is also how ``torch.nn.utils.parametrize`` and FSDP2 work. A form adds no state: parameters,
+    buffers, submodules and state dict keys stay the same. It only overrides ``forward``, which falls back to the plain
+    ``forward`` if its guard is false (see :mod:`smt_vision.forms.guard`). Modules of any other type, including
+    subclasses of the plain types, are not changed.
     """
     for module in model.modules():
         module.__class__ = FORMS.get(type(module), type(module))

@@ -1,6 +1,6 @@
 """Forms for CUDA: MHMC and the first half of SAA as Triton kernels, in training and in evaluation.
 
-Elsewhere they are the forms for training.
+On other devices they fall back to the training forms.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class CudaMHMC(TrainingMHMC):
 
 
 class CudaSAA(TrainingSAA):
-    """:class:`~smt_vision.model.SAA` with its expansion, normalisation and activation in one kernel."""
+    """:class:`~smt_vision.model.SAA` with fused expansion, normalization and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         supported = saa.is_supported(x, self.expand, self.norm)

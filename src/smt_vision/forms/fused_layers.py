@@ -1,7 +1,7 @@
 """Layers of the fused model: frozen weights, computed by oneDNN's operators on a CPU.
 
-Where these cannot be used (gradients, another device, a compiler or exporter, another build of torch), PyTorch's own
-operators compute the same function.
+If these cannot be used (gradients, another device, a compiler or exporter, an unsupported build of PyTorch), PyTorch's
+public operators compute the same function.
 """
 
 from collections.abc import Callable
@@ -18,33 +18,33 @@ Join = Literal["add", "mul"]
 
 
 class _Fused(nn.Module):
-    """Frozen weights, and the form of them that oneDNN computes with, made at the first call."""
+    """Base class with frozen weights. The weight is packed into oneDNN's memory layout at the first call."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = _frozen(weight), _frozen(bias)
         self._packed: tuple[tuple[int, int], Tensor] | None = None
 
-    def packed(self, pack: Callable[..., Tensor], *how: object) -> Tensor:
-        """The weight laid out by ``pack``, anew where it has changed since."""
+    def packed(self, pack: Callable[..., Tensor], *args: object) -> Tensor:
+        """``pack(weight, *args)``, cached until the weight changes."""
         version = 0 if self.weight.is_inference() else self.weight._version
         key = (self.weight.data_ptr(), version)
         if self._packed is None or self._packed[0] != key:
-            self._packed = key, pack(self.weight.detach(), *how)
+            self._packed = key, pack(self.weight.detach(), *args)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_packed": None}  # what is packed can be neither copied nor pickled
+        return {**self.__dict__, "_packed": None}  # packed weights can be neither copied nor pickled
 
 
 class FusedLinear(_Fused):
-    """``join(x @ weight.T + bias, other)``, of frozen weights.
+    """``join(x @ weight.T + bias, other)`` with frozen weights.
 
     Args:
         weight: ``(C_out, C_in)``.
         bias: ``(C_out,)``.
 
-    Shape: ``(..., C_in) -> (..., C_out)``; ``other`` is of the output's shape.
+    Shape: ``(..., C_in) -> (..., C_out)``; ``other`` has the shape of the output.
     """
 
     def forward(self, x: Tensor, other: Tensor | None = None, join: Join = "add") -> Tensor:
@@ -53,7 +53,7 @@ class FusedLinear(_Fused):
             return y if other is None else y + other if join == "add" else y * other
         weight = self.packed(torch.ops.mkldnn._reorder_linear_weight)
         y = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
-        # The operator would join too, but builds its kernel anew at every call: ten times the cost of this pass.
+        # The operator can apply the join too, but it then builds its kernel at every call, at ten times the cost.
         return y if other is None else y.add_(other) if join == "add" else y.mul_(other)
 
     def extra_repr(self) -> str:
@@ -61,17 +61,17 @@ class FusedLinear(_Fused):
 
 
 class FusedConv2d(_Fused):
-    """``act(conv(x) + bias)`` or ``conv(x) + bias + other``, of frozen weights, over channels-last maps.
+    """``act(conv(x) + bias)`` or ``conv(x) + bias + other`` with frozen weights, for channels-last feature maps.
 
     Args:
         weight: ``(C_out, C_in / groups, k, k)``.
         bias: ``(C_out,)``.
-        stride: of both axes.
-        padding: of both axes.
-        groups: of the channels.
-        act: what follows; GELU is the exact one.
+        stride: Stride of both axes.
+        padding: Padding of both axes.
+        groups: Number of channel groups.
+        act: Activation; ``gelu`` is the exact GELU, not the tanh approximation.
 
-    Shape: ``(B, H, W, C_in) -> (B, H', W', C_out)``; ``other`` is of the output's shape.
+    Shape: ``(B, H, W, C_in) -> (B, H', W', C_out)``; ``other`` has the shape of the output.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class FusedConv2d(_Fused):
     def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
         op, size = torch.ops.mkldnn._convolution_pointwise, self.weight.shape
         weight: Tensor = self.weight
-        how = ([self.padding] * 2, [self.stride] * 2, [1, 1], self.groups)
+        geometry = ([self.padding] * 2, [self.stride] * 2, [1, 1], self.groups)
         if self.groups == 1:
-            weight = self.packed(torch.ops.mkldnn._reorder_convolution_weight, *how, list(x.shape))
+            weight = self.packed(torch.ops.mkldnn._reorder_convolution_weight, *geometry, list(x.shape))
         if other is not None:
-            return op(x, weight, self.bias, *how, "none", [], "").add_(other)
-        if self.act == "gelu" and 1 < size[1] < size[0]:  # grouped: with GELU attached oneDNN takes a slow kernel
-            return torch.ops.aten.gelu_(op(x, weight, self.bias, *how, "none", [], ""))
-        return op(x, weight, self.bias, *how, self.act, [], "none" if self.act == "gelu" else "")
+            return op(x, weight, self.bias, *geometry, "none", [], "").add_(other)
+        if self.act == "gelu" and 1 < size[1] < size[0]:  # oneDNN is slow for grouped convolutions with fused GELU
+            return torch.ops.aten.gelu_(op(x, weight, self.bias, *geometry, "none", [], ""))
+        return op(x, weight, self.bias, *geometry, self.act, [], "none" if self.act == "gelu" else "")
 
     def extra_repr(self) -> str:
         kernel = tuple(self.weight.shape[2:])
@@ -110,5 +110,5 @@ class FusedConv2d(_Fused):
 
 
 def _frozen(x: Tensor) -> nn.Parameter:
-    # A copy: a part of a merged weight would keep the whole alive, and be stored with it.
+    # A copy, because a slice of a merged weight would keep all of it in memory and in the state dict.
     return nn.Parameter(x.detach().clone(), requires_grad=False)

@@ -1,4 +1,4 @@
-"""When a form may compute with a module's parameters instead of calling the module."""
+"""When a form may compute with the parameters of its submodules instead of calling them."""
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,18 @@ PLAIN_TYPES = frozenset({nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.GELU, nn.Dropo
 
 
 def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) -> bool:
-    """Whether functions of the children's parameters may replace calls of the children.
+    """Whether a form may use the parameters of submodules instead of calling the submodules.
 
-    Not where a call does, or sees, more than the layer's own ``forward``: an adapter (e.g. LoRA) in the layer's place,
-    a parametrization, a hook (also one registered for all modules), a ``forward`` set on the instance, a parameter that
-    is a tensor subclass. And not where PyTorch's own operators are wanted: in a ``torch.func`` transform or
-    forward-mode differentiation, in a compiler, exporter or tracer, and in FX, whose input is a ``Proxy``.
+    False if a call may do more than the layer's own ``forward``: the layer was replaced by an adapter (e.g. LoRA), it
+    has a parametrization, a hook (including hooks registered for all modules), a ``forward`` set on the instance, or a
+    parameter that is a tensor subclass. Also false where PyTorch's own operators are needed: in ``torch.func``
+    transforms and forward-mode differentiation, in compilers, exporters and tracers, and in FX, where ``x`` is a
+    ``Proxy``.
 
     Args:
-        x: The input of the form.
-        children: The modules that would not be called.
-        in_compiled_code: ``True`` if the replacement is an operator that ``torch.compile`` can handle.
+        x: Input of the form.
+        children: Submodules that would not be called.
+        in_compiled_code: Whether the replacement is an operator that ``torch.compile`` supports.
     """
     if torch.compiler.is_compiling():
         possible = in_compiled_code and not torch.compiler.is_exporting()
@@ -30,7 +31,7 @@ def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) 
 
 
 def can_recompute(x: Tensor, *children: nn.Module) -> bool:
-    """:func:`can_bypass` for forms with a backward pass of their own: only while autograd takes gradients."""
+    """:func:`can_bypass` for forms with a custom backward pass, which are used only if gradients are enabled."""
     return torch.is_grad_enabled() and can_bypass(x, *children)
 
 

@@ -1,13 +1,13 @@
-"""Forms for inference only: the same function in fewer passes over memory.
+"""Inference-optimized (fused) modules: the same function with fewer passes over memory.
 
-What changes, by the paper's parts (``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads):
+Changes by part of the model (``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads):
 
-- stem and SAA: BatchNorm is folded into the convolution in front of it;
-- MHMC: the rows of the context's projection are put into the order that SAA aggregates in, so that all heads are one
-  depthwise convolution (smaller kernels padded with zeros) whose output needs no shuffle;
-- FFN: the skip around the depthwise convolution becomes a one at the centre of its kernel;
-- LayerScale is folded into the projection in front of it; dropout and drop path are gone;
-- linear layers lay out their weights once, and convolutions apply their activation in the same pass (see
+- Stem and SAA: BatchNorm is folded into the preceding convolution.
+- MHMC: the output channels of the context projection are reordered to SAA's aggregation order. All heads then are one
+  depthwise convolution, with smaller kernels zero-padded, and its output needs no shuffle.
+- FFN: the skip connection around the depthwise convolution becomes a 1 at the center of its kernel.
+- LayerScale is folded into the preceding projection. Dropout and drop path are removed.
+- Linear layers pack their weights once, and convolutions apply their activation in the same pass (see
   ``fused_layers.py``).
 """
 
@@ -25,26 +25,26 @@ from .fused_layers import Activation, FusedConv2d, FusedLinear
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """An inference-optimized copy of a model; its outputs agree to rounding.
+    """An inference-optimized copy of a model, with the same outputs up to rounding errors.
 
-    The copy is in evaluation mode, on the model's device and in its dtype. Its parameters have no gradients and other
-    state-dict keys. Everything around the SMT stays as it is (the methods of an SMT, a ``features_only`` wrapper, a
-    detector).
+    The copy is in evaluation mode and keeps the device and dtype. Its parameters have no gradients and other state dict
+    keys. Only the parts of the SMT are replaced; its methods, and modules around it such as a ``features_only`` wrapper
+    or a detector, stay the same.
 
     Args:
         model: An SMT, or any module that contains one.
 
     Raises:
-        ValueError: The model contains no SMT.
+        ValueError: The model does not contain an SMT.
     """
     with torch.inference_mode(False), torch.no_grad():
         fused = copy.deepcopy(model).eval().requires_grad_(False)
-        found = [(name, m) for name, m in fused.named_modules() if isinstance(m, Stem | Downsample | Block)]
-        if not found:
+        parts = [(name, m) for name, m in fused.named_modules() if isinstance(m, Stem | Downsample | Block)]
+        if not parts:
             raise ValueError(
                 f"there is nothing to fuse in this {type(model).__name__}: expected an SMT or a model that contains one"
             )
-        for name, part in found:
+        for name, part in parts:
             fused.set_submodule(name, _fused(part))
     return fused
 
@@ -84,8 +84,8 @@ class FusedSAM(nn.Module):
         N = sam.mhmc.num_heads
         value, context = sam.vs.weight.split(dim)
         value_bias, context_bias = sam.vs.bias.split(dim)
-        kernel, bias = _one_convolution(sam.mhmc)  # (C, 1, K, K), head by head
-        self.expand = self.reduce = None  # without aggregation
+        kernel, bias = _merged_heads(sam.mhmc)  # (C, 1, K, K), head by head
+        self.expand = self.reduce = None  # they stay None without aggregation
         if isinstance(sam.saa, SAA):
             self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
             self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
@@ -133,7 +133,7 @@ class FusedFFN(nn.Module):
     def __init__(self, ffn: FFN, scale: Tensor) -> None:
         super().__init__()
         kernel = ffn.dwconv.weight.clone()
-        kernel[:, :, 1, 1] += 1  # the skip
+        kernel[:, :, 1, 1] += 1  # the skip connection
         self.fc1 = FusedLinear(ffn.fc1.weight, ffn.fc1.bias)
         self.dwconv = _conv(ffn.dwconv, kernel, _bias(ffn.dwconv), act="gelu")
         self.fc2 = FusedLinear(ffn.fc2.weight * scale[:, None], ffn.fc2.bias * scale)
@@ -153,7 +153,7 @@ class FusedBlock(nn.Module):
         elif isinstance(mixer, MSA):
             self.mixer = FusedMSA(mixer, _scale(block.scale1, block.norm1))
         else:
-            raise ValueError(f"the mixer of this block is a {type(mixer).__name__}; SAM and MSA can be fused")
+            raise ValueError(f"cannot fuse a block with mixer {type(mixer).__name__}: expected SAM or MSA")
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.ffn = FusedFFN(block.ffn, _scale(block.scale2, block.norm2))
 
@@ -174,7 +174,7 @@ def _fused(part: nn.Module) -> nn.Module:
 def _conv(
     conv: nn.Conv2d, weight: Tensor | None = None, bias: Tensor | None = None, act: Activation = "none"
 ) -> FusedConv2d:
-    """The fused form of a convolution, of its own weights or others."""
+    """The fused version of a convolution, with its own or the given weights."""
     weight = conv.weight if weight is None else weight
     return FusedConv2d(
         weight, _bias(conv) if bias is None else bias, conv.stride[0], int(conv.padding[0]), conv.groups, act
@@ -186,7 +186,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does its BatchNorm's work too; computed in float64."""
+    """Weight and bias of a convolution with the following BatchNorm folded in; computed in float64."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None
@@ -196,8 +196,8 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
-def _one_convolution(mhmc: MHMC) -> tuple[Tensor, Tensor]:
-    """The heads' convolutions side by side as one, of the largest kernel: ``(C, 1, K, K)`` and ``(C,)``."""
+def _merged_heads(mhmc: MHMC) -> tuple[Tensor, Tensor]:
+    """Weight ``(C, 1, K, K)`` and bias ``(C,)`` of one convolution for all heads, with the size of the largest."""
     convs = [conv for conv in mhmc.convs if isinstance(conv, nn.Conv2d)]
     largest = max(conv.kernel_size[0] for conv in convs)
     weights = [F.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in convs]

@@ -1,8 +1,8 @@
-"""Forms for training: the same functions, in less memory and, on a CPU, less time.
+"""Forms for training: the same functions with less memory and, on a CPU, in less time.
 
-- What is cheap to compute is computed again in the backward pass instead of being kept (``kernels/linear.py``).
-- On a CPU: faster products for linear layers, a fast weight gradient for wide depthwise convolutions, FFN's sum as part
-  of its convolution, and explicit products for short attention.
+- Cheap activations are recomputed in the backward pass instead of stored (``kernels/linear.py``).
+- On a CPU: faster matrix products for linear layers, a fast weight gradient for depthwise convolutions with wide
+  kernels, FFN's sum as part of its convolution, and explicit matrix products for attention over short sequences.
 """
 
 from typing import Any
@@ -22,9 +22,9 @@ from .guard import can_recompute
 
 
 class TrainingStem(Stem):
-    """:class:`Stem` that converts its input to channels-last first, in evaluation too.
+    """:class:`Stem` that first converts its input to channels-last, in training and in evaluation.
 
-    Every module is called, so the guard is only that ``vmap`` has no rule for the conversion.
+    All submodules are called, so the only guard is for ``vmap``, which has no rule for the conversion.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class TrainingMHMC(MHMC):
 
 
 class TrainingSAA(SAA):
-    """:class:`SAA` that keeps neither the output of BatchNorm nor that of GELU."""
+    """:class:`SAA` that stores the output of neither BatchNorm nor GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.norm, self.act, self.reduce) or not (self.norm.training and self.norm.affine):
@@ -59,20 +59,20 @@ class TrainingSAA(SAA):
             x,
             self.norm.weight,
             self.norm.bias,
-            recompute_fn=self._norm_act_again,
+            recompute_fn=self._recompute_norm_act,
         )
 
     def _norm_act(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.act(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
-    def _norm_act_again(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # Without the running statistics, which have been updated with this batch.
+    def _recompute_norm_act(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # Without running statistics: the forward pass has already updated them with this batch.
         x = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True, eps=self.norm.eps)
         return self.act(x).permute(0, 2, 3, 1)
 
 
 class TrainingSAM(SAM):
-    """:class:`SAM` that does not keep the modulated value."""
+    """:class:`SAM` that does not store the modulated value."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.vs, self.proj):
@@ -83,7 +83,7 @@ class TrainingSAM(SAM):
 
 
 class TrainingMSA(MSA):
-    """:class:`MSA` with faster products on a CPU."""
+    """:class:`MSA` with faster matrix products on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.qkv, self.proj):
@@ -100,7 +100,7 @@ class TrainingMSA(MSA):
 
 
 class TrainingFFN(FFN):
-    """:class:`FFN` that does not keep the output of GELU."""
+    """:class:`FFN` that does not store the output of GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
         dropout = self.drop.training and self.drop.p > 0

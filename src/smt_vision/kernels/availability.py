@@ -1,7 +1,7 @@
-"""When the kernels can run: what is installed, and what autocast and differentiation want of a call.
+"""When the kernels can run, depending on installed packages, devices, autocast and function transforms.
 
-Triton kernels run on CUDA tensors. ``TRITON_INTERPRET=1`` in the environment runs them on CPU tensors too, in Triton's
-interpreter, slowly: for tests.
+Triton kernels run on CUDA tensors. With the environment variable ``TRITON_INTERPRET=1`` they also run on CPU tensors in
+Triton's interpreter, which is slow and meant for tests.
 """
 
 import os
@@ -15,14 +15,15 @@ from torch.autograd import forward_ad
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HEADS = (1, 2, 4)  # numbers of convolution heads that the Triton kernels are written for
-INT32 = 2**31  # the Triton kernels count elements in 32 bits
+HEADS = (1, 2, 4)  # numbers of convolution heads that the Triton kernels support
+INT32 = 2**31  # the Triton kernels use 32-bit offsets
 
 
 def in_functorch_transform() -> bool:
     """Whether ``torch.func`` (``grad``, ``vmap``, ``jvp``) or forward-mode differentiation is active.
 
-    Both need PyTorch's own operators, which have rules for them. False in compiled code, which cannot ask.
+    Both need PyTorch's own operators, which have rules for them. Always false in compiled code, where this cannot be
+    determined.
     """
     if torch.compiler.is_compiling():
         return False
@@ -30,22 +31,23 @@ def in_functorch_transform() -> bool:
 
 
 def triton_is_supported(x: Tensor) -> bool:
-    """Whether the Triton kernels can run and read ``x`` on its device; not where it is a tracer's stand-in."""
+    """Whether the Triton kernels can run on ``x``; false for an FX proxy."""
     device = isinstance(x, Tensor) and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
     return device and HAS_TRITON and compute_dtype(x) in DTYPES
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype that autocast computes products in on a type of device; ``None`` where it is off."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # on the meta device it is not
-    return torch.get_autocast_dtype(device) if on else None
+    """The dtype that autocast uses for matrix products on a device type; ``None`` if autocast is disabled."""
+    # Autocast is not available on the meta device.
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a convolution of ``x`` would compute in: autocast's where it is on, else that of ``x``."""
+    """The dtype of a convolution of ``x``: autocast's dtype if enabled, except for float64, else the dtype of ``x``."""
     return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device.type) or x.dtype
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which the current device, which a kernel starts on, is that of ``x``."""
+    """A context that makes the device of ``x`` current; Triton launches kernels on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,8 +1,7 @@
-"""Depthwise convolutions, trained on a CPU.
+"""Depthwise convolutions for training on a CPU.
 
-oneDNN has a fast kernel for the weight gradient of a depthwise convolution up to three columns wide; wider ones take a
-path many times slower. The gradient of a wide kernel is that of strips of three columns side by side, each over a
-shifted input, and each strip takes the fast kernel.
+oneDNN has a fast weight gradient for depthwise kernels of up to three columns; wider kernels are many times slower.
+Therefore, the gradient of a wide kernel is computed in strips of three columns, each for a shifted input.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ STRIP = 3
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A depthwise convolution that keeps the grid; on a CPU with a fast weight gradient for wide kernels.
+    """A depthwise convolution with "same" padding; on a CPU with a fast weight gradient for wide kernels.
 
     Args:
         x: ``(B, C, H, W)``.
@@ -26,14 +25,14 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.device.type != "cpu" or weight.shape[-1] <= STRIP or not weight.requires_grad:
         return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
-    weight = _reaching(weight, *x.shape[2:])
+    weight = _crop_kernel(weight, *x.shape[2:])
     if dtype := autocast_dtype("cpu"):
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _Depthwise.apply(x, weight, bias)
 
 
 def residual_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x`` plus its depthwise convolution; on a CPU the sum is part of the kernel, which saves two passes over memory.
+    """``x`` plus its depthwise convolution; on a CPU the sum is part of the kernel, saving two passes over memory.
 
     Args:
         x: ``(B, C, H, W)``.
@@ -41,17 +40,17 @@ def residual_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) ->
         bias: ``(C,)``.
     """
     padding, groups = _padding(weight), weight.shape[0]
-    # In fewer bits than float32's, autocast's or TF32's, a kernel with 1 added would lose its own digits.
+    # In bfloat16, float16 or TF32, adding 1 would round away digits of the kernel.
     if x.device.type != "cpu" or x.dtype is not torch.float32 or autocast_dtype("cpu"):
         return x + F.conv2d(x, weight, bias, padding=padding, groups=groups)
     identity = F.pad(weight.new_ones(1, 1, 1, 1), (padding[1], padding[1], padding[0], padding[0]))
     return F.conv2d(x, weight + identity, bias, padding=padding, groups=groups)
 
 
-def _reaching(weight: Tensor, height: int, width: int) -> Tensor:
-    """The central part of a kernel ``(C, 1, k, k)`` that reaches anything but padding from some place of the map."""
+def _crop_kernel(weight: Tensor, height: int, width: int) -> Tensor:
+    """Remove the outer part of a kernel ``(C, 1, k, k)`` that only ever covers padding of an ``H x W`` map."""
     k = weight.shape[-1]
-    rows, columns = (max(k // 2 - (side - 1), 0) for side in (height, width))  # cut off on either side
+    rows, columns = (max(k // 2 - (side - 1), 0) for side in (height, width))  # removed on each side
     return weight[:, :, rows : k - rows, columns : k - columns]
 
 
@@ -79,33 +78,33 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
-    """The padding that keeps the grid."""
+    """Padding that preserves height and width."""
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of ``weight`` in a depthwise ``conv2d`` that keeps the grid, strip by strip.
+    """The gradient of ``weight`` in a depthwise ``conv2d`` with "same" padding, computed in strips.
 
     Args:
-        x: ``(B, C, H, W)``.
-        grad: of the output, ``(B, C, H, W)``.
-        weight: ``(C, 1, h, w)``, for its shape and dtype; both sides odd.
+        x: Input ``(B, C, H, W)``.
+        grad: Gradient of the output ``(B, C, H, W)``.
+        weight: ``(C, 1, h, w)``, both sides odd; only its shape and dtype are used.
     """
     H, W = x.shape[2:]
     h, w = weight.shape[2:]
     strips = -(-w // STRIP)
-    # A kernel taller than the map takes the slow path too: then the strips are cut into squares.
+    # Kernels taller than the map are slow as well; their strips are split into squares.
     rows, height = (1, h) if h <= H else (-(-h // STRIP), STRIP)
     x = F.pad(x, (w // 2, w // 2 + strips * STRIP - w, h // 2, h // 2 + rows * height - h))
-    part = weight.new_empty(weight.shape[0], 1, height, STRIP)
+    strip_weight = weight.new_empty(weight.shape[0], 1, height, STRIP)  # for its shape and dtype
 
     def gradient(top: int, left: int) -> Tensor:
         shifted = x[:, :, top : top + H + height - 1, left : left + W + STRIP - 1]
         return torch.ops.aten.convolution_backward(
-            grad, shifted, part, None, [1, 1], [0, 0], [1, 1], False, [0, 0], x.shape[1], [False, True, False]
+            grad, shifted, strip_weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], x.shape[1], [False, True, False]
         )[1]
 
-    columns = [
+    parts = [
         torch.cat([gradient(row * height, strip * STRIP) for strip in range(strips)], dim=3) for row in range(rows)
     ]
-    return torch.cat(columns, dim=2)[:, :, :h, :w]
+    return torch.cat(parts, dim=2)[:, :, :h, :w]

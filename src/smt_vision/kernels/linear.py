@@ -1,11 +1,11 @@
-"""Linear layers in training: faster products, and cheap inputs that are computed again in the backward pass.
+"""Linear layers for training: faster matrix products, and inputs that are recomputed in the backward pass.
 
-On a CPU the product and the gradient of its input are oneDNN's (``onednn.product``); the weight's gradient, whose sum
-runs over the rows, is not faster there.
+On a CPU, the product and the gradient of its input use oneDNN (``onednn.product``). The weight gradient, a sum over the
+rows, would not be faster with it.
 
-``linear(fn(x))`` keeps the input of ``fn``, which the gradient of ``fn`` needs, and for the weight's gradient its
-output: another tensor of the same size, for a GELU or a product that takes a hundredth of the layer's time. Here the
-output is dropped and computed again.
+Autograd stores two tensors of the same size for ``linear(fn(x))``: the input of ``fn`` for the gradient of ``fn``, and
+its output for the weight gradient. For a GELU or a product, which take a hundredth of the layer's time, the output is
+not stored but recomputed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from .onednn import product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear(x, weight, bias)``; on a CPU by the faster products, which autocast does not cast for."""
+    """``F.linear(x, weight, bias)``, with oneDNN on a CPU. Not under autocast, which does not cast for oneDNN."""
     if x.device.type != "cpu" or autocast_dtype("cpu"):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
@@ -34,16 +34,16 @@ def recomputed_linear(
     *inputs: Tensor,
     recompute_fn: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """``F.linear(fn(*inputs), weight, bias)``, keeping only ``inputs`` for the backward pass.
+    """``F.linear(fn(*inputs), weight, bias)``, storing only ``inputs`` for the backward pass.
 
     Args:
-        fn: A cheap function without randomness.
-        weight: ``(C_out, C_in)``, or that of a 1x1 convolution, ``(C_out, C_in, 1, 1)``.
+        fn: A cheap deterministic function.
+        weight: ``(C_out, C_in)``, or ``(C_out, C_in, 1, 1)`` for a 1x1 convolution.
         bias: ``(C_out,)``.
-        inputs: All tensors that ``fn`` needs a gradient for.
-        recompute_fn: What to call in the backward pass, where ``fn`` has an effect that must not be repeated.
+        inputs: Arguments of ``fn``, including all tensors that need a gradient.
+        recompute_fn: Function to call in the backward pass if ``fn`` has side effects that must not be repeated.
 
-    Shape: the output of ``fn`` is ``(..., C_in)``; the result ``(..., C_out)``.
+    Shape: the output of ``fn`` is ``(..., C_in)``, the result ``(..., C_out)``.
     """
     return _RecomputedLinear.apply(fn, recompute_fn or fn, weight, bias, *inputs)
 
@@ -90,23 +90,24 @@ class _RecomputedLinear(torch.autograd.Function):
         weight, *inputs = ctx.saved_tensors
         _, _, *need = ctx.needs_input_grad
         need, need_inputs = need[:2], need[2:]
-        twice = torch.is_grad_enabled()  # this pass will itself be differentiated
-        with torch.enable_grad(), _back_to(ctx.autocast, grad.device.type):
+        double_backward = torch.is_grad_enabled()  # this backward pass will be differentiated
+        with torch.enable_grad(), _autocast_to(ctx.autocast, grad.device.type):
             inputs = [
-                x.view_as(x) if twice else x.detach().requires_grad_(needed)
+                x.view_as(x) if double_backward else x.detach().requires_grad_(needed)
                 for x, needed in zip(inputs, need_inputs, strict=True)
             ]
             hidden = ctx.recompute_fn(*inputs)
-        parameters = _parameter_gradients(grad, hidden if twice else hidden.detach(), weight, ctx.bias_dtype, need)
-        wanted = [x for x, needed in zip(inputs, need_inputs, strict=True) if needed]
+        layer_input = hidden if double_backward else hidden.detach()
+        parameter_grads = _parameter_gradients(grad, layer_input, weight, ctx.bias_dtype, need)
+        differentiable = [x for x, needed in zip(inputs, need_inputs, strict=True) if needed]
         grads: Iterator[Tensor] = iter(())
-        if wanted:
+        if differentiable:
             grad_hidden = _input_gradient(grad, weight.flatten(1), hidden)
-            grads = iter(torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=twice))
-        return None, None, *parameters, *(next(grads) if needed else None for needed in need_inputs)
+            grads = iter(torch.autograd.grad(hidden, differentiable, grad_hidden, create_graph=double_backward))
+        return None, None, *parameter_grads, *(next(grads) if needed else None for needed in need_inputs)
 
 
-def _back_to(dtype: torch.dtype | None, device: str) -> AbstractContextManager[object]:
+def _autocast_to(dtype: torch.dtype | None, device: str) -> AbstractContextManager[object]:
     """A context in which :func:`autocast_dtype` is ``dtype``."""
     return (
         nullcontext() if dtype == autocast_dtype(device) else torch.autocast(device, dtype, enabled=dtype is not None)
@@ -120,7 +121,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, x: Tensor) -> Tensor:
 def _parameter_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, bias_dtype: torch.dtype | None, need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Of the weight and the bias of ``F.linear(x, weight, bias)``, where they are needed."""
+    """Gradients of weight and bias of ``F.linear(x, weight, bias)``; ``None`` if not needed."""
     rows, columns = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     need_weight, need_bias = need
     grad_weight = (rows.t() @ columns.to(rows.dtype)).view_as(weight).to(weight.dtype) if need_weight else None

@@ -1,4 +1,6 @@
-"""MHMC as one operator, ``smt_vision::mhmc``, opaque to the compiler and to export; the kernels are ``triton_mhmc``'s.
+"""MHMC as a custom operator, ``smt_vision::mhmc``, opaque to compilers and exporters.
+
+The kernels are in ``triton_mhmc.py``.
 
 ``B`` batch, ``H W`` grid, ``C`` channels, ``N`` heads, ``G = C / N`` groups, ``T`` taps of all heads.
 """
@@ -13,24 +15,24 @@ from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
 
 def is_supported(s: Tensor, num_heads: int) -> bool:
-    """Whether :func:`convolve` takes this context."""
+    """Whether :func:`convolve` supports this context."""
     return triton_is_supported(s) and num_heads in HEADS and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
 
 
 def convolve(s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """The convolutions of all heads, each depthwise with zeros around, as :class:`~smt_vision.model.MHMC` defines them.
+    """The zero-padded depthwise convolutions of all heads; see :class:`~smt_vision.model.MHMC`.
 
-    Differentiable once. Sums are in float32; under autocast the context is cast as for any convolution.
+    Differentiable once. Sums are in float32; under autocast the context is cast as for a convolution.
 
     Args:
-        s: the context ``(B, H, W, C)``, which :func:`is_supported` accepts.
-        weights: a head's ``(G, 1, 3 + 2i, 3 + 2i)``, for each head.
-        biases: a head's ``(G,)``, for each head.
+        s: Context ``(B, H, W, C)``; :func:`is_supported` must be true.
+        weights: Weight of each head, ``(G, 1, 3 + 2i, 3 + 2i)`` for head ``i``.
+        biases: Bias of each head, ``(G,)``.
 
     Returns:
-        ``(B, H, W, G, N)``: flattened over the last two axes, SAA's interleaved order.
+        ``(B, H, W, G, N)``. Flattening the last two axes gives SAA's interleaved order.
     """
-    packed = torch.cat([weight.flatten(1).t() for weight in weights])  # (T, G): a tap's weights side by side
+    packed = torch.cat([weight.flatten(1).t() for weight in weights])  # (T, G): the weights of a tap are contiguous
     return _mhmc(s.to(compute_dtype(s)), packed, torch.stack(list(biases)))
 
 
@@ -48,7 +50,7 @@ def _(s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("smt_vision::mhmc_backward", mutates_args=())
 def _mhmc_backward(grad: Tensor, s: Tensor, weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Gradients to the context and the weights. ``grad`` is ``(B, H, W, N, G)``; one in that order costs no copy."""
+    """Gradients of the context and the weights. ``grad`` is ``(B, H, W, N, G)``; it is copied if not contiguous."""
     from . import triton_mhmc
 
     grad = grad.contiguous()

@@ -1,7 +1,7 @@
-"""SAA's expansion as operators, opaque to the compiler and to export; the kernels are ``triton_saa``'s.
+"""SAA's expansion as custom operators, opaque to compilers and exporters; the kernels are in ``triton_saa.py``.
 
-``smt_vision::grouped_gelu`` is the grouped product and the GELU, the normalisation folded into the weights;
-``smt_vision::grouped_norm_gelu`` normalises by the batch's statistics.
+``smt_vision::grouped_gelu`` is the grouped product followed by GELU, with the normalization folded into the weights.
+``smt_vision::grouped_norm_gelu`` normalizes with the statistics of the batch.
 
 ``B`` batch, ``H W`` grid, ``N`` heads, ``G`` groups, ``R`` outputs per group.
 """
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
-MAX_OUTPUTS = 16  # per group: the kernels hold N times as many weights per thread
+MAX_OUTPUTS = 16  # per group; a kernel thread holds N times as many weights
 
 
 def is_supported(x: Tensor, expand: nn.Module, norm: nn.Module) -> bool:
-    """Whether :func:`expand_norm_gelu` takes this input and these modules.
+    """Whether :func:`expand_norm_gelu` supports this input and these modules.
 
-    Of the normalizations, only BatchNorm2d itself; in evaluation, only without gradients.
+    The norm must be a ``BatchNorm2d`` and not a subclass. Evaluation mode is supported without gradients only.
     """
     if not triton_is_supported(x) or type(expand) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
         return False
@@ -37,40 +37,40 @@ def is_supported(x: Tensor, expand: nn.Module, norm: nn.Module) -> bool:
 
 
 def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """``gelu(norm(expand(x)))``, the running statistics updated as the norm's ``forward`` does.
+    """``gelu(norm(expand(x)))``, including the update of the running statistics.
 
-    Differentiable once, in training. Arithmetic is in float32; under autocast the input is cast as for any convolution.
+    Differentiable once, in training mode. Computed in float32; under autocast the input is cast as for a convolution.
 
     Args:
-        x: MHMC's output ``(B, H, W, G, N)``, which :func:`is_supported` accepts.
-        expand: the grouped 1x1 convolution, ``G N`` to ``G R`` channels in ``G`` groups.
-        norm: the normalisation of its output.
+        x: MHMC's output ``(B, H, W, G, N)``; :func:`is_supported` must be true.
+        expand: Grouped 1x1 convolution from ``G N`` to ``G R`` channels in ``G`` groups.
+        norm: BatchNorm of its output.
 
     Returns:
         ``(B, H, W, G R)``.
     """
     x = x.to(compute_dtype(x))
     weight, bias = expand.weight.flatten(1), expand.bias
-    assert bias is not None  # is_supported() saw to it
+    assert bias is not None  # checked by is_supported()
     if not norm.training:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return grouped_gelu(x, weight * scale[:, None], (bias - norm.running_mean) * scale + norm.bias)
-    y, centre, var = _norm_gelu(x, weight, bias, norm.weight, norm.bias, norm.eps)
+    y, mean, var = _norm_gelu(x, weight, bias, norm.weight, norm.bias, norm.eps)
     with torch.no_grad():
-        _update(norm, centre + bias, var, x.shape[0] * x.shape[1] * x.shape[2])
+        _update_running_stats(norm, mean + bias, var, x.shape[0] * x.shape[1] * x.shape[2])
     return y
 
 
-def _update(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics towards a batch's, as ``nn.BatchNorm2d`` does."""
+def _update_running_stats(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Update the running statistics with those of a batch, as ``nn.BatchNorm2d`` does."""
     if norm.running_mean is None or norm.running_var is None:
         return
     momentum: float | Tensor | None = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-        if momentum is None:  # the mean over all batches
+        if momentum is None:  # cumulative average over all batches
             momentum = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
     for running, new in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
         running.lerp_(new.to(running.dtype), 0.0 if momentum is None else momentum)
@@ -78,7 +78,7 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None
 
 @torch.library.custom_op("smt_vision::grouped_gelu", mutates_args=())
 def grouped_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(weight x + bias)`` in each group; not differentiable.
+    """``gelu(weight x + bias)`` per group; not differentiable.
 
     Args:
         x: ``(B, H, W, G, N)``.
@@ -102,17 +102,18 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _norm_gelu(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output; mean and biased variance of ``weight x``, float32.
+    """The output, and mean and biased variance of ``weight x`` in float32.
 
-    The batch's mean takes the bias out again: it is an argument for the sake of its gradient, zeros.
+    ``bias`` does not affect the output, because the mean is subtracted. It is an argument so that it gets its gradient,
+    which is zero.
     """
     from . import triton_saa
 
     x, weight = x.contiguous(), weight.contiguous()
-    centre, var = triton_saa.statistics(x, weight)
-    normal_weight, normal_bias = _normalising(weight, centre, var, eps)
-    y = triton_saa.apply(x, normal_weight * gamma[:, None], normal_bias * gamma + beta)
-    return y, centre, var
+    mean, var = triton_saa.statistics(x, weight)
+    norm_weight, norm_bias = _normalized_product(weight, mean, var, eps)
+    y = triton_saa.apply(x, norm_weight * gamma[:, None], norm_bias * gamma + beta)
+    return y, mean, var
 
 
 @_norm_gelu.register_fake
@@ -120,8 +121,8 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = x.new_empty(*x.shape[:3], len(weight))
-    centre = x.new_empty(len(weight), dtype=torch.float32)
-    return y, centre, torch.empty_like(centre)
+    mean = x.new_empty(len(weight), dtype=torch.float32)
+    return y, mean, torch.empty_like(mean)
 
 
 @torch.library.custom_op("smt_vision::grouped_norm_gelu_backward", mutates_args=())
@@ -131,18 +132,18 @@ def _norm_gelu_backward(
     weight: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    centre: Tensor,
+    mean: Tensor,
     var: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to the input ``(B, H, W, N, G)``, weight, gamma and beta."""
+    """Gradients of the input ``(B, H, W, N, G)``, weight, gamma and beta."""
     from . import triton_saa
 
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
-    normal_weight, normal_bias = _normalising(weight, centre, var, eps)
-    known = (grad, x, normal_weight, normal_bias, gamma, beta)
-    grad_gamma, grad_beta = triton_saa.gradient_sums(*known)
-    grad_x, grad_weight = triton_saa.gradients(*known, grad_gamma, grad_beta)
+    norm_weight, norm_bias = _normalized_product(weight, mean, var, eps)
+    args = (grad, x, norm_weight, norm_bias, gamma, beta)
+    grad_gamma, grad_beta = triton_saa.gradient_sums(*args)
+    grad_x, grad_weight = triton_saa.gradients(*args, grad_gamma, grad_beta)
     grad_weight *= torch.rsqrt(var + eps)[:, None]
     return grad_x, grad_weight.to(weight.dtype), grad_gamma.to(gamma.dtype), grad_beta.to(beta.dtype)
 
@@ -154,7 +155,7 @@ def _(
     weight: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    centre: Tensor,
+    mean: Tensor,
     var: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,23 +164,23 @@ def _(
     return x.new_empty(B, H, W, N, G), new_weight, gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
 
 
-def _normalising(weight: Tensor, centre: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float32, of the product that comes out normalised; ``centre`` is its mean without a bias."""
+def _normalized_product(weight: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the normalized product in float32; ``mean`` and ``var`` are those of ``weight x``."""
     rstd = torch.rsqrt(var + eps)
-    return weight * rstd[:, None], -centre * rstd
+    return weight * rstd[:, None], -mean * rstd
 
 
 def _save(
     ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     x, weight, bias, gamma, beta, ctx.eps = inputs
-    _, centre, var = output
-    ctx.save_for_backward(x, weight, bias, gamma, beta, centre, var)
+    _, mean, var = output
+    ctx.save_for_backward(x, weight, bias, gamma, beta, mean, var)
 
 
-def _gradients(ctx: Any, grad: Tensor, _centre: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, gamma, beta, centre, var = ctx.saved_tensors
-    grad_x, grad_weight, grad_gamma, grad_beta = _norm_gelu_backward(grad, x, weight, gamma, beta, centre, var, ctx.eps)
+def _gradients(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, gamma, beta, mean, var = ctx.saved_tensors
+    grad_x, grad_weight, grad_gamma, grad_beta = _norm_gelu_backward(grad, x, weight, gamma, beta, mean, var, ctx.eps)
     return grad_x.transpose(-1, -2), grad_weight, torch.zeros_like(bias), grad_gamma, grad_beta, None
 
 

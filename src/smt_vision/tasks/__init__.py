@@ -1,8 +1,8 @@
 """The tasks: image classification, detection and segmentation.
 
-Everything of a task stands in one folder: ``config.py`` and ``recipes.py``, plain data that is imported at once, and
-``task.py``, whose ``TASK`` (a :class:`smt_vision.tasks.task.TaskType`, imported when it is needed) gives the task's parts
-to the engine, prediction, evaluation and export. A further task is a folder of this form and a line in :data:`TASKS`.
+Each task has a subpackage. ``config.py`` and ``recipes.py`` are plain data, imported with this package. ``task.py`` is
+imported on demand; its ``TASK``, a :class:`smt_vision.tasks.task.TaskType`, provides the task's parts to training,
+prediction, evaluation and export. To add a task, add such a subpackage and a line in :data:`TASKS`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ..spec import ModelSpec
 if TYPE_CHECKING:
     from .task import TaskType
 
-# The name of a task, as recipes and checkpoints have it, and its folder.
+# Task name in recipes and checkpoints -> subpackage.
 TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
 
 
@@ -24,43 +24,43 @@ def get_task(name: str) -> "TaskType":
     """The parts of a task.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: The task is unknown.
     """
     task: TaskType = _module(name, "task").TASK
     return task
 
 
 def recipe_class(name: str) -> type[Recipe]:
-    """The class of a task's recipes.
+    """The recipe class of a task.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: The task is unknown.
     """
-    found: type[Recipe] = getattr(_module(name, "config"), f"{TASKS[name].capitalize()}Recipe")
-    return found
+    recipe: type[Recipe] = getattr(_module(name, "config"), f"{TASKS[name].capitalize()}Recipe")
+    return recipe
 
 
 def inference_overrides(name: str) -> Mapping[str, tuple[str, ...]]:
-    """The recipe groups and fields of a task that may differ in use from training."""
+    """Fields of a task's recipe that may be changed after training, by group."""
     overrides: Mapping[str, tuple[str, ...]] = _module(name, "config").INFERENCE_OVERRIDES
     return overrides
 
 
 def read_recipe(values: Mapping[str, Any]) -> Recipe:
-    """A recipe of any task from :meth:`Recipe.to_dict`'s form, or an earlier version's.
+    """A recipe of any task from the output of :meth:`Recipe.to_dict`, of this or an earlier version.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: The task is unknown.
     """
     values = upgrade(values)
     return recipe_class(values["task"]).from_dict(values)
 
 
 def read_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """A model spec from :meth:`ModelSpec.to_dict`'s form.
+    """A model spec from the output of :meth:`ModelSpec.to_dict`.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: The task is unknown.
     """
     return ModelSpec.from_dict(values, recipe_class(values["task"]))
 
@@ -71,5 +71,5 @@ def _module(task: str, name: str) -> Any:
     return import_module(f".{TASKS[task]}.{name}", __name__)
 
 
-# The recipes of all tasks, by name.
+# Recipes of all tasks by name.
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for task in TASKS for recipe in _module(task, "recipes").RECIPES}

@@ -1,6 +1,6 @@
-"""Any timm model as a backbone of four feature maps.
+"""Any timm model as a backbone with four feature maps.
 
-Shapes: B images of H x W pixels; four maps of C_i channels and strides s_i, finest first.
+Shapes: B images of H x W pixels; four maps with C_i channels and stride s_i, finest first.
 """
 
 from typing import Any
@@ -11,43 +11,43 @@ from torch import Tensor, nn
 
 from ..data.padding import LARGEST_STRIDE
 
-MAPS = 4
+NUM_MAPS = 4
 
 
 class Backbone(nn.Module):
-    """The last four feature maps of a timm model, each of twice the stride of the one before.
+    """The last four feature maps of a timm model, each with twice the stride of the previous one.
 
     Args:
-        net: a model made with ``features_only=True``.
+        net: timm model created with ``features_only=True``.
 
     Attributes:
-        feature_info: timm's account of the four maps: ``channels()`` C_i and ``reduction()`` s_i.
+        feature_info: timm's ``FeatureInfo`` of the four maps: ``channels()`` C_i and ``reduction()`` s_i.
 
     Shape: ``(B, 3, H, W)`` to a list of ``(B, C_i, H / s_i, W / s_i)``.
 
     Raises:
-        ValueError: the model has no four such maps.
+        ValueError: The model does not have four such maps.
     """
 
     def __init__(self, net: Any) -> None:
         super().__init__()
         strides = list(net.feature_info.reduction())
-        last = strides[-MAPS:]
-        if len(last) < MAPS or last != [last[0] * 2**i for i in range(MAPS)] or last[-1] > LARGEST_STRIDE:
+        last = strides[-NUM_MAPS:]
+        if len(last) < NUM_MAPS or last != [last[0] * 2**i for i in range(NUM_MAPS)] or last[-1] > LARGEST_STRIDE:
             raise ValueError(
-                f"the model's feature maps have strides {strides}: a detector or segmenter needs four maps, each of "
-                f"twice the stride of the one before, the last of at most {LARGEST_STRIDE}, as 4, 8, 16, 32; take a "
-                "model of that kind, as an SMT, Swin, ConvNeXt or ResNet"
+                f"its feature maps have strides {strides}, but detection and segmentation need four maps, each with "
+                f"twice the stride of the previous one and at most {LARGEST_STRIDE}, e.g. 4, 8, 16, 32; use a model "
+                "such as an SMT, Swin, ConvNeXt or ResNet"
             )
         self.net = net
-        self.feature_info = FeatureInfo(net.feature_info.get_dicts()[-MAPS:], tuple(range(MAPS)))
-        self._channels_last = getattr(net, "output_fmt", Format.NCHW) == Format.NHWC  # Swin's, for one
+        self.feature_info = FeatureInfo(net.feature_info.get_dicts()[-NUM_MAPS:], tuple(range(NUM_MAPS)))
+        self._channels_last = getattr(net, "output_fmt", Format.NCHW) == Format.NHWC  # e.g. Swin
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        maps = self.net(image)[-MAPS:]
+        maps = self.net(image)[-NUM_MAPS:]
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else list(maps)
 
     @property
     def network(self) -> nn.Module:
-        """timm's own module, whose names the weights of a classifier have."""
+        """The timm model inside; its state dict keys correspond to those of the classifier."""
         return getattr(self.net, "model", self.net)

@@ -1,4 +1,4 @@
-"""Models from their specs, and the weights that they start from."""
+"""Building models from their specs, and loading initial weights."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -19,10 +19,10 @@ AnyInput = TypeVar("AnyInput", bound=Input)
 
 
 def create_model(name: str, **arguments: Any) -> Any:
-    """``timm.create_model`` with errors that name the argument and the closest model.
+    """``timm.create_model`` with errors that name the arguments and suggest similar model names.
 
     Raises:
-        ValueError: timm does not know the model, or it does not take the arguments.
+        ValueError: The model is unknown to timm or does not accept the arguments.
     """
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
@@ -31,20 +31,20 @@ def create_model(name: str, **arguments: Any) -> Any:
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
-        raise ValueError(f"model {name!r} does not take {arguments}: {error}") from error
+        raise ValueError(f"model {name!r} does not accept {arguments}: {error}") from error
 
 
 def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None) -> Backbone:
-    """The spec's model as a backbone of feature maps, with the weights that it starts from.
+    """Build the backbone of a detector or segmenter, with its initial weights.
 
     Args:
-        spec: Of a detector or segmenter.
-        pretrained: Load the backbone's published weights, unless there is a checkpoint.
-        checkpoint: A classifier's weights; those of a detector or segmenter are left to
-            :func:`load_head_checkpoint`.
+        spec: Model spec of the detector or segmenter.
+        pretrained: Load the published weights of the backbone, unless ``checkpoint`` is given.
+        checkpoint: Checkpoint of a classifier to load. Checkpoints of detectors and segmenters are ignored here and
+            loaded by :func:`load_head_checkpoint`.
 
     Raises:
-        ValueError: The model cannot be a backbone, or the checkpoint does not fit it.
+        ValueError: The model cannot be used as a backbone, or the checkpoint does not match it.
     """
     name, arguments, channels = spec.model, dict(spec.model_args), spec.input.channels
     try:
@@ -53,12 +53,12 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
         )
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"model {name!r} with {arguments or 'no further arguments'} cannot be a backbone: {error}"
+            f"model {name!r} with {arguments or 'no further arguments'} cannot be used as a backbone: {error}"
         ) from error
     try:
         backbone = Backbone(net)
     except ValueError as error:
-        raise ValueError(f"model {name!r} cannot be a backbone: {error}") from error
+        raise ValueError(f"model {name!r} cannot be used as a backbone: {error}") from error
     if checkpoint is not None and checkpoint.task == "classify":
         classifier = create_model(name, in_chans=channels, **arguments)
         load_pretrained(classifier, checkpoint)
@@ -68,12 +68,12 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
 
 
 def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
-    """Load a classifier's weights from a checkpoint of ours or the release's.
+    """Load a classifier's weights from a checkpoint of this library or the official release.
 
-    A classifier head for other classes keeps its initialization; everything else must fit.
+    The classification head keeps its initialization if its shape differs; all other weights must match.
 
     Raises:
-        ValueError: The weights do not fit the model.
+        ValueError: The weights do not match the model.
     """
     state, own = our_state(checkpoint.weights), model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
@@ -87,17 +87,17 @@ def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"checkpoint {checkpoint.path} does not fit the model; check model and model_args. {error}"
+            f"checkpoint {checkpoint.path} does not match the model; check model and model_args. {error}"
         ) from error
 
 
 def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint | None) -> None:
-    """Load a detector's or segmenter's weights into one of the same kind, if the checkpoint is of such a model.
+    """Load the weights of a detector or segmenter, including its heads; checkpoints of classifiers are ignored.
 
-    Where the classes differ, layers with an output per class keep their initialization.
+    If the classes differ, layers with outputs per class keep their initialization.
 
     Raises:
-        ValueError: The weights do not fit the model.
+        ValueError: The checkpoint is for another task, or the weights do not match the model.
     """
     if checkpoint is None or checkpoint.spec is None or checkpoint.task == "classify":
         return
@@ -114,12 +114,12 @@ def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoi
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"checkpoint {checkpoint.path} does not fit the model; check model, model_args and the head. {error}"
+            f"checkpoint {checkpoint.path} does not match the model; check model, model_args and the head. {error}"
         ) from error
 
 
 def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:
-    """A classifier's weights with the keys of its ``features_only`` form, e.g. ``stages_0`` for ``stages.0``."""
+    """Rename a classifier's weights to the keys of its ``features_only`` model, e.g. ``stages.0`` to ``stages_0``."""
     out = {}
     for name in features:
         first, _, rest = name.partition(".")
@@ -129,14 +129,16 @@ def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) 
 
 
 def resolve_input(config: AnyInput, model: nn.Module) -> AnyInput:
-    """Fill in the mean and standard deviation that the model's weights were trained with, where the recipe has none.
+    """Set a missing mean and standard deviation to those of the model's pretrained weights.
 
-    For grayscale images the three values of a model are averaged.
+    For grayscale images the three values of an RGB model are averaged.
     """
-    resolved = resolve_model_data_config(model)
+    data_config = resolve_model_data_config(model)
 
     def values(name: str) -> tuple[float, ...]:
-        given = tuple(resolved[name])
-        return given if len(given) == config.channels else (sum(given) / len(given),) * config.channels
+        per_channel = tuple(data_config[name])
+        if len(per_channel) == config.channels:
+            return per_channel
+        return (sum(per_channel) / len(per_channel),) * config.channels
 
     return replace(config, mean=config.mean or values("mean"), std=config.std or values("std"))

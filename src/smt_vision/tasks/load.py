@@ -1,4 +1,4 @@
-"""Predictors, from wherever a model is."""
+"""Loading predictors from runs, exports, checkpoints, released weights and timm."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,15 +24,14 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 
 def load(source: str | Path, device: str | torch.device = "cpu", overrides: Overrides | None = None) -> Predictor[Any]:
-    """Load a predictor from a run's folder (its best weights), an export, a checkpoint, a release's file or timm.
-
-    Releases' files and timm's models are classifiers.
+    """Load a predictor.
 
     Args:
-        source: A folder, a file, or a timm model name.
+        source: Run folder (its best weights), export folder, checkpoint file, weights file of the official release, or
+            timm model name. The last two are classifiers.
         device: Device to run on.
-        overrides: Fields of the recipe groups that are to differ from training, e.g.
-            ``{"segment": {"test_flip": True}}``; :func:`smt_vision.tasks.inference_overrides` lists them by task.
+        overrides: Values that differ from training, by recipe group, e.g. ``{"segment": {"test_flip": True}}``;
+            :func:`smt_vision.tasks.inference_overrides` lists the fields of a task.
 
     Returns:
         A :class:`~smt_vision.tasks.classification.predictor.Classifier`,
@@ -40,16 +39,16 @@ def load(source: str | Path, device: str | torch.device = "cpu", overrides: Over
         :class:`~smt_vision.tasks.segmentation.predictor.Segmenter`.
 
     Raises:
-        FileNotFoundError: The folder has neither a finished evaluation nor an export in it.
-        ValueError: There is neither such a file or folder nor such a timm model, the file is not a model's, or an
-            override does not exist for the task.
+        FileNotFoundError: The folder contains neither a best checkpoint nor an export.
+        ValueError: ``source`` is neither a file or folder nor a timm model, the file does not contain a model, or a
+            field cannot be overridden.
         RuntimeError: The model has no pretrained weights, or they could not be downloaded.
     """
     path, overrides = Path(source), overrides or {}
     if (path / MANIFEST).is_file():
         return _from_export(path, device, overrides)
     if path.is_dir() and not (path / BEST).is_file():
-        raise FileNotFoundError(f"{path}: neither a finished evaluation ({BEST}) nor an export ({MANIFEST}) in it")
+        raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST})")
     if path.exists():
         return _from_checkpoint(checkpoints.load(path), device, overrides)
     return _from_timm(str(source), device, overrides)
@@ -73,8 +72,8 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
 def _from_export(folder: Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
     if torch.device(device).type != "cpu":
         raise ValueError(
-            f"{folder} is an export, which runs on the CPU and not on {device}: use the CPU (--device cpu, for smt eval "
-            "--engine.accelerator cpu), or the model that was exported"
+            f"{folder} is an export, which cannot run on {device}: use the CPU (--device cpu, or --engine.accelerator "
+            "cpu for smt eval), or load the model that was exported"
         )
     program = load_exported(folder)
     exported = read_spec(program.manifest.spec)
@@ -87,30 +86,30 @@ def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> P
     try:
         model = create_model(name, pretrained=True)
     except ValueError as error:
-        raise ValueError(f"there is no file or folder {name!r}, and as a model name: {error}") from error
+        raise ValueError(f"{name!r} is neither a file or folder nor a model: {error}") from error
     return _predictor(model, override(published_spec(model, name), overrides), name, device)
 
 
 def _predictor(
     model: nn.Module, spec: ModelSpec, name: str, device: str | torch.device, recipe: Recipe | None = None
 ) -> Predictor[Any]:
-    predictor: Any = get_task(spec.task).predictor
-    found: Predictor[Any] = predictor(model, spec, name, device, recipe)
-    return found
+    predictor_class: Any = get_task(spec.task).predictor
+    predictor: Predictor[Any] = predictor_class(model, spec, name, device, recipe)
+    return predictor
 
 
 def override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
-    """The spec with other values in fields of its input or head; ``None`` keeps a value.
+    """A copy of the spec with other values in its input or head; ``None`` keeps the value.
 
     Raises:
-        ValueError: The task has no such field, or it cannot differ from training.
+        ValueError: The task has no such field, or it cannot be overridden.
     """
     allowed, head = inference_overrides(spec.task), recipe_class(spec.task).head_group
     for group, values in overrides.items():
         given = {name: value for name, value in values.items() if value is not None}
-        if wrong := [f"{group}.{name}" for name in given if name not in allowed.get(group, ())]:
-            may = ", ".join(f"{group}.{name}" for group, names in allowed.items() for name in names)
-            raise ValueError(f"{wrong[0]} cannot be overridden for task {spec.task!r}: expected one of {may}")
+        if invalid := [f"{group}.{name}" for name in given if name not in allowed.get(group, ())]:
+            expected = ", ".join(f"{group}.{name}" for group, names in allowed.items() for name in names)
+            raise ValueError(f"{invalid[0]} cannot be overridden for task {spec.task!r}: expected one of {expected}")
         if given and group == "input":
             spec = replace(spec, input=replace(spec.input, **given))
         elif given and group == head:

@@ -1,4 +1,4 @@
-"""Which images of a dataset are shown, and whether a model fits it."""
+"""Helpers that the evaluations of all tasks share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,31 +8,31 @@ from torch import Tensor
 
 from ..data.dataset import RawDataset
 
-SAMPLES = 4  # images in the picture of an epoch
+SAMPLES = 4  # images in the sample picture of an evaluation
 
 
 def sample_rows(length: int) -> list[int]:
-    """Indices of the images in an epoch's picture, evenly spaced over a dataset of this length."""
+    """Indices of the images in the sample picture, evenly spaced over a dataset of this length."""
     return np.linspace(0, length - 1, min(SAMPLES, length)).astype(int).tolist()
 
 
 def top_rows(rows: Tensor, count: int) -> Tensor:
-    """The ``count`` rows with the highest score, best first.
+    """The ``count`` rows with the highest score, in descending order.
 
-    Ties go to the lower index, so that the result does not depend on the order.
+    Ties are resolved by the lower image index, so that the result does not depend on the order of the rows.
 
     Args:
-        rows: (n, 2 or more): the score, the image's index, and anything else.
-        count: Rows to keep.
+        rows: ``(n, m)``, where column 0 is the score and column 1 the image index.
+        count: Number of rows to keep.
     """
     rows = rows[rows[:, 1].argsort(stable=True)]
     return rows[rows[:, 0].argsort(descending=True, stable=True)][:count]
 
 
 def check_classes(images: RawDataset[Any], classes: Sequence[str]) -> None:
-    """Raise a ValueError where a dataset's classes are not the model's."""
+    """Raise a ValueError if the classes of a dataset differ from the model's."""
     if images.classes != tuple(classes):
         raise ValueError(
-            f"{images.where} has the classes {', '.join(images.classes)}, the model {', '.join(classes)}; evaluate a "
-            "model trained on these classes, in this order"
+            f"{images.where} has the classes {', '.join(images.classes)}, but the model has {', '.join(classes)}; both "
+            "must have the same classes in the same order"
         )

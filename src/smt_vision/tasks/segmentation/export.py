@@ -1,4 +1,4 @@
-"""Segmenters on their way to another runtime."""
+"""Export of segmenters."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,10 @@ from ...deploy.logits import LogitsExport
 
 
 class SegmenterExport(LogitsExport):
-    """At the shorter side of the training crop, and at other sizes, which every segmenter must take."""
+    """Export of a segmenter, traced at the shorter side of the training crop.
+
+    Segmentation needs images of any size, so the exported program must have a dynamic image size.
+    """
 
     @property
     def size(self) -> int:
@@ -30,5 +33,5 @@ class SegmenterExport(LogitsExport):
         super().trace(samples)
         if not self.dynamic_image_size:
             raise ValueError(
-                f"{self.name} takes images of one size, and segmentation needs any size; use another backbone"
+                f"{self.name} takes images of one size only, but segmentation needs any size; use another backbone"
             )

@@ -1,4 +1,4 @@
-"""Losses of segmentation. Shapes: B images of H x W pixels, K classes."""
+"""Segmentation losses. Shapes: B images of H x W pixels, K classes."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,11 +8,11 @@ from .heads.upernet import resize
 
 
 def class_losses(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Mean cross-entropy of the pixels that have a class; 0 where none has.
+    """Mean cross-entropy over the labeled pixels; 0 if there are none.
 
     Args:
-        logits: (B, K, h, w), resized to the labels.
-        label: (B, H, W), 0 to K - 1, or 255.
+        logits: ``(B, K, h, w)``; they are resized to the label maps.
+        label: ``(B, H, W)``, 0 to K - 1, or 255 for ignored pixels.
     """
     logits = resize(logits.float(), label.shape[-2:])
     total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -20,20 +20,20 @@ def class_losses(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
 
 
 def binary_losses(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Binary cross-entropy of the pixels, and of each image 1 - IoU of the probabilities; both means.
+    """Mean binary cross-entropy over the pixels, and mean of 1 - soft IoU over the images.
 
-    The pair is the common one for salient objects since BASNet (Qin et al., CVPR 2019). An image that is all
-    background has an IoU of 1 once nothing is predicted: 1 pixel is added to intersection and union.
+    This combination is common for salient objects since BASNet (Qin et al., CVPR 2019). One pixel is added to
+    intersection and union, so that the IoU is 1 if an image has no object and none is predicted.
 
     Args:
-        logits: (B, 1, h, w), resized to the labels.
-        label: (B, H, W), 1 on objects, 0 off them, or 255, which does not count.
+        logits: ``(B, 1, h, w)``; they are resized to the label maps.
+        label: ``(B, H, W)``, 1 for objects, 0 for background, or 255 for ignored pixels.
     """
     logits = resize(logits.float(), label.shape[-2:])[:, 0]
     known = (label != IGNORE_INDEX).float()
     target = (label == 1).float()
     bce = F.binary_cross_entropy_with_logits(logits, target, weight=known, reduction="sum")
     probability = logits.sigmoid() * known
-    both = (probability * target).sum(dim=(1, 2))
-    either = (probability + target - probability * target).sum(dim=(1, 2))
-    return {"bce": bce / known.sum().clamp(min=1), "iou": (1 - (both + 1) / (either + 1)).mean()}
+    intersection = (probability * target).sum(dim=(1, 2))
+    union = (probability + target - probability * target).sum(dim=(1, 2))
+    return {"bce": bce / known.sum().clamp(min=1), "iou": (1 - (intersection + 1) / (union + 1)).mean()}

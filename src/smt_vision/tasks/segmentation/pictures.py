@@ -19,27 +19,27 @@ def draw_label_map(
     legend: bool = True,
     side: int | None = None,
 ) -> Image.Image:
-    """Draws each pixel's class over the image; pixels labelled 255 stay as they are.
+    """Draw each pixel's class over an image; pixels labeled 255 stay as they are.
 
     Args:
-        image: of any mode; it is not changed.
-        label: (H, W) classes by index, of the image's size: an array or a tensor on the CPU.
-        classes: names, by index.
-        opacity: of the colors; 1 hides the image.
-        legend: put the classes that occur beneath the picture.
-        side: resize the picture first, so that its long side has so many pixels.
+        image: Image of any mode; it is not modified.
+        label: ``(H, W)`` class indices at the size of the image: an array or a CPU tensor.
+        classes: Class names by class index.
+        opacity: Opacity of the class colors; 1 hides the image.
+        legend: Add a legend of the classes that occur below the picture.
+        side: Long side of the picture in pixels; ``None`` keeps the image size.
 
     Raises:
-        ValueError: the label map is not of the image's size.
+        ValueError: The label map differs in size from the image.
     """
     values = np.asarray(label)
     if values.shape != image.size[::-1]:
-        raise ValueError(f"the label map is {values.shape}; of this image it must be ({image.height}, {image.width})")
+        raise ValueError(f"invalid label map of shape {values.shape}: expected ({image.height}, {image.width})")
     known = values != IGNORE_INDEX
-    table = np.array([class_color(k) for k in range(len(classes))] + [PAPER], dtype=np.float64)
+    colors = np.array([class_color(k) for k in range(len(classes))] + [PAPER], dtype=np.float64)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    painted = (1 - opacity) * pixels + opacity * table[np.where(known, values, len(classes))]
+    blended = (1 - opacity) * pixels + opacity * colors[np.where(known, values, len(classes))]
     canvas, _ = resize_long_side(
-        Image.fromarray(np.where(known[..., None], painted, pixels).round().astype(np.uint8)), side
+        Image.fromarray(np.where(known[..., None], blended, pixels).round().astype(np.uint8)), side
     )
     return with_legend(canvas, np.unique(values[known]).tolist(), classes) if legend else canvas

@@ -1,12 +1,12 @@
-"""Semantic and binary segmentation: the paper's runs on ADE20K, salient objects, and a small one for a CPU."""
+"""Segmentation recipes: the paper's runs on ADE20K, salient objects, and a small run for a CPU."""
 
 from ...recipe import PAPER, Engine, Input, Optim
 from .config import SegmentationRecipe, SegmentConfig
 
-ADE20K_EPOCH = 20_210 // 16  # updates
+ADE20K_EPOCH = 20_210 // 16  # optimizer steps
 
 
-def _ade20k(variant: str, drop_path: float, miou: float, several_scales: float) -> SegmentationRecipe:
+def _ade20k(variant: str, drop_path: float, miou: float, multi_scale_miou: float) -> SegmentationRecipe:
     return SegmentationRecipe(
         name=f"ade20k_upernet_160k_{variant}",
         about=f"UPerNet on smt_{variant}, ADE20K, as in the paper",
@@ -14,7 +14,7 @@ def _ade20k(variant: str, drop_path: float, miou: float, several_scales: float) 
         model_args=dict(drop_path_rate=drop_path),
         pretrained=True,
         data="ade20k",
-        epochs=127,  # the paper counts updates: 160,000 of them are 126.7 epochs of 1,263
+        epochs=127,  # the paper trains for 160,000 steps: 126.7 epochs of 1,263 steps
         batch_size=2,
         input=Input(interpolation="bilinear", workers=4),
         optim=Optim(
@@ -31,7 +31,7 @@ def _ade20k(variant: str, drop_path: float, miou: float, several_scales: float) 
         segment=SegmentConfig(zero_is_ignored=True),
         engine=Engine(eval_every=10),
         expected={"miou": miou},
-        expected_source=f"the paper, ADE20K val, one scale; {several_scales} at six scales and mirrored",
+        expected_source=f"the paper, ADE20K val, single scale; {multi_scale_miou} at six scales with flips",
         hardware="8 GPUs of 32 GB, 2 images each",
         citation=PAPER,
     )
@@ -51,7 +51,7 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         batch_size=16,
         input=Input(interpolation="bilinear"),
         optim=Optim(lr=2e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, clip_grad=1.0),
-        # The long side, too, is 352: a picture is seen whole, as it is tested, and the rest of the crop is padding.
+        # long_side is 352 as well: at scale 1 a crop holds the entire image, as in evaluation, and padding.
         segment=SegmentConfig(
             kind="binary", short_side=352, long_side=352, crop=(352, 352), scale=(0.75, 1.25), channels=256
         ),

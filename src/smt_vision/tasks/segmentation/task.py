@@ -38,18 +38,18 @@ from .metrics import BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
 
-WORST = 6  # images in the picture of the worst
-SIDE = 256  # pixels of the long side of what is kept of a prediction
+WORST = 6  # images in worst.png
+THUMBNAIL_SIDE = 256  # maximum long side of the stored predictions in pixels
 PANELS = ("image", "truth", "prediction")
 
 
 class SegmentationEvaluation:
-    """What training and evaluation of segmenters share.
+    """Evaluation of segmenters, during training and after it.
 
     Args:
-        val_set: the images to evaluate on.
-        input: how images become tensors.
-        config: what is segmented, and how it is tested.
+        val_set: Validation images.
+        input: How images become tensors.
+        config: Segmentation kind and test-time options.
     """
 
     def __init__(self, val_set: SegmentationDataset, input: Input, config: SegmentConfig) -> None:
@@ -74,85 +74,88 @@ class SegmentationEvaluation:
         )
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Of each image, at its label map's size, (H, W): the classes, or the probabilities of an object."""
-        found = predict_probabilities(model, batch["image"], batch["sizes"], self.config)
+        """Class indices or object probabilities ``(H, W)`` per image, at the size of its label map."""
+        probabilities = predict_probabilities(model, batch["image"], batch["sizes"], self.config)
         sizes = [(label.shape[0], label.shape[1]) for label in batch["label"]]
         if self.binary:
-            return [resize(p[None], size)[0, 0] for p, size in zip(found, sizes, strict=True)]
-        return [label_map(p, size) for p, size in zip(found, sizes, strict=True)]
+            return [resize(p[None], size)[0, 0] for p, size in zip(probabilities, sizes, strict=True)]
+        return [label_map(p, size) for p, size in zip(probabilities, sizes, strict=True)]
 
     def metric(self, device: torch.device) -> "SegmentationMetric":
         return SegmentationMetric(self.classes, self.binary, device)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """The classes, the best first."""
+        """A table of the classes, sorted by IoU from high to low."""
         if self.binary:
             return []
         total = sum(row["pixels"] for row in metrics["per_class"])
         ranked = sorted(metrics["per_class"], key=lambda row: -1.0 if row["iou"] is None else row["iou"], reverse=True)
         rows: list[tuple[str | int | float, ...]] = [
-            (row["class"], 100 * row["pixels"] / total, _told(row["iou"]), _told(row["accuracy"])) for row in ranked
+            (row["class"], 100 * row["pixels"] / total, _table_value(row["iou"]), _table_value(row["accuracy"]))
+            for row in ranked
         ]
-        return [Table("Classes", ("class", "share of the pixels (%)", "IoU (%)", "accuracy (%)"), rows)]
+        return [Table("Classes", ("class", "pixels (%)", "IoU (%)", "accuracy (%)"), rows)]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """``confusion.png``, where there are classes, and ``worst.png``: the images with most errors."""
-        drawn = []
+        """``confusion.png``, unless segmentation is binary, and ``worst.png``: the images with the largest errors."""
+        files = []
         if not self.binary:
-            drawn.append(folder / "confusion.png")
-            confusion(np.asarray(metrics["confusion"]), self.classes, drawn[-1], unit="pixels")
+            files.append(folder / "confusion.png")
+            confusion(np.asarray(metrics["confusion"]), self.classes, files[-1], unit="pixels")
         items = []
-        for mistake in metrics["worst"]:
-            raw, truth, name = self.val_set.read(mistake["index"])
-            caption = f"{mistake['error']:.1f} % wrong: {self.val_set.id(mistake['index'])}"
-            items.append((decode(raw, 3, name=name), truth, _unpacked(mistake["prediction"]), caption))
+        for entry in metrics["worst"]:
+            raw, truth, name = self.val_set.read(entry["index"])
+            caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
+            items.append((decode(raw, 3, name=name), truth, _decode_png(entry["prediction"]), caption))
         if items:
-            drawn.append(folder / "worst.png")
-            self._drawn(items).save(drawn[-1])
-        return drawn
+            files.append(folder / "worst.png")
+            self._grid(items).save(files[-1])
+        return files
 
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
-        """Images from all over the validation set, beside the truth and the prediction."""
+        """A few validation images with ground truth and prediction, evenly spaced over the dataset."""
         transform = SegmentationTransform(self.input, self.config, None)
         items = []
         for row in sample_rows(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
                 image = transform(decode(raw, channels_of(self.input), name=name), truth, name)["image"][None]
-            except UnreadableImage:  # the evaluation has just named it
+            except UnreadableImage:  # already reported by the evaluation
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
             (prediction,) = self.predict(model, batch)
             items.append((decode(raw, 3, name=name), truth, _thumbnail(prediction), self.val_set.id(row)))
-        return self._drawn(items) if items else None
+        return self._grid(items) if items else None
 
-    def _drawn(self, items: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, str]]) -> Image.Image:
-        """Rows of image, truth and (small) prediction."""
+    def _grid(self, items: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, str]]) -> Image.Image:
+        """A row per item of (image, ground truth, prediction thumbnail, caption)."""
         rows = []
-        shown: set[int] = set()
+        legend: set[int] = set()
         for image, truth, prediction, _ in items:
             height, width = prediction.shape
             small = image.convert("RGB").resize((width, height))
-            maps = (_nearest(truth, (width, height)), prediction)
+            maps = (_resize_nearest(truth, (width, height)), prediction)
             if self.binary:
-                # A mask holds 0 and 1, a prediction 256 levels.
+                # The mask has values 0 and 1, the prediction 256 levels.
                 panels = [Image.fromarray(255 * (maps[0] == 1).astype(np.uint8)), Image.fromarray(prediction)]
             else:
                 panels = [draw_label_map(small, labels, self.classes, legend=False) for labels in maps]
-                shown.update(*(np.unique(labels).tolist() for labels in maps))
+                legend.update(*(np.unique(labels).tolist() for labels in maps))
             rows.append((small, *panels))
-        return sample_grid(rows, PANELS, [name for *_, name in items], shown - {IGNORE_INDEX}, self.classes)
+        captions = [caption for *_, caption in items]
+        return sample_grid(rows, PANELS, captions, legend - {IGNORE_INDEX}, self.classes)
 
 
 class SegmentationTraining(SegmentationEvaluation):
-    """Training a segmenter on images with a label for each pixel.
+    """Training of a segmenter.
+
+    The constructor opens and checks the data and builds the model, so that invalid settings fail early.
 
     Args:
-        recipe: the run. Its data is opened and checked and its model built at once, so that what cannot work fails
-            early.
+        recipe: Recipe of the run.
 
     Raises:
-        ValueError: the data, the backbone or the head cannot be used as the recipe says.
+        ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
@@ -198,31 +201,31 @@ class SegmentationTraining(SegmentationEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """At the labels' size: ``cross_entropy``, or ``bce`` and ``iou``; and ``auxiliary``, that head's, weighted."""
+        """``cross_entropy``, or ``bce`` and ``iou``; and ``auxiliary``, the weighted loss of the auxiliary head."""
         compute = binary_losses if self.binary else class_losses
         logits, auxiliary = model(batch["image"])
         losses = compute(logits, batch["label"])
         if auxiliary is not None:
-            theirs = compute(auxiliary, batch["label"]).values()
-            losses["auxiliary"] = self.config.aux_weight * torch.stack(list(theirs)).sum()
+            terms = compute(auxiliary, batch["label"]).values()
+            losses["auxiliary"] = self.config.aux_weight * torch.stack(list(terms)).sum()
         return losses
 
 
 class SegmentationMetric:
-    """The numbers of a set, exact on any number of processes, and the images with most errors.
+    """Metrics of a dataset, exact for any number of processes, and the images with the largest errors.
 
     Args:
-        classes: names, by label.
-        binary: whether predictions are probabilities of an object.
-        device: where the sums live.
+        classes: Class names by class index.
+        binary: Whether predictions are object probabilities.
+        device: Device of the sums.
     """
 
     def __init__(self, classes: tuple[str, ...], binary: bool, device: torch.device) -> None:
         self.classes = classes
         self.binary = binary
         self.sums = BinaryMetrics(device) if binary else SegmentationMetrics(len(classes), device)
-        # Rows of error, index, height, width, and a thumbnail of the prediction; an error of -1 where there is none.
-        self.worst = torch.full((WORST, 4 + SIDE * SIDE), -1.0, device=device)
+        # Each row: error, image index, height, width, and a thumbnail of the prediction. Unused rows have error -1.
+        self.worst = torch.full((WORST, 4 + THUMBNAIL_SIDE**2), -1.0, device=device)
 
     def update(self, output: list[Tensor], batch: Batch) -> None:
         for prediction, label, index in zip(output, batch["label"], batch["index"].tolist(), strict=True):
@@ -240,7 +243,7 @@ class SegmentationMetric:
         self.worst = top_rows(all_gather(self.worst).reshape(-1, self.worst.shape[1]), WORST)
 
     def compute(self) -> dict[str, Any]:
-        """The sums' numbers, and ``worst``: index, error in percent and the prediction as a small PNG, in base64."""
+        """The metrics, and ``worst``: image index, error in percent, and prediction thumbnail as base64 PNG."""
         out = self.sums.compute()
         if not self.binary:
             out["confusion"] = out["confusion"].tolist()
@@ -252,59 +255,64 @@ class SegmentationMetric:
             if error > 0:
                 thumbnail = row[4 : 4 + int(height * width)].view(int(height), int(width))
                 out["worst"].append(
-                    {"index": int(index), "error": 100 * error, "prediction": _packed(thumbnail.byte().numpy())}
+                    {"index": int(index), "error": 100 * error, "prediction": _encode_png(thumbnail.byte().numpy())}
                 )
         return out
 
 
 def _check(recipe: SegmentationRecipe) -> None:
-    """Raises ValueError where the recipe's numbers cannot work."""
+    """Raise a ValueError for invalid values in the recipe."""
     config = recipe.segment
     if recipe.batch_size < 2:
         raise ValueError(
-            f"batch_size={recipe.batch_size}: UPerNet trains on two images a batch or more, since its coarsest pool "
-            "leaves BatchNorm one value an image"
+            f"invalid batch_size={recipe.batch_size}: UPerNet needs at least two images per batch in training, because "
+            "its coarsest pooling leaves BatchNorm one value per image and channel"
         )
-    covered = all(0 < step <= side for step, side in zip(config.stride, config.crop, strict=True))
+    covered = all(0 < stride <= side for stride, side in zip(config.stride, config.crop, strict=True))
     if config.test == "slide" and not covered:
         raise ValueError(
-            f"segment.stride={config.stride} must be from 1 to segment.crop={config.crop}, down and across: windows "
-            "further apart would leave pixels out"
+            f"invalid segment.stride={config.stride}: expected 1 to segment.crop={config.crop} in each direction, "
+            "otherwise windows do not cover every pixel"
         )
     if not config.test_scales or min(config.test_scales) <= 0:
-        raise ValueError(f"segment.test_scales={config.test_scales} must be one number above 0, or several, as 1.0")
+        raise ValueError(
+            f"invalid segment.test_scales={config.test_scales}: expected one or more positive numbers, e.g. 1.0"
+        )
 
 
 def _thumbnail(prediction: Tensor) -> np.ndarray:
-    """Of classes or probabilities (H, W), uint8 with a long side of 256 at most: the classes, or 255 times p."""
+    """Class indices or probabilities ``(H, W)`` as a uint8 map with a long side of at most 256 pixels.
+
+    Class indices are kept; probabilities are multiplied by 255.
+    """
     values = prediction if not prediction.is_floating_point() else (255 * prediction.float()).round()
     small = values.to("cpu", torch.uint8).numpy()
     height, width = small.shape
-    scale = min(1.0, SIDE / max(height, width))
-    return _nearest(small, (max(1, round(scale * width)), max(1, round(scale * height))))
+    scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
+    return _resize_nearest(small, (max(1, round(scale * width)), max(1, round(scale * height))))
 
 
-def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label map (H, W) resized to (width, height)."""
+def _resize_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map ``(H, W)`` resized to (width, height)."""
     return np.array(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
 
 
-def _packed(pixels: np.ndarray) -> str:
+def _encode_png(pixels: np.ndarray) -> str:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def _unpacked(text: str) -> np.ndarray:
+def _decode_png(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-def _told(percent: float | None) -> str | float:
+def _table_value(percent: float | None) -> str | float:
     return "none" if percent is None else percent
 
 
 def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> UPerNet:
-    """A segmenter from its spec; see :class:`smt_vision.tasks.task.TaskType`.
+    """Build a segmenter from its model spec; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
         ValueError: The model or the head cannot be built, or the checkpoint does not fit.
@@ -318,7 +326,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
-    """The validation images of a dataset with the model's classes."""
+    """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
     images = open_segmentation(data, "val", model.config)
     check_classes(images, model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
@@ -326,7 +334,7 @@ def open_evaluation(
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The model, at the size of its training crops."""
+    """The model, and the size of its training crops."""
     return model, (spec.input.channels, *spec.head.crop)
 
 

@@ -1,6 +1,6 @@
-"""Images with a label for each pixel: folders of images and folders of label maps.
+"""A dataset of images with label maps, read from two folders.
 
-Shapes: an image and its label map are H x W pixels.
+Shapes: an image and its label map have H x W pixels.
 """
 
 import logging
@@ -17,22 +17,22 @@ from ....data.validation import ValidationReport
 from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
-CHECKED = 64  # pairs read when a set is opened: what is wrong with all of them is found before a run starts
-OBJECT = 128  # a binary mask's grey value above which a pixel is of the object, as its published metrics have it
+CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
+OBJECT = 128  # object pixels of a binary mask have a higher gray value; threshold of the published metrics
 Labels = npt.NDArray[np.uint8]
 
 
 class SegmentationDataset(RawDataset[Labels]):
-    """Images by index, not decoded, with their label maps, which are decoded as they are read.
+    """Image paths by index, with label maps that are decoded on access.
 
     Args:
-        images: their folder.
-        labels: the folder of the label maps.
-        ids: N paths in the first.
-        label_ids: N paths in the second.
-        classes: K names; for binary masks one.
-        config: of it, ``kind`` and ``zero_is_ignored``.
-        ignore: the stored label of pixels to ignore.
+        images: Folder of the images.
+        labels: Folder of the label maps.
+        ids: N image paths relative to ``images``.
+        label_ids: N label map paths relative to ``labels``.
+        classes: K class names; one for binary masks.
+        config: ``kind`` and ``zero_is_ignored`` are used.
+        ignore: Stored label of ignored pixels.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class SegmentationDataset(RawDataset[Labels]):
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
 
     def read(self, i: int) -> tuple[Path, Labels, str]:
-        """Image ``i`` as a path, its labels (H, W) uint8, 0 to K - 1 or 255 to ignore, and its name for messages.
+        """Path of image ``i``, its labels ``(H, W)`` uint8, and its name for messages.
 
-        Of binary masks, 1 is the object and 0 all else.
+        Labels are 0 to K - 1, or 255 for ignored pixels. In binary masks, 1 is the object and 0 the background.
 
         Raises:
-            UnreadableImage: the label map cannot be read, or has labels that are no class.
+            UnreadableImage: The label map cannot be read or contains invalid labels.
         """
         path = self.labels / os.fsdecode(bytes(self._label_ids[i]))
         stored = decode_labels(path, name=str(path))
@@ -67,30 +67,30 @@ class SegmentationDataset(RawDataset[Labels]):
         return self.images / self.id(i), labels, self.name(i)
 
     def check(self, count: int = CHECKED) -> None:
-        """Read images and label maps, evenly spaced over the set.
+        """Read up to ``count`` images and label maps, evenly spaced over the dataset.
 
-        Images that cannot be read are left to the loaders, which count them.
+        Unreadable images are not reported here; the data loaders count and skip them.
 
         Raises:
-            ValueError: label maps cannot be read, differ from their image in size, or have labels that are no class.
+            ValueError: Label maps cannot be read, differ in size from their image, or contain invalid labels.
         """
-        findings = ValidationReport(self.where)
+        report = ValidationReport(self.where)
         for i in np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist():
             try:
                 raw, labels, name = self.read(i)
-                if size := _size(raw, name):
+                if size := _image_size(raw, name):
                     check_size(size, labels, name)
             except UnreadableImage as error:
-                findings.error(f"of {min(count, len(self))} pairs looked at are of no use", str(error), "mend these")
-        findings.tell()
+                report.error(f"of {min(count, len(self))} checked pairs are invalid", str(error), "fix them")
+        report.tell()
 
     def describe(self) -> str:
-        """Images and classes."""
+        """Number of images and classes."""
         kind = "binary masks" if self.binary else f"label maps of {len(self.classes)} classes"
         return f"{len(self)} images with {kind}"
 
     def _objects(self, stored: npt.NDArray[np.integer]) -> Labels:
-        # Masks of zeros and ones are as common as those of 0 and 255.
+        # Some datasets store masks as 0 and 1, others as 0 and 255.
         return (stored > (0 if stored.max(initial=0) <= 1 else OBJECT)).astype(np.uint8)
 
     def _classes(self, stored: npt.NDArray[np.integer], path: Path) -> Labels:
@@ -100,33 +100,33 @@ class SegmentationDataset(RawDataset[Labels]):
             ignored |= labels == 0
             labels = labels - 1
         labels[ignored] = IGNORE_INDEX
-        wrong = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
-        if len(wrong):
+        invalid = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
+        if len(invalid):
             first = int(self.zero_is_ignored)
-            values = ", ".join(str(value + first) for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
+            values = ", ".join(str(value + first) for value in invalid[:10]) + (" ..." if len(invalid) > 10 else "")
             raise UnreadableImage(
-                f"{path}: labels {values}, expected {first} to {len(self.classes) - 1 + first} for {len(self.classes)} "
-                f"classes, and {self.ignore} for pixels to ignore (--segment.zero_is_ignored where classes count from "
-                "one, --segment.kind binary for masks of one kind of object)"
+                f"{path}: invalid labels {values}: expected {first} to {len(self.classes) - 1 + first} for "
+                f"{len(self.classes)} classes, or {self.ignore} for ignored pixels (set --segment.zero_is_ignored if "
+                "classes are numbered from 1, --segment.kind binary for object masks)"
             )
         return labels.astype(np.uint8)
 
 
 def check_size(size: tuple[int, int], labels: Labels, name: str) -> None:
-    """An image's (width, height) against its label map.
+    """Check that a label map has its image's (width, height).
 
     Raises:
-        UnreadableImage: they differ.
+        UnreadableImage: The sizes differ.
     """
     height, width = labels.shape
     if size != (width, height):
         raise UnreadableImage(
-            f"{name}: {size[0]} x {size[1]} pixels, its label map {width} x {height}; mend either (a photograph's EXIF "
-            "orientation counts)"
+            f"{name}: the image is {size[0]} x {size[1]} pixels, its label map {width} x {height}; correct one of them "
+            "(the EXIF orientation of the image is applied)"
         )
 
 
-def _size(image: Path, name: str) -> tuple[int, int] | None:
+def _image_size(image: Path, name: str) -> tuple[int, int] | None:
     """Width and height of an image; ``None`` if it cannot be read."""
     try:
         return decode(image, 3, name=name).size

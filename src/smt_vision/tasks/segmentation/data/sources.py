@@ -1,4 +1,4 @@
-"""Folders of images and of label maps."""
+"""Segmentation datasets from folders of images and label maps."""
 
 import json
 import logging
@@ -16,17 +16,10 @@ from .dataset import SegmentationDataset
 
 log = logging.getLogger(__name__)
 
-
-# The last word of a folder's name, in small letters: DUTS-TR-Image and Imgs are both images.
+# Compared with the last word of a folder name in lower case: DUTS-TR-Image and Imgs are both image folders.
 IMAGES = ("images", "image", "imgs", "img")
-
-
 LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt")
-
-
 SPLITS = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
-
-
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
     "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/)"
@@ -34,59 +27,59 @@ LAYOUT = (
 
 
 class _Names(NamedTuple):
-    """Names of the classes, and the stored label of pixels to ignore."""
+    """Class names, and the stored label of ignored pixels."""
 
     classes: list[str]
     ignore: int
 
 
 def open_segmentation(data: str, split: Split, config: SegmentConfig) -> SegmentationDataset:
-    """Open one split of a set of images with label maps, and check that each image has one.
+    """Open one split of a dataset of images and label maps, and check that each image has a label map.
 
     Args:
-        data: a folder; images and label maps are in folders of it that are called so, and have the same names but for
-            the ending. Classes are named in ``classes.json`` (a list, or ``{"classes": [...], "ignore_index": 255}``)
-            or ADE20K's ``objectInfo150.txt``; binary masks need no names.
+        data: Folder with subfolders of images and of label maps; see ``LAYOUT``. An image and its label map have the
+            same file name apart from the suffix. Class names are read from ``classes.json`` (a list, or
+            ``{"classes": [...], "ignore_index": 255}``) or ADE20K's ``objectInfo150.txt``; binary masks need none.
         split: ``train`` or ``val``.
-        config: ``kind`` and ``zero_is_ignored``.
+        config: ``kind`` and ``zero_is_ignored`` are used.
 
     Returns:
-        The images, not decoded. Some of the pairs, evenly spaced, have been read; labels out of range in others are
-        found as they are read, and count as unreadable images.
+        The dataset; images are not decoded. Pairs evenly spaced over it have been checked; invalid labels in other
+        pairs are found when they are read, and count as unreadable images.
 
     Raises:
-        ValueError: the folder has no such form, or label maps are missing or of no use; the message names the first
+        ValueError: The folder has another layout, or label maps are missing or invalid; the message names the first
             few.
     """
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data {data!r} is no folder; expected {LAYOUT} (on the command line: --data)")
+        raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT} (on the command line: --data)")
     images, labels = _folders(root, split)
     names = _Names(["object"], IGNORE_INDEX) if config.kind == "binary" else _class_names(root)
     pairs = _pairs(images, labels)
-    found = SegmentationDataset(
+    dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
     )
-    found.check()
-    log.info("%s: %s", found.where, found.describe())
-    return found
+    dataset.check()
+    log.info("%s: %s", dataset.where, dataset.describe())
+    return dataset
 
 
 def _folders(root: Path, split: Split) -> tuple[Path, Path]:
-    """The split's folder of images and its folder of label maps."""
+    """A split's folder of images and its folder of label maps."""
     images, labels = _child(root, IMAGES), _child(root, LABELS)
-    if images and labels:
-        sides = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
-    else:
-        side = _child(root, SPLITS[split])
-        sides = (_child(side, IMAGES), _child(side, LABELS)) if side else (None, None)
-    if sides[0] is None or sides[1] is None:
+    if images and labels:  # images/train
+        images, labels = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
+    else:  # train/images
+        parent = _child(root, SPLITS[split])
+        images, labels = (_child(parent, IMAGES), _child(parent, LABELS)) if parent else (None, None)
+    if images is None or labels is None:
         raise ValueError(f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}")
-    return sides[0], sides[1]
+    return images, labels
 
 
 def _child(folder: Path, words: Sequence[str]) -> Path | None:
-    """The folder in a folder whose name ends in one of some words, the first word that any ends in."""
+    """The subfolder whose name ends in one of the words; an earlier word takes precedence."""
     by_word = {
         re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset"): child
         for child in sorted(folder.iterdir(), reverse=True)
@@ -96,23 +89,23 @@ def _child(folder: Path, words: Sequence[str]) -> Path | None:
 
 
 def _pairs(images: Path, labels: Path) -> dict[str, str]:
-    """Image files and their label maps, in the order of the images' names."""
-    findings = ValidationReport(str(images))
+    """Label map by image file, sorted by image file."""
+    report = ValidationReport(str(images))
     by_stem: dict[str, str] = {}
     for name in _files(labels):
         other = by_stem.setdefault(os.path.splitext(name)[0], name)
         if other != name:
-            findings.error("label maps with a twin of another ending", f"{labels / name}", "keep one of each")
+            report.error("label maps exist with two suffixes", f"{labels / name}", "keep one of each")
     pairs: dict[str, str] = {}
     for name in _files(images):
         label = by_stem.pop(os.path.splitext(name)[0], None)
         if label is None:
-            findings.error(f"images without a label map of their own in {labels}", name, "add or remove them")
+            report.error(f"images without a label map in {labels}", name, "add the label maps or remove the images")
         else:
             pairs[name] = label
     for name in by_stem.values():
-        findings.warning(f"label maps in {labels} without an image", name, "left out")
-    findings.tell()
+        report.warning(f"label maps in {labels} without an image", name, "ignored")
+    report.tell()
     if not pairs:
         raise ValueError(f"{images}: no images; expected {LAYOUT}")
     return pairs
@@ -137,19 +130,18 @@ def _class_names(root: Path) -> _Names:
         described = content if isinstance(content, dict) else {"classes": content}
         classes, ignore = described.get("classes"), described.get("ignore_index", IGNORE_INDEX)
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError(
-                f"{json_file}: no list of names; expected one, or {{'classes': [...], 'ignore_index': 255}}"
-            )
-    elif ade20k.is_file():  # a table: the last column has a class's names, of which the first will do
+            raise ValueError(f"{json_file}: expected a list of names, or {{'classes': [...], 'ignore_index': 255}}")
+    elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
         rows = [line.split("\t") for line in ade20k.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
         classes, ignore = [row[-1].split(",")[0].strip() for row in rows], IGNORE_INDEX
     else:
         raise ValueError(
-            f"{root}: the names of the classes are not known; write them into classes.json, a list in the order of "
-            "their labels (binary masks need none: --segment.kind binary)"
+            f"{root}: no class names; write them into classes.json as a list in the order of their labels (object "
+            "masks need none: --segment.kind binary)"
         )
     if not 2 <= len(classes) <= IGNORE_INDEX or len(set(classes)) < len(classes):
         raise ValueError(
-            f"{root}: {len(classes)} classes, {len(set(classes))} different names; expected 2 to {IGNORE_INDEX}, each once"
+            f"{root}: {len(classes)} classes with {len(set(classes))} different names; expected 2 to {IGNORE_INDEX} "
+            "classes with unique names"
         )
     return _Names(classes, ignore)

@@ -1,4 +1,4 @@
-"""Images and label maps to tensors: resize, scale, crop, flips, photometric changes."""
+"""Images and label maps to tensors: resize, random scale, crop, flips and photometric changes."""
 
 import random
 from collections.abc import Callable
@@ -17,47 +17,48 @@ from ....recipe import Augment, Input
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import Labels, check_size
 
-REDRAWS = 10  # of a crop with too much of one class
+RETRIES = 10  # further samples of a crop with too much of one class
 
 
 def eval_region(width: int, height: int, config: SegmentConfig) -> Region:
-    """The whole image at evaluation's size."""
+    """The entire image, resized as in evaluation."""
     size = fit_size(width, height, config.short_side, config.long_side) if config.short_side else (width, height)
     return Region(0, 0, width, height, *size)
 
 
 def train_region(labels: Labels, config: SegmentConfig, augment: Augment) -> Region:
-    """What training sees of an image: at most ``crop``, and less where the resized image is smaller.
+    """A random training crop of at most ``crop`` pixels, smaller where the resized image is smaller.
 
-    Draws from Python's generator.
+    Uses Python's global random generator.
 
     Args:
-        labels: (H, W), which decide whether a crop has too much of one class.
-        config: sizes, ``scale``, ``crop`` and ``max_class_share``.
-        augment: ``hflip`` and ``vflip``.
+        labels: ``(H, W)`` label map; it decides whether a crop has too much of one class.
+        config: Sizes, ``scale``, ``crop`` and ``max_class_share`` are used.
+        augment: ``hflip`` and ``vflip`` are used.
     """
     height, width = labels.shape
-    whole = eval_region(width, height, config)
+    resized = eval_region(width, height, config)
     scale = random.uniform(*config.scale)
-    across = _Side(width, config.crop[1], scale * whole.width / width)
-    down = _Side(height, config.crop[0], scale * whole.height / height)
-    for _ in range(1 + REDRAWS):
-        left, top = across.draw(), down.draw()
-        view = Region(left, top, left + across.window, top + down.window, across.size, down.size)
-        counts = np.bincount(view.labels(labels).ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    horizontal = _Side(width, config.crop[1], scale * resized.width / width)
+    vertical = _Side(height, config.crop[0], scale * resized.height / height)
+    for _ in range(1 + RETRIES):
+        left, top = horizontal.random_start(), vertical.random_start()
+        right, bottom = left + horizontal.window, top + vertical.window
+        region = Region(left, top, right, bottom, horizontal.size, vertical.size)
+        counts = np.bincount(region.labels(labels).ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
         if counts.max() <= config.max_class_share * counts.sum():
             break
     hflip, vflip = random.random() < augment.hflip, random.random() < augment.vflip
-    return Region(view.left, view.top, view.right, view.bottom, view.width, view.height, hflip, vflip)
+    return Region(left, top, right, bottom, horizontal.size, vertical.size, hflip, vflip)
 
 
 class _Side:
-    """One side of a crop: ``window`` pixels of the image that become ``size``.
+    """One axis of a random crop: ``window`` image pixels are resized to ``size``.
 
     Args:
-        length: of the image's side.
-        crop: the size wanted.
-        scale: of the resize.
+        length: Length of the image along this axis in pixels.
+        crop: Requested size of the crop in pixels.
+        scale: Scale of the resize.
     """
 
     def __init__(self, length: int, crop: int, scale: float) -> None:
@@ -65,24 +66,24 @@ class _Side:
         self.window = min(length, max(1, round(crop / scale)))
         self.size = crop if self.window < length else min(crop, max(1, round(length * scale)))
 
-    def draw(self) -> int:
-        """The window's first pixel."""
+    def random_start(self) -> int:
+        """Random first pixel of the window."""
         return random.randint(0, self.length - self.window)
 
 
 def segmentation_eval_transform(input: Input, config: SegmentConfig) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, whole."""
+    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, not cropped."""
     pixels = RegionPixels(input)
     return lambda image: pixels(image, eval_region(*image.size, config))
 
 
 class SegmentationTransform:
-    """An image and its labels to a sample.
+    """An image and its label map to a sample.
 
     Args:
-        input: filter, mean and standard deviation.
-        config: sizes, and the changes of training.
-        augment: what training does, of it ``hflip`` and ``vflip``; ``None`` for evaluation.
+        input: Interpolation, mean and standard deviation are used.
+        config: Sizes and training augmentation.
+        augment: ``hflip`` and ``vflip`` for training; ``None`` for evaluation.
     """
 
     def __init__(self, input: Input, config: SegmentConfig, augment: Augment | None) -> None:
@@ -92,23 +93,25 @@ class SegmentationTransform:
         self.photometric = _photometric() if config.photometric else None
 
     def __call__(self, image: Image.Image, labels: Labels, name: str) -> dict[str, Any]:
-        """``image`` (C, h, w) and ``label``: in training (h, w), both of ``crop``; in evaluation (H, W), as stored.
+        """``image`` ``(C, h, w)`` and ``label``, which is ``(h, w)`` in training and ``(H, W)`` in evaluation.
+
+        In training both have the size ``crop``; in evaluation the label map keeps its stored size.
 
         Raises:
-            UnreadableImage: the label map has another size than the image.
+            UnreadableImage: The label map differs in size from the image.
         """
         check_size(image.size, labels, name)
         if self.augment is None:
-            view = eval_region(*image.size, self.config)
-            return {"image": self.pixels(image, view), "label": torch.from_numpy(labels).long()}
-        view = train_region(labels, self.config, self.augment)
-        pixels = self.pixels(image, view, self.photometric)
-        label = torch.from_numpy(np.ascontiguousarray(view.labels(labels))).long()
-        margin = (0, self.config.crop[1] - view.width, 0, self.config.crop[0] - view.height)
+            region = eval_region(*image.size, self.config)
+            return {"image": self.pixels(image, region), "label": torch.from_numpy(labels).long()}
+        region = train_region(labels, self.config, self.augment)
+        pixels = self.pixels(image, region, self.photometric)
+        label = torch.from_numpy(np.ascontiguousarray(region.labels(labels))).long()
+        margin = (0, self.config.crop[1] - region.width, 0, self.config.crop[0] - region.height)
         return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORE_INDEX)}
 
 
 def _photometric() -> Compose:
-    """Brightness, contrast, saturation and hue, each for half of the images: the ranges of MMSegmentation's recipes."""
-    changes = (dict(brightness=0.125), dict(contrast=0.5), dict(saturation=0.5), dict(hue=0.1))
-    return Compose([RandomApply([ColorJitter(**change)]) for change in changes])
+    """Changes of brightness, contrast, saturation and hue, each with probability 0.5, in MMSegmentation's ranges."""
+    ranges = (dict(brightness=0.125), dict(contrast=0.5), dict(saturation=0.5), dict(hue=0.1))
+    return Compose([RandomApply([ColorJitter(**kwargs)]) for kwargs in ranges])

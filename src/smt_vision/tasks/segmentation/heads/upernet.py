@@ -1,8 +1,8 @@
-"""UPerNet: a label for each pixel, from the feature maps of any backbone.
+"""UPerNet: semantic segmentation from the feature maps of any backbone.
 
 Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018: pyramid pooling (Zhao et al., CVPR 2017)
-over the last feature map, then a feature pyramid over all of them. Beside it, in training, a small auxiliary head on
-the last map but one. Sizes are those of the SMT paper's ADE20K runs.
+of the last feature map, followed by a feature pyramid of all maps. Training adds a small auxiliary head on the second
+to last map. Default sizes are those of the SMT paper's ADE20K runs.
 
 Shapes: B images of H x W pixels, K classes, C channels; the finest map is h x w, a quarter of the image's sides.
 """
@@ -20,23 +20,23 @@ from ..config import SegmentConfig
 
 POOL_SCALES = (1, 2, 3, 6)
 
-_conv = partial(Conv2dNormActivation, inplace=True)  # convolution without bias, BatchNorm, ReLU; the map keeps its size
+_conv = partial(Conv2dNormActivation, inplace=True)  # convolution without bias, BatchNorm, ReLU; keeps H and W
 
 
 class UPerNet(nn.Module):
-    """A backbone, the UPerNet head, and the auxiliary head.
+    """A backbone with the UPerNet head and the auxiliary head.
 
-    The heads have BatchNorm, of which the coarsest pool leaves one value a channel and image: training takes at least
-    two images a batch.
+    Training needs at least two images per batch: the coarsest pooling leaves one value per channel and image, and
+    BatchNorm needs more than one.
 
     Args:
-        backbone: gives the feature maps.
-        num_classes: K; 1 for one map of logits (``config.kind`` ``binary``).
-        config: channels, dropout, and whether there is an auxiliary head (``aux_weight`` above 0).
+        backbone: Backbone of four feature maps.
+        num_classes: Number of classes K; 1 for ``binary`` segmentation.
+        config: Channels and dropout of the heads; there is an auxiliary head if ``aux_weight`` is above 0.
 
     Shape:
-        ``(B, 3, H, W)`` to ``(B, K, H, W)`` logits in evaluation; in training to ``(B, K, h, w)`` logits, and those of
-        the auxiliary head, or ``None``, at the size of its map.
+        Evaluation: ``(B, 3, H, W)`` to logits ``(B, K, H, W)``. Training: to logits ``(B, K, h, w)`` and the auxiliary
+        head's logits at the size of its feature map, or ``None``.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int, config: SegmentConfig) -> None:
@@ -56,20 +56,20 @@ class UPerNet(nn.Module):
         return resize(logits, image.shape[-2:])
 
     def share_statistics(self) -> None:
-        """Have the heads' BatchNorm take its statistics over all processes' images, as published; needs GPUs."""
+        """Compute the heads' BatchNorm statistics over the images of all processes, as published; needs GPUs."""
         for part in (self.head, self.auxiliary):
             if part is not None:
                 nn.SyncBatchNorm.convert_sync_batchnorm(part)
 
 
 class UPerHead(nn.Module):
-    """The pyramid over all maps, and the classifier at the finest one's size.
+    """A feature pyramid of all maps, and a classifier at the size of the finest map.
 
     Args:
-        in_channels: of each map, finest first.
-        channels: of every map inside.
-        num_classes: K.
-        dropout: share of the channels set to zero before the classifier, in training.
+        in_channels: Channels of each input map, finest first.
+        channels: Channels of every map inside the head.
+        num_classes: Number of classes K.
+        dropout: Probability of zeroing a channel before the classifier.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, num_classes: int, dropout: float) -> None:
@@ -84,7 +84,7 @@ class UPerHead(nn.Module):
         _init_weights(self)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps, finest first, to logits ``(B, K, h, w)`` at the finest one's size."""
+        """Feature maps, finest first, to logits ``(B, K, h, w)`` at the size of the finest map."""
         *finer, coarsest = maps
         merged = [self.pyramid(coarsest)]  # coarsest first
         for lateral, x in zip(reversed(self.laterals), reversed(finer), strict=True):
@@ -96,7 +96,7 @@ class UPerHead(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """A map beside its means over 1, 4, 9 and 36 cells, mixed: ``(B, in_channels, H, W) -> (B, channels, H, W)``."""
+    """A map fused with its averages over 1, 4, 9 and 36 bins: ``(B, in_channels, H, W) -> (B, channels, H, W)``."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) == 1:
             raise ValueError(
-                "UPerNet trains on two images a batch or more: of one, the pool over the whole map leaves BatchNorm a "
-                "single value. Raise batch_size"
+                "UPerNet needs at least two images per batch in training: with one image, global pooling leaves "
+                "BatchNorm a single value per channel. Raise batch_size"
             )
         pooled = [branch(mean_pool(x, n)) for branch, n in zip(self.branches, POOL_SCALES, strict=True)]
         return self.fuse(torch.cat([x, *(resize(p, x.shape[-2:]) for p in pooled)], dim=1))
@@ -128,30 +128,33 @@ class FCNHead(nn.Module):
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, corners not aligned: ``(B, C, H, W) -> (B, C, *size)``."""
+    """Bilinear resize without aligned corners: ``(B, C, H, W) -> (B, C, *size)``."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def mean_pool(x: Tensor, n: int) -> Tensor:
     """``F.adaptive_avg_pool2d(x, n)``: ``(B, C, H, W) -> (B, C, n, n)``.
 
-    As a matrix product with the cells' weights, which are computed from H and W, so that an export takes any size.
+    Computed as a matrix product with bin weights that depend on H and W, so that exported models take any image size.
     """
-    rows, columns = (_cells(length, n, x) for length in x.shape[-2:])  # (n, H), (n, W)
+    rows, columns = (_bin_weights(length, n, x) for length in x.shape[-2:])  # (n, H), (n, W)
     weights = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (n * n, H * W)
     return (x.flatten(2) @ weights.T).unflatten(-1, (n, n))
 
 
-def _cells(length: int, n: int, like: Tensor) -> Tensor:
-    """``(n, length)``: in row i equal weights, of sum 1, on the pixels that the i-th of n equal cells touches."""
-    cell = torch.arange(n, device=like.device)[:, None]
+def _bin_weights(length: int, n: int, like: Tensor) -> Tensor:
+    """Bin weights of adaptive average pooling, ``(n, length)``; each row sums to 1.
+
+    Row i has equal weights on the pixels that overlap the i-th of n equal bins.
+    """
+    index = torch.arange(n, device=like.device)[:, None]
     pixel = torch.arange(length, device=like.device)
-    touched = ((pixel + 1) * n > cell * length) & (pixel * n < (cell + 1) * length)  # whole numbers: exact
-    return touched.to(like.dtype) / touched.sum(dim=1, keepdim=True)
+    inside = ((pixel + 1) * n > index * length) & (pixel * n < (index + 1) * length)  # integer arithmetic: exact
+    return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
 
 
 def _init_weights(head: nn.Module) -> None:
-    """He's initialisation; classifiers begin near zero, hence all classes alike."""
+    """Kaiming initialization; classifier weights start near zero, so that all classes have similar scores."""
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):
             if name == "classifier":
