@@ -1,4 +1,4 @@
-"""Files of tensors: read without running anything in them, written whole or not at all."""
+"""Tensor files: read without executing pickled code, written atomically."""
 
 import os
 import pickle
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
+    """Call ``write`` with a temporary file in the directory of ``path``, then rename it to ``path``.
 
-    A reader sees the old file or the new one, whatever happens meanwhile; a failure leaves the old one.
+    A reader always finds the complete old file or the complete new one. If ``write`` fails, the old file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -34,11 +34,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a ``.safetensors`` file, or one of torch's (any other suffix), holds, on the CPU, and its metadata.
+    """Load a ``.safetensors`` file, or a PyTorch file (any other suffix), to the CPU.
+
+    Returns:
+        The content, and the metadata of a ``.safetensors`` file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read: cut short, of another kind, or with more than plain data in it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, is not a tensor file, or contains pickled objects.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
@@ -50,9 +53,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{path}: not a readable {path.suffix} file of tensors ({type(error).__name__}): it is cut short, of "
-            "another kind, or has objects in it, which are never loaded; fetch it again, or save a state dict alone"
+            f"{path}: not a readable {path.suffix} tensor file ({type(error).__name__}): it is truncated, not a tensor "
+            "file, or contains pickled objects, which are never loaded; download it again, or save only a state dict"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no state dict but a {type(content).__name__}; expected names and tensors")
+        raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     return content, {}

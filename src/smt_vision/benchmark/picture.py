@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ..pictures.style import BEST, EVAL, GREY, TRAIN, save
+from ..pictures.style import BEST, EVAL, GRAY, TRAIN, save
 from ..registry import VARIANTS
 from .compare import Result
 from .model_spec import parse_spec
@@ -72,7 +72,7 @@ def plot_accuracy_and_throughput(
     def draw() -> Figure:
         figure = Figure(figsize=(6.5 * len(panels), 5.2))
         figure.suptitle(title, fontsize=12, fontweight="bold")
-        figure.supxlabel(footnote, fontsize=7.5, color=GREY)
+        figure.supxlabel(footnote, fontsize=7.5, color=GRAY)
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (name, points) in zip(grid, panels.items(), strict=True):
             _plot_panel(axes, name, points)

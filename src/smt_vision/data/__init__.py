@@ -1,1 +1,1 @@
-"""What the datasets of all tasks share: decoding, resizing, transforms, samplers and loaders."""
+"""Data code that all tasks share: decoding, resizing, transforms, samplers and data loaders."""

@@ -1,4 +1,4 @@
-"""Random access to the files of a tar, from any number of processes."""
+"""Random access to the files in a tar archive, from any number of processes."""
 
 import functools
 import gzip
@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Where unpacked and downloaded sets are kept: ``$SMT_CACHE_DIR``, or ``~/.cache/smt-vision``."""
+    """Directory of unpacked and downloaded datasets: ``$SMT_CACHE_DIR``, by default ``~/.cache/smt-vision``."""
     return Path(os.environ.get("SMT_CACHE_DIR") or Path.home() / ".cache" / "smt-vision")
 
 
 class TarIndex:
-    """The regular files of an uncompressed tar.
+    """Index of the regular files in an uncompressed tar.
 
-    Reads go by position, so that processes forked from this one may share the open file.
+    Files are read with ``pread``, so forked processes can share the open descriptor.
 
     Args:
-        path: the tar.
+        path: Path of the tar file.
 
     Raises:
-        ValueError: it is not a tar, or it ends early.
+        ValueError: If the file is not a tar or is truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,12 +49,12 @@ class TarIndex:
                         names.append(name)
                         offsets.append(member.offset_data)
                         sizes.append(member.size)
-                    # tarfile keeps them all otherwise: a kilobyte for each file.
+                    # tarfile would otherwise keep every member, about 1 kB per file.
                     tar.members.clear()  # type: ignore[attr-defined]
         except tarfile.TarError as error:
-            raise ValueError(f"{path}: not a whole tar file ({error}); download or pack it again") from error
+            raise ValueError(f"{path}: invalid or truncated tar file ({error}); download or pack it again") from error
         if offsets and offsets[-1] + sizes[-1] > stat.st_size:
-            raise ValueError(f"{path}: ends within {names[-1]}; download or pack it again")
+            raise ValueError(f"{path}: truncated within {names[-1]}; download or pack it again")
         self.names: list[str] = names
         self.folders: list[str] = folders
         self._offsets = np.array(offsets, dtype=np.int64)
@@ -64,56 +64,56 @@ class TarIndex:
         return len(self._sizes)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"names": [], "folders": []}  # workers read by row
+        return self.__dict__ | {"names": [], "folders": []}  # worker processes read by row and need no names
 
     def read(self, row: int) -> bytes:
-        """The bytes of file ``row``, in the tar's order."""
-        file = _opened(self.path, self._version)
+        """Return the content of file ``row``, counted in the order of the tar."""
+        file = _open_file(self.path, self._version)
         return os.pread(file.descriptor, int(self._sizes[row]), int(self._offsets[row]))
 
 
 class _OpenFile:
-    """A descriptor that is closed with its owner."""
+    """A file descriptor that is closed when its owner is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
 
 
-@functools.lru_cache(maxsize=64)  # a set may have more shards than a process may have open files
-def _opened(path: Path, version: tuple[int, int]) -> _OpenFile:
+@functools.lru_cache(maxsize=64)  # a dataset may have more shards than a process may have open files
+def _open_file(path: Path, version: tuple[int, int]) -> _OpenFile:
     return _OpenFile(path)
 
 
 def open_tar(path: Path) -> TarIndex:
-    """Index a tar; a compressed one (.tar.gz, .tgz) is first unpacked to an uncompressed tar in the cache."""
+    """Index a tar file; a compressed one (.tar.gz, .tgz) is first unpacked to an uncompressed tar in the cache."""
     if path.suffix in (".gz", ".tgz"):
-        path = _uncompressed(path)
+        path = _decompress(path)
     stat = path.stat()
     return _index(path, (stat.st_size, stat.st_mtime_ns))
 
 
-@functools.lru_cache(maxsize=2)  # train and val of one tar are opened one after the other
+@functools.lru_cache(maxsize=2)  # the train and val splits of one tar are opened one after the other
 def _index(path: Path, version: tuple[int, int]) -> TarIndex:
     return TarIndex(path)
 
 
-def _uncompressed(path: Path) -> Path:
+def _decompress(path: Path) -> Path:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir() / "tars" / f"{path.name.partition('.')[0]}-{key}.tar"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    log.info("unpacking %s to %s, once", path, target)
-    # Under another name until it is whole: an interrupted run leaves nothing that could be taken for the tar.
+    log.info("unpacking %s to %s (once)", path, target)
+    # Renamed only when complete: an interrupted run must not leave a file that looks like the tar.
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as out, gzip.open(path, "rb") as packed:
             shutil.copyfileobj(packed, out, 1 << 20)
         os.replace(partial, target)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); download or pack it again") from error
+        raise ValueError(f"{path}: invalid or truncated gzip file ({error}); download or pack it again") from error
     finally:
         Path(partial).unlink(missing_ok=True)
     return target

@@ -1,4 +1,4 @@
-"""Images by index, not decoded, each with a target: what every dataset becomes."""
+"""Base class of the datasets: undecoded images with targets, accessed by index."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,23 +10,19 @@ import numpy as np
 from PIL import Image
 
 Split = Literal["train", "val"]
-
-
 Raw = bytes | Path | Image.Image
-
-
 T = TypeVar("T")
 
 
 class RawDataset(ABC, Generic[T]):
-    """Images by index, not decoded, each with a target.
+    """Map-style dataset of undecoded images, each with a target.
 
-    Names are an array, not a list: worker processes then share its memory, and pickle it fast.
+    Ids are kept in an array instead of a list: worker processes share its memory, and it pickles fast.
 
     Args:
-        classes: names of the classes, in the order of their numbers.
-        ids: N names, unique within the set and the same wherever the set is stored.
-        where: what comes before an id in messages, as the folder with a slash.
+        classes: Class names, in the order of class indices.
+        ids: N image ids, unique within the dataset and independent of where it is stored.
+        where: Prefix of image ids in messages, e.g. the directory with a trailing slash.
     """
 
     def __init__(self, classes: Sequence[str], ids: Sequence[str], where: str) -> None:
@@ -38,17 +34,17 @@ class RawDataset(ABC, Generic[T]):
         return len(self._ids)
 
     def name(self, i: int) -> str:
-        """What the image is called in messages, as its path."""
+        """Name of the image in messages, e.g. its path."""
         return self.where + self.id(i)
 
     def id(self, i: int) -> str:
-        """The image's name within the set."""
+        """Id of the image within the dataset."""
         return os.fsdecode(bytes(self._ids[i]))
 
     @abstractmethod
     def read(self, i: int) -> tuple[Raw, T, str]:
-        """Image ``i`` as it is stored, its target, and its name for messages."""
+        """Return image ``i`` as stored, its target, and its name for messages."""
 
     @abstractmethod
     def describe(self) -> str:
-        """One line for the log: how much of what."""
+        """Summarize the dataset in one line for the log."""

@@ -1,23 +1,25 @@
-"""Images of unlike sizes in one tensor."""
+"""Batches of images of different sizes."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-LARGEST_STRIDE = 32  # stride of a backbone's last map: padded sides are multiples of it, so that no stage rounds
+LARGEST_STRIDE = 32  # of the backbone's last feature map; multiples of it divide evenly in every stage
 
 
 def padded(side: int) -> int:
-    """The next multiple of 32 pixels."""
-    return (side + LARGEST_STRIDE - 1) // LARGEST_STRIDE * LARGEST_STRIDE  # exporters round negative numbers otherwise
+    """Round a side in pixels up to a multiple of 32."""
+    # Not -(-side // 32) * 32: integer division in ONNX and OpenVINO truncates toward zero.
+    return (side + LARGEST_STRIDE - 1) // LARGEST_STRIDE * LARGEST_STRIDE
 
 
 def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Lay images (C, h, w) into the top left corners of a batch of zeros.
+    """Batch images (C, h, w) of different sizes, zero-padded at the bottom and on the right.
 
     Returns:
-        (B, C, H, W), H and W the largest of them, up to the next multiple of 32; and (B, 2) int64, each h and w.
+        The batch (B, C, H, W), where H and W are the largest h and w, rounded up to a multiple of 32; and the sizes
+        (B, 2) int64, h and w of each image.
     """
     sizes = torch.tensor([image.shape[-2:] for image in images])
     height, width = (padded(side) for side in sizes.amax(0).tolist())
@@ -28,12 +30,12 @@ def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def group_by_size(sizes: Tensor) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Rows of equal sizes, and their size; the sizes in the order of their first rows.
+    """Yield the rows of each distinct size and that size, in order of first occurrence.
 
     Args:
-        sizes: (B, 2) int64, height and width.
+        sizes: Heights and widths (B, 2), int64.
     """
     rows: dict[tuple[int, int], list[int]] = {}
     for row, (height, width) in enumerate(sizes.tolist()):
         rows.setdefault((height, width), []).append(row)
-    yield from ((same, size) for size, same in rows.items())
+    yield from ((same_size, size) for size, same_size in rows.items())

@@ -1,7 +1,7 @@
-"""RGB images as tensors and back, four bytes a pixel, which is how Pillow has them in memory.
+"""Conversion of RGB images to tensors and back, with four bytes per pixel, which is Pillow's memory layout.
 
-The fourth byte means nothing. To leave it in makes each way a copy of memory in place of a conversion, and halves the
-time of torch's resizing, which would put it in itself.
+The fourth byte is unused. Keeping it makes each conversion a plain memory copy, and halves the time of PyTorch's
+resizing, which would otherwise add a fourth channel itself.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An image of mode RGB, copied to a tensor (H, W, 4) uint8."""
+    """Copy an image of mode RGB to a uint8 tensor (H, W, 4)."""
     return torch.frombuffer(bytearray(image.tobytes("raw", "RGBX")), dtype=torch.uint8).view(
         image.height, image.width, 4
     )
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """A tensor (H, W, 4) uint8, copied to an image of mode RGB."""
+    """Copy a uint8 tensor (H, W, 4) to an image of mode RGB."""
     height, width, _ = pixels.shape
     return Image.frombytes("RGB", (width, height), pixels.contiguous().numpy().tobytes(), "raw", "RGBX")

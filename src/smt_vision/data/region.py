@@ -1,9 +1,9 @@
-"""What training and evaluation see of an image: a window of it, resized once, and perhaps mirrored.
+"""Crop, resize and flip of an image, together with its boxes, polygons and label map.
 
-Crops and resizes that are published one after the other are one window and one size here: pixels are filtered once,
-boxes and outlines move by the same six numbers, and a mask is made at its final size.
+A sequence of crops and resizes is combined into a single region: pixels are filtered once, boxes and polygons are
+transformed with the same six numbers, and masks are rasterized at their final size.
 
-Shapes: an image of H x W pixels gives h x w.
+Shapes: an image of H x W pixels becomes h x w.
 """
 
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Region:
-    """A window of an image, in pixels of the image, at another size.
+    """A crop of an image in integer pixels, resized and optionally flipped.
 
     Args:
-        left: the window's first column.
-        top: its first row.
-        right: the column after its last.
-        bottom: the row after its last.
-        width: of the result.
-        height: of the result.
-        hflip: mirror the result left to right.
-        vflip: mirror the result top to bottom.
+        left: First column of the crop.
+        top: First row of the crop.
+        right: Column after the last one of the crop.
+        bottom: Row after the last one of the crop.
+        width: Output width in pixels.
+        height: Output height in pixels.
+        hflip: Whether to flip the output left to right.
+        vflip: Whether to flip the output top to bottom.
     """
 
     left: int
@@ -42,27 +42,27 @@ class Region:
     vflip: bool = False
 
     def image(self, image: Image.Image, interpolation: str, exact: bool) -> Image.Image:
-        """The view of an image; the filter as in :func:`smt_vision.data.resample.resize`."""
-        window = (self.left, self.top, self.right, self.bottom)
-        if window != (0, 0, *image.size):
-            image = image.crop(window)
+        """Crop, resize and flip an image; for the arguments see :func:`smt_vision.data.resample.resize`."""
+        box = (self.left, self.top, self.right, self.bottom)
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
         if image.size != (self.width, self.height):
             image = resize(image, self.width, self.height, interpolation, exact)
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.hflip else image
         return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if self.vflip else image
 
     def pixels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(h,) and (w,): the row and the column of the image's pixel in which each pixel of the view has its centre."""
-        rows = self.top + _centres(self.bottom - self.top, self.height, self.vflip)
-        return rows, self.left + _centres(self.right - self.left, self.width, self.hflip)
+        """Image rows (h,) and columns (w,) that contain the centers of the output pixels."""
+        rows = self.top + _nearest(self.bottom - self.top, self.height, self.vflip)
+        return rows, self.left + _nearest(self.right - self.left, self.width, self.hflip)
 
     def labels(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The view of a label map (H, W), of the nearest labels: (h, w)."""
+        """Transform a label map (H, W) to (h, w) by nearest-neighbor sampling."""
         rows, columns = self.pixels()
         return labels[rows[:, None], columns]
 
     def points(self, xy: Floats) -> Floats:
-        """Points (N, 2), x and y in pixels from the image's corner, as the view has them; not clipped."""
+        """Transform points (N, 2), x and y in image pixels from the top left corner; not clipped."""
         scale = self.width / (self.right - self.left), self.height / (self.bottom - self.top)
         out = (xy - (self.left, self.top)) * scale
         if self.hflip:
@@ -72,19 +72,19 @@ class Region:
         return out
 
     def boxes(self, boxes: Floats) -> Floats:
-        """Boxes (N, 4), x0 y0 x1 y1, as the view has them, clipped to it; those outside come out without area."""
+        """Transform and clip boxes (N, 4), x0 y0 x1 y1 in image pixels; boxes outside the region get zero area."""
         corners = self.points(boxes.reshape(-1, 2)).reshape(-1, 2, 2)
         corners = corners.clip(0, (self.width, self.height))
         return np.concatenate([corners.min(1), corners.max(1)], axis=1)
 
 
 def fit_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Width and height of an image resized to a short side, or to a long side where it would pass that."""
+    """Scale a size to ``short_side``, or to ``long_side`` if the long side would exceed it; returns width, height."""
     scale = min(short_side / min(width, height), long_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _centres(window: int, size: int, flip: bool) -> npt.NDArray[np.int64]:
-    """(size,) the pixel of a window in which each pixel of the resized window has its centre."""
-    index = ((np.arange(size) + 0.5) * window / size).astype(np.int64)
+def _nearest(crop_size: int, size: int, flip: bool) -> npt.NDArray[np.int64]:
+    """Source indices (size,) of nearest-neighbor resizing along one axis."""
+    index = ((np.arange(size) + 0.5) * crop_size / size).astype(np.int64)
     return index[::-1] if flip else index

@@ -1,4 +1,4 @@
-"""Resizing by torch, which needs a fraction of Pillow's time: Pillow's takes longer than decoding the JPEG."""
+"""Image resizing with PyTorch, a fraction of the time of Pillow's, which takes longer than decoding the JPEG."""
 
 import random
 
@@ -8,39 +8,43 @@ from torch.nn.functional import interpolate
 
 from .pixels import to_image, to_tensor
 
-FILTERS = ("bilinear", "bicubic")  # that torch has for bytes
+FILTERS = ("bilinear", "bicubic")  # those that PyTorch implements for uint8
 
 
 def resize(image: Image.Image, width: int, height: int, interpolation: str, exact: bool) -> Image.Image:
-    """An image resized: by Pillow, or by torch, whose result is Pillow's within two levels of 255, nearly all equal.
+    """Resize an image with Pillow or PyTorch.
 
-    torch filters rows, then columns, and rounds to bytes after each, as Pillow does but for 16 bits a weight in place
-    of 22. Pillow 13 filters columns first where that is less work, as when height alone shrinks; it then differs from
-    earlier Pillow and from torch by more at the sharpest edges.
+    PyTorch's result differs from Pillow's by at most two levels of 255, and nearly all pixels are equal. Both filter
+    rows, then columns, and round to uint8 after each; PyTorch has 16 bits per filter weight instead of 22. Pillow 13
+    filters columns first where that is less work, e.g. if only the height shrinks. It then differs from earlier
+    versions and from PyTorch by more at the sharpest edges.
 
     Args:
-        image: any image.
-        width: of the result, in pixels.
-        height: of the result.
-        interpolation: timm's name of the filter, as ``bicubic``.
-        exact: let Pillow do it. It also does images that are not RGB, and filters that torch does not have for bytes.
+        image: Image of any mode.
+        width: Output width in pixels.
+        height: Output height in pixels.
+        interpolation: timm's name of the filter, e.g. ``bicubic``.
+        exact: Whether to use Pillow. It is also used for modes other than RGB and for filters that PyTorch does not
+            implement for uint8.
     """
     if exact or image.mode != "RGB" or interpolation not in FILTERS:
         return image.resize((width, height), str_to_pil_interp(interpolation))
-    # (1, 4, H, W), channels last in memory: the layout that torch has a fast path for.
+    # (1, 4, H, W), channels last in memory: PyTorch has a fast path for this layout.
     pixels = to_tensor(image)[None].permute(0, 3, 1, 2)
     resized = interpolate(pixels, (height, width), mode=interpolation, antialias=True)
     return to_image(resized[0].permute(1, 2, 0))
 
 
 class ResizeTo:
-    """Resize an image to a square, or its short side alone with the aspect ratio kept, unless it has that size already.
+    """Resize an image to a square, or resize its short side and keep the aspect ratio.
+
+    An image that already has the size is returned unchanged.
 
     Args:
-        size: of the square, or of the short side, in pixels; the long side is rounded down, as torchvision does.
-        interpolation: timm's name of the filter; ``random``: bilinear or bicubic, drawn for each image as timm does.
-        square: whether to give up the aspect ratio.
-        exact: as in :func:`resize`.
+        size: Side of the square, or short side, in pixels. The long side is rounded down, as in torchvision.
+        interpolation: timm's name of the filter; ``random`` chooses bilinear or bicubic for each image, as timm does.
+        square: Whether to resize to a square, ignoring the aspect ratio.
+        exact: Whether to use Pillow, as in :func:`resize`.
     """
 
     def __init__(self, size: int, interpolation: str, *, square: bool, exact: bool) -> None:
@@ -54,16 +58,17 @@ class ResizeTo:
         width = height = self.size
         if not self.square:
             width, height = (int(self.size * side / min(image.size)) for side in image.size)
-        same = image.size == (width, height)
-        return image if same else resize(image, width, height, interpolation, self.exact)
+        if image.size == (width, height):
+            return image
+        return resize(image, width, height, interpolation, self.exact)
 
 
 class RandomCrop:
-    """A box of random area, aspect ratio and place, as timm draws it.
+    """Crop a box of random area, aspect ratio and position, with timm's sampling.
 
     Args:
-        scale: areas, as shares of the image.
-        ratio: aspect ratios, width over height.
+        scale: Range of areas, as fractions of the image area.
+        ratio: Range of aspect ratios, width over height.
     """
 
     def __init__(self, scale: tuple[float, float], ratio: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""Which images make up each batch: pure functions of the seed and the epoch."""
+"""Batch samplers: the image indices of each batch are a pure function of the seed and the epoch."""
 
 from collections.abc import Iterator
 
@@ -7,22 +7,23 @@ import numpy.typing as npt
 
 
 class TrainSampler:
-    """Which images make up each batch of an epoch, on one rank: a pure function of (seed, epoch).
+    """Training batches of one rank, a pure function of (seed, epoch).
 
-    An epoch is a permutation of all images, the same on each rank, cut into global batches of batch_size * world;
-    the incomplete last one is dropped. A set smaller than one global batch makes one batch of all its images (shared
-    equally, so that fewer than ``world`` may be left out).
+    An epoch is a permutation of all images, the same on each rank, split into global batches of batch_size * world;
+    the incomplete last one is dropped. A dataset smaller than one global batch gives one batch of all its images
+    (divided equally among the ranks, so up to world - 1 images may be left out).
 
-    With groups, a batch's images are of one group, on all ranks, but in the one batch where the groups meet. Which
-    group comes last, and so loses the incomplete batch, is drawn, and so is the order of the batches.
+    With groups, all images of a global batch belong to one group, except in the one batch where the groups meet. The
+    order of the batches is random, and so is which group comes last and loses the incomplete batch.
 
     Args:
-        length: images in the set.
-        batch_size: images a batch, on each rank.
-        rank: of this process.
-        world: processes.
-        seed: of the permutations.
-        groups: (length,) False or True, as which images are portrait: they pad each other least; ``None`` for one group.
+        length: Number of images in the dataset.
+        batch_size: Images per batch on each rank.
+        rank: Rank of this process.
+        world: Number of processes.
+        seed: Random seed of the permutations.
+        groups: Group of each image (length,), e.g. whether it is a portrait image: images of similar shape need the
+            least padding. ``None`` for a single group.
     """
 
     def __init__(
@@ -47,26 +48,26 @@ class TrainSampler:
         return self.length // (self.batch_size * self.world)
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[list[int]]:
-        """The batches of an epoch, from ``start_batch`` on: to resume costs no decoding of those before."""
-        draw = np.random.default_rng([self.seed, epoch])
-        order, batches = draw.permutation(self.length), np.arange(len(self))
+        """Batches of an epoch from ``start_batch`` on, so that resuming decodes none of the earlier ones."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order, batches = rng.permutation(self.length), np.arange(len(self))
         if self.groups is not None:
-            last = draw.integers(2)
+            last = rng.integers(2)
             order = order[np.argsort(self.groups[order] == last, kind="stable")]
-            draw.shuffle(batches)
+            rng.shuffle(batches)
         for batch in batches[start_batch:].tolist():
             first = (batch * self.world + self.rank) * self.batch_size
             yield order[first : first + self.batch_size].tolist()
 
 
 class EvalSampler:
-    """Every image once over all ranks, without padding; ranks may differ by an image.
+    """Evaluation batches of one rank: each image exactly once over all ranks, so ranks may differ by one image.
 
     Args:
-        length: images in the set.
-        batch_size: images a batch.
-        rank: of this process.
-        world: processes.
+        length: Number of images in the dataset.
+        batch_size: Images per batch on each rank.
+        rank: Rank of this process.
+        world: Number of processes.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int, world: int) -> None:
@@ -77,6 +78,6 @@ class EvalSampler:
         return -(-len(self.indices) // self.batch_size)
 
     def batches(self, epoch: int = 0, start_batch: int = 0) -> Iterator[list[int]]:
-        """The batches, from ``start_batch`` on; the same in each epoch."""
+        """Batches from ``start_batch`` on; the same in each epoch."""
         for batch in range(start_batch, len(self)):
             yield list(self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])

@@ -1,4 +1,4 @@
-"""The parts of preprocessing that all tasks share."""
+"""Preprocessing that all tasks share."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .resample import ResizeTo
 
 
 class ToNormalized:
-    """torchvision's ``ToTensor`` and ``Normalize`` in one, equal to the bit; a third of the time for small images."""
+    """torchvision's ``ToTensor`` and ``Normalize`` combined: bitwise equal, in a third of the time for small images."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.mean = torch.tensor(mean).view(-1, 1, 1)
@@ -24,16 +24,16 @@ class ToNormalized:
 
     def __call__(self, image: Image.Image) -> Tensor:
         out = torch.empty(len(image.getbands()), image.height, image.width)
-        for plane, band in zip(out, image.split(), strict=True):  # Pillow's is the faster way to planes
+        for plane, band in zip(out, image.split(), strict=True):  # faster than permuting (H, W, C)
             plane.copy_(torch.from_numpy(np.array(band)))
         return out.div_(255).sub_(self.mean).div_(self.std)
 
 
 class RegionPixels:
-    """What a view shows of an image, resized and normalized.
+    """Crop, resize and normalize the region of an image.
 
     Args:
-        input: filter, mean and standard deviation.
+        input: Interpolation, mean and standard deviation.
     """
 
     def __init__(self, input: Input) -> None:
@@ -42,35 +42,35 @@ class RegionPixels:
         self.normalized = ToNormalized(*channel_statistics(input))
 
     def __call__(
-        self, image: Image.Image, view: Region, change: Callable[[Image.Image], Image.Image] | None = None
+        self, image: Image.Image, region: Region, transform: Callable[[Image.Image], Image.Image] | None = None
     ) -> Tensor:
-        """A float32 tensor ``(C, h, w)`` of the view's size; ``change`` is made of the resized image."""
-        seen = view.image(image, self.interpolation, self.exact)
-        return self.normalized(change(seen) if change else seen)
+        """Return a float32 tensor (C, h, w); ``transform`` is applied after resizing, before normalization."""
+        resized = region.image(image, self.interpolation, self.exact)
+        return self.normalized(transform(resized) if transform else resized)
 
 
 def resize_filter(input: Input) -> str:
-    """timm's name of the filter where nothing is drawn."""
+    """timm's name of the interpolation filter where nothing is random, e.g. in evaluation."""
     return "bicubic" if input.interpolation == "random" else input.interpolation
 
 
 def channel_statistics(input: Input) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel; where the input names none, ImageNet's, averaged for grey."""
+    """Mean and standard deviation of each channel; by default ImageNet's, averaged over the channels for gray."""
     if input.channels not in (1, 3):
-        raise ValueError(f"input.channels must be 1 (grey) or 3 (RGB), not {input.channels!r}")
-    grey = input.channels == 1
-    mean = input.mean or ((sum(IMAGENET_DEFAULT_MEAN) / 3,) if grey else IMAGENET_DEFAULT_MEAN)
-    std = input.std or ((sum(IMAGENET_DEFAULT_STD) / 3,) if grey else IMAGENET_DEFAULT_STD)
+        raise ValueError(f"invalid input.channels={input.channels!r}: expected 1 (gray) or 3 (RGB)")
+    gray = input.channels == 1
+    mean = input.mean or ((sum(IMAGENET_DEFAULT_MEAN) / 3,) if gray else IMAGENET_DEFAULT_MEAN)
+    std = input.std or ((sum(IMAGENET_DEFAULT_STD) / 3,) if gray else IMAGENET_DEFAULT_STD)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != input.channels:
             raise ValueError(
-                f"input.{name} has {len(values)} values for {input.channels} channel(s): {values}; give one for each"
+                f"input.{name} has {len(values)} values for {input.channels} channel(s): {values}; give one per channel"
             )
     return mean, std
 
 
 def square_transform(input: Input, size: int, crop_pct: float = 1.0, squash: bool = False) -> Compose:
-    """Preprocessing of evaluation to squares: resize, center crop, normalize.
+    """Evaluation preprocessing with a square output: resize, center crop, normalize.
 
     Args:
         input: Interpolation, mean and standard deviation.

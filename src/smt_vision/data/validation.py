@@ -1,17 +1,19 @@
-"""What is wrong with a data set, collected before any of it is told."""
+"""Validation of datasets: problems are collected, then reported together."""
 
 import logging
 from collections import defaultdict
 
 log = logging.getLogger(__name__)
-SHOWN = 5  # cases of each kind that a message names
+SHOWN = 5  # examples listed per kind of problem
 
 
 class ValidationReport:
-    """Cases of each kind of problem in one file or folder; told together: the first few, their number, the remedy.
+    """Problems found in one file or directory, grouped by kind.
+
+    A message gives, for each kind, the number of cases, the first few of them, and what to do.
 
     Args:
-        where: the file or folder.
+        where: Name of the file or directory in messages.
     """
 
     def __init__(self, where: str) -> None:
@@ -19,19 +21,19 @@ class ValidationReport:
         self._errors: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._warnings: dict[tuple[str, str], list[str]] = defaultdict(list)
 
-    def error(self, kind: str, case: str, remedy: str) -> None:
-        """Something that must be mended before the set can be used."""
-        self._errors[kind, remedy].append(case)
+    def error(self, kind: str, case: str, fix: str) -> None:
+        """Add a problem that must be fixed before the dataset can be used."""
+        self._errors[kind, fix].append(case)
 
-    def warning(self, kind: str, case: str, what_happens: str) -> None:
-        """Something that can be lived with."""
-        self._warnings[kind, what_happens].append(case)
+    def warning(self, kind: str, case: str, consequence: str) -> None:
+        """Add a problem with which the dataset can still be used."""
+        self._warnings[kind, consequence].append(case)
 
     def tell(self) -> None:
-        """Log the warnings; then raise the errors, all kinds in one.
+        """Log the warnings, then raise all errors as one exception.
 
         Raises:
-            ValueError: there are errors.
+            ValueError: If there are errors.
         """
         for message in _messages(self._warnings):
             log.warning("%s: %s", self.where, message)
@@ -39,10 +41,10 @@ class ValidationReport:
             raise ValueError(f"{self.where}: {'. '.join(_messages(self._errors))}")
 
 
-def _messages(found: dict[tuple[str, str], list[str]]) -> list[str]:
-    return [f"{len(cases)} {kind}: {shown(cases)}; {what_next}" for (kind, what_next), cases in found.items()]
+def _messages(problems: dict[tuple[str, str], list[str]]) -> list[str]:
+    return [f"{len(cases)} {kind}: {shown(cases)}; {advice}" for (kind, advice), cases in problems.items()]
 
 
 def shown(cases: list[str]) -> str:
-    """The first few of a list of cases."""
+    """List the first few cases, with an ellipsis if there are more."""
     return ", ".join(cases[:SHOWN]) + (" ..." if len(cases) > SHOWN else "")

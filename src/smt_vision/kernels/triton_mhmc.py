@@ -1,22 +1,22 @@
-"""MHMC in Triton: every head in one launch over the context, forward and backward.
+"""Triton kernels of MHMC: all heads in a single launch over the context, forward and backward.
 
-A program computes strips of ``ROWS`` positions, one above the other, for a block of groups, head after head. Channels
-are contiguous in memory, so a tap is a shifted load of whole cache sectors, and its weights, packed as ``(taps,
-groups)``, are one short contiguous load. An input serves all rows of its strip from registers; what other taps and
-neighbouring programs need again comes from the caches. The heads' results are put side by side in registers and stored
-in SAA's interleaved order, contiguous again. Sums are in float32 whatever the type of the tensors.
+A program computes strips of ``ROWS`` vertically adjacent positions for a block of groups, one head at a time. Channels
+are contiguous in memory, so a tap is a shifted load of full cache sectors, and its weights, packed as ``(taps,
+groups)``, are one short contiguous load. An input is reused from registers for all rows of its strip; reuse by other
+taps and neighboring programs is served by the caches. The results of the heads are interleaved in registers and stored
+in SAA's channel order, so stores are contiguous too. Sums are accumulated in float32 for every tensor dtype.
 
-Bytes through device memory, for ``n = B H W C`` elements of ``e`` bytes (weights and partial sums are small beside
-it): ``2 n e`` forward, ``2 n e`` backward to the context, ``2 n e`` backward to the weights. Each is its floor, read
-once and written once, as long as the second-level cache keeps what the programs in flight share. The arithmetic of
-four heads is ``41 n`` multiply-adds (164 taps for four channels), each way.
+Device memory traffic in bytes, for ``n = B H W C`` elements of ``e`` bytes (weights and partial sums are negligible):
+``2 n e`` forward, ``2 n e`` for the gradient of the context, ``2 n e`` for the gradient of the weights. Each is the
+minimum of one read and one write, as long as the L2 cache holds the data that concurrent programs share. With four
+heads, each pass takes ``41 n`` multiply-adds (164 taps for four channels).
 
-Letters: ``P = B H W`` positions, ``G = C / N`` groups, ``N`` heads, head ``i`` of kernel ``K = 3 + 2i``, ``T`` taps of
-all heads, head after head and row after row (9 + 25 + 49 + 81 = 164 of four).
+Letters: ``P = B H W`` positions, ``N`` heads, ``G = C / N`` groups, ``K = 3 + 2i`` kernel size of head ``i``, ``T``
+taps of all heads, ordered by head, then row (9 + 25 + 49 + 81 = 164 for four heads).
 """
 
 # mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
-# A kernel is not the Python that it looks like: its arguments are Triton's, its tuples grow as it is compiled.
+# Kernels are Triton, not Python: arguments become Triton values, and tuples grow at compile time.
 
 from functools import cache
 
@@ -29,28 +29,28 @@ from torch import Tensor
 from .availability import on_device
 
 WARPS = 4
-ROWS = 2  # output rows of a thread: an input is loaded and converted once for all of them
-MAX_GROUPS = 64  # of a program: a whole cache line of half-precision channels
-TILE = 1024  # positions x groups of a program, of the first of its rows
-REDUCTION_TILE = 1024  # the weight gradient keeps up to 9 sums for each of these
-CHUNKS = 64  # partial sums of the weight gradient, at most: a fixed number, so that the result is one everywhere
+ROWS = 2  # output rows per thread: an input is loaded and converted once for all of them
+MAX_GROUPS = 64  # per program: a full cache line of half-precision channels
+TILE = 1024  # strips x groups per program
+REDUCTION_TILE = 1024  # positions x groups per program of the weight gradient, with up to 9 sums each
+CHUNKS = 64  # maximum number of partial sums of the weight gradient; fixed, so that results do not depend on the device
 
 
 def num_taps(num_heads: int) -> int:
-    """Taps of all heads together."""
+    """Total number of taps of all heads."""
     return sum((3 + 2 * i) ** 2 for i in range(num_heads))
 
 
 def forward(s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """All heads of ``s``.
+    """Convolve the context with the kernels of all heads.
 
     Args:
-        s: ``(B, H, W, C)``, channels contiguous; else of any strides.
-        weight: ``(T, G)``, contiguous.
-        bias: ``(N, G)``, contiguous.
+        s: Context ``(B, H, W, C)`` with contiguous channels; the other strides are arbitrary.
+        weight: Taps ``(T, G)``, contiguous.
+        bias: Biases ``(N, G)``, contiguous.
 
     Returns:
-        ``(B, H, W, G, N)``, contiguous.
+        Output ``(B, H, W, G, N)``, contiguous.
     """
     B, H, W, C = s.shape
     N = len(bias)
@@ -60,15 +60,15 @@ def forward(s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def backward_input(grad: Tensor, weight: Tensor, num_heads: int) -> Tensor:
-    """The gradient to the context.
+    """Gradient with respect to the context.
 
     Args:
-        grad: that of the output, ``(B, H, W, N, G)``, contiguous: head after head, as the context is.
-        weight: ``(T, G)``, contiguous.
-        num_heads: ``N``.
+        grad: Output gradient ``(B, H, W, N, G)``, contiguous, with the channels ordered by head as in the context.
+        weight: Taps ``(T, G)``, contiguous.
+        num_heads: Number of heads ``N``.
 
     Returns:
-        ``(B, H, W, C)``, contiguous.
+        Gradient ``(B, H, W, C)``, contiguous.
     """
     out = torch.empty_like(grad.flatten(-2))
     _launch_convolve(grad.flatten(-2), weight, None, out, num_heads, transposed=True)
@@ -76,14 +76,14 @@ def backward_input(grad: Tensor, weight: Tensor, num_heads: int) -> Tensor:
 
 
 def backward_weight(s: Tensor, grad: Tensor) -> Tensor:
-    """The gradient to the weights, from partial sums that are added in a fixed order.
+    """Gradient with respect to the weights; partial sums are added in a fixed order.
 
     Args:
-        s: ``(B, H, W, C)``, channels contiguous; else of any strides.
-        grad: that of the output, ``(B, H, W, N, G)``, contiguous.
+        s: Context ``(B, H, W, C)`` with contiguous channels; the other strides are arbitrary.
+        grad: Output gradient ``(B, H, W, N, G)``, contiguous.
 
     Returns:
-        ``(T, G)``, float32.
+        Gradient ``(T, G)``, float32.
     """
     B, H, W, N, G = grad.shape
     P = B * H * W
@@ -109,7 +109,7 @@ def _launch_convolve(
     BG = min(triton.next_power_of_2(G), MAX_GROUPS)
     BQ = TILE // BG
     GP = triton.cdiv(G, BG) * BG
-    weight = _padded(weight, num_heads, GP, transposed)
+    weight = _pad_taps(weight, num_heads, GP, transposed)
     with on_device(x):
         _convolve[(triton.cdiv(Q, BQ), triton.cdiv(G, BG))](
             x, weight, bias, out, Q, H, W, *x.stride()[:3], G=G, GP=GP, N=num_heads, TRANSPOSED=transposed,
@@ -117,24 +117,33 @@ def _launch_convolve(
         )  # fmt: skip
 
 
-def _padded(weight: Tensor, num_heads: int, groups: int, transposed: bool) -> Tensor:
-    """The taps with zeros around, so that loading them needs no mask, a sixth of the instructions otherwise.
+def _pad_taps(weight: Tensor, num_heads: int, groups: int, transposed: bool) -> Tensor:
+    """Pad the taps with zeros, so that loading them needs no mask, which would be a sixth of the instructions.
 
-    Rows of zeros above and below each head's taps, where another of a thread's output rows has its taps; groups up to
-    whole blocks. ``transposed``: each head's taps flipped. Float32.
+    Each head gets ``ROWS - 1`` rows of zeros above and below its taps, because the taps of a thread's output rows are
+    shifted against each other. Groups are padded to a multiple of the block size.
+
+    Args:
+        weight: Taps ``(T, G)``.
+        num_heads: Number of heads ``N``.
+        groups: Number of groups after padding.
+        transposed: Whether to flip each head's taps.
+
+    Returns:
+        Padded taps, float32, ``groups`` columns.
     """
-    with_zeros = F.pad(weight.float(), (0, groups - weight.shape[1], 0, 1))  # the last tap is the zeros
+    with_zeros = F.pad(weight.float(), (0, groups - weight.shape[1], 0, 1))  # the appended tap is zero
     return with_zeros[_tap_order(num_heads, transposed, weight.device)]
 
 
 @cache
 def _tap_order(num_heads: int, transposed: bool, device: torch.device) -> Tensor:
     order: list[int] = []
-    first, zeros = 0, num_taps(num_heads)
+    first, zero_tap = 0, num_taps(num_heads)
     for i in range(num_heads):
         size = 3 + 2 * i
         taps = list(range(first, first + size * size))
-        margin = [zeros] * (size * (ROWS - 1))
+        margin = [zero_tap] * (size * (ROWS - 1))
         order += margin + (taps[::-1] if transposed else taps) + margin
         first += size * size
     return torch.tensor(order, device=device)
@@ -146,16 +155,17 @@ def _convolve(
     G: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr,
     ROWS: tl.constexpr, BQ: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Every head at a block of positions and groups.
+    """All heads for a block of strips and groups.
 
-    Plain: input head after head, output interleaved. ``TRANSPOSED``, the gradient to the input: no bias, and both
-    sides head after head. ``x_image``, ``x_row``, ``x_col`` are the input's strides; ``weight`` is :func:`_padded`'s.
+    The input channels are ordered by head. The output is interleaved; if ``TRANSPOSED``, for the gradient with respect
+    to the input, it is ordered by head and there is no bias. ``x_image``, ``x_row``, ``x_col`` are the strides of the
+    input; ``weight`` is the result of :func:`_pad_taps`.
     """
-    strip = tl.program_id(0) * BQ + tl.arange(0, BQ)  # ROWS positions, one above the other
+    strip = tl.program_id(0) * BQ + tl.arange(0, BQ)  # ROWS vertically adjacent positions
     col, rest = strip % W, strip // W
     strips_high = (H + ROWS - 1) // ROWS
     row, image = rest % strips_high * ROWS, rest // strips_high
-    row = tl.where(strip < Q, row, H)  # no row: nothing is stored
+    row = tl.where(strip < Q, row, H)  # row H is outside, so nothing is stored
     position = (image * H + row) * W + col
     group = tl.program_id(1) * BG + tl.arange(0, BG)
     here = x + (image * x_image + row * x_row + col * x_col)[:, None] + group[None, :]
@@ -194,14 +204,14 @@ def _head(
     here, weight, start, row, col, group, H, W, x_row, x_col,
     G: tl.constexpr, GP: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """``start`` plus one head's convolution: ``ROWS`` times ``(BQ, BG)`` in float32.
+    """``start`` plus the convolution of one head: ``ROWS`` float32 tensors ``(BQ, BG)``.
 
-    ``here`` points at the first row's input, ``weight`` at the head's taps, ``ROWS - 1`` rows of zeros around them.
+    ``here`` points to the input of the first row, ``weight`` to the padded taps of the head.
     """
     PAD: tl.constexpr = K // 2
     is_group = group < G
     sums = (start,) * ROWS
-    for j in range(K + ROWS - 1):  # a loop in the program: unrolled, four heads would overflow the instruction cache
+    for j in range(K + ROWS - 1):  # not unrolled: four heads would overflow the instruction cache
         y = row + (j - PAD)
         row_inside = (row < H) & (y >= 0) & (y < H)
         for dx in tl.static_range(K):
@@ -210,7 +220,7 @@ def _head(
                 here + (j - PAD) * x_row + (dx - PAD) * x_col, mask=inside[:, None] & is_group[None, :], other=0.0
             ).to(tl.float32)
             added = ()
-            for r in tl.static_range(ROWS):  # an input row is row j - r of the taps for the r-th output row
+            for r in tl.static_range(ROWS):  # input row j meets tap row j - r of output row r
                 factor = tl.load(weight + ((j + ROWS - 1 - r) * K + dx) * GP + group)
                 added = added + (sums[r] + value * factor[None, :],)  # noqa: RUF005
             sums = added
@@ -222,8 +232,8 @@ def _weight_gradient(
     x, grad, partial, P, chunk, H, W, x_image, x_row, x_col,
     G: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """One row of one head's taps, summed over a chunk of positions. ``grad`` is ``(P, N, G)``, contiguous."""
-    row = tl.program_id(0)  # of the rows of all heads: head i's begin at i (i + 2)
+    """Gradient of one row of one head's taps over a chunk of positions; ``grad`` is ``(P, N, G)``, contiguous."""
+    row = tl.program_id(0)  # among the tap rows of all heads; those of head i begin at i (i + 2)
     for i in tl.static_range(N):
         if (row >= i * (i + 2)) & (row < (i + 1) * (i + 3)):
             _tap_row(
@@ -237,11 +247,11 @@ def _tap_row(
     x, grad, partial, dy, P, chunk, H, W, x_image, x_row, x_col,
     G: tl.constexpr, N: tl.constexpr, HEAD: tl.constexpr, BP: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Row ``dy`` of one head's taps; the output's gradient is loaded once for all of them."""
+    """Gradient of row ``dy`` of one head's taps; the output gradient is loaded once for all taps of the row."""
     K: tl.constexpr = 3 + 2 * HEAD
     PAD: tl.constexpr = 1 + HEAD
     FIRST: tl.constexpr = (HEAD + 1) * (2 * HEAD + 1) * (2 * HEAD + 3) // 3 - 1
-    TAPS: tl.constexpr = (N + 1) * (2 * N + 1) * (2 * N + 3) // 3 - 1  # of all heads
+    TAPS: tl.constexpr = (N + 1) * (2 * N + 1) * (2 * N + 3) // 3 - 1  # all heads
     group = tl.program_id(2) * BG + tl.arange(0, BG)
     is_group = (group < G)[None, :]
     first = tl.program_id(1) * chunk

@@ -1,1 +1,1 @@
-"""Pictures that several tasks share, and those of a training run."""
+"""Pictures that several tasks share, and the training curves."""

@@ -1,4 +1,4 @@
-"""What all pictures share: colors, and figures that touch no global state of pyplot and need no display."""
+"""Style of all pictures; figures are created without pyplot's global state and need no display."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8a8f98",
     "grid.color": "#e3e6ea",
     "legend.frameon": False,
-    "text.parse_math": False,  # a class or a file may have a $ in its name
+    "text.parse_math": False,  # class and file names may contain a $
 }
-TRAIN, EVAL, BEST, GREY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
+TRAIN, EVAL, BEST, GRAY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
 
 
 def save(draw: Callable[[], Figure], path: Path) -> Figure:
-    """Write the figure that ``draw`` makes, in the package's style."""
+    """Create a figure by calling ``draw`` in the package's style, and write it to ``path``."""
     with rc_context(STYLE):
         figure = draw()
         figure.savefig(path)
@@ -35,7 +35,7 @@ def save(draw: Callable[[], Figure], path: Path) -> Figure:
 
 
 def short(name: str, length: int = 22) -> str:
-    """The name without its middle where it is long: names of fine classes, and files, differ at their ends."""
+    """Shorten a long name in the middle, because fine-grained class names and file names differ at their ends."""
     if len(name) <= length:
         return name
     head = length // 3

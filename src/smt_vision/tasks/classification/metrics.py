@@ -1,4 +1,4 @@
-"""What evaluation counts: exact on any number of processes, because every state is a sum.
+"""Classification metrics, exact on any number of processes because all state is sums.
 
 Shapes: B images, K classes.
 """
@@ -10,50 +10,53 @@ import torch
 from torch import Tensor
 
 CALIBRATION_BINS = 15
-CONFUSION_LIMIT = 1000  # classes; K x K counts of more would be of no use to a reader
+CONFUSION_LIMIT = 1000  # classes; a larger K x K matrix would not be readable
 
 
 class ClassificationMetrics:
-    """Accuracy, loss and calibration of a classifier, from batches in any order and of any size.
+    """Accuracy, loss and calibration of a classifier, accumulated over batches of any order and size.
 
-    All state is one flat vector of sums, so that the states of two processes add up to the state over both their
-    images: ``reduce`` needs one call of the all-reduce. float64 counts exactly up to 2**53 images.
+    All state is one flat vector of sums, so the states of several processes are combined with a single all-reduce.
+    float64 counts exactly up to 2**53 images.
 
-    An image whose logits hold NaN is counted, and wrong: it makes the loss NaN, and is in no cell of the confusion
-    matrix, because nothing was predicted.
+    An image with NaN logits counts as incorrect. It makes the loss NaN and is not in the confusion matrix, because
+    there is no prediction.
 
     Args:
-        num_classes: K.
-        device: where the sums are kept; that of the logits, to evaluate without a copy to the host.
+        num_classes: Number of classes K.
+        device: Device of the sums. With the device of the logits, evaluation needs no copy to the host.
+
+    Raises:
+        ValueError: If ``num_classes`` is less than 1.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}: there must be at least 1")
+            raise ValueError(f"invalid num_classes={num_classes}: expected at least 1")
         device = torch.device(device)
-        if device.type == "mps":  # has no float64
+        if device.type == "mps":  # does not support float64
             device = torch.device("cpu")
         self.num_classes = num_classes
-        # a confidence of exactly 1.0 has a bin of its own, as in torchmetrics
+        # A confidence of exactly 1.0 has its own bin, as in torchmetrics.
         bins = CALIBRATION_BINS + 1
         cells = num_classes**2 if num_classes <= CONFUSION_LIMIT else 0
         sizes = [2, num_classes, num_classes, bins, bins, bins, cells]
         self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        parts = self._sums.split(sizes)  # views: what is added to a part is added to the sums
+        parts = self._sums.split(sizes)  # views of the sums, updated in-place
         self._totals, self._class_count, self._class_correct = parts[:3]  # totals: top-5 hits, loss
         self._bin_count, self._bin_correct, self._bin_confidence, self._confusion = parts[3:]
         self._edges = torch.linspace(0, 1, bins, device=device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Counts a batch.
+        """Add a batch.
 
         Args:
-            logits: (B, K), of any floating type; taken as float32.
-            target: (B,), the true classes, in [0, K).
+            logits: Logits (B, K) of any floating-point type; converted to float32.
+            target: True class indices (B,), in [0, K).
 
         Raises:
-            ValueError: the shapes are not (B, K) and (B,).
+            ValueError: If the shapes are not (B, K) and (B,).
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or target.shape != logits.shape[:1]:
             raise ValueError(
@@ -62,7 +65,7 @@ class ClassificationMetrics:
             )
         logits = logits.to(self._sums.device, torch.float32)
         target = target.to(self._sums.device, torch.int64)
-        valid = ~logits.isnan().any(dim=1)  # masked by multiplying: indexing with it would wait for the GPU
+        valid = ~logits.isnan().any(dim=1)  # used as a factor: boolean indexing would synchronize with the GPU
         ranked = logits.topk(min(5, self.num_classes), dim=1).indices  # ties as in timm.utils.accuracy
         hits = ranked.eq(target[:, None]) & valid[:, None]  # (B, 5)
         prediction, correct = ranked[:, 0], hits[:, 0].double()
@@ -82,36 +85,36 @@ class ClassificationMetrics:
             self._confusion.index_add_(0, target * self.num_classes + prediction, valid.double())
 
     def sums(self) -> Tensor:
-        """The state: a flat float64 vector; those of two processes are added to get that of both."""
+        """State as a flat float64 vector; the states of several processes are combined by adding them."""
         return self._sums
 
     def reduce(self, all_reduce_sum: Callable[[Tensor], Tensor]) -> None:
-        """Makes this the state over all processes; call it once, after the last batch.
+        """Combine the states of all processes; to be called once, after the last batch.
 
         Args:
-            all_reduce_sum: returns the sum of its argument over the processes.
+            all_reduce_sum: Function that returns the sum of a tensor over all processes.
         """
         self._sums.copy_(all_reduce_sum(self._sums.clone()))
 
     def compute(self) -> dict[str, Any]:
-        """The metrics of all images counted so far.
+        """Compute the metrics of all images added so far.
 
         Returns:
-            ``top1``, ``top5`` (the best K, where K < 5) and ``mean_class_accuracy`` (over classes with images) in
-            percent; ``loss``, the mean cross-entropy in nats; ``ece``, the expected calibration error in percent (15
-            bins of equal width, L1); ``count`` of images; ``per_class``, a list of ``{"class": index, "count": images,
-            "accuracy": percent or None}``; ``confusion``, (K, K) int64 counts with true classes as rows, or ``None``
-            above 1000 classes.
+            ``top1``, ``top5`` (top-K if K < 5) and ``mean_class_accuracy`` (over classes with images) in percent;
+            ``loss``, the mean cross-entropy in nats; ``ece``, the expected calibration error in percent (15 bins of
+            equal width, L1); ``count``, the number of images; ``per_class``, a list of ``{"class": class index,
+            "count": number of images, "accuracy": percent or None}``; ``confusion``, (K, K) int64 counts with true
+            classes as rows, or ``None`` above 1000 classes.
 
         Raises:
-            ValueError: no image was counted.
+            ValueError: If no image was added.
         """
         count = int(self._class_count.sum())
         if count == 0:
-            raise ValueError("no image was evaluated: the evaluation set, or this process's share of it, is empty")
+            raise ValueError("no image was evaluated: the validation set, or this rank's part of it, is empty")
         top5, loss = (self._totals / count).tolist()
         accuracy = 100 * self._class_correct / self._class_count  # NaN for a class without images
-        gaps = (self._bin_correct - self._bin_confidence).abs()  # count * |accuracy - confidence| of each bin
+        gaps = (self._bin_correct - self._bin_confidence).abs()  # per bin: count * |accuracy - confidence|
         k = self.num_classes
         return {
             "top1": 100 * float(self._class_correct.sum()) / count,

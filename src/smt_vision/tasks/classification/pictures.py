@@ -1,4 +1,4 @@
-"""Pictures of a classifier: confusions, worst mistakes, predictions."""
+"""Pictures of a classifier's predictions and mistakes."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ...pictures.style import GREY, save, short
+from ...pictures.style import GRAY, save, short
 
-GRID = 25  # images of a grid
+GRID = 25  # images in a grid, at most
 COLUMNS = 5
 
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """What the model said of an image.
+    """An image with its prediction.
 
     Args:
-        image: as read, or as the model saw it.
-        prediction: name of the most probable class.
-        score: its probability, in [0, 1].
-        id: of the image, as its file.
+        image: Original or preprocessed image.
+        prediction: Name of the predicted class.
+        score: Score of the predicted class, in [0, 1].
+        id: Image id, e.g. its file name.
     """
 
     image: Image.Image
@@ -33,20 +33,20 @@ class LabeledImage:
 
     @property
     def caption(self) -> str:
-        """What is written above the image."""
+        """Text above the image."""
         return f"{short(self.prediction)} ({100 * self.score:.0f} %)"
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that the model put into the wrong class.
+    """A misclassified image.
 
     Args:
-        image: as read, or as the model saw it.
-        target: name of the true class.
-        prediction: name of the class it was put into.
-        score: the probability given to that class, in [0, 1].
-        id: of the image, as its file.
+        image: Original or preprocessed image.
+        target: Name of the true class.
+        prediction: Name of the predicted class.
+        score: Score of the predicted class, in [0, 1].
+        id: Image id, e.g. its file name.
     """
 
     image: Image.Image
@@ -57,44 +57,44 @@ class Mistake:
 
     @property
     def caption(self) -> str:
-        """What is written above the image."""
-        return f"said {short(self.prediction)} ({100 * self.score:.0f} %),\nis {short(self.target)}"
+        """Text above the image."""
+        return f"predicted {short(self.prediction)} ({100 * self.score:.0f} %)\ntrue {short(self.target)}"
 
 
 def mistakes(items: Sequence[Mistake], path: Path) -> Figure:
-    """Draws the worst mistakes, the most confident first.
+    """Draw the most confident mistakes, in order of decreasing score.
 
     Args:
-        items: any number of them, in any order; 25 at most are drawn.
-        path: the image file to write.
+        items: Mistakes in any order; the 25 with the highest scores are drawn.
+        path: Path of the image file to write.
 
     Returns:
-        The figure, as written.
+        The figure as written.
     """
     worst = sorted(items, key=lambda item: -item.score)
-    return _grid(worst, path, "Worst mistakes", "No mistakes: every image was put into its class.")
+    return _grid(worst, path, "Worst mistakes", "No mistakes: all images are classified correctly.")
 
 
 def predictions(items: Sequence[LabeledImage], path: Path) -> Figure:
-    """Draws images with what the model said of them.
+    """Draw images with their predictions.
 
     Args:
-        items: in the order to draw; the first 25 are.
-        path: the image file to write.
+        items: Images in the order to draw; only the first 25 are drawn.
+        path: Path of the image file to write.
 
     Returns:
-        The figure, as written.
+        The figure as written.
     """
     return _grid(items, path, "Predictions", "No images.")
 
 
-def _grid(items: Sequence[Mistake | LabeledImage], path: Path, title: str, empty: str) -> Figure:
+def _grid(items: Sequence[Mistake | LabeledImage], path: Path, title: str, empty_text: str) -> Figure:
     items = items[:GRID]
 
     def draw() -> Figure:
         if not items:
             figure = Figure(figsize=(6, 2))
-            figure.text(0.5, 0.5, empty, ha="center", va="center", fontsize=12)
+            figure.text(0.5, 0.5, empty_text, ha="center", va="center", fontsize=12)
             return figure
         columns = min(COLUMNS, len(items))
         rows = math.ceil(len(items) / columns)
@@ -111,7 +111,7 @@ def _grid(items: Sequence[Mistake | LabeledImage], path: Path, title: str, empty
             small = max(image.size) < 160
             axes.imshow(np.asarray(image), interpolation="nearest" if small else "antialiased")
             axes.set_title(item.caption, fontsize=8.5, fontweight="normal", loc="center")
-            axes.set_xlabel(short(item.id, 36), fontsize=7, color=GREY)
+            axes.set_xlabel(short(item.id, 36), fontsize=7, color=GRAY)
         return figure
 
     return save(draw, path)

@@ -1,4 +1,4 @@
-"""Classification: the paper's runs, fine-tuning, and two for a CPU."""
+"""Classification recipes: the paper's runs, fine-tuning, and two for a CPU."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from .config import ClassificationAugment, ClassificationInput, ClassificationRe
 def _imagenet(
     variant: str, params: str, drop_path: float, top1: float | None, top5: float | None
 ) -> ClassificationRecipe:
-    measured = {} if top1 is None or top5 is None else {"top1": top1, "top5": top5}
+    expected = {} if top1 is None or top5 is None else {"top1": top1, "top5": top5}
     return ClassificationRecipe(
         name=f"imagenet1k_{variant}",
         about=f"smt_{variant} ({params} parameters) from scratch on ImageNet-1K, as in the paper",
@@ -18,8 +18,8 @@ def _imagenet(
         data="imagenet",
         epochs=300,
         batch_size=128,
-        expected=measured,
-        expected_source="the paper, table 1" if measured else "not published: the paper trains large on 22K first",
+        expected=expected,
+        expected_source="the paper, table 1" if expected else "not published: the paper pretrains large on 22K",
         hardware="8 GPUs of 32 GB, 128 images each",
         citation=PAPER,
     )
@@ -28,7 +28,7 @@ def _imagenet(
 _TINY = _imagenet("tiny", "11.5 M", 0.1, 82.2, 96.0)
 _LARGE_22K = ClassificationRecipe(
     name="imagenet22k_large",
-    about="smt_large (80.6 M parameters) from scratch on ImageNet-22K, to be fine-tuned",
+    about="smt_large (80.6 M parameters) from scratch on ImageNet-22K, for fine-tuning",
     model="smt_large",
     model_args=dict(drop_path_rate=0.1),
     data="imagenet22k",
@@ -74,7 +74,7 @@ RECIPES: tuple[ClassificationRecipe, ...] = (
     ),
     ClassificationRecipe(
         name="finetune",
-        about="your own folder of images, from pretrained weights, with layer-wise rate decay and EMA",
+        about="your own image folder, from pretrained weights, with layer-wise learning rate decay and EMA",
         model="smt_tiny",
         model_args=dict(drop_path_rate=0.1),
         pretrained=True,
@@ -88,7 +88,7 @@ RECIPES: tuple[ClassificationRecipe, ...] = (
         engine=Engine(ema=0.998, log_every=10),
         expected_source="depends on your data",
         hardware="one GPU of 8 GB; hours, not days, on a CPU with a small set",
-        citation="layer-wise decay after Bao et al., BEiT, arXiv 2106.08254; the rest after the paper",
+        citation="layer-wise decay from Bao et al., BEiT, arXiv 2106.08254; otherwise as in the paper",
     ),
     ClassificationRecipe(
         name="cifar10",
@@ -111,7 +111,7 @@ RECIPES: tuple[ClassificationRecipe, ...] = (
     ),
     ClassificationRecipe(
         name="quickstart",
-        about="handwritten digits in minutes on two CPU cores: see it work",
+        about="handwritten digits in a few minutes on two CPU cores",
         model="smt_atto",
         model_args=dict(stem_stride=2),
         data="auto",

@@ -28,15 +28,15 @@ from .metrics import ClassificationMetrics
 from .pictures import Mistake, mistakes
 from .predictor import Classifier
 
-WORST = 25  # mistakes that are drawn
+WORST = 25  # mistakes in the picture
 
 
 class ClassificationEvaluation:
-    """What training and evaluation of classifiers share.
+    """Evaluation of a classifier.
 
     Args:
-        classes: names, by the model's output.
-        val_set: the images to evaluate on.
+        classes: Class names, in the order of the model's outputs.
+        val_set: Dataset to evaluate on.
     """
 
     primary_metric = "top1"
@@ -59,18 +59,18 @@ class ClassificationEvaluation:
         return ClassificationMetric(self.classes, device)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
-        """The best and the worst classes, and, up to 1000 classes, the most frequent confusions."""
-        tables = [_ranked(metrics["per_class"])]
+        """Tables of the best and worst classes and, for up to 1000 classes, of the most frequent confusions."""
+        tables = [_class_table(metrics["per_class"])]
         if metrics["confusion"] is not None:
-            tables.append(_confusions(np.asarray(metrics["confusion"]), self.classes))
+            tables.append(_confusion_table(np.asarray(metrics["confusion"]), self.classes))
         return tables
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """``confusion.png`` (up to 1000 classes) and ``mistakes.png``, the worst ones."""
-        drawn = []
+        """Write ``confusion.png`` (up to 1000 classes) and ``mistakes.png``; returns their paths."""
+        paths = []
         if metrics["confusion"] is not None:
-            drawn.append(folder / "confusion.png")
-            confusion(np.asarray(metrics["confusion"]), self.classes, drawn[-1])
+            paths.append(folder / "confusion.png")
+            confusion(np.asarray(metrics["confusion"]), self.classes, paths[-1])
         items = []
         for mistake in metrics["worst"]:
             raw, _, name = self.val_set.read(mistake["index"])
@@ -83,16 +83,16 @@ class ClassificationEvaluation:
                     id=name,
                 )
             )
-        drawn.append(folder / "mistakes.png")
-        mistakes(items, drawn[-1])
-        return drawn
+        paths.append(folder / "mistakes.png")
+        mistakes(items, paths[-1])
+        return paths
 
 
 class ClassificationTraining(ClassificationEvaluation):
-    """Training a classifier on images of one class each, in a set with named classes.
+    """Training of a classifier on images with one class each.
 
     Args:
-        recipe: the run. Its data set is opened and its model built at once, so that what cannot work fails early.
+        recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
     """
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
@@ -122,7 +122,7 @@ class ClassificationTraining(ClassificationEvaluation):
         return classification_eval_loader(self.val_set, self.input, self.recipe.batch_size, rank=rank, world=world)
 
     def samples(self, model: nn.Module, device: torch.device) -> None:
-        """None: a class is told in a word."""
+        """Return ``None``: classifiers have no sample pictures."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         image, target = batch["image"], batch["target"]
@@ -132,24 +132,24 @@ class ClassificationTraining(ClassificationEvaluation):
 
 
 class ClassificationMetric:
-    """Accuracy and its relatives, exact on any number of processes, and the worst mistakes.
+    """Accuracy, loss and calibration, and the most confident mistakes; exact on any number of processes.
 
     Args:
-        classes: names, by target.
-        device: where the sums live.
+        classes: Class names, in the order of class indices.
+        device: Device of the accumulated state.
     """
 
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self.classes = classes
         self.sums = ClassificationMetrics(len(classes), device)
-        # Rows of (confidence, index, target, prediction); -1 where there is none.
+        # Rows of (score, image index, target, prediction); unused rows are -1.
         self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
 
     def update(self, output: Tensor, batch: Batch) -> None:
         target, logits = batch["target"], output.float()
         self.sums.update(logits, target)
-        confidence, prediction = logits.softmax(-1).max(-1)
-        rows = torch.stack([t.double() for t in (confidence, batch["index"], target, prediction)], dim=-1)
+        score, prediction = logits.softmax(-1).max(-1)
+        rows = torch.stack([t.double() for t in (score, batch["index"], target, prediction)], dim=-1)
         self.worst = top_rows(torch.cat([self.worst, rows[prediction != target]]), WORST)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
@@ -163,38 +163,37 @@ class ClassificationMetric:
         for row in out["per_class"]:
             row["class"] = self.classes[int(row["class"])]
         out["worst"] = [
-            {"index": int(i), "target": int(t), "prediction": int(p), "score": c}
-            for c, i, t, p in self.worst.tolist()
-            if c >= 0
+            {"index": int(index), "target": int(target), "prediction": int(prediction), "score": score}
+            for score, index, target, prediction in self.worst.tolist()
+            if score >= 0
         ]
         return out
 
 
-def _ranked(per_class: list[dict[str, Any]]) -> Table:
-    seen = [row for row in per_class if row["count"]]
-    ranked = sorted(seen, key=lambda row: -row["accuracy"])
-    shown = min(5, len(ranked) // 2) or len(ranked)  # no class is both among the best and the worst
+def _class_table(per_class: list[dict[str, Any]]) -> Table:
+    ranked = sorted((row for row in per_class if row["count"]), key=lambda row: -row["accuracy"])
+    length = min(5, len(ranked) // 2) or len(ranked)  # so that no class is both among the best and the worst
     rows: list[tuple[str | int | float, ...]] = []
-    for label, part in (("best", ranked[:shown]), ("worst", ranked[::-1][:shown])):
-        rows.append((f"**{label} {len(part)}**", "", ""))
-        rows += [(row["class"], row["count"], row["accuracy"]) for row in part]
+    for title, group in (("best", ranked[:length]), ("worst", ranked[::-1][:length])):
+        rows.append((f"**{title} {len(group)}**", "", ""))
+        rows += [(row["class"], row["count"], row["accuracy"]) for row in group]
     return Table("Classes", ("class", "images", "accuracy (%)"), rows)
 
 
-def _confusions(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
+def _confusion_table(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
     images = matrix.sum(axis=1)
-    wrong = matrix - np.diag(matrix.diagonal())
-    worst = [np.unravel_index(cell, wrong.shape) for cell in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+    errors = matrix - np.diag(matrix.diagonal())
+    largest = [np.unravel_index(cell, errors.shape) for cell in np.argsort(-errors, axis=None, kind="stable")[:5]]
     rows: list[tuple[str | int | float, ...]] = [
-        (classes[true], classes[said], int(wrong[true, said]), 100 * wrong[true, said] / images[true])
-        for true, said in worst
-        if wrong[true, said]
+        (classes[true], classes[predicted], int(errors[true, predicted]), 100 * errors[true, predicted] / images[true])
+        for true, predicted in largest
+        if errors[true, predicted]
     ]
-    return Table("Most frequent confusions", ("true class", "taken for", "images", "share (%)"), rows)
+    return Table("Most frequent confusions", ("true class", "predicted class", "images", "share (%)"), rows)
 
 
 def _mix(augment: ClassificationAugment, num_classes: int) -> v2.Transform | None:
-    """Mixup and cutmix of a batch and its targets; draws from torch's global generator."""
+    """Mixup and CutMix of a batch and its targets; random numbers come from PyTorch's global generator."""
     mixup, cutmix = augment.mixup > 0, augment.cutmix > 0
     if not (mixup or cutmix) or augment.mix_prob == 0 or num_classes < 2:
         return None
@@ -210,11 +209,11 @@ def _mix(augment: ClassificationAugment, num_classes: int) -> v2.Transform | Non
 
 
 def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> Any:
-    """A classifier from its spec; see :class:`smt_vision.tasks.task.TaskType`.
+    """Build a classifier from its spec; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
-        ValueError: timm does not know the model, it does not take the spec's arguments, or the checkpoint does not
-            fit it.
+        ValueError: If timm does not know the model, the model does not accept the spec's arguments, or the checkpoint
+            does not match it.
     """
     model = create_model(
         spec.model,
@@ -231,7 +230,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Classifier, data: str, input: ClassificationInput, batch_size: int, rank: int, world: int
 ) -> tuple[ClassificationEvaluation, EvalLoader]:
-    """The validation images of a dataset; of the one that the model was trained on, those that training held out."""
+    """Open the validation split of a dataset; for the model's training dataset, the images held out in training."""
     recipe, fraction, seed = model.recipe, 1.0, 0
     if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
         fraction, seed = recipe.input.val_fraction, recipe.seed
@@ -241,7 +240,7 @@ def open_evaluation(
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The model, at its input size."""
+    """Return the model itself, and its input shape (C, H, W)."""
     size = spec.input.size  # type: ignore[attr-defined]
     return model, (spec.input.channels, size, size)
 

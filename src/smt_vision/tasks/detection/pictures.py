@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...pictures.drawing import INK, PAPER, class_color, font_of, resize_long_side, text_size, with_legend
+from ...pictures.drawing import BACKGROUND, TEXT_COLOR, class_color, load_font, resize_long_side, text_size, with_legend
 from ...pictures.style import short
 
 FILL = 0.45  # opacity of a mask
@@ -106,7 +106,7 @@ def _draw_label(
 
     A box whose sides are both shorter than two lines of text gets no label. ``taken`` has the rectangles of the labels.
     """
-    font = font_of(text_size(size))
+    font = load_font(text_size(size))
     width, height = font.getlength(text) + 4, 1.25 * font.size
     if max(box[2] - box[0], box[3] - box[1]) < 2 * height:
         return
@@ -119,7 +119,7 @@ def _draw_label(
         ):
             draw.rectangle(rectangle, fill=color)
             bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 150
-            draw.text((x + 2, y + height / 2), text, fill=INK if bright else PAPER, font=font, anchor="lm")
+            draw.text((x + 2, y + height / 2), text, fill=TEXT_COLOR if bright else BACKGROUND, font=font, anchor="lm")
             taken.append(rectangle)
             return
 

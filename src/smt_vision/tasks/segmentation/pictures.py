@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...pictures.drawing import PAPER, class_color, resize_long_side, with_legend
+from ...pictures.drawing import BACKGROUND, class_color, resize_long_side, with_legend
 from .config import IGNORE_INDEX
 
 
@@ -36,7 +36,7 @@ def draw_label_map(
     if values.shape != image.size[::-1]:
         raise ValueError(f"invalid label map of shape {values.shape}: expected ({image.height}, {image.width})")
     known = values != IGNORE_INDEX
-    colors = np.array([class_color(k) for k in range(len(classes))] + [PAPER], dtype=np.float64)
+    colors = np.array([class_color(k) for k in range(len(classes))] + [BACKGROUND], dtype=np.float64)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     blended = (1 - opacity) * pixels + opacity * colors[np.where(known, values, len(classes))]
     canvas, _ = resize_long_side(

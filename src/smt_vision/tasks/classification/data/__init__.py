@@ -1,1 +1,1 @@
-"""Datasets, transforms and loaders of the task."""
+"""Datasets, transforms and data loaders for image classification."""

