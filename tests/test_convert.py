@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused(content: Any, message: str, tmp_path: Path
 def test_a_damaged_file_is_refused(suffix: str, content: bytes, tmp_path: Path) -> None:
     source = tmp_path / f"a{suffix}"
     source.write_bytes(content)
-    with pytest.raises(ValueError, match=r"not a readable.*fetch it again"):
+    with pytest.raises(ValueError, match=r"not a readable.*download it again"):
         convert_file(source, tmp_path / "b.pth")
 
 

@@ -2,8 +2,8 @@
 
     python tools/publish_run.py runs/camvid docs/results/camvid
 
-Writes the recipe, the training log, the metrics, the curves, the confusion matrix if there is one, and the samples of the
-best epoch; of the dataset's path only the last part is kept.
+Writes the recipe, the training log, the metrics, the curves, the confusion matrix if there is one, and the samples of
+the best epoch; of the dataset's path only the last part is kept.
 """
 
 import json

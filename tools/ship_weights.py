@@ -3,7 +3,7 @@
     python tools/ship_weights.py runs/cifar10 smt_femto.cifar10 docs/results/cifar10
 
 Evaluates the weights as they would be stored, and only then writes ``src/smt_vision/weights/NAME.safetensors``, which
-``smt predict`` and the timm name load, and the metrics, curves, confusion matrix, recipe and log; no image of the dataset.
+``smt predict`` and the timm name load, and the metrics, curves, confusion matrix, recipe and log, but no images.
 """
 
 import json

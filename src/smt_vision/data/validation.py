@@ -29,7 +29,7 @@ class ValidationReport:
         """Add a problem with which the dataset can still be used."""
         self._warnings[kind, consequence].append(case)
 
-    def tell(self) -> None:
+    def raise_errors(self) -> None:
         """Log the warnings, then raise all errors as one exception.
 
         Raises:
@@ -42,9 +42,9 @@ class ValidationReport:
 
 
 def _messages(problems: dict[tuple[str, str], list[str]]) -> list[str]:
-    return [f"{len(cases)} {kind}: {shown(cases)}; {advice}" for (kind, advice), cases in problems.items()]
+    return [f"{len(cases)} {kind}: {first_few(cases)}; {advice}" for (kind, advice), cases in problems.items()]
 
 
-def shown(cases: list[str]) -> str:
+def first_few(cases: list[str]) -> str:
     """List the first few cases, with an ellipsis if there are more."""
     return ", ".join(cases[:SHOWN]) + (" ..." if len(cases) > SHOWN else "")

@@ -87,7 +87,7 @@ RECIPES: tuple[ClassificationRecipe, ...] = (
         ),
         engine=Engine(ema=0.998, log_every=10),
         expected_source="depends on your data",
-        hardware="one GPU of 8 GB; hours, not days, on a CPU with a small set",
+        hardware="one GPU of 8 GB; hours, not days, on a CPU with a small dataset",
         citation="layer-wise decay from Bao et al., BEiT, arXiv 2106.08254; otherwise as in the paper",
     ),
     ClassificationRecipe(

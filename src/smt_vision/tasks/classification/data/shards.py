@@ -27,7 +27,7 @@ def expand_shards(pattern: str) -> list[Path]:
     return [Path(path) for path in sorted(glob.glob(pattern))] if glob.has_magic(pattern) else [Path(pattern)]
 
 
-def folder_of_shards(root: Path) -> list[Path]:
+def list_shards(root: Path) -> list[Path]:
     """List the shards in train/ and val/ of a directory, or those in a directory without subdirectories.
 
     Returns:

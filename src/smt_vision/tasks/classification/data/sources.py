@@ -6,7 +6,7 @@ from ....data.dataset import Split
 from .dataset import ImageDataset
 from .folders import open_folder, open_tar_of_folders
 from .hub import open_digits, open_hub, open_torchvision
-from .shards import expand_shards, folder_of_shards, open_shards
+from .shards import expand_shards, list_shards, open_shards
 
 TARS = (".tar", ".tar.gz", ".tgz")
 
@@ -50,13 +50,13 @@ def open_dataset(
         return open_hub(name, split, val_fraction, seed)
     if kind == "wds" and name:
         root = Path(name).expanduser()
-        shards = folder_of_shards(root) if root.is_dir() else expand_shards(str(root))
+        shards = list_shards(root) if root.is_dir() else expand_shards(str(root))
         return open_shards(shards, source, split, val_fraction, seed)
     if "{" in source and source.endswith(".tar"):
         return open_shards(expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed)
     path = Path(source).expanduser()
     if path.is_dir():
-        if shards := folder_of_shards(path):
+        if shards := list_shards(path):
             return open_shards(shards, source, split, val_fraction, seed)
         return open_folder(path, split, val_fraction, seed)
     if path.is_file() and path.name.endswith(TARS):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import Split
-from ....data.validation import ValidationReport, shown
+from ....data.validation import ValidationReport, first_few
 from .dataset import DetectionDataset, Objects, Segmentation, check_boxes, check_files
 
 PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
@@ -65,7 +65,7 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
 
     classes = dict(sorted(zip(category_ids, names, strict=True)))  # class indices follow the order of the category ids
     objects = _objects(content["annotations"], file, report, image_ids, list(classes), ids, sizes)
-    report.tell()
+    report.raise_errors()
     return DetectionDataset(
         folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(classes.values()), list(classes), objects
     )
@@ -150,7 +150,9 @@ def _column(entries: list[dict[str, Any]], key: str, kind: str, file: Path) -> l
     ]
     if invalid:
         expected = "a string" if expected_type is str else "an integer"
-        raise ValueError(f"{file}: {len(invalid)} {kind} whose {key} is missing or not {expected}: {shown(invalid)}")
+        raise ValueError(
+            f"{file}: {len(invalid)} {kind} whose {key} is missing or not {expected}: {first_few(invalid)}"
+        )
     return [entry[key] for entry in entries]
 
 
@@ -163,7 +165,7 @@ def _boxes(annotations: list[dict[str, Any]], file: Path) -> npt.NDArray[np.floa
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box)
     ]
     if invalid:
-        raise ValueError(f"{file}: {len(invalid)} annotations whose bbox is not four numbers: {shown(invalid)}")
+        raise ValueError(f"{file}: {len(invalid)} annotations whose bbox is not four numbers: {first_few(invalid)}")
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import RawDataset
-from ....data.validation import ValidationReport, shown
+from ....data.validation import ValidationReport, first_few
 
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
@@ -134,7 +134,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
             cases = [f"{self._object_ids[row]} ({self.id(image)})" for row, image in zip(missing, images, strict=True)]
             raise ValueError(
                 f"{self.where}: {len(missing)} of {len(self._labels)} objects have a box but no segmentation: "
-                f"{shown(cases)}; add their masks, or train a head without masks (--detect.head faster_rcnn or "
+                f"{first_few(cases)}; add their masks, or train a head without masks (--detect.head faster_rcnn or "
                 "retinanet)"
             )
 

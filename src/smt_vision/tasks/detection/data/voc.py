@@ -55,7 +55,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
             )
     for stem in sorted(stem for stem, count in Counter(stems).items() if count > 1):
         report.error(f"names that occur more than once in {list_file.name}", stem, "keep one of each")
-    report.tell()
+    report.raise_errors()
 
     classes = sorted({box.name for _, boxes in parsed.values() for box in boxes})
     class_ids = {name: k for k, name in enumerate(classes)}
@@ -64,7 +64,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
     boxes = np.array([box.box for _, box in rows], dtype=np.float64).reshape(-1, 4)
     image = np.array([row for row, _ in rows], dtype=np.int64)
     check_boxes(report, boxes, sizes[image], lambda m: f"{stems[rows[m][0]]}.xml ({rows[m][1].name})")
-    report.tell()
+    report.raise_errors()
     objects = Objects(
         image=image,
         boxes=boxes,

@@ -82,7 +82,7 @@ class SegmentationDataset(RawDataset[Labels]):
                     check_size(size, labels, name)
             except UnreadableImage as error:
                 report.error(f"of {min(count, len(self))} checked pairs are invalid", str(error), "fix them")
-        report.tell()
+        report.raise_errors()
 
     def describe(self) -> str:
         """Number of images and classes."""
@@ -105,7 +105,7 @@ class SegmentationDataset(RawDataset[Labels]):
             first = int(self.zero_is_ignored)
             values = ", ".join(str(value + first) for value in invalid[:10]) + (" ..." if len(invalid) > 10 else "")
             raise UnreadableImage(
-                f"{path}: labels {values} are invalid: expected {first} to {len(self.classes) - 1 + first} for "
+                f"{path}: labels {values}, expected {first} to {len(self.classes) - 1 + first} for "
                 f"{len(self.classes)} classes, or {self.ignore} for ignored pixels (set --segment.zero_is_ignored if "
                 "classes are numbered from 1, --segment.kind binary for object masks)"
             )
@@ -121,8 +121,8 @@ def check_size(size: tuple[int, int], labels: Labels, name: str) -> None:
     height, width = labels.shape
     if size != (width, height):
         raise UnreadableImage(
-            f"{name}: {size[0]} x {size[1]} pixels, but its label map has {width} x {height}; fix one of them (the "
-            "EXIF orientation is applied)"
+            f"{name}: {size[0]} x {size[1]} pixels, but its label map has {width} x {height}; correct one of them "
+            "(the EXIF orientation of the image is applied)"
         )
 
 

@@ -105,7 +105,7 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
             pairs[name] = label
     for name in by_stem.values():
         report.warning(f"label maps in {labels} without an image", name, "ignored")
-    report.tell()
+    report.raise_errors()
     if not pairs:
         raise ValueError(f"{images}: no images; expected {LAYOUT}")
     return pairs
