@@ -420,7 +420,7 @@ def test_eval_of_a_detector_equals_the_run_s_metrics(detector_run: Path, capsys:
     assert run("eval", detector_run, "--workers", "0") == 0
     printed = capsys.readouterr().out
     assert "mask AP (%)" in printed
-    assert "By size of object" in printed
+    assert "object size" in printed
 
 
 def test_eval_of_a_segmenter_equals_the_run_s_metrics(segmenter_run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""Models in use: what the predictors of all tasks have in common."""
+"""Base class of the predictors of all tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +24,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image, preprocessed.
+    """A preprocessed image.
 
     Args:
-        source: The image as given.
-        id: Its path, or its index among the images given.
-        size: Height and width as stored, after EXIF orientation.
-        pixels: ``(C, h, w)``, as the model takes it.
+        source: Image as passed by the caller.
+        id: Path of the image, or its index among the passed images.
+        size: Height and width of the stored image, after EXIF orientation.
+        pixels: Model input ``(C, h, w)``.
     """
 
     source: Source
@@ -40,20 +40,20 @@ class PreparedImage:
 
 
 class Predictor(ABC, Generic[R]):
-    """A model with its classes and preprocessing, ready for use; R is its result for an image.
+    """A model with its classes and preprocessing; R is the type of its results.
 
     Args:
         model: Set to evaluation mode and moved to the device.
         spec: Classes, preprocessing and options of the head.
         name: Display name.
-        device: Where it runs.
-        recipe: The recipe that it was trained with, where that is known.
+        device: Device to run on.
+        recipe: Recipe that the model was trained with, if known.
     """
 
     kind: ClassVar[str]  # for messages, e.g. "a classifier"
     batch_size: ClassVar[int] = 4  # default images per forward pass
-    eval_batch_size: ClassVar[int] = 4  # the same in an evaluation
-    columns: ClassVar[tuple[str, ...]]  # titles of what `row` gives
+    eval_batch_size: ClassVar[int] = 4  # default images per batch in evaluation
+    columns: ClassVar[tuple[str, ...]]  # titles of the values that `row` returns
     options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of `stream`, `save`, `row` and `to_dict`
 
     def __init__(
@@ -79,9 +79,9 @@ class Predictor(ABC, Generic[R]):
         return list(self.stream(images, batch_size, **options))
 
     def stream(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> Iterator[R]:
-        """Results as they are computed, in order; an unreadable image gives a result with its ``error``.
+        """Yield the result of each image in order, computed one batch at a time.
 
-        No more than a batch is read ahead.
+        The result of an unreadable image has its ``error`` set.
 
         Args:
             images: Paths or PIL images of any mode and size.
@@ -98,11 +98,11 @@ class Predictor(ABC, Generic[R]):
 
     @abstractmethod
     def save(self, results: Iterable[R], folder: str | Path, **options: Any) -> list[Path]:
-        """Write results into a folder, as they come; returns the files and folders written."""
+        """Write results to a folder; returns the files and folders written."""
 
     @abstractmethod
     def row(self, result: R, **options: Any) -> tuple[str, ...]:
-        """A result as text, for a table with :attr:`columns`."""
+        """A result as a table row with the columns :attr:`columns`."""
 
     @abstractmethod
     def to_dict(self, result: R, **options: Any) -> dict[str, Any]:
@@ -111,10 +111,10 @@ class Predictor(ABC, Generic[R]):
     @property
     @abstractmethod
     def input_description(self) -> str:
-        """How images are prepared, in words."""
+        """Description of the preprocessing."""
 
     def flops_model(self) -> tuple[nn.Module, tuple[int, int, int]]:
-        """A module of one batch of images, and the ``(C, H, W)`` for which its parameters and GMAC are reported."""
+        """A module called with an image batch, and the ``(C, H, W)`` for which parameters and GMAC are reported."""
         return get_task(self.spec.task).flops_model(self.model, self.spec)
 
     def export(
@@ -143,7 +143,7 @@ class Predictor(ABC, Generic[R]):
         """Preprocessing, from a decoded image to ``(C, h, w)``."""
 
     def _prepare(self, i: int, image: Source) -> PreparedImage | tuple[Source, str, str]:
-        """The preprocessed image, or the source, its id and why it cannot be read."""
+        """The preprocessed image; for an unreadable image its source, id and error."""
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
@@ -154,8 +154,8 @@ class Predictor(ABC, Generic[R]):
 
     @abstractmethod
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[R]:
-        """Results of a batch of at least one image, in order."""
+        """Results of a non-empty batch, in order."""
 
     @abstractmethod
     def _unreadable(self, source: Source, id: str, error: str) -> R:
-        """The result of an image that cannot be read."""
+        """The result of an unreadable image."""

@@ -1,4 +1,4 @@
-"""What the results of all tasks have in common, and the files that they are written to."""
+"""Saving results: helpers that all tasks share."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.decode import decode
 
-Source = str | Path | Image.Image  # an image as given to a predictor
+Source = str | Path | Image.Image  # an image as passed to a predictor
 DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
 
 
@@ -27,18 +27,18 @@ R = TypeVar("R", bound=Result)
 
 
 def with_sources(results: Iterable[R], images: Sequence[Source] | None) -> tuple[Iterable[R], Sequence[Source]]:
-    """Results and their images; without ``images``, all results are computed first, to take the images from them."""
+    """Results and their images. If ``images`` is ``None``, all results are computed first to collect their images."""
     if images is not None:
         return results, images
-    known = list(results)
-    return known, [result.source for result in known]
+    results = list(results)
+    return results, [result.source for result in results]
 
 
 def result_names(images: Sequence[Source]) -> list[Path]:
-    """Each image's path below the folder that all are in, with suffix ``.png``; PIL images are numbered.
+    """Output path of each image: relative to the images' common folder, with suffix ``.png``; PIL images are numbered.
 
     Raises:
-        ValueError: Two images would share a name.
+        ValueError: Two images have the same output path.
     """
     paths = [
         Path(f"{i}") if isinstance(image, Image.Image) else Path(image).resolve() for i, image in enumerate(images)
@@ -57,11 +57,11 @@ def result_names(images: Sequence[Source]) -> list[Path]:
 
 
 def decode_source(source: Source) -> Image.Image:
-    """The RGB image that a result belongs to."""
+    """Decode a result's image to RGB."""
     return decode(source if isinstance(source, Image.Image) else Path(source), 3, name=str(source))
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image, making its folder."""
+    """Save an image, creating its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)

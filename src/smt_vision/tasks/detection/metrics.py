@@ -35,7 +35,7 @@ class DetectionMetrics:
         device: Device on which processes exchange their detections.
 
     Raises:
-        ImportError: If faster-coco-eval is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DetectionMetrics:
     ) -> None:
         self._library = require("faster_coco_eval", "detect")
         device = torch.device(device)
-        self.device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+        self.device = torch.device("cpu") if device.type == "mps" else device  # MPS does not support float64
         self.ground_truth = ground_truth
         self.classes, self.category_ids = tuple(classes), tuple(category_ids)
         self.masks = masks
@@ -139,7 +139,7 @@ class DetectionMetrics:
         """
         image_ids = set(torch.cat([torch.zeros(0, dtype=torch.int64), *self._image_ids]).tolist())
         if not image_ids:
-            raise ValueError("no image was evaluated: the evaluation set, or this process's share of it, is empty")
+            raise ValueError("no image was evaluated: the validation set, or this process's part of it, is empty")
         objects = [a for a in self.ground_truth["annotations"] if a["image_id"] in image_ids and not a.get("iscrowd")]
         if not objects:
             raise ValueError(f"none of the {len(image_ids)} evaluated images shows an object; use images with objects")
@@ -183,7 +183,7 @@ def encode_rle(masks: Tensor) -> list[bytes]:
     """Encode masks (N, H, W) bool as compressed COCO RLE masks.
 
     Raises:
-        ImportError: If faster-coco-eval is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
     if not len(masks):
         return []

@@ -1,4 +1,4 @@
-"""Detectors in use. Shapes: N detections of an image of H x W pixels, K classes."""
+"""Prediction with detectors. Shapes: N detections of an image of H x W pixels, K classes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from .results import Detections, write_detections
 
 
 class Detector(Predictor[Detections]):
-    """A detector, ready for use. Its model is a :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
+    """Detects objects in images. The model is a :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
 
     kind = "a detector"
     columns = ("objects",)
@@ -27,7 +27,7 @@ class Detector(Predictor[Detections]):
 
     @property
     def category_ids(self) -> tuple[int, ...]:
-        """COCO's category ids by class index; 1 to K if the dataset had none."""
+        """COCO category ids, by class index; 1 to K if the model spec has none."""
         return tuple(self.spec.category_ids or range(1, len(self.classes) + 1))
 
     @property
@@ -44,18 +44,19 @@ class Detector(Predictor[Detections]):
         annotations: str | Path | None = None,
         **options: Any,
     ) -> list[Path]:
-        """Write ``detections.json``, COCO's results format with every detection, and drawn copies into ``drawn/``.
+        """Write ``detections.json``, in COCO's results format, and images with drawn detections to ``drawn/``.
 
         Args:
-            results: What the detector returned, or an iterator over it.
-            folder: Created if necessary.
-            images: The images that ``results`` belong to, in order, for an iterator: names are then checked first.
+            results: Detections of this detector; may be an iterator.
+            folder: Output folder; created if necessary.
+            images: Images of the results, in order. If given, file names are checked before the first result is
+                computed.
             score: Detections with a lower score are not drawn.
-            annotations: A COCO annotation file to take the images' ids from; by default they are numbered from 1.
-            options: No other option matters here.
+            annotations: COCO annotation file with the ids of the images; by default they are numbered from 1.
+            options: Unused.
 
         Raises:
-            ValueError: Two images share a name, or the annotations do not name an image.
+            ValueError: Two images have the same output path, or an image is missing from the annotations.
         """
         return write_detections(
             results, images, Path(folder), classes=self.classes, category_ids=self.category_ids, score=score,
@@ -83,23 +84,21 @@ class Detector(Predictor[Detections]):
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[Detections]:
         pixels, sizes = pad_together([image.pixels for image in batch])
         outputs = run_detector(self.model, pixels.to(self.device), sizes)
-        out = []
-        for image, size, found in zip(batch, sizes, outputs, strict=True):
-            (own,) = to_original([{k: v.cpu() for k, v in found.items()}], size[None], torch.tensor([image.size]))
-            labels = tuple(self.classes[k] for k in own["labels"].tolist())
-            out.append(
-                Detections(
-                    image.source,
-                    image.id,
-                    image.size,
-                    own["boxes"],
-                    own["scores"],
-                    own["labels"],
-                    own.get("masks"),
-                    labels,
-                )
+        outputs = [{name: value.cpu() for name, value in output.items()} for output in outputs]
+        outputs = to_original(outputs, sizes, torch.tensor([image.size for image in batch]))
+        return [
+            Detections(
+                image.source,
+                image.id,
+                image.size,
+                output["boxes"],
+                output["scores"],
+                output["labels"],
+                output.get("masks"),
+                tuple(self.classes[k] for k in output["labels"].tolist()),
             )
-        return out
+            for image, output in zip(batch, outputs, strict=True)
+        ]
 
     def _unreadable(self, source: Source, id: str, error: str) -> Detections:
         return Detections(

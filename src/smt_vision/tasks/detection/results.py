@@ -1,4 +1,4 @@
-"""A detector's results, and as files. Shapes: N detections of an image of H x W pixels, K classes."""
+"""Detection results and the files that hold them. Shapes: N detections of an image of H x W pixels, K classes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -20,18 +20,18 @@ RESULTS = "detections.json"
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects detected in an image, best first; on the CPU.
+    """Detected objects of an image, best first, on the CPU.
 
     Args:
-        source: The image as given.
-        id: The image's path, or its index among the images given.
-        size: H and W as stored.
-        boxes: (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the image as stored.
-        scores: (N,) float32 in [0, 1].
-        class_ids: (N,) int64, 0 to K - 1.
-        masks: (N, H, W) bool, or ``None`` for a detector without masks.
-        labels: Names of the N classes.
-        error: Why the image could not be read; N is 0 then.
+        source: Image as passed by the caller.
+        id: Path of the image, or its index among the passed images.
+        size: Height H and width W of the stored image.
+        boxes: Boxes (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the stored image.
+        scores: Scores (N,) float32 in [0, 1].
+        class_ids: Class indices (N,) int64, 0 to K - 1.
+        masks: Masks (N, H, W) bool, or ``None`` for a detector without masks.
+        labels: Class name of each detection.
+        error: Reason why the image could not be read; N is then 0.
     """
 
     source: Source
@@ -84,33 +84,33 @@ class Detections:
 
 
 def coco_ids(annotations: Path, names: Sequence[str]) -> list[int]:
-    """The ids of images in a COCO annotation file, by file name.
+    """Image ids of file names in a COCO annotation file.
 
     Raises:
-        ValueError: It is not such a file, or does not name an image.
+        ValueError: The annotation file is invalid, or an image is missing from it.
     """
     try:
         images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        known = {Path(image["file_name"]).name: int(image["id"]) for image in images}
+        ids = {Path(image["file_name"]).name: int(image["id"]) for image in images}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"{annotations}: not a COCO annotation file with images, their file_name and id: {error!r}"
         ) from error
-    if missing := [name for name in names if name not in known]:
+    if missing := [name for name in names if name not in ids]:
         raise ValueError(
-            f"{annotations} does not name {len(missing)} of the {len(names)} images, e.g. {missing[0]}; omit the "
+            f"{annotations} does not contain {len(missing)} of the {len(names)} images, e.g. {missing[0]}; omit the "
             "annotations, or use those of these images"
         )
-    return [known[name] for name in names]
+    return [ids[name] for name in names]
 
 
 def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """An image's detections in COCO's results format, with the names of file and class beside the numbers.
+    """An image's detections in COCO's results format, with the image's file name and the class names added.
 
     Args:
-        detections: The detections.
-        image_id: Id of the image.
-        category_ids: COCO's ids of the classes, by class index.
+        detections: Detections of the image.
+        image_id: COCO image id.
+        category_ids: COCO category ids, by class index.
     """
     count = len(detections)
     masks: Sequence[bytes | None] = [None] * count if detections.masks is None else encode_rle(detections.masks)
@@ -166,8 +166,8 @@ def write_detections(
         )
         save_image(drawn, folder / DRAWN / name)
 
-    def write(part: Path) -> None:
-        part.write_text(json.dumps(rows), encoding="utf-8")
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(rows), encoding="utf-8")
 
     write_atomic(folder / RESULTS, write)
     return [folder / RESULTS, folder / DRAWN]

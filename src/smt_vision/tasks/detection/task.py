@@ -40,11 +40,11 @@ MASKS_AT_ONCE = 64  # full-size masks per image in memory
 
 
 class DetectionEvaluation:
-    """Evaluation of a detector; training shares it.
+    """Evaluation of detectors, during training and after it.
 
     Args:
-        val_set: Images to evaluate on.
-        input: Preprocessing.
+        val_set: Validation images.
+        input: Interpolation, mean and standard deviation.
         config: Detection head, image sizes and thresholds.
     """
 
@@ -92,12 +92,13 @@ class DetectionEvaluation:
 class DetectionTraining(DetectionEvaluation):
     """Training of a detector.
 
+    The constructor opens and checks the data and builds the model, so that invalid settings fail early.
+
     Args:
-        recipe: Training recipe. The data is opened and checked and the model is built immediately, so that errors
-            are raised before training starts.
+        recipe: Recipe of the run.
 
     Raises:
-        ValueError: The data, the backbone or the head cannot be used with the recipe.
+        ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
     def __init__(self, recipe: DetectionRecipe) -> None:
@@ -259,7 +260,7 @@ def build_parts(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None
 
 
 def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> nn.Module:
-    """A detector from its spec, for use in a single process; see :class:`smt_vision.tasks.task.TaskType`.
+    """Build a detector from its model spec, for use in a single process; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
         ValueError: The model or the head cannot be built, or the checkpoint does not fit.
@@ -272,7 +273,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[DetectionEvaluation, EvalLoader]:
-    """Evaluation on the validation split of a dataset with the model's classes, and its data loader."""
+    """Evaluation of a detector on a dataset that has its classes, and the data loader."""
     dataset = open_detection(data, "val")
     check_classes(dataset, model.classes)
     if model.config.has_masks:

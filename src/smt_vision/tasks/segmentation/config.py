@@ -1,4 +1,4 @@
-"""The fields of a segmentation recipe."""
+"""Configuration of a segmentation recipe."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ INFERENCE_OVERRIDES = {
 
 @dataclass(frozen=True)
 class SegmentConfig:
-    """The segmentation head, image sizes and test-time options.
+    """Segmentation head, image sizes and test-time options.
 
     Args:
         head: Segmentation head: ``upernet``.

@@ -73,19 +73,19 @@ class SegmentationMetrics:
             ValueError: No labeled pixel was added.
         """
         confusion = self._sums[:-1].view(self.num_classes, -1).cpu()
-        pixels, predicted, right = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+        pixels, predicted, correct = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
         if not pixels.any():
             raise ValueError("no pixel was evaluated: the validation set, or this process's part of it, has no labels")
-        iou = 100 * right / (pixels + predicted - right)  # NaN for a class in neither labels nor predictions
-        accuracy = 100 * right / pixels
+        iou = 100 * correct / (pixels + predicted - correct)  # NaN for a class in neither labels nor predictions
+        accuracy = 100 * correct / pixels
         rows = zip(pixels.tolist(), iou.tolist(), accuracy.tolist(), strict=True)
         return {
             "miou": float(iou.nanmean()),
-            "pixel_accuracy": 100 * float(right.sum() / pixels.sum()),
+            "pixel_accuracy": 100 * float(correct.sum() / pixels.sum()),
             "mean_class_accuracy": float(accuracy.nanmean()),
             "count": int(self._sums[-1]),
             "per_class": [
-                {"class": i, "pixels": int(n), "iou": _or_none(class_iou), "accuracy": _or_none(class_accuracy)}
+                {"class": i, "pixels": int(n), "iou": _nan_to_none(class_iou), "accuracy": _nan_to_none(class_accuracy)}
                 for i, (n, class_iou, class_accuracy) in enumerate(rows)
             ],
             "confusion": confusion.long(),
@@ -171,5 +171,5 @@ def _with_float64(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device  # MPS does not support float64
 
 
-def _or_none(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if value != value else value

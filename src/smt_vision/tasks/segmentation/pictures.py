@@ -1,4 +1,4 @@
-"""Label maps drawn over an image."""
+"""Drawing of label maps on an image."""
 
 from collections.abc import Sequence
 from typing import Any

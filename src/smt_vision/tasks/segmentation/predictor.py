@@ -1,4 +1,4 @@
-"""Segmenters in use. Shapes: an image of H x W pixels, K classes."""
+"""Prediction with segmenters. Shapes: an image of H x W pixels, K classes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from .heads.sliding import label_map, predict_probabilities
 from .heads.upernet import resize
 from .results import SegmentationResult, write_label_maps
 
-LISTED = 4  # classes of a label map that a table lists
+MAX_CLASSES = 4  # classes per image in a table row
 
 
 class Segmenter(Predictor[SegmentationResult]):
-    """A segmenter, ready for use.
+    """Predicts the class of each pixel of images.
 
-    Its model maps (B, C, H, W), multiples of 32, to (B, K, H, W) logits; K is 1 for a binary segmenter.
+    The model maps (B, C, H, W), H and W multiples of 32, to (B, K, H, W) logits; K is 1 for a binary segmenter.
     """
 
     kind = "a segmenter"
@@ -35,7 +35,7 @@ class Segmenter(Predictor[SegmentationResult]):
         sides = f"short side {config.short_side} px, at most {config.long_side}" if config.short_side else "as stored"
         windows = "" if config.test == "whole" else f" in windows of {config.crop[0]} x {config.crop[1]}"
         scales = ", ".join(f"{scale:g}" for scale in config.test_scales)
-        return f"{sides}, {config.test}{windows}, scales {scales}{', flipped too' if config.test_flip else ''}"
+        return f"{sides}, {config.test}{windows}, scales {scales}{', flipped' if config.test_flip else ''}"
 
     def save(
         self,
@@ -45,31 +45,32 @@ class Segmenter(Predictor[SegmentationResult]):
         images: Sequence[Source] | None = None,
         **options: Any,
     ) -> list[Path]:
-        """Write a map per image, and drawn copies into ``drawn/``.
+        """Write one map per image, and the images with classes drawn over them to ``drawn/``.
 
-        Label maps go into ``labels/``, stored as the training labels are (of ADE20K's kind, one more than the class);
-        maps of binary segmenters go into ``maps/``, probabilities as gray levels 0 to 255.
+        Label maps are written to ``labels/`` in the format of the training labels: with ``zero_is_ignored``, class k is
+        stored as k + 1. A binary segmenter writes to ``maps/``, probabilities as gray levels 0 to 255.
 
         Args:
-            results: What the segmenter returned, or an iterator over it.
-            folder: Created if necessary.
-            images: The images that ``results`` belong to, in order, for an iterator: names are then checked first.
-            options: No other option matters here.
+            results: Results of this segmenter; may be an iterator.
+            folder: Output folder; created if necessary.
+            images: Images of the results, in order. If given, file names are checked before the first result is
+                computed.
+            options: Unused.
 
         Raises:
-            ValueError: Two images share a name.
+            ValueError: Two images have the same output path.
         """
         return write_label_maps(results, images, Path(folder), classes=self.classes, config=self.config)
 
     def row(self, result: SegmentationResult, **options: Any) -> tuple[str, ...]:
-        parts = list(self.class_fractions(result).items())[:LISTED]
-        return (", ".join(f"{label} {100 * part:.1f} %" for label, part in parts),)
+        largest = list(self.class_fractions(result).items())[:MAX_CLASSES]
+        return (", ".join(f"{label} {100 * fraction:.1f} %" for label, fraction in largest),)
 
     def to_dict(self, result: SegmentationResult, **options: Any) -> dict[str, Any]:
         return {"id": result.id, "class_fractions": dict(self.class_fractions(result)), "error": result.error}
 
     def class_fractions(self, result: SegmentationResult) -> Mapping[str, float]:
-        """Fraction of the pixels per class that occurs, largest first; for a binary segmenter, of the object."""
+        """Fraction of the pixels per class in the image, largest first; for a binary segmenter, of the object."""
         if result.scores is not None:
             return {self.classes[0]: float((result.scores >= 0.5).float().mean())}
         if result.class_ids is None:
@@ -85,12 +86,12 @@ class Segmenter(Predictor[SegmentationResult]):
         pixels, sizes = pad_together([image.pixels for image in batch])
         probabilities = predict_probabilities(self.model, pixels.to(self.device), sizes, self.config)
         out = []
-        for image, own in zip(batch, probabilities, strict=True):
+        for image, image_probabilities in zip(batch, probabilities, strict=True):
             class_ids = scores = None
             if self.config.is_binary:
-                scores = resize(own[None], image.size)[0, 0].cpu()
+                scores = resize(image_probabilities[None], image.size)[0, 0].cpu()
             else:
-                class_ids = label_map(own, image.size).cpu()
+                class_ids = label_map(image_probabilities, image.size).cpu()
             out.append(SegmentationResult(image.source, image.id, image.size, class_ids, scores))
         return out
 

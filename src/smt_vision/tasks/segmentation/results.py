@@ -1,4 +1,4 @@
-"""A segmenter's results, and as files. Shapes: an image of H x W pixels, K classes."""
+"""Segmentation results and the files that hold them. Shapes: an image of H x W pixels, K classes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ LABELS, MAPS = "labels", "maps"
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """The classes of an image's pixels; on the CPU.
+    """Predicted classes of an image's pixels, on the CPU.
 
     Args:
-        source: The image as given.
-        id: The image's path, or its index among the images given.
-        size: H and W as stored.
-        class_ids: (H, W) int64, 0 to K - 1; ``None`` for a binary segmenter.
-        scores: For a binary segmenter, (H, W) float32 in [0, 1], the probability of an object.
-        error: Why the image could not be read; there is neither then.
+        source: Image as passed by the caller.
+        id: Path of the image, or its index among the passed images.
+        size: Height H and width W of the stored image.
+        class_ids: Class indices (H, W) int64, 0 to K - 1; ``None`` for a binary segmenter.
+        scores: Object probabilities (H, W) float32 in [0, 1]; ``None`` unless the segmenter is binary.
+        error: Reason why the image could not be read; ``class_ids`` and ``scores`` are then ``None``.
     """
 
     source: Source

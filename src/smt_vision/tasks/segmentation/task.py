@@ -48,7 +48,7 @@ class SegmentationEvaluation:
 
     Args:
         val_set: Validation images.
-        input: How images become tensors.
+        input: Interpolation, mean and standard deviation.
         config: Segmentation kind and test-time options.
     """
 

@@ -23,10 +23,14 @@ Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or 
 class DetectionTarget(TypedDict):
     """The n objects of an image.
 
-    size: Image height and width according to the annotations. boxes: (n, 4) float32, ``(x1, y1, x2, y2)``, clipped to
-    the image. labels: (n,) int64 class indices, 0 to K - 1. masks: n segmentations as stored, or ``None`` for a dataset
-    with boxes only. crowd: (n,) bool, a region of many objects or an object marked difficult, ignored in training and
-    evaluation. ids: (n,) int64 annotation ids, which messages show.
+    Args:
+        size: Image height and width according to the annotations.
+        boxes: Boxes (n, 4) float32, ``(x1, y1, x2, y2)``, clipped to the image.
+        labels: Class indices (n,) int64, 0 to K - 1.
+        masks: n segmentations as stored, or ``None`` for a dataset with boxes only.
+        crowd: Flags (n,) bool of regions with many objects and of objects marked difficult, which training and
+            evaluation ignore.
+        ids: Annotation ids (n,) int64, for messages.
     """
 
     size: tuple[int, int]
@@ -41,7 +45,7 @@ class DetectionTarget(TypedDict):
 class Objects:
     """All objects of a dataset, one per row.
 
-    Attributes:
+    Args:
         image: Index of the object's image (M,).
         boxes: Boxes (M, 4) float64 in COCO's format: x, y, width, height.
         labels: Class indices (M,), 0 to K - 1.

@@ -1,1 +1,1 @@
-"""Detectors over any timm backbone."""
+"""Detection heads for any timm backbone."""

@@ -18,7 +18,7 @@ from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
-OBJECT = 128  # object pixels of a binary mask have a higher gray value; threshold of the published metrics
+MASK_THRESHOLD = 128  # object pixels of a binary mask have a higher gray value, as in the published metrics
 Labels = npt.NDArray[np.uint8]
 
 
@@ -48,7 +48,7 @@ class SegmentationDataset(RawDataset[Labels]):
         super().__init__(classes, ids, f"{images}/")
         self.images = images
         self.labels = labels
-        self.binary = config.kind == "binary"
+        self.binary = config.is_binary
         self.zero_is_ignored = config.zero_is_ignored
         self.ignore = ignore
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
@@ -91,7 +91,7 @@ class SegmentationDataset(RawDataset[Labels]):
 
     def _objects(self, stored: npt.NDArray[np.integer]) -> Labels:
         # Some datasets store masks as 0 and 1, others as 0 and 255.
-        return (stored > (0 if stored.max(initial=0) <= 1 else OBJECT)).astype(np.uint8)
+        return (stored > (0 if stored.max(initial=0) <= 1 else MASK_THRESHOLD)).astype(np.uint8)
 
     def _classes(self, stored: npt.NDArray[np.integer], path: Path) -> Labels:
         ignored = stored == self.ignore

@@ -1,6 +1,6 @@
 """Batches of images with label maps.
 
-Shapes: B images of H x W pixels, crops in training; in evaluation whole images, zero-padded to multiples of 32.
+Shapes: B images of H x W pixels, crops in training; in evaluation full images, zero-padded to multiples of 32.
 """
 
 from typing import Any, NotRequired, TypedDict
@@ -21,7 +21,7 @@ class SegmentationBatch(TypedDict):
 
     Args:
         image: (B, C, H, W) float32.
-        label: In training (B, H, W) int64; in evaluation a list of (h, w), of the files' sizes.
+        label: In training (B, H, W) int64; in evaluation a list of label maps (h, w), as stored.
         sizes: In evaluation, (B, 2) int64, heights and widths without the padding.
         index: (B,) int64, indices of the images in their dataset.
         unreadable: One message per unreadable image.
@@ -38,7 +38,7 @@ def _stack_crops(items: list[Item]) -> dict[str, Any]:
     return {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
 
 
-def _stack_whole(items: list[Item]) -> dict[str, Any]:
+def _stack_padded(items: list[Item]) -> dict[str, Any]:
     image, sizes = pad_together([item["image"] for item in items])
     return {"image": image, "sizes": sizes, "label": [item["label"] for item in items]}
 
@@ -61,6 +61,6 @@ def segmentation_train_loader(
 def segmentation_eval_loader(
     images: SegmentationDataset, input: Input, segment: SegmentConfig, batch_size: int, rank: int = 0, world: int = 1
 ) -> EvalLoader[SegmentationBatch]:
-    """Whole images in order; see :func:`smt_vision.data.loaders.eval_loader`."""
+    """Full images in order; see :func:`smt_vision.data.loaders.eval_loader`."""
     transform = SegmentationTransform(input, segment, None)
-    return eval_loader(images, transform, _stack_whole, input, batch_size, rank, world)
+    return eval_loader(images, transform, _stack_padded, input, batch_size, rank, world)

@@ -53,9 +53,9 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
     """
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT} (on the command line: --data)")
+        raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
     images, labels = _folders(root, split)
-    names = _Names(["object"], IGNORE_INDEX) if config.kind == "binary" else _class_names(root)
+    names = _Names(["object"], IGNORE_INDEX) if config.is_binary else _class_names(root)
     pairs = _pairs(images, labels)
     dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
@@ -127,8 +127,8 @@ def _class_names(root: Path) -> _Names:
             content = json.loads(json_file.read_bytes())
         except ValueError as error:
             raise ValueError(f"{json_file}: not JSON ({error}); expected a list of names") from error
-        described = content if isinstance(content, dict) else {"classes": content}
-        classes, ignore = described.get("classes"), described.get("ignore_index", IGNORE_INDEX)
+        fields = content if isinstance(content, dict) else {"classes": content}
+        classes, ignore = fields.get("classes"), fields.get("ignore_index", IGNORE_INDEX)
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError(f"{json_file}: expected a list of names, or {{'classes': [...], 'ignore_index': 255}}")
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used

@@ -1,1 +1,1 @@
-"""Segmentation heads over any timm backbone."""
+"""Segmentation heads for any timm backbone."""
