@@ -91,12 +91,12 @@ def test_boxes_stay_float32_at_any_precision(precision: Literal["bf16-mixed", "3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn"])
-def test_overfits_four_images(shapes: Path, tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize(("head", "ap"), [("mask_rcnn", 80), ("cascade_mask_rcnn", 90)])
+def test_overfits_four_images(shapes: Path, tmp_path: Path, head: str, ap: float) -> None:
     run = train(shapes_recipe(shapes, head, epochs=100, eval_every=100), tmp_path / "run", display=False)
     # Mask R-CNN reaches box AP 88 to 97 and mask AP 86 to 92 with seeds 0 to 2, the cascade 92 to 99 and 90 to 95.
-    assert run.metrics["box_ap"] >= 80
-    assert run.metrics["mask_ap"] >= 80
+    assert run.metrics["box_ap"] >= ap
+    assert run.metrics["mask_ap"] >= ap
 
 
 # --- evaluation ---
