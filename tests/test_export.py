@@ -108,6 +108,13 @@ def test_logits_equal_model(format: str, model: nn.Module, exported: Callable[[s
 
 
 @pytest.mark.parametrize("format", FILES)
+def test_program_contains_no_source_paths(format: str, exported: Callable[[str], Path]) -> None:
+    """Exporters record stack traces, with paths of the exporting machine."""
+    root = str(Path(smt_vision.__file__).parent).encode()
+    assert not [path.name for path in exported(format).iterdir() if root in path.read_bytes()]
+
+
+@pytest.mark.parametrize("format", FILES)
 def test_manifest(format: str, model: nn.Module, exported: Callable[[str], Path]) -> None:
     folder = exported(format)
     manifest = Manifest.read(folder)

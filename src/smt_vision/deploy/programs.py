@@ -52,6 +52,8 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
     program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # would be written to the files, with paths of this machine
     return program, dynamic_image_size
 
 
