@@ -4,7 +4,7 @@ The blocks of a page run in order in one folder. Python blocks share a namespace
 ``<!-- not run: REASON -->`` just before a block keeps it from running; its ``smt`` commands must still parse.
 
 In the folder lies what a page takes for granted: ``MY_IMAGES`` (three class folders), ``PHOTO.jpg``, ``PHOTOS``, small
-sets in place of ``bccd``, ``nuclei`` and ``camvid``, and
+sets instead of ``bccd``, ``nuclei`` and ``camvid``, and
 ``smt_tiny.pth``, a file of the release's form with random weights, which also stands in for the download of it.
 """
 
