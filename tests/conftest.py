@@ -1,5 +1,6 @@
 """Fixtures shared by several test files."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -81,3 +82,13 @@ def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("runs") / "segmenter"
     train(scenes_recipe(scenes), folder, display=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> None:
+    """Logging as Python starts with it: libraries that other tests import change its global state."""
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "smt_vision" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
