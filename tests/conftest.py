@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,17 @@ def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(autouse=True)
-def default_logging() -> None:
-    """Logging as Python starts with it: libraries that other tests import change its global state."""
+def package_logging(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Capture the package's log messages whatever other tests, or libraries that they import, did to logging."""
     logging.disable(logging.NOTSET)
     logging.root.setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
+    for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.partition(".")[0] == "smt_vision" and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
+    package = logging.getLogger("smt_vision")
+    package.propagate = False
+    package.addHandler(caplog.handler)
+    yield
+    package.removeHandler(caplog.handler)
+    package.propagate = True
