@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from debug_model import DEBUG
+from smt_vision import checkpoints
 from smt_vision.recipe import Augment, Engine, Input, Optim
 from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment, DetectionRecipe
 from smt_vision.tasks.segmentation.config import SegmentationRecipe, SegmentConfig
@@ -139,3 +140,15 @@ def scenes_recipe(data: Path, **segment: Any) -> SegmentationRecipe:
         engine=Engine(accelerator="cpu", precision="32-true", log_every=1),
         segment=SegmentConfig(**{**config, **segment}),
     )
+
+
+CHECKPOINT_FORMS = ("folder", "best.pt", "best.safetensors")
+
+
+def checkpoint_in_form(form: str, run: Path, folder: Path) -> Path:
+    """A finished run's best weights as the run's folder, as its ``best.pt``, or as ``.safetensors`` in a folder."""
+    if form != "best.safetensors":
+        return run if form == "folder" else run / form
+    best = checkpoints.load(run)
+    checkpoints.save({"spec": best.spec, "model": best.weights}, folder / form)
+    return folder / form

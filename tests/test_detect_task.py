@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from drawn_sets import shapes_recipe, write_shapes
+from drawn_sets import CHECKPOINT_FORMS, checkpoint_in_form, shapes_recipe, write_shapes
 from smt_vision import checkpoints
 from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import train
@@ -180,17 +180,10 @@ def test_classifier_checkpoint_starts_a_detector(shapes: Path, tmp_path: Path) -
     assert all(torch.equal(backbone[name], classifier[name]) for name in backbone)
 
 
-@pytest.fixture(params=["folder", "best.pt", "best.safetensors"])
+@pytest.fixture(params=CHECKPOINT_FORMS)
 def checkpoint(request: pytest.FixtureRequest, detector_run: Path, tmp_path: Path) -> Path:
-    """A trained detector: its run folder, its checkpoint file, and the same as ``.safetensors``."""
-    if request.param == "folder":
-        return detector_run
-    if request.param == "best.pt":
-        return detector_run / "best.pt"
-    best = checkpoints.load(detector_run)
-    path = tmp_path / "best.safetensors"
-    checkpoints.save({"spec": best.spec, "model": best.weights}, path)
-    return path
+    """A trained detector in each form."""
+    return checkpoint_in_form(request.param, detector_run, tmp_path)
 
 
 def test_detector_starts_from_a_detector_checkpoint(checkpoint: Path, detector_run: Path, shapes: Path) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from drawn_sets import CLASSES, COLORS, SIZES, scenes_recipe, write_scenes
+from drawn_sets import CHECKPOINT_FORMS, CLASSES, COLORS, SIZES, checkpoint_in_form, scenes_recipe, write_scenes
 from smt_vision import checkpoints
 from smt_vision.engine.loop import run_evaluation, train
 from smt_vision.recipe import Augment
@@ -263,17 +263,10 @@ def test_camvid_trains_and_evaluates(shared: Path):
 # --- checkpoints ---
 
 
-@pytest.fixture(params=["folder", "best.pt", "best.safetensors"])
+@pytest.fixture(params=CHECKPOINT_FORMS)
 def checkpoint(request: pytest.FixtureRequest, segmenter_run: Path, tmp_path: Path) -> Path:
-    """A trained segmenter: its run folder, its checkpoint file, and the same as ``.safetensors``."""
-    if request.param == "folder":
-        return segmenter_run
-    if request.param == "best.pt":
-        return segmenter_run / "best.pt"
-    best = checkpoints.load(segmenter_run)
-    path = tmp_path / "best.safetensors"
-    checkpoints.save({"spec": best.spec, "model": best.weights}, path)
-    return path
+    """A trained segmenter in each form."""
+    return checkpoint_in_form(request.param, segmenter_run, tmp_path)
 
 
 def test_segmenter_starts_from_a_segmenter_checkpoint(checkpoint: Path, segmenter_run: Path, scenes: Path) -> None:

@@ -64,7 +64,7 @@ def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tens
 
 
 def _update_running_stats(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics with those of a batch, as ``nn.BatchNorm2d`` does."""
+    """Update the running statistics like ``nn.BatchNorm2d``."""
     if norm.running_mean is None or norm.running_var is None:
         return
     momentum: float | Tensor | None = norm.momentum

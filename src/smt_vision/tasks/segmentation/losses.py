@@ -8,7 +8,7 @@ from .heads.upernet import resize
 
 
 def class_losses(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Mean cross-entropy over the labeled pixels; 0 if there are none.
+    """Mean cross-entropy over the labeled pixels; 0 without labeled pixels.
 
     Args:
         logits: ``(B, K, h, w)``; they are resized to the label maps.
