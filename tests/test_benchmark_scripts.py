@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from smt_vision.forms import training
+from smt_vision.kernels import linear
+
 TINY = "--model smt_atto --size 32 --threads 1 --rounds 1 --seconds 0"
 
 
@@ -57,6 +60,22 @@ def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(results["profile"]) == {"reference", "ours"}
     assert sum(row["share"] for row in results["profile"]["ours"]) <= 1
     assert "profile of a training step, ours" in capsys.readouterr().out
+
+
+def test_ablation(tmp_path: Path) -> None:
+    options = "--model smt_atto --size 64 --batch_size 2 --threads 1 --rounds 2"
+    results = run("ablation", options, tmp_path / "ablation.json")
+    assert len(results["ablations"]) == 2
+    assert all(row["ratio"] > 0 for row in results["ablations"])
+
+
+@pytest.mark.parametrize("without", ["without_kernel_sum", "without_onednn_products"])
+def test_ablation_replaces_the_computation_only_while_it_lasts(without: str) -> None:
+    module = importlib.import_module("ablation")
+    before = training.residual_depthwise_conv2d, training.linear, linear.product
+    with getattr(module, without)():
+        assert (training.residual_depthwise_conv2d, training.linear, linear.product) != before
+    assert (training.residual_depthwise_conv2d, training.linear, linear.product) == before
 
 
 def test_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
