@@ -1,8 +1,6 @@
 """Fixtures shared by several test files."""
 
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,20 +81,3 @@ def segmenter_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("runs") / "segmenter"
     train(scenes_recipe(scenes), folder, display=False)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def package_logging(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Capture the package's log messages whatever other tests, or libraries that they import, did to logging."""
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] == "smt_vision" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
-    package = logging.getLogger("smt_vision")
-    package.propagate = False
-    package.addHandler(caplog.handler)
-    yield
-    package.removeHandler(caplog.handler)
-    package.propagate = True

@@ -1,6 +1,7 @@
 """Exported models: parity with the source model, manifests, and complete folders or none."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -169,6 +170,22 @@ def test_int8(model: nn.Module, exported: Callable[[str], Path], colored: Path, 
     assert 0.9 < torch.corrcoef(torch.stack([expected.flatten(), output.flatten()]))[0, 1] < 1 - 1e-9
     for _ in range(2):  # activation ranges per image row would fail at another height
         assert program(F.interpolate(batch, (45, 70))).isfinite().all()
+
+
+def test_int8_leaves_logging_unchanged(
+    model: nn.Module, exported: Callable[[str], Path], colored: Path, tmp_path: Path
+) -> None:
+    """pytest and applications may attach a handler that other loggers use too."""
+    exported("int8")  # imports NNCF, which sets up its logger
+    logger, handler = logging.getLogger("nncf"), logging.NullHandler()
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        images_of_one_class = sorted((colored / "val" / "red").glob("*.png"))
+        export_classifier(model, "abc", tmp_path / "int8", "openvino", calibrate=images_of_one_class)
+        assert (logger.level, handler.level) == (level, logging.NOTSET)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_exports_in_predict_and_eval(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:

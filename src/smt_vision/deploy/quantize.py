@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ def quantize(
         The quantized OpenVINO model.
     """
     nncf = require("nncf", "export")
-    nncf.set_log_level(logging.ERROR)
     selected = evenly_spaced(images, CALIBRATION_IMAGES)
 
     def sample(path: Path) -> Any:
@@ -43,7 +42,8 @@ def quantize(
     settings = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
-    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints progress bars to stdout, which may be JSON
+    # NNCF prints progress bars to stdout, which may be JSON.
+    with _errors_only(logging.getLogger("nncf")), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
             nncf.Dataset(selected, sample),
@@ -51,3 +51,14 @@ def quantize(
             ignored_scope=nncf.IgnoredScope(patterns=list(ignored), validate=False) if ignored else None,
             advanced_parameters=settings,
         )
+
+
+@contextlib.contextmanager
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+    """Log errors only, for a while; ``nncf.set_log_level`` would change the application's own handlers, for good."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
