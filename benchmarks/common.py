@@ -9,7 +9,6 @@ import torch
 
 from smt_vision.benchmark.report import measurement_conditions, write_json
 from smt_vision.benchmark.timing import PRECISIONS
-from smt_vision.cli.allocator import keep_large_allocations
 from smt_vision.registry import VARIANTS
 
 
@@ -42,13 +41,6 @@ def add_measurement_options(parser: argparse.ArgumentParser, rounds: int) -> Non
         help="glibc's, on a CPU: keep large allocations for reuse, as smt train does, or its default",
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each call")
-
-
-def configure_process(args: argparse.Namespace) -> None:
-    """Set threads and allocator."""
-    torch.set_num_threads(args.threads)
-    if args.device == "cpu" and args.allocator == "large":
-        keep_large_allocations()
 
 
 def measurement_settings(args: argparse.Namespace, train: bool) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from common import add_measurement_options, base_parser, configure_process, measurement_settings, write_results
+from common import add_measurement_options, base_parser, measurement_settings, write_results
 from input_pipeline import InputSpeed, measure_input
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Candidate, Result, compare
+from smt_vision.cli.bench import configure_process
 from smt_vision.cli.progress import progress_callback
 from smt_vision.tasks.build import resolve_input
 from smt_vision.tasks.classification.config import ClassificationInput
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_measurement_options(parser, rounds=5)
     args = parser.parse_args(argv)
     args.batch_size = args.batch_size or (MODEL_BATCH_SIZE if args.model else RECIPE.batch_size)
-    configure_process(args)
+    configure_process(args.device, args.threads, args.allocator)
     input = replace(RECIPE.input, exact=args.exact, size=args.size or RECIPE.input.size)
     results: dict[str, Any] = {}
     if args.model:

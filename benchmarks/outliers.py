@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from common import add_measurement_options, base_parser, configure_process, measurement_settings, write_results
+from common import add_measurement_options, base_parser, measurement_settings, write_results
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Candidate, forward_equivalents
 from smt_vision.benchmark.report import conditions_line, markdown_table, measurement_conditions
 from smt_vision.benchmark.timing import Call, ProgressCallback, inference_step, interleave, training_step
+from smt_vision.cli.bench import configure_process
 from smt_vision.cli.progress import progress_callback
 from smt_vision.cost import describe
 from smt_vision.registry import VARIANTS
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_measurement_options(parser, rounds=3)
     parser.add_argument("--seconds", type=float, default=0.1, help="duration of a turn")
     args = parser.parse_args(argv)
-    configure_process(args)
+    configure_process(args.device, args.threads, args.allocator)
     candidates = [load_candidate(spec, args.device) for spec in args.models]
     with progress_callback("rounds") as on_progress:
         cells = measure_cells(

@@ -83,12 +83,7 @@ def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
             del state[key]
         elif key not in state or state[key].shape != own[key].shape:
             state[key] = own[key]
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint {checkpoint.path} does not match the model; check model and model_args. {error}"
-        ) from error
+    _load_state(model, state, checkpoint, "model and model_args")
 
 
 def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint | None) -> None:
@@ -110,12 +105,14 @@ def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoi
         for name in own.keys() & state.keys():
             if state[name].shape[:1] != own[name].shape[:1] and state[name].shape[1:] == own[name].shape[1:]:
                 state[name] = own[name]
+    _load_state(model, state, checkpoint, "model, model_args and the head")
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint, settings: str) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint {checkpoint.path} does not match the model; check model, model_args and the head. {error}"
-        ) from error
+        raise ValueError(f"checkpoint {checkpoint.path} does not match the model; check {settings}. {error}") from error
 
 
 def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:
