@@ -328,10 +328,36 @@ def test_every_checkpoint_can_be_resumed_from(
         patch.setattr(Run, "save_last", save_and_copy)
         train(often, tmp_path / "run", display=False)
     steps = [checkpoints.load(copy / "last.pt").state["step"] for copy in copies]
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    for copy in (copies[2], copies[4], copies[5]):
+    assert steps == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]  # at an epoch's end before and after the evaluation
+    for copy in (copies[2], copies[3], copies[5], copies[6], copies[10]):
         train(recipe, copy, display=False)
         assert_same_run(whole, copy)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_failing_evaluation_costs_no_training(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    recipe, folder = tiny(colored, **RANDOM), tmp_path / "run"
+    evaluate = loop.run_evaluation
+    with monkeypatch.context() as patch:
+        evaluations = iter(range(1, 4))
+
+        def fail(*args: Any) -> dict[str, Any]:
+            if next(evaluations) == epoch:
+                raise ValueError("12 unreadable images")
+            return evaluate(*args)
+
+        patch.setattr(loop, "run_evaluation", fail)
+        with pytest.raises(ValueError, match="12 unreadable"):
+            train(recipe, folder, display=False)
+    assert checkpoints.load(folder / "last.pt").state["step"] == 3 * epoch
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", lambda step, *args: steps.append(step) or learning_rate(step, *args))
+        train(recipe, folder, display=False)
+    assert steps == list(range(3 * epoch, 9))
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["mid-epoch", "last step of an epoch"])

@@ -71,6 +71,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         line = {name: NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
         if line["kind"] == "resume":
             lines = [earlier for earlier in lines if earlier.get("step", 0) <= line["step"]]
+        elif line["kind"] == "eval":  # an evaluation that was killed before its checkpoint is repeated
+            lines = [earlier for earlier in lines if (earlier["kind"], earlier.get("step")) != ("eval", line["step"])]
         lines.append(line)
     return lines
 

@@ -79,17 +79,18 @@ def train(
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
     plan = _plan(run, train_loader.batches_per_epoch, max_steps)
-    finished_before = run.step == run.total_steps
+    finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
 
     with _tracker(run, display) as tracker, closing(train_loader), stop_signals() as signals:
         if finished_before:
             tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
-        while run.step < plan.stop_at:
-            _train_epoch(run, train_loader, plan, tracker, signals)
-            epoch, rest = divmod(run.step, plan.steps_per_epoch)
-            if rest == 0 and (epoch % recipe.engine.eval_every == 0 or run.step == run.total_steps):
-                _evaluate_epoch(run, eval_loader, epoch, tracker)
-            run.save_last()
+        while run.step < plan.stop_at or _evaluation_due(run, plan):
+            if not _evaluation_due(run, plan):
+                _train_epoch(run, train_loader, plan, tracker, signals)
+                run.save_last()  # before an evaluation, so that one that fails or is killed costs no training
+            if _evaluation_due(run, plan):
+                _evaluate_epoch(run, eval_loader, run.step // plan.steps_per_epoch, tracker)
+                run.save_last()
             if run.step < plan.stop_at and _any_rank(fabric, bool(signals))[0]:
                 tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
                 raise Stopped(folder, run.step, run.total_steps, signals)
@@ -109,6 +110,13 @@ def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:
         stop_at=total_steps if max_steps is None else min(max_steps, total_steps),
         images_per_step=recipe.batch_size * run.fabric.world_size * accumulate,
     )
+
+
+def _evaluation_due(run: Run, plan: Plan) -> bool:
+    """Whether the run is at the end of an epoch that the recipe evaluates, and has not evaluated it yet."""
+    epoch, rest = divmod(run.step, plan.steps_per_epoch)
+    wanted = epoch % run.recipe.engine.eval_every == 0 or run.step == run.total_steps
+    return run.step > run.evaluated_step and rest == 0 and wanted
 
 
 def _tracker(run: Run, display: bool) -> RunTracker:
@@ -150,7 +158,7 @@ def _train_epoch(run: Run, loader: TrainLoader, plan: Plan, tracker: RunTracker,
 
         if run.step == plan.stop_at:
             break
-        # Not after the last step of an epoch: a checkpoint without its evaluation would lack it when resumed.
+        # Not after the last step of an epoch: the caller saves there.
         if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
             stop, checkpoint_due = _any_rank(fabric, bool(signals), run.checkpoint_due())
             if stop:
@@ -168,6 +176,7 @@ def _evaluate_epoch(run: Run, loader: EvalLoader, epoch: int, tracker: RunTracke
     with tracker.evaluating(len(loader)) as on_progress:
         metrics = run_evaluation(run.fabric, run.task, run.weights, loader, on_progress)
     run.keep_if_best(metrics, epoch)
+    run.evaluated_step = run.step
     tracker.evaluation(run.step, epoch, {name: value for name, value in metrics.items() if isinstance(value, float)})
     if (samples := run.draw_samples(epoch)) is not None:
         tracker.image("samples", run.step, samples)

@@ -39,6 +39,7 @@ class Run:
         ema: The averaged model, or ``None``.
         weights: The model to evaluate and to save as best: the averaged one if there is one.
         step: Optimizer steps done.
+        evaluated_step: The step of the last evaluation.
         total_steps: Optimizer steps of the whole run; 0 before :meth:`plan`.
         metrics: Metrics of the best weights so far; empty before the first evaluation.
 
@@ -56,7 +57,7 @@ class Run:
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
         )
         self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
-        self.step = self.total_steps = self._steps_per_epoch = 0
+        self.step = self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
         self._seconds_before = 0.0
@@ -101,6 +102,7 @@ class Run:
             optimizer=self.optimizer.state_dict(),
             precision=self.fabric.strategy.precision.state_dict(),
             step=self.step,
+            evaluated_step=self.evaluated_step,
             steps_per_epoch=self._steps_per_epoch,
             seconds=self.seconds,
             best_epoch=self.best_epoch,
@@ -137,6 +139,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
+        # Checkpoints used to be written after the evaluation only.
+        self.evaluated_step = state.get("evaluated_step", self.step)
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
 
     def draw_samples(self, epoch: int) -> Path | None:
