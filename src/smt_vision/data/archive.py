@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .fingerprint import hash_content
+
 log = logging.getLogger(__name__)
 
 
@@ -68,8 +70,16 @@ class TarIndex:
 
     def read(self, row: int) -> bytes:
         """Return the content of file ``row``, counted in the order of the tar."""
+        return self._read(row, 0, int(self._sizes[row]))
+
+    def fingerprint(self, row: int) -> int:
+        """The :func:`~smt_vision.data.fingerprint.hash_content` of file ``row``."""
+        return hash_content(int(self._sizes[row]), lambda offset, length: self._read(row, offset, length))
+
+    def _read(self, row: int, offset: int, length: int) -> bytes:
         file = _open_file(self.path, self._version)
-        return os.pread(file.descriptor, int(self._sizes[row]), int(self._offsets[row]))
+        length = min(length, int(self._sizes[row]) - offset)
+        return os.pread(file.descriptor, length, int(self._offsets[row]) + offset)
 
 
 class _OpenFile:

@@ -9,6 +9,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from PIL import Image
 
+from .fingerprint import Fingerprints, hash_bytes, hash_content, hash_file, map_images
+
 Split = Literal["train", "val"]
 Raw = bytes | Path | Image.Image
 T = TypeVar("T")
@@ -42,9 +44,33 @@ class RawDataset(ABC, Generic[T]):
         return os.fsdecode(bytes(self._ids[i]))
 
     @abstractmethod
+    def raw(self, i: int) -> Raw:
+        """Image ``i`` as stored."""
+
+    @abstractmethod
     def read(self, i: int) -> tuple[Raw, T, str]:
         """Return image ``i`` as stored, its target, and its name for messages."""
 
     @abstractmethod
     def describe(self) -> str:
         """Summarize the dataset in one line for the log."""
+
+    def fingerprints(self) -> Fingerprints:
+        """(N,) 64-bit hashes of the images' content, the same wherever and in whatever order they are stored."""
+        return map_images(self._fingerprint, len(self))
+
+    def identities(self, fingerprints: Fingerprints) -> Fingerprints:
+        """(N,) 64-bit hashes of the images' ids and content, which tell copies of an image in one dataset apart."""
+        pairs = zip(self._ids, fingerprints.astype("<i8"), strict=True)
+        return np.array([hash_bytes(bytes(name), value.tobytes()) for name, value in pairs], dtype=np.int64)
+
+    def _fingerprint(self, i: int) -> int:
+        try:
+            raw = self.raw(i)
+            if isinstance(raw, Path):
+                return hash_file(raw)
+            if isinstance(raw, bytes):
+                return hash_content(len(raw), lambda offset, length: raw[offset : offset + length])
+        except (OSError, ValueError):  # the data loaders report unreadable images
+            pass
+        return hash_bytes(os.fsencode(self.name(i)))  # an image that is not stored as a file

@@ -3,6 +3,7 @@
 Every export is compared with its source model, and is kept only if the outputs agree.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from uuid import uuid4
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from .._version import __version__
+from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
-from .exported import FILES, MANIFEST, ExportedModel, Manifest, open_program, sha256
+from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256
 from .form import ExportForm
+from .quantize import CALIBRATION_IMAGES
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
 PARITY_IMAGES = 8
@@ -35,6 +39,7 @@ def export_model(
     images: Sequence[Path] = (),
     calibrate: Sequence[Path] = (),
     replace: bool = False,
+    used_images: UsedImages | None = None,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Export a model into a folder, atomically, and compare the export with the source model.
@@ -50,6 +55,7 @@ def export_model(
         calibrate: Images to calibrate 8-bit quantization on; empty for float32. OpenVINO only, and RetinaNet is the
             only detector that can be quantized.
         replace: Whether to replace an existing export in the folder.
+        used_images: Images that the model was trained on, if known; kept with the export.
         on_status: Called with a description of each step.
 
     Returns:
@@ -77,6 +83,13 @@ def export_model(
         parity = form.compare(open_program(new, format))
         if not calibrate:
             _check_parity(form, parity)
+        files = [*FILES[format]]
+        if calibrate:
+            calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
+            used_images = dataclasses.replace(used_images or UsedImages(), calibration=calibration)
+        if used_images is not None:
+            save_file(used_images.to_tensors(), new / IMAGES)
+            files.append(IMAGES)
         manifest = Manifest(
             name=form.name,
             format=format,
@@ -86,7 +99,7 @@ def export_model(
             dynamic_image_size=form.dynamic_image_size,
             parity={**parity, "tolerance": None if calibrate else TOLERANCE, "images": sample_names(samples)},
             versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
-            files={file: sha256(new / file) for file in FILES[format]},
+            files={file: sha256(new / file) for file in files},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         manifest.write(new)

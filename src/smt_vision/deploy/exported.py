@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..data.fingerprint import UsedImages
 from ..extras import require
 from ..legacy import upgrade
 
 MANIFEST = "manifest.json"
 VERSION = 3  # version of the manifest format
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
+IMAGES = "images.safetensors"  # fingerprints of the images that the model was trained and calibrated on
 MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
 
 Program = Callable[[Tensor], Any]  # images to the output tensor, or to a tuple of several
@@ -136,7 +139,7 @@ def load_exported(folder: str | Path) -> ExportedModel:
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
-    for name in FILES[manifest.format]:
+    for name in {**dict.fromkeys(FILES[manifest.format]), **manifest.files}:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing although {MANIFEST} lists it; export the model again")
         if sha256(folder / name) != manifest.files.get(name):
@@ -145,6 +148,12 @@ def load_exported(folder: str | Path) -> ExportedModel:
                 "It is truncated or was modified; copy it again, or export the model again"
             )
     return ExportedModel(open_program(folder, manifest.format), manifest)
+
+
+def load_used_images(folder: Path) -> UsedImages | None:
+    """The images that an exported model was trained and calibrated on; ``None`` if they are not known."""
+    path = folder / IMAGES
+    return UsedImages.from_tensors(load_file(path)) if path.is_file() else None
 
 
 def open_program(folder: Path, format: str) -> Program:

@@ -1,5 +1,6 @@
 """Evaluation of any model on labeled images: timm's models, runs, checkpoints and exports, all the same way."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..tasks.task import Evaluation
 from .launch import launch
 from .loop import run_evaluation
 
+log = logging.getLogger(__name__)
 CPU_FLOAT32 = Engine(precision="32-true")
 
 
@@ -40,7 +42,8 @@ def evaluate(
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
-        Metrics by name.
+        Metrics by name. If the model says which images it was trained on, also ``trained_on`` and ``calibrated_on``,
+        the number of evaluated images that it was trained or calibrated on; a warning is logged if there are any.
 
     Raises:
         ValueError: The dataset's classes are not the model's, or ``data`` is neither given nor known.
@@ -87,5 +90,13 @@ def evaluate_with_details(
         if on_progress is not None and fabric.is_global_zero:
             on_progress(done, len(loader))
 
+    used = {}
+    if model.used_images is not None:
+        images = evaluation.val_set
+        used = model.used_images.count_in(images.fingerprints())
+        for use, number in used.items():
+            if number and fabric.is_global_zero:
+                log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
+                            len(images))  # fmt: skip
     metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
-    return {"model": model.name, "data": data, "input": model.input_description, **metrics}, evaluation
+    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation

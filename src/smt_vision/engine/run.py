@@ -1,11 +1,13 @@
 """The state of a run (model, averaged model, optimizer, step) and its folder, saved and restored."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning_fabric import Fabric
@@ -15,6 +17,7 @@ from torch import nn
 from .. import checkpoints
 from ..checkpoints import BEST, LAST
 from ..cost import describe
+from ..data.fingerprint import UsedImages
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
@@ -24,6 +27,7 @@ from .log import read_log
 from .optim import build_optimizer
 from .summary import write_summary
 
+log = logging.getLogger(__name__)
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
@@ -60,6 +64,7 @@ class Run:
         self.step = self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
+        self._used_images: UsedImages | None = None  # on the first process only
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
         if (folder / LAST).is_file():
@@ -67,6 +72,8 @@ class Run:
         elif fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        if fabric.is_global_zero and self._used_images is None:
+            self._used_images = _used_images(task, recipe.data)
         fabric.barrier()
 
     def plan(self, steps_per_epoch: int) -> int:
@@ -119,7 +126,12 @@ class Run:
 
     def _save(self, name: str, **state: Any) -> None:
         if self.fabric.is_global_zero:
-            common = {"spec": self.task.spec.to_dict(), "recipe": self.recipe.to_dict()}
+            assert self._used_images is not None
+            common = {
+                "spec": self.task.spec.to_dict(),
+                "recipe": self.recipe.to_dict(),
+                "images": self._used_images.to_tensors(),
+            }
             checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
 
@@ -139,6 +151,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
+        if "images" in state:
+            self._used_images = UsedImages.from_tensors(state["images"])
         # Checkpoints used to be written after the evaluation only.
         self.evaluated_step = state.get("evaluated_step", self.step)
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
@@ -194,6 +208,17 @@ class Run:
             tables=task.tables(self.metrics),
             pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
+
+
+def _used_images(task: Training, data: str) -> UsedImages:
+    val = task.val_set.fingerprints()
+    used = UsedImages(np.unique(task.train_set.fingerprints()), np.unique(task.val_set.identities(val)))
+    if common := int(np.isin(val, used.train).sum()):
+        log.warning(
+            "%s: %d of the %d validation images are identical to a training image; the metrics will be too high",
+            data, common, len(val),
+        )  # fmt: skip
+    return used
 
 
 def flat_fields(recipe: Recipe) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import nn
 from .. import checkpoints
 from ..checkpoints import BEST, Checkpoint
 from ..convert import identify
-from ..deploy.exported import MANIFEST, load_exported
+from ..data.fingerprint import UsedImages
+from ..deploy.exported import MANIFEST, load_exported, load_used_images
 from ..model.official import our_state
 from ..recipe import Recipe
 from ..spec import ModelSpec
@@ -66,7 +67,9 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
     model = get_task(spec.task).build_model(spec)
     model.load_state_dict(checkpoint.weights)
     recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
-    return _predictor(model, spec, str(checkpoint.path), device, recipe)
+    images = checkpoint.state.get("images")
+    used_images = None if images is None else UsedImages.from_tensors(images)
+    return _predictor(model, spec, str(checkpoint.path), device, recipe, used_images)
 
 
 def _from_export(folder: Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
@@ -79,7 +82,7 @@ def _from_export(folder: Path, device: str | torch.device, overrides: Overrides)
     exported = read_spec(program.manifest.spec)
     spec = override(exported, overrides)
     model = get_task(spec.task).export.as_model(program, exported, spec, folder)
-    return _predictor(model, spec, str(folder), device)
+    return _predictor(model, spec, str(folder), device, used_images=load_used_images(folder))
 
 
 def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
@@ -91,10 +94,15 @@ def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> P
 
 
 def _predictor(
-    model: nn.Module, spec: ModelSpec, name: str, device: str | torch.device, recipe: Recipe | None = None
+    model: nn.Module,
+    spec: ModelSpec,
+    name: str,
+    device: str | torch.device,
+    recipe: Recipe | None = None,
+    used_images: UsedImages | None = None,
 ) -> Predictor[Any]:
     predictor_class: Any = get_task(spec.task).predictor
-    predictor: Predictor[Any] = predictor_class(model, spec, name, device, recipe)
+    predictor: Predictor[Any] = predictor_class(model, spec, name, device, recipe, used_images)
     return predictor
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.decode import UnreadableImage, channels_of, decode
+from ..data.fingerprint import UsedImages
 from ..deploy.export import export_model
 from ..deploy.exported import Manifest
 from ..recipe import Recipe
@@ -48,6 +49,7 @@ class Predictor(ABC, Generic[R]):
         name: Display name.
         device: Device to run on.
         recipe: Recipe that the model was trained with, if known.
+        used_images: Images that the model was trained on, if known.
     """
 
     kind: ClassVar[str]  # for messages, e.g. "a classifier"
@@ -63,6 +65,7 @@ class Predictor(ABC, Generic[R]):
         name: str = "model",
         device: str | torch.device = "cpu",
         recipe: Recipe | None = None,
+        used_images: UsedImages | None = None,
     ) -> None:
         self.model = model.eval().to(device)
         self.spec = spec
@@ -73,6 +76,7 @@ class Predictor(ABC, Generic[R]):
         self.name = name
         self.device = torch.device(device)
         self.recipe = recipe
+        self.used_images = used_images
 
     def __call__(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> list[R]:
         """The result of each image; see :meth:`stream`."""
@@ -135,6 +139,7 @@ class Predictor(ABC, Generic[R]):
             images=[Path(path) for path in images],
             calibrate=[Path(path) for path in calibrate],
             replace=replace,
+            used_images=self.used_images,
             on_status=on_status,
         )
 

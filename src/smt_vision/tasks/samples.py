@@ -1,12 +1,7 @@
 """Helpers that the evaluations of all tasks share."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from torch import Tensor
-
-from ..data.dataset import RawDataset
 
 SAMPLES = 4  # images in the sample picture of an evaluation
 
@@ -27,12 +22,3 @@ def top_rows(rows: Tensor, count: int) -> Tensor:
     """
     rows = rows[rows[:, 1].argsort(stable=True)]
     return rows[rows[:, 0].argsort(descending=True, stable=True)][:count]
-
-
-def check_classes(images: RawDataset[Any], classes: Sequence[str]) -> None:
-    """Raise a ValueError if the classes of a dataset differ from the model's."""
-    if images.classes != tuple(classes):
-        raise ValueError(
-            f"{images.where} has the classes {', '.join(images.classes)}, but the model has {', '.join(classes)}; both "
-            "must have the same classes in the same order"
-        )

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.dataset import RawDataset
 from ..deploy.form import ExportForm
 from ..spec import ModelSpec
 from .predictor import Predictor
@@ -94,6 +95,7 @@ class Evaluation(Protocol):
     """A validation set, its metrics and how they are displayed.
 
     Attributes:
+        val_set: The images.
         primary_metric: Name of the metric that decides which checkpoint is best: in percent, finite, higher is better.
         metric_formats: The metrics listed in the summary, in order; includes the primary metric, and ``loss`` if the
             metric computes one.
@@ -101,6 +103,9 @@ class Evaluation(Protocol):
 
     primary_metric: str
     metric_formats: Mapping[str, MetricFormat]
+
+    @property
+    def val_set(self) -> RawDataset[Any]: ...
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output for a batch, as expected by ``Metric.update``."""
@@ -120,11 +125,15 @@ class Training(Evaluation, Protocol):
     Attributes:
         model: The network with its initial weights.
         spec: Model spec that is stored in every checkpoint.
+        train_set: The training images.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def train_set(self) -> RawDataset[Any]: ...
 
     spec: ModelSpec
     input_description: str

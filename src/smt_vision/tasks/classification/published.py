@@ -49,8 +49,17 @@ def class_names(model: Any) -> tuple[str, ...]:
     """A timm model's class names: its own, ImageNet's where it has as many classes, else the class indices."""
     if names := model.pretrained_cfg.get("label_names"):
         return tuple(names)
-    subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(model.num_classes)
-    if subset is None:
+    if (info := _imagenet(model.num_classes)) is None:
         return tuple(map(str, range(model.num_classes)))
-    info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i) for i in range(model.num_classes))
+
+
+def class_synonyms(num_classes: int) -> tuple[str, ...]:
+    """The WordNet ids of the classes of an ImageNet with this number of classes; empty if there is none."""
+    info = _imagenet(num_classes)
+    return () if info is None else tuple(info.label_names())
+
+
+def _imagenet(num_classes: int) -> ImageNetInfo | None:
+    subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(num_classes)
+    return None if subset is None else ImageNetInfo(subset)

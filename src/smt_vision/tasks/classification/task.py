@@ -1,5 +1,6 @@
 """Image classification: training and evaluation."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +15,24 @@ from torchvision.transforms import v2
 from ... import checkpoints
 from ...checkpoints import Checkpoint
 from ...data.decode import decode
+from ...data.fingerprint import UsedImages
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
 from ..build import create_model, load_pretrained, resolve_input
+from ..classes import match_classes
 from ..samples import top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
-from .data.dataset import ImageDataset, relabel
+from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
 from .export import ClassifierExport
 from .metrics import ClassificationMetrics
 from .pictures import Mistake, mistakes
 from .predictor import Classifier
+from .published import class_synonyms
 
+log = logging.getLogger(__name__)
 WORST = 25  # mistakes in the picture
 
 
@@ -232,11 +237,34 @@ def open_evaluation(
 ) -> tuple[ClassificationEvaluation, EvalLoader]:
     """Open the validation split of a dataset; for the model's training dataset, the images held out in training."""
     recipe, fraction, seed = model.recipe, 1.0, 0
-    if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
+    if model.used_images is None and isinstance(recipe, ClassificationRecipe) and _same_source(data, recipe.data):
         fraction, seed = recipe.input.val_fraction, recipe.seed
-    images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed), model.classes)
+    images = open_dataset(data, "val", val_fraction=fraction, seed=seed)
+    if model.used_images is not None:
+        images = _held_out(images, model.used_images)
+    synonyms = class_synonyms(len(model.classes))
+    images = images.relabel(model.classes, match_classes(images.classes, model.classes, images.where, synonyms))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
+
+
+def _same_source(data: str, trained_on: str) -> bool:
+    """Whether two datasets are the same, e.g. one folder by a relative and an absolute path."""
+    paths = Path(data).expanduser(), Path(trained_on).expanduser()
+    return data == trained_on or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+
+
+def _held_out(images: ImageDataset, used: UsedImages) -> ImageDataset:
+    """The images that training held out of a dataset, if it is the one that the model was trained on."""
+    validated = np.isin(images.identities(images.fingerprints()), used.val)
+    found, expected = int(validated.sum()), len(used.val)
+    if 2 * found < expected or found == len(images):
+        return images
+    log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
+    if found < expected:
+        log.warning("%s: %d of the %d images that training held out are missing", images.where, expected - found,
+                    expected)  # fmt: skip
+    return images.select(np.flatnonzero(validated))
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -19,7 +19,8 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, load_head_checkpoint, resolve_input
-from ..samples import check_classes, sample_rows
+from ..classes import match_classes
+from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
 from .data.dataset import DetectionDataset, DetectionTarget
@@ -275,7 +276,7 @@ def open_evaluation(
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader."""
     dataset = open_detection(data, "val")
-    check_classes(dataset, model.classes)
+    dataset = dataset.relabel(model.classes, match_classes(dataset.classes, model.classes, dataset.where))
     if model.config.has_masks:
         dataset.require_masks()
     loader = detection_eval_loader(dataset, input, model.config, batch_size, rank=rank, world=world)

@@ -23,7 +23,8 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, load_head_checkpoint, resolve_input
-from ..samples import check_classes, sample_rows, top_rows
+from ..classes import match_classes
+from ..samples import sample_rows, top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
@@ -328,7 +329,7 @@ def open_evaluation(
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
     images = open_segmentation(data, "val", model.config)
-    check_classes(images, model.classes)
+    images = images.relabel(model.classes, match_classes(images.classes, model.classes, images.where))
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 

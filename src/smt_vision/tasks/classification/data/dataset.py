@@ -1,4 +1,4 @@
-"""Base class of the classification datasets, the held-out validation split, and matching classes to a model."""
+"""Base class of the classification datasets, and the held-out validation split."""
 
 import copy
 import hashlib
@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from timm.data import ImageNetInfo
 
 from ....data.dataset import Raw, RawDataset, Split
 
@@ -36,8 +35,11 @@ class ImageDataset(RawDataset[int]):
             )
         self._rows = np.arange(len(self.targets))  # row of each image in the source
 
+    def raw(self, i: int) -> Raw:
+        return self._read(int(self._rows[i]), self.id(i))
+
     def read(self, i: int) -> tuple[Raw, int, str]:
-        return self._read(int(self._rows[i]), self.id(i)), int(self.targets[i]), self.name(i)
+        return self.raw(i), int(self.targets[i]), self.name(i)
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
         """Return the dataset with only the images at indices ``keep``, in that order."""
@@ -53,6 +55,13 @@ class ImageDataset(RawDataset[int]):
             f"{len(self)} images of {len(self.classes)} classes, {counts[smallest]} ({self.classes[smallest]}) to "
             f"{counts[largest]} ({self.classes[largest]}) images per class"
         )
+
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
+        """Return the dataset with other classes; ``indices`` are their indices of the present classes."""
+        relabeled = copy.copy(self)
+        relabeled.targets = np.asarray(indices, dtype=np.int64)[self.targets]
+        relabeled.classes = tuple(classes)
+        return relabeled
 
     @abstractmethod
     def _read(self, row: int, name: str) -> Raw:
@@ -95,27 +104,3 @@ def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: i
         count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
         in_val[members[: max(count, 0)]] = True
     return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
-
-
-def relabel(images: ImageDataset, classes: Sequence[str]) -> ImageDataset:
-    """Return the same images with the class indices of a model.
-
-    Classes are matched by name if all names are among the model's, or, for a model with 1000 classes, among ImageNet's
-    WordNet ids. Otherwise the class indices are kept, as in timm's validation script.
-
-    Raises:
-        ValueError: If the dataset has more classes than the model.
-    """
-    if len(images.classes) > len(classes):
-        raise ValueError(
-            f"{images.where} has {len(images.classes)} classes, the model {len(classes)}; use a model that was trained "
-            "on these classes"
-        )
-    for names in (tuple(classes), tuple(ImageNetInfo("imagenet-1k").label_names()) if len(classes) == 1000 else ()):
-        if set(images.classes) <= set(names):
-            class_ids = {name: i for i, name in enumerate(names)}
-            matched = images.select(np.arange(len(images)))
-            matched.targets = np.array([class_ids[name] for name in images.classes])[images.targets]
-            matched.classes = tuple(classes)
-            return matched
-    return images

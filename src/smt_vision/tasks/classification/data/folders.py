@@ -56,6 +56,10 @@ class TarDataset(ImageDataset):
         tar, member = self._members[row]
         return self.tars[tar].read(int(member))
 
+    def _fingerprint(self, i: int) -> int:
+        tar, member = self._members[self._rows[i]]
+        return self.tars[tar].fingerprint(int(member))
+
 
 def _sort_key(name: str) -> tuple[list[str | int], str]:
     # timm's order, for equal class indices. It ignores case, so the name itself decides if only the case differs.

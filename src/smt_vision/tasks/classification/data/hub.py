@@ -14,6 +14,7 @@ from ....data.archive import cache_dir
 from ....data.dataset import Split
 from ....data.decode import UnreadableImage
 from ....data.files import TRAIN_NAMES, VAL_NAMES
+from ....data.fingerprint import hash_bytes
 from ....extras import require
 from .dataset import ImageDataset, held_out
 
@@ -37,6 +38,9 @@ class TorchvisionDataset(ImageDataset):
         except (OSError, SyntaxError, ValueError) as error:  # torchvision's file-based datasets decode the image here
             raise UnreadableImage(f"{self.where}{name}: {error}") from error
         return image
+
+    def _fingerprint(self, i: int) -> int:
+        return hash_bytes(self.name(i).encode())  # the dataset may decode images, which takes long for all of them
 
 
 class HubDataset(ImageDataset):

@@ -3,6 +3,8 @@
 Shapes: N images, M objects in total; box coordinates in pixels from the top left corner of the image.
 """
 
+import copy
+import itertools
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,6 +103,9 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         self._labels, self._crowd, self._object_ids = objects.labels[order], objects.crowd[order], objects.ids[order]
         self._masks = _Packed([objects.segmentations[row] for row in order])
 
+    def raw(self, i: int) -> Path:
+        return self.folder / self.id(i)
+
     def read(self, i: int) -> tuple[Path, DetectionTarget, str]:
         """Path of image ``i``, its objects, and its name for messages."""
         rows = slice(self._first[i], self._first[i + 1])
@@ -115,7 +120,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
             crowd=self._crowd[rows],
             ids=self._object_ids[rows],
         )
-        return self.folder / self.id(i), target, self.name(i)
+        return self.raw(i), target, self.name(i)
 
     @property
     def has_masks(self) -> bool:
@@ -152,6 +157,18 @@ class DetectionDataset(RawDataset[DetectionTarget]):
             f"{counts[rarest]} ({self.classes[rarest]}) to {counts[commonest]} ({self.classes[commonest]}) per class; "
             f"{empty} images without objects, {int(self._crowd.sum())} crowds"
         )
+
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "DetectionDataset":
+        """Return the dataset with other classes; ``indices`` are their indices of the present classes.
+
+        Classes that the dataset does not have get category ids above its own.
+        """
+        relabeled = copy.copy(self)
+        relabeled._labels = np.asarray(indices, dtype=np.int64)[self._labels]
+        own, unused = dict(zip(indices, self.category_ids, strict=True)), itertools.count(max(self.category_ids) + 1)
+        relabeled.category_ids = tuple(own[k] if k in own else next(unused) for k in range(len(classes)))
+        relabeled.classes = tuple(classes)
+        return relabeled
 
     def ground_truth(self) -> dict[str, Any]:
         """The dataset in COCO format, for evaluation: objects as stored, including crowds."""

@@ -3,6 +3,7 @@
 Shapes: an image and its label map have H x W pixels.
 """
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -51,7 +52,12 @@ class SegmentationDataset(RawDataset[Labels]):
         self.binary = config.is_binary
         self.zero_is_ignored = config.zero_is_ignored
         self.ignore = ignore
+        self._num_labels = len(classes)
+        self._indices = np.arange(256, dtype=np.uint8)  # class index of each label
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
+
+    def raw(self, i: int) -> Path:
+        return self.images / self.id(i)
 
     def read(self, i: int) -> tuple[Path, Labels, str]:
         """Path of image ``i``, its labels ``(H, W)`` uint8, and its name for messages.
@@ -63,8 +69,16 @@ class SegmentationDataset(RawDataset[Labels]):
         """
         path = self.labels / os.fsdecode(bytes(self._label_ids[i]))
         stored = decode_labels(path, name=str(path))
-        labels = self._objects(stored) if self.binary else self._classes(stored, path)
-        return self.images / self.id(i), labels, self.name(i)
+        labels = self._objects(stored) if self.binary else self._indices[self._classes(stored, path)]
+        return self.raw(i), labels, self.name(i)
+
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "SegmentationDataset":
+        """Return the dataset with other classes; ``indices`` are their indices of the present classes."""
+        relabeled = copy.copy(self)
+        relabeled._indices = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+        relabeled._indices[: len(indices)] = indices
+        relabeled.classes = tuple(classes)
+        return relabeled
 
     def check(self, count: int = CHECKED) -> None:
         """Read up to ``count`` images and label maps, evenly spaced over the dataset.
@@ -100,13 +114,13 @@ class SegmentationDataset(RawDataset[Labels]):
             ignored |= labels == 0
             labels = labels - 1
         labels[ignored] = IGNORE_INDEX
-        invalid = np.unique(labels[~ignored & ((labels < 0) | (labels >= len(self.classes)))])
+        invalid = np.unique(labels[~ignored & ((labels < 0) | (labels >= self._num_labels))])
         if len(invalid):
             first = int(self.zero_is_ignored)
             values = ", ".join(str(value + first) for value in invalid[:10]) + (" ..." if len(invalid) > 10 else "")
             raise UnreadableImage(
-                f"{path}: labels {values}, expected {first} to {len(self.classes) - 1 + first} for "
-                f"{len(self.classes)} classes, or {self.ignore} for ignored pixels (set --segment.zero_is_ignored if "
+                f"{path}: labels {values}, expected {first} to {self._num_labels - 1 + first} for "
+                f"{self._num_labels} classes, or {self.ignore} for ignored pixels (set --segment.zero_is_ignored if "
                 "classes are numbered from 1, --segment.kind binary for object masks)"
             )
         return labels.astype(np.uint8)

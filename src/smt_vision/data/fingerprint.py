@@ -1,0 +1,104 @@
+"""Fingerprints of images: which images a model was trained, validated and calibrated on, wherever they are stored."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+Fingerprints = npt.NDArray[np.int64]
+
+PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
+THREADS = 16  # reading is bound by latency
+CHUNK = 1024  # images per task of a thread
+ANNOUNCED = 100_000  # images from which computing the fingerprints takes long enough to be logged
+NONE: Fingerprints = np.zeros(0, dtype=np.int64)
+
+
+def hash_bytes(*parts: bytes) -> int:
+    """64-bit hash of the concatenated parts, as a signed integer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def hash_content(size: int, read: Callable[[int, int], bytes]) -> int:
+    """64-bit hash of the content of a file; of a large file, its size and three parts of it are hashed.
+
+    Args:
+        size: Size in bytes.
+        read: ``(offset, length) -> bytes``.
+    """
+    offsets = range(0, size, PART) if size <= 3 * PART else (0, (size - PART) // 2, size - PART)
+    return hash_bytes(str(size).encode(), *(read(offset, PART) for offset in offsets))
+
+
+def hash_file(path: Path) -> int:
+    """:func:`hash_content` of a file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        return hash_content(path.stat().st_size, read)
+
+
+def map_images(function: Callable[[int], int], count: int) -> Fingerprints:
+    """``function(i)`` for each image index ``i`` below ``count``, computed by several threads."""
+    if count >= ANNOUNCED:
+        log.info("computing the fingerprints of %s images", f"{count:,}")
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashed = pool.map(lambda chunk: [function(i) for i in chunk], chunks)
+        return np.array([value for chunk in hashed for value in chunk], dtype=np.int64)
+
+
+def hash_files(paths: Iterable[Path]) -> Fingerprints:
+    """Sorted fingerprints of the content of files."""
+    files = list(paths)
+    return np.unique(map_images(lambda i: hash_file(files[i]), len(files)))
+
+
+@dataclass(frozen=True)
+class UsedImages:
+    """The images that a model was trained, validated and calibrated on, as fingerprints.
+
+    Args:
+        train: Content of the training images.
+        val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
+        calibration: Content of the images that an 8-bit export was calibrated on.
+    """
+
+    train: Fingerprints = field(default_factory=NONE.copy)
+    val: Fingerprints = field(default_factory=NONE.copy)
+    calibration: Fingerprints = field(default_factory=NONE.copy)
+
+    def count_in(self, fingerprints: Fingerprints) -> dict[str, int]:
+        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content."""
+        return {
+            "trained_on": int(np.isin(fingerprints, self.train).sum()),
+            "calibrated_on": int(np.isin(fingerprints, self.calibration).sum()),
+        }
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The fingerprints by name, as checkpoints and exports store them."""
+        return {f.name: torch.from_numpy(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Any]) -> "UsedImages":
+        """The inverse of :meth:`to_tensors`."""
+        return cls(**{name: value.numpy() for name, value in tensors.items()})

@@ -1,0 +1,78 @@
+"""Matching the classes of a dataset with those of a model, by name."""
+
+import difflib
+import logging
+import unicodedata
+from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+SHOWN = 5  # names listed in a message
+
+
+def match_classes(names: Sequence[str], classes: Sequence[str], where: str, synonyms: Sequence[str] = ()) -> list[int]:
+    """Index in ``classes`` of each of ``names``.
+
+    Names are compared regardless of case and Unicode normalization. Names that are numbers stand for class indices if
+    none of the model's is a number; if the model's are numbers and the dataset's are not, they are matched in order.
+    Both is logged as a warning.
+
+    Args:
+        names: Class names of a dataset.
+        classes: Class names of a model.
+        where: Name of the dataset in messages.
+        synonyms: Further names of the model's classes, in order, e.g. WordNet ids.
+
+    Raises:
+        ValueError: A name is not among the model's or could be several of them; the message lists these.
+    """
+    if tuple(names) == tuple(classes):
+        return list(range(len(classes)))
+    for known in (classes, synonyms):
+        exact, normalized = _indices(known), _indices([_normalize(name) for name in known])
+        # Case and normalization matter only to datasets that tell classes apart by them.
+        same = len({_normalize(name) for name in names}) < len(names)
+        found = [exact.get(name) or ([] if same else normalized.get(_normalize(name), [])) for name in names]
+        if len(names) == len(known):  # two of ImageNet's classes are called crane
+            found = [[i] if i in indices else indices for i, indices in enumerate(found)]
+        if all(len(indices) == 1 for indices in found):
+            return [indices[0] for indices in found]
+    if ambiguous := [name for name in names if len(_indices(classes).get(name, ())) > 1]:
+        raise ValueError(
+            f"{where}: several classes of the model are called {ambiguous[0]!r} (indices "
+            f"{', '.join(map(str, _indices(classes)[ambiguous[0]]))}); name the classes as the model does, in its order"
+        )
+    if _are_numbers(names) and not _are_numbers(classes) and max(map(int, names)) < len(classes):
+        log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
+        return [int(name) for name in names]
+    if _are_numbers(classes) and not _are_numbers(names) and len(names) == len(classes):
+        log.warning("%s: the model's classes have no names; they are matched in order: %s", where, _some(names))
+        return list(range(len(names)))
+    known_names = {_normalize(name) for name in classes}
+    unmatched = [name for name in names if _normalize(name) not in known_names]
+    close = {name: difflib.get_close_matches(name, classes, n=1, cutoff=0.8) for name in unmatched[:SHOWN]}
+    hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in close.items() if match]
+    raise ValueError(
+        f"{where}: {len(unmatched)} of its {len(names)} classes are not among the model's {len(classes)}: "
+        f"{_some(unmatched)}; the model has {_some(classes)}"
+        f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as the model's, or use a model that was trained on "
+        "them"
+    )
+
+
+def _indices(names: Sequence[str]) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        out.setdefault(name, []).append(i)
+    return out
+
+
+def _normalize(name: str) -> str:
+    return str(int(name)) if name.isdecimal() else unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
