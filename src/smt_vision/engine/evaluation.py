@@ -19,7 +19,7 @@ CPU_FLOAT32 = Engine(precision="32-true")
 
 def evaluate(
     source: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     engine: Engine = CPU_FLOAT32,
     batch_size: int | None = None,
@@ -62,7 +62,7 @@ def evaluate(
 
 def evaluate_with_details(
     source: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     engine: Engine,
     batch_size: int | None,
@@ -76,7 +76,7 @@ def evaluate_with_details(
     model = load(source, fabric.device, overrides)
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
-    data = data or (model.recipe.data if model.recipe else "")
+    data = str(data or (model.recipe.data if model.recipe else ""))
     input = replace(model.spec.input, workers=workers, max_unreadable=max_unreadable)
     with fabric.rank_zero_first():
         evaluation, loader = get_task(model.spec.task).evaluation(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..recipe import Recipe
 from ..seeding import stable_hash
 from ..tasks import get_task
-from ..tasks.task import Batch, EvalLoader, Evaluation, TrainLoader
+from ..tasks.task import Batch, EvalLoader, Evaluation, Training, TrainLoader
 from .launch import launch
 from .loggers import check_loggers
 from .optim import learning_rate, set_learning_rate
@@ -75,6 +75,7 @@ def train(
 
     with fabric.rank_zero_first():  # one process downloads and unpacks the data, the others find it there
         task = get_task(recipe.task).training(recipe)
+    _check_images(task, recipe.data)
     run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
@@ -97,6 +98,17 @@ def train(
     if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
         run.report(command)
     return run
+
+
+def _check_images(task: Training, data: str) -> None:
+    """Raise a ValueError if there are no images to train or evaluate on."""
+    if not len(task.train_set):
+        raise ValueError(f"{data}: no training images; add some")
+    if not len(task.val_set):
+        raise ValueError(
+            f"{data}: {len(task.train_set)} training images and none to validate on; add a validation split, or enough "
+            "images (two or more per class) for some to be held out"
+        )
 
 
 def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:

@@ -27,28 +27,23 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str, syno
     """
     if tuple(names) == tuple(classes):
         return list(range(len(classes)))
-    for known in (classes, synonyms):
-        exact, normalized = _indices(known), _indices([_normalize(name) for name in known])
-        # Case and normalization matter only to datasets that tell classes apart by them.
-        same = len({_normalize(name) for name in names}) < len(names)
-        found = [exact.get(name) or ([] if same else normalized.get(_normalize(name), [])) for name in names]
-        if len(names) == len(known):  # two of ImageNet's classes are called crane
-            found = [[i] if i in indices else indices for i, indices in enumerate(found)]
+    candidates = _candidates(names, classes)
+    for found in (candidates, _candidates(names, synonyms)):
         if all(len(indices) == 1 for indices in found):
             return [indices[0] for indices in found]
-    if ambiguous := [name for name in names if len(_indices(classes).get(name, ())) > 1]:
-        raise ValueError(
-            f"{where}: several classes of the model are called {ambiguous[0]!r} (indices "
-            f"{', '.join(map(str, _indices(classes)[ambiguous[0]]))}); name the classes as the model does, in its order"
-        )
+    for name, indices in zip(names, candidates, strict=True):
+        if len(indices) > 1:
+            raise ValueError(
+                f"{where}: several classes of the model are called {name!r} (indices {', '.join(map(str, indices))}); "
+                "name the classes as the model does, in its order"
+            )
     if _are_numbers(names) and not _are_numbers(classes) and max(map(int, names)) < len(classes):
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
         return [int(name) for name in names]
     if _are_numbers(classes) and not _are_numbers(names) and len(names) == len(classes):
         log.warning("%s: the model's classes have no names; they are matched in order: %s", where, _some(names))
         return list(range(len(names)))
-    known_names = {_normalize(name) for name in classes}
-    unmatched = [name for name in names if _normalize(name) not in known_names]
+    unmatched = [name for name, indices in zip(names, candidates, strict=True) if not indices]
     close = {name: difflib.get_close_matches(name, classes, n=1, cutoff=0.8) for name in unmatched[:SHOWN]}
     hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in close.items() if match]
     raise ValueError(
@@ -57,6 +52,17 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str, syno
         f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as the model's, or use a model that was trained on "
         "them"
     )
+
+
+def _candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[int]]:
+    """Indices of the classes that each name could mean."""
+    exact, normalized = _indices(classes), _indices([_normalize(name) for name in classes])
+    # Where names differ only in case or normalization, these are not ignored.
+    strict = len({_normalize(name) for name in names}) < len(names)
+    found = [exact.get(name) or ([] if strict else normalized.get(_normalize(name), [])) for name in names]
+    if len(names) == len(classes):  # two of ImageNet's classes are called crane
+        found = [[i] if i in indices else indices for i, indices in enumerate(found)]
+    return found
 
 
 def _indices(names: Sequence[str]) -> dict[str, list[int]]:

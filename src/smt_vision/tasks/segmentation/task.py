@@ -185,6 +185,11 @@ class SegmentationTraining(SegmentationEvaluation):
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
+        if len(self.train_set) // world < 2:
+            raise ValueError(
+                f"{self.train_set.where}: {len(self.train_set)} training images for {world} processes, but UPerNet "
+                "needs at least two images per process; add images, or use fewer processes (--engine.devices)"
+            )
         return segmentation_train_loader(
             self.train_set,
             self.input,

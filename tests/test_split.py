@@ -1,0 +1,379 @@
+"""Which images a model is evaluated on, whatever their path, and the classes that they are matched with."""
+
+import json
+import logging
+import os
+import shutil
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import smt_vision
+from command import answer, refusal
+from drawn_sets import scenes_recipe
+from smt_vision import checkpoints
+from smt_vision.data.fingerprint import hash_bytes, hash_content, hash_file
+from smt_vision.engine.loop import train
+from smt_vision.tasks import classes as classes_module
+from smt_vision.tasks.classes import match_classes
+from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.published import class_names, class_synonyms
+from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.segmentation.data.sources import open_segmentation
+from tiny_run import COLORS, tiny, write_images
+
+Capture = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
+IMAGES, HELD_OUT = 60, 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def unsplit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 images of each of three classes, without a validation split."""
+    return write_images(tmp_path_factory.mktemp("unsplit") / "COL", COLORS, [20] * 3)
+
+
+@pytest.fixture(scope="module")
+def unsplit_run(unsplit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unsplit"
+    train(tiny(unsplit, epochs=3), folder, display=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(unsplit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "unsplit"
+    smt_vision.export(unsplit_run, folder, "torch")
+    return folder
+
+
+def copy_as_tar(folder: Path, tar: Path) -> Path:
+    with tarfile.open(tar, "w:gz") as file:
+        file.add(folder, arcname="set")
+    return tar
+
+
+# --- which images are evaluated
+
+
+@pytest.mark.parametrize(
+    "spelling", ["name", "slash", "dot", "absolute", "up", "link", "parent", "copy", "tar", "another folder"]
+)
+def test_run_is_evaluated_on_its_held_out_images_under_any_path(
+    spelling: str, unsplit: Path, unsplit_run: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(unsplit.parent)
+    monkeypatch.setenv("SMT_CACHE_DIR", str(tmp_path / "cache"))
+    data = {
+        "name": "COL",
+        "slash": "COL/",
+        "dot": "./COL",
+        "absolute": str(unsplit),
+        "up": f"../{unsplit.parent.name}/COL",
+        "link": str(tmp_path / "link"),
+        "parent": str(tmp_path / "parent"),
+        "copy": str(tmp_path / "copy"),
+        "tar": str(tmp_path / "COL.tar.gz"),
+        "another folder": "../COL",
+    }[spelling]
+    if spelling == "link":
+        os.symlink(unsplit, data)
+    elif spelling in ("copy", "parent"):
+        shutil.copytree(unsplit, Path(data) / "inner" if spelling == "parent" else data)
+    elif spelling == "tar":
+        copy_as_tar(unsplit, Path(data))
+    elif spelling == "another folder":
+        (unsplit.parent / "cwd").mkdir(exist_ok=True)
+        monkeypatch.chdir(unsplit.parent / "cwd")
+    held_out = {row["id"] for row in _evaluated(unsplit_run, unsplit)}
+    for model in (unsplit_run, unsplit_run / "best.pt", export):
+        metrics = smt_vision.evaluate(model, data, workers=0)
+        assert (metrics["count"], metrics["trained_on"], metrics["calibrated_on"]) == (HELD_OUT, 0, 0)
+    assert {row["id"] for row in _evaluated(export, Path(data))} == held_out
+    # The split of training itself.
+    assert held_out == set(_ids(open_dataset(str(unsplit), "val")))
+
+
+def _evaluated(model: Path, data: Path) -> list[dict[str, str]]:
+    from smt_vision.tasks.classification.task import open_evaluation
+
+    predictor = smt_vision.load(model)
+    evaluation, _ = open_evaluation(predictor, str(data), replace(predictor.input, workers=0), 4, 0, 1)
+    return [{"id": name} for name in _ids(evaluation.val_set)]
+
+
+def _ids(images: object) -> list[str]:
+    return [images.id(i) for i in range(len(images))]  # type: ignore[attr-defined, arg-type]
+
+
+def test_changed_dataset_is_evaluated_on_what_training_held_out(
+    unsplit: Path, unsplit_run: Path, tmp_path: Path, caplog: Log
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(unsplit, data)
+    write_images(tmp_path / "new", {"blue": COLORS["blue"]}, [3], seed=9)
+    for i in range(3):
+        (tmp_path / "new" / "blue" / f"{i}.png").rename(data / "blue" / f"new{i}.png")
+    assert smt_vision.evaluate(unsplit_run, data, workers=0)["count"] == HELD_OUT
+    first = _ids(open_dataset(str(unsplit), "val"))[0]
+    (data / first).unlink()
+    with caplog.at_level(logging.WARNING):
+        metrics = smt_vision.evaluate(unsplit_run, data, workers=0)
+    assert (metrics["count"], metrics["trained_on"]) == (HELD_OUT - 1, 0)
+    assert "1 of the 6 images" in caplog.text
+
+
+def test_training_images_under_other_names_are_told(
+    unsplit: Path, unsplit_run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for i, path in enumerate(sorted(unsplit.rglob("*.png"))):
+        target = tmp_path / "data" / path.parent.name / f"renamed{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    metrics = answer(capsys, "eval", unsplit_run, "--data", tmp_path / "data", "--workers", "0")
+    assert (metrics["count"], metrics["trained_on"]) == (IMAGES, IMAGES - HELD_OUT)
+
+
+def test_other_images_under_the_same_path_are_all_evaluated(
+    unsplit: Path, unsplit_run: Path, tmp_path: Path, caplog: Log
+) -> None:
+    data = write_images(tmp_path / "COL", COLORS, [20] * 3, seed=77)
+    with caplog.at_level(logging.WARNING):
+        metrics = smt_vision.evaluate(unsplit_run, data, workers=0)
+    assert (metrics["count"], metrics["trained_on"]) == (IMAGES, 0)
+    assert not caplog.text
+
+
+def test_checkpoint_without_fingerprints_compares_real_paths(
+    unsplit: Path, unsplit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As written before fingerprints were kept.
+    state = {key: value for key, value in checkpoints.load(unsplit_run).state.items() if key != "images"}
+    checkpoints.save(state, tmp_path / "old.pt")
+    monkeypatch.chdir(unsplit.parent)
+    for data in ("COL", "COL/", "./COL", str(unsplit)):
+        metrics = smt_vision.evaluate(tmp_path / "old.pt", data, workers=0)
+        assert metrics["count"] == HELD_OUT
+        assert "trained_on" not in metrics
+    shutil.copytree(unsplit, tmp_path / "copy")
+    assert smt_vision.evaluate(tmp_path / "old.pt", tmp_path / "copy", workers=0)["count"] == IMAGES
+
+
+def test_validation_images_that_are_copies_of_training_images_are_told(tmp_path: Path, caplog: Log) -> None:
+    data = write_images(tmp_path / "data", COLORS, [4] * 3)
+    shutil.copytree(data, tmp_path / "split" / "train")
+    write_images(tmp_path / "split" / "val", COLORS, [2] * 3, seed=1)
+    shutil.copy(data / "red" / "3.png", tmp_path / "split" / "val" / "red" / "copy.png")
+    with caplog.at_level(logging.WARNING):
+        train(tiny(tmp_path / "split", epochs=1), tmp_path / "run", display=False, max_steps=1)
+    assert "1 of the 7 validation images" in caplog.text
+
+
+def test_resumed_run_keeps_its_fingerprints(unsplit: Path, unsplit_run: Path, tmp_path: Path) -> None:
+    train(tiny(unsplit, epochs=3), tmp_path / "run", display=False, max_steps=3)
+    train(tiny(unsplit, epochs=3), tmp_path / "run", display=False)
+    images = [checkpoints.load(run / name).state["images"] for run in (unsplit_run, tmp_path / "run")
+              for name in ("best.pt", "last.pt")]  # fmt: skip
+    for other in images[1:]:
+        assert all(torch.equal(images[0][name], other[name]) for name in ("train", "val", "calibration"))
+    assert [len(images[0][name]) for name in ("train", "val", "calibration")] == [IMAGES - HELD_OUT, HELD_OUT, 0]
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_evaluation_on_training_images_is_told_in_every_task(
+    task: str, detector_run: Path, segmenter_run: Path, shapes: Path, scenes: Path, caplog: Log
+) -> None:
+    # Both sets have the same images in train and val.
+    run, data = (detector_run, shapes) if task == "detect" else (segmenter_run, scenes)
+    with caplog.at_level(logging.WARNING):
+        metrics = smt_vision.evaluate(run, data, workers=0)
+    assert metrics["trained_on"] == metrics["count"] == 4
+    assert "trained on 4 of these 4" in caplog.text
+
+
+def test_changed_fingerprints_of_an_export_are_refused(export: Path, tmp_path: Path) -> None:
+    shutil.copytree(export, tmp_path / "export")
+    path = tmp_path / "export" / "images.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"images\.safetensors"):
+        smt_vision.load(tmp_path / "export")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.safetensors"):
+        smt_vision.load(tmp_path / "export")
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 << 14, (3 << 14) + 1, 200_000])
+def test_fingerprint_is_of_the_content(size: int, tmp_path: Path) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    (tmp_path / "a").write_bytes(content)
+    value = hash_file(tmp_path / "a")
+    assert value == hash_content(size, lambda offset, length: content[offset : offset + length])
+    for changed in (content + b"x", content[:-1] + b"\0" if size else b"y"):
+        assert changed == content or value != hash_content(len(changed), lambda o, n, c=changed: c[o : o + n])
+
+
+def test_fingerprints_do_not_change() -> None:
+    # They are compared with those in files.
+    assert hash_bytes(b"abc") == int.from_bytes(bytes.fromhex("d8bb14d833d59559"), "little", signed=True)
+
+
+# --- classes by name
+
+
+def test_model_classes_are_found_by_name(unsplit_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    upper = {"Green": COLORS["green"], "Red": COLORS["red"]}
+    metrics = answer(
+        capsys, "eval", unsplit_run, "--data", write_images(tmp_path / "upper", upper, [2, 2]), "--workers", "0"
+    )
+    assert metrics["top1"] == 100.0
+    assert [row["count"] for row in metrics["per_class"]] == [0, 2, 2]
+    other = {"green": COLORS["green"], "red": COLORS["red"], "yellow": (200, 200, 40)}
+    message = refusal(
+        capsys, 1, "eval", unsplit_run, "--data", write_images(tmp_path / "other", other, [2] * 3), "--workers", "0"
+    )
+    assert "yellow" in message
+    assert "blue" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "expected"),
+    [
+        (("b", "a"), ("a", "b", "c"), [1, 0]),
+        ((unicodedata.normalize("NFD", "é"), "z"), ("z", unicodedata.normalize("NFC", "é")), [1, 0]),
+        (("Polish", "polish"), ("polish", "x", "Polish"), [2, 0]),  # told apart by case
+        (("0", "2"), ("0", "1", "2"), [0, 2]),
+        (("000", "002"), ("0", "1", "2"), [0, 2]),
+        (("crane", "crane"), ("crane", "crane"), [0, 1]),
+        (("tench", "crane", "crane"), ("tench", "crane", "crane"), [0, 1, 2]),
+    ],
+)
+def test_classes_are_matched_by_name(
+    names: tuple[str, ...], classes: tuple[str, ...], expected: list[int], caplog: Log
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert match_classes(names, classes, "data") == expected
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "expected"),
+    [
+        (("0", "2"), ("cat", "dog", "eel"), [0, 2]),  # numbers are the model's indices, not positions
+        (("cat", "dog"), ("0", "1"), [0, 1]),
+    ],
+)
+def test_classes_without_names_are_matched_by_index_with_a_warning(
+    names: tuple[str, ...], classes: tuple[str, ...], expected: list[int], caplog: Log
+) -> None:
+    with caplog.at_level(logging.WARNING, logger=classes_module.__name__):
+        assert match_classes(names, classes, "data") == expected
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "mentioned"),
+    [
+        (("cat", "dogs"), ("cat", "dog"), ["dogs", "'dog'"]),
+        (("cat", "crane"), ("cat", "crane", "crane"), ["crane", "1, 2"]),
+        (("cat", "dog"), ("0", "1", "2"), ["cat"]),
+        (("1", "3"), ("a", "b", "c"), ["3"]),  # counted from one
+        (("Polish", "polish"), ("polish", "x"), ["Polish"]),
+    ],
+)
+def test_classes_that_cannot_be_matched_are_refused(
+    names: tuple[str, ...], classes: tuple[str, ...], mentioned: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="data") as error:
+        match_classes(names, classes, "data")
+    assert all(word in str(error.value) for word in mentioned)
+
+
+def test_imagenet_folders_are_matched_by_wordnet_id() -> None:
+    model = type("Model", (), {"pretrained_cfg": {}, "num_classes": 1000})
+    names = class_names(model)
+    assert match_classes(("n01440764", "n03888257"), names, "data", class_synonyms(1000)) == [0, 701]
+    assert match_classes(names, names, "data", class_synonyms(1000)) == list(range(1000))
+
+
+def test_detection_categories_in_another_order_give_the_same_ap(
+    detector_run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes, tmp_path / "set")
+    for file in (tmp_path / "set" / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        ids = [category["id"] for category in content["categories"]]
+        swapped = dict(zip(ids, reversed(ids), strict=True))
+        for category in content["categories"]:
+            category["id"] = swapped[category["id"]]
+        for entry in content["annotations"]:
+            entry["category_id"] = swapped[entry["category_id"]]
+        file.write_text(json.dumps(content))
+    original, reordered = open_detection(str(shapes), "val"), open_detection(str(tmp_path / "set"), "val")
+    assert original.classes == tuple(reversed(reordered.classes))
+    relabeled = reordered.relabel(original.classes, match_classes(reordered.classes, original.classes, ""))
+    for i in range(len(original)):
+        assert np.array_equal(original.read(i)[1]["labels"], relabeled.read(i)[1]["labels"])
+    ours, theirs = (smt_vision.evaluate(detector_run, d, workers=0) for d in (shapes, tmp_path / "set"))
+    assert {k: v for k, v in ours.items() if k != "data"} == {k: v for k, v in theirs.items() if k != "data"}
+
+
+def test_detection_dataset_without_some_of_the_classes(shapes: Path, tmp_path: Path) -> None:
+    dataset = open_detection(str(shapes), "val")
+    relabeled = dataset.relabel(("other", *dataset.classes), [1, 2])
+    assert relabeled.category_ids[1:] == dataset.category_ids
+    assert len(set(relabeled.category_ids)) == 3
+    truth = relabeled.ground_truth()
+    assert [a["category_id"] for a in truth["annotations"]] == [
+        a["category_id"] for a in dataset.ground_truth()["annotations"]
+    ]
+
+
+def test_label_maps_with_classes_in_another_order_give_the_same_labels(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    shutil.copytree(scenes, data)
+    classes = json.loads((data / "classes.json").read_text())
+    (data / "classes.json").write_text(json.dumps(classes[1:] + classes[:1]))
+    for path in (data / "labels").rglob("*.png"):
+        labels = np.array(Image.open(path))
+        rotated = np.where(labels == 255, 255, (labels + len(classes) - 1) % len(classes)).astype(np.uint8)
+        Image.fromarray(rotated).save(path)
+    config = scenes_recipe(scenes).segment
+    original, other = open_segmentation(str(scenes), "val", config), open_segmentation(str(data), "val", config)
+    relabeled = other.relabel(original.classes, match_classes(other.classes, original.classes, ""))
+    for i in range(len(original)):
+        assert np.array_equal(original.read(i)[1], relabeled.read(i)[1])
+        assert not np.array_equal(original.read(i)[1], other.read(i)[1])
+
+
+# --- too few images
+
+
+def test_too_few_images_to_hold_out_is_an_early_error(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", COLORS, [1] * 3)
+    with pytest.raises(ValueError, match="3 training images and none to validate"):
+        train(tiny(data), tmp_path / "run", display=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_training_image_of_a_segmenter_is_an_early_error(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "set")
+    for folder in ("images", "labels"):
+        for path in sorted((tmp_path / "set" / folder / "train").iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(ValueError, match="1 training images"):
+        train(scenes_recipe(tmp_path / "set"), tmp_path / "run", display=False)
