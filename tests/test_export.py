@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -170,6 +171,17 @@ def test_int8(model: nn.Module, exported: Callable[[str], Path], colored: Path, 
     assert 0.9 < torch.corrcoef(torch.stack([expected.flatten(), output.flatten()]))[0, 1] < 1 - 1e-9
     for _ in range(2):  # activation ranges per image row would fail at another height
         assert program(F.interpolate(batch, (45, 70))).isfinite().all()
+
+
+def test_evaluation_on_calibration_images_is_told(
+    exported: Callable[[str], Path], colored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for new, old in zip("abc", sorted((colored / "val").iterdir()), strict=True):
+        shutil.copytree(old, tmp_path / "data" / new)
+    with caplog.at_level(logging.WARNING):
+        metrics = smt_vision.evaluate(exported("int8"), tmp_path / "data", workers=0)
+    assert (metrics["count"], metrics["trained_on"], metrics["calibrated_on"]) == (12, 0, 6)
+    assert "calibrated on 6 of these 12" in caplog.text
 
 
 def test_int8_leaves_logging_unchanged(

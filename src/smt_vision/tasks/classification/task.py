@@ -258,7 +258,7 @@ def _held_out(images: ImageDataset, used: UsedImages) -> ImageDataset:
     """The images that training held out of a dataset, if it is the one that the model was trained on."""
     validated = np.isin(images.identities(images.fingerprints()), used.val)
     found, expected = int(validated.sum()), len(used.val)
-    if 2 * found < expected or found == len(images):
+    if not found or 2 * found < expected or found == len(images):
         return images
     log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
     if found < expected:
