@@ -3,7 +3,11 @@
 Shapes: N images, M objects in total; box coordinates in pixels from the top left corner of the image.
 """
 
+import logging
+import os
 import pickle
+import posixpath
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ import numpy.typing as npt
 from ....data.dataset import RawDataset
 from ....data.validation import ValidationReport, first_few
 
+log = logging.getLogger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
 Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
@@ -147,10 +152,55 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         counts = np.bincount(self._labels, minlength=len(self.classes))
         rarest, commonest = int(counts.argmin()), int(counts.argmax())
         empty = int((np.diff(self._first) == 0).sum())
+        unused = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         return (
             f"{len(self)} images, {len(self._labels)} objects of {len(self.classes)} classes, "
             f"{counts[rarest]} ({self.classes[rarest]}) to {counts[commonest]} ({self.classes[commonest]}) per class; "
             f"{empty} images without objects, {int(self._crowd.sum())} crowds"
+        ) + (f"; {len(unused)} classes without objects: {first_few(unused)}" if unused else "")
+
+    def check_crowds(self) -> None:
+        """Warn if most objects are crowds or difficult, which training and evaluation ignore.
+
+        Raises:
+            ValueError: All are, or there are no objects.
+        """
+        crowds, count = int(self._crowd.sum()), len(self._labels)
+        ignored = f"{self.where}: {crowds} of {count} objects are crowds or marked difficult"
+        advice = "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0"
+        if crowds == count:
+            raise ValueError(f"{ignored if count else f'{self.where}: no objects'}; {advice if count else 'add some'}")
+        if crowds > count / 2:
+            log.warning("%s; %s", ignored, advice)
+
+    def check_sides(self, scales: npt.NDArray[np.float64], smallest: float, when: str) -> None:
+        """Warn if training drops most objects, of the dataset or of a class, because they are too small.
+
+        Args:
+            scales: Factors by which the width and height of each image are resized (N, 2).
+            smallest: Shortest side in pixels, after the resize, of an object that is kept.
+            when: The resize in messages.
+
+        Raises:
+            ValueError: All objects are dropped.
+        """
+        image = np.repeat(np.arange(len(self)), np.diff(self._first))
+        sides = (self._boxes[:, 2:] * scales[image]).min(1, initial=np.inf)
+        objects = ~self._crowd
+        dropped = objects & ((sides < smallest) | (sides <= 0))
+        if not dropped.any():
+            return
+        of_class, lost = (np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (objects, dropped))
+        gone = [name for name, n, m in zip(self.classes, of_class, lost, strict=True) if n == m > 0]
+        message = (
+            f"{self.where}: training drops {dropped.sum()} of {objects.sum()} objects, whose boxes have a side below "
+            f"min_box={smallest:g} pixels {when}"
+        ) + (f", among them all of {len(gone)} classes: {first_few(gone)}" if gone else "")
+        advice = "the boxes must be in pixels; for small objects raise the image size or lower --detect.min_box"
+        if dropped.sum() == objects.sum():
+            raise ValueError(f"{message}; {advice}")
+        log.log(
+            logging.WARNING if gone or dropped.sum() > objects.sum() / 2 else logging.INFO, "%s; %s", message, advice
         )
 
     def ground_truth(self) -> dict[str, Any]:
@@ -219,19 +269,48 @@ def check_boxes(
         report.error(
             "boxes outside of their image",
             f"{case(row)} {boxes[row].tolist()} in {width} x {height}",
-            f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners, widths and "
-            "heights may be swapped, or the images resized; fix or clip the boxes",
+            f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners (x1, y1, x2, "
+            "y2), widths and heights may be swapped, or the images resized; fix or clip the boxes",
         )
     for row in np.flatnonzero(~malformed & (beyond > ROUNDING) & (beyond <= TOLERANCE)):
         report.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")
 
 
-def check_files(report: ValidationReport, folder: Path, ids: Sequence[str]) -> None:
-    """Report images that do not exist; each folder is listed once."""
-    listed: dict[Path, set[str]] = {}
-    for name in ids:
-        path = folder / name
-        if path.parent not in listed:
-            listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in listed[path.parent]:
-            report.error(f"images are not in {folder}", name, "download them, or remove them from the annotations")
+def check_not_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], kind: str, form: str) -> None:
+    """Report boxes (M, 4) of a dataset, as stored, if all of them are shares of the image size instead of pixels."""
+    if len(boxes) and (boxes >= 0).all() and (boxes <= 1).all():
+        report.error(
+            f"{kind}, i.e. all of them, with values between 0 and 1",
+            ", ".join(map(str, boxes[:2].tolist())),
+            f"they are shares of the image size; expected {form} in pixels",
+        )
+
+
+class FileIndex:
+    """Files by name; each folder is listed once.
+
+    Names are found as stored, with Windows' backslashes, and with accented letters as one character or as two, which
+    differs between file systems.
+    """
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def find(self, folder: Path, name: str) -> str | None:
+        """The path of a file in ``folder``, without ``.`` and ``..``; ``None`` if there is no such file."""
+        for form in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = folder / form
+            if path.parent not in self._listed:
+                self._listed[path.parent] = _list_files(path.parent)
+            listed = self._listed[path.parent]
+            if found := listed.get(path.name) or listed.get(unicodedata.normalize("NFC", path.name)):
+                return posixpath.normpath(posixpath.join(posixpath.dirname(form), found))
+        return None
+
+
+def _list_files(folder: Path) -> dict[str, str]:
+    """Names of the files of a folder by name, and by name in Unicode's composed form."""
+    if not folder.is_dir():
+        return {}
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}
