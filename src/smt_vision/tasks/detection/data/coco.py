@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ....data.dataset import Split
 from ....data.validation import ValidationReport, first_few
-from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, check_boxes, check_not_shares
+from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
 from .fields import INT64, parse_flag, parse_integer, parse_number, shown
 from .segmentations import are_finite, check_segmentations
 
@@ -123,9 +123,9 @@ def _objects(
 
     boxes = _boxes(annotations, ids, outlines, file)
     crowd = _crowd(annotations, ids, file)
-    check_not_shares(report, boxes[known], "boxes", "x, y, width and height")
     check_boxes(report, boxes[known], sizes[image[known]], lambda i: case(int(known[i])))
-    _check_outlines(report, boxes, outlines, np.flatnonzero((image >= 0) & ~crowd), case)
+    if not are_shares(report, boxes[known], lambda i: case(int(known[i]))):
+        _check_outlines(report, boxes, outlines, np.flatnonzero((image >= 0) & ~crowd), case)
     for key, kind, consequence in UNUSED:
         for m in known.tolist():
             if annotations[m].get(key) not in (None, False, 0):
@@ -227,7 +227,7 @@ def _check_values(
     if all(valid):
         return
     cases = [
-        f"{f'index {i}' if entries[i].get('id') is None else entries[i]['id']} ({shown(values[i])})"
+        f"{f'index {i}' if key == 'id' or entries[i].get('id') is None else entries[i]['id']} ({shown(values[i])})"
         for i, good in enumerate(valid)
         if not good
     ]
@@ -242,7 +242,7 @@ def _boxes(
     invalid = []
     for m, annotation in enumerate(annotations):
         box = annotation.get("bbox")
-        if isinstance(box, list) and len(box) == 4 and are_finite(box):
+        if isinstance(box, list) and len(box) == 4 and bool not in map(type, box) and are_finite(box):
             boxes[m] = box
         elif box in (None, []) and not np.isnan(outlines[m, 0]):
             left, top, right, bottom = outlines[m]

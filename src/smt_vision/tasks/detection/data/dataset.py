@@ -6,7 +6,6 @@ Shapes: N images, M objects in total; box coordinates in pixels from the top lef
 import logging
 import os
 import pickle
-import posixpath
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from ....data.dataset import RawDataset
 from ....data.validation import ValidationReport, first_few
 
 log = logging.getLogger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
+PROBED = 16  # images whose header is read when a dataset is opened
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
 Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
 
@@ -173,6 +174,26 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         if crowds > count / 2:
             log.warning("%s; %s", ignored, advice)
 
+    def check_sizes(self) -> None:
+        """Compare the annotated sizes with the headers of a few images.
+
+        Raises:
+            ValueError: None of them has its annotated size. A single one is reported when it is decoded.
+        """
+        differ = []
+        for i in np.linspace(0, len(self) - 1, min(PROBED, len(self))).astype(int).tolist():
+            size = _stored_size(self.folder / self.id(i))
+            if size == tuple(self.sizes[i]):
+                return
+            if size is not None:
+                differ.append(f"{self.id(i)} {size[1]} x {size[0]} for {self.sizes[i, 1]} x {self.sizes[i, 0]}")
+        if differ:
+            raise ValueError(
+                f"{self.where}: {len(differ)} images looked at, and none has the width and height of its annotations: "
+                f"{first_few(differ)}; widths and heights may be swapped, or the images resized (the EXIF orientation "
+                "is applied)"
+            )
+
     def check_sides(self, scales: npt.NDArray[np.float64], smallest: float, when: str) -> None:
         """Warn if training drops most objects, of the dataset or of a class, because they are too small.
 
@@ -276,14 +297,18 @@ def check_boxes(
         report.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")
 
 
-def check_not_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], kind: str, form: str) -> None:
-    """Report boxes (M, 4) of a dataset, as stored, if all of them are shares of the image size instead of pixels."""
-    if len(boxes) and (boxes >= 0).all() and (boxes <= 1).all():
+def are_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], case: Callable[[int], str]) -> bool:
+    """Whether the boxes (M, 4) of a file are shares of the image size instead of pixels, reported as an error.
+
+    A single such box may be in pixels, but not all of them.
+    """
+    shares = len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
+    for row in range(len(boxes) if shares else 0):
+        kind = "boxes, which are all, lie between 0 and 1, as shares of the image size do"
         report.error(
-            f"{kind}, i.e. all of them, with values between 0 and 1",
-            ", ".join(map(str, boxes[:2].tolist())),
-            f"they are shares of the image size; expected {form} in pixels",
+            kind, f"{case(row)} {boxes[row].tolist()}", "multiply them by the image's width and height in pixels"
         )
+    return shares
 
 
 class FileIndex:
@@ -297,14 +322,24 @@ class FileIndex:
         self._listed: dict[Path, dict[str, str]] = {}
 
     def find(self, folder: Path, name: str) -> str | None:
-        """The path of a file in ``folder``, without ``.`` and ``..``; ``None`` if there is no such file."""
+        """The path of a file relative to ``folder``, the shortest one; ``None`` if there is no such file."""
         for form in dict.fromkeys((name, name.replace("\\", "/"))):
             path = folder / form
             if path.parent not in self._listed:
                 self._listed[path.parent] = _list_files(path.parent)
             listed = self._listed[path.parent]
             if found := listed.get(path.name) or listed.get(unicodedata.normalize("NFC", path.name)):
-                return posixpath.normpath(posixpath.join(posixpath.dirname(form), found))
+                return found if form == path.name else os.path.relpath(path.parent / found, folder)
+        return None
+
+
+def _stored_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image file, from its header; ``None`` for an unreadable image."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+    except Exception:  # Pillow's readers can raise almost any exception on a damaged file
         return None
 
 

@@ -186,7 +186,8 @@ def _measure_masks(masks: list[str | list[int]], sizes: Ints) -> tuple[Floats, F
         boxes[:, column] = _reduce(np.minimum, values, owner, len(runs))
     for column, values in enumerate(corners[1], start=2):
         boxes[:, column] = _reduce(np.maximum, values, owner, len(runs))
-    return boxes, np.bincount(owner, run[inside], len(runs)), valid
+    areas = np.bincount(owner, run[inside], len(runs))
+    return boxes, np.where(valid, areas, np.nan), valid
 
 
 def _reduce(function: np.ufunc, values: Ints, owner: Ints, count: int) -> Floats:

@@ -53,6 +53,7 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
             f"data {data!r} {problem}; expected COCO layout (annotations/instances_train*.json and "
             f"instances_val*.json, images in train*/ and val*/) or Pascal VOC layout ({LAYOUT}); set --data"
         )
+    dataset.check_sizes()
     dataset.check_crowds()
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset

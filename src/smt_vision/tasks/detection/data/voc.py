@@ -14,7 +14,7 @@ import numpy as np
 from ....data.dataset import Split
 from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
 from ....data.validation import ValidationReport
-from .dataset import DetectionDataset, Objects, check_boxes, check_not_shares
+from .dataset import DetectionDataset, Objects, are_shares, check_boxes
 from .fields import parse_flag, parse_number, shown
 
 LAYOUT = "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt with one NAME per line"
@@ -66,6 +66,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
         report.error(f"names that occur more than once in {list_file.name}", stem, "keep one of each")
     report.raise_errors()
 
+    report = ValidationReport(str(root))
     classes = sorted({box.name for _, boxes in parsed.values() for box in boxes})
     class_ids = {name: k for k, name in enumerate(classes)}
     rows = [(row, box) for row, stem in enumerate(stems) for box in parsed[stem][1]]
@@ -77,7 +78,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
         row, box = rows[m]
         return f"{files[stems[row]][0].name} ({box.name})"
 
-    check_not_shares(report, corners, "boxes", "xmin, ymin, xmax and ymax")
+    are_shares(report, corners, case)
     for m in np.flatnonzero((corners[:, :2] == 0).any(1)).tolist():
         report.warning(
             "boxes that begin at 0",
@@ -141,7 +142,7 @@ def _read_text(path: Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not {encoding.upper()} text ({error}); save it as UTF-8") from error
+        raise ValueError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -161,7 +162,10 @@ def _parse(path: Path, report: ValidationReport) -> tuple[tuple[int, int], list[
             raise ValueError(f"size {width:g} x {height:g}")
         return (int(height), int(width)), list(_objects(tree))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        report.error("files in Annotations/ that are invalid", f"{path.name} ({error})", f"expected {LAYOUT}")
+        fix = (
+            "expected the size of the image, and per object a name and a bndbox of xmin, ymin, xmax and ymax in pixels"
+        )
+        report.error("files in Annotations/ that are invalid", f"{path.name} ({error})", fix)
         return (1, 1), []
 
 
