@@ -4,7 +4,7 @@ Shapes: N detections per image of H x W pixels, K classes; boxes ``(x1, y1, x2, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,38 +155,48 @@ class DetectionMetrics:
             {"class": name, "count": counts[category]}
             for name, category in zip(self.classes, self.category_ids, strict=True)
         ]
+        places = {category: k for k, category in enumerate(sorted(self.category_ids))}
         out: dict[str, Any] = {}
         for kind in ("box", "mask") if self.masks else ("box",):
-            evaluation = self._evaluate(kind, sorted(image_ids))
+            evaluation = self._evaluate(kind, image_ids)
             out |= {f"{kind}_{name}": _percent(x) for name, x in zip(METRIC_NAMES, evaluation.stats, strict=True)}
             # Shape (IoU, recall, category in the order of ids, area range, max detections): all areas, all detections.
             precision = evaluation.eval["precision"][:, :, :, 0, -1]
             for row, category in zip(per_class, self.category_ids, strict=True):
-                class_precision = precision[:, :, evaluation.params.catIds.index(category)]
+                class_precision = precision[:, :, places[category]]
                 row[f"{kind}_ap"] = _percent(class_precision.mean())
                 row[f"{kind}_ap50"] = _percent(class_precision[0].mean())
         return {**out, "count": len(image_ids), "objects": len(objects), "per_class": per_class}
 
-    def _evaluate(self, kind: str, image_ids: list[int]) -> Any:
-        """Run faster-coco-eval on boxes or masks, with a copy of the annotations, because the library modifies them.
+    def _evaluate(self, kind: str, image_ids: set[int]) -> Any:
+        """Run faster-coco-eval on boxes or masks, with a copy of the dataset, because the library modifies it.
 
-        The copies are numbered from 1: the library marks a match by the id of the object, and takes ids below 1 for no
-        match.
+        In the copy, ids are numbers from 1, in the order of the ids. The library marks a match by the object's id, so
+        that an id below 1 would count as no match, and it holds ids as floats, which cannot be told apart from 2**53.
         """
         quiet = dict(print_function=_silent)
-        annotations = [
-            {**(_with_mask(annotation) if kind == "mask" else annotation), "id": number}
-            for number, annotation in enumerate(self.ground_truth["annotations"], start=1)
-        ]
-        ground_truth = self._library.COCO({**self.ground_truth, "annotations": annotations}, **quiet)
-        detections = self.detections()
+        truth, detections = self.ground_truth, self.detections()
+        images = _numbers(image["id"] for image in truth["images"])
+        categories = _numbers(self.category_ids)
         if kind == "mask":
             for detection in detections:  # otherwise size buckets would use the box area, not the mask area
                 del detection["bbox"]
+        annotations = [
+            {**(_with_mask(annotation) if kind == "mask" else annotation), "id": number}
+            for number, annotation in enumerate(truth["annotations"], start=1)
+        ]
+        for row in (*annotations, *detections):
+            row["image_id"], row["category_id"] = images[row["image_id"]], categories[row["category_id"]]
+        dataset = {
+            "images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
+            "categories": [{"id": number, "name": str(number)} for number in categories.values()],
+            "annotations": annotations,
+        }
+        ground_truth = self._library.COCO(dataset, **quiet)
         evaluation = self._library.COCOeval_faster(
             ground_truth, ground_truth.loadRes(detections), iouType="bbox" if kind == "box" else "segm", **quiet
         )
-        evaluation.params.imgIds = image_ids
+        evaluation.params.imgIds = sorted(images[id] for id in image_ids)
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
         return evaluation
@@ -206,6 +216,11 @@ def encode_rle(masks: Tensor) -> list[bytes]:
 
 _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 _NO_ROWS = torch.zeros(0, COLUMNS, dtype=torch.float64)
+
+
+def _numbers(ids: Iterable[int]) -> dict[int, int]:
+    """Numbers from 1, in the order of the ids."""
+    return {id: number for number, id in enumerate(sorted(ids), start=1)}
 
 
 def _with_mask(annotation: dict[str, Any]) -> dict[str, Any]:

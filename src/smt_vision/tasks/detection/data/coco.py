@@ -82,7 +82,8 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
 
     # Class indices follow the order of the category ids.
     class_of = dict(sorted(zip(category_ids, classes, strict=True)))
-    objects = _objects(content["annotations"], file, report, image_ids, list(class_of), ids, sizes)
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
+        objects = _objects(content["annotations"], file, report, image_ids, list(class_of), ids, sizes)
     report.raise_errors()
     return DetectionDataset(
         folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(class_of.values()), list(class_of), objects
@@ -120,6 +121,14 @@ def _objects(
     outlines[known], mask_areas[known] = measured.boxes, measured.areas
     for m, value in zip(known.tolist(), measured.values, strict=True):
         segmentations[m] = value
+    extents = sizes[image[known]][:, ::-1]
+    beyond = np.concatenate([-outlines[known, :2], outlines[known, 2:] - extents], axis=1) > np.tile(extents, 2)
+    for m in known[beyond.any(1)].tolist():
+        report.error(
+            "segmentations that extend outside of their image by more than its size",
+            f"{case(m)} {outlines[m].tolist()}",
+            "expected polygons in pixels of the stored image",
+        )
 
     boxes = _boxes(annotations, ids, outlines, file)
     crowd = _crowd(annotations, ids, file)
