@@ -94,6 +94,20 @@ def test_file_and_folder_names(tmp_path: Path, file: str, folder: str) -> None:
     assert images.read(0)[0] == tmp_path / folder / "a.png"
 
 
+@pytest.mark.parametrize(("folder", "prefix"), [("images", "images/"), ("images/train", "train/"), ("train", "train/")])
+def test_file_names_that_begin_with_a_folder(tmp_path: Path, folder: str, prefix: str) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "moved")
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    (tmp_path / "moved").rename(tmp_path / folder)
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_text(file.read_text().replace('"file_name": "', f'"file_name": "{prefix}'))
+    images = open_detection(str(tmp_path), "train")
+    assert [images.read(i)[0] for i in range(3)] == [
+        tmp_path / folder / name for name in ("a.png", "b.png", "sub/c.png")
+    ]
+
+
 def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     other = copy.deepcopy(coco_content())
     write_coco(tmp_path, other, "test")
@@ -429,6 +443,8 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
     "list as image": (lambda c: c["images"].append([1]), r"1 images.*index 3 \(\[1\]\)"),
     "no box and no mask": (
         set_field("annotations", 2, bbox=None, segmentation=None), r"1 annotations whose bbox.*: 2 \(None\)"),
+    "no box and an invalid mask": (
+        set_field("annotations", 3, bbox=None, **box_rle(counts="zz~~")), r"1 RLE masks.*annotation 9"),
     "box of text": (set_field("annotations", 2, bbox=["1", "2", "3", "4"]), r"bbox.*: 2 \(\['1'"),
     "box of booleans": (set_field("annotations", 2, bbox=[True, 2, 3, 4]), r"bbox.*: 2 \(\[True"),
     "box with NaN": (set_field("annotations", 2, bbox=[1, float("nan"), 3, 4]), r"bbox.*: 2 \(\[1, nan"),

@@ -62,13 +62,11 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
     content = _read_content(file)
     images, categories = content["images"], content["categories"]
     report = ValidationReport(str(file))
-    names, image_ids = _strings(images, "file_name", "images", file), _integers(images, "id", "images", file)
+    image_ids = _integers(images, "id", "images", file)
+    names = _strings(images, "file_name", "images", file)
     sizes = np.array([_integers(images, key, "images", file) for key in ("height", "width")], dtype=np.int64).T
-    classes, category_ids = (
-        _strings(categories, "name", "categories", file),
-        _integers(categories, "id", "categories", file),
-    )
-    classes = [name.strip() for name in classes]
+    category_ids = _integers(categories, "id", "categories", file)
+    classes = [name.strip() for name in _strings(categories, "name", "categories", file)]
     for i in np.flatnonzero(((sizes <= 0) | (sizes > MAX_SIDE)).any(1)):
         report.error("images without a size", names[i], "give their width and height in pixels")
     folder, ids = _find_images(root, file, names, report)
@@ -130,14 +128,14 @@ def _objects(
             "expected polygons in pixels of the stored image",
         )
 
-    boxes = _boxes(annotations, ids, outlines, file)
+    boxes = _boxes(annotations, ids, outlines, file, report)
     crowd = _crowd(annotations, ids, file)
     check_boxes(report, boxes[known], sizes[image[known]], lambda i: case(int(known[i])))
     if not are_shares(report, boxes[known], lambda i: case(int(known[i]))):
         _check_outlines(report, boxes, outlines, np.flatnonzero((image >= 0) & ~crowd), case)
     for key, kind, consequence in UNUSED:
         for m in known.tolist():
-            if annotations[m].get(key) not in (None, False, 0):
+            if annotations[m].get(key) not in (None, False, 0, "0"):
                 report.warning(kind, case(m), consequence)
     return Objects(
         image=image,
@@ -244,7 +242,11 @@ def _check_values(
 
 
 def _boxes(
-    annotations: list[dict[str, Any]], ids: list[int], outlines: npt.NDArray[np.float64], file: Path
+    annotations: list[dict[str, Any]],
+    ids: list[int],
+    outlines: npt.NDArray[np.float64],
+    file: Path,
+    report: ValidationReport,
 ) -> npt.NDArray[np.float64]:
     """Boxes (M, 4) as x, y, width, height; those of the segmentations where there is none."""
     boxes = np.full((len(annotations), 4), np.nan)
@@ -259,6 +261,7 @@ def _boxes(
         else:
             invalid.append(f"{ids[m]} ({shown(box)})")
     if invalid:
+        report.raise_errors()  # a segmentation may be invalid
         raise ValueError(
             f"{file}: {len(invalid)} annotations whose bbox is not four numbers, x, y, width and height in pixels, and "
             f"which have no segmentation instead: {first_few(invalid)}"

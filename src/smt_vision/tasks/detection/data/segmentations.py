@@ -17,6 +17,7 @@ from ....data.validation import ValidationReport
 from .fields import parse_integer, shown
 
 CHUNK = 20_000  # annotations per array, which limits the memory
+EMPTY = "mask training ignores these objects, mask evaluation counts them as missed"
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def check_segmentations(
             )
     for m in np.flatnonzero(areas == 0).tolist():
         if isinstance(values[m], dict):
-            report.warning("RLE masks without a pixel", case(m), "mask training ignores these objects")
+            report.warning("RLE masks without a pixel", case(m), EMPTY)
     return Segmentations(values, boxes, areas)
 
 
@@ -93,7 +94,7 @@ def _check_polygons(report: ValidationReport, value: Any, case: Callable[[], str
         )
         return False
     if any(value) and all(len(polygon) < 6 for polygon in value):
-        report.warning("polygons of fewer than three points", case(), "mask training ignores these objects")
+        report.warning("polygons of fewer than three points", case(), EMPTY)
     return True
 
 
@@ -111,19 +112,20 @@ def _check_rle(
         return None
     if isinstance(counts, str) and counts:
         return counts
-    numbers = counts if isinstance(counts, list) and counts else [None]
-    if not set(map(type, numbers)) <= {int}:
-        numbers = [None if isinstance(n, str) else parse_integer(n) for n in numbers]
-    if None in numbers or not all(0 <= n <= height * width for n in numbers):
-        report.error("RLE masks whose counts are invalid", f"{case()} {shown(counts)}", "expected a text, or integers")
-        return None
-    return numbers
+    if isinstance(counts, list) and counts:
+        plain = set(map(type, counts)) == {int}
+        numbers = counts if plain else [None if isinstance(n, str) else parse_integer(n) for n in counts]
+        valid = [n for n in numbers if n is not None and 0 <= n <= height * width]
+        if len(valid) == len(counts):
+            return valid
+    report.error("RLE masks whose counts are invalid", f"{case()} {shown(counts)}", "expected a text, or integers")
+    return None
 
 
 def _is_plain(value: dict[str, Any]) -> bool:
     """Whether the library that decodes RLE masks accepts it as stored: it requires ``int``, not ``float``."""
     counts = value["counts"]
-    return set(map(type, value["size"])) == {int} and (isinstance(counts, str) or set(map(type, counts)) <= {int})
+    return set(map(type, value["size"])) == {int} and (isinstance(counts, str) or set(map(type, counts)) == {int})
 
 
 def are_finite(values: Iterable[Any]) -> bool:
