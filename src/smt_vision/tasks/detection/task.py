@@ -27,7 +27,7 @@ from .data.dataset import DetectionDataset, DetectionTarget
 from .data.loaders import detection_eval_loader, detection_train_loader
 from .data.masks import rasterize_masks
 from .data.sources import open_detection
-from .data.transforms import detection_eval_transform
+from .data.transforms import check_training_sizes, detection_eval_transform
 from .export import DetectorExport
 from .heads.detectors import build_detector, flops_view, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
@@ -110,6 +110,7 @@ class DetectionTraining(DetectionEvaluation):
             )
         self.recipe = recipe
         self.train_set = self._open("train")
+        check_training_sizes(self.train_set, recipe.detect)
         val_set = self._open("val")
         if self.train_set.classes != val_set.classes:
             raise ValueError(
