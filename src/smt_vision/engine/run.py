@@ -28,6 +28,7 @@ from .summary import write_summary
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
     "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_unreadable",
+    "input.allow_damaged",
 }  # fmt: skip
 
 

@@ -110,7 +110,14 @@ class ClassificationTraining(ClassificationEvaluation):
         self.mix = _mix(recipe.augment, len(self.classes))
 
     def _open(self, split: Literal["train", "val"]) -> ImageDataset:
-        return open_dataset(self.recipe.data, split, val_fraction=self.recipe.input.val_fraction, seed=self.recipe.seed)
+        recipe = self.recipe
+        return open_dataset(
+            recipe.data,
+            split,
+            val_fraction=recipe.input.val_fraction,
+            seed=recipe.seed,
+            allow_damaged=recipe.input.allow_damaged,
+        )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -234,7 +241,7 @@ def open_evaluation(
     recipe, fraction, seed = model.recipe, 1.0, 0
     if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
         fraction, seed = recipe.input.val_fraction, recipe.seed
-    images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed), model.classes)
+    images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged), model.classes)
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
 

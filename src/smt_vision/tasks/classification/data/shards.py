@@ -39,7 +39,9 @@ def list_shards(root: Path) -> list[Path]:
     return sorted(root.glob("*.tar"))
 
 
-def open_shards(shards: list[Path], where: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
+def open_shards(
+    shards: list[Path], where: str, split: Split, val_fraction: float, seed: int, allow_damaged: bool
+) -> ImageDataset:
     """Open one split of a list of shards.
 
     The split of a shard is read from a word in its directory or file name, e.g. ``train/0.tar`` or ``set-val-0.tar``.
@@ -48,7 +50,7 @@ def open_shards(shards: list[Path], where: str, split: Split, val_fraction: floa
     missing = [str(path) for path in shards if not path.is_file()]
     if missing or not shards:
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
-    images = _index_samples(shards, where)
+    images = _index_samples(shards, where, allow_damaged)
     in_val = np.array([_split_name(path) in VAL_NAMES for path in shards])[images.tar_of()]
     if not in_val.any():
         return held_out(images, split, val_fraction=val_fraction, seed=seed)
@@ -63,8 +65,8 @@ def _split_name(path: Path) -> str:
     return next((word for word in words if word in TRAIN_NAMES + VAL_NAMES), "")
 
 
-def _index_samples(shards: list[Path], where: str) -> TarDataset:
-    tars = [open_tar(path) for path in shards]
+def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDataset:
+    tars = [open_tar(path, allow_damaged=allow_damaged) for path in shards]
     root = os.path.commonpath([path.parent for path in shards])
     members: list[tuple[int, int]] = []
     targets: list[int] = []
