@@ -91,29 +91,29 @@ def _padded(size: int) -> int:
 
 def _parse(block: bytes, offset: int) -> tuple[bytes, int, bytes, bytes]:
     """Name, size, type and link target in a header block."""
-    try:
-        checksum, size = _number(block[148:156]), _number(block[124:136])
-    except ValueError:
-        checksum = size = -1
+    checksum, size = _number(block[148:156]), _number(block[124:136])
     computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     # Some old programs add the bytes as signed numbers.
-    if checksum != computed and (checksum != computed - 256 * sum(byte > 127 for byte in block) or checksum < 0):
+    if checksum != computed and checksum != computed - 256 * sum(byte > 127 for byte in block):
         if offset == 0:
-            raise ValueError("not a tar file")
+            raise ValueError("not a tar file, or damaged in its first bytes")
         raise DamagedTar(f"an invalid header at byte {offset}")
-    if size < 0:
-        raise DamagedTar(f"an invalid size ({size}) in the header at byte {offset}")
+    if size is None or size < 0:
+        raise DamagedTar(f"an invalid size in the header at byte {offset}")
     name, prefix = (field.partition(b"\0")[0] for field in (block[:100], block[345:500]))
     if prefix and block[257:263] == b"ustar\0":  # GNU tar has other fields there
         name = prefix + b"/" + name
     return name, size, block[156:157], block[157:257].partition(b"\0")[0]
 
 
-def _number(field: bytes) -> int:
-    """A number in octal digits, or in binary after a first byte of 128 (255: negative)."""
+def _number(field: bytes) -> int | None:
+    """A number in octal digits, or in binary after a first byte of 128 (255: negative); ``None`` if it is neither."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (field[0] == 0xFF) * 256 ** (len(field) - 1)
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    try:
+        return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return None
 
 
 def _decimal(text: bytes, offset: int) -> int:

@@ -241,7 +241,9 @@ def open_evaluation(
     recipe, fraction, seed = model.recipe, 1.0, 0
     if isinstance(recipe, ClassificationRecipe) and data == recipe.data:
         fraction, seed = recipe.input.val_fraction, recipe.seed
-    images = relabel(open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged), model.classes)
+    images = relabel(
+        open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged), model.classes
+    )
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
 

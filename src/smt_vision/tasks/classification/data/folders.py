@@ -77,9 +77,7 @@ def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> Ima
     return _class_folders(names, folders, split, val_fraction, seed, str(root), build)
 
 
-def open_tar_of_folders(
-    path: Path, split: Split, val_fraction: float, seed: int, allow_damaged: bool
-) -> ImageDataset:
+def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int, allow_damaged: bool) -> ImageDataset:
     """Open a tar with one of the layouts of :func:`open_folder`."""
     tar = open_tar(path, allow_damaged=allow_damaged)
     files = [row for row, name in enumerate(tar.names) if is_image(name)]

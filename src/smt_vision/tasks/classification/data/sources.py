@@ -59,7 +59,9 @@ def open_dataset(
         shards = list_shards(root) if root.is_dir() else expand_shards(str(root))
         return open_shards(shards, source, split, val_fraction, seed, allow_damaged)
     if "{" in source and is_tar(source):
-        return open_shards(expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed, allow_damaged)
+        return open_shards(
+            expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed, allow_damaged
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         if shards := list_shards(path):
