@@ -243,9 +243,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(files: Path, tmp_path: Path, form
     rng = random.Random(0)
     for length in [*range(0, end + 1, 512), *(rng.randrange(end + 512) for _ in range(100))]:
         cut.write_bytes(data[:length])
-        with pytest.raises(
-            ValueError, match=r"cut\.tar: (damaged archive: .*; read \d+ members|not a tar)"
-        ):
+        with pytest.raises(ValueError, match=r"cut\.tar: (damaged archive: .*; read \d+ members|not a tar)"):
             TarIndex(cut)
     for length in (end + 512, end + 1024, len(data)):
         cut.write_bytes(data[:length])

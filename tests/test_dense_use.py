@@ -150,7 +150,7 @@ def test_coco_results() -> None:
     coco = pytest.importorskip("faster_coco_eval")
     mask = pytest.importorskip("faster_coco_eval.core.mask")
     (found,) = fixed_detector()([Image.new("RGB", (40, 20))])
-    rows = coco_results(found, 7, [1, 4])
+    rows = coco_results(found, 7, "a.png", [1, 4])
     assert [(row["image_id"], row["category_id"], row["category"]) for row in rows] == [
         (7, 4, "triangle"), (7, 1, "square")
     ]  # fmt: skip
