@@ -185,6 +185,13 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
             open_tar(tmp_path / f"{format}.tar", allow_damaged=True)
 
 
+def test_a_later_volume_is_refused(tmp_path: Path) -> None:
+    tar = write(tmp_path / "x.tar", ["a/1.png", "a/2.png"])
+    tar.write_bytes(set_field(tar.read_bytes(), 0, 156, b"M"))
+    with pytest.raises(ValueError, match=r"x\.tar: .*a/1\.png from another volume"):
+        open_tar(tar, allow_damaged=True)
+
+
 def test_one_image_per_sample_of_a_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for key in ("1", "2"):
@@ -455,6 +462,9 @@ def test_commands_say_how_to_use_a_damaged_tar(
     assert "--input.allow_damaged true" in capsys.readouterr().err
     assert run(*words, "--input.allow_damaged", "true") == 0
     assert "damaged archive" in caplog.text
+    capsys.readouterr()
+    assert run("train", "--resume", out, "--input.allow_damaged", "false") == 1  # the field may differ, not the data
+    assert "damaged archive" in capsys.readouterr().err
     other = tmp_path / "other.tar"
     shutil.copy(tar, other)
     assert run("eval", out, "--data", other, "--workers", "0", "--input.allow_damaged", "false") == 1

@@ -93,10 +93,7 @@ class TarIndex:
         except DamagedTar as error:
             damage = damage or str(error)
         except ValueError as error:
-            raise ValueError(
-                f"{source}: {error}; expected a tar file, uncompressed or compressed with gzip, bzip2 or xz (unpack "
-                "any other archive to a directory)"
-            ) from error
+            raise ValueError(f"{source}: {error}") from error
         for name in links:
             row = _follow(name, links, rows)
             if row is None:

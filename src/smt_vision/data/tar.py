@@ -41,7 +41,7 @@ def read_members(descriptor: int, length: int) -> Iterator[Member]:
 
     Raises:
         DamagedTar: If a header is invalid, the file ends before the end-of-archive marker, or data follows the marker.
-        ValueError: If the file is not a tar, or has a sparse file in it.
+        ValueError: If the file is not a tar, has a sparse file in it, or is not the first volume of a tar.
     """
     offset = 0
     of_all: dict[bytes, bytes] = {}  # fields of pax global headers
@@ -72,8 +72,10 @@ def read_members(descriptor: int, length: int) -> Iterator[Member]:
             if kind not in _WITHOUT_DATA and b"size" in fields:
                 size = _decimal(fields[b"size"], offset)
             of_next = {}
-        if kind == b"S" or any(field.startswith(b"GNU.sparse.") for field in fields):
+        if kind == b"S" or b"GNU.sparse" in fields:
             raise ValueError(f"{os.fsdecode(name)} is stored as a sparse file; pack it again without --sparse")
+        if kind == b"M":
+            raise ValueError(f"the first member continues {os.fsdecode(name)} from another volume; pack one tar file")
         if kind in _WITHOUT_DATA:
             size = 0
         if size > length - start:
@@ -96,7 +98,10 @@ def _parse(block: bytes, offset: int) -> tuple[bytes, int, bytes, bytes]:
     # Some old programs add the bytes as signed numbers.
     if checksum != computed and checksum != computed - 256 * sum(byte > 127 for byte in block):
         if offset == 0:
-            raise ValueError("not a tar file, or damaged in its first bytes")
+            raise ValueError(
+                "not a tar file, or damaged in its first bytes; expected a tar, uncompressed or compressed with gzip, "
+                "bzip2 or xz (unpack any other archive to a directory)"
+            )
         raise DamagedTar(f"an invalid header at byte {offset}")
     if size is None or size < 0:
         raise DamagedTar(f"an invalid size in the header at byte {offset}")
@@ -123,17 +128,21 @@ def _decimal(text: bytes, offset: int) -> int:
 
 
 def _pax_fields(content: bytes, offset: int) -> dict[bytes, bytes]:
-    """Fields of a pax header: records ``LENGTH KEY=VALUE\\n``, where the length counts the whole record."""
+    """Path, link target and size in a pax header: records ``LENGTH KEY=VALUE\\n``, the length counting all of it."""
     fields = {}
     position = 0
-    while content[position:].strip(b"\0"):
+    content = content.rstrip(b"\0")
+    while position < len(content):
         digits = content[position : position + 20].partition(b" ")[0]
         end = position + int(digits) if digits.isdigit() else 0
         record = content[position + len(digits) + 1 : end]
         key, equals, value = record.partition(b"=")
         if not equals or not record.endswith(b"\n") or end > len(content):
             raise DamagedTar(f"an invalid extended header at byte {offset}")
-        fields[key] = value[:-1]
+        if key.startswith(b"GNU.sparse."):
+            key = b"GNU.sparse"
+        if key in (b"path", b"linkpath", b"size", b"GNU.sparse"):
+            fields[key] = value[:-1]
         position = end
     return fields
 
