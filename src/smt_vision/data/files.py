@@ -1,7 +1,7 @@
 """Image files by file name and in directories."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +14,8 @@ VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is t
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """List image files: given files, and the images in given directories, searched recursively and sorted.
+
+    A file that is given twice, e.g. by itself and with its directory, is listed once.
 
     Raises:
         FileNotFoundError: If a path does not exist or a directory has no images.
@@ -29,7 +31,20 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             images.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or directory")
-    return images
+    first: dict[str, Path] = {}
+    for image in images:
+        first.setdefault(os.path.abspath(image), image)
+    return list(first.values())
+
+
+def relative_names(paths: Sequence[str | Path]) -> list[str]:
+    """Path of each file relative to the common folder of all, with ``/`` as separator; unique for different files.
+
+    Symbolic links are not followed.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    root = os.path.commonpath([path.parent for path in absolute]) if absolute else ""
+    return [path.relative_to(root).as_posix() for path in absolute]
 
 
 def is_image(name: str) -> bool:

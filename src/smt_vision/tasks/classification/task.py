@@ -115,7 +115,14 @@ class ClassificationTraining(ClassificationEvaluation):
         self.mix = _mix(recipe.augment, len(self.classes))
 
     def _open(self, split: Literal["train", "val"]) -> ImageDataset:
-        return open_dataset(self.recipe.data, split, val_fraction=self.recipe.input.val_fraction, seed=self.recipe.seed)
+        recipe = self.recipe
+        return open_dataset(
+            recipe.data,
+            split,
+            val_fraction=recipe.input.val_fraction,
+            seed=recipe.seed,
+            allow_damaged=recipe.input.allow_damaged,
+        )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -239,7 +246,7 @@ def open_evaluation(
     recipe, fraction, seed = model.recipe, 1.0, 0
     if model.used_images is None and isinstance(recipe, ClassificationRecipe) and _same_source(data, recipe.data):
         fraction, seed = recipe.input.val_fraction, recipe.seed
-    images = open_dataset(data, "val", val_fraction=fraction, seed=seed)
+    images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
     if model.used_images is not None:
         images = _held_out(images, model.used_images)
     synonyms = class_synonyms(len(model.classes))

@@ -81,11 +81,13 @@ def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> Ima
     return _class_folders(names, folders, split, val_fraction, seed, str(root), build)
 
 
-def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
+def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int, allow_damaged: bool) -> ImageDataset:
     """Open a tar with one of the layouts of :func:`open_folder`."""
-    tar = open_tar(path)
+    tar = open_tar(path, allow_damaged=allow_damaged)
     files = [row for row, name in enumerate(tar.names) if is_image(name)]
     names = [tar.names[row] for row in files]
+    if names and all("\\" in name and "/" not in name for name in names):
+        raise ValueError(f"{path}: names with backslashes instead of slashes, e.g. {names[0]}; pack the folder again")
     # Not every tar has an entry for each folder.
     leaves = {PurePosixPath(folder) for folder in map(os.path.dirname, names)}
     implied = {folder.as_posix() for leaf in leaves for folder in (leaf, *leaf.parents)}
