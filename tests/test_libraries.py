@@ -5,9 +5,9 @@ The libraries are the extra ``interop``, which is for these tests only::
     pip install -c constraints.txt -e '.[dev,interop]'
     python -m pytest tests/test_libraries.py
 
-A section is skipped where one of its libraries is not installed. Each section is a program of its own, so that no library
-changes another one's process; it runs without network. A warning that concerns this package or the guide's own code is an
-error; warnings inside other libraries are not.
+A section is skipped where one of its libraries is not installed. Each section is a program of its own, because some of
+these libraries change the process that imports them; it runs without network. A warning that concerns this package or
+the guide's own code is an error; warnings inside other libraries are not.
 """
 
 import ast
@@ -62,7 +62,8 @@ def _sections() -> dict[str, list[Block]]:
     ends = [line for _, line in starts[1:]] + [text.count("\n") + 1]
     blocks = page_blocks(LIBRARIES)
     return {
-        heading: [b for b in blocks if start < b.line <= end] for (heading, start), end in zip(starts, ends, strict=True)
+        heading: [b for b in blocks if start < b.line <= end]
+        for (heading, start), end in zip(starts, ends, strict=True)
     }
 
 
@@ -83,6 +84,18 @@ def _python(blocks: list[Block]) -> str:
     for block in blocks:
         code += "\n" * (block.line - 1 - code.count("\n")) + block.code
     return code
+
+
+def _run_python(code: str, folder: Path) -> str:
+    program = folder / "program.py"
+    program.write_text(code, encoding="utf-8")
+    return _run([sys.executable, str(program)], folder)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
+    assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture
@@ -115,14 +128,31 @@ def test_section_runs(heading: str, desk: Path, request: pytest.FixtureRequest) 
         (desk / "runs" / "nuclei_mask_rcnn").symlink_to(request.getfixturevalue("detector_run"))
     for language, group in groupby(blocks, key=lambda block: block.language):
         if language == "python":
-            program = desk / "section.py"
-            program.write_text(_python(list(group)), encoding="utf-8")
-            command = [sys.executable, str(program)]
+            print(_run_python(_python(list(group)), desk))
         else:
-            command = ["bash", "-eu", "-c", "\n".join(block.code for block in group)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=desk)
-        assert done.returncode == 0, f"{heading} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        print(done.stdout)
+            print(_run(["bash", "-eu", "-c", "\n".join(block.code for block in group)], desk))
+
+
+# Libraries that load pretrained weights by themselves, and where their backbone then is.
+PRETRAINED = {
+    "segmentation_models_pytorch": "lib.Unet('tu-smt_tiny', encoder_weights='imagenet').encoder.model",
+    "fastai.vision.learner": "lib.create_timm_model('smt_tiny', 3)[0][0].model",
+}
+
+
+@pytest.mark.parametrize("library", PRETRAINED)
+def test_pretrained_weights_and_statistics_arrive(library: str, desk: Path) -> None:
+    if find_spec(library.partition(".")[0]) is None:
+        pytest.skip(f"not installed: {library}")
+    code = f"""{STRICT}
+import importlib, timm, torch, smt_vision
+lib = importlib.import_module({library!r})
+found = {{key.removeprefix("model."): value for key, value in {PRETRAINED[library]}.state_dict().items()}}
+expected = timm.create_model("smt_tiny", pretrained=True, num_classes=0).state_dict()
+assert expected["stem.bn.running_mean"].any()
+assert {{key for key in expected if not torch.equal(found[key], expected[key])}} == set()
+"""
+    _run_python(code, desk)
 
 
 def _table() -> dict[str, str]:
