@@ -37,7 +37,8 @@ from smt_vision.registry import VARIANTS
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 GUIDES = (
-    "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "segmentation", "training", "weights"
+    "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "moving", "segmentation", "training",
+    "weights",
 )  # fmt: skip
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 

@@ -66,9 +66,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if types := _refused_types(path, error):
             raise ValueError(
                 f"{unreadable}: it contains pickled objects ({', '.join(types)}), which are never loaded, since "
-                "loading them can execute code. Where you trust the file, save its state dict only: "
-                f"torch.save(torch.load({path.name!r}, weights_only=False)[ENTRY], 'weights.pth'), where ENTRY is "
-                "'model' or 'state_dict'"
+                "loading them can execute code. Where you trust the file and have the libraries that it was written "
+                f"with, save its state dict only: torch.save(torch.load({path.name!r}, weights_only=False)['model'], "
+                "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
+                "contains these"
             ) from error
         raise ValueError(
             f"{unreadable} ({type(error).__name__}): it is truncated or not a tensor file; download it again"

@@ -5,6 +5,7 @@ variable ``SMT_VISION_KERNELS=plain``, read when the package is imported, they b
 """
 
 import os
+import pickle
 from collections.abc import Mapping, Set
 from http.client import HTTPException
 from importlib.resources import files
@@ -20,7 +21,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from . import checkpoints
-from .files import find_state_dict
+from .files import find_state_dict, read_tensors
 from .forms import use_fast_forms
 from .model import SMT
 from .model.loading import convert_features_state
@@ -165,10 +166,16 @@ class PretrainedWeightsError(RuntimeError):
     def _download(self) -> str:
         """What to download where there is a network, and where to put it."""
         if self.hub_id:
-            folder = Path(constants.HF_HUB_CACHE) / f"models--{self.hub_id.replace('/', '--')}"
-            return f"download https://huggingface.co/{self.hub_id} elsewhere with 'hf download' and copy it to {folder}"
-        target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(str(self.url)).path).name
-        return f"download that file elsewhere and copy it to {target}"
+            folder = f"models--{self.hub_id.replace('/', '--')}"
+            return (
+                f"run 'hf download {self.hub_id}' elsewhere and copy its folder {folder} to {constants.HF_HUB_CACHE}"
+            )
+        return f"download that file elsewhere and copy it to {_cache_file(str(self.url))}"
+
+
+def _cache_file(url: str) -> Path:
+    """The file that torch.hub downloads from a URL."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
 def create_timm_model(name: str, **arguments: Any) -> Any:
@@ -267,7 +274,14 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
         if cfg.file:
             raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
         problem = f"Cannot download the pretrained weights of {variant} from {cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
-        raise PretrainedWeightsError(variant, problem, cfg.to_dict()) from error
+        name = f"{variant}.{tag}" if isinstance(tag, str) else variant
+        raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError):
+        cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
+        file = Path(cfg.file or _cache_file(cfg.url or ""))
+        if file.is_file():
+            read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
+        raise
     if kwargs.get("features_only"):
         model.register_load_state_dict_pre_hook(convert_features_state)
     # timm saves the caller's arguments with a model; without the tag's, reloading would build another network.
