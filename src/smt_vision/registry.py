@@ -6,7 +6,9 @@ variable ``SMT_VISION_KERNELS=plain``, read when the package is imported, they b
 
 import os
 import pickle
+import sys
 from collections.abc import Mapping, Set
+from contextlib import redirect_stdout
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
@@ -155,7 +157,10 @@ class PretrainedWeightsError(RuntimeError):
         """The message for users of an ``smt`` command."""
         steps = [self._download()] if self.exist else []
         if command == "train":
-            steps += ["pass a file of weights with --checkpoint FILE", "start from random weights with --pretrained false"]
+            steps += [
+                "pass a file of weights with --checkpoint FILE",
+                "start from random weights with --pretrained false",
+            ]
         elif self.name.partition(".")[0] in VARIANTS:
             steps += [f"pass the path of a file of weights instead of {self.name}"]
         else:
@@ -167,9 +172,7 @@ class PretrainedWeightsError(RuntimeError):
         """What to download where there is a network, and where to put it."""
         if self.hub_id:
             folder = f"models--{self.hub_id.replace('/', '--')}"
-            return (
-                f"run 'hf download {self.hub_id}' elsewhere and copy its folder {folder} to {constants.HF_HUB_CACHE}"
-            )
+            return f"run 'hf download {self.hub_id}' elsewhere and copy its folder {folder} to {constants.HF_HUB_CACHE}"
         return f"download that file elsewhere and copy it to {_cache_file(str(self.url))}"
 
 
@@ -196,7 +199,8 @@ def create_timm_model(name: str, **arguments: Any) -> Any:
             there_are = f"; there are weights of {', '.join(others[:5])}" if others else ""
             raise PretrainedWeightsError(name, f"No pretrained weights exist for {name}{there_are}", cfg, exist=False)
     try:
-        return timm.create_model(name, **arguments)
+        with redirect_stdout(sys.stderr):  # torch.hub prints that it downloads; standard output is for results
+            return timm.create_model(name, **arguments)
     except (OSError, HTTPException) as error:
         if cfg.get("file"):
             raise

@@ -70,7 +70,13 @@ def _convert(
         return
     left_out = [key for key in state if parts is not None and _part(key) not in {"", *parts}]
     if left_out:
-        log.info("%s: left out %d tensors that %s does not have, e.g. %s", where, len(left_out), type(module).__name__, left_out[0])
+        log.info(
+            "%s: left out %d tensors that %s does not have, e.g. %s",
+            where,
+            len(left_out),
+            type(module).__name__,
+            left_out[0],
+        )
     state = {names.get(key, key): value for key, value in state.items() if key not in left_out}
     for key in own:
         del state_dict[prefix + key]
