@@ -580,7 +580,7 @@ def test_eval_of_more_classes_than_the_model_raises(trained: Path, tmp_path: Pat
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of empty caches, where nothing can be downloaded: a host that does not exist, and the Hub's offline mode."""
+    """Folder of empty caches, where nothing can be downloaded: an unknown host, and the Hub's offline mode."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -613,7 +613,7 @@ def test_train_without_pretrained_weights_names_the_options_before_it_opens_data
     ["predict", "MODEL", "IMAGE"], ["eval", "MODEL", "--data", "absent"], ["export", "MODEL", "--format", "onnx"]
 ], ids=lambda words: words[0])  # fmt: skip
 @pytest.mark.parametrize(("model", "remedy"), [
-    ("smt_large.in22k", r"torch/hub/checkpoints/smt_large_22k\.pth; or pass .*file of weights instead of smt_large\.in22k"),
+    ("smt_large.in22k", r"torch/hub/checkpoints/smt_large_22k\.pth; or pass .* file of weights instead of smt_large\."),
     ("resnet18", r"models--timm--resnet18\.a1_in1k to .*/hub; or pass local-dir:FOLDER instead of resnet18"),
 ])  # fmt: skip
 def test_use_without_pretrained_weights_names_the_options(

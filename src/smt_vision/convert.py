@@ -60,7 +60,8 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
 
     Raises:
         FileNotFoundError: The source does not exist.
-        ValueError: The target's suffix is unknown, the target is the source, or the content is not the weights of a variant.
+        ValueError: The target's suffix is unknown, the target is the source, or the content is not the weights of a
+            variant.
     """
     source, target = Path(source), Path(target)
     if target.suffix not in SUFFIXES:

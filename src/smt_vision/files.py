@@ -43,7 +43,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Load a ``.safetensors`` file, or a PyTorch file (any other suffix), to the CPU.
 
-    Besides tensors and plain data, a PyTorch file may hold an ``argparse.Namespace``, as timm's training checkpoints do.
+    Besides tensors and plain data, a PyTorch file may hold an ``argparse.Namespace``, as timm's training checkpoints
+    do.
 
     Returns:
         The content, and the metadata of a ``.safetensors`` file.

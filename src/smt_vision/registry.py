@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import constants
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoints
 from .files import find_state_dict, read_tensors
@@ -111,8 +111,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
         RuntimeError: There are missing or unexpected keys. timm loads strictly only where the number of classes is the
             file's; this check always covers everything but the classifier.
     """
-    source = model.pretrained_cfg.get("file") or model.pretrained_cfg.get("url") or "pretrained weights"
-    state_dict = our_state(find_state_dict(state_dict), source)
+    cfg: Any = model.pretrained_cfg
+    state_dict = our_state(find_state_dict(state_dict), cfg.get("file") or cfg.get("url") or "pretrained weights")
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
     if expected != given:
@@ -219,9 +219,9 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
 
     Args:
         name: Name of a variant, e.g. ``smt_tiny``.
-        weights: File of weights, or a run's folder: the authors' release, a checkpoint or a state dict, also of a larger
-            network that has one SMT under any prefix. Loading is strict; only a classifier is left out, and stages that
-            ``out_indices`` does not need. ``None`` for random weights.
+        weights: File of weights, or a run's folder: the authors' release, a checkpoint or a state dict, also of a
+            larger network that has one SMT under any prefix. Loading is strict; only a classifier is left out, and
+            stages that ``out_indices`` does not need. ``None`` for random weights.
         kwargs: Further arguments of ``timm.create_model``: ``pretrained=True`` for the published weights,
             ``out_indices``, ``in_chans`` (the weights of the first convolution are adapted), arguments of
             :class:`~smt_vision.SMT`.
@@ -277,12 +277,13 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
         cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
         if cfg.file:
             raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
-        problem = f"Cannot download the pretrained weights of {variant} from {cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
+        where = f"{cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
+        problem = f"Cannot download the pretrained weights of {variant} from {where}"
         name = f"{variant}.{tag}" if isinstance(tag, str) else variant
         raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
     except (pickle.UnpicklingError, EOFError, RuntimeError):
         cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
-        file = Path(cfg.file or _cache_file(cfg.url or ""))
+        file = Path(cfg.file or _cache_file(str(cfg.url)))
         if file.is_file():
             read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
         raise

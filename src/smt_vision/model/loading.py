@@ -16,7 +16,7 @@ from .official import our_state
 log = logging.getLogger(__name__)
 
 # A parameter of an SMT, in whatever module it is; timm's feature_cls="list" has stages_0 instead of stages.0.
-_PARAMETER = re.compile(r"(?:^|\.)((?P<part>stem|head|stages[._]\d+)\..+)$")
+_PARAMETER = re.compile(r"(?:^|\.)((?:stem|head|stages[._]\d+)\..+)$")
 
 
 def convert_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, error_msgs: list[str]) -> None:
@@ -41,12 +41,14 @@ def convert_features_state(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """A pre-hook for ``register_load_state_dict_pre_hook``, for a module that has the parts of an SMT under other names.
+    """A hook for ``register_load_state_dict_pre_hook`` of a module that has the parts of an SMT under other names.
 
     Tensors of parts that the module does not have are left out: the classifier, and stages after the last feature map.
     """
-    names = {match[1].replace("_", ".", 1) if match["part"].startswith("stages_") else match[1]: name
-             for name in _names(module) if (match := _PARAMETER.search(name))}  # fmt: skip
+    names = {}
+    for name in _names(module):
+        if match := _PARAMETER.search(name):
+            names[match[1].replace("stages_", "stages.", 1)] = name
     _convert(module, state_dict, prefix, error_msgs, names, parts={_part(name) for name in names})
 
 
@@ -70,13 +72,7 @@ def _convert(
         return
     left_out = [key for key in state if parts is not None and _part(key) not in {"", *parts}]
     if left_out:
-        log.info(
-            "%s: left out %d tensors that %s does not have, e.g. %s",
-            where,
-            len(left_out),
-            type(module).__name__,
-            left_out[0],
-        )
+        log.info("%s: left out %d tensors that %s has no place for", where, len(left_out), type(module).__name__)
     state = {names.get(key, key): value for key, value in state.items() if key not in left_out}
     for key in own:
         del state_dict[prefix + key]
@@ -96,5 +92,5 @@ def _names(module: nn.Module) -> list[str]:
 
 def _part(key: str) -> str:
     """The part of an SMT that a key belongs to, e.g. ``stages.0``; empty if the key is not an SMT's."""
-    match = re.match(r"(stem|head|stages\.\d+)\.", key)
+    match = re.match(r"(stem|head\.fc|stages\.\d+)\.", key)
     return match[1] if match else ""

@@ -94,7 +94,8 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
 def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
     """Load a classifier's weights from a checkpoint of this library, the official release, or another program.
 
-    The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The classification head keeps its initialization if its shape differs; all other weights must match.
+    The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The
+    classification head keeps its initialization if its shape differs; all other weights must match.
 
     Raises:
         ValueError: The weights do not match the model.

@@ -53,7 +53,7 @@ def load(
         PretrainedWeightsError: The model has no pretrained weights, or they could not be downloaded.
     """
     predictor = _load(source, device, overrides or {})
-    if require_classes and not predictor.classes:
+    if require_classes and predictor.spec.task == "classify" and not predictor.classes:
         raise ValueError(
             f"{source}: weights of {predictor.spec.model} without a classifier, so there are no classes to predict; "
             "expected weights with a classifier. Use these as initial weights (smt train RECIPE --checkpoint FILE), or "
