@@ -664,6 +664,20 @@ def test_training_starts_from_a_prefixed_file(model: str, colored: Path, tmp_pat
         assert key.startswith(heads) or torch.equal(own[key], value), key
 
 
+def test_a_resumed_run_needs_no_initial_weights(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    initial, folder = tmp_path / "initial.pth", tmp_path / "run"
+    recipe = tiny(colored, checkpoint=str(initial))
+    torch.save(timm.create_model(recipe.model, num_classes=3, **recipe.model_args).state_dict(), initial)
+    whole = train(recipe, tmp_path / "whole", display=False)
+    train(recipe, folder, display=False, max_steps=2)
+    initial.unlink()
+    assert answer(capsys, "train", "--resume", folder)["step"] == whole.total_steps
+    resumed = checkpoints.load(folder / "last.pt")
+    assert resumed.state["recipe"]["checkpoint"] == str(initial)
+    expected = checkpoints.load(tmp_path / "whole" / "last.pt").weights
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.weights.items())
+
+
 def test_detectors_and_segmenters_start_from_a_prefixed_file(shapes: Path, scenes: Path, tmp_path: Path) -> None:
     for recipe in (shapes_recipe(shapes), scenes_recipe(scenes)):
         source = timm.create_model(recipe.model, num_classes=5, **recipe.model_args)
