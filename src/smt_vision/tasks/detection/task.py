@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ... import checkpoints
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.padding import pad_together
@@ -18,7 +17,7 @@ from ...data.region import Region
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
-from ..build import build_backbone, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import match_classes
 from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -109,6 +108,7 @@ class DetectionTraining(DetectionEvaluation):
                 "varies; set it to false"
             )
         self.recipe = recipe
+        checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
         check_training_sizes(self.train_set, recipe.detect)
         val_set = self._open("val")
@@ -121,7 +121,6 @@ class DetectionTraining(DetectionEvaluation):
             "detect", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.detect,
             val_set.category_ids,
         )  # fmt: skip
-        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
         self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)
