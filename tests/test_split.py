@@ -22,6 +22,7 @@ from smt_vision import checkpoints
 from smt_vision.data.fingerprint import hash_bytes, hash_content, hash_file
 from smt_vision.engine.loop import train
 from smt_vision.tasks import classes as classes_module
+from smt_vision.tasks import get_task, read_spec
 from smt_vision.tasks.classes import match_classes
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.published import class_names, class_synonyms
@@ -358,6 +359,31 @@ def test_label_maps_with_classes_in_another_order_give_the_same_labels(scenes: P
     for i in range(len(original)):
         assert np.array_equal(original.read(i)[1], relabeled.read(i)[1])
         assert not np.array_equal(original.read(i)[1], other.read(i)[1])
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
+def test_initial_weights_of_other_classes_are_not_taken_for_these(
+    task: str, trained: Path, detector_run: Path, segmenter_run: Path, caplog: Log
+) -> None:
+    run, layers = {
+        "classify": (trained, {"head.fc"}),
+        "detect": (
+            detector_run,
+            {f"stages.0.{name}" for name in ("box_predictor.cls_score", "box_predictor.bbox_pred",
+                                             "mask_predictor.mask_fcn_logits")},
+        ),
+        "segment": (segmenter_run, {"head.classifier", "auxiliary.classifier"}),
+    }[task]  # fmt: skip
+    checkpoint = checkpoints.load(run)
+    spec = read_spec(checkpoint.spec or {})
+    build = get_task(task).build_model
+    same = build(spec, checkpoint=checkpoint).state_dict()
+    assert all(torch.equal(same[name], value) for name, value in checkpoint.weights.items())
+    assert not caplog.text
+    reordered = build(replace(spec, classes=spec.classes[::-1]), checkpoint=checkpoint).state_dict()
+    assert "other classes" in caplog.text
+    changed = {name for name in same if not torch.equal(same[name], reordered[name])}
+    assert changed == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
 # --- too few images

@@ -1,7 +1,8 @@
 """Building models from their specs, and loading initial weights."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,9 @@ from ..recipe import Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
 from .backbone import Backbone
+from .classes import some_names
 
+log = logging.getLogger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
 
 
@@ -91,15 +94,22 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
     return backbone
 
 
-def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
+def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] | None = None) -> None:
     """Load a classifier's weights from a checkpoint of this library, the official release, or another program.
 
     The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The
     classification head keeps its initialization if its shape differs; all other weights must match.
 
+    Args:
+        model: The classifier.
+        checkpoint: The checkpoint.
+        classes: Class names of the classifier. If the checkpoint has others, the classification head keeps its
+            initialization.
+
     Raises:
         ValueError: The weights do not match the model.
     """
+    same_classes = classes is None or checkpoint.spec is None or _same_classes(checkpoint, classes)
     own = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -107,7 +117,7 @@ def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
     for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
         if key not in own:
             del state[key]
-        elif key not in state or state[key].shape != own[key].shape:
+        elif key not in state or state[key].shape != own[key].shape or not same_classes:
             state[key] = own[key]
     _load_state(model, state, checkpoint, "model and model_args")
 
@@ -135,10 +145,18 @@ def _state_for(model: nn.Module, keys: list[str], checkpoint: Checkpoint) -> dic
     return take_prefix(state, prefixes[0], checkpoint.path) if prefixes else state
 
 
-def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint | None) -> None:
+def load_head_checkpoint(
+    model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint | None, build: Callable[[ModelSpec], nn.Module]
+) -> None:
     """Load the weights of a detector or segmenter, including its heads; checkpoints of classifiers are ignored.
 
     If the classes differ, layers with outputs per class keep their initialization.
+
+    Args:
+        model: The detector or segmenter.
+        spec: Its spec.
+        checkpoint: The checkpoint.
+        build: Builds such a model.
 
     Raises:
         ValueError: The checkpoint is for another task, or the weights do not match the model.
@@ -150,11 +168,24 @@ def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoi
             f"checkpoint {checkpoint.path} is for task {checkpoint.task!r}, the recipe is for {spec.task!r}"
         )
     state, own = checkpoint.weights, model.state_dict()
-    if tuple(checkpoint.spec["classes"]) != tuple(spec.classes):
-        for name in own.keys() & state.keys():
-            if state[name].shape[:1] != own[name].shape[:1] and state[name].shape[1:] == own[name].shape[1:]:
-                state[name] = own[name]
+    if not _same_classes(checkpoint, spec.classes):
+        # The layers with outputs per class are those whose shape depends on the number of classes.
+        with torch.device("meta"):
+            larger = build(replace(spec, classes=(*spec.classes, ""))).state_dict()
+        state |= {name: value for name, value in own.items() if value.shape != larger[name].shape}
     _load_state(model, state, checkpoint, "model, model_args and the head")
+
+
+def _same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> bool:
+    assert checkpoint.spec is not None
+    known = checkpoint.spec["classes"]
+    if tuple(known) == tuple(classes):
+        return True
+    log.warning(
+        "checkpoint %s is of %d other classes (%s), here are %d (%s): layers with an output per class are initialized "
+        "anew", checkpoint.path, len(known), some_names(known), len(classes), some_names(classes),
+    )  # fmt: skip
+    return False
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint, settings: str) -> None:

@@ -41,14 +41,14 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str, syno
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
         return [int(name) for name in names]
     if _are_numbers(classes) and not _are_numbers(names) and len(names) == len(classes):
-        log.warning("%s: the model's classes have no names; they are matched in order: %s", where, _some(names))
+        log.warning("%s: the model's classes have no names; they are matched in order: %s", where, some_names(names))
         return list(range(len(names)))
     unmatched = [name for name, indices in zip(names, candidates, strict=True) if not indices]
     close = {name: difflib.get_close_matches(name, classes, n=1, cutoff=0.8) for name in unmatched[:SHOWN]}
     hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in close.items() if match]
     raise ValueError(
         f"{where}: {len(unmatched)} of its {len(names)} classes are not among the model's {len(classes)}: "
-        f"{_some(unmatched)}; the model has {_some(classes)}"
+        f"{some_names(unmatched)}; the model has {some_names(classes)}"
         f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as the model's, or use a model that was trained on "
         "them"
     )
@@ -80,5 +80,6 @@ def _are_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """The first few names, and the number of the others, for messages."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -234,7 +234,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
         **spec.model_args,
     )
     if checkpoint is not None:
-        load_pretrained(model, checkpoint)
+        load_pretrained(model, checkpoint, spec.classes)
     return model
 
 

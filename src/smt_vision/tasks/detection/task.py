@@ -256,7 +256,7 @@ def build_parts(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None
     """The detector and its backbone."""
     backbone = build_backbone(spec, pretrained, checkpoint)
     model = build_detector(backbone, len(spec.classes), spec.head)
-    load_head_checkpoint(model, spec, checkpoint)
+    load_head_checkpoint(model, spec, checkpoint, build_model)
     return model, backbone
 
 

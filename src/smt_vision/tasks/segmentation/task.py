@@ -324,7 +324,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
     """
     backbone = build_backbone(spec, pretrained, checkpoint)
     model = UPerNet(backbone, 1 if spec.head.is_binary else len(spec.classes), spec.head)
-    load_head_checkpoint(model, spec, checkpoint)
+    load_head_checkpoint(model, spec, checkpoint, build_model)
     return model
 
 
