@@ -31,6 +31,7 @@ class MHMC(nn.Module):
             raise ValueError(f"invalid num_heads={num_heads}: expected a divisor of dim={dim}")
         width = dim // num_heads
         self.num_heads = num_heads
+        self.dilation = dilation
         self.convs = nn.ModuleList(
             nn.Conv2d(width, width, 3 + 2 * i, padding=dilation * (1 + i), dilation=dilation, groups=width)
             for i in range(num_heads)
