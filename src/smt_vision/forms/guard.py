@@ -15,9 +15,9 @@ def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) 
 
     False if a call may do more than the layer's own ``forward``: the layer was replaced by an adapter (e.g. LoRA), it
     has a parametrization, a hook (including hooks registered for all modules), a ``forward`` set on the instance (e.g.
-    by accelerate), or a weight that is a tensor subclass (e.g. of torchao) or no parameter (e.g. pruned). False if the
-    layer is not the one that the forms compute: a convolution that is dilated, strided, or not zero-padded to the size
-    of its input, or an approximate GELU. Also false where PyTorch's own operators are needed: for a tensor subclass, in
+    by accelerate), or a parameter that is a tensor subclass (e.g. of torchao). False if the layer is not the one that
+    the forms compute: a convolution that is dilated, strided, or not zero-padded to the size of its input, or an
+    approximate GELU. Also false where PyTorch's own operators are needed: for a tensor subclass, in
     ``torch.func`` transforms and forward-mode differentiation, in dispatch modes, in compilers, exporters and tracers,
     and in FX, where ``x`` is a ``Proxy``.
 
@@ -50,8 +50,7 @@ def _has_global_hooks() -> bool:
 
 def _is_plain(child: nn.Module) -> bool:
     hooks = child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks
-    own = child.__dict__
-    if type(child) not in PLAIN_TYPES or hooks or "forward" in own or "weight" in own:
+    if type(child) not in PLAIN_TYPES or hooks or "forward" in child.__dict__:
         return False
     for parameter in child._parameters.values():
         if parameter is not None and type(parameter) not in TENSORS:

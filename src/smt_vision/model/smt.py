@@ -382,7 +382,10 @@ class SMT(nn.Module):
 def _init_weights(module: nn.Module) -> None:
     """Initialise one layer as the release does."""
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        # In bfloat16, the inverse error function of a rounded sample would be infinite, hence the weight the bound of 2.
+        weight = torch.empty_like(module.weight, dtype=torch.promote_types(module.weight.dtype, torch.float32))
+        with torch.no_grad():
+            module.weight.copy_(trunc_normal_(weight, std=0.02))
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
