@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..kernels import onednn
 
 Activation = Literal["none", "relu", "gelu"]
-Join = Literal["add", "mul"]
 
 
 class _Fused(nn.Module):
@@ -45,7 +44,7 @@ class _Fused(nn.Module):
 
 
 class FusedLinear(_Fused):
-    """``join(x @ weight.T + bias, other)`` with frozen weights.
+    """``join(x @ weight.T + bias, other)`` with frozen weights; ``join`` is ``add`` or ``mul``.
 
     Args:
         weight: ``(C_out, C_in)``.
@@ -54,10 +53,17 @@ class FusedLinear(_Fused):
     Shape: ``(..., C_in) -> (..., C_out)``; ``other`` has the shape of the output.
     """
 
-    def forward(self, x: Tensor, other: Tensor | None = None, join: Join = "add") -> Tensor:
-        if not self.can_use_onednn(x):
-            y = F.linear(x, self.weight, self.bias)
-            return y if other is None else y + other if join == "add" else y * other
+    def forward(self, x: Tensor, other: Tensor | None = None, join: str = "add") -> Tensor:
+        if torch.jit.is_scripting():
+            return self._plain(x, other, join)
+        else:  # not compiled by TorchScript
+            return self._fused(x, other, join) if self.can_use_onednn(x) else self._plain(x, other, join)
+
+    def _plain(self, x: Tensor, other: Tensor | None, join: str) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if other is None else y + other if join == "add" else y * other
+
+    def _fused(self, x: Tensor, other: Tensor | None, join: str) -> Tensor:
         weight = self.packed(torch.ops.mkldnn._reorder_linear_weight)
         y = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         # The operator can apply the join too, but it then builds its kernel at every call, at ten times the cost.
@@ -99,13 +105,16 @@ class FusedConv2d(_Fused):
         x = x.permute(0, 3, 1, 2)
         if other is not None:
             other = other.permute(0, 3, 1, 2)
-        if self.can_use_onednn(x):
-            y = self._fused(x, other)
-        else:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-            y = y if other is None else y + other
-            y = F.relu(y) if self.act == "relu" else F.gelu(y) if self.act == "gelu" else y
+        if torch.jit.is_scripting():
+            y = self._plain(x, other)
+        else:  # not compiled by TorchScript
+            y = self._fused(x, other) if self.can_use_onednn(x) else self._plain(x, other)
         return y.permute(0, 2, 3, 1)
+
+    def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        y = y if other is None else y + other
+        return F.relu(y) if self.act == "relu" else F.gelu(y) if self.act == "gelu" else y
 
     def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
         op, size = torch.ops.mkldnn._convolution_pointwise, self.weight.shape

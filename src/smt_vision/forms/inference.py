@@ -129,8 +129,10 @@ class FusedMSA(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k = self.qk(x).chunk(2, dim=-1)
         value = self.value(x)
-        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, value))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = F.scaled_dot_product_attention(
+            split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(value, self.num_heads)
+        )
+        out = out.transpose(1, 2).reshape(x.shape)
         return self.proj(self.local_conv(value, out), residual)
 
 
