@@ -251,7 +251,7 @@ class SMT(nn.Module):
             return Block(embed_dims[i], mixer, mlp_ratios[i], layer_scale, drop_path, proj_drop_rate, dilation)
 
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        self.feature_info: list[dict[str, Any]] = []
+        feature_info: list[dict[str, Any]] = []
         with nullcontext() if device is None else torch.device(device):
             self.stem = Stem(in_chans, embed_dims[0], stem_kernel, stem_stride)
             self.stages = nn.Sequential()
@@ -264,8 +264,9 @@ class SMT(nn.Module):
                     reduction, dilation = reduction * stride, dilation * 2 // stride
                 blocks = [block(i, letter, next(drop_paths), dilation) for letter in self.patterns[i]]
                 self.stages.append(Stage(dim, blocks, downsample))
-                self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
+                feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
             self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.feature_info = feature_info
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
         self.to(dtype=dtype)
