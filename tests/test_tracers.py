@@ -131,9 +131,7 @@ def test_a_tensor_subclass_as_input(build: Callable[[], Any]) -> None:
 
 def test_batched_gradients() -> None:
     model, x = create(**SHORT, num_classes=3).eval(), images(1, 3, 32, 32)
-    found, expected = (
-        torch.autograd.functional.jacobian(model, x, vectorize=vectorize) for vectorize in (True, False)
-    )
+    found, expected = (torch.autograd.functional.jacobian(model, x, vectorize=vectorize) for vectorize in (True, False))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     out = model(x)
     units = torch.eye(3).unsqueeze(1)

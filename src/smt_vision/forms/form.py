@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ class FastForm(nn.Module):
     """A module that computes the function of a plain module faster.
 
     Subclasses derive from this class and then from the plain module, and define ``fast_forward``, which calls
-    ``plain_forward``, the ``forward`` of the plain module, if its guard is false. TorchScript compiles ``plain_forward``
-    only: it can compile neither the guards nor a call of ``super()``.
+    ``plain_forward``, the ``forward`` of the plain module, if its guard is false. TorchScript compiles only
+    ``plain_forward``: it can compile neither the guards nor a call of ``super()``.
     """
 
-    plain_forward: Callable[[Any, Tensor], Tensor]
+    plain_forward: ClassVar[Callable[[Any, Tensor], Tensor]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        plain = next(base for base in cls.__mro__ if not issubclass(base, FastForm))
+        plain: Any = next(base for base in cls.__mro__ if not issubclass(base, FastForm))
         cls.plain_forward = _renamed(plain.forward, "plain_forward")
 
     def forward(self, x: Tensor) -> Tensor:

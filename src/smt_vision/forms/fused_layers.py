@@ -30,11 +30,7 @@ class _Fused(nn.Module):
     def packed(self, pack: Callable[..., Tensor], *args: object) -> Tensor:
         """``pack(weight, *args)``, cached until the weight changes."""
         version = 0 if self.weight.is_inference() else self.weight._version
-        if (
-            self._packed is None
-            or self._packed[0].data_ptr() != self.weight.data_ptr()
-            or self._packed[1] != version
-        ):
+        if self._packed is None or self._packed[0].data_ptr() != self.weight.data_ptr() or self._packed[1] != version:
             weight = self.weight.detach()  # kept: the address of freed memory could become that of another weight
             self._packed = weight, version, pack(weight, *args)
         return self._packed[2]

@@ -193,8 +193,8 @@ def _check_layers(part_name: str, part: nn.Module) -> None:
             known = known and getattr(module, "approximate", "none") == "none"
         if not known:
             raise ValueError(
-                f"cannot fuse {name} ({type(module).__name__}): fusion would lose an adapter, a hook, a quantized weight "
-                "or a replaced layer; merge or remove it first, or fuse before adding it"
+                f"cannot fuse {name} ({type(module).__name__}): fusion would lose an adapter, a hook, a quantized "
+                "weight or a replaced layer; merge or remove it first, or fuse before adding it"
             )
 
 

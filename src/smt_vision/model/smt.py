@@ -383,7 +383,7 @@ class SMT(nn.Module):
 def _init_weights(module: nn.Module) -> None:
     """Initialise one layer as the release does."""
     if isinstance(module, nn.Linear):
-        # In bfloat16, the inverse error function of a rounded sample would be infinite, hence the weight the bound of 2.
+        # In bfloat16, the inverse error function of a rounded sample may be infinite, and the weight 2 then.
         weight = torch.empty_like(module.weight, dtype=torch.promote_types(module.weight.dtype, torch.float32))
         with torch.no_grad():
             module.weight.copy_(trunc_normal_(weight, std=0.02))
