@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
+from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from debug_model import create, images
+from debug_model import DEBUG, create, images
 from literal import LiteralSMT
 from smt_vision import registry
 from smt_vision.forms import FORMS, use_fast_forms
@@ -437,11 +438,58 @@ def test_an_adapter_is_called(fast: Any) -> None:
     assert [adapter.calls for adapter in adapters] == [1] * len(adapters)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(padding_mode="circular", _reversed_padding_repeated_twice=[1, 1, 1, 1]),
+        dict(dilation=(2, 2), padding=(2, 2)),
+        dict(padding=(0, 0)),
+        dict(stride=(2, 2)),
+        dict(approximate="tanh"),
+    ],
+    ids=str,
+)
+def test_a_changed_layer_computes_what_it_says(change: dict[str, Any]) -> None:
+    layer = nn.GELU() if "approximate" in change else depthwise(4, 3)
+    assert can_bypass(images(1, 4, 6, 6), layer)
+    vars(layer).update(change)
+    assert not can_bypass(images(1, 4, 6, 6), layer)
+
+
+def test_circular_padding_of_every_convolution(fast: Any) -> None:
+    """As for panoramas, whose left and right edges meet."""
+    for module in fast.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            module.padding_mode = "circular"
+    x = images(2, 3, 64, 64)
+    twin = copy.deepcopy(fast)
+    with torch.no_grad():
+        expected = twin(x)  # without gradients, the layers are called
+    torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
+    ordinary = use_fast_forms(create(num_classes=5)).train()
+    ordinary.load_state_dict(fast.state_dict())
+    assert not torch.allclose(ordinary(x), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_forms(output_stride: int, training: bool) -> None:
+    torch.manual_seed(0)
+    plain = SMT(**DEBUG, num_classes=5, output_stride=output_stride).double().train(training)
+    fast = use_fast_forms(copy.deepcopy(plain))
+    x, found = images(2, 3, 64, 96).double(), []
+    for model in (fast, plain):
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [*model.parameters()])])
+    agree_in_norm(found[0], found[1], 1e-9)
+
+
 def test_a_tensor_subclass_is_left_to_its_own_operators() -> None:
     class Quantized(Tensor):
         pass
 
     layer = nn.Linear(2, 2)
+    assert not can_bypass(images(1, 2).as_subclass(Quantized), layer)
     layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Quantized))
     assert not can_bypass(images(1, 2), layer)
 
@@ -462,10 +510,12 @@ def test_transforms_and_tracers_get_plain_operators() -> None:
     with torch.autograd.forward_ad.dual_level():
         f(torch.autograd.forward_ad.make_dual(x, x))
     torch.fx.symbolic_trace(f)
+    with FlopCounterMode(display=False):
+        f(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated
         torch.jit.trace(f, x, check_trace=False)
-    assert answers == [False] * 6
+    assert answers == [False] * 7
 
 
 def test_a_form_with_a_backward_pass_needs_gradients() -> None:

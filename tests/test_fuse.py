@@ -2,14 +2,19 @@
 
 import copy
 import pickle
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.utils import freeze
 from torch import nn
+from torch.nn.utils import prune
 
 from debug_model import create, images
+from smt_vision.forms.fused_layers import FusedLinear
 from smt_vision.forms.inference import fuse
 from smt_vision.kernels import onednn
 
@@ -21,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "heads": dict(conv_heads=(1, 2, 4, 8), expand_ratio=3),
     "stem 7, stride 2": dict(stem_kernel=7, stem_stride=2),
     "grey, stride 1": dict(in_chans=1, stem_stride=1),
+    "dilated by 4": dict(output_stride=8, mixers=("S", "S", "SA", "SA")),
+    "dilated by 2": dict(output_stride=16, mixers=("S", "S", "SA", "SA")),
 }
 
 
@@ -79,6 +86,91 @@ def test_what_holds_an_smt_can_be_fused() -> None:
 def test_a_model_without_an_smt_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to fuse in this ResNet"):
         fuse(timm.create_model("resnet10t"))
+
+
+class Adapter(nn.Module):
+    """A LoRA-like wrapper in a linear layer's place, with its attributes."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + 1
+
+
+def _adapter(model: Any) -> str:
+    model.stages[0].blocks[0].ffn.fc1 = Adapter(model.stages[0].blocks[0].ffn.fc1)
+    return "stages.0.blocks.0.ffn.fc1"
+
+
+def _pruned(model: Any) -> str:
+    prune.l1_unstructured(model.stages[3].blocks[0].mixer.qkv, "weight", 0.5)
+    return "stages.3.blocks.0.mixer.qkv"
+
+
+def _instance_forward(model: Any) -> str:
+    layer = model.stages[1].downsample.conv
+    layer.forward = lambda x: type(layer).forward(layer, x) * 2
+    return "stages.1.downsample.conv"
+
+
+def _circular(model: Any) -> str:
+    model.stages[0].blocks[0].mixer.mhmc.convs[2].padding_mode = "circular"
+    return "stages.0.blocks.0.mixer.mhmc.convs.2"
+
+
+def _group_norm(model: Any) -> str:
+    model.stages[0].blocks[0].mixer.saa.norm = nn.GroupNorm(4, 32)
+    return "stages.0.blocks.0.mixer.saa.norm"
+
+
+def _other_activation(model: Any) -> str:
+    model.stem.act = nn.GELU()
+    return "stem.act"
+
+
+def _approximate_gelu(model: Any) -> str:
+    model.stages[0].blocks[0].mixer.saa.act.approximate = "tanh"
+    return "stages.0.blocks.0.mixer.saa.act"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_adapter, _pruned, _instance_forward, _circular, _group_norm, _other_activation, _approximate_gelu],
+)
+def test_what_fusion_would_lose_is_refused(change: Callable[[Any], str]) -> None:
+    model = lively()
+    name = change(model)
+    with pytest.raises(ValueError, match=rf"cannot fuse {re.escape(name)} \("):
+        fuse(model)
+
+
+@pytest.mark.parametrize("kind", ["parametrized", "SyncBatchNorm", "FrozenBatchNorm2d"])
+def test_what_is_in_the_weights_is_fused(kind: str) -> None:
+    model, x = lively(), images(2, 3, 64, 64)
+    expected = model(x)
+    if kind == "parametrized":
+        nn.utils.parametrizations.weight_norm(model.stages[0].blocks[0].ffn.fc1)
+    elif kind == "SyncBatchNorm":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    else:
+        freeze(model)
+    assert torch.allclose(fuse(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("products")
+def test_weights_that_are_replaced_twice() -> None:
+    """Their memory may be the first ones', whose packed form must not be used again."""
+    layer, x = FusedLinear(torch.randn(300, 300), torch.zeros(300)), torch.randn(4, 300)
+    for _ in range(20):
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x), x @ layer.weight.T, rtol=1e-3, atol=1e-3)
+        for _ in range(2):
+            layer.weight = nn.Parameter(torch.randn(300, 300), requires_grad=False)
 
 
 def test_a_fused_model_can_be_copied_stored_and_changed() -> None:

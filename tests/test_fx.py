@@ -69,16 +69,32 @@ def test_backward(name: str, build: Callable[..., Any]) -> None:
 
 
 @each_variant
-@pytest.mark.parametrize("feature_cls", ["fx", "hook", "getter"])
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "fx", "hook", "getter"])
 def test_features_only(name: str, feature_cls: str, build: Callable[..., Any]) -> None:
     classifier = build(name).eval()
     features = build(name, features_only=True, feature_cls=feature_cls, out_indices=(0, 1, 2, 3)).eval()
     assert features.feature_info.channels() == [*VARIANTS[name]["embed_dims"]]
+    assert features.output_fmt == "NCHW"
     x = images(1, 3, 64, 96)
     with torch.no_grad():
         expected = classifier.forward_intermediates(x, intermediates_only=True)
-        for found, wanted in zip(features(x), expected, strict=True):
+        maps = features(x)
+        for found, wanted in zip(maps.values() if feature_cls == "dict" else maps, expected, strict=True):
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "fx", "hook"])
+@pytest.mark.parametrize("out_indices", [(1, 3), (0,), (-1,)])
+def test_features_of_chosen_stages(feature_cls: str, out_indices: tuple[int, ...], build: Callable[..., Any]) -> None:
+    classifier = build("smt_atto").eval()
+    features = build("smt_atto", features_only=True, feature_cls=feature_cls, out_indices=out_indices).eval()
+    x = images(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = classifier.forward_intermediates(x, intermediates_only=True)
+        maps = features(x)
+        maps = list(maps.values()) if feature_cls == "dict" else maps
+    assert len(maps) == len(out_indices)
+    assert all(torch.equal(found, expected[i]) for found, i in zip(maps, out_indices, strict=True))
 
 
 def test_features_of_a_graph_train(build: Callable[..., Any]) -> None:

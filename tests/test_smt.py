@@ -197,6 +197,7 @@ def test_conv_heads_a_stage() -> None:
         (dict(global_pool=""), r"global_pool=''.*num_classes=0"),
         (dict(stem_kernel=4), r"stem_kernel=4.*odd"),
         (dict(stem_stride=3), r"stem_stride=3.*1, 2, 4"),
+        (dict(output_stride=4), r"output_stride=4.*8, 16, 32"),
         (dict(expand_ratio=0), r"expand_ratio=0.*at least 1"),
         (dict(expand_ratio=1.5), r"expand_ratio=1.5.*integer"),
         (dict(drop_path_rate=1.0), r"drop_path_rate=1.0.*below 1"),

@@ -119,6 +119,161 @@ def test_the_papers_variants(name: str) -> None:
     assert patterns == ["S" * d1, "S" * d2, "SA" * (d3 // 2), "A" * d4]
 
 
+# --- what timm's own tests check of each of its models, on a shallow network of each variant's width ---
+
+
+def shallow(name: str, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(name, depths=(1, 1, 2, 1), **kwargs)
+
+
+@each_variant
+def test_checkpointing_keeps_the_output(name: str) -> None:
+    model, x = shallow(name).eval(), images(1, 3, 64, 64)
+    expected = model(x)
+    assert expected.shape == (1, 1000)
+    assert expected.isfinite().all()
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.forward_intermediates(x)[0], model.forward_features(x), rtol=1e-4, atol=1e-5)
+
+
+@each_variant
+def test_every_parameter_has_a_gradient(name: str) -> None:
+    model = shallow(name, num_classes=42).train()
+    out = model(images(2, 3, 64, 64))
+    assert out.shape == (2, 42)
+    out.mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", timm.list_models("smt*", include_tags=True))
+def test_the_configuration_of_each_tag(name: str) -> None:
+    model = on_meta(name, depths=(1, 1, 2, 1))
+    cfg = model.default_cfg
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    features = model.forward_features(x)
+    assert features.shape == (1, model.num_features, *cfg["pool_size"])
+    assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
+    assert model(x).shape == (1, cfg["num_classes"])
+    assert {cfg["classifier"] + ".weight", cfg["first_conv"] + ".weight"} <= model.state_dict().keys()
+    model.reset_classifier(0)
+    assert model(x).shape == (1, model.head_hidden_size)
+    model.reset_classifier(0, "")
+    assert model(x).shape == features.shape
+
+
+@pytest.mark.parametrize(("name", "scriptable"), [*((name, False) for name in ALL), ("smt_atto", True)])
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # TorchScript is deprecated
+def test_torchscript(name: str, scriptable: bool) -> None:
+    model, x = shallow(name, num_classes=5, scriptable=scriptable).double().train(), images(2, 3, 32, 64).double()
+    kinds = [type(module) for module in model.modules()]
+    scripted = torch.jit.script(copy.deepcopy(model))
+    model(x).square().mean().backward()
+    scripted(x).square().mean().backward()
+    for (key, p), q in zip(model.named_parameters(), scripted.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-12, msg=key)
+    with torch.inference_mode():
+        torch.testing.assert_close(scripted.eval()(x), model.eval()(x), rtol=1e-9, atol=1e-12)
+    torch.jit.script(model)
+    assert kinds == [type(module) for module in model.modules()]
+
+
+# --- device and dtype ---
+
+
+@each_variant
+def test_created_on_a_device_with_a_dtype(name: str) -> None:
+    for kwargs in ({}, dict(features_only=True), dict(num_classes=0)):
+        model = shallow(name, device="meta", dtype=torch.bfloat16, **kwargs)
+        assert {(t.device.type, t.dtype) for t in model.parameters()} == {("meta", torch.bfloat16)}
+        assert {t.device.type for t in model.buffers()} == {"meta"}
+        out = model(torch.empty(1, 3, 64, 64, device="meta", dtype=torch.bfloat16))
+        assert (out[0] if kwargs.get("features_only") else out).dtype is torch.bfloat16
+
+
+def test_values_of_a_dtype_are_those_of_float32_rounded() -> None:
+    models = []
+    for kwargs in ({}, dict(dtype=torch.bfloat16), dict(device="cpu"), dict(device=torch.device("cpu"))):
+        torch.manual_seed(0)
+        models.append(create(layer_scale=0.1, **kwargs))
+    expected = models[0].state_dict()
+    assert {t.dtype for t in models[1].state_dict().values()} == {torch.bfloat16, torch.int64}
+    assert all(torch.equal(t, expected[k].to(t.dtype)) for k, t in models[1].state_dict().items())
+    for model in models[2:]:
+        assert all(torch.equal(t, expected[k]) for k, t in model.state_dict().items())
+    assert models[1](images(1, 3, 64, 64).bfloat16()).dtype is torch.bfloat16
+    assert "dtype" not in models[1]._model_args
+
+
+def test_pretrained_weights_on_a_device_with_a_dtype() -> None:
+    expected = timm.create_model("smt_femto.cifar10", pretrained=True).state_dict()
+    low = timm.create_model("smt_femto.cifar10", pretrained=True, device="cpu", dtype=torch.bfloat16)
+    assert all(torch.equal(t, expected[k].to(t.dtype)) for k, t in low.state_dict().items())
+
+
+def test_a_new_classifier_in_bfloat16_has_no_outliers() -> None:
+    torch.manual_seed(0)
+    model = create(num_classes=0, dtype=torch.bfloat16)
+    model.reset_classifier(2000)  # drawn in bfloat16, some of its 256,000 values would be 100 standard deviations off
+    weight = model.get_classifier().weight
+    assert weight.dtype is torch.bfloat16
+    assert weight.abs().max() < 0.2
+
+
+# --- output stride ---
+
+
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize(
+    ("output_stride", "reductions"), [(8, [4, 8, 8, 8]), (16, [4, 8, 16, 16]), (32, [4, 8, 16, 32])]
+)
+def test_output_stride(output_stride: int, reductions: list[int], features: bool) -> None:
+    kwargs: dict[str, Any] = dict(output_stride=output_stride, device="meta")
+    kwargs |= dict(features_only=True, out_indices=(0, 1, 2, 3)) if features else {}
+    model = timm.create_model("smt_tiny", **kwargs)
+    assert [info["reduction"] for info in model.feature_info] == reductions
+    x = torch.empty(1, 3, 97, 130, device="meta")
+    maps = model(x) if features else model.forward_intermediates(x, intermediates_only=True)
+    # The stem rounds down, each stage that halves rounds up.
+    sizes = {4: (24, 32), 8: (12, 16), 16: (6, 8), 32: (3, 4)}
+    assert [m.shape[2:] for m in maps] == [sizes[reduction] for reduction in reductions]
+
+
+def test_output_stride_of_another_stem() -> None:
+    for stem_stride, output_stride, reductions in ((2, 8, [2, 4, 8, 8]), (1, 8, [1, 2, 4, 8]), (2, 32, [2, 4, 8, 16])):
+        model = create(stem_stride=stem_stride, output_stride=output_stride)
+        assert [info["reduction"] for info in model.feature_info] == reductions
+        dilations = [stage.blocks[0].ffn.dwconv.dilation[0] for stage in model.stages]
+        assert dilations == [stem_stride * 2**i // reduction for i, reduction in enumerate(reductions)]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (97, 130)])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_a_dilated_stage_samples_what_a_strided_one_does(output_stride: int, size: tuple[int, int]) -> None:
+    """Without attention, which sees more tokens, the map of a strided stage is in the dilated one's at every stride."""
+    torch.manual_seed(0)
+    strided = create(mixers="S", num_classes=3).eval()
+    dilated = create(mixers="S", num_classes=3, output_stride=output_stride).eval()
+    dilated.load_state_dict(strided.state_dict())
+    x = images(1, 3, *size)
+    with torch.inference_mode():
+        expected = strided.forward_intermediates(x, intermediates_only=True)
+        found = dilated.forward_intermediates(x, intermediates_only=True)
+    for i in range(4):
+        step = strided.feature_info[i]["reduction"] // dilated.feature_info[i]["reduction"]
+        torch.testing.assert_close(found[i][:, :, ::step, ::step], expected[i], rtol=1e-4, atol=1e-5)
+
+
+def test_output_stride_32_changes_nothing() -> None:
+    models = []
+    for kwargs in ({}, dict(output_stride=32)):
+        torch.manual_seed(0)
+        models.append(create(num_classes=3, **kwargs).eval())
+    x = images(1, 3, 64, 64)
+    assert torch.equal(models[0](x), models[1](x))
+
+
 # --- feature maps ---
 
 

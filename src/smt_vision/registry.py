@@ -264,13 +264,14 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
     tag = kwargs.get("pretrained_cfg")
     tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
     args = {**VARIANTS[variant], **tag_args, **kwargs}
+    out_indices = tuple(range(len(args["embed_dims"])))
     try:
         model: Any = build_model_with_cfg(
             _build,
             variant,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=dict(out_indices=tuple(range(len(args["embed_dims"]))), feature_cls="getter"),
+            feature_cfg=dict(out_indices=out_indices, feature_cls="getter", flatten_sequential=True),
             **args,
         )
     except (OSError, HTTPException) as error:  # URLError, HTTPError, timeouts and lost connections are OSErrors

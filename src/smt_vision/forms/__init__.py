@@ -26,8 +26,8 @@ def use_fast_forms(model: ModelT) -> ModelT:
 
     Assigning ``__class__`` is also how ``torch.nn.utils.parametrize`` and FSDP2 work. A form adds no state: parameters,
     buffers, submodules and state dict keys stay the same. It only overrides ``forward``, which falls back to the plain
-    ``forward`` if its guard is false (see :mod:`smt_vision.forms.guard`). Modules of any other type, including
-    subclasses of the plain types, are not changed.
+    ``forward`` in TorchScript and if its guard is false (see :mod:`smt_vision.forms.guard`). Modules of any other type,
+    including subclasses of the plain types, are not changed.
     """
     for module in model.modules():
         module.__class__ = FORMS.get(type(module), type(module))

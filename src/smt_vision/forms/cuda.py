@@ -15,9 +15,9 @@ from .training import TrainingMHMC, TrainingSAA
 class CudaMHMC(TrainingMHMC):
     """:class:`~smt_vision.model.MHMC` with all heads in one kernel."""
 
-    def forward(self, s: Tensor) -> Tensor:
+    def fast_forward(self, s: Tensor) -> Tensor:
         if not mhmc.is_supported(s, self.num_heads) or not can_bypass(s, *self.convs, in_compiled_code=True):
-            return super().forward(s)
+            return super().fast_forward(s)
         convs: Any = self.convs
         return mhmc.convolve(s, [conv.weight for conv in convs], [conv.bias for conv in convs])
 
@@ -25,9 +25,9 @@ class CudaMHMC(TrainingMHMC):
 class CudaSAA(TrainingSAA):
     """:class:`~smt_vision.model.SAA` with fused expansion, normalization and activation."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         supported = saa.is_supported(x, self.expand, self.norm)
         if not supported or not can_bypass(x, self.expand, self.norm, self.act, in_compiled_code=True):
-            return super().forward(x)
+            return super().fast_forward(x)
         hidden = saa.expand_norm_gelu(x, self.expand, self.norm)
         return self.reduce(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -4,19 +4,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from ..kernels.availability import in_functorch_transform
+from ..kernels.availability import in_dispatch_mode, in_functorch_transform
 
 PLAIN_TYPES = frozenset({nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.GELU, nn.Dropout})
+TENSORS = (Tensor, nn.Parameter)
 
 
 def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) -> bool:
     """Whether a form may use the parameters of submodules instead of calling the submodules.
 
     False if a call may do more than the layer's own ``forward``: the layer was replaced by an adapter (e.g. LoRA), it
-    has a parametrization, a hook (including hooks registered for all modules), a ``forward`` set on the instance, or a
-    parameter that is a tensor subclass. Also false where PyTorch's own operators are needed: in ``torch.func``
-    transforms and forward-mode differentiation, in compilers, exporters and tracers, and in FX, where ``x`` is a
-    ``Proxy``.
+    has a parametrization, a hook (including hooks registered for all modules), a ``forward`` set on the instance (e.g.
+    by accelerate), or a parameter that is a tensor subclass (e.g. of torchao). False if the layer is not the one that
+    the forms compute: a convolution that is dilated, strided, or not zero-padded to the size of its input, or an
+    approximate GELU. Also false where PyTorch's own operators are needed: for a tensor subclass, in
+    ``torch.func`` transforms and forward-mode differentiation, in dispatch modes, in compilers, exporters and tracers,
+    and in FX, where ``x`` is a ``Proxy``.
 
     Args:
         x: Input of the form.
@@ -26,7 +29,8 @@ def can_bypass(x: Tensor, *children: nn.Module, in_compiled_code: bool = False) 
     if torch.compiler.is_compiling():
         possible = in_compiled_code and not torch.compiler.is_exporting()
     else:
-        possible = isinstance(x, Tensor) and not torch.jit.is_tracing() and not in_functorch_transform()
+        tracing = torch.jit.is_tracing() or in_functorch_transform() or in_dispatch_mode()
+        possible = type(x) in TENSORS and not tracing
     return possible and not _has_global_hooks() and all(_is_plain(child) for child in children)
 
 
@@ -49,6 +53,18 @@ def _is_plain(child: nn.Module) -> bool:
     if type(child) not in PLAIN_TYPES or hooks or "forward" in child.__dict__:
         return False
     for parameter in child._parameters.values():
-        if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+        if parameter is not None and type(parameter) not in TENSORS:
             return False
-    return True
+    if type(child) is nn.Conv2d:
+        return _keeps_size(child)
+    return type(child) is not nn.GELU or child.approximate == "none"
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    height, width = conv.kernel_size
+    return (
+        conv.padding == (height // 2, width // 2)
+        and conv.stride == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+    )

@@ -15,11 +15,13 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerScale
+from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..model.attention import MSA, split_heads
-from ..model.modulation import MHMC, SAA, SAM
+from ..model.modulation import MHMC, SAA, SAM, ConcatHeads
 from ..model.smt import FFN, Block, Downsample, Stem
 from .fused_layers import Activation, FusedConv2d, FusedLinear
 
@@ -35,17 +37,20 @@ def fuse(model: nn.Module) -> nn.Module:
         model: An SMT, or any module that contains one.
 
     Raises:
-        ValueError: The model does not contain an SMT.
+        ValueError: The model does not contain an SMT, or a call of one of its layers computes more than the layer's
+            type and weights say, e.g. that of an adapter (LoRA), which fusion would lose.
     """
     with torch.inference_mode(False), torch.no_grad():
-        fused = copy.deepcopy(model).eval().requires_grad_(False)
-        parts = [(name, m) for name, m in fused.named_modules() if isinstance(m, Stem | Downsample | Block)]
+        parts = {name: m for name, m in model.named_modules() if isinstance(m, Stem | Downsample | Block)}
         if not parts:
             raise ValueError(
                 f"there is nothing to fuse in this {type(model).__name__}: expected an SMT or a model that contains one"
             )
-        for name, part in parts:
-            fused.set_submodule(name, _fused(part))
+        for name, part in parts.items():
+            _check_layers(name, part)
+        fused = copy.deepcopy(model).eval().requires_grad_(False)
+        for name in parts:
+            fused.set_submodule(name, _fused(fused.get_submodule(name)))
     return fused
 
 
@@ -95,7 +100,9 @@ class FusedSAM(nn.Module):
             kernel, bias = kernel[order], bias[order]
         self.value = FusedLinear(value, value_bias)
         self.context = FusedLinear(context, context_bias)
-        self.mhmc = FusedConv2d(kernel, bias, padding=kernel.shape[-1] // 2, groups=dim)
+        dilation = sam.mhmc.dilation
+        padding = dilation * (kernel.shape[-1] // 2)
+        self.mhmc = FusedConv2d(kernel, bias, padding=padding, dilation=dilation, groups=dim)
         self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -122,8 +129,10 @@ class FusedMSA(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k = self.qk(x).chunk(2, dim=-1)
         value = self.value(x)
-        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, value))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = F.scaled_dot_product_attention(
+            split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(value, self.num_heads)
+        )
+        out = out.transpose(1, 2).reshape(x.shape)
         return self.proj(self.local_conv(value, out), residual)
 
 
@@ -162,6 +171,33 @@ class FusedBlock(nn.Module):
         return self.ffn(self.norm2(x), x)
 
 
+# Modules inside a part. Fusion reads the parameters of the first kind, and keeps or removes the others.
+LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+OTHERS = (SAM, MSA, MHMC, SAA, ConcatHeads, FFN, LayerScale, DropPath, nn.LayerNorm, nn.Dropout, nn.ModuleList)
+
+
+def _check_layers(part_name: str, part: nn.Module) -> None:
+    """Check that each module in a part computes what its type and its weights say."""
+    activation = nn.ReLU if isinstance(part, Stem) else nn.GELU
+    for name, module in part.named_modules(prefix=part_name):
+        kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
+        if module is part or "parametrizations" in name.split("."):
+            continue
+        if kind in LAYERS:
+            known = "forward" not in module.__dict__ and not module._forward_pre_hooks and not module._forward_hooks
+            known = known and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+            known = known and getattr(module, "padding_mode", "zeros") == "zeros"
+            known = known and getattr(module, "running_mean", module) is not None and module.weight is not None
+        else:
+            known = kind in (activation, nn.Identity) or isinstance(module, OTHERS)
+            known = known and getattr(module, "approximate", "none") == "none"
+        if not known:
+            raise ValueError(
+                f"cannot fuse {name} ({type(module).__name__}): fusion would lose an adapter, a hook, a quantized "
+                "weight or a replaced layer; merge or remove it first, or fuse before adding it"
+            )
+
+
 def _fused(part: nn.Module) -> nn.Module:
     if isinstance(part, Stem):
         return FusedStem(part)
@@ -176,9 +212,8 @@ def _conv(
 ) -> FusedConv2d:
     """The fused version of a convolution, with its own or the given weights."""
     weight = conv.weight if weight is None else weight
-    return FusedConv2d(
-        weight, _bias(conv) if bias is None else bias, conv.stride[0], int(conv.padding[0]), conv.groups, act
-    )
+    bias = _bias(conv) if bias is None else bias
+    return FusedConv2d(weight, bias, conv.stride[0], int(conv.padding[0]), conv.dilation[0], conv.groups, act)
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -16,41 +16,42 @@ from ..kernels.availability import in_functorch_transform
 from ..kernels.depthwise import depthwise_conv2d, residual_depthwise_conv2d
 from ..kernels.linear import linear, recomputed_linear
 from ..model.attention import MSA, split_heads
-from ..model.modulation import MHMC, SAA, SAM, conv_bhwc
+from ..model.modulation import MHMC, SAA, SAM
 from ..model.smt import FFN, Stem
+from .form import FastForm
 from .guard import can_recompute
 
 
-class TrainingStem(Stem):
+class TrainingStem(FastForm, Stem):
     """:class:`Stem` that first converts its input to channels-last, in training and in evaluation.
 
     All submodules are called, so the only guard is for ``vmap``, which has no rule for the conversion.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         if in_functorch_transform():
-            return super().forward(x)
-        return super().forward(x.contiguous(memory_format=torch.channels_last))
+            return self.plain_forward(x)
+        return self.plain_forward(x.contiguous(memory_format=torch.channels_last))
 
 
-class TrainingMHMC(MHMC):
+class TrainingMHMC(FastForm, MHMC):
     """:class:`MHMC` with a fast weight gradient on a CPU."""
 
-    def forward(self, s: Tensor) -> Tensor:
+    def fast_forward(self, s: Tensor) -> Tensor:
         if not can_recompute(s, *self.convs):
-            return super().forward(s)
+            return self.plain_forward(s)
         convs: Any = self.convs
         heads = s.permute(0, 3, 1, 2).chunk(self.num_heads, dim=1)
         maps = [depthwise_conv2d(x, conv.weight, conv.bias) for x, conv in zip(heads, convs, strict=True)]
         return torch.stack([x.permute(0, 2, 3, 1) for x in maps], dim=-1)
 
 
-class TrainingSAA(SAA):
+class TrainingSAA(FastForm, SAA):
     """:class:`SAA` that stores the output of neither BatchNorm nor GELU."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.norm, self.act, self.reduce) or not (self.norm.training and self.norm.affine):
-            return super().forward(x)
+            return self.plain_forward(x)
         x = self.expand(x.flatten(-2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return recomputed_linear(
             self._norm_act,
@@ -71,23 +72,23 @@ class TrainingSAA(SAA):
         return self.act(x).permute(0, 2, 3, 1)
 
 
-class TrainingSAM(SAM):
+class TrainingSAM(FastForm, SAM):
     """:class:`SAM` that does not store the modulated value."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.vs, self.proj):
-            return super().forward(x)
+            return self.plain_forward(x)
         value, context = linear(x, self.vs.weight, self.vs.bias).chunk(2, dim=-1)
         modulator = self.saa(self.mhmc(context))
         return self.proj_drop(recomputed_linear(torch.mul, self.proj.weight, self.proj.bias, modulator, value))
 
 
-class TrainingMSA(MSA):
+class TrainingMSA(FastForm, MSA):
     """:class:`MSA` with faster matrix products on a CPU."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         if not can_recompute(x, self.qkv, self.proj):
-            return super().forward(x)
+            return self.plain_forward(x)
         q, k, v = linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
         out = attention(
             split_heads(q, self.num_heads),
@@ -96,16 +97,17 @@ class TrainingMSA(MSA):
             self.attn_drop_rate if self.training else 0.0,
         )
         out = out.transpose(1, 2).reshape(x.shape)
-        return self.proj_drop(linear(out + conv_bhwc(self.local_conv, v), self.proj.weight, self.proj.bias))
+        local = self.local_conv(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(linear(out + local, self.proj.weight, self.proj.bias))
 
 
-class TrainingFFN(FFN):
+class TrainingFFN(FastForm, FFN):
     """:class:`FFN` that does not store the output of GELU."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast_forward(self, x: Tensor) -> Tensor:
         dropout = self.drop.training and self.drop.p > 0
         if dropout or not can_recompute(x, self.fc1, self.dwconv, self.fc2, self.drop):
-            return super().forward(x)
+            return self.plain_forward(x)
         x = linear(x, self.fc1.weight, self.fc1.bias).permute(0, 3, 1, 2)
         x = residual_depthwise_conv2d(x, self.dwconv.weight, self.dwconv.bias).permute(0, 2, 3, 1)
         return recomputed_linear(F.gelu, self.fc2.weight, self.fc2.bias, x)

@@ -30,6 +30,14 @@ def in_functorch_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def in_dispatch_mode() -> bool:
+    """Whether a ``TorchDispatchMode`` is active, e.g. ``FlopCounterMode`` or the tracer of ``make_fx``.
+
+    Such a mode looks at each operator and knows PyTorch's own. Not to be called in compiled code.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def triton_is_supported(x: Tensor) -> bool:
     """Whether the Triton kernels can run on ``x``; false for an FX proxy."""
     device = isinstance(x, Tensor) and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))

@@ -66,7 +66,8 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        # To channels-last. Batched gradients have no rule for contiguous(memory_format=torch.channels_last).
+        grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = F.conv2d(grad, weight.flip(2, 3), padding=_padding(weight), groups=weight.shape[0])
@@ -107,4 +108,4 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     parts = [
         torch.cat([gradient(row * height, strip * STRIP) for strip in range(strips)], dim=3) for row in range(rows)
     ]
-    return torch.cat(parts, dim=2)[:, :, :h, :w]
+    return torch.cat(parts, dim=2).narrow(2, 0, h).narrow(3, 0, w)

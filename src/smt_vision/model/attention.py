@@ -6,8 +6,6 @@ Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.2
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .modulation import conv_bhwc
-
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """``(B, H, W, C) -> (B, A, H * W, C / A)``."""
@@ -22,18 +20,21 @@ class MSA(nn.Module):
         num_heads: Number of attention heads ``A``; the scale is ``(C / A) ** -0.5``.
         attn_drop_rate: Dropout rate of the attention weights.
         drop_rate: Dropout rate after the output projection.
+        dilation: Dilation of the convolution.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C)``.
     """
 
-    def __init__(self, dim: int, num_heads: int, attn_drop_rate: float = 0.0, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, attn_drop_rate: float = 0.0, drop_rate: float = 0.0, dilation: int = 1
+    ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"invalid num_heads={num_heads}: expected a divisor of dim={dim}")
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.local_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.local_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=dilation, dilation=dilation, groups=dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
@@ -46,4 +47,5 @@ class MSA(nn.Module):
             dropout_p=self.attn_drop_rate if self.training else 0.0,
         )
         out = out.transpose(1, 2).reshape(x.shape)
-        return self.proj_drop(self.proj(out + conv_bhwc(self.local_conv, v)))
+        local = self.local_conv(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(out + local))

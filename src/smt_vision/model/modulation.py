@@ -4,19 +4,13 @@
 
 Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.1.
 
-Shapes: ``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads, ``r`` expansion ratio.
+Shapes: ``B`` batch, ``H W`` grid, ``C`` channels, ``N`` convolution heads, ``r`` expansion ratio. A convolution of a
+``B H W C`` tensor is written between two permutations: it sees the same memory as a ``B C H W`` tensor in
+``torch.channels_last`` format, so no copy is made.
 """
 
 import torch
 from torch import Tensor, nn
-
-
-def conv_bhwc(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution to a channels-last tensor: ``(B, H, W, C_in) -> (B, H', W', C_out)``.
-
-    No copy is made: the convolution sees the same memory as a ``B C H W`` tensor in ``torch.channels_last`` format.
-    """
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class MHMC(nn.Module):
@@ -25,24 +19,30 @@ class MHMC(nn.Module):
     Args:
         dim: Number of channels ``C``, a multiple of ``num_heads``.
         num_heads: Number of convolution heads ``N``.
+        dilation: Dilation of the convolutions.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C / N, N)``. The last axis is the head: flattening the last two axes gives the
     interleaved channel order that SAA works on.
     """
 
-    def __init__(self, dim: int, num_heads: int = 4) -> None:
+    def __init__(self, dim: int, num_heads: int = 4, dilation: int = 1) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"invalid num_heads={num_heads}: expected a divisor of dim={dim}")
         width = dim // num_heads
         self.num_heads = num_heads
+        self.dilation = dilation
         self.convs = nn.ModuleList(
-            nn.Conv2d(width, width, kernel_size=3 + 2 * i, padding=1 + i, groups=width) for i in range(num_heads)
+            nn.Conv2d(width, width, 3 + 2 * i, padding=dilation * (1 + i), dilation=dilation, groups=width)
+            for i in range(num_heads)
         )
 
     def forward(self, s: Tensor) -> Tensor:
-        heads = s.chunk(self.num_heads, dim=-1)
-        return torch.stack([conv_bhwc(conv, heads[i]) for i, conv in enumerate(self.convs)], dim=-1)
+        heads = s.permute(0, 3, 1, 2).chunk(self.num_heads, dim=1)
+        maps = []
+        for i, conv in enumerate(self.convs):  # not a comprehension, which TorchScript cannot compile
+            maps.append(conv(heads[i]).permute(0, 2, 3, 1))
+        return torch.stack(maps, dim=-1)
 
 
 class SAA(nn.Module):
@@ -91,16 +91,23 @@ class SAM(nn.Module):
         expand_ratio: Expansion ratio ``r`` of SAA.
         aggregation: Whether SAA mixes the heads. Without it (the paper's ablation), they modulate unmixed.
         drop_rate: Dropout rate after the output projection.
+        dilation: Dilation of the convolutions of MHMC.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C)``.
     """
 
     def __init__(
-        self, dim: int, num_heads: int = 4, expand_ratio: int = 2, aggregation: bool = True, drop_rate: float = 0.0
+        self,
+        dim: int,
+        num_heads: int = 4,
+        expand_ratio: int = 2,
+        aggregation: bool = True,
+        drop_rate: float = 0.0,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.vs = nn.Linear(dim, 2 * dim)  # value and context in one product
-        self.mhmc = MHMC(dim, num_heads)
+        self.mhmc = MHMC(dim, num_heads, dilation)
         self.saa = SAA(dim, num_heads, expand_ratio) if aggregation else ConcatHeads()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check, check_head, check_heads, check_network, check_rates, expand_pattern, per_stage
 from .attention import MSA
 from .loading import convert_state
-from .modulation import SAM, conv_bhwc
+from .modulation import SAM
 
 
 class Stem(nn.Module):
@@ -55,11 +55,11 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Patch embedding between stages: ``(B, C_in, H, W) -> (B, C, ceil(H / 2), ceil(W / 2))``."""
+    """Patch embedding between stages: ``(B, C_in, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))``."""
 
-    def __init__(self, in_dim: int, dim: int) -> None:
+    def __init__(self, in_dim: int, dim: int, stride: int = 2, dilation: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=2, padding=1)
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size=3, stride=stride, padding=dilation, dilation=dilation)
         self.norm = LayerNorm2d(dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,20 +73,23 @@ class FFN(nn.Module):
         dim: Number of channels ``C``.
         hidden_dim: Number of hidden channels.
         drop_rate: Dropout rate after the GELU and after the second linear layer.
+        dilation: Dilation of the convolution.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C)``.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0, dilation: int = 1) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, kernel_size=3, padding=1, groups=hidden_dim)
+        self.dwconv = nn.Conv2d(
+            hidden_dim, hidden_dim, kernel_size=3, padding=dilation, dilation=dilation, groups=hidden_dim
+        )
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        x = self.drop(F.gelu(x + conv_bhwc(self.dwconv, x)))
+        x = self.drop(F.gelu(x + self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
         return self.drop(self.fc2(x))
 
 
@@ -100,6 +103,7 @@ class Block(nn.Module):
         layer_scale: Initial value of LayerScale; ``None`` for no LayerScale.
         drop_path: Stochastic depth rate.
         drop_rate: Dropout rate of the FFN.
+        dilation: Dilation of the FFN's convolution.
 
     Shape: ``(B, H, W, C) -> (B, H, W, C)``.
     """
@@ -112,6 +116,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         drop_rate: float = 0.0,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -119,7 +124,7 @@ class Block(nn.Module):
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.ffn = FFN(dim, int(dim * mlp_ratio), drop_rate)
+        self.ffn = FFN(dim, int(dim * mlp_ratio), drop_rate, dilation)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path2 = DropPath(drop_path)
 
@@ -130,6 +135,9 @@ class Block(nn.Module):
 
 class Stage(nn.Module):
     """Downsampling (in all but the first stage), blocks, LayerNorm.
+
+    The output is NCHW although the blocks inside are channels-last: ``stages[i]`` is the module for forward hooks,
+    Grad-CAM and attribution methods that expect feature maps ``(B, C, H, W)``. So are ``stem`` and the norms of both.
 
     Shape: ``(B, C_in, H, W) -> (B, C, H', W')``, the stage's feature map.
     """
@@ -143,8 +151,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x).permute(0, 2, 3, 1)
-        for block in self.blocks:
-            x = _checkpoint(block, x) if self.grad_checkpointing else block(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self.blocks:
+                x = _checkpoint(block, x)
+        else:
+            x = self.blocks(x)
         return self.norm(x.permute(0, 3, 1, 2))
 
 
@@ -174,6 +185,12 @@ class SMT(nn.Module):
         attn_drop_rate: Dropout rate of the attention weights.
         stem_kernel: Kernel size of the stem's first convolution; odd.
         stem_stride: Stride of the stem: 4, or 2 or 1 for small images.
+        output_stride: Largest stride of a feature map, 8, 16 or 32; ``None`` for no limit, which is 32 with four stages
+            and a stem of stride 4. A stage that would exceed it keeps the resolution of its input, and its kernels are
+            dilated instead: by the factor that is missing in the stride, or for its downsampling by that of its input.
+            The weights are the same.
+        device: Device of the parameters; ``None`` for PyTorch's default.
+        dtype: Floating point type of the parameters and buffers. They are initialized in PyTorch's default type.
 
     Raises:
         ValueError: An argument is invalid; the message has its name, its value and what was expected.
@@ -199,6 +216,9 @@ class SMT(nn.Module):
         attn_drop_rate: float = 0.0,
         stem_kernel: int = 3,
         stem_stride: int = 4,
+        output_stride: int | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         num_stages = len(embed_dims)
@@ -208,6 +228,7 @@ class SMT(nn.Module):
         conv_heads = per_stage("conv_heads", conv_heads, num_stages)
         attn_heads = per_stage("attn_heads", attn_heads, num_stages)
         check_network(in_chans, stem_kernel, stem_stride, embed_dims, depths, mlp_ratios, expand_ratio)
+        check(output_stride in (None, 8, 16, 32), "output_stride", output_stride, "one of 8, 16, 32, or None")
         check_head(num_classes, global_pool)
         check_rates(
             drop_path_rate=drop_path_rate,
@@ -221,35 +242,40 @@ class SMT(nn.Module):
         self.patterns = tuple(map(expand_pattern, mixers, depths))
         check_heads(embed_dims, self.patterns, conv_heads, attn_heads)
 
-        def block(i: int, letter: str, drop_path: float) -> Block:
+        def block(i: int, letter: str, drop_path: float, dilation: int) -> Block:
             mixer: nn.Module
             if letter == "S":
-                mixer = SAM(embed_dims[i], conv_heads[i], expand_ratio, aggregation, proj_drop_rate)
+                mixer = SAM(embed_dims[i], conv_heads[i], expand_ratio, aggregation, proj_drop_rate, dilation)
             else:
-                mixer = MSA(embed_dims[i], attn_heads[i], attn_drop_rate, proj_drop_rate)
-            return Block(embed_dims[i], mixer, mlp_ratios[i], layer_scale, drop_path, proj_drop_rate)
+                mixer = MSA(embed_dims[i], attn_heads[i], attn_drop_rate, proj_drop_rate, dilation)
+            return Block(embed_dims[i], mixer, mlp_ratios[i], layer_scale, drop_path, proj_drop_rate, dilation)
 
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        self.stem = Stem(in_chans, embed_dims[0], stem_kernel, stem_stride)
-        self.stages = nn.ModuleList()
-        for i, dim in enumerate(embed_dims):
-            blocks = [block(i, letter, next(drop_paths)) for letter in self.patterns[i]]
-            self.stages.append(Stage(dim, blocks, Downsample(embed_dims[i - 1], dim) if i > 0 else None))
-        self.feature_info = [
-            dict(num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}") for i, dim in enumerate(embed_dims)
-        ]
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        feature_info: list[dict[str, Any]] = []
+        with nullcontext() if device is None else torch.device(device):
+            self.stem = Stem(in_chans, embed_dims[0], stem_kernel, stem_stride)
+            self.stages = nn.Sequential()
+            reduction, dilation = stem_stride, 1
+            for i, dim in enumerate(embed_dims):
+                downsample = None
+                if i > 0:
+                    stride = 1 if output_stride is not None and reduction >= output_stride else 2
+                    downsample = Downsample(embed_dims[i - 1], dim, stride, dilation)
+                    reduction, dilation = reduction * stride, dilation * 2 // stride
+                blocks = [block(i, letter, next(drop_paths), dilation) for letter in self.patterns[i]]
+                self.stages.append(Stage(dim, blocks, downsample))
+                feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
+            self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.feature_info = feature_info
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         self.apply(_init_weights)
+        self.to(dtype=dtype)
 
     # --- forward ---
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map: ``(B, in_chans, H, W) -> (B, C, H / 32, W / 32)``."""
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return x
+        return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify a feature map; ``pre_logits`` skips the linear layer."""
@@ -364,7 +390,10 @@ class SMT(nn.Module):
 def _init_weights(module: nn.Module) -> None:
     """Initialise one layer as the release does."""
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        # In bfloat16, the inverse error function of a rounded sample may be infinite, and the weight 2 then.
+        weight = torch.empty_like(module.weight, dtype=torch.promote_types(module.weight.dtype, torch.float32))
+        with torch.no_grad():
+            module.weight.copy_(trunc_normal_(weight, std=0.02))
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
