@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_image
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_hidden, is_image
 from ....data.validation import ValidationReport
 from .dataset import DetectionDataset, Objects, check_boxes
 
@@ -27,8 +27,9 @@ class _Box(NamedTuple):
 def find_voc(root: Path, split: Split) -> Path | None:
     """Find the list of image names of a split; ``None`` if there is none."""
     lists = root / "ImageSets" / "Main"
-    names = TRAIN_NAMES if split == "train" else VAL_NAMES
-    return next((lists / f"{name}.txt" for name in names if (lists / f"{name}.txt").is_file()), None)
+    existing = [path.stem for path in sorted(lists.glob("*.txt"))]
+    name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, existing, lists)
+    return lists / f"{name}.txt" if name else None
 
 
 def open_voc(root: Path, list_file: Path) -> DetectionDataset:
@@ -44,8 +45,12 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
     stems = [line.split()[0] for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not stems:
         raise ValueError(f"{list_file}: no image names; expected one name per line")
-    files = {path.stem: path.name for path in sorted((root / "JPEGImages").iterdir()) if is_image(path.name)}
-    parsed = {path.stem: _parse(path, report) for path in sorted((root / "Annotations").glob("*.xml"))}
+    images, annotations = (
+        [path for path in sorted((root / folder).iterdir()) if not is_hidden(path.name)]
+        for folder in ("JPEGImages", "Annotations")
+    )
+    files = {path.stem: path.name for path in images if is_image(path.name)}
+    parsed = {path.stem: _parse(path, report) for path in annotations if path.suffix.lower() == ".xml"}
     for stem in stems:
         if stem not in files or stem not in parsed:
             report.error(

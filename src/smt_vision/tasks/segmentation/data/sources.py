@@ -4,12 +4,21 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
+from ....data.files import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    describe_suffixes,
+    first_existing,
+    is_hidden,
+    list_files,
+    warn_ignored,
+)
 from ....data.validation import ValidationReport
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import SegmentationDataset
@@ -79,13 +88,27 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _child(folder: Path, words: Sequence[str]) -> Path | None:
-    """The subfolder whose name ends in one of the words; an earlier word takes precedence."""
-    by_word = {
-        re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset"): child
-        for child in sorted(folder.iterdir(), reverse=True)
-        if child.is_dir() and not is_hidden(child.name)
-    }
-    return next((by_word[word] for word in words if word in by_word), None)
+    """The subfolder with one of the words as its name, or else as the last word of its name; an earlier word is
+    preferred.
+
+    Raises:
+        ValueError: Several subfolders match the word.
+    """
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_hidden(child.name)]
+    for word_of in (str.lower, _last_word):
+        by_word: dict[str, list[Path]] = defaultdict(list)
+        for child in children:
+            by_word[word_of(child.name)].append(child)
+        if word := first_existing(words, by_word, folder):
+            if len(by_word[word]) > 1:
+                names = ", ".join(child.name for child in by_word[word])
+                raise ValueError(f"{folder}: several folders for {word}: {names}; keep one of them, or name it {word}")
+            return by_word[word][0]
+    return None
+
+
+def _last_word(name: str) -> str:
+    return re.split(r"[-_ ]", name.lower())[-1].removesuffix("dataset")
 
 
 def _pairs(images: Path, labels: Path) -> dict[str, str]:
@@ -107,17 +130,14 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
         report.warning(f"label maps in {labels} without an image", name, "ignored")
     report.raise_errors()
     if not pairs:
-        raise ValueError(f"{images}: no images; expected {LAYOUT}")
+        raise ValueError(f"{images}: no images ({describe_suffixes(list_files(images).others)}); expected {LAYOUT}")
     return pairs
 
 
 def _files(folder: Path) -> list[str]:
-    names = (
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
-    return sorted(name for name in names if is_image(name) and not is_hidden(name))
+    listing = list_files(folder)
+    warn_ignored(folder, listing.others)
+    return sorted(listing.images)
 
 
 def _class_names(root: Path) -> _Names:
