@@ -84,14 +84,15 @@ def _is_hidden_part(part: str) -> bool:
 def list_files(root: Path) -> Listing:
     """List a directory recursively, in a fixed order.
 
-    Symbolic links are followed, except those to a directory that the link itself is in. A broken link counts as a file.
+    Symbolic links are followed, except those to a directory that contains them. A broken link counts as a file.
 
     Raises:
         OSError: If a directory cannot be read.
     """
     listing = Listing([], [], [])
     loops: list[str] = []
-    pending = [("", str(root), frozenset({_identity(root)}))]
+    real = root.resolve()
+    pending = [("", str(root), frozenset(map(_identity, (real, *real.parents))))]
     while pending:
         prefix, folder, above = pending.pop()
         with os.scandir(folder) as entries:
@@ -110,7 +111,7 @@ def list_files(root: Path) -> Listing:
             else:
                 listing.others.append(name)
     if loops:
-        log.warning("%s: ignored %d links to a directory that they are in, e.g. %s", root, len(loops), loops[0])
+        log.warning("%s: ignored %d links to a directory that contains them, e.g. %s", root, len(loops), loops[0])
     return listing
 
 

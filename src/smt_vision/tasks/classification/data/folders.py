@@ -173,10 +173,10 @@ def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None,
         if below:
             (flat if len(below) == 1 else deep).add(top)
     inside = [folder.removeprefix(root).partition("/") for folder in listing.folders if folder.startswith(root)]
-    deep |= {top for top, _, below in inside if below} - flat  # class folders without images, an error further on
     named = {top.lower(): top for top in sorted({top for top, _, _ in inside}) if top.lower() in SPLIT_NAMES}
-    splits = [top for top in named.values() if top in deep]
     others = sorted((flat | deep) - set(named.values()))
+    deep |= {top for top, _, below in inside if below} - flat  # class folders without images, an error further on
+    splits = [top for top in named.values() if top in deep]
     if not splits and (others or not named):
         return None, None
     train, val = (next((named[name] for name in names if name in named), None) for names in (TRAIN_NAMES, VAL_NAMES))
@@ -184,13 +184,13 @@ def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None,
     # Classes that are in both folders show that these are splits; other folders are then ignored, with a warning.
     are_splits = train and val and _classes_in(listing, f"{root}{train}/") & _classes_in(listing, f"{root}{val}/")
     if without_classes or (others and not are_splits):
-        names = first_few([f"{top}/" for top in named.values()])
-        missing, more = (first_few([f"{top}/" for top in tops]) for tops in (without_classes, others))
-        problem = f"no class folders in {missing}" if missing else f"class folders in {names}, and {more} next to it"
+        lacking, more = (first_few([f"{root}{top}/" for top in tops]) for tops in (without_classes, others))
+        top = (without_classes or splits)[0]
+        problem = f"no class folders in {lacking}" if lacking else f"class folders in {root}{top}/, but also {more}"
         raise ValueError(
-            f"{where}: {problem}. If {names} are splits, expected class folders in each, e.g. train/cat/1.jpg, and no "
-            "images elsewhere; if they are classes, expected images directly in them, e.g. train/1.jpg, and folders of "
-            "other classes next to them"
+            f"{where}: {problem}. If {top} is a split, expected class folders in it, e.g. {top}/cat/1.jpg, and only "
+            f"other splits next to it. If {top} is a class, put the folders of all classes into a folder train, e.g. "
+            f"train/{top}/1.jpg"
         )
     return f"{root}{train}/" if train else None, f"{root}{val}/" if val else None
 
@@ -226,32 +226,39 @@ def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[i
     report = ValidationReport(where)
     _check_names(report, set(by_folder))
     parents = {os.path.dirname(folder) for folder in listing.folders}
+    others: dict[str, list[str]] = defaultdict(list)
+    for name in listing.others:
+        others[os.path.dirname(name)].append(name)
     for folder in sorted(set(listing.folders) - by_folder.keys() - parents):
         if folder.startswith(root):
-            files = [name for name in listing.others if os.path.dirname(name) == folder]
-            case = f"{folder} ({describe_suffixes(files)})"
-            report.error("class folders without images", case, "add images, or remove these folders")
+            case = f"{folder} ({describe_suffixes(others[folder])})"
+            report.error(
+                "class folders without images", case, "add images that Pillow can decode, or remove these folders"
+            )
     report.raise_errors()
+    if len({os.path.dirname(folder) for folder in by_folder}) > 1:
+        log.warning(
+            "%s: the class folders are in several folders: %s; only the innermost folder is the class",
+            where, first_few(sorted(by_folder)),
+        )  # fmt: skip
     return {_class_of(folder): rows for folder, rows in by_folder.items()}
 
 
 def _check_names(report: ValidationReport, folders: set[str]) -> None:
     """Check that each class has one folder, and that no class folder is inside of another one."""
     by_class: dict[str, list[str]] = defaultdict(list)
-    nested = len({os.path.dirname(folder) for folder in folders}) > 1
     for folder in sorted(folders):
         by_class[_class_of(folder)].append(folder)
         outer = next((str(parent) for parent in PurePosixPath(folder).parents if str(parent) in folders), None)
         if outer:
             fix = "the folder that an image is in is its class; keep the images of a class in one folder"
             report.error("class folders inside of a class folder", f"{folder} in {outer}", fix)
-        elif nested:
-            report.warning("class folders in several parent folders", folder, "only the innermost folder is the class")
     for name, same in by_class.items():
         if len(same) > 1:
             # Names that differ only in Unicode normalization look the same.
             alike = len({unicodedata.normalize("NFC", folder) for folder in same}) < len(same)
             shown = " and ".join(ascii(folder) if alike else folder for folder in same[:SHOWN])
+            shown += " ..." if len(same) > SHOWN else ""
             fix = (
                 "the folder that an image is in is its class; rename these folders, or, if their parent folders are "
                 "the classes, move the images up into these"

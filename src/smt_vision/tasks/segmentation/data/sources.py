@@ -120,9 +120,14 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
         if other != name:
             report.error("label maps exist with two suffixes", f"{labels / name}", "keep one of each")
     pairs: dict[str, str] = {}
+    stems: dict[str, str] = {}
     for name in _files(images):
-        label = by_stem.pop(os.path.splitext(name)[0], None)
-        if label is None:
+        stem = os.path.splitext(name)[0]
+        other = stems.setdefault(stem, name)
+        label = by_stem.pop(stem, None)
+        if other != name:
+            report.error("images exist with two suffixes", f"{images / name}", "keep one of each")
+        elif label is None:
             report.error(f"images without a label map in {labels}", name, "add the label maps or remove the images")
         else:
             pairs[name] = label
