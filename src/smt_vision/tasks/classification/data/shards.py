@@ -42,14 +42,14 @@ def list_shards(root: Path) -> list[Path]:
     Returns:
         Paths of the .tar files; empty for a directory that is not a dataset of shards.
     """
-    shards = [path for name in TRAIN_NAMES + VAL_NAMES for path in _tars_in(root / name)]
+    shards = [path for name in TRAIN_NAMES + VAL_NAMES for path in _tars(root / name)]
     if shards or any(path.is_dir() and not is_hidden(path.name) for path in root.iterdir()):
         return shards
-    return _tars_in(root)
+    return _tars(root)
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*.tar")) if not is_hidden(path.name)]
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".tar" and not is_hidden(path.name))
 
 
 def open_shards(shards: list[Path], where: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
