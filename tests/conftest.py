@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
+from smt_vision.model.official import to_official
 from tiny_run import tiny, write_split
 
 
@@ -33,6 +35,20 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(onednn, "available", lambda dtype: False)
     elif not onednn.available(torch.float32):
         pytest.skip("this build of torch has no oneDNN operators of the known form")
+
+
+@pytest.fixture(scope="session")
+def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``smt_tiny.pth`` as torch.hub keeps what it has fetched, with random weights and running statistics."""
+    path = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / "smt_tiny.pth"
+    path.parent.mkdir(parents=True)
+    model = timm.create_model("smt_tiny")
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    torch.save({"model": to_official(model.state_dict())}, path)
+    return path
 
 
 @pytest.fixture(scope="session")

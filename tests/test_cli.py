@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -21,6 +24,7 @@ from torch import nn
 
 import smt_vision
 from command import answer, refusal, run
+from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
 from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
@@ -28,7 +32,7 @@ from smt_vision.cli.train import _free_folder
 from smt_vision.engine.loop import train
 from smt_vision.model.official import to_official
 from smt_vision.recipe import Recipe
-from smt_vision.tasks import RECIPES
+from smt_vision.tasks import RECIPES, get_task
 from smt_vision.tasks.classification.config import ClassificationAugment
 from tiny_run import COLORS, tiny, write_config, write_images
 
@@ -569,3 +573,127 @@ def test_eval_of_more_classes_than_the_model_raises(trained: Path, tmp_path: Pat
     error = refusal(capsys, 1, "eval", trained, "--data", data, "--workers", "0")
     assert "4 classes" in error
     assert mentions(error, "3")
+
+
+# Weights
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of empty caches, where nothing can be downloaded: an unknown host, and the Hub's offline mode."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def unknown_host(*_: Any, **__: Any) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", unknown_host)
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "nuclei_mask_rcnn", "camvid_upernet"])
+@pytest.mark.parametrize(("model", "where"), [
+    ("smt_tiny", "torch/hub/checkpoints/smt_tiny.pth"),
+    ("resnet18", "models--timm--resnet18.a1_in1k to .*/hub;"),
+    ("smt_atto", "No pretrained weights exist for smt_atto"),
+])  # fmt: skip
+def test_train_without_pretrained_weights_names_the_options_before_it_opens_data(
+    recipe: str, model: str, where: str, offline: Path, capsys: Capture
+) -> None:
+    arguments = ["--model", model, "--pretrained", "true", "--data", offline / "absent", "--run", offline / "run"]
+    error = refusal(capsys, 1, "train", recipe, *arguments)
+    message = error.splitlines()[-1]
+    assert re.search(rf"smt train: error: .*{where}.*--checkpoint FILE.*--pretrained false", message)
+    assert "pretrained_cfg_overlay" not in error
+    assert not (offline / "run").exists()
+
+
+@pytest.mark.parametrize("command", [
+    ["predict", "MODEL", "IMAGE"], ["eval", "MODEL", "--data", "absent"], ["export", "MODEL", "--format", "onnx"]
+], ids=lambda words: words[0])  # fmt: skip
+@pytest.mark.parametrize(("model", "remedy"), [
+    ("smt_large.in22k", r"torch/hub/checkpoints/smt_large_22k\.pth; or pass .* file of weights instead of smt_large\."),
+    ("resnet18", r"models--timm--resnet18\.a1_in1k to .*/hub; or pass local-dir:FOLDER instead of resnet18"),
+])  # fmt: skip
+def test_use_without_pretrained_weights_names_the_options(
+    command: list[str], model: str, remedy: str, colored: Path, offline: Path, capsys: Capture
+) -> None:
+    image = next((colored / "val").rglob("*.png"))
+    error = refusal(capsys, 1, *({"MODEL": model, "IMAGE": image}.get(word, word) for word in command))
+    assert re.search(rf"smt {command[0]}: error: .*{remedy}", error)
+    assert "pretrained_cfg_overlay" not in error
+
+
+def test_weights_without_a_head(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = timm.create_model("smt_atto", num_classes=0)
+    path = tmp_path / "headless.pth"
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in to_official(model.state_dict()).items()}}, path)
+    for arguments in (
+        ["predict", path, colored],
+        ["eval", path, "--data", colored],
+        ["export", path, "--format", "onnx"],
+    ):
+        error = refusal(capsys, 1, *arguments)
+        assert re.search(r"headless\.pth: weights of smt_atto without a classifier.*--checkpoint.*backbone", error)
+    assert answer(capsys, "info", path)["parameters"] == sum(p.numel() for p in model.parameters())
+    assert run("convert", path, tmp_path / "converted.safetensors") == 0
+    assert load_file(tmp_path / "converted.safetensors").keys() == model.state_dict().keys()
+
+
+def test_checkpoints_of_other_programs_in_commands(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = timm.create_model("smt_atto", num_classes=3).eval()
+    state = {f"module.{k}": v for k, v in to_official(model.state_dict()).items()}
+    path = tmp_path / "model_best.pth.tar"
+    torch.save({"state_dict": state, "args": Namespace(lr=0.1), "epoch": 3}, path)
+    image = next((colored / "val").rglob("*.png"))
+    (result,) = answer(capsys, "predict", path, image)
+    (expected,) = smt_vision.load(path)([image])
+    assert (result["label"], result["score"]) == (expected.label, expected.score)
+
+
+@pytest.mark.parametrize("model", ["smt_atto", "resnet18"])
+def test_training_starts_from_a_prefixed_file(model: str, colored: Path, tmp_path: Path) -> None:
+    source = timm.create_model(model, num_classes=5)
+    state = {f"backbone.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"state_dict": {**state, "neck.weight": torch.ones(1)}, "meta": {}}, tmp_path / "other.pth")
+    recipe = tiny(colored, model=model, model_args={}, checkpoint=str(tmp_path / "other.pth"))
+    training = get_task("classify").training(recipe)
+    own, heads = training.model.state_dict(), ("head.fc.", "fc.")
+    for key, value in source.state_dict().items():
+        assert key.startswith(heads) or torch.equal(own[key], value), key
+
+
+def test_a_resumed_run_needs_no_initial_weights(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    initial, folder = tmp_path / "initial.pth", tmp_path / "run"
+    recipe = tiny(colored, checkpoint=str(initial))
+    torch.save(timm.create_model(recipe.model, num_classes=3, **recipe.model_args).state_dict(), initial)
+    whole = train(recipe, tmp_path / "whole", display=False)
+    train(recipe, folder, display=False, max_steps=2)
+    initial.unlink()
+    assert answer(capsys, "train", "--resume", folder)["step"] == whole.total_steps
+    resumed = checkpoints.load(folder / "last.pt")
+    assert resumed.state["recipe"]["checkpoint"] == str(initial)
+    expected = checkpoints.load(tmp_path / "whole" / "last.pt").weights
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.weights.items())
+
+
+def test_detectors_and_segmenters_start_from_a_prefixed_file(shapes: Path, scenes: Path, tmp_path: Path) -> None:
+    for recipe in (shapes_recipe(shapes), scenes_recipe(scenes)):
+        source = timm.create_model(recipe.model, num_classes=5, **recipe.model_args)
+        state = {f"net.encoder.{k}": v for k, v in to_official(source.state_dict()).items()}
+        torch.save({**state, "decoder.weight": torch.ones(1)}, tmp_path / "other.pth")
+        training = get_task(recipe.task).training(replace(recipe, checkpoint=str(tmp_path / "other.pth")))
+        own = {key.rpartition("net.model.")[2]: value for key, value in training.model.state_dict().items()}
+        for key, value in source.state_dict().items():
+            assert key.startswith("head.") or torch.equal(own[key], value), key
+
+
+def test_the_early_look_at_pretrained_weights_changes_no_random_numbers(colored: Path) -> None:
+    """Weights that ship with the package: the model built before the data is opened draws from its own generator."""
+    recipe = tiny(colored, model="smt_femto.cifar10", model_args={}, pretrained=True)
+    torch.manual_seed(0)
+    head = get_task("classify").training(recipe).model.get_classifier().weight
+    torch.manual_seed(0)
+    model = timm.create_model("smt_femto.cifar10", pretrained=True, num_classes=3, in_chans=3)
+    assert torch.equal(head, model.get_classifier().weight)

@@ -191,3 +191,21 @@ def test_a_failed_write_leaves_the_old_target(tmp_path: Path, monkeypatch: pytes
         convert_file(source, tmp_path / "b.pth")
     assert (tmp_path / "b.pth").read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "b.pth"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt", "model_best.pth.tar", "weights"])
+def test_any_source_is_converted_and_the_network_around_it_is_left_out(name: str, tmp_path: Path) -> None:
+    state = official_state()
+    network = {**{f"net.rgb.{k}": v for k, v in state.items()}, "decoder.weight": torch.zeros(1)}
+    torch.save({"state_dict": network, "epoch": 3}, tmp_path / name)
+    report = convert_file(tmp_path / name, tmp_path / "ours.safetensors")
+    assert (report.direction, report.variant) == ("official -> ours", VARIANT)
+    convert_file(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+    assert_identical(read(tmp_path / "back.pth")["model"], state)  # type: ignore[arg-type]
+
+
+def test_several_networks_are_refused(tmp_path: Path) -> None:
+    state = official_state()
+    torch.save({f"{name}.{k}": v for name in ("rgb", "depth") for k, v in state.items()}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"two\.pth: contains several SMTs.*'depth\.', 'rgb\.'"):
+        convert_file(tmp_path / "two.pth", tmp_path / "ours.pth")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import smt_vision
 from command import answer, refusal, run
 from drawn_sets import CATEGORIES, CLASSES, scenes_recipe
+from smt_vision.data.files import find_images
 from smt_vision.data.padding import pad_together
 from smt_vision.engine.loop import train
 from smt_vision.recipe import Input
@@ -150,7 +151,7 @@ def test_coco_results() -> None:
     coco = pytest.importorskip("faster_coco_eval")
     mask = pytest.importorskip("faster_coco_eval.core.mask")
     (found,) = fixed_detector()([Image.new("RGB", (40, 20))])
-    rows = coco_results(found, 7, [1, 4])
+    rows = coco_results(found, 7, "a.png", [1, 4])
     assert [(row["image_id"], row["category_id"], row["category"]) for row in rows] == [
         (7, 4, "triangle"), (7, 1, "square")
     ]  # fmt: skip
@@ -594,3 +595,130 @@ def test_detector_exports_that_are_refused(detector_run: Path, shapes: Path, tmp
     assert "0.png, 1.png, 2.png, 3.png" in error
     assert "score_threshold" in error
     assert not list(tmp_path.iterdir())
+
+
+# --- identity of images ---
+
+
+def write_frames(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20)).save(folder / name)
+    return folder
+
+
+def write_entries(path: Path, **ids: Any) -> Path:
+    """An annotation file with an id by file name."""
+    images = [{"id": id, "file_name": name, "width": 40, "height": 20} for name, id in ids.items()]
+    path.write_text(json.dumps({"images": images, "categories": CATEGORIES, "annotations": []}), encoding="utf-8")
+    return path
+
+
+def saved_ids(images: list[Any], out: Path, annotations: Path | None = None) -> dict[str, Any]:
+    """Image id by file name, as saved."""
+    detector = fixed_detector()
+    file, drawn = detector.save(detector.stream(images), out, images=images, annotations=annotations)
+    rows = json.loads(file.read_text())
+    assert len({row["file_name"] for row in rows}) == len({row["image_id"] for row in rows}) == len(rows) / 2
+    assert len([path for path in drawn.rglob("*") if path.is_file()]) == len(rows) / 2
+    return {row["file_name"]: row["image_id"] for row in rows}
+
+
+def test_same_base_names_keep_their_folders(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "frames", "cam1/0001.png", "cam2/0001.png", "cam2/b/0001.jpg", "0001.png")
+    ids = saved_ids(find_images([folder]), tmp_path / "found")
+    assert ids == {"0001.png": 1, "cam1/0001.png": 2, "cam2/0001.png": 3, "cam2/b/0001.jpg": 4}
+
+
+def test_ids_by_path_can_be_read_by_coco(tmp_path: Path) -> None:
+    coco = pytest.importorskip("faster_coco_eval")
+    folder = write_frames(tmp_path / "frames", "cam1/0001.png", "cam2/0001.png", "cam2/0002.png")
+    names = {"cam2/0001.png": 0, "cam1/0001.png": 2**60, "cam2/0002.png": 7.0}
+    annotations = write_entries(tmp_path / "frames.json", **names)
+    assert saved_ids(find_images([folder]), tmp_path / "found", annotations) == names
+    truth = coco.COCO(json.loads(annotations.read_text()))
+    loaded = truth.loadRes(json.loads((tmp_path / "found" / "detections.json").read_text()))
+    assert sorted(a["image_id"] for a in loaded.anns.values()) == [0, 0, 7, 7, 2**60, 2**60]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "in_other_folder"),
+    [("cam1/0001.png", False), ("./cam1/0001.png", False), ("cam1\\0001.png", False), ("0001.png", False),
+     ("frames//cam1/0001.png", False), ("images/0001.png", True), ("../upload/cam2/0001.png", True)],
+)  # fmt: skip
+def test_file_name_of_an_image_as_programs_write_it(
+    tmp_path: Path, file_name: str, in_other_folder: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_frames(tmp_path / "frames", "cam1/0001.png")
+    annotations = write_entries(tmp_path / "x.json", **{file_name: "text", "other/0002.png": 2})
+    assert saved_ids([str(folder / "cam1" / "0001.png")], tmp_path / "found", annotations) == {"0001.png": "text"}
+    assert (f"is {file_name}" in caplog.text) == in_other_folder
+
+
+def test_accents_match_in_any_encoding(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9/1.png", "cafe\u0301/1.png"
+    for k, (stored, listed) in enumerate([(composed, decomposed), (decomposed, composed)]):
+        folder = write_frames(tmp_path / str(k), stored, "2.png")
+        annotations = write_entries(tmp_path / "x.json", **{listed: 5, "2.png": 6})
+        assert saved_ids(find_images([folder]), folder / "found", annotations) == {stored: 5, "2.png": 6}
+
+
+@pytest.mark.parametrize(
+    ("images", "entries", "message"),
+    [
+        (["0001.png"], {"cam1/0001.png": 1, "cam2/0001.png": 2}, r"/0001\.png may be cam1/0001\.png or cam2/0001\.png"),
+        (["a/0001.png", "b/0001.png"], {"0001.png": 1}, r"a/0001\.png and .*b/0001\.png .*id 1\b"),
+        (["a/0001.png", "b/0001.png"], {"a/0001.png": 1, "b/0001.png": 1}, r"a/0001\.png and .*b/0001\.png .*id 1\b"),
+        (["a/0001.png", "b/0001.png"], {"a/0001.png": 1, "c/0001.png": 2}, r"1 of the 2 images, e\.g\. b/0001\.png"),
+        (["x.PNG"], {"x.png": 1}, r"1 of the 1 images, e\.g\. x\.PNG"),
+        (["x.png"], {"x.png": None}, r"image id None of x\.png"),
+        (["x.png"], {"x.png": True}, r"image id True of x\.png"),
+        (["x.png"], {"x.png": 1.5}, r"image id 1\.5 of x\.png"),
+        (["x.png"], {"": 1}, "not a COCO annotation file"),
+    ],
+)
+def test_ambiguous_and_missing_images_are_refused(
+    tmp_path: Path, images: list[str], entries: dict[str, Any], message: str
+) -> None:
+    write_frames(tmp_path / "frames", *images)
+    annotations = write_entries(tmp_path / "x.json", **entries)
+    with pytest.raises(ValueError, match=message):
+        saved_ids([tmp_path / "frames" / name for name in images], tmp_path / "found", annotations)
+    assert not (tmp_path / "found" / "detections.json").exists()
+
+
+def test_pil_images_have_no_entry_in_annotations(tmp_path: Path) -> None:
+    annotations = write_entries(tmp_path / "x.json", **{"0.png": 1, "0": 2})
+    with pytest.raises(ValueError, match=r"image 0 has no file name.*x\.json"):
+        saved_ids([Image.new("RGB", (40, 20))], tmp_path / "found", annotations)
+
+
+def test_links_are_images_of_their_own(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "frames", "store/1.png")
+    for name in ("cam1", "cam2"):
+        (folder / name).mkdir()
+        (folder / name / "0001.png").symlink_to(folder / "store" / "1.png")
+    ids = saved_ids(find_images([folder]), tmp_path / "found")
+    assert set(ids) == {"cam1/0001.png", "cam2/0001.png", "store/1.png"}
+
+
+def test_images_given_twice_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_frames(tmp_path / "frames", "1.png")
+    monkeypatch.chdir(tmp_path)
+    for images in ([folder / "1.png", folder / "1.png"], ["frames/1.png", str(folder / "1.png")]):
+        with pytest.raises(ValueError, match=r"1\.png is given twice"):
+            saved_ids(images, tmp_path / "found")
+
+
+def test_predict_takes_a_file_and_its_folder_once(
+    detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for camera in ("cam1", "cam2"):
+        write_frames(tmp_path / "frames", f"{camera}/0.png")
+    monkeypatch.chdir(tmp_path)
+    words = ("predict", detector_run, "frames/cam1/0.png", "frames", tmp_path / "frames" / "cam2")
+    printed = answer(capsys, *words, "--out", "found", "--detect.score_threshold", "0")
+    assert [item["id"] for item in printed] == ["frames/cam1/0.png", "frames/cam2/0.png"]
+    rows = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert {(row["file_name"], row["image_id"]) for row in rows} <= {("cam1/0.png", 1), ("cam2/0.png", 2)}
+    assert sorted(path.parent.name for path in (tmp_path / "found" / "drawn").rglob("*.png")) == ["cam1", "cam2"]

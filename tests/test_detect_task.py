@@ -232,6 +232,24 @@ def test_missing_masks_are_refused_before_training(tmp_path: Path) -> None:
     assert DetectionTraining(shapes_recipe(boxes, "faster_rcnn")).primary_metric == "box_ap"
 
 
+def test_invalid_mask_of_the_validation_set_is_refused_before_training(tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "set", images=1)
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    image, broken = content["images"][0], content["annotations"][1]
+    broken["segmentation"] = {"size": [image["height"], image["width"]], "counts": "PPYo1"}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"instances_val\.json: 1 RLE masks.*annotation {broken['id']} .*PPYo1"):
+        DetectionTraining(shapes_recipe(folder))
+
+
+def test_training_objects_below_min_box_are_refused(tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "set", images=1)
+    recipe = shapes_recipe(folder)
+    with pytest.raises(ValueError, match=r"drops 2 of 2 objects.*min_box=1000 .*2 classes: square, triangle"):
+        DetectionTraining(replace(recipe, detect=replace(recipe.detect, min_box=1000)))
+
+
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "set", images=1)
     file = folder / "annotations" / "instances_val.json"

@@ -117,6 +117,37 @@ def test_crowds_are_ignored() -> None:
     assert (out["box_ap"], out["mask_ap"], out["objects"]) == (100.0, 100.0, 1)
 
 
+def test_crowds_without_a_mask_are_their_box() -> None:
+    crowd = [0.0, 120, 200, 80]
+    ground_truth = truth((10, 7, BIG), (10, 7, crowd), crowd=(1,))
+    del ground_truth["annotations"][1]["segmentation"]
+    metric = metrics(ground_truth)
+    add(metric, 10, (BIG, 0.5, 0), ([20.0, 130, 30, 30], 0.9, 0))
+    out = metric.compute()
+    assert (out["box_ap"], out["mask_ap"], out["objects"]) == (100.0, 100.0, 1)
+
+
+@pytest.mark.parametrize("first", [0, -3, 2**62])
+def test_ids_do_not_matter(first: int) -> None:
+    def run(offset: int) -> dict[str, Any]:
+        ground_truth, found = random_dataset()
+        for image in ground_truth["images"]:
+            image["id"] += offset
+        for number, entry in enumerate(ground_truth["annotations"]):
+            entry["id"] = 1 + offset + number
+            entry["image_id"] += offset
+            entry["category_id"] += offset
+        for category in ground_truth["categories"]:
+            category["id"] += offset
+        metric = DetectionMetrics(ground_truth, ("dog", "cat"), (7 + offset, 3 + offset), masks=True)
+        for image, detections in found.items():
+            add(metric, image + offset, *detections)
+        assert {row["image_id"] for row in metric.detections()} == {image + offset for image in found}
+        return metric.compute()
+
+    assert run(first - 1) == run(0)
+
+
 def test_no_detections() -> None:
     metric = metrics(truth((10, 7, BIG)))
     add(metric, 10)

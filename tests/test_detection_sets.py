@@ -5,18 +5,27 @@ import json
 import logging
 import pickle
 import re
+import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dense_sets import Json, annotation, coco_content, encode_rle, write_coco, write_voc
 from smt_vision.data.decode import decode
 from smt_vision.data.region import Region
+from smt_vision.data.validation import ValidationReport
+from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.data.dataset import DetectionDataset
 from smt_vision.tasks.detection.data.masks import rasterize_masks
+from smt_vision.tasks.detection.data.segmentations import check_segmentations
 from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.detection.data.transforms import check_training_sizes
+from smt_vision.tasks.detection.metrics import DetectionMetrics
 
 
 def opened(root: Path, change: Callable[[Json], object] = lambda content: None) -> DetectionDataset:
@@ -85,6 +94,20 @@ def test_file_and_folder_names(tmp_path: Path, file: str, folder: str) -> None:
     assert images.read(0)[0] == tmp_path / folder / "a.png"
 
 
+@pytest.mark.parametrize(("folder", "prefix"), [("images", "images/"), ("images/train", "train/"), ("train", "train/")])
+def test_file_names_that_begin_with_a_folder(tmp_path: Path, folder: str, prefix: str) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "moved")
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    (tmp_path / "moved").rename(tmp_path / folder)
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_text(file.read_text().replace('"file_name": "', f'"file_name": "{prefix}'))
+    images = open_detection(str(tmp_path), "train")
+    assert [images.read(i)[0] for i in range(3)] == [
+        tmp_path / folder / name for name in ("a.png", "b.png", "sub/c.png")
+    ]
+
+
 def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     other = copy.deepcopy(coco_content())
     write_coco(tmp_path, other, "test")
@@ -139,7 +162,7 @@ ERRORS: list[tuple[Callable[[Json], object], str]] = [
     (set_field("categories", 1, id=44), r"1 category ids.*: 44"),
     (set_field("images", 1, file_name="no.png"), r"1 images.*train: no\.png"),
     (set_field("images", 1, file_name=None), r"1 images.*file_name.*: 3"),
-    (set_field("images", 1, width="9"), r"1 images.*width.*: 3"),
+    (set_field("images", 1, width="wide"), r"1 images.*width.*: 3"),
     (set_field("images", 1, width=0), r"1 images.*size.*: b\.png"),
     (set_field("annotations", 2, bbox=[1, 2, 3]), r"1 annotations.*bbox.*: 2 \(\[1, 2, 3\]\)"),
     (set_field("annotations", 2, bbox=[9, 9, -1, 3]), r"1 boxes.*: annotation 2 \(a\.png\)"),
@@ -186,7 +209,7 @@ def test_tolerated_problems_are_logged(tmp_path: Path, caplog: pytest.LogCapture
 
     images = opened(tmp_path, change)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [re.search(r"(\d\d) \(b\.png\)", message)[1] for message in warnings] == ["21", "20", "22"]  # type: ignore[index]
+    assert [re.search(r"(\d\d) \(b\.png\)", message)[1] for message in warnings] == ["22", "21", "20"]  # type: ignore[index]
     target = images.read(1)[1]
     assert target["boxes"][1].tolist() == [0, 40, 8.5, 50]
     (stored,) = (entry for entry in images.ground_truth()["annotations"] if entry["id"] == 20)
@@ -218,6 +241,354 @@ def test_invalid_folders(tmp_path: Path) -> None:
     (annotations / "instances_train2.json").write_text("{}")
     with pytest.raises(ValueError, match=r"train.*: instances_train\.json, instances_train2\.json"):
         open_detection(str(tmp_path), "train")
+
+
+# COCO JSON as other tools write it
+
+
+def change_all(place: str, *drop: str, **fields: Callable[[Any], object]) -> Callable[[Json], object]:
+    """Drop fields of all entries, and replace others by a function of their value."""
+
+    def change(content: Json) -> None:
+        for entry in content[place]:
+            for key in drop:
+                del entry[key]
+            entry.update({key: function(entry[key]) for key, function in fields.items()})
+
+    return change
+
+
+def chain(*changes: Callable[[Json], object]) -> Callable[[Json], object]:
+    return lambda content: [change(content) for change in changes]
+
+
+def box_rle(**changed: object) -> Json:
+    """The mask of annotation 9, with other fields."""
+    return {"segmentation": encode_rle(30, 40, (0, 20, 40, 30)) | changed}
+
+
+FLOAT_COUNTS = [float(count) for count in encode_rle(30, 40, (0, 20, 40, 30))["counts"]]
+SAME: dict[str, Callable[[Json], object]] = {
+    "ids as text": chain(
+        change_all("images", id=str), change_all("annotations", id=str, image_id=str, category_id=str),
+        change_all("categories", id=str),
+    ),
+    "ids as floats": chain(
+        change_all("images", id=float), change_all("annotations", id=float, image_id=float, category_id=float),
+        change_all("categories", id=float),
+    ),
+    "ids as text in the images only": change_all("images", id=lambda id: f" {id} "),
+    "sizes as floats": change_all("images", width=float, height=float),
+    "sizes as text": change_all("images", width=str, height=str),
+    "iscrowd as text": change_all("annotations", iscrowd=str),
+    "iscrowd as a boolean": change_all("annotations", iscrowd=bool),
+    "iscrowd as text of a boolean": change_all("annotations", iscrowd=lambda flag: str(bool(flag))),
+    "iscrowd as a float": change_all("annotations", iscrowd=float),
+    "iscrowd null unless 1": change_all("annotations", iscrowd=lambda flag: flag or None),
+    "no areas": change_all("annotations", "area"),
+    "areas null": change_all("annotations", area=lambda area: None),
+    "areas as text": change_all("annotations", area=str),
+    "areas 0": change_all("annotations", area=lambda area: 0),
+    "areas NaN": change_all("annotations", area=lambda area: float("nan")),
+    "no boxes": change_all("annotations", "bbox"),
+    "boxes null": change_all("annotations", bbox=lambda box: None),
+    "boxes empty": change_all("annotations", bbox=lambda box: []),
+    "counts as floats": set_field("annotations", 3, **box_rle(counts=FLOAT_COUNTS)),
+    "RLE size as floats": set_field("annotations", 3, **box_rle(size=[30.0, 40.0])),
+    "empty polygon": set_field("annotations", 0, segmentation=[[2, 3, 12, 3, 12, 23, 2, 23], []]),
+    "file name with ./": set_field("images", 0, file_name="./a.png"),
+    "file name with ..": set_field("images", 0, file_name="../train/a.png"),
+    "file name with folder": set_field("images", 0, file_name="sub/../a.png"),
+    "Windows file name": set_field("images", 2, file_name="sub\\c.png"),
+    "blanks around a class name": set_field("categories", 0, name=" bottle "),
+    "unused class": lambda content: content["categories"].append({"id": 0, "name": "all", "supercategory": "none"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_form_of_a_field_does_not_change_the_dataset(tmp_path: Path, form: str) -> None:
+    def content_of(images: DetectionDataset) -> Json:
+        truth = images.ground_truth()
+        return {key: sorted(truth[key], key=lambda entry: entry["id"]) for key in ("images", "annotations")}
+
+    assert content_of(opened(tmp_path / "b", SAME[form])) == content_of(opened(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_encoding_of_the_file(tmp_path: Path, encoding: str) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_bytes(file.read_text().encode(encoding))
+    assert len(open_detection(str(tmp_path), "train")) == 3
+
+
+@pytest.mark.parametrize("offset", [0, -20, 2**62])
+def test_ids_may_be_any_integer(tmp_path: Path, offset: int) -> None:
+    def shift(id: int) -> int:
+        return offset + id - 1
+
+    images = opened(
+        tmp_path,
+        chain(
+            change_all("images", id=shift),
+            change_all("annotations", id=shift, image_id=shift, category_id=shift),
+            change_all("categories", id=shift),
+        ),
+    )
+    assert images.image_ids.tolist() == [offset + 6, offset + 2, offset + 89]
+    assert images.category_ids == (offset + 17, offset + 43)
+    assert images.read(0)[1]["ids"].tolist() == [offset, offset + 1, offset + 8]
+    assert json.dumps(images.ground_truth())  # plain integers
+
+
+def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
+    images = opened(tmp_path, change_all("annotations", "id"))
+    assert [images.read(i)[1]["ids"].tolist() for i in range(3)] == [[2, 3, 4], [1], []]
+
+
+def test_missing_box_and_area_are_those_of_the_mask(tmp_path: Path) -> None:
+    ring = encode_rle(30, 40, (12, 11, 20, 21))
+    two_triangles = [[10, 10, 30, 10, 10, 20], [30, 25, 20, 25, 30, 20]]
+
+    def change(content: Json) -> None:
+        content["annotations"][1] = {"id": 1, "image_id": 7, "category_id": 18, "segmentation": two_triangles}
+        content["annotations"][2] = {"id": 2, "image_id": 7, "category_id": 18, "segmentation": ring}
+
+    by_id = {entry["id"]: entry for entry in opened(tmp_path, change).ground_truth()["annotations"]}
+    assert (by_id[1]["bbox"], by_id[1]["area"]) == ([10, 10, 20, 15], 100 + 25)
+    assert (by_id[2]["bbox"], by_id[2]["area"]) == ([12, 11, 8, 10], 80)
+
+
+def test_measures_of_masks_equal_the_library_s(tmp_path: Path) -> None:
+    mask = pytest.importorskip("faster_coco_eval.core.mask", reason="the extra detect is not installed")
+    rng = np.random.default_rng(0)
+    pixels = [rng.random((30, 40)) < share for share in (0.0, 0.001, 0.01, 0.5, 0.99, 1.0) for _ in range(20)]
+    pixels += [np.outer(np.arange(30) == row, np.arange(40) >= 3) for row in range(30)]
+    rles = [mask.encode(np.asfortranarray(p.astype(np.uint8))) for p in pixels]
+    stored: list[Json] = []
+    for k, (rle, p) in enumerate(zip(rles, pixels, strict=True)):
+        edges = np.flatnonzero(np.diff(p.T.ravel().astype(int), prepend=0))
+        listed = np.diff(edges, prepend=0, append=p.size).tolist()
+        text = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode()
+        stored.append({"size": [30, 40], "counts": listed if k % 2 else text})
+    report = ValidationReport("masks")
+    found = check_segmentations(report, stored, np.full((len(stored), 2), (30, 40)), str)
+    report.raise_errors()
+    assert found.areas.tolist() == mask.area(rles).tolist() == [p.sum() for p in pixels]
+    boxes = mask.toBbox(rles)
+    boxes[:, 2:] += boxes[:, :2]
+    full = found.areas > 0
+    assert np.array_equal(found.boxes[full], boxes[full])
+    assert np.isnan(found.boxes[~full]).all()
+
+
+def box_metrics(images: DetectionDataset) -> Json:
+    """Metrics of detections equal to the ground truth, except that in every image the last is missing."""
+    metric = DetectionMetrics(images.ground_truth(), images.classes, images.category_ids, masks=False)
+    for i, image_id in enumerate(images.image_ids.tolist()):
+        target = images.read(i)[1]
+        keep = np.flatnonzero(~target["crowd"])[:-1]
+        boxes, labels = torch.from_numpy(target["boxes"][keep]), torch.from_numpy(target["labels"][keep])
+        metric.update(image_id, boxes, 1 - torch.arange(len(keep)) / 10, labels)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("offset", [0, 1, -100, 2**62])
+def test_average_precision_does_not_depend_on_ids(tmp_path: Path, offset: int) -> None:
+    def change(content: Json) -> None:
+        content["annotations"] = [
+            annotation(offset + k, 7, 18 if k % 2 else 44, (4 * k, 0, 4, 10)) for k in range(9)
+        ] + [annotation(offset + 9, 3, 18, (0, 0, 5, 5), iscrowd="0")]
+        for image in content["images"]:
+            image["id"] += offset
+        for entry in content["annotations"]:
+            entry["image_id"] += offset
+
+    out = box_metrics(opened(tmp_path, change))
+    assert (out["objects"], out["count"]) == (10, 3)
+    # Of five objects per class all but one are found, at full precision: 81 of 101 recall thresholds.
+    assert out["box_ap"] == pytest.approx(100 * 81 / 101)
+    assert out["box_ar"] == pytest.approx(80)
+
+
+REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
+    "boolean id": (set_field("images", 1, id=True), r"1 images whose id.*index 1 \(True\)"),
+    "null id": (set_field("images", 1, id=None), r"1 images whose id.*index 1 \(None\)"),
+    "fraction as id": (set_field("images", 1, id=3.5), r"id.*3\.5"),
+    "id of 100 bits": (set_field("images", 1, id=2**100), r"id.*64 bits"),
+    "text as id": (set_field("images", 1, id="b"), r"id.*'b'"),
+    "equal ids, one of them text": (set_field("images", 1, id="7"), r"1 image ids.*: 7"),
+    "one annotation without id": (lambda c: c["annotations"][2].pop("id"), r"1 annotations whose id.*index 2"),
+    "null image_id": (set_field("annotations", 1, image_id=None), r"1 annotations whose image_id.*: 1 \(None\)"),
+    "class name as category_id": (set_field("annotations", 1, category_id="dog"), r"category_id.*: 1 \('dog'\)"),
+    "null size": (set_field("images", 1, width=None), r"1 images whose width.*: 3 \(None\)"),
+    "fraction as size": (set_field("images", 1, width=20.5), r"width.*20\.5"),
+    "huge size": (set_field("images", 1, width=2**40), r"1 images without a size: b\.png"),
+    "size of another image": (
+        lambda c: [(i.update(width=64, height=64), c["annotations"].pop(3) if len(c["annotations"]) > 3 else 0)
+                   for i in c["images"]],
+        r"train/: 3 images.*a\.png 40 x 30 for 64 x 64",
+    ),
+    "URL": (set_field("images", 0, file_name="https://x.org/a.png"), r"1 images.*URL: https://x\.org/a\.png"),
+    "path of another machine": (set_field("images", 0, file_name="/home/me/a.png"), r"path.*: /home/me/a\.png"),
+    "path of Windows": (set_field("images", 0, file_name="C:\\me\\a.png"), r"path.*: C:\\me\\a\.png"),
+    "percent-encoded": (set_field("images", 2, file_name="sub%2Fc.png"), r"percent-encoded: sub%2Fc\.png"),
+    "blank file name": (set_field("images", 0, file_name=" "), r"file_name.*: 7 \(' '\)"),
+    "folder as file name": (set_field("images", 0, file_name="sub"), r"1 images are not in .*: sub"),
+    "same file twice": (set_field("images", 1, file_name="./a.png"), r"1 file names.*: a\.png \(2"),
+    "number as class name": (set_field("categories", 0, name=5), r"1 categories whose name.*: 44 \(5\)"),
+    "blank class name": (set_field("categories", 0, name=" "), r"categories whose name.*: 44"),
+    "class names that differ in blanks": (set_field("categories", 0, name="dog "), r"category names.*: dog"),
+    "null as annotation": (lambda c: c["annotations"].append(None), r"1 annotations.*index 4 \(None\)"),
+    "list as image": (lambda c: c["images"].append([1]), r"1 images.*index 3 \(\[1\]\)"),
+    "no box and no mask": (
+        set_field("annotations", 2, bbox=None, segmentation=None), r"1 annotations whose bbox.*: 2 \(None\)"),
+    "no box and an invalid mask": (
+        set_field("annotations", 3, bbox=None, **box_rle(counts="zz~~")), r"1 RLE masks.*annotation 9"),
+    "box of text": (set_field("annotations", 2, bbox=["1", "2", "3", "4"]), r"bbox.*: 2 \(\['1'"),
+    "box of booleans": (set_field("annotations", 2, bbox=[True, 2, 3, 4]), r"bbox.*: 2 \(\[True"),
+    "box with NaN": (set_field("annotations", 2, bbox=[1, float("nan"), 3, 4]), r"bbox.*: 2 \(\[1, nan"),
+    "box with infinity": (set_field("annotations", 2, bbox=[1, 2, float("inf"), 4]), r"bbox.*: 2 \(\[1, 2, inf"),
+    "box of 400 digits": (set_field("annotations", 2, bbox=[10**400, 2, 3, 4]), r"bbox.*: 2 \(\[1000"),
+    "box of 300 digits": (set_field("annotations", 2, bbox=[0, 0, 1e300, 1e300]), r"outside.*annotation 2"),
+    "boxes as shares": (
+        change_all("annotations", bbox=lambda box: [0.1, 0.2, 0.5, 1]), r"4 boxes.*shares.*annotation 5 \(b\.png\)"),
+    "boxes as corners": (
+        change_all("annotations", bbox=lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]),
+        r"2 boxes outside.*: annotation 2 .*corners",
+    ),
+    "boxes as corners, all inside": (
+        lambda c: [c["annotations"].pop(3)] + [
+            c["annotations"].append(annotation(20 + k, 7, 18, (10, 10, 4, 4)) | {"bbox": [10, 10, 14, 14]})
+            for k in range(4)
+        ],
+        r"4 boxes that overlap.*annotation 20 \(a\.png\) \[10\.0, 10\.0, 14\.0, 14\.0\].*corners",
+    ),
+    "polygons as shares": (
+        change_all("annotations", segmentation=lambda p: [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]),
+        r"3 boxes that overlap.*annotation 5 .*shares",
+    ),
+    "iscrowd 2": (set_field("annotations", 0, iscrowd=2), r"1 annotations whose iscrowd.*: 5 \(2\)"),
+    "iscrowd NaN": (set_field("annotations", 0, iscrowd=float("nan")), r"iscrowd.*: 5 \(nan\)"),
+    "iscrowd list": (set_field("annotations", 0, iscrowd=[]), r"iscrowd.*: 5 \(\[\]\)"),
+    "only crowds": (change_all("annotations", iscrowd=lambda flag: 1), r"train/: 4 of 4 objects.*iscrowd"),
+    "no annotations": (lambda c: c["annotations"].clear(), r"train/: no objects"),
+    "text as segmentation": (set_field("annotations", 0, segmentation="x"), r"1 segmentations.*annotation 5 .*'x'"),
+    "polygon of points": (
+        set_field("annotations", 0, segmentation=[[[1, 2], [3, 4], [5, 6], [7, 8]]]), r"polygons.*annotation 5"),
+    "polygon with text": (set_field("annotations", 0, segmentation=[["1", 2, 3, 4, 5, 6]]), r"polygons.*annotation 5"),
+    "polygon with null": (set_field("annotations", 0, segmentation=[[None, 2, 3, 4, 5, 6]]), r"polygons.*annotation 5"),
+    "polygon with NaN": (
+        set_field("annotations", 0, segmentation=[[float("nan"), 2, 3, 4, 5, 6]]), r"polygons.*annotation 5"),
+    "polygon far outside": (
+        set_field("annotations", 0, segmentation=[[2, 3, 1e9, 3, 12, 23]]), r"1 segmentations.*outside.*annotation 5"),
+    "RLE without size": (set_field("annotations", 3, **box_rle(size=None)), r"1 RLE masks.*annotation 9 \(a\.png\)"),
+    "RLE size as text": (set_field("annotations", 3, **box_rle(size=["30", "40"])), r"1 RLE masks.*annotation 9"),
+    "RLE without counts": (set_field("annotations", 3, **box_rle(counts=None)), r"1 RLE masks.*annotation 9"),
+    "no counts": (set_field("annotations", 3, **box_rle(counts=[])), r"RLE.*counts.*annotation 9 \(a\.png\) \[\]"),
+    "counts as text": (set_field("annotations", 3, **box_rle(counts=["20", 1180])), r"RLE.*counts.*annotation 9"),
+    "negative counts": (set_field("annotations", 3, **box_rle(counts=[1300, -100])), r"RLE.*counts.*annotation 9"),
+    "counts with a fraction": (set_field("annotations", 3, **box_rle(counts=[0.5, 1199.5])), r"RLE.*annotation 9"),
+    "too few counts": (set_field("annotations", 3, **box_rle(counts=[20, 10])), r"RLE.*counts.*annotation 9"),
+    "too many counts": (set_field("annotations", 3, **box_rle(counts=[20, 1181])), r"RLE.*counts.*annotation 9"),
+    "garbage as counts": (set_field("annotations", 3, **box_rle(counts="zz~~")), r"RLE.*counts.*annotation 9"),
+    "truncated counts": (set_field("annotations", 3, **box_rle(counts="d0:d0P")), r"RLE.*counts.*annotation 9"),
+    "counts as text of bytes": (set_field("annotations", 3, **box_rle(counts="b'd0:d'")), r"RLE.*annotation 9"),
+    "counts outside of ASCII": (set_field("annotations", 3, **box_rle(counts="d0:\ud800é")), r"RLE.*annotation 9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_invalid_field_is_refused_with_file_and_id(tmp_path: Path, form: str) -> None:
+    change, message = REFUSED[form]
+    with pytest.raises(ValueError, match=message) as caught:
+        opened(tmp_path, change)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "results"),
+        ("", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ('{"images": ' + "9" * 5000 + "}", "JSON"),
+        ('{"images": [], "images": [{}]}', r"'images' 2 times"),
+        ('{"images": [{}], "annotations": null, "categories": [{}]}', "no list of annotations"),
+    ],
+    ids=["results", "empty file", "deep", "5000 digits", "key twice", "null"],
+)
+def test_invalid_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "instances_train.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"instances_train\.json: .*{message}"):
+        open_detection(str(tmp_path), "train")
+
+
+TOLD: dict[str, tuple[Callable[[Json], object], str]] = {
+    "areas 0": (change_all("annotations", area=lambda area: 0), r"4 annotations whose area.*annotation 5 .* 0,"),
+    "mostly crowds": (
+        lambda c: [c["annotations"][k].update(iscrowd="1") for k in (0, 1)], r"3 of 4 objects are crowds.*iscrowd"),
+    "ignore": (set_field("annotations", 0, ignore=1), r"1 annotations.*ignore: annotation 5"),
+    "score": (set_field("annotations", 0, score=0.5), r"1 annotations.*score.*annotation 5"),
+    "mask without a pixel": (set_field("annotations", 1, **box_rle(counts=[1200])), r"1 RLE masks.*annotation 1 "),
+    "one box that does not fit": (set_field("annotations", 2, bbox=[0, 0, 5, 5]), r"1 boxes that overlap.* 2 \(a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TOLD)
+def test_unusual_field_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    change, message = TOLD[form]
+    opened(tmp_path, change)
+    (told,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert re.search(message, told)
+
+
+def test_classes_without_objects_are_told(tmp_path: Path) -> None:
+    images = opened(tmp_path, lambda content: content["categories"].append({"id": 0, "name": "things"}))
+    assert images.describe().endswith("; 1 classes without objects: things")
+
+
+def test_file_names_in_composed_and_decomposed_unicode(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / "train" / "a.png").rename(root / "train" / unicodedata.normalize("NFD", "é.png"))
+    file = root / "annotations" / "instances_train.json"
+    file.write_text(file.read_text().replace("a.png", unicodedata.normalize("NFC", "é.png")))
+    assert open_detection(str(root), "train").read(0)[0].is_file()
+
+
+@pytest.mark.parametrize(
+    ("side", "level", "message"),
+    [
+        (0.9, logging.INFO, "drops 1 of 3"),
+        (3.0, logging.WARNING, "drops 2 of 3 .*classes: bottle"),
+        (9.0, None, "3 of 3"),
+    ],
+)
+def test_objects_below_min_box_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, side: float, level: int | None, message: str
+) -> None:
+    """At half the size, the shortest sides are 0.5 and 3 (dogs) and 1.5 pixels (bottle)."""
+
+    def change(content: Json) -> None:
+        for entry, box in zip(content["annotations"], ([2, 3, 3, 20], [0, 0, 1, 6], [10, 10, 20, 6]), strict=False):
+            entry.update(bbox=box, segmentation=None)
+        content["annotations"][1]["category_id"] = 18
+
+    images = opened(tmp_path, change)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    # The short sides of the two images are 30 and 20.
+    small = DetectConfig(train_short_sides=(10, 15), long_side=10_000, min_box=side)
+    images.sizes[1] = (50, 30)
+    if level is None:
+        with pytest.raises(ValueError, match=rf"{message}.*min_box=9"):
+            check_training_sizes(images, small)
+    else:
+        check_training_sizes(images, small)
+        (record,) = caplog.records
+        assert record.levelno == level
+        assert re.search(message, record.getMessage())
 
 
 # Pascal VOC
@@ -302,6 +673,153 @@ def test_voc_errors(tmp_path: Path) -> None:
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"train\.txt"):
         open_detection(str(root), "train")
+
+
+VOC_OBJECTS = {
+    "one": [("cow", (1, 1, 40, 30), 0)],
+    "photo (1)": [("cow", (2, 3, 20, 10), 0)],
+    "IMG 001": [("big cat", (2, 3, 20, 10), 0)],
+}
+
+
+def voc_with(root: Path, content: bytes | None = None, replace: tuple[str, str] | None = None) -> Path:
+    """Three images; with another list, and with text of ``one.xml`` replaced."""
+    write_voc(root, VOC_OBJECTS)
+    if content is not None:
+        (root / "ImageSets" / "Main" / "train.txt").write_bytes(content)
+    if replace is not None:
+        file = root / "Annotations" / "one.xml"
+        assert replace[0] in file.read_text()
+        file.write_text(file.read_text().replace(*replace, 1))
+    return root
+
+
+VOC_LISTS = {
+    "blanks in names": b"one\nphoto (1)\nIMG 001\n",
+    "blanks around names": b"\n  one \n\nphoto (1)\t\nIMG 001",
+    "Windows line ends": b"one\r\nphoto (1)\r\nIMG 001\r\n",
+    "byte order mark": b"\xef\xbb\xbfone\nphoto (1)\nIMG 001\n",
+    "UTF-16": "one\r\nphoto (1)\r\nIMG 001\r\n".encode("utf-16"),
+    "suffixes": b"one.png\nphoto (1).png\nIMG 001.png\n",
+    "labels of a class": b"one -1\nphoto (1)  1\nIMG 001  0\n",
+}
+
+
+@pytest.mark.parametrize("form", VOC_LISTS)
+def test_voc_list(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    images = open_detection(str(voc_with(tmp_path / "set", VOC_LISTS[form])), "train")
+    assert [images.id(i) for i in range(len(images))] == ["one.png", "photo (1).png", "IMG 001.png"]
+    assert images.classes == ("big cat", "cow")
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == (form == "labels of a class")
+
+
+def test_number_in_a_voc_name_is_not_a_label(tmp_path: Path) -> None:
+    objects = [("cow", (1, 1, 5, 5), 0)]
+    images = open_detection(
+        str(write_voc(tmp_path / "set", {"IMG": objects, "IMG 1": objects, "IMG 0": objects})), "train"
+    )
+    assert [images.id(i) for i in range(3)] == ["IMG.png", "IMG 1.png", "IMG 0.png"]
+    (tmp_path / "set" / "ImageSets" / "Main" / "train.txt").write_text("IMG 1\nIMG -1\n")
+    with pytest.raises(ValueError, match=r"1 names in train\.txt.*: IMG -1"):
+        open_detection(str(tmp_path / "set"), "train")
+
+
+def test_voc_names_in_composed_and_decomposed_unicode(tmp_path: Path) -> None:
+    root = voc_with(tmp_path / "set", unicodedata.normalize("NFC", "é\n").encode())
+    decomposed = unicodedata.normalize("NFD", "é")
+    (root / "JPEGImages" / "one.png").rename(root / "JPEGImages" / f"{decomposed}.png")
+    (root / "Annotations" / "one.xml").rename(root / "Annotations" / "é.XML")
+    (root / "Annotations" / "._one.xml").write_bytes(b"\0")  # as macOS leaves behind
+    images = open_detection(str(root), "train")
+    assert images.read(0)[0].is_file()
+    assert images.read(0)[1]["boxes"].tolist() == [[0, 0, 40, 30]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"one\nIMG\n", r"1 names in train\.txt.*: IMG;"),
+        (b"one 1\nphoto (1)\n", r"1 names.*: one 1;"),
+        (b"one 2\n", r"1 names.*: one 2;"),
+        (b"ONE\n", r"1 names.*: ONE;"),
+        (b"one.jpg\n", r"1 names.*: one\.jpg;"),
+        (b"JPEGImages/one.png\n", r"1 names.*: JPEGImages/one\.png;"),
+        (b"# list\none\n", r"1 names.*: # list;"),
+        ("é".encode("latin-1"), r"train\.txt: .*UTF-8"),
+        (b"one\none.png\n", r"1 names that occur.*: one;"),
+    ],
+)
+def test_invalid_voc_list_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_detection(str(voc_with(tmp_path / "set", content)), "train")
+
+
+def test_two_files_of_a_voc_name_are_refused(tmp_path: Path) -> None:
+    root = voc_with(tmp_path / "set")
+    shutil.copy(root / "JPEGImages" / "one.png", root / "JPEGImages" / "one.jpg")
+    with pytest.raises(ValueError, match=r"1 names.*several files: one\.jpg and one\.png"):
+        open_detection(str(root), "train")
+
+
+@pytest.mark.parametrize(
+    ("replace", "difficult"),
+    [
+        (("<difficult>0</difficult>", ""), False),
+        (("<difficult>0", "<difficult>"), False),
+        (("<difficult>0", "<difficult>Unspecified"), False),
+        (("<difficult>0", "<difficult> 1 "), True),
+        (("<difficult>0", "<difficult>True"), True),
+        (("<width>40", "<width> 40.0 "), False),
+        (("<xmin>1<", "<xmin> 1.0 <"), False),
+    ],
+)
+def test_form_of_a_voc_field(tmp_path: Path, replace: tuple[str, str], difficult: bool) -> None:
+    target = open_detection(str(voc_with(tmp_path / "set", None, replace)), "train").read(0)[1]
+    assert target["boxes"].tolist() == [[0, 0, 40, 30]]
+    assert target["crowd"].tolist() == [difficult]
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (("<difficult>0", "<difficult>2"), r"difficult '2'"),
+        (("<width>40", "<width>wide"), r"size/width 'wide'"),
+        (("<width>40", "<width>inf"), r"size/width 'inf'"),
+        (("<width>40", "<width>0"), r"size 0 x 30"),
+        (("<width>40", "<width>40.5"), r"size 40\.5 x 30"),
+        (("<width>40</width>", ""), r"missing size/width"),
+        (("<xmin>1<", "<xmin>nan<"), r"xmin 'nan'"),
+        (("<xmin>1<", "<xmin>1,5<"), r"xmin '1,5'"),
+        (("<xmin>1<", "<xmin>1_0<"), r"xmin '1_0'"),
+        (("<xmin>1<", "<xmin><"), r"xmin ''"),
+        (("<xmin>1</xmin>", ""), r"missing bndbox/xmin"),
+        (("<xmin>1<", "<xmin>41<"), r"xmin 41, xmax 40"),
+        (("<name>cow", "<name> "), r"without a name"),
+        (("<annotation>", '<!DOCTYPE a [<!ENTITY b "cow">]><annotation>'), r"DOCTYPE"),
+        (("<annotation>", '<?xml version="1.0" encoding="none"?><annotation>'), r"encoding"),
+    ],
+)
+def test_invalid_voc_file_is_refused(tmp_path: Path, replace: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"1 files in Annotations/.*: one\.xml \(.*{message}"):
+        open_detection(str(voc_with(tmp_path / "set", None, replace)), "train")
+
+
+def test_voc_set_that_loses_its_objects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = (1, 1, 10, 10)
+    mostly = write_voc(tmp_path / "a", {"one": [("cow", box, 1), ("cow", box, 1), ("cow", box, 0)]})
+    open_detection(str(mostly), "train")
+    assert "2 of 3 objects are crowds or marked difficult" in caplog.text
+    with pytest.raises(ValueError, match=r"1 of 1 objects.*difficult"):
+        open_detection(str(write_voc(tmp_path / "b", {"one": [("cow", box, 1)]})), "train")
+    with pytest.raises(ValueError, match=r"no objects"):
+        open_detection(str(write_voc(tmp_path / "c", {"one": []})), "train")
+    shares = [("cow", (0.1, 0.2, 0.5, 1.0), 0)]
+    with pytest.raises(ValueError, match=r"2 boxes.*shares.*one\.xml \(cow\) \[0\.1, 0\.2, 0\.5, 1\.0\]"):
+        open_detection(str(write_voc(tmp_path / "d", {"one": shares, "two": shares})), "train")
+    caplog.clear()
+    open_detection(str(write_voc(tmp_path / "e", {"one": [("cow", (0, 1, 10, 10), 0)]})), "train")
+    assert re.search(r"1 boxes that begin at 0: one\.xml \(cow\).*count from 1", caplog.text)
 
 
 # Real datasets

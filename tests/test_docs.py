@@ -1,5 +1,7 @@
 """The documentation runs: README.md and docs/, block by block, as a reader would.
 
+The guide to other libraries has its own file, test_libraries.py.
+
 The blocks of a page run in order in one folder. Python blocks share a namespace; bash blocks have ``smt`` on the PATH.
 ``<!-- not run: REASON -->`` just before a block keeps it from running; its ``smt`` commands must still parse.
 
@@ -17,52 +19,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from drawn_sets import write_scenes, write_shapes
+from pages import LIBRARIES, PAGES, REPO, page_blocks, page_name, write_photos
 from smt_server import write_client
 from smt_vision.cli import COMMANDS
 from smt_vision.cost import describe
-from smt_vision.model.official import to_official
 from smt_vision.registry import VARIANTS
 
-REPO = Path(__file__).resolve().parent.parent
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 GUIDES = (
-    "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "segmentation", "training", "weights"
+    "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "libraries", "moving", "segmentation",
+    "training",
+    "weights",
 )  # fmt: skip
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its code, the line it begins on, and why it is not run, if so."""
-
-    language: str
-    code: str
-    line: int
-    reason: str | None
-
-
-def _name(path: Path) -> str:
-    return path.relative_to(REPO).as_posix()
-
-
-def _blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")) + 1, m["reason"])
-        for m in BLOCK.finditer(text)
-        if m["language"] in ("python", "bash")
-    ]
 
 
 def _commands(code: str) -> Iterator[list[str]]:
@@ -86,22 +61,14 @@ def _parse(words: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``smt_tiny.pth`` as torch.hub keeps what it has fetched, with random weights."""
-    path = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / "smt_tiny.pth"
-    path.parent.mkdir(parents=True)
-    torch.save({"model": to_official(timm.create_model("smt_tiny").state_dict())}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for the PATH, with ``smt`` in it."""
     folder = tmp_path_factory.mktemp("bin")
     with tempfile.TemporaryDirectory() as short:  # a socket's name has a hundred characters
         address = f"{short}/smt"
         server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("smt_server.py")), address], env={**os.environ, **_threads()}
+            [sys.executable, str(Path(__file__).with_name("smt_server.py")), address],
+            env={**os.environ, **_threads()},
         )
         try:
             deadline = time.monotonic() + 120
@@ -123,19 +90,7 @@ def _threads() -> dict[str, str]:
 @pytest.fixture
 def desk(tmp_path: Path, release_file: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that a page's blocks run in, made the current one."""
-    pixels = np.random.default_rng(0)
-
-    def photo(path: Path, colour: tuple[int, int, int]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = pixels.integers(-40, 40, (40, 48, 3))
-        Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
-
-    colours = {"daisy": (230, 230, 210), "rose": (190, 30, 60), "tulip": (230, 170, 40)}
-    for flower, colour in colours.items():
-        for i in range(10):
-            photo(tmp_path / "MY_IMAGES" / flower / f"{i}.jpg", colour)
-        photo(tmp_path / "PHOTOS" / f"{flower}.jpg", colour)
-    photo(tmp_path / "PHOTO.jpg", colours["rose"])
+    write_photos(tmp_path)
     for name in ("bccd", "nuclei"):
         write_shapes(tmp_path / name)
     write_scenes(tmp_path / "camvid")
@@ -152,11 +107,11 @@ def desk(tmp_path: Path, release_file: Path, programs: Path, monkeypatch: pytest
 # --- the blocks ---
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != LIBRARIES], ids=page_name)
 def test_page_runs(page: Path, desk: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in _blocks(page):
-        where = f"{_name(page)}:{block.line}"
+    for block in page_blocks(page):
+        where = f"{page_name(page)}:{block.line}"
         if block.reason:
             for words in _commands(block.code) if block.language == "bash" else ():
                 _parse(words)
@@ -172,7 +127,7 @@ def test_page_runs(page: Path, desk: Path) -> None:
 
 
 def test_enough_of_it_runs() -> None:
-    running = {_name(page): sum(block.reason is None for block in _blocks(page)) for page in PAGES}
+    running = {page_name(page): sum(block.reason is None for block in page_blocks(page)) for page in PAGES}
     assert set(running) >= {"README.md", "docs/architecture.md", *(f"docs/guides/{guide}.md" for guide in GUIDES)}
     assert min(running["README.md"], *(running[f"docs/guides/{guide}.md"] for guide in GUIDES)) >= 4
     assert sum(running.values()) >= 36
@@ -181,19 +136,19 @@ def test_enough_of_it_runs() -> None:
 def test_every_fence_is_a_block() -> None:
     for page in PAGES:
         opened = re.findall(r"^\s*```(?:python|bash)\b.*$", page.read_text(encoding="utf-8"), re.M)
-        assert len(opened) == len(_blocks(page)), f"{_name(page)}: a block that the tests do not see"
+        assert len(opened) == len(page_blocks(page)), f"{page_name(page)}: a block that the tests do not see"
 
 
 # --- the rest of the page ---
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
     dead = [link for link in local if not (page.parent / link).exists()]
-    assert not dead, f"{_name(page)} links to {', '.join(dead)}"
+    assert not dead, f"{page_name(page)} links to {', '.join(dead)}"
     assert not [link for link in local if link.startswith("/")]
 
 
@@ -202,7 +157,7 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test", "lint", "types", "clean", "help"} <= targets
     for page in PAGES:
         named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(encoding="utf-8"), re.M))
-        assert named <= targets, f"{_name(page)} names targets that the Makefile has not: {named - targets}"
+        assert named <= targets, f"{page_name(page)} names targets that the Makefile has not: {named - targets}"
 
 
 def test_the_table_of_variants_is_what_smt_info_counts() -> None:

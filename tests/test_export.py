@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import smt_vision
@@ -23,7 +24,7 @@ from debug_model import images
 from smt_vision.deploy import export, logits
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
 from smt_vision.deploy.parity import detection_parity, logits_parity
-from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_photo_crops
+from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
 from smt_vision.tasks.classification.config import ClassificationInput
@@ -480,3 +481,10 @@ def test_sample_images() -> None:
     assert [tuple(t.shape) for t in tensors] == [(3, 32, 32)] * 8
     assert len({np.asarray(crop).tobytes() for crop in crops}) == 8
     assert min(float(t.std()) for t in tensors) > 0.1  # no crop is of a uniform area
+
+
+def test_sample_names_are_unique_and_independent_of_the_place() -> None:
+    paths = [Path("/data/set/cam1/1.png"), Path("/data/set/cam2/1.png")]
+    assert sample_names(paths) == ["cam1/1.png", "cam2/1.png"]
+    assert sample_names(paths[:1]) == ["1.png"]
+    assert sample_names([Image.new("L", (1, 1))] * 2) == ["2 crops of matplotlib's grace_hopper.jpg"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -163,6 +164,9 @@ def test_find_images(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = find_images([tmp_path])
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.webp", "b/1.jpg", "b/2.PNG", "b/c/3.tiff"]
+    # each file once, however it is spelled
+    again = find_images([tmp_path / "b" / "c" / ".." / "1.jpg", tmp_path, tmp_path / "b", os.path.relpath(tmp_path)])
+    assert [os.path.realpath(p) for p in again] == [str(found[k].resolve()) for k in (1, 0, 2, 3)]
     # files are taken whatever their suffix, in the order given
     assert find_images([tmp_path / "b" / "notes.txt", str(tmp_path / "a.webp")])[0].name == "notes.txt"
     (tmp_path / "empty").mkdir()

@@ -15,6 +15,7 @@ from smt_vision.pictures.confusion import confusion
 from smt_vision.pictures.drawing import class_color, sample_grid
 from smt_vision.pictures.training import curves
 from smt_vision.tasks.classification.pictures import LabeledImage, Mistake, mistakes, predictions
+from smt_vision.tasks.classification.results import Prediction, write_predictions
 from smt_vision.tasks.classification.task import ClassificationEvaluation
 from smt_vision.tasks.detection.pictures import draw_detections
 from smt_vision.tasks.segmentation.pictures import draw_label_map
@@ -149,6 +150,21 @@ def test_predictions_of_grayscale_and_large_images(tmp_path):
     assert first.images[0].get_array().shape == (320, 320, 3)
     assert first.images[0].get_interpolation() == "antialiased"
     assert second.get_title() == "7 (50 %)"
+
+
+def test_predictions_of_images_with_one_base_name_differ_in_their_captions(tmp_path):
+    """The same pictures in other folders give another contact sheet; in other places, the same."""
+    sheets = []
+    for folders in (("1/cam1", "1/cam2"), ("2/cam1", "2/cam3"), ("3/deep/cam1", "3/deep/cam2")):
+        results = []
+        for folder in folders:
+            path = tmp_path / folder / "0001.png"
+            path.parent.mkdir(parents=True)
+            image().save(path)
+            results.append(Prediction(path, str(path), "cat", 0, 1.0, (("cat", 1.0),)))
+        _, sheet = write_predictions(results, tmp_path / "found")
+        sheets.append(sheet.read_bytes())
+    assert sheets[0] == sheets[2] != sheets[1]
 
 
 # --- boxes, masks and label maps ---

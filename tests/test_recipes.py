@@ -71,7 +71,7 @@ def test_every_field_is_documented(task: str) -> None:
 
 # The fields that only classification has, by group.
 CLASSIFICATION_ONLY = {
-    "input": {"size", "crop_pct", "crop_mode", "val_fraction"},
+    "input": {"size", "crop_pct", "crop_mode", "val_fraction", "allow_damaged"},
     "augment": {
         "crop", "scale", "ratio", "pad", "color_jitter", "auto_augment", "random_erasing", "erasing_mode", "mixup",
         "cutmix", "mix_prob", "switch_prob", "label_smoothing",
@@ -98,6 +98,7 @@ def earlier_form(recipe: Recipe) -> dict[str, Any]:
     every = {task: recipe_class(task).groups() for task in TASKS}
     for group in ("input", "augment"):
         plain[group] = {**json.loads(json.dumps(asdict(every["classify"][group]()))), **plain[group]}
+    del plain["input"]["allow_damaged"]  # newer than that form
     plain["input"]["max_broken"] = plain["input"].pop("max_unreadable")
     for head in ("detect", "segment"):
         plain.setdefault(head, json.loads(json.dumps(asdict(every[head][head]()))))

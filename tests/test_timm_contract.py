@@ -1,6 +1,7 @@
 """Everything timm asks of a model, for every registered variant; details on the smallest one."""
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from debug_model import create, images, on_meta
 from smt_vision.model import SAM, SMT
+from smt_vision.model.official import to_official
 from smt_vision.registry import VARIANTS
 
 ALL = timm.list_models("smt*")
@@ -298,3 +300,80 @@ def test_export_with_dynamic_batch_and_size() -> None:
     for shape in [(1, 3, 64, 64), (3, 3, 47, 81), (2, 3, 35, 130)]:
         x = images(*shape)
         torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# --- load_state_dict ---
+
+STATES = {
+    "release": lambda atto: to_official(atto.state_dict()),
+    "ours": lambda atto: atto.state_dict(),
+    "without a head": lambda atto: {k: v for k, v in atto.state_dict().items() if not k.startswith("head.")},
+    "module.": lambda atto: {f"module.{k}": v for k, v in atto.state_dict().items()},
+    "nested": lambda atto: {f"net.rgb.{k}": v for k, v in to_official(atto.state_dict()).items()},
+    "the wrapper's own": lambda atto: {f"model.{k}": v for k, v in atto.state_dict().items() if k[:4] != "head"},
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", STATES)
+def test_features_only_loads_the_state_dict_of_an_smt(kind: str, strict: bool, atto: SMT) -> None:
+    state = STATES[kind](atto)
+    features = create(features_only=True)
+    result = features.load_state_dict(state, strict=strict)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    x = images(1, 3, 64, 64)
+    expected = atto.forward_intermediates(x, intermediates_only=True)
+    for actual, map in zip(features.eval()(x), expected, strict=True):
+        assert torch.equal(actual, map)
+
+
+def test_features_only_of_copies_and_pickles_loads_too(atto: SMT) -> None:
+    features = create(features_only=True)
+    file = io.BytesIO()
+    torch.save(features, file)
+    file.seek(0)
+    expected = atto.state_dict()
+    for other in (copy.deepcopy(features), torch.load(file, weights_only=False)):
+        other.load_state_dict(to_official(expected), assign=True)
+        assert all(
+            torch.equal(value, expected[key.removeprefix("model.")]) for key, value in other.state_dict().items()
+        )
+        assert not torch.equal(features.model.stem.conv1.weight, expected["stem.conv1.weight"])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("features_only", [True, False])
+@pytest.mark.parametrize(("wrap", "named"), [
+    (lambda s: {"model": s, "epoch": 3}, r"model, epoch.*pass its entry 'model'"),
+    (lambda s: {f"layer.{k[-3:]}": v for k, v in s.items()}, r"layer\."),
+])  # fmt: skip
+def test_a_state_dict_without_any_fitting_key_is_refused(
+    wrap: Any, named: str, features_only: bool, strict: bool, atto: SMT
+) -> None:
+    model = create(features_only=features_only)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=rf"none of its \d+ keys \({named}"):
+        model.load_state_dict(wrap(atto.state_dict()), strict=strict)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_missing_or_additional_tensor_stays_an_error(atto: SMT) -> None:
+    features = create(features_only=True)
+    state = to_official(atto.state_dict())
+    for key in ("block3.1.mlp.fc1.weight", "norm2.bias"):
+        with pytest.raises(RuntimeError, match=r"Missing key"):
+            features.load_state_dict({k: v for k, v in state.items() if k != key})
+    for key in ("block3.9.norm1.weight", "extra"):
+        with pytest.raises(RuntimeError, match=r"Unexpected key"):
+            features.load_state_dict({**state, key: torch.zeros(1)})
+    smaller = create(features_only=True, out_indices=(0, 1))
+    assert not smaller.load_state_dict(state).missing_keys
+
+
+def test_an_smt_takes_keys_of_larger_networks(atto: SMT) -> None:
+    other = create(num_classes=7).eval()
+    state = {f"module.encoder.{k}": v for k, v in to_official(atto.state_dict()).items()}
+    other.load_state_dict({**state, "module.decoder.weight": torch.zeros(1)})
+    x = images(1, 3, 64, 64)
+    assert torch.equal(other(x), atto(x))

@@ -1,6 +1,8 @@
 """Weights by every road timm and torch have: official files, local folders, the hub's upload, no network."""
 
+import argparse
 import json
+import logging
 from collections.abc import Callable
 from http.client import IncompleteRead, RemoteDisconnected
 from pathlib import Path
@@ -8,14 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError, URLError
 
+import numpy as np
 import pytest
 import timm
 import torch
 from timm.models import _hub
 from torch import Tensor
 
+import smt_vision
 from literal import LiteralSMT
 from smt_vision import registry
+from smt_vision.files import read_tensors
 from smt_vision.model import SMT
 from smt_vision.registry import VARIANTS
 
@@ -277,3 +282,169 @@ def test_every_tag_has_a_variant() -> None:
         variant, tag = name.split(".")
         assert tag in registry.default_cfgs[variant].cfgs
         assert type(timm.create_model(name)) is SMT
+
+
+# --- files of other programs ---
+
+
+class CfgNode(dict):  # type: ignore[type-arg]
+    """A configuration, as training programs pickle it into their checkpoints."""
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+OTHER = {"neck.conv.weight": torch.zeros(2), "head_2.bias": torch.zeros(1)}
+CHECKPOINTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "timm": lambda s: {
+        "epoch": 3, "arch": "smt_tiny", "state_dict": {k: 0 * v for k, v in s.items()}, "state_dict_ema": s,
+        "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 0.1}]}, "version": 2,
+        "args": argparse.Namespace(lr=0.1, model="smt_tiny"), "metric": 71.0,
+    },
+    "authors": lambda s: {"model": s, "optimizer": {}, "lr_scheduler": {"t": 1}, "max_accuracy": 82.0, "epoch": 299},
+    "mmdetection": lambda s: {"meta": {"epoch": 12}, "state_dict": {**under("backbone.", s), **OTHER}},
+    "lightning": lambda s: {
+        "state_dict": under("model.", s), "pytorch-lightning_version": "2.5", "hyper_parameters": {"lr": 0.1}
+    },
+    "distributed": lambda s: under("module.", s),
+    "compiled": lambda s: {"model": under("_orig_mod.module.", s)},
+    "nested": lambda s: {**under("net.rgb_encoder.", s), **OTHER},
+    "entry net": lambda s: {"net": s, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 1},
+    "entries": lambda s: {"encoder": s, "decoder": OTHER},
+    "ema of module": lambda s: {"ema": {"module": s, "updates": 4}, "model": {k: 0 * v for k, v in s.items()}},
+    "format is text": lambda s: {"format": "pt", "spec": "smt", "input": 3, "model": s},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("release", [True, False], ids=["release", "ours"])
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpoints_of_other_programs(kind: str, release: bool, literal: LiteralSMT, tmp_path: Path) -> None:
+    classifier = create()
+    classifier.load_state_dict(literal.state_dict())
+    state = literal.state_dict() if release else classifier.state_dict()
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save(CHECKPOINTS[kind](dict(state)), path)
+    net = smt_vision.backbone("smt_tiny", weights=path, **SIZE).eval()
+    for actual, expected in zip(net(images()), literal.features(images()), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    if kind != "ema of module":  # timm reads the file of an overlay, and does not know this entry
+        model = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+        torch.testing.assert_close(model(images()), literal(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_is_told(literal: LiteralSMT, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "network.pth"
+    torch.save({**under("net.rgb_encoder.", literal.state_dict()), **OTHER}, path)
+    smt_vision.backbone("smt_tiny", weights=path, **SIZE)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    count = len(literal.state_dict())
+    assert record.getMessage() == (
+        f"{path}: took {count} tensors under 'net.rgb_encoder.'; ignored 2 others, e.g. neck.conv.weight, head_2.bias"
+    )
+
+
+def test_two_networks_in_one_file_are_refused(literal: LiteralSMT, tmp_path: Path) -> None:
+    two = {**under("rgb.", literal.state_dict()), **under("net.depth.", create().state_dict())}
+    torch.save(two, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"two\.pth: contains several SMTs.*'net\.depth\.', 'rgb\.'"):
+        smt_vision.backbone("smt_tiny", weights=tmp_path / "two.pth", **SIZE)
+    with pytest.raises(RuntimeError, match=r"contains several SMTs.*'net\.depth\.', 'rgb\.'"):
+        create().load_state_dict(two, strict=False)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("extra", "named"), [
+    (CfgNode(a=1), r"test_weights\.CfgNode"),
+    (np.float64(1.0), r"multiarray\.scalar"),
+    (Path("x"), r"pathlib"),
+])  # fmt: skip
+def test_refused_objects_are_named(extra: Any, named: str, zipped: bool, literal: LiteralSMT, tmp_path: Path) -> None:
+    path = tmp_path / "refused.pth"
+    content = {"model": literal.state_dict(), "config": extra}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    message = rf"refused\.pth: not a readable .*{named}.*torch\.load\('refused\.pth', weights_only=False\)\['model'\]"
+    with pytest.raises(ValueError, match=message):
+        read_tensors(path)
+    with pytest.raises(ValueError, match=message):
+        create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+
+
+def test_only_a_namespace_is_allowed_and_only_while_reading(tmp_path: Path) -> None:
+    torch.save({"args": argparse.Namespace(a=1), "model": {}}, tmp_path / "a.pth")
+    assert read_tensors(tmp_path / "a.pth")[0]["args"] == argparse.Namespace(a=1)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    torch.save({"args": argparse.Namespace(a=CfgNode())}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="CfgNode"):
+        read_tensors(tmp_path / "b.pth")
+
+
+def test_a_damaged_file_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "smt_tiny.pth"
+    cached.parent.mkdir(parents=True)
+    for content in (b"", b"<html>404</html>", b"PK" + bytes(100)):
+        cached.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoints/smt_tiny\.pth: not a readable .*download it again"):
+            create(pretrained=True)
+
+
+# --- the backbone, and networks that have it as a part ---
+
+
+def test_backbone_arguments(literal: LiteralSMT, official: Path) -> None:
+    net = smt_vision.backbone("smt_tiny", weights=official, **SIZE, in_chans=1, out_indices=(0, 2)).eval()
+    assert net.feature_info.channels() == [8, 24]
+    assert net.feature_info.reduction() == [4, 16]
+    grey = images(1)
+    expected = literal.features(grey.expand(-1, 3, -1, -1))
+    for actual, i in zip(net(grey), (0, 2), strict=True):
+        torch.testing.assert_close(actual, expected[i], rtol=1e-4, atol=1e-4)
+    assert "state_dict" not in net.pretrained_cfg
+    assert "state_dict" not in net.model.pretrained_cfg
+    with pytest.raises(ValueError, match=r"name='smt_t': expected one of .*smt_tiny"):
+        smt_vision.backbone("smt_t")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        smt_vision.backbone("smt_tiny", weights="absent.pth")
+
+
+def test_backbone_is_strict(literal: LiteralSMT, official: Path, tmp_path: Path) -> None:
+    for changed in (dict(depths=(1, 1, 3, 1)), dict(embed_dims=(8, 16, 24, 36)), dict(layer_scale=1.0)):
+        with pytest.raises(RuntimeError, match=r"smt_official\.pth: "):
+            smt_vision.backbone("smt_tiny", weights=official, **{**SIZE, **changed})
+    for content in ({}, {"conv1.weight": torch.zeros(1)}):
+        torch.save({"model": content, "epoch": 1} if content else content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other\.pth: not the weights of an SMT"):
+            smt_vision.backbone("smt_tiny", weights=tmp_path / "other.pth", **SIZE)
+
+
+class TwoStreams(torch.nn.Module):
+    """A network of RGB and depth images, whichever encoder it has."""
+
+    def __init__(self, encoder: Callable[[], torch.nn.Module]) -> None:
+        super().__init__()
+        self.rgb, self.depth = encoder(), encoder()
+        self.decoder = torch.nn.Conv2d(32, 1, 1)
+
+    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+        maps = [getattr(m, "features", m)(x)[-1] for m, x in ((self.rgb, rgb), (self.depth, depth))]
+        return self.decoder(maps[0] * maps[1])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 1000])
+def test_an_old_network_loads_into_the_same_network_with_our_backbone(num_classes: int, strict: bool) -> None:
+    torch.manual_seed(1)
+    old = TwoStreams(lambda: LiteralSMT(**SIZE, num_classes=num_classes)).eval()
+    new = TwoStreams(lambda: smt_vision.backbone("smt_tiny", **SIZE)).eval()
+    result = new.load_state_dict(old.state_dict(), strict=strict)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    rgb, depth = images(), images().flip(0)
+    torch.testing.assert_close(new(rgb, depth), old(rgb, depth), rtol=1e-5, atol=1e-5)
+    again = TwoStreams(lambda: smt_vision.backbone("smt_tiny", **SIZE)).eval()
+    again.load_state_dict(new.state_dict())
+    assert torch.equal(again(rgb, depth), new(rgb, depth))
+    partial = again.load_state_dict({"decoder.bias": torch.ones(1)}, strict=False)  # a part of the network only
+    assert set(partial.missing_keys) >= {name for name, _ in again.named_parameters()} - {"decoder.bias"}
+    assert again.decoder.bias == 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import registry as _registry  # noqa: F401  registers the models with timm
 from ._version import __version__
 from .model import SMT
+from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
@@ -57,6 +58,7 @@ __all__ = [
     "SegmentationResult",
     "Segmenter",
     "__version__",
+    "backbone",
     "evaluate",
     "export",
     "fuse",

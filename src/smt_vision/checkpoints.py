@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import read_tensors, write_atomic
+from .files import find_state_dict, read_tensors, write_atomic
 from .legacy import upgrade
 
 LAST, BEST = "last.pt", "best.pt"
@@ -37,24 +37,20 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict: the ``ema``, ``model`` or ``state_dict`` entry, in this order, or the entire content.
+        """The state dict; see :func:`smt_vision.files.find_state_dict`.
 
         Raises:
             ValueError: The file does not contain a state dict.
         """
-        state: Any = next(
-            (self.state[key] for key in ("ema", "model", "state_dict") if self.state.get(key)), self.state
-        )
-        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(
-                f"{self.path}: contains no state dict; expected tensors by name, or an entry 'model' with them"
-            )
-        return dict(state)
+        try:
+            return find_state_dict(self.state)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     @property
     def spec(self) -> dict[str, Any] | None:
         """The model spec as plain data; ``None`` for files that are not checkpoints of this library."""
-        return self.state.get("spec")
+        return self.state["spec"] if _is_own(self.state) and "spec" in self.state else None
 
     @property
     def task(self) -> str:
@@ -90,9 +86,16 @@ def load(path: Path) -> Checkpoint:
     path = path / BEST if path.is_dir() else path
     content, metadata = read_tensors(path)
     state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
-    version = state.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
+    if not _is_own(state):
+        return Checkpoint(path, state)
+    version = state["format"]
+    if version > FORMAT:
         raise ValueError(
             f"{path}: checkpoint format {version} is newer than the supported format {FORMAT}; update smt-vision"
         )
     return Checkpoint(path, upgrade(state))
+
+
+def _is_own(state: Mapping[str, Any]) -> bool:
+    """Whether the content of a file was written by :func:`save`."""
+    return isinstance(state.get("format"), int)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import checkpoints
 from .files import write_atomic
 from .model import SMT
-from .model.official import is_official, our_state, to_official
+from .model.official import is_official, require_smt, smt_state, to_official, to_ours
 from .registry import VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
@@ -49,28 +49,29 @@ class ConversionReport:
 def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     """Convert a weight file from the release's layout to this package's, or back.
 
-    The direction and the variant are found from the content, the formats from the suffixes. A ``.pth`` file in the
-    release's layout is written as ``{"model": state dict}``, as the release does; every other file is the state dict
-    only. Values and dtypes do not change. The target is written atomically.
+    The direction and the variant are found from the content, the target's format from its suffix. A ``.pth`` file in
+    the release's layout is written as ``{"model": state dict}``, as the release does; every other file is the state
+    dict only. Of a larger network, the SMT in it is converted. Values and dtypes do not change. The target is written
+    atomically.
 
     Args:
-        source: A ``.pth`` or ``.safetensors`` file; only tensors are unpickled.
+        source: A PyTorch or ``.safetensors`` file, or a run's folder; only tensors and plain data are unpickled.
         target: The file to write, ``.pth`` or ``.safetensors``.
 
     Raises:
         FileNotFoundError: The source does not exist.
-        ValueError: A suffix is unknown, the target is the source, or the content is not the weights of a variant.
+        ValueError: The target's suffix is unknown, the target is the source, or the content is not the weights of a
+            variant.
     """
     source, target = Path(source), Path(target)
-    for path in (source, target):
-        if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: unknown suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"{target}: unknown suffix {target.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
-    state = checkpoints.load(source).weights
+    state = smt_state(checkpoints.load(source).weights, source)
     official = is_official(state)
-    result = our_state(state) if official else to_official(state)
+    result = to_ours(state) if official else to_official(state)
     variant, num_classes, in_chans, parameters = identify(result if official else state, source)
     result = {key: value.contiguous() for key, value in result.items()}
 
@@ -91,23 +92,18 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     Raises:
         ValueError: It is not exactly the weights of a variant.
     """
+    require_smt(state, source)
     blocks = [re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key) for key in state]
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
     depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
     norms = [state.get(f"stages.{i}.norm.weight") for i in range(len(depths))]
     dims = tuple(0 if norm is None else norm.shape[0] for norm in norms)
-    stem = state.get("stem.conv1.weight")
-    if stem is None or stem.ndim != 4 or not depths:
-        raise ValueError(
-            f"{source}: not the weights of an SMT; expected the release's keys (patch_embed1.conv.0.weight, ...) or "
-            f"this package's (stem.conv1.weight, ...), found {', '.join(list(state)[:3]) or 'nothing'}"
-        )
     found = [name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
     if not found:
         known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in VARIANTS.items())
         raise ValueError(f"{source}: unknown channels {dims} and depths {depths} per stage; the variants are {known}")
     head = state.get("head.fc.weight")
-    num_classes, in_chans = 0 if head is None else head.shape[0], stem.shape[1]
+    num_classes, in_chans = 0 if head is None else head.shape[0], state["stem.conv1.weight"].shape[1]
     with torch.device("meta"):
         model = SMT(**VARIANTS[found[0]], num_classes=num_classes, in_chans=in_chans)
     try:

@@ -1,15 +1,22 @@
 """Tensor files: read without executing pickled code, written atomically."""
 
+import argparse
 import os
 import pickle
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
+
+# Entries of a checkpoint that hold the weights. Averaged weights come first, as they are the ones that were evaluated.
+AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
+WEIGHTS = ("model", "state_dict")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -36,12 +43,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Load a ``.safetensors`` file, or a PyTorch file (any other suffix), to the CPU.
 
+    Besides tensors and plain data, a PyTorch file may hold an ``argparse.Namespace``, as timm's training checkpoints
+    do.
+
     Returns:
         The content, and the metadata of a ``.safetensors`` file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is truncated, is not a tensor file, or contains pickled objects.
+        ValueError: If the file is truncated, is not a tensor file, or contains other pickled objects.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
@@ -50,12 +60,71 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
             return load_file(path), metadata
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        unreadable = f"{path}: not a readable {path.suffix} tensor file"
+        if types := _refused_types(path, error):
+            raise ValueError(
+                f"{unreadable}: it contains pickled objects ({', '.join(types)}), which are never loaded, since "
+                "loading them can execute code. Where you trust the file and have the libraries that it was written "
+                f"with, save its state dict only: torch.save(torch.load({path.name!r}, weights_only=False)['model'], "
+                "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
+                "contains these"
+            ) from error
         raise ValueError(
-            f"{path}: not a readable {path.suffix} tensor file ({type(error).__name__}): it is truncated, not a tensor "
-            "file, or contains pickled objects, which are never loaded; download it again, or save only a state dict"
+            f"{unreadable} ({type(error).__name__}): it is truncated or not a tensor file; download it again"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     return content, {}
+
+
+def _refused_types(path: Path, error: Exception) -> list[str]:
+    """Names of the pickled types because of which a file was refused, at most five."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return []
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            types = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # not a zip file: the format before PyTorch 1.6, of which the error names the first type
+        types = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+    return [*types[:5], "..."] if len(types) > 5 else types
+
+
+def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict in the content of a file of weights: an entry of a checkpoint, or the entire content.
+
+    Averaged weights (:data:`AVERAGED`) come before ``model`` and ``state_dict``. If a checkpoint has none of these
+    entries, all its state dicts are returned as one, with the entry's name as the prefix of its keys.
+
+    Raises:
+        ValueError: There is no state dict.
+    """
+    state = _search(content)
+    if state is None:
+        entries = ", ".join(f"{name} ({type(value).__name__})" for name, value in list(content.items())[:5])
+        raise ValueError(
+            f"contains no state dict; expected tensors by name, or an entry 'model' or 'state_dict' with them, found "
+            f"{entries}"
+        )
+    return state
+
+
+def _search(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    if _is_state_dict(content):
+        return dict(content)
+    for name in (*AVERAGED, *WEIGHTS):
+        value = content.get(name)
+        if isinstance(value, Mapping) and value and (state := _search(value)) is not None:
+            return state
+    found = {
+        name: value for name, value in content.items() if isinstance(value, Mapping) and value and _is_state_dict(value)
+    }
+    if len(found) == 1:
+        return dict(next(iter(found.values())))
+    return {f"{name}.{key}": value for name, state in found.items() for key, value in state.items()} or None
+
+
+def _is_state_dict(content: Mapping[str, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())

@@ -5,18 +5,29 @@ variable ``SMT_VISION_KERNELS=plain``, read when the package is imported, they b
 """
 
 import os
-from collections.abc import Set
+import pickle
+import sys
+from collections.abc import Mapping, Set
+from contextlib import redirect_stdout
 from http.client import HTTPException
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
+import timm
+import torch
+from huggingface_hub import constants
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
+from . import checkpoints
+from .files import find_state_dict, read_tensors
 from .forms import use_fast_forms
 from .model import SMT
-from .model.official import RELEASE_URL, our_state
+from .model.loading import convert_features_state
+from .model.official import RELEASE_URL, our_state, require_smt
 
 KERNELS = os.environ.get("SMT_VISION_KERNELS", "auto")
 if KERNELS not in ("auto", "plain"):
@@ -96,10 +107,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
     """The state dict in a weight file (the release's, a training checkpoint, or a state dict), for a model.
 
     Raises:
+        ValueError: The file contains no state dict, or several SMTs.
         RuntimeError: There are missing or unexpected keys. timm loads strictly only where the number of classes is the
             file's; this check always covers everything but the classifier.
     """
-    state_dict = our_state(state_dict)
+    cfg: Any = model.pretrained_cfg
+    state_dict = our_state(find_state_dict(state_dict), cfg.get("file") or cfg.get("url") or "pretrained weights")
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
     if expected != given:
@@ -113,6 +126,133 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
 def _some(keys: Set[str]) -> str:
     names = sorted(keys)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+
+
+class PretrainedWeightsError(RuntimeError):
+    """Pretrained weights that do not exist or cannot be downloaded.
+
+    The message has the remedy in Python; :meth:`for_command` has that of the command line.
+
+    Args:
+        name: timm name of the model.
+        problem: What is wrong, as a sentence without a period.
+        cfg: timm's ``pretrained_cfg`` of the weights.
+        exist: Whether there are weights to download.
+    """
+
+    def __init__(self, name: str, problem: str, cfg: Mapping[str, Any], exist: bool = True) -> None:
+        self.name = name
+        self.problem = problem
+        self.exist = exist
+        self.url, self.hub_id = cfg.get("url"), cfg.get("hf_hub_id")
+        remedy = "Use pretrained=False for random weights"
+        if exist:
+            remedy = (
+                f"Without network access, {self._download()}; or create the model with pretrained=True, "
+                "pretrained_cfg_overlay=dict(file='PATH/TO/FILE')"
+            )
+        super().__init__(f"{problem}. {remedy}.")
+
+    def for_command(self, command: str) -> str:
+        """The message for users of an ``smt`` command."""
+        steps = [self._download()] if self.exist else []
+        if command == "train":
+            steps += [
+                "pass a file of weights with --checkpoint FILE",
+                "start from random weights with --pretrained false",
+            ]
+        elif self.name.partition(".")[0] in VARIANTS:
+            steps += [f"pass the path of a file of weights instead of {self.name}"]
+        else:
+            steps += [f"pass local-dir:FOLDER instead of {self.name}, a folder with the config.json and the "
+                      "model.safetensors of the Hugging Face Hub"]  # fmt: skip
+        return f"{self.problem}. What to do: {'; or '.join(steps)}."
+
+    def _download(self) -> str:
+        """What to download where there is a network, and where to put it."""
+        if self.hub_id:
+            folder = f"models--{self.hub_id.replace('/', '--')}"
+            return f"run 'hf download {self.hub_id}' elsewhere and copy its folder {folder} to {constants.HF_HUB_CACHE}"
+        return f"download that file elsewhere and copy it to {_cache_file(str(self.url))}"
+
+
+def _cache_file(url: str) -> Path:
+    """The file that torch.hub downloads from a URL."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def create_timm_model(name: str, **arguments: Any) -> Any:
+    """``timm.create_model`` with one error for pretrained weights that do not exist or cannot be downloaded.
+
+    Raises:
+        PretrainedWeightsError: The weights do not exist, or cannot be downloaded.
+    """
+    if not arguments.get("pretrained") or name.startswith("local-dir:"):
+        return timm.create_model(name, **arguments)
+    cfg: dict[str, Any] = {"hf_hub_id": name.partition(":")[2]}
+    if ":" not in name:
+        given = arguments.get("pretrained_cfg") or name.partition(".")[2]
+        overlay = arguments.get("pretrained_cfg_overlay")
+        cfg = resolve_pretrained_cfg(name.partition(".")[0], given, overlay).to_dict()
+        if not any(cfg.get(source) for source in ("url", "hf_hub_id", "file", "state_dict")):
+            others = timm.list_pretrained(f"{name.partition('.')[0]}*")
+            there_are = f"; there are weights of {', '.join(others[:5])}" if others else ""
+            raise PretrainedWeightsError(name, f"No pretrained weights exist for {name}{there_are}", cfg, exist=False)
+    try:
+        with redirect_stdout(sys.stderr):  # torch.hub prints that it downloads; standard output is for results
+            return timm.create_model(name, **arguments)
+    except (OSError, HTTPException) as error:
+        if cfg.get("file"):
+            raise
+        where = f"https://huggingface.co/{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url")
+        raise PretrainedWeightsError(
+            name, f"Cannot download the pretrained weights of {name} from {where} ({_first_line(error)})", cfg
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any:
+    """An SMT that returns the feature maps of its four stages, with the weights of a file.
+
+    Args:
+        name: Name of a variant, e.g. ``smt_tiny``.
+        weights: File of weights, or a run's folder: the authors' release, a checkpoint or a state dict, also of a
+            larger network that has one SMT under any prefix. Loading is strict; only a classifier is left out, and
+            stages that ``out_indices`` does not need. ``None`` for random weights.
+        kwargs: Further arguments of ``timm.create_model``: ``pretrained=True`` for the published weights,
+            ``out_indices``, ``in_chans`` (the weights of the first convolution are adapted), arguments of
+            :class:`~smt_vision.SMT`.
+
+    Returns:
+        timm's feature extractor. It maps images ``(B, in_chans, H, W)`` to a list of feature maps
+        ``(B, C_i, H / s_i, W / s_i)``. ``feature_info.channels()`` has the C_i and ``feature_info.reduction()`` the
+        strides s_i; ``model`` is the :class:`~smt_vision.SMT`, with ``stem`` and ``stages``. It loads state dicts of
+        its own, of the release and of networks that have an SMT in its place.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The variant is unknown, the file cannot be read, or it has several SMTs.
+        RuntimeError: The weights do not match the variant and the arguments.
+    """
+    if name.partition(".")[0] not in VARIANTS:
+        raise ValueError(f"invalid name={name!r}: expected one of {', '.join(VARIANTS)}, or one of these with a tag")
+    if weights is None:
+        return timm.create_model(name, features_only=True, **kwargs)
+    checkpoint = checkpoints.load(Path(weights))
+    state = our_state(checkpoint.weights, checkpoint.path)
+    require_smt(state, checkpoint.path)
+    try:
+        net = timm.create_model(
+            name, features_only=True, **{**kwargs, "pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"{checkpoint.path}: {error}") from error
+    for module in net.modules():  # the wrapper and the network in it
+        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    return net
 
 
 def _build(**kwargs: Any) -> SMT:
@@ -137,11 +277,18 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
         cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
         if cfg.file:
             raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
-        raise RuntimeError(
-            f"Cannot download the pretrained weights of {variant} from {cfg.url or cfg.hf_hub_id} ({error}). Without "
-            "network access, download that file elsewhere and create the model with pretrained=True, "
-            "pretrained_cfg_overlay=dict(file='PATH/TO/FILE.pth')."
-        ) from error
+        where = f"{cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
+        problem = f"Cannot download the pretrained weights of {variant} from {where}"
+        name = f"{variant}.{tag}" if isinstance(tag, str) else variant
+        raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError):
+        cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
+        file = Path(cfg.file or _cache_file(str(cfg.url)))
+        if file.is_file():
+            read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
+        raise
+    if kwargs.get("features_only"):
+        model.register_load_state_dict_pre_hook(convert_features_state)
     # timm saves the caller's arguments with a model; without the tag's, reloading would build another network.
     model._model_args = dict(tag_args)
     return model

@@ -34,7 +34,7 @@ def load_candidate(spec: str, device: str = "cpu", size: int | None = None) -> C
     source, variants = parse_spec(spec)
     original: Any
     if Path(source).exists():
-        predictor = load(source, device)
+        predictor = load(source, device, require_classes=False)
         if predictor.spec.task != "classify":
             raise ValueError(f"{spec!r}: only classifiers can be compared, and this is {predictor.kind}")
         original, (channels, default_size, _) = predictor.flops_model()

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     from ..engine.signals import Stopped
+    from ..registry import PretrainedWeightsError
 
     module = _module(command)
     args = module.build_parser(arguments).parse_args(arguments)
@@ -71,7 +72,8 @@ def _run(command: str, arguments: list[str]) -> int:
         return 130
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         rank = f" (rank {_rank()})" if _rank() else ""
-        print(f"smt {command}{rank}: error: {error}", file=sys.stderr)
+        message = error.for_command(command) if isinstance(error, PretrainedWeightsError) else error
+        print(f"smt {command}{rank}: error: {message}", file=sys.stderr)
         return EXIT_ERROR
     if _rank():  # every process has the same result; only the first prints it
         return output.code

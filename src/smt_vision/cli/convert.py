@@ -16,7 +16,7 @@ smt convert smt_tiny.safetensors smt_tiny.pth          the reverse, for code wri
 def build_parser(arguments: list[str]) -> Parser:
     about = f"{HELP}. The keys decide the direction. Strict: every tensor must match a variant."
     parser = new_parser("convert", about, EXAMPLES)
-    parser.add_argument("source", type=Path, help="input file, .pth or .safetensors")
+    parser.add_argument("source", type=Path, help="input file: .safetensors, or any PyTorch file")
     parser.add_argument("target", type=Path, help="output file, .pth or .safetensors")
     return parser
 

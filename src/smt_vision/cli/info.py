@@ -31,7 +31,7 @@ def run(args: Any) -> Output:
     from ..tasks.load import load
 
     if Path(args.model).exists():
-        predictor = load(args.model)
+        predictor = load(args.model, require_classes=False)
         for module in predictor.model.modules():
             if isinstance(module, ExportedModel):
                 source = module.manifest.name

@@ -1,21 +1,31 @@
 """Random access to the files in a tar archive, from any number of processes."""
 
+import bz2
 import functools
 import gzip
 import hashlib
 import logging
+import lzma
 import os
+import posixpath
 import shutil
-import tarfile
 import tempfile
 import weakref
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .files import is_image
 from .fingerprint import hash_content
+from .tar import DamagedTar, read_members
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MIN_FREE = 1 << 28  # bytes that unpacking leaves free on the disk
+_CHUNK = 1 << 20
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 log = logging.getLogger(__name__)
 
 
@@ -24,43 +34,99 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SMT_CACHE_DIR") or Path.home() / ".cache" / "smt-vision")
 
 
-class TarIndex:
-    """Index of the regular files in an uncompressed tar.
+def is_tar(name: str) -> bool:
+    """Whether a file name has the suffix of a tar, compressed or not."""
+    return name.lower().endswith(TAR_SUFFIXES)
 
-    Files are read with ``pread``, so forked processes can share the open descriptor.
+
+class TarIndex:
+    """Index of the files in an uncompressed tar.
+
+    Hard and symbolic links to a file in the same tar are files as well. Of several members with one name, the last
+    counts, as if the tar were unpacked. Other members, e.g. links to files outside of the tar, are counted in a
+    warning. Files are read with ``pread``, so forked processes can share the open descriptor.
 
     Args:
         path: Path of the tar file.
+        allow_damaged: Use a damaged tar up to the damage, with a warning.
+        source: Path of the compressed tar that was unpacked to ``path``, for messages.
+        damage: Damage that was found in unpacking it.
 
     Raises:
-        ValueError: If the file is not a tar or is truncated.
+        ValueError: If the file is not a tar, or is damaged and this is not allowed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, allow_damaged: bool = False, source: Path | None = None, damage: str | None = None
+    ) -> None:
         self.path = path
-        stat = path.stat()
+        source = source or path
+        file = _OpenFile(path)
+        stat = os.fstat(file.descriptor)
         self._version = stat.st_size, stat.st_mtime_ns
-        names, folders, offsets, sizes = [], [], [], []
+        rows: dict[str, int] = {}
+        folders: list[str] = []
+        offsets: list[int] = []
+        sizes: list[int] = []
+        links: dict[str, str] = {}
+        replaced: list[str] = []
+        ignored: list[str] = []
+        count = 0
         try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    name = member.name.removeprefix("./").strip("/")
-                    if member.isdir():
-                        folders.append(name)
-                    elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                        names.append(name)
-                        offsets.append(member.offset_data)
-                        sizes.append(member.size)
-                    # tarfile would otherwise keep every member, about 1 kB per file.
-                    tar.members.clear()  # type: ignore[attr-defined]
-        except tarfile.TarError as error:
-            raise ValueError(f"{path}: invalid or truncated tar file ({error}); download or pack it again") from error
-        if offsets and offsets[-1] + sizes[-1] > stat.st_size:
-            raise ValueError(f"{path}: truncated within {names[-1]}; download or pack it again")
-        self.names: list[str] = names
-        self.folders: list[str] = folders
+            for member in read_members(file.descriptor, stat.st_size):
+                count += 1
+                name = _normalized(member.name)
+                if member.kind == "folder":
+                    folders.append(name)
+                elif member.kind == "file" and name in rows:
+                    replaced.append(name)
+                    offsets[rows[name]], sizes[rows[name]] = member.offset, member.size
+                elif member.kind == "file":
+                    rows[name] = len(rows)
+                    offsets.append(member.offset)
+                    sizes.append(member.size)
+                elif member.kind == "hard link":
+                    links[name] = _normalized(member.target)
+                elif member.kind == "symbolic link":
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.target))
+                else:
+                    ignored.append(name)
+        except DamagedTar as error:
+            damage = damage or str(error)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        for name in links:
+            row = _follow(name, links, rows)
+            if row is None:
+                ignored.append(name)
+            elif name not in rows:
+                rows[name] = len(rows)
+                offsets.append(offsets[row])
+                sizes.append(sizes[row])
+        self.names = list(rows)
+        self.folders = folders
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
+        self.damaged = damage is not None
+        if damage is not None and not (allow_damaged and count):
+            raise ValueError(
+                f"{source}: damaged archive: {damage}; read {count} members. Download or pack it again, or use it as "
+                "far as it goes with input.allow_damaged (on the command line: --input.allow_damaged true)"
+            )
+        if damage is not None:
+            log.warning(
+                "%s: damaged archive: %s; using the %d members before, %d of them images",
+                source, damage, count, sum(map(is_image, self.names)),
+            )  # fmt: skip
+        if replaced:
+            log.warning(
+                "%s: %d files are replaced by a later one of the same name, e.g. %s", source, len(replaced), replaced[0]
+            )
+        if ignored:
+            log.warning(
+                "%s: ignored %d members that are neither files nor links to files in the archive, e.g. %s",
+                source, len(ignored), ignored[0],
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -69,7 +135,7 @@ class TarIndex:
         return self.__dict__ | {"names": [], "folders": []}  # worker processes read by row and need no names
 
     def read(self, row: int) -> bytes:
-        """Return the content of file ``row``, counted in the order of the tar."""
+        """Return the content of file ``row``, counted in the order of :attr:`names`."""
         return self._read(row, 0, int(self._sizes[row]))
 
     def fingerprint(self, row: int) -> int:
@@ -80,6 +146,20 @@ class TarIndex:
         file = _open_file(self.path, self._version)
         length = min(length, int(self._sizes[row]) - offset)
         return os.pread(file.descriptor, length, int(self._offsets[row]) + offset)
+
+
+def _normalized(name: str) -> str:
+    """The name of a member relative to the top of the archive, without ``.`` and ``..``."""
+    return posixpath.normpath("/" + name.lstrip("/"))[1:]
+
+
+def _follow(name: str, links: dict[str, str], rows: dict[str, int]) -> int | None:
+    """Row of the file that a link points to, directly or through other links; ``None`` if there is none."""
+    passed: set[str] = set()
+    while name in links and name not in passed:
+        passed.add(name)
+        name = links[name]
+    return rows.get(name)
 
 
 class _OpenFile:
@@ -95,35 +175,77 @@ def _open_file(path: Path, version: tuple[int, int]) -> _OpenFile:
     return _OpenFile(path)
 
 
-def open_tar(path: Path) -> TarIndex:
-    """Index a tar file; a compressed one (.tar.gz, .tgz) is first unpacked to an uncompressed tar in the cache."""
-    if path.suffix in (".gz", ".tgz"):
-        path = _decompress(path)
+# The train and val splits of a dataset are opened one after the other, and share its indices.
+_indices: weakref.WeakValueDictionary[tuple[Path, int, int, bool], TarIndex] = weakref.WeakValueDictionary()
+
+
+def open_tar(path: Path, *, allow_damaged: bool = False) -> TarIndex:
+    """Index a tar file; one compressed with gzip, bzip2 or xz is first unpacked to the cache.
+
+    Args:
+        path: Path of the file. Its content decides whether it is compressed, not its name.
+        allow_damaged: Use a damaged file up to the damage, with a warning.
+
+    Raises:
+        ValueError: If the file is not a tar, is damaged and this is not allowed, or does not fit on the disk.
+    """
     stat = path.stat()
-    return _index(path, (stat.st_size, stat.st_mtime_ns))
+    key = path, stat.st_size, stat.st_mtime_ns, allow_damaged
+    index = _indices.get(key)
+    if index is None:
+        with open(path, "rb") as file:
+            start = file.read(max(map(len, _OPENERS)))
+        opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+        if opener is None:
+            index = TarIndex(path, allow_damaged=allow_damaged)
+        else:
+            index = _open_compressed(path, opener, allow_damaged)
+        _indices[key] = index
+    return index
 
 
-@functools.lru_cache(maxsize=2)  # the train and val splits of one tar are opened one after the other
-def _index(path: Path, version: tuple[int, int]) -> TarIndex:
-    return TarIndex(path)
-
-
-def _decompress(path: Path) -> Path:
+def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool) -> TarIndex:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir() / "tars" / f"{path.name.partition('.')[0]}-{key}.tar"
     if target.exists():
-        return target
+        try:
+            return TarIndex(target, source=path)
+        except ValueError:
+            log.warning("%s: damaged; unpacking %s again", target, path)
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("unpacking %s to %s (once)", path, target)
-    # Renamed only when complete: an interrupted run must not leave a file that looks like the tar.
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
+    # Renamed only when complete: neither an interrupted run nor damage may leave a file that looks like the tar.
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
+    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as out, gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, out, 1 << 20)
-        os.replace(partial, target)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: invalid or truncated gzip file ({error}); download or pack it again") from error
+        with os.fdopen(handle, "wb") as out, opener(path, "rb") as packed:
+            damage = _unpack(packed, out, path, target.parent)
+        index = TarIndex(partial, allow_damaged=allow_damaged, source=path, damage=damage)
+        index.path = partial.replace(target.with_suffix(".damaged.tar") if index.damaged else target)
+        return index
     finally:
-        Path(partial).unlink(missing_ok=True)
-    return target
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(packed: Any, out: Any, path: Path, folder: Path) -> str | None:
+    """Write the unpacked content to ``out``; returns the damage in the compressed file, if there is any."""
+    length = 0
+    while True:
+        try:
+            chunk = packed.read1(_CHUNK)  # read() would lose the last bytes before the damage
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            return f"the compressed data is invalid or ends early after {length} unpacked bytes ({error})"
+        if not chunk:
+            return None
+        try:
+            if shutil.disk_usage(folder).free < MIN_FREE + len(chunk):
+                raise OSError("the disk is full")
+            out.write(chunk)
+            out.flush()
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot unpack more than {length} bytes to {folder} ({error}); free disk space, or set "
+                "SMT_CACHE_DIR to a directory on a larger disk"
+            ) from error
+        length += len(chunk)

@@ -138,8 +138,9 @@ def sort_names(names: Iterable[str], folders: Iterable[str]) -> Listing:
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """List image files: given files, and the images in given directories, searched recursively and sorted.
 
-    Given files are listed whatever their suffix. In directories, hidden files are passed over, and the number of other
-    files without the suffix of an image is logged.
+    Given files are listed whatever their suffix; a file that is given twice, e.g. by itself and with its directory, is
+    listed once. In directories, hidden files are passed over, and the number of other files without the suffix of an
+    image is logged.
 
     Raises:
         FileNotFoundError: If a path does not exist or a directory has no images.
@@ -156,7 +157,20 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             images.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such file or directory")
-    return images
+    first: dict[str, Path] = {}
+    for image in images:
+        first.setdefault(os.path.abspath(image), image)
+    return list(first.values())
+
+
+def relative_names(paths: Sequence[str | Path]) -> list[str]:
+    """Path of each file relative to the common folder of all, with ``/`` as separator; unique for different files.
+
+    Symbolic links are not followed.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    root = os.path.commonpath([path.parent for path in absolute]) if absolute else ""
+    return [path.relative_to(root).as_posix() for path in absolute]
 
 
 def warn_ignored(where: object, names: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.decode import decode
+from ..data.files import relative_names
 
 T = TypeVar("T")
 
@@ -45,6 +46,6 @@ def sample_photo_crops() -> list[Image.Image]:
 
 
 def sample_names(images: Sequence[Path | Image.Image]) -> list[str]:
-    """File names of images, without their folders since the export may be passed on, or a description of the crops."""
-    names = [image.name for image in images if isinstance(image, Path)]
+    """Paths of images relative to their common folder, since the export may be passed on; or what the crops are."""
+    names = relative_names([image for image in images if isinstance(image, Path)])
     return names or [f"{len(images)} crops of matplotlib's grace_hopper.jpg"]

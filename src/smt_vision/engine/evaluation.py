@@ -73,7 +73,8 @@ def evaluate_with_details(
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
     fabric = launch(engine)
-    model = load(source, fabric.device, overrides)
+    with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
+        model = load(source, fabric.device, overrides)
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
     data = str(data or (model.recipe.data if model.recipe else ""))

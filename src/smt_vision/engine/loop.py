@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
+from ..checkpoints import LAST
 from ..recipe import Recipe
 from ..seeding import stable_hash
 from ..tasks import get_task
@@ -73,8 +74,11 @@ def train(
     seed_everything(recipe.seed, verbose=False)
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
 
-    with fabric.rank_zero_first():  # one process downloads and unpacks the data, the others find it there
-        task = get_task(recipe.task).training(recipe)
+    # A run that is resumed takes all weights from its last checkpoint, so that its initial weights may be out of reach.
+    resumed = (folder / LAST).is_file()
+    built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
+    with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
+        task = get_task(recipe.task).training(built)
     _check_images(task, recipe.data)
     run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
     "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_unreadable",
+    "input.allow_damaged",
 }  # fmt: skip
 
 

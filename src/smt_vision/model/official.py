@@ -1,4 +1,4 @@
-"""State dicts of the authors' release: the same values under other names.
+"""State dicts of an SMT in files: the authors' release, the same values under other names, and larger networks.
 
 The release has separate linear layers for value and context, and for query and key/value; this package has one layer
 for each pair. Every other difference is a name.
@@ -6,12 +6,15 @@ for each pair. Every other difference is a name.
 Source: the key list of the release v1.0.0 of the GitHub repository AFeng-x/SMT.
 """
 
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 RELEASE_URL = "https://github.com/AFeng-x/SMT/releases/download/v1.0.0/"
 
@@ -44,24 +47,75 @@ _TABLE: list[tuple[str | dict[str, int], str]] = [
     ("block{i}.{j}.attn.proj", "stages.{i}.blocks.{j}.mixer.proj"),
 ]
 
-
-def _unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint: its entry ``model`` (as in the release) or ``state_dict``, or itself."""
-    for entry in ("model", "state_dict"):
-        if isinstance(checkpoint.get(entry), Mapping):
-            return checkpoint[entry]
-    return checkpoint
-
-
-def our_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict inside a checkpoint with this package's keys: the release's are converted, others kept."""
-    state = _unwrap(checkpoint)
-    return to_ours(state) if is_official(state) else dict(state)
+_OFFICIAL = re.compile(r"(patch_embed|block|norm)\d+\.")
+# Two keys that every SMT has, the release's and this package's: where both are, under a common prefix, is an SMT.
+_ANCHORS = (
+    ("patch_embed1.conv.0.weight", "patch_embed1.conv.1.weight"),
+    ("stem.conv1.weight", "stem.bn.weight"),
+)
+_FLAT_STAGE = re.compile(r"^stages_(\d+)\.")  # as in timm's feature_cls="list"
 
 
 def is_official(state_dict: Mapping[str, Any]) -> bool:
     """Whether a state dict has the release's keys."""
-    return any(key.startswith("patch_embed1.") for key in state_dict)
+    return any(_OFFICIAL.match(key) for key in state_dict)
+
+
+def our_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+    """The SMT in a state dict (see :func:`smt_state`) with this package's keys; the release's are converted."""
+    state = smt_state(state_dict, where)
+    return to_ours(state) if is_official(state) else state
+
+
+def smt_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+    """The SMT in a state dict, which may be that of a larger network, without the prefix of its keys.
+
+    A state dict without an SMT is returned as it is.
+
+    Args:
+        state_dict: Tensors by name; an SMT's have the release's keys or this package's, under any prefix.
+        where: Where the state dict comes from, for messages.
+
+    Raises:
+        ValueError: There are several SMTs, under different prefixes.
+    """
+    prefixes = find_prefixes(state_dict, _ANCHORS)
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{where}: contains several SMTs, under the prefixes {', '.join(map(repr, prefixes))}; expected one: save "
+            "the state dict of one of them, i.e. the tensors under its prefix"
+        )
+    state = take_prefix(state_dict, prefixes[0], where) if prefixes else state_dict
+    return {_FLAT_STAGE.sub(r"stages.\1.", key): value for key, value in state.items()}
+
+
+def require_smt(state_dict: Mapping[str, Tensor], where: object) -> None:
+    """Raise a ValueError if a state dict that :func:`our_state` returned is not that of an SMT."""
+    if getattr(state_dict.get("stem.conv1.weight"), "ndim", 0) != 4:
+        raise ValueError(
+            f"{where}: not the weights of an SMT; expected the release's keys (patch_embed1.conv.0.weight, ...) or "
+            "this package's (stem.conv1.weight, ...), under any prefix, found "
+            f"{', '.join(list(state_dict)[:3]) or 'nothing'}"
+        )
+
+
+def find_prefixes(state_dict: Mapping[str, Any], anchors: Sequence[tuple[str, str]]) -> list[str]:
+    """The prefixes under which a state dict has both keys of a pair; ``""`` for keys without a prefix."""
+    found = set()
+    for first, second in anchors:
+        candidates = (key.removesuffix(first) for key in state_dict if key == first or key.endswith(f".{first}"))
+        found |= {prefix for prefix in candidates if prefix + second in state_dict}
+    return sorted(found)
+
+
+def take_prefix(state_dict: Mapping[str, Tensor], prefix: str, where: object) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it; logs the prefix, and how many tensors are not under it."""
+    taken = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if prefix:
+        others = [key for key in state_dict if not key.startswith(prefix)]
+        ignored = f"; ignored {len(others)} others, e.g. {', '.join(others[:3])}" if others else ""
+        log.warning("%s: took %d tensors under %r%s", where, len(taken), prefix, ignored)
+    return taken
 
 
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ is the release's; the differences are:
 - value and context are one linear layer, and so are query, key and value;
 - the mixer of each block is data (``mixers``), not a flag;
 - every feature map is the stage's normalised output, for classification and dense prediction alike;
-- state dicts of the release load as they are (see ``official.py``).
+- state dicts of the release load as they are (see ``official.py`` and ``loading.py``).
 
 ``B`` batch, ``C`` channels, ``H W`` grid.
 """
@@ -28,8 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .arguments import check, check_head, check_heads, check_network, check_rates, expand_pattern, per_stage
 from .attention import MSA
+from .loading import convert_state
 from .modulation import SAM, conv_bhwc
-from .official import is_official, to_ours
 
 
 class Stem(nn.Module):
@@ -344,14 +344,21 @@ class SMT(nn.Module):
             blocks=[(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
         )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the release's state dicts: their keys are converted before they are looked up."""
-        own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        if is_official(own):
-            for key in own:
-                del state_dict[prefix + key]
-            state_dict.update({prefix + k: v for k, v in to_ours(own).items()})
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Accept the release's keys, and those of an SMT under any prefix."""
+        convert_state(self, state_dict, prefix, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def _init_weights(module: nn.Module) -> None:

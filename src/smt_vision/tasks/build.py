@@ -3,15 +3,20 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from .. import checkpoints
 from ..checkpoints import Checkpoint
-from ..model.official import our_state
-from ..recipe import Input
+from ..model import SMT
+from ..model.official import find_prefixes, our_state, take_prefix
+from ..recipe import Input, Recipe
+from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
 from .backbone import Backbone
 
@@ -23,15 +28,32 @@ def create_model(name: str, **arguments: Any) -> Any:
 
     Raises:
         ValueError: The model is unknown to timm or does not accept the arguments.
+        PretrainedWeightsError: Pretrained weights do not exist, or cannot be downloaded.
     """
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"unknown timm model {name!r}{hint}")
     try:
-        return timm.create_model(name, **arguments)
+        return create_timm_model(name, **arguments)
     except TypeError as error:
         raise ValueError(f"model {name!r} does not accept {arguments}: {error}") from error
+
+
+def initial_weights(recipe: Recipe) -> Checkpoint | None:
+    """Read a recipe's checkpoint, or download its pretrained weights to timm's cache, before the data is opened.
+
+    Opening a dataset can take long; weights that cannot be had are an error before that.
+
+    Returns:
+        The checkpoint, if the recipe names one.
+    """
+    if recipe.checkpoint is not None:
+        return checkpoints.load(Path(recipe.checkpoint))
+    if recipe.pretrained:
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers stay the same
+            create_model(recipe.model, pretrained=True, **recipe.model_args)
+    return None
 
 
 def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | None) -> Backbone:
@@ -48,9 +70,11 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
     """
     name, arguments, channels = spec.model, dict(spec.model_args), spec.input.channels
     try:
-        net = timm.create_model(
+        net = create_timm_model(
             name, features_only=True, in_chans=channels, pretrained=pretrained and checkpoint is None, **arguments
         )
+    except PretrainedWeightsError:
+        raise
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"model {name!r} with {arguments or 'no further arguments'} cannot be used as a backbone: {error}"
@@ -68,22 +92,47 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
 
 
 def load_pretrained(model: Any, checkpoint: Checkpoint) -> None:
-    """Load a classifier's weights from a checkpoint of this library or the official release.
+    """Load a classifier's weights from a checkpoint of this library, the official release, or another program.
 
-    The classification head keeps its initialization if its shape differs; all other weights must match.
+    The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The
+    classification head keeps its initialization if its shape differs; all other weights must match.
 
     Raises:
         ValueError: The weights do not match the model.
     """
-    state, own = our_state(checkpoint.weights), model.state_dict()
+    own = model.state_dict()
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    state = _state_for(model, [key for key in own if key.rpartition(".")[0] not in heads], checkpoint)
     for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
         if key not in own:
             del state[key]
         elif key not in state or state[key].shape != own[key].shape:
             state[key] = own[key]
     _load_state(model, state, checkpoint, "model and model_args")
+
+
+def _state_for(model: nn.Module, keys: list[str], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that belong to a model, without the prefix that a larger network gives its keys.
+
+    Args:
+        model: The model.
+        keys: Keys of the model, without the classifier's.
+        checkpoint: The checkpoint.
+
+    Raises:
+        ValueError: They are there more than once, under different prefixes.
+    """
+    state = checkpoint.weights
+    if isinstance(model, SMT):
+        return our_state(state, checkpoint.path)
+    prefixes = find_prefixes(state, [(keys[0], keys[-1])])
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{checkpoint.path}: contains the model's keys several times, under the prefixes "
+            f"{', '.join(map(repr, prefixes))}; expected one: save the tensors under one of them"
+        )
+    return take_prefix(state, prefixes[0], checkpoint.path) if prefixes else state
 
 
 def load_head_checkpoint(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint | None) -> None:

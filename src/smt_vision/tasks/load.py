@@ -24,15 +24,23 @@ from .predictor import Predictor
 Overrides = Mapping[str, Mapping[str, Any]]
 
 
-def load(source: str | Path, device: str | torch.device = "cpu", overrides: Overrides | None = None) -> Predictor[Any]:
+def load(
+    source: str | Path,
+    device: str | torch.device = "cpu",
+    overrides: Overrides | None = None,
+    *,
+    require_classes: bool = True,
+) -> Predictor[Any]:
     """Load a predictor.
 
     Args:
-        source: Run folder (its best weights), export folder, checkpoint file, weights file of the official release, or
-            timm model name. The last two are classifiers.
+        source: Run folder (its best weights), export folder, checkpoint file, file of an SMT's weights (of the official
+            release, or another program's), or timm model name. The last two are classifiers.
         device: Device to run on.
         overrides: Values that differ from training, by recipe group, e.g. ``{"segment": {"test_flip": True}}``;
             :func:`smt_vision.tasks.inference_overrides` lists the fields of a task.
+        require_classes: Whether weights without a classifier are an error; they can be measured only, e.g. with
+            :func:`smt_vision.cost.describe`.
 
     Returns:
         A :class:`~smt_vision.tasks.classification.predictor.Classifier`,
@@ -41,11 +49,22 @@ def load(source: str | Path, device: str | torch.device = "cpu", overrides: Over
 
     Raises:
         FileNotFoundError: The folder contains neither a best checkpoint nor an export.
-        ValueError: ``source`` is neither a file or folder nor a timm model, the file does not contain a model, or a
-            field cannot be overridden.
-        RuntimeError: The model has no pretrained weights, or they could not be downloaded.
+        ValueError: ``source`` is neither a file or folder nor a timm model, the file does not contain a model, the
+            weights have no classifier, or a field cannot be overridden.
+        PretrainedWeightsError: The model has no pretrained weights, or they could not be downloaded.
     """
-    path, overrides = Path(source), overrides or {}
+    predictor = _load(source, device, overrides or {})
+    if require_classes and predictor.spec.task == "classify" and not predictor.classes:
+        raise ValueError(
+            f"{source}: weights of {predictor.spec.model} without a classifier, so there are no classes to predict; "
+            "expected weights with a classifier. Use these as initial weights (smt train RECIPE --checkpoint FILE), or "
+            "for feature maps (smt_vision.backbone, or timm.create_model with features_only=True)"
+        )
+    return predictor
+
+
+def _load(source: str | Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
+    path = Path(source)
     if (path / MANIFEST).is_file():
         return _from_export(path, device, overrides)
     if path.is_dir() and not (path / BEST).is_file():
@@ -57,7 +76,7 @@ def load(source: str | Path, device: str | torch.device = "cpu", overrides: Over
 
 def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
     if checkpoint.spec is None:
-        weights = our_state(checkpoint.weights)
+        weights = our_state(checkpoint.weights, checkpoint.path)
         variant, num_classes, in_chans, _ = identify(weights, checkpoint.path)
         model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
         model.load_state_dict(weights)

@@ -1,6 +1,5 @@
 """Saving results: helpers that all tasks share."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -8,6 +7,7 @@ from typing import Protocol, TypeVar
 from PIL import Image
 
 from ..data.decode import decode
+from ..data.files import relative_names
 
 Source = str | Path | Image.Image  # an image as passed to a predictor
 DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
@@ -34,26 +34,31 @@ def with_sources(results: Iterable[R], images: Sequence[Source] | None) -> tuple
     return results, [result.source for result in results]
 
 
+def image_names(images: Sequence[Source]) -> list[str]:
+    """Name of each image: its path relative to the images' common folder; PIL images are numbered."""
+    names = iter(relative_names([image for image in images if not isinstance(image, Image.Image)]))
+    return [str(i) if isinstance(image, Image.Image) else next(names) for i, image in enumerate(images)]
+
+
 def result_names(images: Sequence[Source]) -> list[Path]:
-    """Output path of each image: relative to the images' common folder, with suffix ``.png``; PIL images are numbered.
+    """Output path of each image: its name (:func:`image_names`) with suffix ``.png``.
 
     Raises:
-        ValueError: Two images have the same output path.
+        ValueError: An image is given twice, or two images have the same output path.
     """
-    paths = [
-        Path(f"{i}") if isinstance(image, Image.Image) else Path(image).resolve() for i, image in enumerate(images)
-    ]
-    folders = [path.parent for path in paths if path.is_absolute()]
-    root = Path(os.path.commonpath(folders)) if folders else Path()
-    names = [(path.relative_to(root) if path.is_absolute() else path).with_suffix(".png") for path in paths]
-    first: dict[Path, Path] = {}
-    for name, path in zip(names, paths, strict=True):
-        if first.setdefault(name, path) != path:
+    names = image_names(images)
+    outputs = [Path(name).with_suffix(".png") for name in names]
+    first: dict[Path, int] = {}
+    for i, output in enumerate(outputs):
+        other = first.setdefault(output, i)
+        if other != i and names[other] == names[i]:
+            raise ValueError(f"{images[i]} is given twice; pass each image once")
+        if other != i:
             raise ValueError(
-                f"{first[name]} and {path} differ only in their suffix, so both would be written to {name}; rename one "
-                "or process them in separate calls"
+                f"{images[other]} and {images[i]} differ only in their suffix, so both would be written to {output}; "
+                "rename one or process them in separate calls"
             )
-    return names
+    return outputs
 
 
 def decode_source(source: Source) -> Image.Image:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ...recipe import Augment, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
-INFERENCE_OVERRIDES = {"input": ("size", "crop_pct", "exact")}
+INFERENCE_OVERRIDES = {"input": ("size", "crop_pct", "exact", "allow_damaged")}
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class ClassificationInput(Input):
         crop_mode: ``center``: as above; ``squash``: resize both sides to size without crop; ``border``: resize the long
             side and pad the short side.
         val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
+        allow_damaged: Use a damaged tar up to the damage, with a warning; otherwise it is an error.
     """
 
     size: int = 224
     crop_pct: float = 224 / 256
     crop_mode: Literal["center", "squash", "border"] = "center"
     val_fraction: float = 0.1
+    allow_damaged: bool = False
 
 
 @dataclass(frozen=True)

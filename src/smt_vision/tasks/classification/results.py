@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..results import Source, decode_source
+from PIL import Image
+
+from ..results import Source, decode_source, image_names
 from .pictures import GRID, LabeledImage, predictions
 
 
@@ -38,8 +40,8 @@ def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]
     """
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
-    shown: list[LabeledImage] = []
-    with open(table, "w", newline="", encoding="utf-8") as file:
+    shown: list[tuple[Prediction, Image.Image]] = []
+    with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "class_id", "score", "others", "error"])
         for result in results:
@@ -50,7 +52,16 @@ def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]
                  f"{result.score:.6f}" if known else "", others, result.error or ""]
             )  # fmt: skip
             if result.label is not None and len(shown) < GRID:
-                image = decode_source(result.source)
-                shown.append(LabeledImage(image, result.label, result.score, Path(result.id).name))
-    predictions(shown, sheet)
+                shown.append((result, decode_source(result.source)))
+    names = image_names([result.source for result, _ in shown])
+    items = [
+        LabeledImage(
+            image,
+            result.label or "",
+            result.score,
+            result.id if isinstance(result.source, Image.Image) else name,
+        )
+        for (result, image), name in zip(shown, names, strict=True)
+    ]
+    predictions(items, sheet)
     return [table, sheet]

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ... import checkpoints
 from ...checkpoints import Checkpoint
 from ...data.decode import decode
 from ...data.fingerprint import UsedImages
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
-from ..build import create_model, load_pretrained, resolve_input
+from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import match_classes
 from ..samples import top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -102,10 +101,10 @@ class ClassificationTraining(ClassificationEvaluation):
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
+        checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
         super().__init__(self.train_set.classes, self._open("val"))
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
-        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -115,7 +114,14 @@ class ClassificationTraining(ClassificationEvaluation):
         self.mix = _mix(recipe.augment, len(self.classes))
 
     def _open(self, split: Literal["train", "val"]) -> ImageDataset:
-        return open_dataset(self.recipe.data, split, val_fraction=self.recipe.input.val_fraction, seed=self.recipe.seed)
+        recipe = self.recipe
+        return open_dataset(
+            recipe.data,
+            split,
+            val_fraction=recipe.input.val_fraction,
+            seed=recipe.seed,
+            allow_damaged=recipe.input.allow_damaged,
+        )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -239,7 +245,7 @@ def open_evaluation(
     recipe, fraction, seed = model.recipe, 1.0, 0
     if model.used_images is None and isinstance(recipe, ClassificationRecipe) and _same_source(data, recipe.data):
         fraction, seed = recipe.input.val_fraction, recipe.seed
-    images = open_dataset(data, "val", val_fraction=fraction, seed=seed)
+    images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
     if model.used_images is not None:
         images = _held_out(images, model.used_images)
     synonyms = class_synonyms(len(model.classes))

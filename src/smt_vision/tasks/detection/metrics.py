@@ -4,7 +4,7 @@ Shapes: N detections per image of H x W pixels, K classes; boxes ``(x1, y1, x2, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ METRIC_NAMES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
-COLUMNS = 8  # per detection: image id, class index, score, box (4), length of the encoded mask in bytes
+COLUMNS = 8  # per detection: image index, class index, score, box (4), length of the encoded mask in bytes
 
 
 class DetectionMetrics:
@@ -55,8 +55,9 @@ class DetectionMetrics:
         self.classes, self.category_ids = tuple(classes), tuple(category_ids)
         self.masks = masks
         self.max_detections = max_detections
-        self._sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-        self._image_ids: list[Tensor] = []
+        # Images are exchanged by index: float64 does not hold all 64-bit ids.
+        self._index_of = {image["id"]: i for i, image in enumerate(ground_truth["images"])}
+        self._images: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._bytes: list[Tensor] = []
 
@@ -75,18 +76,19 @@ class DetectionMetrics:
         Raises:
             ValueError: The ground truth has no such image, or masks are evaluated and their number is not N.
         """
-        if image_id not in self._sizes:
-            raise ValueError(f"image id {image_id} is not in the ground truth of {len(self._sizes)} images")
+        if image_id not in self._index_of:
+            raise ValueError(f"image id {image_id} is not in the ground truth of {len(self._index_of)} images")
+        index = self._index_of[image_id]
         encoded = list(masks or [])
         if self.masks and len(encoded) != len(boxes):
             raise ValueError(f"image id {image_id}: {len(boxes)} boxes and {len(encoded)} masks; expected equally many")
         rows = torch.zeros(len(boxes), COLUMNS, dtype=torch.float64)
-        rows[:, 0] = image_id
+        rows[:, 0] = index
         rows[:, 1] = labels
         rows[:, 2] = scores
         rows[:, 3:7] = boxes
         rows[:, 7] = torch.tensor([len(rle) for rle in encoded]) if self.masks else 0
-        self._image_ids.append(torch.tensor([image_id]))
+        self._images.append(torch.tensor([index]))
         self._rows.append(rows)
         self._bytes.append(torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if encoded else _NO_BYTES)
 
@@ -96,10 +98,10 @@ class DetectionMetrics:
         Args:
             all_gather: Stacks tensors of equal shape from all processes along a new first dimension.
         """
-        self._image_ids, self._rows, self._bytes = (
+        self._images, self._rows, self._bytes = (
             [_gather_ragged(torch.cat([empty, *parts]).to(self.device), all_gather).cpu()]
             for empty, parts in (
-                (torch.zeros(0, dtype=torch.int64), self._image_ids),
+                (torch.zeros(0, dtype=torch.int64), self._images),
                 (torch.zeros(0, COLUMNS, dtype=torch.float64), self._rows),
                 (_NO_BYTES, self._bytes),
             )
@@ -110,16 +112,20 @@ class DetectionMetrics:
         counts = torch.cat([_NO_BYTES, *self._bytes]).numpy().tobytes()
         results: list[dict[str, Any]] = []
         start = 0
-        for image_id, class_id, score, x1, y1, x2, y2, length in torch.cat([_NO_ROWS, *self._rows]).tolist():
+        for index, class_id, score, x1, y1, x2, y2, length in torch.cat([_NO_ROWS, *self._rows]).tolist():
+            image = self.ground_truth["images"][int(index)]
             result = {
-                "image_id": int(image_id),
+                "image_id": image["id"],
                 "category_id": self.category_ids[int(class_id)],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
             }
             if self.masks:
                 end = start + int(length)
-                result["segmentation"] = {"size": [*self._sizes[int(image_id)]], "counts": counts[start:end].decode()}
+                result["segmentation"] = {
+                    "size": [image["height"], image["width"]],
+                    "counts": counts[start:end].decode(),
+                }
                 start = end
             results.append(result)
         return results
@@ -137,7 +143,8 @@ class DetectionMetrics:
         Raises:
             ValueError: No image was added, or none of the images shows an object.
         """
-        image_ids = set(torch.cat([torch.zeros(0, dtype=torch.int64), *self._image_ids]).tolist())
+        images = self.ground_truth["images"]
+        image_ids = {images[i]["id"] for i in torch.cat([torch.zeros(0, dtype=torch.int64), *self._images]).tolist()}
         if not image_ids:
             raise ValueError("no image was evaluated: the validation set, or this process's part of it, is empty")
         objects = [a for a in self.ground_truth["annotations"] if a["image_id"] in image_ids and not a.get("iscrowd")]
@@ -148,32 +155,48 @@ class DetectionMetrics:
             {"class": name, "count": counts[category]}
             for name, category in zip(self.classes, self.category_ids, strict=True)
         ]
+        places = {category: k for k, category in enumerate(sorted(self.category_ids))}
         out: dict[str, Any] = {}
         for kind in ("box", "mask") if self.masks else ("box",):
-            evaluation = self._evaluate(kind, sorted(image_ids))
+            evaluation = self._evaluate(kind, image_ids)
             out |= {f"{kind}_{name}": _percent(x) for name, x in zip(METRIC_NAMES, evaluation.stats, strict=True)}
             # Shape (IoU, recall, category in the order of ids, area range, max detections): all areas, all detections.
             precision = evaluation.eval["precision"][:, :, :, 0, -1]
             for row, category in zip(per_class, self.category_ids, strict=True):
-                class_precision = precision[:, :, evaluation.params.catIds.index(category)]
+                class_precision = precision[:, :, places[category]]
                 row[f"{kind}_ap"] = _percent(class_precision.mean())
                 row[f"{kind}_ap50"] = _percent(class_precision[0].mean())
         return {**out, "count": len(image_ids), "objects": len(objects), "per_class": per_class}
 
-    def _evaluate(self, kind: str, image_ids: list[int]) -> Any:
-        """Run faster-coco-eval on boxes or masks, with a copy of the annotations, because the library modifies them."""
+    def _evaluate(self, kind: str, image_ids: set[int]) -> Any:
+        """Run faster-coco-eval on boxes or masks, with a copy of the dataset, because the library modifies it.
+
+        In the copy, ids are numbers from 1, in the order of the ids. The library marks a match by the object's id, so
+        that an id below 1 would count as no match, and it holds ids as floats, which cannot be told apart from 2**53.
+        """
         quiet = dict(print_function=_silent)
-        ground_truth = self._library.COCO(
-            {**self.ground_truth, "annotations": [dict(a) for a in self.ground_truth["annotations"]]}, **quiet
-        )
-        detections = self.detections()
+        truth, detections = self.ground_truth, self.detections()
+        images = _numbers(image["id"] for image in truth["images"])
+        categories = _numbers(self.category_ids)
         if kind == "mask":
             for detection in detections:  # otherwise size buckets would use the box area, not the mask area
                 del detection["bbox"]
+        annotations = [
+            {**(_with_mask(annotation) if kind == "mask" else annotation), "id": number}
+            for number, annotation in enumerate(truth["annotations"], start=1)
+        ]
+        for row in (*annotations, *detections):
+            row["image_id"], row["category_id"] = images[row["image_id"]], categories[row["category_id"]]
+        dataset = {
+            "images": [{**image, "id": images[image["id"]]} for image in truth["images"]],
+            "categories": [{"id": number, "name": str(number)} for number in categories.values()],
+            "annotations": annotations,
+        }
+        ground_truth = self._library.COCO(dataset, **quiet)
         evaluation = self._library.COCOeval_faster(
             ground_truth, ground_truth.loadRes(detections), iouType="bbox" if kind == "box" else "segm", **quiet
         )
-        evaluation.params.imgIds = image_ids
+        evaluation.params.imgIds = sorted(images[id] for id in image_ids)
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
         return evaluation
@@ -193,6 +216,20 @@ def encode_rle(masks: Tensor) -> list[bytes]:
 
 _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 _NO_ROWS = torch.zeros(0, COLUMNS, dtype=torch.float64)
+
+
+def _numbers(ids: Iterable[int]) -> dict[int, int]:
+    """Numbers from 1, in the order of the ids."""
+    return {id: number for number, id in enumerate(sorted(ids), start=1)}
+
+
+def _with_mask(annotation: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose box stands for its mask if it has none, e.g. a crowd with a box only."""
+    if "segmentation" in annotation:
+        return annotation
+    x, y, width, height = annotation["bbox"]
+    corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+    return {**annotation, "segmentation": [corners]}
 
 
 def _gather_ragged(local: Tensor, all_gather: Callable[[Tensor], Tensor]) -> Tensor:

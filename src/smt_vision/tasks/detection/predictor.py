@@ -52,11 +52,13 @@ class Detector(Predictor[Detections]):
             images: Images of the results, in order. If given, file names are checked before the first result is
                 computed.
             score: Detections with a lower score are not drawn.
-            annotations: COCO annotation file with the ids of the images; by default they are numbered from 1.
+            annotations: COCO annotation file with the ids of the images, see
+                :func:`smt_vision.tasks.detection.results.coco_ids`; by default they are numbered from 1.
             options: Unused.
 
         Raises:
-            ValueError: Two images have the same output path, or an image is missing from the annotations.
+            ValueError: An image is given twice, two have the same output path, or one is missing from the annotations
+                or ambiguous in them.
         """
         return write_detections(
             results, images, Path(folder), classes=self.classes, category_ids=self.category_ids, score=score,

@@ -1,21 +1,26 @@
 """Detection results and the files that hold them. Shapes: N detections of an image of H x W pixels, K classes."""
 
 import json
+import logging
+import os
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from ...extras import require
 from ...files import write_atomic
-from ..results import DRAWN, Source, decode_source, result_names, save_image, with_sources
+from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
 from .metrics import encode_rle
 from .pictures import draw_detections
 
 RESULTS = "detections.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,33 +88,103 @@ class Detections:
         )
 
 
-def coco_ids(annotations: Path, names: Sequence[str]) -> list[int]:
-    """Image ids of file names in a COCO annotation file.
+class _Entry(NamedTuple):
+    """An image of an annotation file: folders and file name, id, and ``file_name`` as stored."""
+
+    parts: tuple[str, ...]
+    id: int | str
+    file_name: str
+
+
+def coco_ids(annotations: Path, images: Sequence[Source]) -> list[int | str]:
+    """Image ids of image files in a COCO annotation file, as they are written there.
+
+    An image is the entry whose ``file_name`` is the end of its path, e.g. ``cam1/0001.png`` or ``0001.png`` for
+    ``data/cam1/0001.png``; the longest such ``file_name`` counts. If there is none, it is the entry whose
+    ``file_name`` ends in its path relative to the common folder of the images, e.g. ``val/0001.png`` for
+    ``photos/0001.png``, which is told in a warning.
 
     Raises:
-        ValueError: The annotation file is invalid, or an image is missing from it.
+        ValueError: The annotation file is invalid, an image is missing from it or has several entries, or two images
+            have the same entry or id.
     """
+    by_base = _read_entries(annotations)
+    found: dict[int | str, str] = {}
+    missing: list[str] = []
+    elsewhere: list[str] = []
+    for source, name in zip(images, image_names(images), strict=True):
+        if isinstance(source, Image.Image):
+            raise ValueError(f"image {name} has no file name to find in {annotations}; pass the paths of the images")
+        path, relative = _parts(os.path.abspath(source)), _parts(name)
+        entries = by_base.get(path[-1], [])
+        matches = [entry for entry in entries if path[-len(entry.parts) :] == entry.parts]
+        longest = max((len(entry.parts) for entry in matches), default=0)
+        matches = [entry for entry in matches if len(entry.parts) == longest]
+        if not matches:
+            matches = [entry for entry in entries if entry.parts[-len(relative) :] == relative]
+            elsewhere += [f"{source} is {entry.file_name}" for entry in matches]
+        if len(matches) > 1:
+            raise ValueError(
+                f"{source} may be {' or '.join(entry.file_name for entry in matches)} in {annotations}; keep the "
+                "images in the folders that their file_name has"
+            )
+        if not matches:
+            missing.append(name)
+            continue
+        (entry,) = matches
+        other = found.setdefault(entry.id, str(source))
+        if other != str(source):
+            raise ValueError(
+                f"{other} and {source} would have the id {entry.id!r} in {annotations} (file_name {entry.file_name}); "
+                "expected an entry with its own id for each image"
+            )
+    if missing:
+        raise ValueError(
+            f"{annotations} does not contain {len(missing)} of the {len(images)} images, e.g. {missing[0]}; omit the "
+            "annotations, or use those of these images"
+        )
+    if elsewhere:
+        log.warning(
+            "%s: %d of the %d images are in other folders there, e.g. %s", annotations, len(elsewhere), len(images),
+            elsewhere[0],
+        )  # fmt: skip
+    return list(found)
+
+
+def _read_entries(annotations: Path) -> dict[str, list[_Entry]]:
+    """The images of a COCO annotation file by their file name without folders."""
+    entries = defaultdict(list)
     try:
-        images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        ids = {Path(image["file_name"]).name: int(image["id"]) for image in images}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        for image in json.loads(annotations.read_bytes())["images"]:
+            name, id = image["file_name"], image["id"]
+            if isinstance(id, float) and id.is_integer():
+                id = int(id)
+            if not isinstance(id, int | str) or isinstance(id, bool):
+                raise TypeError(f"image id {id!r} of {name}")
+            parts = _parts(name)
+            entries[parts[-1]].append(_Entry(parts, id, name))
+    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
         raise ValueError(
             f"{annotations}: not a COCO annotation file with images, their file_name and id: {error!r}"
         ) from error
-    if missing := [name for name in names if name not in ids]:
-        raise ValueError(
-            f"{annotations} does not contain {len(missing)} of the {len(names)} images, e.g. {missing[0]}; omit the "
-            "annotations, or use those of these images"
-        )
-    return [ids[name] for name in names]
+    return entries
 
 
-def coco_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and file name of a path as any program writes it; accents have several encodings."""
+    path = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return tuple(part for part in path.split("/") if part not in ("", "."))
+
+
+def coco_results(
+    detections: Detections, image_id: int | str, file_name: str, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
     """An image's detections in COCO's results format, with the image's file name and the class names added.
 
     Args:
         detections: Detections of the image.
         image_id: COCO image id.
+        file_name: Name of the image, unique among the images.
         category_ids: COCO category ids, by class index.
     """
     count = len(detections)
@@ -126,7 +201,7 @@ def coco_results(detections: Detections, image_id: int, category_ids: Sequence[i
         x1, y1, x2, y2 = (round(side, 4) for side in box)
         row = {
             "image_id": image_id,
-            "file_name": Path(detections.id).name,
+            "file_name": file_name,
             "category_id": category_ids[class_id],
             "category": label,
             "bbox": [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)],
@@ -150,21 +225,18 @@ def write_detections(
 ) -> list[Path]:
     """See :meth:`smt_vision.tasks.detection.predictor.Detector.save`."""
     results, images = with_sources(results, images)
-    names = result_names(images)
-    file_names = [
-        name.name if isinstance(i, Image.Image) else Path(i).name for i, name in zip(images, names, strict=True)
-    ]
-    image_ids = range(1, len(names) + 1) if annotations is None else coco_ids(annotations, file_names)
+    outputs, names = result_names(images), image_names(images)
+    image_ids = range(1, len(images) + 1) if annotations is None else coco_ids(annotations, images)
     rows: list[dict[str, Any]] = []
-    for result, name, image_id in zip(results, names, image_ids, strict=True):
+    for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
         if result.error is not None:
             continue
-        rows += coco_results(result, image_id, category_ids)
+        rows += coco_results(result, image_id, name, category_ids)
         shown = result.above(score)
         drawn = draw_detections(
             decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.masks, classes=classes
         )
-        save_image(drawn, folder / DRAWN / name)
+        save_image(drawn, folder / DRAWN / output)
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(rows), encoding="utf-8")

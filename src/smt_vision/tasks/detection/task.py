@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ... import checkpoints
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.padding import pad_together
@@ -18,7 +17,7 @@ from ...data.region import Region
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
-from ..build import build_backbone, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import match_classes
 from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -27,7 +26,7 @@ from .data.dataset import DetectionDataset, DetectionTarget
 from .data.loaders import detection_eval_loader, detection_train_loader
 from .data.masks import rasterize_masks
 from .data.sources import open_detection
-from .data.transforms import detection_eval_transform
+from .data.transforms import check_training_sizes, detection_eval_transform
 from .export import DetectorExport
 from .heads.detectors import build_detector, flops_view, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
@@ -109,7 +108,9 @@ class DetectionTraining(DetectionEvaluation):
                 "varies; set it to false"
             )
         self.recipe = recipe
+        checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
+        check_training_sizes(self.train_set, recipe.detect)
         val_set = self._open("val")
         if self.train_set.classes != val_set.classes:
             raise ValueError(
@@ -120,7 +121,6 @@ class DetectionTraining(DetectionEvaluation):
             "detect", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.detect,
             val_set.category_ids,
         )  # fmt: skip
-        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
         self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)

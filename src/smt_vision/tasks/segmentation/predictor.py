@@ -58,7 +58,7 @@ class Segmenter(Predictor[SegmentationResult]):
             options: Unused.
 
         Raises:
-            ValueError: Two images have the same output path.
+            ValueError: An image is given twice, or two have the same output path.
         """
         return write_label_maps(results, images, Path(folder), classes=self.classes, config=self.config)
 

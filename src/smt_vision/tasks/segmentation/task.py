@@ -15,14 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ... import checkpoints
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
-from ..build import build_backbone, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import match_classes
 from ..samples import sample_rows, top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -162,12 +161,12 @@ class SegmentationTraining(SegmentationEvaluation):
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
         self.recipe = recipe
+        checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
         val_set = self._open("val")
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment
         )
-        checkpoint = None if recipe.checkpoint is None else checkpoints.load(Path(recipe.checkpoint))
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         network: Any = self.model.backbone.network
         if recipe.engine.grad_checkpointing:

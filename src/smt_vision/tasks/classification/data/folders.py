@@ -88,11 +88,13 @@ def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> Ima
     return _class_folders(listing, split, val_fraction, seed, str(root), build)
 
 
-def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
+def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int, allow_damaged: bool) -> ImageDataset:
     """Open a tar with one of the layouts of :func:`open_folder`."""
-    tar = open_tar(path)
+    tar = open_tar(path, allow_damaged=allow_damaged)
     listing = sort_names(tar.names, tar.folders)
     names = listing.images
+    if names and all("\\" in name and "/" not in name for name in names):
+        raise ValueError(f"{path}: names with backslashes instead of slashes, e.g. {names[0]}; pack the folder again")
     member_of = {name: row for row, name in enumerate(tar.names)}
 
     def build(rows: list[int], classes: Sequence[str], targets: Sequence[int], top: str) -> ImageDataset:

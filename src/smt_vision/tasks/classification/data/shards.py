@@ -2,6 +2,7 @@
 
 import glob
 import json
+import logging
 import os
 import re
 from collections import defaultdict
@@ -22,6 +23,8 @@ from ....data.files import (
 )
 from .dataset import ImageDataset, held_out
 from .folders import TarDataset
+
+log = logging.getLogger(__name__)
 
 
 def expand_shards(pattern: str) -> list[Path]:
@@ -52,7 +55,9 @@ def _tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".tar" and not is_hidden(path.name))
 
 
-def open_shards(shards: list[Path], where: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
+def open_shards(
+    shards: list[Path], where: str, split: Split, val_fraction: float, seed: int, allow_damaged: bool
+) -> ImageDataset:
     """Open one split of a list of shards.
 
     The split of a shard is read from a word in its directory or file name, e.g. ``train/0.tar`` or ``set-val-0.tar``.
@@ -62,7 +67,7 @@ def open_shards(shards: list[Path], where: str, split: Split, val_fraction: floa
     missing = [str(path) for path in shards if not path.is_file()]
     if missing or not shards:
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
-    images = _index_samples(shards, where)
+    images = _index_samples(shards, where, allow_damaged)
     names = [_split_name(path) for path in shards]
     val = first_existing(VAL_NAMES, names, where)
     if val is None:
@@ -79,13 +84,14 @@ def _split_name(path: Path) -> str:
     return next((word for word in words if word in TRAIN_NAMES + VAL_NAMES), "")
 
 
-def _index_samples(shards: list[Path], where: str) -> TarDataset:
-    tars = [open_tar(path) for path in shards]
+def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDataset:
+    tars = [open_tar(path, allow_damaged=allow_damaged) for path in shards]
     root = os.path.commonpath([path.parent for path in shards])
     members: list[tuple[int, int]] = []
     targets: list[int] = []
     ids: list[str] = []
-    ignored: list[str] = []  # files of samples without an image
+    unused: list[str] = []
+    without_image: list[str] = []  # files of samples without an image
     for tar_index, tar in enumerate(tars):
         shard = shards[tar_index].relative_to(root).as_posix()
         samples: dict[str, dict[str, int]] = defaultdict(dict)
@@ -95,19 +101,23 @@ def _index_samples(shards: list[Path], where: str) -> TarDataset:
             if not is_hidden(name):
                 samples[os.path.join(folder, stem)][extension.lower()] = row
         for key, files in samples.items():
-            image = next((row for extension, row in files.items() if is_image(f"_.{extension}")), None)
-            if image is not None:
-                members.append((tar_index, image))
+            # 17.jpg takes precedence over 17.mask.png.
+            images = sorted((ext.count("."), row) for ext, row in files.items() if is_image(f"_.{ext}"))
+            unused += [tar.names[row] for _, row in images[1:]]
+            if images:
+                members.append((tar_index, images[0][1]))
                 targets.append(_read_target(tar, files, f"{tar.path}:{key}"))
                 ids.append(f"{shard}:{key}")
             else:
-                ignored += [tar.names[row] for row in files.values()]
+                without_image += [tar.names[row] for row in files.values()]
     if not targets:
         raise ValueError(
-            f"{where}: no images in {len(shards)} shard(s) ({describe_suffixes(ignored)}); expected samples such as "
-            "17.jpg and 17.cls"
+            f"{where}: no images in {len(shards)} shard(s) ({describe_suffixes(without_image)}); expected samples such "
+            "as 17.jpg and 17.cls"
         )
-    warn_ignored(where, ignored)
+    warn_ignored(where, without_image)
+    if unused:
+        log.warning("%s: one image per sample is used; ignored %d others, e.g. %s", where, len(unused), unused[0])
     classes = _read_classes(shards[0], max(targets))
     if len(classes) < 2:
         raise ValueError(f"{where}: only one class ({classes[0]}); expected two or more")

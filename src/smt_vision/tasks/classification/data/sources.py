@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
+from ....data.archive import TAR_SUFFIXES, is_tar
 from ....data.dataset import Split
 from .dataset import ImageDataset
 from .folders import open_folder, open_tar_of_folders
 from .hub import open_digits, open_hub, open_torchvision
 from .shards import expand_shards, list_shards, open_shards
 
-TARS = (".tar", ".tar.gz", ".tgz")
-
 
 def open_dataset(
-    source: str, split: Split, *, val_fraction: float = 0.1, seed: int = 0, download: bool = True
+    source: str,
+    split: Split,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    download: bool = True,
+    allow_damaged: bool = False,
 ) -> ImageDataset:
     """Open one split of a labeled image dataset.
 
@@ -23,7 +28,7 @@ def open_dataset(
               only class folders, which are then split automatically. Class indices follow timm's natural order.
               The folder that an image is in is its class; a folder called e.g. train that has images is a class.
               Hidden files are passed over, and other files that are not images are counted in a warning.
-              A compressed tar is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
+              A compressed tar (gzip, bzip2 or xz) is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
             - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in
               .cls or .json files and optional class names in classes.txt next to the shards.
             - ``torch/NAME``: A torchvision dataset, e.g. ``torch/cifar10``.
@@ -33,12 +38,14 @@ def open_dataset(
         val_fraction: Fraction of images to hold out, stratified, if the source has no validation split; 1 for all.
         seed: Random seed of the held-out selection.
         download: Whether ``torch/NAME`` may be downloaded.
+        allow_damaged: Use a damaged tar or shard up to the damage, with a warning, instead of raising an error.
 
     Returns:
         The dataset of undecoded images.
 
     Raises:
-        ValueError: If the source does not exist or has an unexpected layout, e.g. a class in several folders.
+        ValueError: If the source does not exist, has an unexpected layout, e.g. a class in several folders, or is a
+            damaged tar.
         ImportError: If a package of an optional extra is missing.
     """
     if split not in ("train", "val"):
@@ -53,18 +60,20 @@ def open_dataset(
     if kind == "wds" and name:
         root = Path(name).expanduser()
         shards = list_shards(root) if root.is_dir() else expand_shards(str(root))
-        return open_shards(shards, source, split, val_fraction, seed)
-    if "{" in source and source.endswith(".tar"):
-        return open_shards(expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed)
+        return open_shards(shards, source, split, val_fraction, seed, allow_damaged)
+    if "{" in source and is_tar(source):
+        return open_shards(
+            expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed, allow_damaged
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         if shards := list_shards(path):
-            return open_shards(shards, source, split, val_fraction, seed)
+            return open_shards(shards, source, split, val_fraction, seed, allow_damaged)
         return open_folder(path, split, val_fraction, seed)
-    if path.is_file() and path.name.endswith(TARS):
-        return open_tar_of_folders(path, split, val_fraction, seed)
-    problem = "is not a supported file" if path.exists() else "does not exist"
+    if path.is_file() and is_tar(path.name):
+        return open_tar_of_folders(path, split, val_fraction, seed, allow_damaged)
+    problem = "is not a supported file (unpack any other archive)" if path.exists() else "does not exist"
     raise ValueError(
-        f"data {source!r} {problem}; expected a directory of class folders, a tar of one ({', '.join(TARS)}), "
+        f"data {source!r} {problem}; expected a directory of class folders, a tar of one ({', '.join(TAR_SUFFIXES)}), "
         "wds/PATTERN, torch/NAME, hfds/NAME or auto (on the command line: --data)"
     )

@@ -1,20 +1,31 @@
 """COCO JSON: boxes, polygons, RLE masks, crowds, images without objects, category ids with gaps."""
 
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import Split
 from ....data.validation import ValidationReport, first_few
-from .dataset import DetectionDataset, Objects, Segmentation, check_boxes, check_files
+from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
+from .fields import INT64, parse_flag, parse_integer, parse_number, shown
+from .segmentations import are_finite, check_segmentations
 
+log = logging.getLogger(__name__)
 PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
+MAX_SIDE = 2**31 - 1  # pixels
+PROBED = 100  # file names by which the folder of the images is found
+UNUSED = (  # fields of an annotation that have no effect here: field, kind of warning, consequence
+    ("ignore", "annotations with the field ignore", "it has no effect, as in COCO's evaluation; set iscrowd instead"),
+    ("score", "annotations with a score, as predictions have", "they are used as ground truth"),
+)
 
 
 def find_coco(root: Path, split: Split) -> Path | None:
@@ -37,6 +48,9 @@ def find_coco(root: Path, split: Split) -> Path | None:
 def open_coco(root: Path, file: Path) -> DetectionDataset:
     """Open the images of a COCO annotation file.
 
+    Numbers may be written as text or as whole floats where COCO has integers. Missing annotation ids, boxes, areas and
+    crowd flags are replaced: by the position, the box of the segmentation, its area (or the box's), and no crowd.
+
     Args:
         root: Folder of the dataset. Images are in a subfolder named like the file without ``instances_``, e.g.
             ``train2017/`` or ``images/train2017/``; otherwise in ``images/`` or in ``root`` itself.
@@ -48,26 +62,29 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
     content = _read_content(file)
     images, categories = content["images"], content["categories"]
     report = ValidationReport(str(file))
-    ids, image_ids = (_column(images, key, "images", file) for key in ("file_name", "id"))
-    sizes = np.array([_column(images, key, "images", file) for key in ("height", "width")], dtype=np.int64).T
-    category_ids, names = (_column(categories, key, "categories", file) for key in ("id", "name"))
+    image_ids = _integers(images, "id", "images", file)
+    names = _strings(images, "file_name", "images", file)
+    sizes = np.array([_integers(images, key, "images", file) for key in ("height", "width")], dtype=np.int64).T
+    category_ids = _integers(categories, "id", "categories", file)
+    classes = [name.strip() for name in _strings(categories, "name", "categories", file)]
+    for i in np.flatnonzero(((sizes <= 0) | (sizes > MAX_SIDE)).any(1)):
+        report.error("images without a size", names[i], "give their width and height in pixels")
+    folder, ids = _find_images(root, file, names, report)
     for kind, values in (
         ("image ids", image_ids),
         ("file names", ids),
         ("category ids", category_ids),
-        ("category names", names),
+        ("category names", classes),
     ):
         _check_distinct(report, kind, values)
-    for i in np.flatnonzero((sizes <= 0).any(1)):
-        report.error("images without a size", ids[i], "give their width and height in pixels")
-    folder = _image_folder(root, file, ids)
-    check_files(report, folder, ids)
 
-    classes = dict(sorted(zip(category_ids, names, strict=True)))  # class indices follow the order of the category ids
-    objects = _objects(content["annotations"], file, report, image_ids, list(classes), ids, sizes)
+    # Class indices follow the order of the category ids.
+    class_of = dict(sorted(zip(category_ids, classes, strict=True)))
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
+        objects = _objects(content["annotations"], file, report, image_ids, list(class_of), ids, sizes)
     report.raise_errors()
     return DetectionDataset(
-        folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(classes.values()), list(classes), objects
+        folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(class_of.values()), list(class_of), objects
     )
 
 
@@ -81,51 +98,85 @@ def _objects(
     sizes: npt.NDArray[np.int64],
 ) -> Objects:
     """Validate the annotations and convert them to columns; ``names`` and ``sizes`` belong to the images."""
-    ids = _column(annotations, "id", "annotations", file)
+    if any(annotation.get("id") is not None for annotation in annotations):
+        ids = _integers(annotations, "id", "annotations", file)
+    else:
+        ids = list(range(1, len(annotations) + 1))
+        if ids:
+            log.info("%s: the annotations have no ids; they are numbered from 1 in the order of the file", file)
     _check_distinct(report, "annotation ids", ids)
-    image = _indices(annotations, "image_id", image_ids, "images", file, report)
-    labels = _indices(annotations, "category_id", category_ids, "categories", file, report)
-    boxes = _boxes(annotations, file)
-    segmentations = [annotation.get("segmentation") or None for annotation in annotations]
+    image = _indices(annotations, ids, "image_id", image_ids, "images", file, report)
+    labels = _indices(annotations, ids, "category_id", category_ids, "categories", file, report)
 
     def case(m: int) -> str:
         return f"annotation {ids[m]} ({names[image[m]]})"
 
-    valid = np.flatnonzero(image >= 0)
-    check_boxes(report, boxes[valid], sizes[image[valid]], lambda i: case(int(valid[i])))
-    for m in valid.tolist():
-        if segmentations[m] is not None:
-            height, width = sizes[image[m]].tolist()
-            _check_segmentation(report, segmentations[m], height, width, partial(case, m))
-    areas = [a.get("area", w * h) for a, (w, h) in zip(annotations, boxes[:, 2:].tolist(), strict=True)]
+    known = np.flatnonzero(image >= 0)
+    stored = [annotations[m].get("segmentation") for m in known.tolist()]
+    measured = check_segmentations(report, stored, sizes[image[known]], lambda i: case(int(known[i])))
+    segmentations: list[Any] = [None] * len(annotations)
+    outlines, mask_areas = np.full((len(annotations), 4), np.nan), np.full(len(annotations), np.nan)
+    outlines[known], mask_areas[known] = measured.boxes, measured.areas
+    for m, value in zip(known.tolist(), measured.values, strict=True):
+        segmentations[m] = value
+    extents = sizes[image[known]][:, ::-1]
+    beyond = np.concatenate([-outlines[known, :2], outlines[known, 2:] - extents], axis=1) > np.tile(extents, 2)
+    for m in known[beyond.any(1)].tolist():
+        report.error(
+            "segmentations that extend outside of their image by more than its size",
+            f"{case(m)} {outlines[m].tolist()}",
+            "expected polygons in pixels of the stored image",
+        )
+
+    boxes = _boxes(annotations, ids, outlines, file, report)
+    crowd = _crowd(annotations, ids, file)
+    check_boxes(report, boxes[known], sizes[image[known]], lambda i: case(int(known[i])))
+    if not are_shares(report, boxes[known], lambda i: case(int(known[i]))):
+        _check_outlines(report, boxes, outlines, np.flatnonzero((image >= 0) & ~crowd), case)
+    for key, kind, consequence in UNUSED:
+        for m in known.tolist():
+            if annotations[m].get(key) not in (None, False, 0, "0"):
+                report.warning(kind, case(m), consequence)
     return Objects(
         image=image,
         boxes=boxes,
         labels=labels,
-        crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool),
-        areas=np.array(areas, dtype=np.float64),
+        crowd=crowd,
+        areas=_areas(annotations, boxes, mask_areas, report, known, case),
         ids=np.array(ids, dtype=np.int64),
         segmentations=segmentations,
     )
 
 
 def _indices(
-    annotations: list[dict[str, Any]], key: str, known: list[int], kind: str, file: Path, report: ValidationReport
+    annotations: list[dict[str, Any]],
+    ids: list[int],
+    key: str,
+    known: list[int],
+    kind: str,
+    file: Path,
+    report: ValidationReport,
 ) -> npt.NDArray[np.int64]:
     """(M,) index of the image or category of each annotation; -1, reported as an error, if its id is unknown."""
     index_of = {id: i for i, id in enumerate(known)}
-    indices = np.array([index_of.get(id, -1) for id in _column(annotations, key, "annotations", file)], dtype=np.int64)
+    values = _integers(annotations, key, "annotations", file)
+    indices = np.array([index_of.get(value, -1) for value in values], dtype=np.int64)
     for m in np.flatnonzero(indices < 0):
-        case = f"{annotations[m]['id']} ({key} {annotations[m][key]})"
+        case = f"{ids[m]} ({key} {values[m]})"
         report.error(f"annotations whose {key} is not among the {kind}", case, "add it, or remove them")
     return indices
 
 
 def _read_content(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
+        content = json.loads(file.read_bytes(), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); download or create the file again") from error
+    if isinstance(content, list):
+        raise ValueError(
+            f"{file}: a list, as COCO's results format has; expected an annotation file, an object with images, "
+            "annotations and categories"
+        )
     missing = [
         key
         for key in ("images", "annotations", "categories")
@@ -139,34 +190,139 @@ def _read_content(file: Path) -> dict[str, list[dict[str, Any]]]:
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{file}: {len(content['images'])} images and {len(content['categories'])} categories; "
                          "expected at least one of each")  # fmt: skip
+    for kind in ("images", "annotations", "categories"):
+        invalid = [f"index {i} ({shown(e)})" for i, e in enumerate(content[kind]) if not isinstance(e, dict)]
+        if invalid:
+            raise ValueError(f"{file}: {len(invalid)} {kind} that are not objects with fields: {first_few(invalid)}")
     return content
 
 
-def _column(entries: list[dict[str, Any]], key: str, kind: str, file: Path) -> list[Any]:
-    """One field of all entries; ids and sizes must be integers."""
-    expected_type = str if key in ("file_name", "name") else int
-    invalid = [
-        f"{e.get('id', f'index {i}')}" for i, e in enumerate(entries) if not isinstance(e.get(key), expected_type)
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object has the key {key!r} {count} times: {shown(fields)}")
+    return fields
+
+
+def _integers(entries: list[dict[str, Any]], key: str, kind: str, file: Path) -> list[int]:
+    """An integer field of all entries."""
+    values = [entry.get(key) for entry in entries]
+    numbers = [value if type(value) is int and -INT64 <= value < INT64 else parse_integer(value) for value in values]
+    _check_values(entries, values, [number is not None for number in numbers], key, kind, "an integer of 64 bits", file)
+    return numbers  # type: ignore[return-value]
+
+
+def _strings(entries: list[dict[str, Any]], key: str, kind: str, file: Path) -> list[str]:
+    """A text field of all entries, which may not be blank."""
+    values = [entry.get(key) for entry in entries]
+    valid = [isinstance(value, str) and bool(value.strip()) for value in values]
+    _check_values(entries, values, valid, key, kind, "a text", file)
+    return values  # type: ignore[return-value]
+
+
+def _check_values(
+    entries: list[dict[str, Any]],
+    values: Sequence[Any],
+    valid: Sequence[bool],
+    key: str,
+    kind: str,
+    expected: str,
+    file: Path,
+) -> None:
+    """Raise a ValueError that names the entries whose value of a field is not valid."""
+    if all(valid):
+        return
+    cases = [
+        f"{f'index {i}' if key == 'id' or entries[i].get('id') is None else entries[i]['id']} ({shown(values[i])})"
+        for i, good in enumerate(valid)
+        if not good
     ]
+    raise ValueError(f"{file}: {len(cases)} {kind} whose {key} is missing or not {expected}: {first_few(cases)}")
+
+
+def _boxes(
+    annotations: list[dict[str, Any]],
+    ids: list[int],
+    outlines: npt.NDArray[np.float64],
+    file: Path,
+    report: ValidationReport,
+) -> npt.NDArray[np.float64]:
+    """Boxes (M, 4) as x, y, width, height; those of the segmentations where there is none."""
+    boxes = np.full((len(annotations), 4), np.nan)
+    invalid = []
+    for m, annotation in enumerate(annotations):
+        box = annotation.get("bbox")
+        if isinstance(box, list) and len(box) == 4 and bool not in map(type, box) and are_finite(box):
+            boxes[m] = box
+        elif box in (None, []) and not np.isnan(outlines[m, 0]):
+            left, top, right, bottom = outlines[m]
+            boxes[m] = left, top, right - left, bottom - top
+        else:
+            invalid.append(f"{ids[m]} ({shown(box)})")
     if invalid:
-        expected = "a string" if expected_type is str else "an integer"
+        report.raise_errors()  # a segmentation may be invalid
         raise ValueError(
-            f"{file}: {len(invalid)} {kind} whose {key} is missing or not {expected}: {first_few(invalid)}"
+            f"{file}: {len(invalid)} annotations whose bbox is not four numbers, x, y, width and height in pixels, and "
+            f"which have no segmentation instead: {first_few(invalid)}"
         )
-    return [entry[key] for entry in entries]
+    return boxes
 
 
-def _boxes(annotations: list[dict[str, Any]], file: Path) -> npt.NDArray[np.float64]:
-    """Boxes (M, 4) as x, y, width, height."""
-    boxes = [annotation.get("bbox") for annotation in annotations]
-    invalid = [
-        f"{annotation['id']} ({box})"
-        for annotation, box in zip(annotations, boxes, strict=True)
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box)
-    ]
-    if invalid:
-        raise ValueError(f"{file}: {len(invalid)} annotations whose bbox is not four numbers: {first_few(invalid)}")
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+def _crowd(annotations: list[dict[str, Any]], ids: list[int], file: Path) -> npt.NDArray[np.bool_]:
+    values = [annotation.get("iscrowd") for annotation in annotations]
+    flags = [False if value is None else parse_flag(value) for value in values]
+    _check_values(annotations, values, [flag is not None for flag in flags], "iscrowd", "annotations", "0 or 1", file)
+    return np.array(flags, dtype=bool)
+
+
+def _areas(
+    annotations: list[dict[str, Any]],
+    boxes: npt.NDArray[np.float64],
+    mask_areas: npt.NDArray[np.float64],
+    report: ValidationReport,
+    known: npt.NDArray[np.int64],
+    case: Callable[[int], str],
+) -> npt.NDArray[np.float64]:
+    """Areas (M,) as stored; where none is stored that of the segmentation, or else of the box."""
+    values = [annotation.get("area") for annotation in annotations]
+    stored = np.array([np.nan if (area := parse_number(v)) is None else area for v in values], dtype=np.float64)
+    box_areas = boxes[:, 2:].prod(1)
+    usable = (stored > 0) | ((stored == 0) & (box_areas == 0))
+    for m in known[~usable[known]].tolist():
+        if values[m] is not None:
+            report.warning(
+                "annotations whose area is not a positive number",
+                f"{case(m)} {shown(values[m])}",
+                "the area of the segmentation, or of the box, is used instead",
+            )
+    return np.where(usable, stored, np.where(np.isnan(mask_areas), box_areas, mask_areas))
+
+
+def _check_outlines(
+    report: ValidationReport,
+    boxes: npt.NDArray[np.float64],
+    outlines: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    case: Callable[[int], str],
+) -> None:
+    """Report boxes that do not fit their segmentation: an error if these are most of the boxes that have one."""
+    rows = rows[~np.isnan(outlines[rows, 0]) & np.isfinite(boxes[rows]).all(1)]
+    box, outline = boxes[rows].copy(), outlines[rows]
+    box[:, 2:] += box[:, :2]
+    shared = (np.minimum(box[:, 2:], outline[:, 2:]) - np.maximum(box[:, :2], outline[:, :2])).clip(0).prod(1)
+    union = (box[:, 2:] - box[:, :2]).prod(1) + (outline[:, 2:] - outline[:, :2]).prod(1) - shared
+    differ = (shared < union / 2) & (np.abs(box - outline).max(1, initial=0) > TOLERANCE)
+    kind = "boxes that overlap the extent of their segmentation by less than half"
+    for i in np.flatnonzero(differ).tolist():
+        message = f"{case(int(rows[i]))} {boxes[rows[i]].tolist()}, segmentation from {outline[i].tolist()}"
+        if differ.sum() > len(rows) / 2:
+            report.error(
+                kind, message, "boxes may be stored as corners, or segmentations as shares of the image size; expected "
+                "x, y, width and height, and polygons, in pixels"
+            )  # fmt: skip
+        else:
+            report.warning(kind, message, "both are used as stored")
 
 
 def _check_distinct(report: ValidationReport, kind: str, values: Sequence[Any]) -> None:
@@ -176,26 +332,25 @@ def _check_distinct(report: ValidationReport, kind: str, values: Sequence[Any]) 
                 report.error(f"{kind} that occur more than once", f"{value} ({count} times)", "keep one of each")
 
 
-def _check_segmentation(
-    report: ValidationReport, segmentation: Segmentation, height: int, width: int, case: Callable[[], str]
-) -> None:
-    """Check that a segmentation is a list of polygons, or an RLE mask of the image's size."""
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [height, width] or "counts" not in segmentation:
-            report.error(
-                "RLE masks whose size is not that of the image",
-                f"{case()} {segmentation.get('size')} for {[height, width]}",
-                "expected counts, and a size of the image's height and width",
-            )
-    elif not isinstance(segmentation, list) or any(not isinstance(p, list) or len(p) % 2 for p in segmentation):
-        report.error("segmentations that are neither polygons nor RLE masks", case(), "expected [[x, y, x, y, ...]]")
-    elif all(len(polygon) < 6 for polygon in segmentation):
-        report.warning("polygons of fewer than three points", case(), "mask training ignores these objects")
-
-
-def _image_folder(root: Path, file: Path, ids: list[str]) -> Path:
+def _find_images(root: Path, file: Path, names: list[str], report: ValidationReport) -> tuple[Path, list[str]]:
+    """The folder of the images, and their paths in it."""
     name = file.stem.removeprefix("instances_")
-    candidates = [root / name, root / "images" / name, root / "images", root]
-    with_images = [folder for folder in candidates if (folder / ids[0]).is_file()]
-    existing = [folder for folder in candidates if folder.is_dir()]
-    return (with_images or existing)[0]
+    folders = [f for f in (root / name, root / "images" / name, root / "images", root) if f.is_dir()]
+    files = FileIndex()
+    folder = max(folders, key=lambda folder: sum(files.find(folder, name) is not None for name in names[:PROBED]))
+    paths = [files.find(folder, name) for name in names]
+    for path, name in zip(paths, names, strict=True):
+        if path is None:
+            report.error(*_missing(files, folder, name))
+    return folder, [path or name for path, name in zip(paths, names, strict=True)]
+
+
+def _missing(files: FileIndex, folder: Path, name: str) -> tuple[str, str, str]:
+    """Kind, case and fix of the error for an image that does not exist."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        return "images whose file_name is a URL", name, f"download them, and write their paths in {folder}"
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        return "images whose file_name is a path that does not exist here", name, f"write their paths in {folder}"
+    if "%" in name and files.find(folder, unquote(name)):
+        return "images whose file_name is percent-encoded", name, f"write the names of the files in {folder}"
+    return f"images are not in {folder}", name, "download them, or remove them from the annotations"

@@ -5,7 +5,10 @@ Shapes: N images, M objects in total; box coordinates in pixels from the top lef
 
 import copy
 import itertools
+import logging
+import os
 import pickle
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from ....data.dataset import RawDataset
 from ....data.validation import ValidationReport, first_few
 
+log = logging.getLogger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
+PROBED = 16  # images whose header is read when a dataset is opened
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
 Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
 
@@ -152,10 +158,75 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         counts = np.bincount(self._labels, minlength=len(self.classes))
         rarest, commonest = int(counts.argmin()), int(counts.argmax())
         empty = int((np.diff(self._first) == 0).sum())
+        unused = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         return (
             f"{len(self)} images, {len(self._labels)} objects of {len(self.classes)} classes, "
             f"{counts[rarest]} ({self.classes[rarest]}) to {counts[commonest]} ({self.classes[commonest]}) per class; "
             f"{empty} images without objects, {int(self._crowd.sum())} crowds"
+        ) + (f"; {len(unused)} classes without objects: {first_few(unused)}" if unused else "")
+
+    def check_crowds(self) -> None:
+        """Warn if most objects are crowds or difficult, which training and evaluation ignore.
+
+        Raises:
+            ValueError: All are, or there are no objects.
+        """
+        crowds, count = int(self._crowd.sum()), len(self._labels)
+        ignored = f"{self.where}: {crowds} of {count} objects are crowds or marked difficult"
+        advice = "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0"
+        if crowds == count:
+            raise ValueError(f"{ignored if count else f'{self.where}: no objects'}; {advice if count else 'add some'}")
+        if crowds > count / 2:
+            log.warning("%s; %s", ignored, advice)
+
+    def check_sizes(self) -> None:
+        """Compare the annotated sizes with the headers of a few images.
+
+        Raises:
+            ValueError: None of them has its annotated size. A single one is reported when it is decoded.
+        """
+        differ = []
+        for i in np.linspace(0, len(self) - 1, min(PROBED, len(self))).astype(int).tolist():
+            size = _stored_size(self.folder / self.id(i))
+            if size == tuple(self.sizes[i]):
+                return
+            if size is not None:
+                differ.append(f"{self.id(i)} {size[1]} x {size[0]} for {self.sizes[i, 1]} x {self.sizes[i, 0]}")
+        if differ:
+            raise ValueError(
+                f"{self.where}: {len(differ)} images looked at, and none has the width and height of its annotations: "
+                f"{first_few(differ)}; widths and heights may be swapped, or the images resized (the EXIF orientation "
+                "is applied)"
+            )
+
+    def check_sides(self, scales: npt.NDArray[np.float64], smallest: float, when: str) -> None:
+        """Warn if training drops most objects, of the dataset or of a class, because they are too small.
+
+        Args:
+            scales: Factors by which the width and height of each image are resized (N, 2).
+            smallest: Shortest side in pixels, after the resize, of an object that is kept.
+            when: The resize in messages.
+
+        Raises:
+            ValueError: All objects are dropped.
+        """
+        image = np.repeat(np.arange(len(self)), np.diff(self._first))
+        sides = (self._boxes[:, 2:] * scales[image]).min(1, initial=np.inf)
+        objects = ~self._crowd
+        dropped = objects & ((sides < smallest) | (sides <= 0))
+        if not dropped.any():
+            return
+        of_class, lost = (np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (objects, dropped))
+        gone = [name for name, n, m in zip(self.classes, of_class, lost, strict=True) if n == m > 0]
+        message = (
+            f"{self.where}: training drops {dropped.sum()} of {objects.sum()} objects, whose boxes have a side below "
+            f"min_box={smallest:g} pixels {when}"
+        ) + (f", among them all of {len(gone)} classes: {first_few(gone)}" if gone else "")
+        advice = "the boxes must be in pixels; for small objects raise the image size or lower --detect.min_box"
+        if dropped.sum() == objects.sum():
+            raise ValueError(f"{message}; {advice}")
+        log.log(
+            logging.WARNING if gone or dropped.sum() > objects.sum() / 2 else logging.INFO, "%s; %s", message, advice
         )
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "DetectionDataset":
@@ -236,19 +307,62 @@ def check_boxes(
         report.error(
             "boxes outside of their image",
             f"{case(row)} {boxes[row].tolist()} in {width} x {height}",
-            f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners, widths and "
-            "heights may be swapped, or the images resized; fix or clip the boxes",
+            f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners (x1, y1, x2, "
+            "y2), widths and heights may be swapped, or the images resized; fix or clip the boxes",
         )
     for row in np.flatnonzero(~malformed & (beyond > ROUNDING) & (beyond <= TOLERANCE)):
         report.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")
 
 
-def check_files(report: ValidationReport, folder: Path, ids: Sequence[str]) -> None:
-    """Report images that do not exist; each folder is listed once."""
-    listed: dict[Path, set[str]] = {}
-    for name in ids:
-        path = folder / name
-        if path.parent not in listed:
-            listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in listed[path.parent]:
-            report.error(f"images are not in {folder}", name, "download them, or remove them from the annotations")
+def are_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], case: Callable[[int], str]) -> bool:
+    """Whether the boxes (M, 4) of a file are shares of the image size instead of pixels, reported as an error.
+
+    A single such box may be in pixels, but not all of them.
+    """
+    shares = len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
+    for row in range(len(boxes) if shares else 0):
+        kind = "boxes, which are all, lie between 0 and 1, as shares of the image size do"
+        report.error(
+            kind, f"{case(row)} {boxes[row].tolist()}", "multiply them by the image's width and height in pixels"
+        )
+    return shares
+
+
+class FileIndex:
+    """Files by name; each folder is listed once.
+
+    Names are found as stored, with Windows' backslashes, and with accented letters as one character or as two, which
+    differs between file systems.
+    """
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def find(self, folder: Path, name: str) -> str | None:
+        """The path of a file relative to ``folder``, the shortest one; ``None`` if there is no such file."""
+        for form in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = folder / form
+            if path.parent not in self._listed:
+                self._listed[path.parent] = _list_files(path.parent)
+            listed = self._listed[path.parent]
+            if found := listed.get(path.name) or listed.get(unicodedata.normalize("NFC", path.name)):
+                return found if form == path.name else os.path.relpath(path.parent / found, folder)
+        return None
+
+
+def _stored_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image file, from its header; ``None`` for an unreadable image."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+    except Exception:  # Pillow's readers can raise almost any exception on a damaged file
+        return None
+
+
+def _list_files(folder: Path) -> dict[str, str]:
+    """Names of the files of a folder by name, and by name in Unicode's composed form."""
+    if not folder.is_dir():
+        return {}
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}

@@ -39,7 +39,8 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
 
     Raises:
         ValueError: The folder has neither layout, or its content is invalid: missing files, boxes outside of their
-            images, unknown categories, duplicate ids. The message has the number of each and the first few cases.
+            images, unknown categories, duplicate ids, invalid masks, no objects. The message has the number of each and
+            the first few cases.
     """
     root = Path(data).expanduser()
     if file := find_coco(root, split):
@@ -52,5 +53,7 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
             f"data {data!r} {problem}; expected COCO layout (annotations/instances_train*.json and "
             f"instances_val*.json, images in train*/ and val*/) or Pascal VOC layout ({LAYOUT}); set --data"
         )
+    dataset.check_sizes()
+    dataset.check_crowds()
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import ColorJitter
@@ -13,7 +14,7 @@ from ....data.region import Region, fit_size
 from ....data.transforms import RegionPixels
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
-from .dataset import DetectionTarget
+from .dataset import DetectionDataset, DetectionTarget
 from .masks import rasterize_masks
 
 # The crop branch has the values of DETR, as published with the 3x schedule.
@@ -35,6 +36,20 @@ def train_region(width: int, height: int, detect: DetectConfig, augment: Detecti
     size = fit_size(right - left, bottom - top, random.choice(detect.train_short_sides), detect.long_side)
     hflip, vflip = random.random() < augment.hflip, random.random() < augment.vflip
     return Region(*crop, *size, hflip=hflip, vflip=vflip)
+
+
+def check_training_sizes(images: DetectionDataset, detect: DetectConfig) -> None:
+    """Check how many objects are smaller than ``min_box`` even at the largest training size.
+
+    Raises:
+        ValueError: All are; training would see no object.
+    """
+    short_side = max(detect.train_short_sides)
+    resized = [fit_size(width, height, short_side, detect.long_side) for height, width in images.sizes.tolist()]
+    scales = np.array(resized) / images.sizes[:, ::-1]
+    if detect.crop_branch:  # a crop is enlarged to the same short side
+        scales *= max(BRANCH_SHORT_SIDES) / min(BRANCH_CROP)
+    images.check_sides(scales, detect.min_box, f"at a short side of {short_side}")
 
 
 def _random_crop(width: int, height: int) -> tuple[int, int, int, int]:
