@@ -108,6 +108,13 @@ def test_file_names_that_begin_with_a_folder(tmp_path: Path, folder: str, prefix
     ]
 
 
+def test_another_annotation_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "train.json").write_text("{}")
+    assert len(open_detection(str(tmp_path), "train")) == 3
+    assert f"{tmp_path / 'annotations'}: uses instances_train.json, ignores train.json" in caplog.text
+
+
 def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     other = copy.deepcopy(coco_content())
     write_coco(tmp_path, other, "test")

@@ -207,6 +207,7 @@ def test_folders_of_one_meaning(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert f"{root / 'images'}: uses val, ignores valid, test" in caplog.text
     root = write_dataset(tmp_path / "b", "DUTS-Image/train", "DUTS-Mask/train")
     (root / "Edge-Mask").mkdir()
+    (root / "gt").mkdir()
     with pytest.raises(ValueError, match=r"several folders for mask: DUTS-Mask, Edge-Mask"):
         open_train(root)
 

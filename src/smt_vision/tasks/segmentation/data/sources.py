@@ -88,27 +88,23 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _child(folder: Path, words: Sequence[str]) -> Path | None:
-    """The subfolder with one of the words as its name, or else as the last word of its name; an earlier word is
-    preferred.
+    """The subfolder whose name is, or ends in, one of the words; an earlier word is preferred, and then a whole name.
 
     Raises:
-        ValueError: Several subfolders match the word.
+        ValueError: Several names end in this word.
     """
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_hidden(child.name)]
-    for word_of in (str.lower, _last_word):
-        by_word: dict[str, list[Path]] = defaultdict(list)
-        for child in children:
-            by_word[word_of(child.name)].append(child)
-        if word := first_existing(words, by_word, folder):
-            if len(by_word[word]) > 1:
-                names = ", ".join(child.name for child in by_word[word])
-                raise ValueError(f"{folder}: several folders for {word}: {names}; keep one of them, or name it {word}")
-            return by_word[word][0]
-    return None
-
-
-def _last_word(name: str) -> str:
-    return re.split(r"[-_ ]", name.lower())[-1].removesuffix("dataset")
+    by_word: dict[str, list[Path]] = defaultdict(list)
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not is_hidden(child.name):
+            by_word[re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset")].append(child)
+    word = first_existing(words, by_word, folder)
+    if word is None:
+        return None
+    found = [child for child in by_word[word] if child.name.lower() == word] or by_word[word]
+    if len(found) > 1:
+        names = ", ".join(child.name for child in found)
+        raise ValueError(f"{folder}: several folders for {word}: {names}; keep one of them, or name it {word}")
+    return found[0]
 
 
 def _pairs(images: Path, labels: Path) -> dict[str, str]:
