@@ -106,7 +106,7 @@ def test_val_is_preferred_to_test(tmp_path: Path) -> None:
 
 def test_folder_order_and_class_indices_match_timm(tmp_path: Path) -> None:
     names = [f"train/{c}/{name}.{ending}" for c in ("n9", "n10", "N1x", "cat") for name, ending in
-             (("10", "png"), ("9", "JPG"), ("sub/3", "jpeg"), ("note", "txt"))]  # fmt: skip
+             (("10", "png"), ("9", "JPG"), ("3", "jpeg"), ("note", "txt"))]  # fmt: skip
     dataset = open_dataset(str(write(tmp_path, dict.fromkeys(names, 1))), "train", val_fraction=1e-9)
     reader = ReaderImageFolder(str(tmp_path / "train"))
     full = open_dataset(str(tmp_path), "val", val_fraction=1.0)

@@ -108,6 +108,13 @@ def test_file_names_that_begin_with_a_folder(tmp_path: Path, folder: str, prefix
     ]
 
 
+def test_another_annotation_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "annotations" / "train.json").write_text("{}")
+    assert len(open_detection(str(tmp_path), "train")) == 3
+    assert f"{tmp_path / 'annotations'}: uses instances_train.json, ignores train.json" in caplog.text
+
+
 def test_val_is_preferred_to_test(tmp_path: Path) -> None:
     other = copy.deepcopy(coco_content())
     write_coco(tmp_path, other, "test")
@@ -621,6 +628,40 @@ def test_voc(tmp_path: Path) -> None:
     assert [entry["iscrowd"] for entry in truth["annotations"]] == [0, 1, 0]
     assert "segmentation" not in truth["annotations"][0]
     assert truth["images"][2] == {"id": 3, "file_name": "three.png", "height": 30, "width": 40}
+
+
+def test_files_of_tools_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_voc(tmp_path / "voc", {"one": [("cow", (1, 1, 40, 30), 0)], "two": []})
+    write_coco(tmp_path / "coco")
+    for name in (
+        "voc/Annotations/._one.xml",
+        "voc/Annotations/.ipynb_checkpoints/one.xml",
+        "voc/JPEGImages/._one.jpg",
+        "voc/JPEGImages/Thumbs.db",
+        "voc/ImageSets/Main/._train.txt",
+        "coco/annotations/._instances_train.json",
+        "coco/annotations/.DS_Store",
+        "coco/__MACOSX/annotations/._instances_train.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    images = open_detection(str(root), "train")
+    assert [images.id(i) for i in range(len(images))] == ["one.png", "two.png"]
+    assert images.classes == ("cow",)
+    assert len(open_detection(str(tmp_path / "coco"), "train")) == 3
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_one_of_several_validation_lists_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_voc(tmp_path, {"one": [("cow", (1, 1, 40, 30), 0)], "two": []})
+    for name, stem in (("val", "one"), ("test", "two")):
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(f"{stem}\n")
+    with caplog.at_level(logging.WARNING):
+        assert open_detection(str(root), "val").id(0) == "one.png"
+    assert "ignores" not in caplog.text
+    (root / "ImageSets" / "Main" / "valid.txt").write_text("two\n")
+    assert open_detection(str(root), "val").id(0) == "one.png"
+    assert "uses val, ignores valid, test" in caplog.text
 
 
 def test_voc_errors(tmp_path: Path) -> None:

@@ -156,6 +156,62 @@ def test_unpaired_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         open_train(root)
 
 
+def test_files_of_tools_are_passed_over_and_unknown_files_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_dataset(tmp_path)
+    write_image(root / "images/train/2.WEBP", 4, 2)
+    write_labels(root / "labels/train/2.PNG", LABELS)
+    for name in ("Thumbs.db", "._0.jpg", "@eaDir/0.jpg", ".ipynb_checkpoints/0.jpg", "__MACOSX/._0.jpg"):
+        (root / "images/train" / name).parent.mkdir(exist_ok=True)
+        (root / "images/train" / name).write_bytes(b"x")
+    (root / "__MACOSX" / "images").mkdir(parents=True)
+    (root / ".images").mkdir()
+    assert [open_train(root).id(i) for i in range(3)] == ["0.jpg", "1.jpg", "2.WEBP"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    for name in ("images/train/a.heic", "labels/train/0.json", "labels/train/1.json", "labels/train/list"):
+        (root / name).write_bytes(b"x")
+    assert len(open_train(root)) == 3
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 2
+    assert any(
+        message.startswith(f"{root / 'images/train'}: ignored 1 files") and "1 .heic" in message for message in told
+    )
+    assert any(
+        message.startswith(f"{root / 'labels/train'}: ignored 3 files") and "2 .json, 1 with" in message
+        for message in told
+    )
+
+
+def test_unknown_image_files_only_are_named(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, count=0)
+    for name in ("images/train/1.heic", "labels/train/1.heic"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"no images \(1 \.heic\)"):
+        open_train(root)
+
+
+def test_images_with_two_suffixes_are_named(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path)
+    write_image(root / "images/train/0.png", 4, 2)
+    with pytest.raises(ValueError, match=r"two suffixes: .*images/train/0\.png"):
+        open_train(root)
+
+
+def test_folders_of_one_meaning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_dataset(tmp_path / "a", "images/val", "labels/val")
+    for folder in ("depth-images", "images/valid", "images/test"):
+        (root / folder).mkdir()
+    assert open_segmentation(str(root), "val", SegmentConfig()).images == root / "images/val"
+    assert f"{root / 'images'}: uses val, ignores valid, test" in caplog.text
+    root = write_dataset(tmp_path / "b", "DUTS-Image/train", "DUTS-Mask/train")
+    (root / "Edge-Mask").mkdir()
+    (root / "gt").mkdir()
+    with pytest.raises(ValueError, match=r"several folders for mask: DUTS-Mask, Edge-Mask"):
+        open_train(root)
+
+
 def test_color_label_map_is_refused(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     write_image(root / "labels/train/0.png", 4, 2)

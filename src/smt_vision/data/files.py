@@ -1,21 +1,146 @@
 """Image files by file name and in directories."""
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
-from timm.data.readers.img_extensions import is_img_extension
+from PIL import Image, features
 
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+log = logging.getLogger(__name__)
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is the validation split
+TEST_NAMES = ("test", "te")  # a test split beside a validation split is usual
+
+Image.init()  # registers all formats
+_NOT_DECODED = {
+    # Only identified; decoding needs a handler of the application, or Windows.
+    *("BUFR", "GRIB", "HDF5", "MPEG", "WMF"),
+    # A program, run by Ghostscript where that is installed: a dataset must not differ between machines.
+    "EPS",
+    # Only written.
+    *("PALM", "PDF"),
+    # Formats whose library this build of Pillow lacks.
+    *(
+        format
+        for format, library in {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}.items()
+        if format in Image.OPEN and not features.check(library)
+    ),
+}
+
+# Files and folders of file managers, network drives and editors, in lower case. Names that start with a dot, e.g.
+# ._1.jpg, .DS_Store, .git and .ipynb_checkpoints, need no entry.
+_TOOL_NAMES = frozenset(
+    {
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),  # Windows
+        *("$recycle.bin", "system volume information"),
+        *("@eadir", "@tmp", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@recently-snapshot"),  # QNAP
+        *("lost+found", "__pycache__", "picasa.ini", "photothumb.db"),
+    }
+)
+_SHOWN = 8  # suffixes listed in a message
+
+
+class Listing(NamedTuple):
+    """Files below a directory, without hidden ones; paths are relative to it, with ``/`` as separator.
+
+    Args:
+        images: Files with the suffix of an image format.
+        others: All other files.
+        folders: Directories.
+    """
+
+    images: list[str]
+    others: list[str]
+    folders: list[str]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix, in any case, of a format that Pillow decodes here.
+
+    Formats that an application registers with Pillow, e.g. HEIC with pillow-heif, are included.
+    """
+    format = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    # MPO has no reader of its own: it is read as JPEG.
+    return format is not None and format not in _NOT_DECODED and ("JPEG" if format == "MPO" else format) in Image.OPEN
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path is hidden or was made by a tool, e.g. ``.DS_Store``, ``._1.jpg`` or ``__MACOSX/1.jpg``."""
+    return any(_is_hidden_part(part) for part in name.split("/"))
+
+
+def _is_hidden_part(part: str) -> bool:
+    if part.startswith("."):
+        return part not in (".", "..")
+    lower = part.lower()
+    return lower in _TOOL_NAMES or lower.endswith(":zone.identifier")  # Windows' mark of downloads, in WSL
+
+
+def list_files(root: Path) -> Listing:
+    """List a directory recursively, in a fixed order.
+
+    Symbolic links are followed, except those to a directory that contains them. A broken link counts as a file.
+
+    Raises:
+        OSError: If a directory cannot be read.
+    """
+    listing = Listing([], [], [])
+    loops: list[str] = []
+    real = root.resolve()
+    pending = [("", str(root), frozenset(map(_identity, (real, *real.parents))))]
+    while pending:
+        prefix, folder, above = pending.pop()
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        for entry in visible:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                identity = _identity(entry.path)
+                if identity in above:
+                    loops.append(name)
+                else:
+                    listing.folders.append(name)
+                    pending.append((f"{name}/", entry.path, above | {identity}))
+            elif is_image(entry.name) and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                listing.images.append(name)
+            else:
+                listing.others.append(name)
+    if loops:
+        log.warning("%s: ignored %d links to a directory that contains them, e.g. %s", root, len(loops), loops[0])
+    return listing
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def sort_names(names: Iterable[str], folders: Iterable[str]) -> Listing:
+    """The same for the names in an archive, which does not need to have an entry for each folder."""
+    listing = Listing([], [], [])
+    found = {folder for folder in folders if not is_hidden(folder)}
+    for name in names:
+        if not is_hidden(name):
+            (listing.images if is_image(name) else listing.others).append(name)
+            folder = os.path.dirname(name)
+            while folder and folder not in found:
+                found.add(folder)
+                folder = os.path.dirname(folder)
+    listing.folders.extend(sorted(found - {"", "."}))
+    return listing
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """List image files: given files, and the images in given directories, searched recursively and sorted.
 
-    A file that is given twice, e.g. by itself and with its directory, is listed once.
+    Given files are listed whatever their suffix; a file that is given twice, e.g. by itself and with its directory, is
+    listed once. In directories, hidden files are passed over, and the number of other files without the suffix of an
+    image is logged.
 
     Raises:
         FileNotFoundError: If a path does not exist or a directory has no images.
@@ -23,10 +148,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            in_directory = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not in_directory:
-                raise FileNotFoundError(f"{path}: no images in this directory")
-            images += in_directory
+            listing = list_files(path)
+            if not listing.images:
+                raise FileNotFoundError(f"{path}: no images in this directory ({describe_suffixes(listing.others)})")
+            warn_ignored(path, listing.others)
+            images += sorted(path / name for name in listing.images)
         elif path.is_file():
             images.append(path)
         else:
@@ -47,11 +173,32 @@ def relative_names(paths: Sequence[str | Path]) -> list[str]:
     return [path.relative_to(root).as_posix() for path in absolute]
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name has one of timm's image extensions."""
-    return is_img_extension(os.path.splitext(name)[1].lower())
+def warn_ignored(where: object, names: Collection[str]) -> None:
+    """Log how many files of a dataset are not images, by suffix."""
+    if names:
+        log.warning(
+            "%s: ignored %d files that are not images Pillow can decode: %s",
+            where, len(names), describe_suffixes(names),
+        )  # fmt: skip
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a path is hidden or created by a file manager, e.g. ``.DS_Store``, ``._1.jpg`` or ``__MACOSX/1.jpg``."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def describe_suffixes(names: Collection[str]) -> str:
+    """Number of files per suffix, e.g. ``2 .txt, 1 .heic``, the most frequent first."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in names).most_common()
+    shown = [f"{count} {suffix}" for suffix, count in counts[:_SHOWN]]
+    if len(counts) > _SHOWN:
+        shown.append(f"{sum(count for _, count in counts[_SHOWN:])} others")
+    return ", ".join(shown) or "no files"
+
+
+def first_existing(names: Sequence[str], existing: Collection[str], where: object) -> str | None:
+    """The first of alternative names of a split that exists, e.g. of ``VAL_NAMES``; the others are logged as ignored.
+
+    Returns:
+        The name, or ``None`` if none exists.
+    """
+    found = [name for name in names if name in existing]
+    if len(found) > 1:
+        level = logging.WARNING if set(found[1:]) - set(TEST_NAMES) else logging.INFO
+        log.log(level, "%s: uses %s, ignores %s", where, found[0], ", ".join(found[1:]))
+    return found[0] if found else None

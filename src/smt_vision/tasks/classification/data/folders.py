@@ -2,21 +2,32 @@
 
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from ....data.archive import TarIndex, open_tar
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
+from ....data.files import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VAL_NAMES,
+    Listing,
+    describe_suffixes,
+    list_files,
+    sort_names,
+    warn_ignored,
+)
+from ....data.validation import SHOWN, ValidationReport, first_few
 from .dataset import ImageDataset, held_out
 
 log = logging.getLogger(__name__)
+SPLIT_NAMES = TRAIN_NAMES + VAL_NAMES
 # Arguments: rows of the images, classes, targets, root.
 Build = Callable[[list[int], Sequence[str], Sequence[int], str], ImageDataset]
 
@@ -68,119 +79,209 @@ def _sort_key(name: str) -> tuple[list[str | int], str]:
 
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
     """Open class folders in train/ and val/ (or valid/, validation/, test/), or class folders without a split."""
-    names: list[str] = []
-    folders: list[str] = []
-    for parent, subfolders, files in os.walk(root, followlinks=True):
-        relative = PurePosixPath(Path(parent).relative_to(root).as_posix())
-        folders += [(relative / folder).as_posix() for folder in subfolders]
-        names += [(relative / file).as_posix() for file in files if is_image(file)]
+    listing = list_files(root)
+    names = listing.images
 
     def build(rows: list[int], classes: Sequence[str], targets: Sequence[int], top: str) -> ImageDataset:
         return FolderDataset(root / top, classes, targets, [names[row].removeprefix(top) for row in rows])
 
-    return _class_folders(names, folders, split, val_fraction, seed, str(root), build)
+    return _class_folders(listing, split, val_fraction, seed, str(root), build)
 
 
 def open_tar_of_folders(path: Path, split: Split, val_fraction: float, seed: int, allow_damaged: bool) -> ImageDataset:
     """Open a tar with one of the layouts of :func:`open_folder`."""
     tar = open_tar(path, allow_damaged=allow_damaged)
-    files = [row for row, name in enumerate(tar.names) if is_image(name)]
-    names = [tar.names[row] for row in files]
+    listing = sort_names(tar.names, tar.folders)
+    names = listing.images
     if names and all("\\" in name and "/" not in name for name in names):
         raise ValueError(f"{path}: names with backslashes instead of slashes, e.g. {names[0]}; pack the folder again")
-    # Not every tar has an entry for each folder.
-    leaves = {PurePosixPath(folder) for folder in map(os.path.dirname, names)}
-    implied = {folder.as_posix() for leaf in leaves for folder in (leaf, *leaf.parents)}
+    member_of = {name: row for row, name in enumerate(tar.names)}
 
     def build(rows: list[int], classes: Sequence[str], targets: Sequence[int], top: str) -> ImageDataset:
-        members = [(0, files[row]) for row in rows]
+        members = [(0, member_of[names[row]]) for row in rows]
         ids = [names[row].removeprefix(top) for row in rows]
         return TarDataset([tar], members, classes, targets, ids, f"{path}:{top}")
 
-    folders = sorted((implied | set(tar.folders)) - {".", ""})
-    return _class_folders(names, folders, split, val_fraction, seed, str(path), build)
+    return _class_folders(listing, split, val_fraction, seed, str(path), build)
 
 
 def _class_folders(
-    names: list[str], folders: list[str], split: Split, val_fraction: float, seed: int, where: str, build: Build
+    listing: Listing, split: Split, val_fraction: float, seed: int, where: str, build: Build
 ) -> ImageDataset:
-    """Build one split of the images ``names`` in ``folders``, both POSIX paths relative to one root."""
-    names_by_row = {row: name for row, name in enumerate(names) if not is_hidden(name)}
-    folders = [folder for folder in folders if not is_hidden(folder)]
-    if not names_by_row:
+    """Build one split of the images of a directory or an archive."""
+    if not listing.images:
         raise ValueError(
-            f"{where}: no images (file extensions {', '.join(get_img_extensions())}); expected class folders, e.g. "
-            "train/cat/1.jpg and val/cat/2.jpg, or cat/1.jpg for an automatic split"
+            f"{where}: no images ({describe_suffixes(listing.others)}); expected class folders, e.g. train/cat/1.jpg "
+            "and val/cat/2.jpg, or cat/1.jpg for an automatic split"
         )
-    root = _common_root(folders, names_by_row.values())
-    tops = {folder.removeprefix(root).partition("/")[0] for folder in folders if folder.startswith(root)}
-    train = next((f"{root}{name}/" for name in TRAIN_NAMES if name in tops), None)
-    val = next((f"{root}{name}/" for name in VAL_NAMES if name in tops), None)
+    root = _common_root(listing)
+    train, val = _split_folders(listing, root, where)
     if val and not train and split == "train":
         raise ValueError(f"{where}: has {val} but no train/; add the training images as train/CLASS/IMAGE")
-    splits = {folder: _group_by_class(names_by_row, folders, folder, where) for folder in (train, val) if folder}
+    top = (train if split == "train" else val) or train or root
+    groups = {
+        folder: _group_by_class(listing, folder, where)
+        for folder in dict.fromkeys([train, val, top])
+        if folder is not None
+    }
     if train and val:
-        _check_same_classes(splits, train, val, where)
-    split_folder = train if split == "train" else val
-    if splits:
-        by_class = splits[split_folder or train or ""]
-    else:
-        by_class = _group_by_class(names_by_row, folders, root, where)
+        _check_same_classes(groups, train, val, where)
+    by_class = groups[top]
     classes = sorted(by_class, key=_sort_key)
     if len(classes) < 2:
         raise ValueError(
             f"{where}: {f'only one class ({classes[0]})' if classes else 'no class folders'}; expected images in two "
             "or more class folders, e.g. train/cat/1.jpg and train/dog/1.jpg"
         )
+    _warn_passed_over(listing, root, train, val, top, where)
+    names = listing.images
     labeled = [(row, target) for target, name in enumerate(classes) for row in by_class[name]]
     labeled.sort(key=lambda pair: _sort_key(names[pair[0]]))
     rows, targets = [row for row, _ in labeled], [target for _, target in labeled]
-    images = build(rows, classes, targets, split_folder or train or root)
-    if split_folder and val:
+    images = build(rows, classes, targets, top)
+    if val and top in (train, val):
         return images
     return held_out(images, split, val_fraction=val_fraction, seed=seed)
 
 
-def _common_root(folders: list[str], names: Collection[str]) -> str:
+def _common_root(listing: Listing) -> str:
     """Common parent folder of everything, e.g. ``cifar10/`` in a tar of one folder; empty if there is none."""
     root = ""
     while True:
-        subfolders = [folder.removeprefix(root) for folder in folders if folder.startswith(root)]
+        subfolders = [folder.removeprefix(root) for folder in listing.folders if folder.startswith(root)]
         tops = {folder.partition("/")[0] for folder in subfolders}
-        has_images = any("/" not in name.removeprefix(root) for name in names)
+        has_images = any("/" not in name.removeprefix(root) for name in listing.images)
         if len(tops) != 1 or has_images or not any("/" in folder for folder in subfolders):
             return root
         (top,) = tops
-        if top in TRAIN_NAMES + VAL_NAMES:
+        if top.lower() in SPLIT_NAMES:
             return root
         root += top + "/"
 
 
-def _group_by_class(names: dict[int, str], folders: list[str], root: str, where: str) -> dict[str, list[int]]:
-    """Rows of the images of each class in ``root``; as in timm, the parent folder of an image is its class."""
-    by_class: dict[str, list[int]] = defaultdict(list)
-    non_empty = set()
+def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None, str | None]:
+    """Folders of the training and the validation split in ``root``; ``None`` for one that does not exist.
+
+    The content decides whether a folder called e.g. ``train`` is a split or a class: a split has class folders, a class
+    has images.
+
+    Raises:
+        ValueError: If the folders can be read both ways, or neither way.
+    """
+    flat: set[str] = set()  # folders in root with images directly in them
+    deep: set[str] = set()  # those with images in their subfolders
+    for name in listing.images:
+        top, *below = name.removeprefix(root).split("/")
+        if below:
+            (flat if len(below) == 1 else deep).add(top)
+    inside = [folder.removeprefix(root).partition("/") for folder in listing.folders if folder.startswith(root)]
+    named = {top.lower(): top for top in sorted({top for top, _, _ in inside}) if top.lower() in SPLIT_NAMES}
+    others = sorted((flat | deep) - set(named.values()))
+    deep |= {top for top, _, below in inside if below} - flat  # class folders without images, an error further on
+    splits = [top for top in named.values() if top in deep]
+    if not splits and (others or not named):
+        return None, None
+    train, val = (next((named[name] for name in names if name in named), None) for names in (TRAIN_NAMES, VAL_NAMES))
+    without_classes = [top for top in (train, val) if top and top not in splits]
+    # Classes that are in both folders show that these are splits; other folders are then ignored, with a warning.
+    are_splits = train and val and _classes_in(listing, f"{root}{train}/") & _classes_in(listing, f"{root}{val}/")
+    if without_classes or (others and not are_splits):
+        lacking, more = (first_few([f"{root}{top}/" for top in tops]) for tops in (without_classes, others))
+        top = (without_classes or splits)[0]
+        problem = f"no class folders in {lacking}" if lacking else f"class folders in {root}{top}/, but also {more}"
+        raise ValueError(
+            f"{where}: {problem}. If {top} is a split, expected class folders in it, e.g. {top}/cat/1.jpg, and only "
+            f"other splits next to it. If {top} is a class, put the folders of all classes into a folder train, e.g. "
+            f"train/{top}/1.jpg"
+        )
+    return f"{root}{train}/" if train else None, f"{root}{val}/" if val else None
+
+
+def _classes_in(listing: Listing, top: str) -> set[str]:
+    folders = {os.path.dirname(name) for name in listing.images if name.startswith(top)}
+    return {_class_of(folder) for folder in folders if len(folder) > len(top)}
+
+
+def _class_of(folder: str) -> str:
+    """Class name of a folder: macOS stores names in decomposed Unicode, other systems in composed Unicode."""
+    return unicodedata.normalize("NFC", os.path.basename(folder))
+
+
+def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[int]]:
+    """Rows of the images of each class in ``root``; as in timm, the parent folder of an image is its class.
+
+    Raises:
+        ValueError: If a class folder has no images, is in another one, or has the name of another one.
+    """
+    by_folder: dict[str, list[int]] = defaultdict(list)
     unlabeled = 0
-    for row, name in names.items():
+    for row, name in enumerate(listing.images):
         if not name.startswith(root):
             continue
         folder = os.path.dirname(name)
         if len(folder) < max(len(root), 1):
             unlabeled += 1
-            continue
-        non_empty.add(folder)
-        by_class[os.path.basename(folder)].append(row)
+        else:
+            by_folder[folder].append(row)
     if unlabeled:
         log.warning("%s: ignored %d images outside of class folders", where, unlabeled)
-    parents = {os.path.dirname(folder) for folder in folders}
-    empty = sorted(folder for folder in folders if folder.startswith(root) and folder not in non_empty | parents)
-    if empty:
-        examples = ", ".join(empty[:10]) + (" ..." if len(empty) > 10 else "")
-        raise ValueError(
-            f"{where}: {len(empty)} class folders without images (file extensions {', '.join(get_img_extensions())}): "
-            f"{examples}; add images or remove these folders"
-        )
-    return by_class
+    report = ValidationReport(where)
+    _check_names(report, set(by_folder))
+    parents = {os.path.dirname(folder) for folder in listing.folders}
+    others: dict[str, list[str]] = defaultdict(list)
+    for name in listing.others:
+        others[os.path.dirname(name)].append(name)
+    for folder in sorted(set(listing.folders) - by_folder.keys() - parents):
+        if folder.startswith(root):
+            case = f"{folder} ({describe_suffixes(others[folder])})"
+            report.error(
+                "class folders without images", case, "add images that Pillow can decode, or remove these folders"
+            )
+    report.raise_errors()
+    if len({os.path.dirname(folder) for folder in by_folder}) > 1:
+        log.warning(
+            "%s: the class folders are in several folders: %s; only the innermost folder is the class",
+            where, first_few(sorted(by_folder)),
+        )  # fmt: skip
+    return {_class_of(folder): rows for folder, rows in by_folder.items()}
+
+
+def _check_names(report: ValidationReport, folders: set[str]) -> None:
+    """Check that each class has one folder, and that no class folder is inside of another one."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for folder in sorted(folders):
+        by_class[_class_of(folder)].append(folder)
+        outer = next((str(parent) for parent in PurePosixPath(folder).parents if str(parent) in folders), None)
+        if outer:
+            fix = "the folder that an image is in is its class; keep the images of a class in one folder"
+            report.error("class folders inside of a class folder", f"{folder} in {outer}", fix)
+    for name, same in by_class.items():
+        if len(same) > 1:
+            # Names that differ only in Unicode normalization look the same.
+            alike = len({unicodedata.normalize("NFC", folder) for folder in same}) < len(same)
+            shown = " and ".join(ascii(folder) if alike else folder for folder in same[:SHOWN])
+            shown += " ..." if len(same) > SHOWN else ""
+            fix = (
+                "the folder that an image is in is its class; rename these folders, or, if their parent folders are "
+                "the classes, move the images up into these"
+            )
+            report.error("class names of several folders", f"{name} ({shown})", fix)
+
+
+def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str | None, top: str, where: str) -> None:
+    """Log the images outside of the splits, and the files that are not images, except those of the other split."""
+    splits = tuple(folder for folder in (train, val) if folder)
+    outside = Counter(
+        os.path.dirname(name.removeprefix(root)).partition("/")[0]
+        for name in listing.images
+        if splits and not name.startswith(splits)
+    )
+    if outside:
+        level = logging.WARNING if {folder.lower() for folder in outside} - set(TEST_NAMES) else logging.INFO
+        counts = ", ".join(f"{count} in {folder or '.'}/" for folder, count in outside.items())
+        log.log(level, "%s: ignored %d images outside of %s: %s", where, outside.total(), " and ".join(splits), counts)
+    other = tuple(folder for folder in splits if folder != top)
+    warn_ignored(where, [name for name in listing.others if not name.startswith(other)])
 
 
 def _check_same_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:

@@ -13,7 +13,7 @@ from timm.data import create_dataset
 from ....data.archive import cache_dir
 from ....data.dataset import Split
 from ....data.decode import UnreadableImage
-from ....data.files import TRAIN_NAMES, VAL_NAMES
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.fingerprint import hash_bytes
 from ....extras import require
 from .dataset import ImageDataset, held_out
@@ -100,8 +100,7 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     where = f"hfds/{name}"
     try:
         splits = datasets.get_dataset_split_names(name)
-        train = next((candidate for candidate in TRAIN_NAMES if candidate in splits), None)
-        val = next((candidate for candidate in VAL_NAMES if candidate in splits), None)
+        train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
         split_name = train if split == "train" else val or train
         if split_name is None:
             raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")

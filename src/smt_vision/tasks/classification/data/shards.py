@@ -9,11 +9,18 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from timm.data.readers.img_extensions import get_img_extensions
 
 from ....data.archive import TarIndex, open_tar
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
+from ....data.files import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    describe_suffixes,
+    first_existing,
+    is_hidden,
+    is_image,
+    warn_ignored,
+)
 from .dataset import ImageDataset, held_out
 from .folders import TarDataset
 
@@ -33,11 +40,13 @@ def expand_shards(pattern: str) -> list[Path]:
 def list_shards(root: Path) -> list[Path]:
     """List the shards in train/ and val/ of a directory, or those in a directory without subdirectories.
 
+    Hidden files and directories do not count.
+
     Returns:
         Paths of the .tar files; empty for a directory that is not a dataset of shards.
     """
     shards = [path for name in TRAIN_NAMES + VAL_NAMES for path in _tars(root / name)]
-    if shards or any(path.is_dir() for path in root.iterdir()):
+    if shards or any(path.is_dir() and not is_hidden(path.name) for path in root.iterdir()):
         return shards
     return _tars(root)
 
@@ -52,18 +61,21 @@ def open_shards(
     """Open one split of a list of shards.
 
     The split of a shard is read from a word in its directory or file name, e.g. ``train/0.tar`` or ``set-val-0.tar``.
-    If there are no validation shards, a part of the images is held out.
+    If there are no validation shards, a part of the images is held out. Of several validation splits, e.g. val and
+    test, the first of ``VAL_NAMES`` is used.
     """
     missing = [str(path) for path in shards if not path.is_file()]
     if missing or not shards:
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
     images = _index_samples(shards, where, allow_damaged)
-    in_val = np.array([_split_name(path) in VAL_NAMES for path in shards])[images.tar_of()]
-    if not in_val.any():
+    names = [_split_name(path) for path in shards]
+    val = first_existing(VAL_NAMES, names, where)
+    if val is None:
         return held_out(images, split, val_fraction=val_fraction, seed=seed)
-    subset = images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
+    wanted = [name == val if split == "val" else name not in VAL_NAMES for name in names]
+    subset = images.select(np.flatnonzero(np.array(wanted)[images.tar_of()]))
     if not len(subset):
-        raise ValueError(f"{where}: only validation shards; expected training shards too, e.g. set-train-000.tar")
+        raise ValueError(f"{where}: no {split} images; expected shards of both splits, e.g. set-{split}-000.tar")
     return subset
 
 
@@ -79,6 +91,7 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
     targets: list[int] = []
     ids: list[str] = []
     unused: list[str] = []
+    without_image: list[str] = []  # files of samples without an image
     for tar_index, tar in enumerate(tars):
         shard = shards[tar_index].relative_to(root).as_posix()
         samples: dict[str, dict[str, int]] = defaultdict(dict)
@@ -95,11 +108,14 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
                 members.append((tar_index, images[0][1]))
                 targets.append(_read_target(tar, files, f"{tar.path}:{key}"))
                 ids.append(f"{shard}:{key}")
+            else:
+                without_image += [tar.names[row] for row in files.values()]
     if not targets:
         raise ValueError(
-            f"{where}: no images ({', '.join(get_img_extensions())}) in {len(shards)} shard(s); expected samples such "
+            f"{where}: no images in {len(shards)} shard(s) ({describe_suffixes(without_image)}); expected samples such "
             "as 17.jpg and 17.cls"
         )
+    warn_ignored(where, without_image)
     if unused:
         log.warning("%s: one image per sample is used; ignored %d others, e.g. %s", where, len(unused), unused[0])
     classes = _read_classes(shards[0], max(targets))

@@ -26,6 +26,8 @@ def open_dataset(
 
             - A directory, or a tar of one: class folders in train/ and in one of val/, valid/, validation/, test/, or
               only class folders, which are then split automatically. Class indices follow timm's natural order.
+              The folder that an image is in is its class; a folder called e.g. train that has images is a class.
+              Hidden files are passed over, and other files that are not images are counted in a warning.
               A compressed tar (gzip, bzip2 or xz) is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
             - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in
               .cls or .json files and optional class names in classes.txt next to the shards.
@@ -42,7 +44,8 @@ def open_dataset(
         The dataset of undecoded images.
 
     Raises:
-        ValueError: If the source does not exist, has an unexpected layout, or is a damaged tar.
+        ValueError: If the source does not exist, has an unexpected layout, e.g. a class in several folders, or is a
+            damaged tar.
         ImportError: If a package of an optional extra is missing.
     """
     if split not in ("train", "val"):

@@ -34,14 +34,17 @@ def find_coco(root: Path, split: Split) -> Path | None:
     Raises:
         ValueError: Several files match.
     """
+    folder = root / "annotations"
     for prefix in PREFIXES[split]:
-        for pattern in (f"instances_{prefix}*.json", f"{prefix}*.json"):
-            files = sorted((root / "annotations").glob(pattern))
-            if len(files) > 1:
-                names = ", ".join(file.name for file in files)
-                raise ValueError(f"{files[0].parent}: several files for {split}: {names}; keep only one of them")
-            if files:
-                return files[0]
+        named, others = (sorted(folder.glob(f"{start}{prefix}*.json")) for start in ("instances_", ""))
+        files = named or others
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise ValueError(f"{folder}: several files for {split}: {names}; keep only one of them")
+        if named and others:
+            log.warning("%s: uses %s, ignores %s", folder, files[0].name, ", ".join(file.name for file in others))
+        if files:
+            return files[0]
     return None
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_hidden, is_image
 from ....data.validation import ValidationReport
 from .dataset import DetectionDataset, Objects, are_shares, check_boxes
 from .fields import parse_flag, parse_number, shown
@@ -32,8 +32,9 @@ class _Box(NamedTuple):
 def find_voc(root: Path, split: Split) -> Path | None:
     """Find the list of image names of a split; ``None`` if there is none."""
     lists = root / "ImageSets" / "Main"
-    names = TRAIN_NAMES if split == "train" else VAL_NAMES
-    return next((lists / f"{name}.txt" for name in names if (lists / f"{name}.txt").is_file()), None)
+    existing = [path.stem for path in sorted(lists.glob("*.txt"))]
+    name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, existing, lists)
+    return lists / f"{name}.txt" if name else None
 
 
 def open_voc(root: Path, list_file: Path) -> DetectionDataset:

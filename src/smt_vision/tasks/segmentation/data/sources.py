@@ -4,12 +4,21 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, is_hidden, is_image
+from ....data.files import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    describe_suffixes,
+    first_existing,
+    is_hidden,
+    list_files,
+    warn_ignored,
+)
 from ....data.validation import ValidationReport
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import SegmentationDataset
@@ -79,13 +88,23 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _child(folder: Path, words: Sequence[str]) -> Path | None:
-    """The subfolder whose name ends in one of the words; an earlier word takes precedence."""
-    by_word = {
-        re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset"): child
-        for child in sorted(folder.iterdir(), reverse=True)
-        if child.is_dir() and not is_hidden(child.name)
-    }
-    return next((by_word[word] for word in words if word in by_word), None)
+    """The subfolder whose name is, or ends in, one of the words; an earlier word is preferred, and then a whole name.
+
+    Raises:
+        ValueError: Several names end in this word.
+    """
+    by_word: dict[str, list[Path]] = defaultdict(list)
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not is_hidden(child.name):
+            by_word[re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset")].append(child)
+    word = first_existing(words, by_word, folder)
+    if word is None:
+        return None
+    found = [child for child in by_word[word] if child.name.lower() == word] or by_word[word]
+    if len(found) > 1:
+        names = ", ".join(child.name for child in found)
+        raise ValueError(f"{folder}: several folders for {word}: {names}; keep one of them, or name it {word}")
+    return found[0]
 
 
 def _pairs(images: Path, labels: Path) -> dict[str, str]:
@@ -97,9 +116,14 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
         if other != name:
             report.error("label maps exist with two suffixes", f"{labels / name}", "keep one of each")
     pairs: dict[str, str] = {}
+    stems: dict[str, str] = {}
     for name in _files(images):
-        label = by_stem.pop(os.path.splitext(name)[0], None)
-        if label is None:
+        stem = os.path.splitext(name)[0]
+        other = stems.setdefault(stem, name)
+        label = by_stem.pop(stem, None)
+        if other != name:
+            report.error("images exist with two suffixes", f"{images / name}", "keep one of each")
+        elif label is None:
             report.error(f"images without a label map in {labels}", name, "add the label maps or remove the images")
         else:
             pairs[name] = label
@@ -107,17 +131,14 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
         report.warning(f"label maps in {labels} without an image", name, "ignored")
     report.raise_errors()
     if not pairs:
-        raise ValueError(f"{images}: no images; expected {LAYOUT}")
+        raise ValueError(f"{images}: no images ({describe_suffixes(list_files(images).others)}); expected {LAYOUT}")
     return pairs
 
 
 def _files(folder: Path) -> list[str]:
-    names = (
-        (Path(parent) / file).relative_to(folder).as_posix()
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
-    return sorted(name for name in names if is_image(name) and not is_hidden(name))
+    listing = list_files(folder)
+    warn_ignored(folder, listing.others)
+    return sorted(listing.images)
 
 
 def _class_names(root: Path) -> _Names:
