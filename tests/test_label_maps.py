@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dense_sets import write_image, write_labels
-from smt_vision.data.decode import UnreadableImage, decode_labels
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.data.label_maps import decode_labels
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
@@ -168,7 +169,7 @@ def test_decode_labels_of_1_and_16_bits(tmp_path: Path) -> None:
     Image.fromarray(wide).save(tmp_path / "wide.png")
     assert np.array_equal(decode_labels(tmp_path / "wide.png", name="wide"), wide)
     Image.fromarray(wide > 2).save(tmp_path / "narrow.png")
-    assert decode_labels(tmp_path / "narrow.png", name="narrow").tolist() == [[0, 255], [255, 0]]
+    assert decode_labels(tmp_path / "narrow.png", name="narrow").tolist() == [[0, 1], [1, 0]]
     with pytest.raises(UnreadableImage, match=r"wide: 2 x 2.*max_pixels=3"):
         decode_labels(tmp_path / "wide.png", name="wide", max_pixels=3)
     with pytest.raises(UnreadableImage, match="missing: "):
