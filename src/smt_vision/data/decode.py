@@ -83,12 +83,12 @@ def decode(
     if channels not in _MODES:
         raise ValueError(f"invalid channels={channels!r}: expected 1 (gray) or 3 (RGB)")
     with open_image(data, name, max_pixels) as image:
-        image.load()
-        return _to_mode(upright(image), _MODES[channels], name)
+        return _to_mode(load_upright(image), _MODES[channels], name)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of a loaded image; the result has none. An upright image is returned itself."""
+def load_upright(image: Image.Image) -> Image.Image:
+    """Load an image's pixels and apply its EXIF orientation; the result has none. An upright image is returned itself."""
+    _load(image)
     orientation = None
     with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -98,6 +98,22 @@ def upright(image: Image.Image) -> Image.Image:
     for key in _ORIENTATION_KEYS:  # otherwise a second call would turn the image again
         turned.info.pop(key, None)
     return turned
+
+
+def _load(image: Image.Image) -> None:
+    """Load an image's pixels without mapping its file into memory.
+
+    Pillow 13.0 maps uncompressed TIFF files with one channel, and then reads their rows with the wrong length if the EXIF
+    orientation exchanges width and height. It maps only files whose name it knows.
+    """
+    filename = getattr(image, "filename", "")
+    try:
+        if filename:
+            image.filename = ""  # type: ignore[attr-defined]
+        image.load()
+    finally:
+        if filename:
+            image.filename = filename  # type: ignore[attr-defined]
 
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.Image:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decode import MAX_PIXELS, UnreadableImage, open_image, upright
+from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image
 
 OBJECT_ABOVE = 128  # gray level above which a pixel of a binary mask is an object, as in the published metrics
 _COLORFUL = 32  # difference of a pixel's channels from which it has a color; compression changes grays by less
@@ -36,13 +36,14 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
         UnreadableImage: The file cannot be decoded, has several channels or pages, or values that are not integers.
     """
     with open_image(path, name, max_pixels) as image:
-        factor, inverted = _load(image, name)
+        _check_one_page(image, name)
+        factor, inverted = _stored_scale(image)
         if inverted:
             raise UnreadableImage(
                 f"{name}: a grayscale image that stores white as 0 (WhiteIsZero), so its labels are ambiguous; save it "
                 "with black as 0"
             )
-        image = upright(image)
+        image = load_upright(image)
         if image.mode in ("LA", "PA") and image.getchannel("A").getextrema() == (255, 255):
             return np.asarray(image)[..., 0]
         if image.mode == "F":
@@ -75,8 +76,9 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
             shows another object, or values of an unknown range.
     """
     with open_image(path, name, max_pixels) as image:
-        factor, _ = _load(image, name)
-        image = upright(image)
+        _check_one_page(image, name)
+        factor, _ = _stored_scale(image)
+        image = load_upright(image)
         if image.mode in _STRAIGHT:
             image = image.convert(_STRAIGHT[image.mode])
         gray = _gray(image, name)
@@ -92,36 +94,37 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         return levels
 
 
-def _load(image: Image.Image, name: str) -> tuple[float, bool]:
-    """Load the pixels of an image that must have one page.
-
-    Returns:
-        The factor by which Pillow multiplies the stored values of a grayscale image with less than 8 bits or another
-        maximum, and whether it inverts them.
-    """
+def _check_one_page(image: Image.Image, name: str) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         frames -= sum(_belongs_to_main_image(image, i) for i in range(1, frames))
         image.seek(0)
     if frames > 1:
         raise UnreadableImage(f"{name}: {frames} pages or frames; expected one, so save the right one")
-    factor, inverted = 1.0, False
-    if image.tile and image.mode in ("L", "I"):
-        decoder, _, _, args = image.tile[0]
-        raw_mode, *more = args if isinstance(args, tuple) else (args,)
-        if decoder in ("ppm", "ppm_plain"):
-            factor = (255 if image.mode == "L" else 65535) / more[0]
-        elif isinstance(raw_mode, str) and raw_mode.startswith("L;"):
-            factor = {"2": 85.0, "4": 17.0}.get(raw_mode[2], 1.0)
-            inverted = "I" in raw_mode
-    image.load()
-    return factor, inverted
 
 
 def _belongs_to_main_image(image: Image.Image, page: int) -> bool:
     """Whether a page of a TIFF file is a smaller copy or the transparency of the first page."""
     image.seek(page)
     return bool(getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_OR_MASK)
+
+
+def _stored_scale(image: Image.Image) -> tuple[float, bool]:
+    """How Pillow changes the stored values of an image that is not loaded yet.
+
+    Returns:
+        The factor by which it multiplies them, where they have less than 8 bits or another maximum, and whether it
+        inverts them.
+    """
+    if not image.tile or image.mode not in ("L", "I"):
+        return 1.0, False
+    decoder, _, _, args = image.tile[0]
+    raw_mode, *more = args if isinstance(args, tuple) else (args,)
+    if decoder in ("ppm", "ppm_plain"):
+        return (255 if image.mode == "L" else 65535) / more[0], False
+    if isinstance(raw_mode, str) and raw_mode.startswith("L;"):
+        return {"2": 85.0, "4": 17.0}.get(raw_mode[2], 1.0), "I" in raw_mode
+    return 1.0, False
 
 
 def _integers(values: npt.NDArray[np.floating], name: str) -> npt.NDArray[np.int64]:

@@ -177,12 +177,10 @@ def _read_classes_json(file: Path) -> _Names:
     classes = fields.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"{file}: expected {form}, with names as text in the order of their labels")
-    ignore = fields.get("ignore_index")
-    if "ignore_index" in fields and type(ignore) is not int:
-        raise ValueError(
-            f"{file}: invalid 'ignore_index': {json.dumps(ignore)}; expected an integer, e.g. 255 (leave it out if no "
-            "label is ignored)"
-        )
-    if unknown := sorted(fields.keys() - {"classes", "ignore_index"}):
-        log.warning("%s: unused fields %s; expected 'classes' and 'ignore_index'", file, first_few(unknown))
-    return _Names(classes, ignore)
+    for field, value in fields.items():  # other fields may describe the dataset
+        if "ignore" in field.lower() and (field != "ignore_index" or type(value) is not int):
+            raise ValueError(
+                f"{file}: invalid {field!r}: {json.dumps(value)}; expected 'ignore_index' with an integer, e.g. 255, "
+                "which is its default"
+            )
+    return _Names(classes, fields.get("ignore_index"))
