@@ -200,15 +200,13 @@ def test_transparent_value_of_a_16_bit_png() -> None:
     assert np.array_equal(decode(data, 1, name="x"), [[255, 255, 117]])
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_truncated_image_in_memory_is_unreadable_like_its_file(kind: str, tmp_path: Path) -> None:
     data = encoded(noise(64, 64), kind)
     file = tmp_path / "cut.img"
     file.write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(UnreadableImage, match=r"^3: ") as from_file:
         decode(file, 3, name="3")
-    if kind == "WEBP":  # not even its header can be read
-        return
     with Image.open(file) as image, pytest.raises(UnreadableImage) as in_memory:
         decode(image, 3, name="3")
     assert str(in_memory.value) == str(from_file.value)
