@@ -376,7 +376,9 @@ def test_too_large_and_missing_label_maps(tmp_path: Path) -> None:
 def test_two_class_maps_of_0_and_255_are_refused(tmp_path: Path) -> None:
     """Masks of 0 and 255 opened as label maps: every object pixel would be ignored."""
     root = write_dataset(tmp_path, content=[[0, 255, 0, 255]], classes=["background", "object"])
-    with pytest.raises(ValueError, match=r"the 2 label maps are 0 and 255\b.*object.*--segment\.kind binary.*ignore_index"):
+    with pytest.raises(
+        ValueError, match=r"the 2 label maps are 0 and 255\b.*object.*--segment\.kind binary.*ignore_index"
+    ):
         open_train(root)
     assert open_train(root, BINARY).read(0)[1].tolist() == [[0, 1, 0, 1]]
     (root / "classes.json").write_text('{"classes": ["background", "object"], "ignore_index": 255}')
@@ -428,7 +430,9 @@ def test_jpeg_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (root / "labels/train/0.png").unlink()
     Image.new("L", (16, 16), 1).save(root / "labels/train/0.jpg")
     open_train(root)
-    assert any("1 of 1 checked label maps are JPEG" in warning and "0.jpg" in warning for warning in warnings_of(caplog))
+    assert any(
+        "1 of 1 checked label maps are JPEG" in warning and "0.jpg" in warning for warning in warnings_of(caplog)
+    )
 
 
 @pytest.mark.parametrize(
@@ -494,9 +498,7 @@ def test_folder_with_one_split_is_not_used_for_the_other(tmp_path: Path) -> None
         ({"0": "a", "1": "b"}, r"expected a list of names"),
     ],
 )
-def test_invalid_fields_of_classes_json_are_refused(
-    fields: dict[str, object], match: str, tmp_path: Path
-) -> None:
+def test_invalid_fields_of_classes_json_are_refused(fields: dict[str, object], match: str, tmp_path: Path) -> None:
     content = fields if "0" in fields else {"classes": ["a", "b"], **fields}
     root = write_dataset(tmp_path, content=[[0, 1]], classes=content)
     with pytest.raises(ValueError, match=rf"classes\.json: .*{match}"):

@@ -87,7 +87,7 @@ def decode(
 
 
 def load_upright(image: Image.Image) -> Image.Image:
-    """Load an image's pixels and apply its EXIF orientation; the result has none. An upright image is returned itself."""
+    """Load an image and apply its EXIF orientation, so that the result has none. An upright image is returned itself."""
     _load(image)
     orientation = None
     with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
@@ -103,8 +103,8 @@ def load_upright(image: Image.Image) -> Image.Image:
 def _load(image: Image.Image) -> None:
     """Load an image's pixels without mapping its file into memory.
 
-    Pillow 13.0 maps uncompressed TIFF files with one channel, and then reads their rows with the wrong length if the EXIF
-    orientation exchanges width and height. It maps only files whose name it knows.
+    Pillow 13.0 maps uncompressed TIFF files with one channel, and then reads their rows with the wrong length if the
+    EXIF orientation exchanges width and height. It maps only files whose name it knows.
     """
     filename = getattr(image, "filename", "")
     try:

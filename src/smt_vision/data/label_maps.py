@@ -1,4 +1,4 @@
-"""Decoders of label maps, whose pixel values are class indices, and of binary masks, whose pixel values are gray levels.
+"""Decoders of label maps, whose pixels are class indices, and of binary masks, whose pixels are gray levels.
 
 Shapes: a label map or mask has H x W pixels.
 """
@@ -59,9 +59,9 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
 def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Decode a binary mask to gray levels from 0 to 255, of which those above 128 are the object.
 
-    Colors become gray as in Pillow's ``convert("L")``. A mask without values above 1 is multiplied by 255, one with values
-    above 255 divided by 257. A palette image that has only the indices 0 and 1, of which 0 is black, is a mask of 0
-    and 1; in others the palette's colors count. EXIF orientation is applied.
+    Colors become gray as in Pillow's ``convert("L")``. A mask without values above 1 is multiplied by 255, one with
+    values above 255 divided by 257. A palette image that has only the indices 0 and 1, of which 0 is black, is a mask
+    of 0 and 1; in others the palette's colors count. EXIF orientation is applied.
 
     Args:
         path: Path of an image of any mode.
@@ -72,8 +72,8 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         (H, W) array.
 
     Raises:
-        UnreadableImage: The file cannot be decoded, has several pages, colors that are not bright, an alpha channel that
-            shows another object, or values of an unknown range.
+        UnreadableImage: The file cannot be decoded, has several pages, colors that are not bright, an alpha channel
+            that shows another object, or values of an unknown range.
     """
     with open_image(path, name, max_pixels) as image:
         _check_one_page(image, name)
@@ -88,8 +88,8 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
             varies = alpha.min(initial=255) != alpha.max(initial=0)
             if varies and ((alpha > OBJECT_ABOVE) != (levels > OBJECT_ABOVE)).any():
                 raise UnreadableImage(
-                    f"{name}: its gray values and its transparency show different objects; save the mask as a grayscale "
-                    "image without an alpha channel"
+                    f"{name}: its gray values and its transparency show different objects; save the mask as a "
+                    "grayscale image without an alpha channel"
                 )
         return levels
 
@@ -116,9 +116,10 @@ def _stored_scale(image: Image.Image) -> tuple[float, bool]:
         The factor by which it multiplies them, where they have less than 8 bits or another maximum, and whether it
         inverts them.
     """
-    if not image.tile or image.mode not in ("L", "I"):
+    tiles = getattr(image, "tile", [])
+    if not tiles or image.mode not in ("L", "I"):
         return 1.0, False
-    decoder, _, _, args = image.tile[0]
+    decoder, _, _, args = tiles[0]
     raw_mode, *more = args if isinstance(args, tuple) else (args,)
     if decoder in ("ppm", "ppm_plain"):
         return (255 if image.mode == "L" else 65535) / more[0], False
@@ -161,8 +162,9 @@ def _gray(image: Image.Image, name: str) -> npt.NDArray[Any]:
     if unclear.any():
         color = tuple(channels[unclear][0].tolist())
         raise UnreadableImage(
-            f"{name}: a mask of mode {image.mode} with the color {color}, whose gray value {gray[unclear][0]} is not above "
-            f"{OBJECT_ABOVE}, so it is not clear whether it is an object; save the mask as a grayscale image of 0 and 255"
+            f"{name}: a mask of mode {image.mode} with the color {color}, whose gray value {gray[unclear][0]} is not "
+            f"above {OBJECT_ABOVE}, so it is not clear whether it is an object; save the mask as a grayscale image of 0 "
+            "and 255"
         )
     return gray
 

@@ -153,8 +153,8 @@ class Predictor(ABC, Generic[R]):
         """The preprocessed image; for an unreadable image its source, id and error."""
         if not isinstance(image, str | os.PathLike | Image.Image):
             raise TypeError(
-                f"image {i} is of type {type(image).__name__}; expected a path or a PIL image (PIL.Image.fromarray makes "
-                "one from an array of shape (H, W, 3) and type uint8)"
+                f"image {i} is of type {type(image).__name__}; expected a path or a PIL image (PIL.Image.fromarray "
+                "makes one from an array of shape (H, W, 3) and type uint8)"
             )
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)

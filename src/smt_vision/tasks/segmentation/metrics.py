@@ -168,8 +168,8 @@ class BinaryMetrics:
         """The metrics of all images added so far.
 
         Returns:
-            In percent: ``s_measure`` (Fan et al., ICCV 2017), ``weighted_f`` (Margolin et al., CVPR 2014), E-measure (Fan
-            et al., IJCAI 2018) as ``mean_e``, ``max_e`` and ``adaptive_e``, F-measure with a squared beta of 0.3
+            In percent: ``s_measure`` (Fan et al., ICCV 2017), ``weighted_f`` (Margolin et al., CVPR 2014), E-measure
+            (Fan et al., IJCAI 2018) as ``mean_e``, ``max_e`` and ``adaptive_e``, F-measure with a squared beta of 0.3
             (Achanta et al., CVPR 2009) as ``mean_f``, ``max_f`` and ``adaptive_f``, and ``mae``, of which only ``mae``
             is better if lower. E and F are averaged over the images per threshold; ``mean`` and ``max`` are over the
             256 thresholds, ``adaptive`` uses twice the mean of each probability map. ``count``: number of images.

@@ -130,8 +130,8 @@ class SegmentationDataset(RawDataset[Labels]):
         if assumed and len(self.classes) == 2 and found == {0, IGNORE_INDEX}:
             raise ValueError(
                 f"{self.where}: the only labels in the {maps} are 0 and {IGNORE_INDEX}, which is ignored, so class "
-                f"{self.classes[1]} does not occur; set --segment.kind binary for object masks, or save label 1 instead "
-                f'of {IGNORE_INDEX} (if it is to be ignored, write "ignore_index": {IGNORE_INDEX} into classes.json)'
+                f"{self.classes[1]} does not occur; set --segment.kind binary for object masks, or save label 1 "
+                f'instead of {IGNORE_INDEX} (if it is to be ignored, write "ignore_index": {IGNORE_INDEX} into classes.json)'
             )
         report = ValidationReport(self.where)
         for k, name in enumerate(self.classes):

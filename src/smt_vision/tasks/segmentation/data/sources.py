@@ -23,8 +23,8 @@ LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt",
 SPLITS = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
-    "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/); to evaluate, also only Imgs/ and "
-    "GT/ with all files of a test set"
+    "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/); to evaluate, also only Imgs/ "
+    "and GT/ with all files of a test set"
 )
 
 
