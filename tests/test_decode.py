@@ -217,6 +217,8 @@ def test_closed_and_too_large_images_in_memory(tmp_path: Path) -> None:
     image = Image.open(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=r"^x: 40 x 30 .*max_pixels=1199"):
         decode(image, 3, name="x", max_pixels=1199)
+    with pytest.raises(UnreadableImage, match=r"^x: 0 x 30 pixels"):
+        decode(Image.new("RGB", (0, 30)), 3, name="x")
     image.close()
     with pytest.raises(UnreadableImage, match=r"^x: "):
         decode(image, 3, name="x")

@@ -45,6 +45,8 @@ def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> 
             image = data if isinstance(data, Image.Image) else Image.open(_file(data))
         with contextlib.nullcontext() if image is data else image:
             width, height = image.size
+            if not width * height:
+                raise UnreadableImage(f"{name}: {width} x {height} pixels")
             if width * height > max_pixels:
                 raise UnreadableImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
             yield image
@@ -87,7 +89,7 @@ def decode(
 
 
 def load_upright(image: Image.Image) -> Image.Image:
-    """Load an image and apply its EXIF orientation, so that the result has none. An upright image is returned itself."""
+    """Load an image and apply its EXIF orientation, so that the result has none; it may be the image itself."""
     _load(image)
     orientation = None
     with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable

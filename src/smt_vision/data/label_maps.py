@@ -163,8 +163,8 @@ def _gray(image: Image.Image, name: str) -> npt.NDArray[Any]:
         color = tuple(channels[unclear][0].tolist())
         raise UnreadableImage(
             f"{name}: a mask of mode {image.mode} with the color {color}, whose gray value {gray[unclear][0]} is not "
-            f"above {OBJECT_ABOVE}, so it is not clear whether it is an object; save the mask as a grayscale image of 0 "
-            "and 255"
+            f"above {OBJECT_ABOVE}, so it is not clear whether it is an object; save the mask as a grayscale image of "
+            "0 and 255"
         )
     return gray
 

@@ -131,7 +131,8 @@ class SegmentationDataset(RawDataset[Labels]):
             raise ValueError(
                 f"{self.where}: the only labels in the {maps} are 0 and {IGNORE_INDEX}, which is ignored, so class "
                 f"{self.classes[1]} does not occur; set --segment.kind binary for object masks, or save label 1 "
-                f'instead of {IGNORE_INDEX} (if it is to be ignored, write "ignore_index": {IGNORE_INDEX} into classes.json)'
+                f'instead of {IGNORE_INDEX} (if it is to be ignored, write "ignore_index": {IGNORE_INDEX} into '
+                "classes.json)"
             )
         report = ValidationReport(self.where)
         for k, name in enumerate(self.classes):
@@ -178,7 +179,7 @@ def check_size(size: tuple[int, int], labels: Labels, name: str) -> None:
     if size != (width, height):
         raise UnreadableImage(
             f"{name}: {size[0]} x {size[1]} pixels, but its label map has {width} x {height}; correct one of them "
-            "(the EXIF orientation of the image is applied)"
+            "(EXIF orientation is applied to both)"
         )
 
 
