@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from smt_vision.data.decode import UnreadableImage, decode
 
@@ -104,19 +104,137 @@ def test_palette_with_transparent_entry(transparency: int | bytes) -> None:
     assert np.array_equal(decode(data, 3, name="x"), [[[10, 20, 30], [255, 255, 255]]])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_exif_orientation(orientation: int, kind: str) -> None:
-    portrait = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+def stored_in(orientation: int, dtype: str = "uint8") -> tuple[np.ndarray, np.ndarray]:
+    """A portrait image, and its pixels as stored with an EXIF orientation."""
+    portrait = np.array([[1, 2, 3], [4, 5, 6]], dtype=dtype)
     # Stored pixels of the portrait image for each value of the tag (TIFF 6.0, tag 274).
     stored = {
         1: portrait, 2: portrait[:, ::-1], 3: portrait[::-1, ::-1], 4: portrait[::-1],
         5: portrait.T, 6: np.rot90(portrait, 1), 7: portrait[::-1, ::-1].T, 8: np.rot90(portrait, -1),
     }[orientation]  # fmt: skip
+    return portrait, np.ascontiguousarray(stored)
+
+
+def with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif)
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "compressed TIFF", "16-bit TIFF"])
+def test_exif_orientation_of_content_paths_and_images_in_memory(orientation: int, kind: str, tmp_path: Path) -> None:
+    portrait, stored = stored_in(orientation)
+    image = Image.fromarray(stored if kind != "16-bit TIFF" else stored * np.uint16(257))
+    options = {"compression": "tiff_lzw"} if kind.startswith("compressed") else {}
+    data = encoded(image, kind.split()[-1], exif=with_orientation(orientation), **options)
+    file = tmp_path / "x"
+    file.write_bytes(data)
     assert np.array_equal(decode(data, 1, name="x"), portrait)
+    assert np.array_equal(decode(file, 1, name="x"), portrait)
+    with Image.open(file) as opened, Image.open(file) as loaded:
+        assert np.array_equal(decode(opened, 1, name="x"), portrait)
+        if kind.startswith("PNG"):  # Pillow turns TIFF files itself when it loads them, and uncompressed ones wrongly
+            loaded.load()
+            assert np.array_equal(loaded, stored)
+            assert np.array_equal(decode(loaded, 1, name="x"), portrait)
+            assert np.array_equal(loaded, stored)  # the caller's image stays as it is
+            assert np.array_equal(decode(loaded, 1, name="x"), portrait)
+            assert np.array_equal(decode(ImageOps.exif_transpose(loaded), 1, name="x"), portrait)
+            assert np.array_equal(decode(loaded.convert("RGB"), 1, name="x"), portrait)
+        decoded = decode(opened, 3, name="x")
+        assert np.array_equal(decode(decoded, 1, name="x"), portrait)  # not turned again
+
+
+MODES = ["1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB",
+         "I", "I;16", "I;16B", "I;16L", "I;16N"]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_exif_orientation_in_every_mode(mode: str) -> None:
+    image = Image.new(mode, (3, 2))
+    image.info["exif"] = with_orientation(6).tobytes()
+    for channels in (1, 3):
+        assert decode(image, channels, name="x").size == (2, 3)
+    assert image.size == (3, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_white_and_gray_of_every_mode_in_memory(mode: str) -> None:
+    """A gray of 51 beside white, opaque, in each of Pillow's modes."""
+    values = np.array([[51, 255]], dtype=np.uint8)
+    gray = Image.fromarray(values)
+    if mode == "1":
+        image = Image.fromarray(values > 51)
+        values = np.array([[0, 255]], dtype=np.uint8)
+    elif mode == "LAB":  # lightness is not linear in gray
+        image = Image.merge("LAB", [gray, Image.new("L", (2, 1), 128), Image.new("L", (2, 1), 128)])
+        values = np.asarray(image.convert("RGB"))[..., 1]
+    elif mode.startswith("I;16"):
+        wide = values.astype(np.uint16) * 257
+        image = Image.frombytes(mode, (2, 1), (wide.byteswap() if mode.endswith("B") else wide).tobytes())
+    elif mode == "I":
+        image = Image.fromarray(values.astype(np.int32) * 257)
+    elif mode == "La":
+        image = Image.merge("LA", [gray, Image.new("L", (2, 1), 255)]).convert("La")
+    else:
+        image = gray.convert("RGBA").convert("P" if mode == "PA" else "RGB").convert(mode)
+    before = image.tobytes()
+    assert image.mode == mode
+    assert np.abs(np.asarray(decode(image, 1, name="x"), dtype=int) - values).max() <= 1
+    rgb = np.asarray(decode(image, 3, name="x"), dtype=int)
+    assert np.abs(rgb - values[..., None]).max() <= 1
+    assert (image.mode, image.tobytes()) == (mode, before)
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_transparent_pixels_of_every_mode_in_memory_are_white(mode: str) -> None:
+    image = Image.new(mode, (1, 1))
+    assert decode(image, 1, name="x").getpixel((0, 0)) == 255
+    assert decode(image, 3, name="x").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparent_value_of_a_16_bit_png() -> None:
+    data = encoded(gray16([[500, 65535, 600 * 50]]), transparency=500)
+    assert Image.open(io.BytesIO(data)).mode == "I;16"
+    assert np.array_equal(decode(data, 1, name="x"), [[255, 255, 117]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_truncated_image_in_memory_is_unreadable_like_its_file(kind: str, tmp_path: Path) -> None:
+    data = encoded(noise(64, 64), kind)
+    file = tmp_path / "cut.img"
+    file.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(UnreadableImage, match=r"^3: ") as from_file:
+        decode(file, 3, name="3")
+    with Image.open(file) as image, pytest.raises(UnreadableImage) as in_memory:
+        decode(image, 3, name="3")
+    assert str(in_memory.value) == str(from_file.value)
+
+
+def test_closed_and_too_large_images_in_memory(tmp_path: Path) -> None:
+    noise(30, 40).save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"^x: 40 x 30 .*max_pixels=1199"):
+        decode(image, 3, name="x", max_pixels=1199)
+    with pytest.raises(UnreadableImage, match=r"^x: 0 x 30 pixels"):
+        decode(Image.new("RGB", (0, 30)), 3, name="x")
+    image.close()
+    with pytest.raises(UnreadableImage, match=r"^x: "):
+        decode(image, 3, name="x")
+
+
+def test_image_in_memory_stays_open_and_shows_its_current_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.tif") as image:
+        image.seek(2)
+        assert decode(image, 3, name="x").getpixel((0, 0)) == (0, 0, 255)
+        assert image.tell() == 2
+        image.seek(1)
+        assert decode(image, 3, name="x").getpixel((0, 0)) == (0, 255, 0)
+        assert image.filename
+    assert decode(tmp_path / "a.tif", 3, name="x").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_damaged_exif_is_ignored() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning_fabric
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from command import answer, refusal, run
 from drawn_sets import CATEGORIES, CLASSES, scenes_recipe
 from smt_vision.data.files import find_images
 from smt_vision.data.padding import pad_together
-from smt_vision.engine.loop import train
+from smt_vision.engine.loop import run_evaluation, train
 from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
@@ -28,7 +29,7 @@ from smt_vision.tasks.detection.export import COORDINATES
 from smt_vision.tasks.detection.heads.detectors import run_detector
 from smt_vision.tasks.detection.predictor import Detector
 from smt_vision.tasks.detection.results import Detections, coco_results
-from smt_vision.tasks.results import result_names
+from smt_vision.tasks.results import decode_source, result_names
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.predictor import Segmenter
 
@@ -290,6 +291,76 @@ def test_class_fractions(binary: bool) -> None:
     fractions = segmenter.class_fractions(result)
     assert fractions == pytest.approx(expected)
     assert list(fractions) == list(expected)  # largest first
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+def test_image_in_memory_gives_the_result_of_its_file(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"x.{kind}"
+    third_bright().save(file, exif=exif)
+    size = (20, 30) if orientation < 5 else (30, 20)
+    for predictor in (fixed_detector(), brightness_segmenter(binary=False), brightness_segmenter(binary=True)):
+        with Image.open(file) as image:
+            by_path, by_image = predictor([file, image], batch_size=1)
+            assert by_path.size == by_image.size == size
+            assert decode_source(by_image.source).size == size[::-1]
+        for field in ("boxes", "masks", "class_ids", "scores"):
+            if getattr(by_path, field, None) is not None:
+                assert torch.equal(getattr(by_path, field), getattr(by_image, field))
+
+
+def test_saved_pictures_of_images_in_memory_are_those_of_their_files(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    third_bright().save(tmp_path / "0.png", exif=exif)
+    for predictor in (fixed_detector(), brightness_segmenter(binary=False)):
+        with Image.open(tmp_path / "0.png") as image:
+            image.load()
+            pixels = image.tobytes()
+            predictor.save(predictor([image]), tmp_path / "image")
+            predictor.save(predictor([tmp_path / "0.png"]), tmp_path / "path")
+            assert (image.size, image.tobytes()) == ((30, 20), pixels)
+        drawn = [read_pixels(tmp_path / folder / "drawn" / "0.png") for folder in ("image", "path")]
+        assert np.array_equal(*drawn)
+        assert drawn[0].shape[1] == 20
+
+
+@pytest.mark.parametrize("image", [np.zeros((20, 30, 3), np.uint8), torch.zeros(3, 20, 30), b"x", None, 5])
+def test_images_of_other_types_are_refused(image: object) -> None:
+    segmenter = brightness_segmenter(binary=False)
+    with pytest.raises(TypeError, match=rf"image 1 is of type {type(image).__name__}; .*PIL"):
+        segmenter([third_bright(), image])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", Path("photo.jpg"), third_bright()])
+def test_single_image_instead_of_a_list_is_refused(images: Any) -> None:
+    with pytest.raises(TypeError, match=rf"single {type(images).__name__}; expected a list"):
+        brightness_segmenter(binary=False)(images)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_evaluation_of_a_test_set_of_images_and_masks_alone(mode: str, tmp_path: Path) -> None:
+    """As CAMO, COD10K, NC4K and DUTS-TE: Imgs/ and GT/ without splits."""
+    for folder in ("Imgs", "GT"):
+        (tmp_path / "CAMO" / folder).mkdir(parents=True)
+    for i in range(3):
+        third_bright().save(tmp_path / "CAMO/Imgs" / f"{i}.jpg", quality=100)
+        third_bright().convert(mode).save(tmp_path / "CAMO/GT" / f"{i}.png")
+    segmenter = brightness_segmenter(binary=True)
+    evaluation, loader = get_task("segment").evaluation(
+        segmenter, str(tmp_path / "CAMO"), replace(segmenter.input, workers=0), 2, 0, 1
+    )
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
+    metrics = run_evaluation(fabric, evaluation, segmenter.model, loader)
+    assert metrics["count"] == 3
+    assert metrics["mae"] < 1
+    assert list(evaluation.metric_formats) == [
+        "s_measure", "weighted_f", "mean_e", "max_e", "adaptive_e", "mean_f", "max_f", "adaptive_f", "mae"
+    ]  # fmt: skip
+    for name in set(evaluation.metric_formats) - {"mae"}:
+        assert metrics[name] > 98
 
 
 def test_save_segmented_pil_images(tmp_path: Path) -> None:

@@ -77,6 +77,22 @@ def test_images_of_any_mode(classifier: Classifier, mode: str) -> None:
         assert prediction.label == "green"
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_image_in_memory_gives_the_result_of_its_file(classifier: Classifier, orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as image:
+        by_path, by_image = classifier([tmp_path / "x.png", image], batch_size=1)
+    assert by_path.top == by_image.top
+    (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "cut.png") as image:
+        by_path, by_image = classifier([tmp_path / "cut.png", image])
+    assert by_image.error is not None
+    assert by_image.error.removeprefix("1: ") == str(by_path.error).removeprefix(f"{tmp_path / 'cut.png'}: ")
+
+
 def test_unreadable_image_has_an_error_and_the_rest_are_predicted(classifier: Classifier) -> None:
     floats = Image.new("F", (8, 8))  # no agreed range
     first, second, third = classifier([picture("red"), floats, picture("blue")])

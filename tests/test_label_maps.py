@@ -3,6 +3,9 @@
 import json
 import logging
 import re
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ import pytest
 from PIL import Image
 
 from dense_sets import write_image, write_labels
-from smt_vision.data.decode import UnreadableImage, decode_labels
+from smt_vision.data.decode import UnreadableImage
+from smt_vision.data.label_maps import decode_labels, decode_mask
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
@@ -94,6 +98,204 @@ def test_ignore_index_of_classes_json(tmp_path: Path) -> None:
     found = open_train(write_dataset(tmp_path, content=[[0, 1, 9]], classes=classes))
     assert found.classes == ("a", "b")
     assert found.read(0)[1].tolist() == [[0, 1, 255]]
+
+
+def png(bits: int, color_type: int, row: bytes, width: int, palette: bytes = b"") -> bytes:
+    """A PNG file with one row; color type 0 is grayscale, 3 palette."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, color_type, 0, 0, 0))
+    colors = chunk(b"PLTE", palette) if palette else b""
+    return b"\x89PNG\r\n\x1a\n" + header + colors + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+def save(image: Image.Image, ending: str, **options: object) -> Callable[[Path], Path]:
+    """Saves an image as ``x.ENDING`` in a folder."""
+
+    def write(folder: Path) -> Path:
+        image.save(folder / f"x.{ending}", **options)
+        return folder / f"x.{ending}"
+
+    return write
+
+
+def content(data: bytes, ending: str) -> Callable[[Path], Path]:
+    """Writes a file ``x.ENDING`` with this content into a folder."""
+
+    def write(folder: Path) -> Path:
+        (folder / f"x.{ending}").write_bytes(data)
+        return folder / f"x.{ending}"
+
+    return write
+
+
+def array(values: npt.ArrayLike, dtype: str) -> Image.Image:
+    return Image.fromarray(np.asarray([values], dtype=dtype))
+
+
+def palette(values: npt.ArrayLike, colors: list[tuple[int, int, int]]) -> Image.Image:
+    image = array(values, "uint8")
+    image.putpalette([level for color in colors for level in color])
+    return image
+
+
+def merged(mode: str, *bands: npt.ArrayLike) -> Image.Image:
+    return Image.merge(mode, [array(band, "uint8") for band in bands])
+
+
+VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+OPAQUE = [255, 255, 255]
+LABEL_FILES = {
+    "1 PNG": (save(array([0, 1, 0], "bool"), "png"), [0, 1, 0]),
+    "1 BMP": (save(array([0, 1, 0], "bool"), "bmp"), [0, 1, 0]),
+    "1 TIFF, CCITT": (save(array([0, 1, 0], "bool"), "tif", compression="group4"), [0, 1, 0]),
+    "1 PBM": (save(array([0, 1, 0], "bool"), "pbm"), [0, 1, 0]),
+    "2-bit gray": (content(png(2, 0, bytes([0b00_01_10_11]), 4), "png"), [0, 1, 2, 3]),
+    "4-bit gray": (content(png(4, 0, bytes([0x01, 0x2F]), 4), "png"), [0, 1, 2, 15]),
+    "PGM of maximum 15": (content(b"P5 4 1 15\n\0\1\2\x0f", "pgm"), [0, 1, 2, 15]),
+    "plain PGM of maximum 100": (content(b"P2 4 1 100\n0 1 2 100\n", "pgm"), [0, 1, 2, 100]),
+    "PGM of maximum 1000": (content(b"P5 3 1 1000\n" + struct.pack(">3H", 0, 1, 999), "pgm"), [0, 1, 999]),
+    "PGM of maximum 65535": (content(b"P5 3 1 65535\n" + struct.pack(">3H", 0, 1, 999), "pgm"), [0, 1, 999]),
+    "1-bit palette": (content(png(1, 3, bytes([0b0100_0000]), 3, bytes([255] * 3 + [0] * 3)), "png"), [0, 1, 0]),
+    "2-bit palette": (content(png(2, 3, bytes([0b00_01_10_11]), 4, bytes(12)), "png"), [0, 1, 2, 3]),
+    "4-bit palette": (content(png(4, 3, bytes([0x01, 0x2F]), 4, bytes(48)), "png"), [0, 1, 2, 15]),
+    "palette": (save(palette([0, 2, 1], VOC), "png"), [0, 2, 1]),
+    "palette, transparent": (save(palette([0, 2, 1], VOC), "png", transparency=0), [0, 2, 1]),
+    "palette GIF": (save(palette([0, 2, 1], VOC), "gif"), [0, 2, 1]),
+    "palette BMP": (save(palette([0, 2, 1], VOC), "bmp"), [0, 2, 1]),
+    "palette TIFF": (save(palette([0, 2, 1], VOC), "tif"), [0, 2, 1]),
+    "gray GIF": (save(array([0, 2, 1], "uint8"), "gif"), [0, 2, 1]),
+    "gray, transparent": (save(array([0, 2, 1], "uint8"), "png", transparency=0), [0, 2, 1]),
+    "opaque LA": (save(merged("LA", [0, 2, 1], OPAQUE), "png"), [0, 2, 1]),
+    "opaque PA": (save(palette([0, 2, 1], VOC).convert("PA"), "tif"), [0, 2, 1]),
+    "I;16": (save(array([0, 1, 65535], "uint16"), "png"), [0, 1, 65535]),
+    "I;16B": (save(Image.frombytes("I;16B", (3, 1), struct.pack(">3H", 0, 1, 300)), "tif"), [0, 1, 300]),
+    "I": (save(array([0, -1, 70000], "int32"), "tif"), [0, -1, 70000]),
+    "F of integers": (save(array([0, -1, 2], "float32"), "tif"), [0, -1, 2]),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FILES)
+def test_values_of_label_maps_in_every_pixel_format(form: str, tmp_path: Path) -> None:
+    write, expected = LABEL_FILES[form]
+    found = decode_labels(write(tmp_path), name="x")
+    assert found.tolist() == [expected]
+    assert np.issubdtype(found.dtype, np.integer)
+
+
+COLORED = merged("RGB", [0, 1, 2], [0, 1, 2], [0, 1, 3])
+REFUSED_LABELS = {
+    "RGB": (save(COLORED, "png"), r"mode RGB.*each color"),
+    "RGB with equal channels": (save(merged("RGB", *[[0, 1, 2]] * 3), "png"), r"mode RGB.*channels are equal"),
+    "RGBA": (save(COLORED.convert("RGBA"), "png"), r"mode RGBA\b"),
+    "CMYK": (save(COLORED.convert("CMYK"), "tif"), r"mode CMYK\b"),
+    "LAB": (save(Image.new("LAB", (3, 1)), "tif"), r"mode LAB\b"),
+    "YCbCr": (save(COLORED.convert("YCbCr"), "tif"), r"mode (YCbCr|RGB)\b"),
+    "transparent LA": (save(merged("LA", [0, 2, 1], [255, 0, 255]), "png"), r"mode LA\b.*alpha"),
+    "fractions": (save(array([0, 0.5, 1], "float32"), "tif"), r"value 0\.5\b"),
+    "not a number": (save(array([0, np.nan, 1], "float32"), "tif"), r"value nan"),
+    "infinity": (save(array([0, np.inf, 1], "float32"), "tif"), r"value inf"),
+    "white is 0": (save(array([0, 2, 1], "uint8"), "tif", tiffinfo={262: 0}), r"WhiteIsZero"),
+    "pages": (save(COLORED.convert("L"), "tif", save_all=True, append_images=[COLORED.convert("L")]), r"\b2 pages"),
+    "frames": (save(palette([0, 1], VOC), "gif", save_all=True, append_images=[palette([1, 0], VOC)]), r"\b2 .*frames"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", REFUSED_LABELS)
+def test_label_maps_without_one_integer_per_pixel_are_refused(form: str, tmp_path: Path) -> None:
+    write, match = REFUSED_LABELS[form]
+    with pytest.raises(UnreadableImage, match=rf"^x\.png: .*{match}"):
+        decode_labels(write(tmp_path), name="x.png")
+
+
+def test_reduced_copies_in_a_tiff_are_not_further_pages(tmp_path: Path) -> None:
+    """As in Cloud-Optimized GeoTIFF, whose overviews are pages."""
+    overview = array([1], "uint8")
+    overview.encoderinfo = {"tiffinfo": {254: 1}}
+    labels = array([0, 1, 2, 3], "uint8")
+    labels.save(tmp_path / "x.tif", save_all=True, append_images=[overview])
+    with Image.open(tmp_path / "x.tif") as image:
+        assert image.n_frames == 2
+        image.seek(1)
+        assert image.tag_v2[254] == 1
+    assert decode_labels(tmp_path / "x.tif", name="x").tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize("values", [[0, 1, 200], [0, 1, 65535]])
+def test_exif_orientation_of_label_maps_and_masks(kind: str, values: list[int], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned to the left
+    stored = array(values, "uint8" if max(values) < 256 else "uint16")
+    stored.save(tmp_path / f"x.{kind}", exif=exif)
+    assert decode_labels(tmp_path / f"x.{kind}", name="x").tolist() == [[value] for value in values]
+    assert decode_mask(tmp_path / f"x.{kind}", name="x").shape == (3, 1)
+
+
+WHITE_ON_BLACK = [0, 255, 128]
+MASK_FILES = {
+    "1": (save(array([0, 1, 0], "bool"), "png"), [0, 1, 0]),
+    "1 BMP": (save(array([0, 1, 0], "bool"), "bmp"), [0, 1, 0]),
+    "0 and 255": (save(array([0, 255, 0], "uint8"), "png"), [0, 1, 0]),
+    "0 and 1": (save(array([0, 1, 0], "uint8"), "png"), [0, 1, 0]),
+    "black": (save(array([0, 0, 0], "uint8"), "png"), [0, 0, 0]),
+    "soft": (save(array([0, 127, 128, 129, 255], "uint8"), "png"), [0, 0, 0, 1, 1]),
+    "4-bit, 0 and 15": (content(png(4, 0, bytes([0x0F, 0x00]), 3), "png"), [0, 1, 0]),
+    "4-bit, 0 and 1": (content(png(4, 0, bytes([0x01, 0x00]), 3), "png"), [0, 1, 0]),
+    "2-bit, 0 and 1": (content(png(2, 0, bytes([0b00_01_00_00]), 3), "png"), [0, 1, 0]),
+    "PGM of maximum 1": (content(b"P5 3 1 1\n\0\1\0", "pgm"), [0, 1, 0]),
+    "PGM of maximum 4095": (content(b"P5 3 1 4095\n" + struct.pack(">3H", 0, 4095, 1000), "pgm"), [0, 1, 0]),
+    "LA": (save(merged("LA", WHITE_ON_BLACK, OPAQUE), "png"), [0, 1, 0]),
+    "LA with an invisible alpha": (save(merged("LA", WHITE_ON_BLACK, [0, 0, 0]), "png"), [0, 1, 0]),
+    "RGB": (save(merged("RGB", *[WHITE_ON_BLACK] * 3), "png"), [0, 1, 0]),
+    "RGB of 0 and 1": (save(merged("RGB", *[[0, 1, 0]] * 3), "png"), [0, 1, 0]),
+    "RGB with a yellow object": (save(merged("RGB", [0, 255], [0, 255], [0, 0]), "png"), [0, 1]),
+    "RGBA": (save(merged("RGBA", *[WHITE_ON_BLACK] * 3, OPAQUE), "png"), [0, 1, 0]),
+    "RGBA, object cut out": (save(merged("RGBA", *[[0, 255, 0]] * 3, [0, 255, 0]), "png"), [0, 1, 0]),
+    "CMYK": (save(merged("RGB", *[WHITE_ON_BLACK] * 3).convert("CMYK"), "tif"), [0, 1, 0]),
+    "LAB": (save(merged("LAB", [0, 255, 100], [128] * 3, [128] * 3), "tif"), [0, 1, 0]),
+    "YCbCr JPEG": (save(merged("RGB", *[np.repeat([0, 255], 16)] * 3), "jpg"), [0] * 16 + [1] * 16),
+    "palette of grays": (save(palette([1, 0, 2], [(255,) * 3, (0,) * 3, (40,) * 3]), "png"), [0, 1, 0]),
+    "palette, white first": (save(palette([1, 0], [(255,) * 3, (0,) * 3]), "png"), [0, 1]),
+    "palette, VOC colors": (save(palette([0, 1, 0], VOC), "png"), [0, 1, 0]),
+    "palette, all black": (save(palette([0, 1, 0], [(0, 0, 0)] * 2), "png"), [0, 1, 0]),
+    "palette GIF": (save(palette([0, 1, 0], VOC), "gif"), [0, 1, 0]),
+    "PA": (save(array([0, 255, 0], "uint8").convert("P").convert("PA"), "tif"), [0, 1, 0]),
+    "16 bits, 0 and 65535": (save(array([0, 65535, 20000], "uint16"), "png"), [0, 1, 0]),
+    "16 bits, 0 and 255": (save(array([0, 255, 0], "uint16"), "png"), [0, 1, 0]),
+    "16 bits, 0 and 1": (save(array([0, 1, 0], "uint16"), "png"), [0, 1, 0]),
+    "I, 0 and 255": (save(array([0, 255, 0], "int32"), "tif"), [0, 1, 0]),
+    "F, 0 to 1": (save(array([0, 1, 0.4], "float32"), "tif"), [0, 1, 0]),
+    "F, 0 to 255": (save(array([0, 255, 99.5], "float32"), "tif"), [0, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("form", MASK_FILES)
+def test_objects_of_masks_in_every_pixel_format(form: str, tmp_path: Path) -> None:
+    write, expected = MASK_FILES[form]
+    assert (decode_mask(write(tmp_path), name="x") > 128).astype(int).tolist() == [expected]
+
+
+REFUSED_MASKS = {
+    "RGB with a red object": (save(merged("RGB", [0, 255], [0, 0], [0, 0]), "png"), r"mode RGB.*\(255, 0, 0\).*76\b"),
+    "palette of several objects": (save(palette([0, 1, 2], VOC), "png"), r"mode P .*\(128, 0, 0\)"),
+    "white with an object in alpha": (save(merged("LA", [255, 255], [0, 255]), "png"), r"transparency"),
+    "black with an object in alpha": (save(merged("RGBA", *[[0, 0]] * 3, [0, 255]), "png"), r"transparency"),
+    "12 bits": (save(array([0, 4095], "uint16"), "png"), r"0 to 4095\b.*65535"),
+    "negative": (save(array([0, -1], "int32"), "tif"), r"-1 to 0\b"),
+    "beyond 16 bits": (save(array([0, 70000], "int32"), "tif"), r"0 to 70000\b"),
+    "not a number": (save(array([0, np.nan], "float32"), "tif"), r"nan"),
+    "pages": (save(COLORED.convert("L"), "tif", save_all=True, append_images=[COLORED.convert("L")]), r"\b2 pages"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED_MASKS)
+def test_masks_of_unclear_meaning_are_refused(form: str, tmp_path: Path) -> None:
+    write, match = REFUSED_MASKS[form]
+    with pytest.raises(UnreadableImage, match=rf"^x\.png: .*{match}"):
+        decode_mask(write(tmp_path), name="x.png")
 
 
 @pytest.mark.parametrize(("stored", "expected"), [
@@ -219,16 +421,158 @@ def test_color_label_map_is_refused(tmp_path: Path) -> None:
         open_train(root)
 
 
-def test_decode_labels_of_1_and_16_bits(tmp_path: Path) -> None:
-    wide = np.array([[0, 300], [65535, 2]], dtype=np.uint16)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert np.array_equal(decode_labels(tmp_path / "wide.png", name="wide"), wide)
-    Image.fromarray(wide > 2).save(tmp_path / "narrow.png")
-    assert decode_labels(tmp_path / "narrow.png", name="narrow").tolist() == [[0, 255], [255, 0]]
+def test_too_large_and_missing_label_maps(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "wide.png")
     with pytest.raises(UnreadableImage, match=r"wide: 2 x 2.*max_pixels=3"):
         decode_labels(tmp_path / "wide.png", name="wide", max_pixels=3)
     with pytest.raises(UnreadableImage, match="missing: "):
         decode_labels(tmp_path / "missing.png", name="missing")
+
+
+def test_two_class_maps_of_0_and_255_are_refused(tmp_path: Path) -> None:
+    """Masks of 0 and 255 opened as label maps: every object pixel would be ignored."""
+    root = write_dataset(tmp_path, content=[[0, 255, 0, 255]], classes=["background", "object"])
+    with pytest.raises(
+        ValueError, match=r"the 2 label maps are 0 and 255\b.*object.*--segment\.kind binary.*ignore_index"
+    ):
+        open_train(root)
+    assert open_train(root, BINARY).read(0)[1].tolist() == [[0, 1, 0, 1]]
+    (root / "classes.json").write_text('{"classes": ["background", "object"], "ignore_index": 255}')
+    assert open_train(root).read(0)[1].tolist() == [[0, 255, 0, 255]]
+    write_labels(root / "labels/train/1.png", [[0, 255, 1, 1]])
+    (root / "classes.json").write_text('["background", "object"]')
+    assert open_train(root).read(1)[1].tolist() == [[0, 255, 1, 1]]
+
+
+def test_label_maps_that_are_entirely_ignored_are_refused(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, content=[[255, 255]])
+    with pytest.raises(ValueError, match=r"every pixel of the 2 label maps is ignored.*0 to 2"):
+        open_train(root)
+    with pytest.raises(ValueError, match=r"every pixel of the 2 label maps is ignored.*1 to 3"):
+        open_train(write_dataset(tmp_path / "ade", content=[[255, 0]]), ADE20K)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    caplog.clear()
+    return found
+
+
+def test_classes_that_occur_in_no_label_map_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_dataset(tmp_path, content=[[0, 2, 255]], classes=["sky", "road", "car", "bike"])
+    open_train(root)
+    (warning,) = warnings_of(caplog)
+    assert re.search(r"images/train/: 2 of 4 classes occur in none of the 2 label maps: road, bike;", warning)
+    open_train(write_dataset(tmp_path / "many", content=[[0, 1]], count=70))
+    (warning,) = warnings_of(caplog)
+    assert "1 of 3 classes occur in none of the 64 label maps checked of 70: car;" in warning
+
+
+def test_masks_without_objects_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_dataset(tmp_path, "train/Imgs", "train/GT", content=[[0, 100]], classes=None)
+    with pytest.raises(ValueError, match=r"2 of 2 masks .*none above 128.*0\.png \(at most 100\).*1 or 255"):
+        open_train(root, BINARY)
+    write_labels(root / "train/GT/1.png", [[0, 255]])
+    assert open_train(root, BINARY).read(0)[1].tolist() == [[0, 0]]
+    (warning,) = warnings_of(caplog)
+    assert re.search(r"1 of 2 masks .*0\.png \(at most 100\); .*without an object", warning)
+    open_train(write_dataset(tmp_path / "black", "train/Imgs", "train/GT", content=[[0, 0]], classes=None), BINARY)
+    (warning,) = warnings_of(caplog)
+    assert "no object in the 2 masks" in warning
+
+
+def test_jpeg_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_dataset(tmp_path, content=np.zeros((16, 16)), count=1)
+    (root / "labels/train/0.png").unlink()
+    Image.new("L", (16, 16), 1).save(root / "labels/train/0.jpg")
+    open_train(root)
+    assert any(
+        "1 of 1 checked label maps are JPEG" in warning and "0.jpg" in warning for warning in warnings_of(caplog)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("Imgs", "GT"),
+        ("Image", "Mask"),
+        ("image", "gt"),
+        ("DUTS-TE-Image", "DUTS-TE-Mask"),
+        ("images", "ground_truth_mask"),
+        ("Image", "GT_Object"),
+        ("imgs/pascal", "masks/pascal"),
+    ],
+)
+def test_test_sets_without_splits_are_opened_whole(tmp_path: Path, images: str, labels: str) -> None:
+    root = write_dataset(tmp_path / "CAMO", images, labels, content=[[0, 255]], classes=None)
+    write_labels(root / "GT_Instance" / "0.png", [[0, 0]])
+    found = open_segmentation(str(root), "val", BINARY)
+    assert len(found) == 2
+    assert found.read(1)[0] == root / images / "1.jpg"
+    assert found.read(1)[1].tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=r"no subfolders for training and validation.*smt eval"):
+        open_train(root, BINARY)
+
+
+@pytest.mark.parametrize("folder", ["Test", "TestDataset", "DUTS-TE"])
+def test_test_set_in_a_folder_of_its_split(tmp_path: Path, folder: str) -> None:
+    root = write_dataset(tmp_path, f"{folder}/Imgs", f"{folder}/GT", content=[[0, 255]], classes=None)
+    for path in (root, root / folder):
+        assert open_segmentation(str(path), "val", BINARY).read(0)[0] == root / folder / "Imgs/0.jpg"
+
+
+def test_several_test_sets_in_a_folder_are_named(tmp_path: Path) -> None:
+    for name in ("CAMO", "NC4K"):
+        write_dataset(tmp_path / "TestDataset" / name, "Imgs", "GT", content=[[0, 255]], classes=None)
+    for root in (tmp_path, tmp_path / "TestDataset"):
+        with pytest.raises(ValueError, match=r"for val; .*TestDataset/CAMO, .*TestDataset/NC4K: set --data"):
+            open_segmentation(str(root), "val", BINARY)
+
+
+def test_folder_with_one_split_is_not_used_for_the_other(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, "images/train", "labels/train")
+    write_image(root / "images" / "stray.jpg", 4, 2)
+    write_labels(root / "labels" / "stray.png", LABELS)
+    with pytest.raises(ValueError, match=r"for val\b"):
+        open_segmentation(str(root), "val", SegmentConfig())
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"ignore_index": "255"}, r"'ignore_index': \"255\"; expected .*integer"),
+        ({"ignore_index": None}, r"'ignore_index': null; expected .*integer"),
+        ({"ignore_index": True}, r"'ignore_index': true; expected .*integer"),
+        ({"ignore_index": 255.0}, r"'ignore_index': 255\.0; expected .*integer"),
+        ({"ignore_index": [255]}, r"'ignore_index': \[255\]; expected .*integer"),
+        ({"ignore_label": 0}, r"'ignore_label': 0; expected 'ignore_index'"),
+        ({"classes": {"0": "a", "1": "b"}}, r"expected a list of names"),
+        ({"classes": ["a", 1]}, r"expected a list of names"),
+        ({"classes": ["a", None]}, r"expected a list of names"),
+        ({"classes": ["a", " "]}, r"one is empty"),
+        ({"classes": ["a", "b", "a "]}, r"repeated: a\b"),
+        ({"0": "a", "1": "b"}, r"expected a list of names"),
+    ],
+)
+def test_invalid_fields_of_classes_json_are_refused(fields: dict[str, object], match: str, tmp_path: Path) -> None:
+    content = fields if "0" in fields else {"classes": ["a", "b"], **fields}
+    root = write_dataset(tmp_path, content=[[0, 1]], classes=content)
+    with pytest.raises(ValueError, match=rf"classes\.json: .*{match}"):
+        open_train(root)
+
+
+@pytest.mark.parametrize(("ignore", "dtype"), [(-1, "int32"), (65535, "uint16"), (0, "uint8"), (-100, "float32")])
+def test_ignored_labels_of_any_integer(ignore: int, dtype: str, tmp_path: Path) -> None:
+    classes = {"classes": ["a", "b", "c"], "ignore_index": ignore, "source": "a survey"}
+    root = write_dataset(tmp_path, content=[[0, 0, 0, 0]], classes=classes, count=1)
+    file = root / "labels/train/0.png"
+    for label, expected in ((ignore, [[1, 2, 255, 1]]), (255, None)):
+        # Pillow recognizes TIFF, which holds all these types, by its content.
+        Image.fromarray(np.array([[1, 2, label, 1]], dtype=dtype)).save(file, "TIFF")
+        if expected:
+            assert open_train(root).read(0)[1].tolist() == expected
+    with pytest.raises(ValueError, match=rf"labels 255, expected 0 to 2 .*or {ignore} for ignored.*ignore_index"):
+        open_train(root)
 
 
 def test_invalid_class_names_are_refused(tmp_path: Path) -> None:

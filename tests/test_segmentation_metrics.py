@@ -1,6 +1,9 @@
 """Segmentation metrics: known answers, agreement with torchmetrics, reduction over processes."""
 
+import warnings
+
 import numpy as np
+import py_sod_metrics
 import pytest
 import torch
 from torch import Tensor
@@ -109,7 +112,15 @@ def test_binary_known_answers():
     mask = disc(40, 60, 12).long()
     perfect = BinaryMetrics()
     assert perfect.update(mask.float(), mask) == 0
-    assert perfect.compute() == pytest.approx({"s_measure": 100, "weighted_f": 100, "mae": 0, "count": 1}, abs=1e-6)
+    found = perfect.compute()
+    expected = {"s_measure": 100, "weighted_f": 100, "max_f": 100, "adaptive_f": 100}
+    expected |= dict.fromkeys(("max_e", "adaptive_e"), 100 * 2400 / 2399)  # E-measure divides by one pixel less
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert (found["mae"], found["count"]) == (0, 1)
+    # At threshold 0, one of 256, all pixels are predicted: precision is the area of the object, recall is 1.
+    area = float(mask.double().mean())
+    assert found["mean_f"] == pytest.approx(100 * (255 + 1.3 * area / (0.3 * area + 1)) / 256, abs=1e-6)
+    assert 99.6 < found["mean_e"] < 100
 
     inverse = BinaryMetrics()
     assert inverse.update(1 - mask.float(), mask) == 1
@@ -141,8 +152,46 @@ def test_binary_metrics_are_means_over_images_for_any_number_of_processes():
         metrics.update(probability, mask)
         per_image.append(metrics.compute())
     for name, value in shards[1].compute().items():
-        expected = 3 if name == "count" else np.mean([found[name] for found in per_image])
-        assert value == pytest.approx(expected, rel=1e-12)
+        if not name.startswith("max"):  # the maximum is that of the mean curve
+            expected = 3 if name == "count" else np.mean([found[name] for found in per_image])
+            assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_binary_metrics_equal_those_of_pysodmetrics_over_the_whole_set():
+    rng = np.random.default_rng(0)
+    library = {
+        "mae": py_sod_metrics.MAE(),
+        "wfm": py_sod_metrics.WeightedFmeasure(),
+        "sm": py_sod_metrics.Smeasure(),
+        "em": py_sod_metrics.Emeasure(),
+    }
+    with warnings.catch_warnings():  # its successor, which BinaryMetrics uses, has other code
+        warnings.simplefilter("ignore")
+        library["fm"] = py_sod_metrics.Fmeasure()
+    shards = [BinaryMetrics() for _ in range(3)]
+    for i in range(10):
+        height, width = 30 + i, 50 - i
+        mask = disc(height, width, 3 + i).numpy()
+        mask[:] = {3: 0, 4: 1}.get(i, mask)  # no object, and nothing else
+        noise = rng.normal(0.2, 0.2, mask.shape).astype(np.float32)
+        probability = np.clip(0.6 * mask + noise, 0, 1, dtype=np.float32)
+        probability[:] = {5: 0.0, 6: 0.5}.get(i, probability)  # constant predictions
+        for metric in library.values():
+            metric.step(pred=np.rint(255 * probability).astype(np.uint8), gt=(255 * mask).astype(np.uint8))
+        shards[i % 3].update(torch.from_numpy(probability), torch.from_numpy(mask).long())
+    total = torch.stack([shard._sums for shard in shards]).sum(dim=0)
+    shards[1].reduce(lambda _: total)
+    results = {name: metric.get_results()[name] for name, metric in library.items()}
+    expected = {"mae": results["mae"], "weighted_f": results["wfm"], "s_measure": results["sm"]}
+    for name in ("e", "f"):
+        found = results[f"{name}m"]
+        expected[f"mean_{name}"] = found["curve"].mean()
+        expected[f"max_{name}"] = found["curve"].max()
+        expected[f"adaptive_{name}"] = found["adp"]
+    metrics = shards[1].compute()
+    assert metrics.pop("count") == 10
+    assert metrics == pytest.approx({name: 100 * value for name, value in expected.items()}, rel=1e-13)
+    assert len({round(value, 3) for value in metrics.values()}) == 9
 
 
 def test_binary_accepts_half_precision_and_counts_ignored_pixels_as_background():

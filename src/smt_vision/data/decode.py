@@ -1,4 +1,4 @@
-"""The image decoder: any file that Pillow reads, to 8-bit RGB or grayscale, or to the class indices of a label map."""
+"""The image decoder: any file that Pillow reads, and any image in memory, to 8-bit RGB or grayscale."""
 
 import contextlib
 import io
@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..recipe import Input
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
+_TRANSPOSE = Image.Transpose
+_UPRIGHT = {  # by EXIF orientation: what turns the stored pixels upright
+    2: _TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: _TRANSPOSE.ROTATE_180,
+    4: _TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: _TRANSPOSE.TRANSPOSE,
+    6: _TRANSPOSE.ROTATE_270,
+    7: _TRANSPOSE.TRANSVERSE,
+    8: _TRANSPOSE.ROTATE_90,
+}
+_VIA = {"La": "LA", "LAB": "RGB"}  # Pillow converts these modes to no other
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # in Image.info
 
 
 class UnreadableImage(ValueError):
@@ -22,15 +33,20 @@ class UnreadableImage(ValueError):
 
 
 @contextlib.contextmanager
-def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a file with Pillow and check its size; every error becomes UnreadableImage."""
+def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image with Pillow and check its size; every error becomes UnreadableImage.
+
+    An image in memory is passed through and not closed; its pixels may not have been decoded yet.
+    """
     try:
         with warnings.catch_warnings():
             # max_pixels is the limit; Pillow's warning at half of its own would only be noise for large photographs.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-        with image:
+            image = data if isinstance(data, Image.Image) else Image.open(_file(data))
+        with contextlib.nullcontext() if image is data else image:
             width, height = image.size
+            if not width * height:
+                raise UnreadableImage(f"{name}: {width} x {height} pixels")
             if width * height > max_pixels:
                 raise UnreadableImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
             yield image
@@ -46,14 +62,17 @@ def decode(
     """Decode an image to 8 bits per channel.
 
     EXIF orientation is applied. Transparent pixels are blended onto white. 16-bit grayscale is divided by 257, not
-    clipped. The first frame of an animation is used. For plain RGB the result is bitwise equal to
-    ``Image.open(...).convert("RGB")``.
+    clipped. The first frame of an animation is used, and the current frame of an image in memory. For plain RGB the
+    result is bitwise equal to ``Image.open(...).convert("RGB")``.
+
+    An image in memory gives the same result as its file: its EXIF orientation is applied unless it has been removed, as
+    ``ImageOps.exif_transpose`` does, and if it was opened but not yet decoded, it can turn out to be unreadable.
 
     Args:
-        data: Content of an image file, its path, or a decoded image.
+        data: Content of an image file, its path, or an image in memory, which is neither modified nor closed.
         channels: 3 for RGB, 1 for grayscale.
         name: Name of the image in error messages.
-        max_pixels: Maximum width x height, checked before any pixel is decoded. Pillow never accepts more than
+        max_pixels: Maximum width x height, checked before any pixel is decoded. Pillow never opens files with more than
             178,956,970.
 
     Returns:
@@ -65,38 +84,38 @@ def decode(
     """
     if channels not in _MODES:
         raise ValueError(f"invalid channels={channels!r}: expected 1 (gray) or 3 (RGB)")
-    if isinstance(data, Image.Image):
-        return _to_mode(data, _MODES[channels], name)
-    with _opened(data, name, max_pixels) as image:
-        image.load()
-        with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
-            ImageOps.exif_transpose(image, in_place=True)
-        return _to_mode(image, _MODES[channels], name)
+    with open_image(data, name, max_pixels) as image:
+        return _to_mode(load_upright(image), _MODES[channels], name)
 
 
-def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer]:
-    """Decode a label map: an image whose pixel values are class indices, not colors.
+def load_upright(image: Image.Image) -> Image.Image:
+    """Load an image and apply its EXIF orientation, so that the result has none; it may be the image itself."""
+    _load(image)
+    orientation = None
+    with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation not in _UPRIGHT:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    for key in _ORIENTATION_KEYS:  # otherwise a second call would turn the image again
+        turned.info.pop(key, None)
+    return turned
 
-    Args:
-        path: Path of a single-channel image of 8 or 16 bits, or of a palette image whose indices are the labels.
-        name: Name of the label map in error messages.
-        max_pixels: Maximum width x height, as in :func:`decode`.
 
-    Returns:
-        (H, W) array of uint8 or a wider integer type, as stored.
+def _load(image: Image.Image) -> None:
+    """Load an image's pixels without mapping its file into memory.
 
-    Raises:
-        UnreadableImage: If the file cannot be decoded or has several channels.
+    Pillow 13.0 maps uncompressed TIFF files with one channel, and then reads their rows with the wrong length if the
+    EXIF orientation exchanges width and height. It maps only files whose name it knows.
     """
-    with _opened(path, name, max_pixels) as image:
-        if image.mode == "1":
-            image = image.convert("L")
-        if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-            raise UnreadableImage(
-                f"{name}: a label map has one value per pixel, but this image has mode {image.mode}; save it as a "
-                "grayscale or palette image whose values are the labels"
-            )
-        return np.asarray(image)
+    filename = getattr(image, "filename", "")
+    try:
+        if filename:
+            image.filename = ""  # type: ignore[attr-defined]
+        image.load()
+    finally:
+        if filename:
+            image.filename = filename  # type: ignore[attr-defined]
 
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.Image:
@@ -104,6 +123,8 @@ def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.
         image = _from_16_bit(image, name)
     elif image.mode == "F":
         raise UnreadableImage(f"{name}: floating-point pixels have no standard range; save the image with 8 or 16 bits")
+    elif image.mode in _VIA:
+        image = image.convert(_VIA[image.mode])
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, (255, 255, 255))
@@ -119,13 +140,19 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
             f"{name}: integer pixels from {pixels.min()} to {pixels.max()}, outside 16 bits (0 to 65535); "
             "save the image with 8 or 16 bits"
         )
-    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    gray = ((pixels + 128) // 257).astype(np.uint8)
+    gray[pixels == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(gray)
 
 
-def _reason(data: bytes | Path, error: Exception) -> str:
+def _file(data: bytes | Path) -> io.BytesIO | Path:
+    return io.BytesIO(data) if isinstance(data, bytes) else data
+
+
+def _reason(data: bytes | Path | Image.Image, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, Image.UnidentifiedImageError) and not isinstance(data, Image.Image):
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
         return "an empty file" if length == 0 else f"not an image that Pillow can read ({length} bytes)"
     return f"{error} ({type(error).__name__})"

@@ -1,5 +1,6 @@
 """Base class of the predictors of all tasks."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,10 +89,16 @@ class Predictor(ABC, Generic[R]):
         The result of an unreadable image has its ``error`` set.
 
         Args:
-            images: Paths or PIL images of any mode and size.
+            images: Paths or PIL images of any mode and size. A PIL image gives the result of its file: its EXIF
+                orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does.
             batch_size: Images per forward pass.
             options: Options of the task's predictor.
+
+        Raises:
+            TypeError: ``images`` is a single image, or one of them is neither a path nor a PIL image.
         """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise TypeError(f"images is a single {type(images).__name__}; expected a list of paths or PIL images")
         items = iter(enumerate(images))
         while batch := list(islice(items, batch_size or self.batch_size)):
             prepared = [self._prepare(i, image) for i, image in batch]
@@ -149,6 +156,11 @@ class Predictor(ABC, Generic[R]):
 
     def _prepare(self, i: int, image: Source) -> PreparedImage | tuple[Source, str, str]:
         """The preprocessed image; for an unreadable image its source, id and error."""
+        if not isinstance(image, str | os.PathLike | Image.Image):
+            raise TypeError(
+                f"image {i} is of type {type(image).__name__}; expected a path or a PIL image (PIL.Image.fromarray "
+                "makes one from an array of shape (H, W, 3) and type uint8)"
+            )
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)
         try:

@@ -6,12 +6,27 @@ Shapes: K classes, images of H x W pixels.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...extras import require
 from .config import IGNORE_INDEX
 
+BINARY_METRICS = {  # by name: how it is displayed
+    "s_measure": "S-measure",
+    "weighted_f": "weighted F",
+    "mean_e": "mean E",
+    "max_e": "max E",
+    "adaptive_e": "adaptive E",
+    "mean_f": "mean F",
+    "max_f": "max F",
+    "adaptive_f": "adaptive F",
+    "mae": "MAE",
+}
+MEANS = ("mae", "weighted_f", "s_measure", "adaptive_e", "adaptive_f")  # metrics that are means over images
+CURVES = ("e", "f")  # metrics by threshold, of which the mean curve is evaluated
+LEVELS = 256  # thresholds
 AllReduce = Callable[[Tensor], Tensor]
 
 
@@ -107,8 +122,9 @@ class BinaryMetrics:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._library = require("py_sod_metrics", "segment")
-        # Sums of mean absolute error, weighted F and S-measure, then number of images.
-        self._sums = torch.zeros(4, dtype=torch.float64, device=_with_float64(device))
+        # Sums of MEANS and of the CURVES at LEVELS thresholds, then number of images.
+        length = len(MEANS) + len(CURVES) * LEVELS + 1
+        self._sums = torch.zeros(length, dtype=torch.float64, device=_with_float64(device))
 
     def update(self, probability: Tensor, label: Tensor) -> float:
         """Add an image.
@@ -126,16 +142,23 @@ class BinaryMetrics:
         _check_shapes(probability, label)
         levels = (255 * probability.float()).round().to("cpu", torch.uint8).numpy()
         mask = (255 * (label == 1)).to("cpu", torch.uint8).numpy()
-        error, weighted_f, structure = self._library.MAE(), self._library.WeightedFmeasure(), self._library.Smeasure()
-        for metric in (error, weighted_f, structure):
+        library = self._library
+        f_measure = library.FmeasureHandler(with_dynamic=True, with_adaptive=True)
+        metrics = (
+            library.MAE(),
+            library.WeightedFmeasure(),
+            library.Smeasure(),
+            library.Emeasure(),
+            library.FmeasureV2({"fm": f_measure}),
+        )
+        for metric in metrics:
             metric.step(pred=levels, gt=mask)
-        values = [
-            float(error.get_results()["mae"]),
-            float(weighted_f.get_results()["wfm"]),
-            float(structure.get_results()["sm"]),
-        ]
-        self._sums += torch.tensor([*values, 1.0], dtype=torch.float64).to(self._sums)
-        return values[0]
+        found = {name: value for metric in metrics for name, value in metric.get_results().items()}
+        e, f = found["em"], found["fm"]
+        means = (found["mae"], found["wfm"], found["sm"], e["adp"], f["adaptive"])
+        sums = np.concatenate([means, e["curve"], f["dynamic"], [1.0]])
+        self._sums += torch.from_numpy(sums).to(self._sums)
+        return float(found["mae"])
 
     def reduce(self, all_reduce_sum: AllReduce) -> None:
         """Sum the state over all processes; call it once, after the last image."""
@@ -145,17 +168,23 @@ class BinaryMetrics:
         """The metrics of all images added so far.
 
         Returns:
-            In percent: ``s_measure`` (Fan et al., ICCV 2017), ``weighted_f`` (Margolin et al., CVPR 2014) and ``mae``,
-            of which only ``mae`` is better if lower. ``count``: number of images.
+            In percent: ``s_measure`` (Fan et al., ICCV 2017), ``weighted_f`` (Margolin et al., CVPR 2014), E-measure
+            (Fan et al., IJCAI 2018) as ``mean_e``, ``max_e`` and ``adaptive_e``, F-measure with a squared beta of 0.3
+            (Achanta et al., CVPR 2009) as ``mean_f``, ``max_f`` and ``adaptive_f``, and ``mae``, of which only ``mae``
+            is better if lower. E and F are averaged over the images per threshold; ``mean`` and ``max`` are over the
+            256 thresholds, ``adaptive`` uses twice the mean of each probability map. ``count``: number of images.
 
         Raises:
             ValueError: No image was added.
         """
-        *sums, count = self._sums.tolist()
+        count = int(self._sums[-1])
         if count == 0:
             raise ValueError("no image was evaluated: the validation set, or this process's part of it, is empty")
-        mae, weighted_f, structure = (100 * value / count for value in sums)
-        return {"s_measure": structure, "weighted_f": weighted_f, "mae": mae, "count": int(count)}
+        averages = 100 * self._sums[:-1].cpu() / count
+        found = dict(zip(MEANS, averages.tolist(), strict=False))
+        for name, curve in zip(CURVES, averages[len(MEANS) :].view(-1, LEVELS), strict=True):
+            found |= {f"mean_{name}": float(curve.mean()), f"max_{name}": float(curve.max())}
+        return {**{name: found[name] for name in BINARY_METRICS}, "count": count}
 
 
 def _check_shapes(prediction: Tensor, label: Tensor) -> None:

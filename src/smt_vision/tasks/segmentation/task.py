@@ -34,7 +34,7 @@ from .export import SegmenterExport
 from .heads.sliding import label_map, predict_probabilities
 from .heads.upernet import UPerNet, resize
 from .losses import binary_losses, class_losses
-from .metrics import BinaryMetrics, SegmentationMetrics
+from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
 
@@ -60,11 +60,7 @@ class SegmentationEvaluation:
         self.binary = config.is_binary
         self.primary_metric = "s_measure" if self.binary else "miou"
         self.metric_formats: Mapping[str, MetricFormat] = (
-            {
-                "s_measure": MetricFormat("S-measure"),
-                "weighted_f": MetricFormat("weighted F"),
-                "mae": MetricFormat("MAE"),
-            }
+            {name: MetricFormat(label) for name, label in BINARY_METRICS.items()}
             if self.binary
             else {
                 "miou": MetricFormat("mIoU"),

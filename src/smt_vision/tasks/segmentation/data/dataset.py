@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import RawDataset
-from ....data.decode import UnreadableImage, decode, decode_labels
+from ....data.decode import UnreadableImage, decode
+from ....data.label_maps import OBJECT_ABOVE, decode_labels, decode_mask
 from ....data.validation import ValidationReport
 from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
-MASK_THRESHOLD = 128  # object pixels of a binary mask have a higher gray value, as in the published metrics
+LOSSY = (".jpg", ".jpeg")  # formats that change class indices
 Labels = npt.NDArray[np.uint8]
 
 
@@ -33,7 +34,7 @@ class SegmentationDataset(RawDataset[Labels]):
         label_ids: N label map paths relative to ``labels``.
         classes: K class names; one for binary masks.
         config: ``kind`` and ``zero_is_ignored`` are used.
-        ignore: Stored label of ignored pixels.
+        ignore: Stored label of ignored pixels; ``None`` if the dataset does not name it, then it is 255.
     """
 
     def __init__(
@@ -44,14 +45,15 @@ class SegmentationDataset(RawDataset[Labels]):
         label_ids: Sequence[str],
         classes: Sequence[str],
         config: SegmentConfig,
-        ignore: int = IGNORE_INDEX,
+        ignore: int | None = None,
     ) -> None:
         super().__init__(classes, ids, f"{images}/")
         self.images = images
         self.labels = labels
         self.binary = config.is_binary
         self.zero_is_ignored = config.zero_is_ignored
-        self.ignore = ignore
+        self.ignore = IGNORE_INDEX if ignore is None else ignore
+        self.ignore_is_assumed = ignore is None
         self._num_labels = len(classes)
         self._indices = np.arange(256, dtype=np.uint8)  # class index of each label
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
@@ -67,9 +69,11 @@ class SegmentationDataset(RawDataset[Labels]):
         Raises:
             UnreadableImage: The label map cannot be read or contains invalid labels.
         """
-        path = self.labels / os.fsdecode(bytes(self._label_ids[i]))
-        stored = decode_labels(path, name=str(path))
-        labels = self._objects(stored) if self.binary else self._indices[self._classes(stored, path)]
+        path = self._label_path(i)
+        if self.binary:
+            labels = (decode_mask(path, name=str(path)) > OBJECT_ABOVE).astype(np.uint8)
+        else:
+            labels = self._indices[self._classes(decode_labels(path, name=str(path)), path)]
         return self.raw(i), labels, self.name(i)
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "SegmentationDataset":
@@ -85,27 +89,79 @@ class SegmentationDataset(RawDataset[Labels]):
 
         Unreadable images are not reported here; the data loaders count and skip them.
 
+        Warnings are logged for classes that occur in none of these label maps, masks without an object although they
+        are not black, and label maps in a lossy format.
+
         Raises:
-            ValueError: Label maps cannot be read, differ in size from their image, or contain invalid labels.
+            ValueError: Label maps cannot be read, differ in size from their image, contain invalid labels, or contain
+                nothing to learn: no object, or only 0 and the ignored 255 in a dataset of two classes.
         """
         report = ValidationReport(self.where)
-        for i in np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist():
+        rows = np.unique(np.linspace(0, len(self) - 1, count).astype(int)).tolist()
+        found: set[int] = set()
+        faint: list[str] = []
+        for i in rows:
             try:
                 raw, labels, name = self.read(i)
                 if size := _image_size(raw, name):
                     check_size(size, labels, name)
             except UnreadableImage as error:
-                report.error(f"of {min(count, len(self))} checked pairs are invalid", str(error), "fix them")
+                report.error(f"of {len(rows)} checked pairs are invalid", str(error), "fix them")
+                continue
+            found.update(np.unique(labels).tolist())
+            path = self._label_path(i)
+            if self.binary and not labels.any() and (level := decode_mask(path, name=str(path)).max(initial=0)):
+                faint.append(f"{path} (at most {level})")
+            if not self.binary and path.suffix.lower() in LOSSY:
+                kind = f"of {len(rows)} checked label maps are JPEG files"
+                report.warning(kind, str(path), "its compression changes labels, so save them as PNG")
         report.raise_errors()
+        maps = f"{len(rows)} {'masks' if self.binary else 'label maps'}"
+        maps += f" checked of {len(self)}" if len(rows) < len(self) else ""
+        self._check_objects(faint, 1 in found, maps) if self.binary else self._check_classes(found, maps)
+
+    def _check_objects(self, faint: list[str], any_object: bool, maps: str) -> None:
+        """Check that masks contain objects; ``faint`` masks have gray levels, but none that is an object."""
+        report = ValidationReport(self.where)
+        kind = f"of {maps} have gray levels, but none above {OBJECT_ABOVE}"
+        for case in faint:
+            if any_object:
+                report.warning(kind, case, "they are used as masks without an object")
+            else:
+                report.error(f"{kind}, and the others no object either", case, "save objects as 1 or 255")
+        report.raise_errors()
+        if not any_object:
+            log.warning("%s: there is no object in the %s", self.where, maps)
+
+    def _check_classes(self, found: set[int], maps: str) -> None:
+        """Check the labels that were found in label maps."""
+        if found == {IGNORE_INDEX}:
+            raise ValueError(
+                f"{self.where}: every pixel of the {maps} is ignored; expected labels {int(self.zero_is_ignored)} to "
+                f"{len(self.classes) - 1 + int(self.zero_is_ignored)} (set --segment.kind binary for object masks)"
+            )
+        assumed = self.ignore_is_assumed and not self.zero_is_ignored
+        if assumed and len(self.classes) == 2 and found == {0, IGNORE_INDEX}:
+            raise ValueError(
+                f"{self.where}: the only labels in the {maps} are 0 and {IGNORE_INDEX}, which is ignored, so class "
+                f"{self.classes[1]} does not occur; set --segment.kind binary for object masks, or save label 1 "
+                f'instead of {IGNORE_INDEX} (if it is to be ignored, write "ignore_index": {IGNORE_INDEX} into '
+                "classes.json)"
+            )
+        report = ValidationReport(self.where)
+        for k, name in enumerate(self.classes):
+            if k not in found:
+                kind = f"of {len(self.classes)} classes occur in none of the {maps}"
+                report.warning(kind, name, "check that the labels are indices of the classes")
+        report.raise_errors()
+
+    def _label_path(self, i: int) -> Path:
+        return self.labels / os.fsdecode(bytes(self._label_ids[i]))
 
     def describe(self) -> str:
         """Number of images and classes."""
         kind = "binary masks" if self.binary else f"label maps of {len(self.classes)} classes"
         return f"{len(self)} images with {kind}"
-
-    def _objects(self, stored: npt.NDArray[np.integer]) -> Labels:
-        # Some datasets store masks as 0 and 1, others as 0 and 255.
-        return (stored > (0 if stored.max(initial=0) <= 1 else MASK_THRESHOLD)).astype(np.uint8)
 
     def _classes(self, stored: npt.NDArray[np.integer], path: Path) -> Labels:
         ignored = stored == self.ignore
@@ -121,7 +177,8 @@ class SegmentationDataset(RawDataset[Labels]):
             raise UnreadableImage(
                 f"{path}: labels {values}, expected {first} to {self._num_labels - 1 + first} for "
                 f"{self._num_labels} classes, or {self.ignore} for ignored pixels (set --segment.zero_is_ignored if "
-                "classes are numbered from 1, --segment.kind binary for object masks)"
+                "classes are numbered from 1, --segment.kind binary for object masks, ignore_index in classes.json if "
+                "another label is ignored)"
             )
         return labels.astype(np.uint8)
 
@@ -136,7 +193,7 @@ def check_size(size: tuple[int, int], labels: Labels, name: str) -> None:
     if size != (width, height):
         raise UnreadableImage(
             f"{name}: {size[0]} x {size[1]} pixels, but its label map has {width} x {height}; correct one of them "
-            "(the EXIF orientation of the image is applied)"
+            "(EXIF orientation is applied to both)"
         )
 
 

@@ -19,27 +19,29 @@ from ....data.files import (
     list_files,
     warn_ignored,
 )
-from ....data.validation import ValidationReport
+from ....data.validation import ValidationReport, first_few
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import SegmentationDataset
 
 log = logging.getLogger(__name__)
 
-# Compared with the last word of a folder name in lower case: DUTS-TR-Image and Imgs are both image folders.
+# Compared with the last word of a folder name in lower case, or with all of it: DUTS-TR-Image and Imgs are both image
+# folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
 IMAGES = ("images", "image", "imgs", "img")
-LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt")
+LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
 SPLITS = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
-    "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/)"
+    "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/); to evaluate, also only Imgs/ "
+    "and GT/ with all files of a test set"
 )
 
 
 class _Names(NamedTuple):
-    """Class names, and the stored label of ignored pixels."""
+    """Class names, and the stored label of ignored pixels if it is given."""
 
     classes: list[str]
-    ignore: int
+    ignore: int | None
 
 
 def open_segmentation(data: str, split: Split, config: SegmentConfig) -> SegmentationDataset:
@@ -49,7 +51,7 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
         data: Folder with subfolders of images and of label maps; see ``LAYOUT``. An image and its label map have the
             same file name apart from the suffix. Class names are read from ``classes.json`` (a list, or
             ``{"classes": [...], "ignore_index": 255}``) or ADE20K's ``objectInfo150.txt``; binary masks need none.
-        split: ``train`` or ``val``.
+        split: ``train`` or ``val``. A dataset without splits can only be opened as ``val``, which is all of it.
         config: ``kind`` and ``zero_is_ignored`` are used.
 
     Returns:
@@ -64,7 +66,7 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
     if not root.is_dir():
         raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
     images, labels = _folders(root, split)
-    names = _Names(["object"], IGNORE_INDEX) if config.is_binary else _class_names(root)
+    names = _Names(["object"], None) if config.is_binary else _class_names(root)
     pairs = _pairs(images, labels)
     dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
@@ -77,14 +79,35 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
 def _folders(root: Path, split: Split) -> tuple[Path, Path]:
     """A split's folder of images and its folder of label maps."""
     images, labels = _child(root, IMAGES), _child(root, LABELS)
-    if images and labels:  # images/train
-        images, labels = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
+    if images and labels:  # images/train, or images of a test set
+        folders = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
+        if not any(_child(folder, words) for folder in (images, labels) for words in SPLITS.values()):
+            if split == "train":
+                raise ValueError(
+                    f"{root}: {images.name}/ and {labels.name}/ have no subfolders for training and validation, e.g. "
+                    "train/ and val/; the dataset can be evaluated as a whole (smt eval), but training needs both"
+                )
+            folders = images, labels
     else:  # train/images
         parent = _child(root, SPLITS[split])
-        images, labels = (_child(parent, IMAGES), _child(parent, LABELS)) if parent else (None, None)
-    if images is None or labels is None:
-        raise ValueError(f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}")
-    return images, labels
+        folders = (_child(parent, IMAGES), _child(parent, LABELS)) if parent else (None, None)
+    if folders[0] is None or folders[1] is None:
+        raise ValueError(
+            f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}{_hint(root, split)}"
+        )
+    return folders[0], folders[1]
+
+
+def _hint(root: Path, split: Split) -> str:
+    """The test sets in a folder, or in its folder of a split, which are datasets of their own."""
+    parents = [root, *filter(None, [_child(root, SPLITS[split])])]
+    found = [
+        str(folder)
+        for parent in parents
+        for folder in sorted(parent.iterdir())
+        if folder.is_dir() and _child(folder, IMAGES) and _child(folder, LABELS)
+    ]
+    return f". Folders with images and label maps are {first_few(found)}: set --data to one of them" if found else ""
 
 
 def _child(folder: Path, words: Sequence[str]) -> Path | None:
@@ -96,7 +119,9 @@ def _child(folder: Path, words: Sequence[str]) -> Path | None:
     by_word: dict[str, list[Path]] = defaultdict(list)
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not is_hidden(child.name):
-            by_word[re.split(r"[-_ ]", child.name.lower())[-1].removesuffix("dataset")].append(child)
+            name = child.name.lower()
+            for word in dict.fromkeys((name, re.split(r"[-_ ]", name)[-1].removesuffix("dataset"))):
+                by_word[word].append(child)
     word = first_existing(words, by_word, folder)
     if word is None:
         return None
@@ -144,25 +169,40 @@ def _files(folder: Path) -> list[str]:
 def _class_names(root: Path) -> _Names:
     json_file, ade20k = root / "classes.json", root / "objectInfo150.txt"
     if json_file.is_file():
-        try:
-            content = json.loads(json_file.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{json_file}: not JSON ({error}); expected a list of names") from error
-        fields = content if isinstance(content, dict) else {"classes": content}
-        classes, ignore = fields.get("classes"), fields.get("ignore_index", IGNORE_INDEX)
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f"{json_file}: expected a list of names, or {{'classes': [...], 'ignore_index': 255}}")
+        where, names = json_file, _read_classes_json(json_file)
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
         rows = [line.split("\t") for line in ade20k.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
-        classes, ignore = [row[-1].split(",")[0].strip() for row in rows], IGNORE_INDEX
+        where, names = ade20k, _Names([row[-1].split(",")[0].strip() for row in rows], IGNORE_INDEX)
     else:
         raise ValueError(
             f"{root}: no class names; write them into classes.json as a list in the order of their labels (object "
             "masks need none: --segment.kind binary)"
         )
-    if not 2 <= len(classes) <= IGNORE_INDEX or len(set(classes)) < len(classes):
+    stripped = [name.strip() for name in names.classes]
+    repeated = sorted({name for name in stripped if stripped.count(name) > 1})
+    if not 2 <= len(stripped) <= IGNORE_INDEX or repeated or "" in stripped:
+        problem = f" (repeated: {first_few(repeated)})" if repeated else " (one is empty)" if "" in stripped else ""
         raise ValueError(
-            f"{root}: {len(classes)} classes with {len(set(classes))} different names; expected 2 to {IGNORE_INDEX} "
-            "classes with unique names"
+            f"{where}: {len(stripped)} classes with {len(set(stripped))} different names{problem}; expected 2 to "
+            f"{IGNORE_INDEX} classes with unique names"
         )
-    return _Names(classes, ignore)
+    return names
+
+
+def _read_classes_json(file: Path) -> _Names:
+    form = "a list of names, or {'classes': [...], 'ignore_index': 255}"
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); expected {form}") from error
+    fields = content if isinstance(content, dict) else {"classes": content}
+    classes = fields.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{file}: expected {form}, with names as text in the order of their labels")
+    for field, value in fields.items():  # other fields may describe the dataset
+        if "ignore" in field.lower() and (field != "ignore_index" or type(value) is not int):
+            raise ValueError(
+                f"{file}: invalid {field!r}: {json.dumps(value)}; expected 'ignore_index' with an integer, e.g. 255, "
+                "which is its default"
+            )
+    return _Names(classes, fields.get("ignore_index"))
