@@ -210,7 +210,8 @@ def test_exports_in_predict_and_eval(trained: Path, colored: Path, tmp_path: Pat
     manifest = Manifest.read(folder)
     assert read_spec(manifest.spec) == smt_vision.load(trained).spec == smt_vision.load(folder).spec
     assert manifest.dynamic_image_size
-    assert manifest.parity["images"] == [f"{i}.png" for i in (0, 1, 3, 0, 2, 3, 1, 2)]
+    names = [("blue", (0, 1, 3)), ("green", (0, 2, 3)), ("red", (1, 2))]
+    assert manifest.parity["images"] == [f"{name}/{i}.png" for name, numbers in names for i in numbers]
     photos = colored / "val" / "red"
     eager, deployed = (answer(capsys, "predict", source, photos) for source in (trained, folder))
     for one, other in zip(eager, deployed, strict=True):

@@ -27,8 +27,8 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str, syno
     """
     if tuple(names) == tuple(classes):
         return list(range(len(classes)))
-    candidates = _candidates(names, classes)
-    for found in (candidates, _candidates(names, synonyms)):
+    candidates = class_candidates(names, classes)
+    for found in (candidates, class_candidates(names, synonyms)):
         if all(len(indices) == 1 for indices in found):
             return [indices[0] for indices in found]
     for name, indices in zip(names, candidates, strict=True):
@@ -54,7 +54,7 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str, syno
     )
 
 
-def _candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[int]]:
+def class_candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[int]]:
     """Indices of the classes that each name could mean."""
     exact, normalized = _indices(classes), _indices([_normalize(name) for name in classes])
     # Where names differ only in case or normalization, these are not ignored.

@@ -52,8 +52,8 @@ class Detector(Predictor[Detections]):
             images: Images of the results, in order. If given, file names are checked before the first result is
                 computed.
             score: Detections with a lower score are not drawn.
-            annotations: COCO annotation file with the ids of the images, see
-                :func:`smt_vision.tasks.detection.results.coco_ids`; by default they are numbered from 1.
+            annotations: COCO annotation file with the ids of the images and categories, see
+                :func:`smt_vision.tasks.detection.results.coco_ids`; by default images are numbered from 1.
             options: Unused.
 
         Raises:

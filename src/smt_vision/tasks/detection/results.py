@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...extras import require
 from ...files import write_atomic
+from ..classes import class_candidates, some_names
 from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
 from .metrics import encode_rle
 from .pictures import draw_detections
@@ -96,19 +97,32 @@ class _Entry(NamedTuple):
     file_name: str
 
 
-def coco_ids(annotations: Path, images: Sequence[Source]) -> list[int | str]:
-    """Image ids of image files in a COCO annotation file, as they are written there.
+class _Annotations(NamedTuple):
+    """What results need of an annotation file: its images by file name without folders, and its categories."""
+
+    images: dict[str, list[_Entry]]
+    category_ids: list[int]
+    category_names: list[str]
+
+
+def coco_ids(
+    annotations: Path, images: Sequence[Source], classes: Sequence[str]
+) -> tuple[list[int | str], list[int] | None]:
+    """Ids of images and classes in a COCO annotation file, as they are written there.
 
     An image is the entry whose ``file_name`` is the end of its path, e.g. ``cam1/0001.png`` or ``0001.png`` for
     ``data/cam1/0001.png``; the longest such ``file_name`` counts. If there is none, it is the entry whose
     ``file_name`` ends in its path relative to the common folder of the images, e.g. ``val/0001.png`` for
-    ``photos/0001.png``, which is told in a warning.
+    ``photos/0001.png``, which is told in a warning. Classes are matched with the categories by name.
+
+    Returns:
+        Image ids, and category ids by class index; ``None`` if the file has no categories.
 
     Raises:
-        ValueError: The annotation file is invalid, an image is missing from it or has several entries, or two images
-            have the same entry or id.
+        ValueError: The annotation file is invalid, an image is missing from it or has several entries, two images have
+            the same entry or id, or a class is not among the categories.
     """
-    by_base = _read_entries(annotations)
+    by_base, known_ids, known_names = _read_annotations(annotations)
     found: dict[int | str, str] = {}
     missing: list[str] = []
     elsewhere: list[str] = []
@@ -148,14 +162,23 @@ def coco_ids(annotations: Path, images: Sequence[Source]) -> list[int | str]:
             "%s: %d of the %d images are in other folders there, e.g. %s", annotations, len(elsewhere), len(images),
             elsewhere[0],
         )  # fmt: skip
-    return list(found)
+    if not known_names:
+        return list(found), None
+    candidates = class_candidates(classes, known_names)
+    if unmatched := [name for name, indices in zip(classes, candidates, strict=True) if len(indices) != 1]:
+        raise ValueError(
+            f"{annotations}: has no category, or several, for {len(unmatched)} of the model's {len(classes)} classes: "
+            f"{some_names(unmatched)}; its categories are {some_names(known_names)}. Use the annotations of a dataset "
+            "with the model's classes, or omit them"
+        )
+    return list(found), [known_ids[k] for (k,) in candidates]
 
 
-def _read_entries(annotations: Path) -> dict[str, list[_Entry]]:
-    """The images of a COCO annotation file by their file name without folders."""
+def _read_annotations(annotations: Path) -> _Annotations:
     entries = defaultdict(list)
     try:
-        for image in json.loads(annotations.read_bytes())["images"]:
+        content = json.loads(annotations.read_bytes())
+        for image in content["images"]:
             name, id = image["file_name"], image["id"]
             if isinstance(id, float) and id.is_integer():
                 id = int(id)
@@ -163,11 +186,12 @@ def _read_entries(annotations: Path) -> dict[str, list[_Entry]]:
                 raise TypeError(f"image id {id!r} of {name}")
             parts = _parts(name)
             entries[parts[-1]].append(_Entry(parts, id, name))
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        categories = [(category["id"], category["name"].strip()) for category in content.get("categories") or []]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise ValueError(
             f"{annotations}: not a COCO annotation file with images, their file_name and id: {error!r}"
         ) from error
-    return entries
+    return _Annotations(entries, [id for id, _ in categories], [name for _, name in categories])
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -226,7 +250,10 @@ def write_detections(
     """See :meth:`smt_vision.tasks.detection.predictor.Detector.save`."""
     results, images = with_sources(results, images)
     outputs, names = result_names(images), image_names(images)
-    image_ids = range(1, len(images) + 1) if annotations is None else coco_ids(annotations, images)
+    image_ids: Sequence[int | str] = range(1, len(images) + 1)
+    if annotations is not None:
+        image_ids, known = coco_ids(annotations, images, classes)
+        category_ids = known or category_ids
     rows: list[dict[str, Any]] = []
     for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
         if result.error is not None:
