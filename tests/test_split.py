@@ -228,6 +228,15 @@ def test_fingerprint_is_of_the_content(size: int, tmp_path: Path) -> None:
         assert changed == content or value != hash_content(len(changed), lambda o, n, c=changed: c[o : o + n])
 
 
+def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:
+    images = open_dataset(str(unsplit), "val", val_fraction=1.0)
+    every, some = images.fingerprints(), images.fingerprints(limit=10)
+    assert len(every) == len(set(every.tolist())) == IMAGES
+    assert len(some) == len(set(some.tolist()) & set(every.tolist())) == 10
+    assert np.array_equal(some, images.fingerprints(limit=10))
+    assert np.array_equal(every, images.fingerprints(limit=IMAGES))
+
+
 def test_fingerprints_do_not_change() -> None:
     # They are compared with those in files.
     assert hash_bytes(b"abc") == int.from_bytes(bytes.fromhex("d8bb14d833d59559"), "little", signed=True)

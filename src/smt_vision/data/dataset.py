@@ -55,9 +55,16 @@ class RawDataset(ABC, Generic[T]):
     def describe(self) -> str:
         """Summarize the dataset in one line for the log."""
 
-    def fingerprints(self) -> Fingerprints:
-        """(N,) 64-bit hashes of the images' content, the same wherever and in whatever order they are stored."""
-        return map_images(self._fingerprint, len(self))
+    def fingerprints(self, limit: int | None = None) -> Fingerprints:
+        """(N,) 64-bit hashes of the images' content, the same wherever they are stored.
+
+        Args:
+            limit: Maximum number of images, sampled at random if there are more.
+        """
+        if limit is None or len(self) <= limit:
+            return map_images(self._fingerprint, len(self))
+        rows = np.sort(np.random.default_rng(0).choice(len(self), limit, replace=False))
+        return map_images(lambda k: self._fingerprint(int(rows[k])), limit)
 
     def identities(self, fingerprints: Fingerprints) -> Fingerprints:
         """(N,) 64-bit hashes of the images' ids and content, which tell copies of an image in one dataset apart."""

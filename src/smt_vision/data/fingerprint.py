@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,7 @@ Fingerprints = npt.NDArray[np.int64]
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
+MAX_TRAIN = 2_000_000  # training images of which fingerprints are kept, sampled at random from a larger dataset
 ANNOUNCED = 100_000  # images from which computing the fingerprints takes long enough to be logged
 NONE: Fingerprints = np.zeros(0, dtype=np.int64)
 
@@ -48,13 +50,11 @@ def hash_file(path: Path) -> int:
     Raises:
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as file:
-
-        def read(offset: int, length: int) -> bytes:
-            file.seek(offset)
-            return file.read(length)
-
-        return hash_content(path.stat().st_size, read)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return hash_content(os.fstat(descriptor).st_size, lambda offset, length: os.pread(descriptor, length, offset))
+    finally:
+        os.close(descriptor)
 
 
 def map_images(function: Callable[[int], int], count: int) -> Fingerprints:
@@ -78,7 +78,7 @@ class UsedImages:
     """The images that a model was trained, validated and calibrated on, as fingerprints.
 
     Args:
-        train: Content of the training images.
+        train: Content of the training images, at most ``MAX_TRAIN`` of them.
         val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
         calibration: Content of the images that an 8-bit export was calibrated on.
     """

@@ -17,7 +17,7 @@ from torch import nn
 from .. import checkpoints
 from ..checkpoints import BEST, LAST
 from ..cost import describe
-from ..data.fingerprint import UsedImages
+from ..data.fingerprint import MAX_TRAIN, UsedImages
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
@@ -213,7 +213,7 @@ class Run:
 
 def _used_images(task: Training, data: str) -> UsedImages:
     val = task.val_set.fingerprints()
-    used = UsedImages(np.unique(task.train_set.fingerprints()), np.unique(task.val_set.identities(val)))
+    used = UsedImages(np.unique(task.train_set.fingerprints(MAX_TRAIN)), np.unique(task.val_set.identities(val)))
     if common := int(np.isin(val, used.train).sum()):
         log.warning(
             "%s: %d of the %d validation images are identical to a training image; the metrics will be too high",
