@@ -115,9 +115,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
     state_dict = our_state(find_state_dict(state_dict), cfg.get("file") or cfg.get("url") or "pretrained weights")
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
-    if expected != given:
+    missing = {key for key in expected - given if not key.endswith(".num_batches_tracked")}  # as BatchNorm loads
+    if missing or given - expected:
         raise RuntimeError(
-            f"State dict does not match this model. Missing keys: {_some(expected - given)}. Unexpected keys: "
+            f"State dict does not match this model. Missing keys: {_some(missing)}. Unexpected keys: "
             f"{_some(given - expected)}. Use the variant and the arguments that the weights were trained with."
         )
     return state_dict
@@ -244,6 +245,13 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
     checkpoint = checkpoints.load(Path(weights))
     state = our_state(checkpoint.weights, checkpoint.path)
     require_smt(state, checkpoint.path)
+    state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    channels, in_chans = state["stem.conv1.weight"].shape[1], kwargs.get("in_chans", 3)
+    if channels not in (3, in_chans):
+        raise ValueError(
+            f"{checkpoint.path}: weights for images of {channels} channels, in_chans is {in_chans}; only weights for 3 "
+            f"channels can be adapted, so set in_chans={channels}"
+        )
     try:
         net = timm.create_model(
             name, features_only=True, **{**kwargs, "pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}

@@ -30,7 +30,7 @@ def run(args: Any) -> Output:
     from ..tasks.build import create_model
     from ..tasks.load import load
 
-    if Path(args.model).exists():
+    if Path(args.model).expanduser().exists():
         predictor = load(args.model, require_classes=False)
         for module in predictor.model.modules():
             if isinstance(module, ExportedModel):

@@ -64,11 +64,13 @@ def load(
 
 
 def _load(source: str | Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
-    path = Path(source)
+    path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
         return _from_export(path, device, overrides)
     if path.is_dir() and not (path / BEST).is_file():
         raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST})")
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
     if path.exists():
         return _from_checkpoint(checkpoints.load(path), device, overrides)
     return _from_timm(str(source), device, overrides)
