@@ -66,7 +66,7 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.suffix not in SUFFIXES:
         raise ValueError(f"{target}: unknown suffix {target.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if target.exists() and target.samefile(source):
+    if source.exists() and target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
     state = smt_state(checkpoints.load(source).weights, source)

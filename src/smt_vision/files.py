@@ -75,7 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise ValueError(
                 f"{unreadable}: it contains pickled objects ({', '.join(types)}), which are never loaded, since "
                 "loading them can execute code. Where you trust the file and have the libraries that it was written "
-                f"with, save its state dict only: torch.save(torch.load({str(path)!r}, weights_only=False)['model'], "
+                f"with, save its state dict only: torch.save(torch.load({path.name!r}, weights_only=False)['model'], "
                 "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
                 "contains these"
             ) from error
@@ -94,7 +94,7 @@ def _found_instead(start: bytes, error: Exception) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file that it stands for with git lfs pull"
     if start.lstrip()[:1] in (b"<", b"{"):
-        return "it is a web page or a server's message; download the file itself"
+        return "it is a web page or a server's message, not the file; download it again"
     if "TorchScript" in str(error):
         return "it is a TorchScript program; expected a state dict, e.g. torch.jit.load(FILE).state_dict()"
     return "it is truncated or not a tensor file; download it again"

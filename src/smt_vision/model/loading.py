@@ -63,7 +63,9 @@ def _convert(
     """Rename tensors to ``names``, the module's names by the SMT's, and leave out parts other than ``parts``."""
     own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     if not own and not prefix:
-        error_msgs.append(f"state dict: it is empty; were its keys compared with those of {type(module).__name__}?")
+        error_msgs.append(
+            f"state dict: it is empty; pass all tensors of the file, whose keys need not be those of {type(module).__name__}"
+        )
     if own.keys() <= set(names.values()) or any(own_name in own for name, own_name in names.items() if name != own_name):
         return  # the module's own keys
     where = f"state dict, {prefix[:-1]}" if prefix else "state dict"

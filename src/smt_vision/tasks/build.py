@@ -26,17 +26,22 @@ log = logging.getLogger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
 
 
+class UnknownModelError(ValueError):
+    """A name that timm does not know."""
+
+
 def create_model(name: str, **arguments: Any) -> Any:
     """``timm.create_model`` with errors that name the arguments and suggest similar model names.
 
     Raises:
-        ValueError: The model is unknown to timm or does not accept the arguments.
+        UnknownModelError: The model is unknown to timm.
+        ValueError: It does not accept the arguments, or its cached weights are damaged.
         PretrainedWeightsError: Pretrained weights do not exist, or cannot be downloaded.
     """
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"unknown timm model {name!r}{hint}")
+        raise UnknownModelError(f"unknown timm model {name!r}{hint}")
     try:
         return create_timm_model(name, **arguments)
     except TypeError as error:
