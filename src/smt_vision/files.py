@@ -79,9 +79,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
                 "contains these"
             ) from error
-        raise ValueError(
-            f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}"
-        ) from error
+        raise ValueError(f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     return content, {}

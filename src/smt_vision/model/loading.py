@@ -66,7 +66,9 @@ def _convert(
         error_msgs.append(
             f"state dict: it is empty; pass all tensors of the file, whose keys need not be those of {type(module).__name__}"
         )
-    if own.keys() <= set(names.values()) or any(own_name in own for name, own_name in names.items() if name != own_name):
+    if own.keys() <= set(names.values()) or any(
+        own_name in own for name, own_name in names.items() if name != own_name
+    ):
         return  # the module's own keys
     where = f"state dict, {prefix[:-1]}" if prefix else "state dict"
     try:

@@ -69,9 +69,7 @@ def _load(source: str | Path, device: str | torch.device, overrides: Overrides) 
         return _from_export(path, device, overrides)
     if path.is_dir() and not (path / BEST).is_file():
         hint = f"; pass a model that timm saved as local-dir:{path}" if (path / "config.json").is_file() else ""
-        raise FileNotFoundError(
-            f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}"
-        )
+        raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}")
     if path.is_file() and (path.parent / MANIFEST).is_file():
         raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
     if path.exists():
@@ -90,7 +88,9 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
             gray = replace(spec.input, channels=1, mean=None, std=None)
             spec = replace(spec, input=resolve_input(gray, model))
         elif in_chans != 3:
-            raise ValueError(f"{checkpoint.path}: weights for images of {in_chans} channels; expected 3 (RGB) or 1 (gray)")
+            raise ValueError(
+                f"{checkpoint.path}: weights for images of {in_chans} channels; expected 3 (RGB) or 1 (gray)"
+            )
         spec = override(spec, overrides)
         return _predictor(model, spec, f"{variant} ({checkpoint.path.name})", device)
     spec = override(read_spec(checkpoint.spec), overrides)
