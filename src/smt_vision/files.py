@@ -114,8 +114,8 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict in the content of a file of weights: an entry of a checkpoint, or the entire content.
 
     Averaged weights (:data:`AVERAGED`) come before ``model`` and ``state_dict``. If a checkpoint has none of these
-    entries, all its state dicts are returned as one, with the entry's name as the prefix of its keys. Entries beside the
-    tensors of a state dict, e.g. an epoch, are logged and left out.
+    entries, all its state dicts are returned as one, with the entry's name as the prefix of its keys. Entries beside
+    the tensors of a state dict, e.g. an epoch, are logged and left out.
 
     Raises:
         ValueError: There is no state dict.
