@@ -652,6 +652,38 @@ def test_checkpoints_of_other_programs_in_commands(colored: Path, tmp_path: Path
     assert (result["label"], result["score"]) == (expected.label, expected.score)
 
 
+def test_weights_for_gray_images(colored: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = timm.create_model("smt_atto", num_classes=3, in_chans=1).eval()
+    path = tmp_path / "gray.pth"
+    torch.save(to_official(model.state_dict()), path)
+    image = next((colored / "val").rglob("*.png"))
+    (result,) = answer(capsys, "predict", path, image)
+    predictor = smt_vision.load(path)
+    assert (predictor.spec.input.channels, predictor.spec.input.mean) == (1, (pytest.approx(0.449),))
+    assert result["label"] == predictor([Image.open(image).convert("L")])[0].label
+    assert answer(capsys, "info", path)["input_size"] == [1, 224, 224]
+    torch.save(timm.create_model("smt_atto", in_chans=4).state_dict(), path)
+    assert "gray.pth: weights for images of 4 channels" in refusal(capsys, 1, "predict", path, image)
+
+
+@pytest.mark.parametrize("command", [["info", "MISSING"], ["predict", "MISSING", "IMAGE"]], ids=lambda words: words[0])
+def test_a_missing_file_is_no_model(command: list[str], colored: Path, capsys: Capture) -> None:
+    words = {"MISSING": "missing.pth", "IMAGE": next((colored / "val").rglob("*.png"))}
+    error = refusal(capsys, 1, *(words.get(word, word) for word in command))
+    assert "'missing.pth' is neither a file or folder nor a model" in error
+
+
+@pytest.mark.parametrize("model", ["smt_atto", "resnet18"])
+def test_gray_training_starts_from_weights_for_color(model: str, colored: Path, tmp_path: Path) -> None:
+    source = timm.create_model(model, num_classes=5)
+    torch.save(source.state_dict(), tmp_path / "color.pth")
+    recipe = tiny(colored, model=model, model_args={}, checkpoint=str(tmp_path / "color.pth"))
+    gray = replace(recipe, input=replace(recipe.input, channels=1))
+    first = f"{source.pretrained_cfg['first_conv']}.weight"
+    own = get_task("classify").training(gray).model.state_dict()
+    torch.testing.assert_close(own[first], source.state_dict()[first].sum(1, keepdim=True))
+
+
 @pytest.mark.parametrize("model", ["smt_atto", "resnet18"])
 def test_training_starts_from_a_prefixed_file(model: str, colored: Path, tmp_path: Path) -> None:
     source = timm.create_model(model, num_classes=5)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 from collections.abc import Callable
 from http.client import IncompleteRead, RemoteDisconnected
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import save_file
 from timm.models import _hub
-from torch import Tensor
+from torch import Tensor, nn
 
 import smt_vision
 from literal import LiteralSMT
@@ -175,6 +178,7 @@ def test_our_own_state_dict_loads_by_the_same_road(tmp_path: Path) -> None:
     ConnectionResetError("reset by peer"),
     RemoteDisconnected("closed without response"),
     IncompleteRead(b""),
+    hub_errors.HTTPError("407 Proxy Authentication Required"),
 ], ids=lambda e: type(e).__name__)  # fmt: skip
 @pytest.mark.parametrize("name", ["smt_tiny", "smt_large.in22k"])
 def test_without_a_network_the_error_says_what_to_do(
@@ -313,6 +317,14 @@ CHECKPOINTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
     "entry net": lambda s: {"net": s, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 1},
     "entries": lambda s: {"encoder": s, "decoder": OTHER},
     "ema of module": lambda s: {"ema": {"module": s, "updates": 4}, "model": {k: 0 * v for k, v in s.items()}},
+    "epoch beside the tensors": lambda s: {**s, "epoch": 3, "_extra_state": None},
+    "parameters": lambda s: {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
+    "without batch counts": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    "BasicSR": lambda s: {"params": {k: 0 * v for k, v in s.items()}, "params_ema": s},
+    "compiled and checkpointed parts": lambda s: {
+        re.sub(r"(stages\.0\.blocks|block1)\.0\.", r"\1._orig_mod.0._checkpoint_wrapped_module.", k): v
+        for k, v in s.items()
+    },
     "format is text": lambda s: {"format": "pt", "spec": "smt", "input": 3, "model": s},
 }  # fmt: skip
 
@@ -331,6 +343,47 @@ def test_checkpoints_of_other_programs(kind: str, release: bool, literal: Litera
     if kind != "ema of module":  # timm reads the file of an overlay, and does not know this entry
         model = create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
         torch.testing.assert_close(model(images()), literal(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.SAFETENSORS", "weights", "my weights (1).safetensors"])
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_the_content_decides_the_format(format: str, name: str, literal: LiteralSMT, tmp_path: Path) -> None:
+    write = {"torch": torch.save, "safetensors": save_file}[format]
+    write(literal.state_dict(), tmp_path / name)
+    state, _ = read_tensors(tmp_path / name)
+    assert state.keys() == literal.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in literal.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(("content", "found"), [
+    (b"", "it is empty"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+    (b"\n<!DOCTYPE html><title>Virus scan warning</title>", "a web page or a server's message"),
+    (b'{"message": "Not Found"}', "a web page or a server's message"),
+    (b"PK\x03\x04" + bytes(100), "truncated or not a tensor file"),
+    (b"\x10\x27" + bytes(6) + b'{"a": ', "truncated or not a tensor file"),
+    (b"\x08\x08\x12\x07pytorch", "truncated or not a tensor file"),
+])  # fmt: skip
+def test_what_was_saved_instead_of_weights_is_told(content: bytes, found: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"smt_tiny.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"smt_tiny\.{suffix}: not a readable \.{suffix} .*{found}"):
+        smt_vision.backbone("smt_tiny", weights=path)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore:.torch.load. received a zip file")
+def test_a_program_is_not_weights(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "program.pt"))
+    with pytest.raises(ValueError, match=r"program\.pt: .*TorchScript program; expected a state dict"):
+        read_tensors(tmp_path / "program.pt")
+
+
+def test_weights_in_the_home_folder(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(official.parent))
+    smt_vision.backbone("smt_tiny", weights=f"~/{official.name}", **SIZE)
+    with pytest.raises(FileNotFoundError, match=r"there is no best\.pt in this folder"):
+        smt_vision.backbone("smt_tiny", weights="~", **SIZE)
 
 
 def test_a_prefix_is_told(literal: LiteralSMT, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -389,6 +442,14 @@ def test_a_damaged_file_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytes
             create(pretrained=True)
 
 
+@pytest.mark.parametrize("content", [b"\x10\x27" + bytes(6) + b'{"a": ', b""])
+def test_damaged_weights_of_other_models_are_told(content: bytes, tmp_path: Path) -> None:
+    _hub.save_for_hf(timm.create_model("test_resnet"), str(tmp_path), safe_serialization=True)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"The weights of local-dir:.* in {tmp_path} are damaged"):
+        registry.create_timm_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
 # --- the backbone, and networks that have it as a part ---
 
 
@@ -416,6 +477,38 @@ def test_backbone_is_strict(literal: LiteralSMT, official: Path, tmp_path: Path)
         torch.save({"model": content, "epoch": 1} if content else content, tmp_path / "other.pth")
         with pytest.raises(ValueError, match=r"other\.pth: not the weights of an SMT"):
             smt_vision.backbone("smt_tiny", weights=tmp_path / "other.pth", **SIZE)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_backbone_of_weights_for_other_channels(channels: int, tmp_path: Path) -> None:
+    source = create(in_chans=channels)
+    torch.save(source.state_dict(), tmp_path / "other.pth")
+    net = smt_vision.backbone("smt_tiny", weights=tmp_path / "other.pth", **SIZE, in_chans=channels)
+    assert torch.equal(net.model.stem.conv1.weight, source.stem.conv1.weight)
+    with pytest.raises(ValueError, match=rf"other\.pth: weights for images of {channels} channels, in_chans is 3"):
+        smt_vision.backbone("smt_tiny", weights=tmp_path / "other.pth", **SIZE)
+
+
+def test_backbone_of_weights_with_another_head(literal: LiteralSMT, tmp_path: Path) -> None:
+    state = {key: value for key, value in literal.state_dict().items() if not key.startswith("head.")}
+    torch.save({**state, "head.0.weight": torch.ones(4, 32), "head.2.weight": torch.ones(2, 4)}, tmp_path / "head.pth")
+    net = smt_vision.backbone("smt_tiny", weights=tmp_path / "head.pth", **SIZE).eval()
+    torch.testing.assert_close(net(images())[-1], literal.features(images())[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_own_keys_keep_the_rules_of_load_state_dict(literal: LiteralSMT) -> None:
+    net = smt_vision.backbone("smt_tiny", **SIZE)
+    state = {**net.state_dict(), "other.weight": torch.zeros(1)}
+    assert net.load_state_dict(state, strict=False).unexpected_keys == ["other.weight"]
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"other\.weight"'):
+        net.load_state_dict(state)
+    result = net.load_state_dict({"model.stem.bn.weight": torch.ones(8)}, strict=False)
+    assert not result.unexpected_keys
+    assert set(result.missing_keys) >= {name for name, _ in net.named_parameters()} - {"model.stem.bn.weight"}
+    # What is left of the release's tensors after a comparison with the network's own keys.
+    matching = {key: value for key, value in literal.state_dict().items() if key in net.state_dict()}
+    with pytest.raises(RuntimeError, match="it is empty; pass all tensors of the file"):
+        net.load_state_dict(matching, strict=False)
 
 
 class TwoStreams(torch.nn.Module):

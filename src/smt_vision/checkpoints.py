@@ -83,7 +83,11 @@ def load(path: Path) -> Checkpoint:
         FileNotFoundError: The file does not exist.
         ValueError: The file is not a checkpoint, is truncated, or has a later format.
     """
-    path = path / BEST if path.is_dir() else path
+    path = path.expanduser()
+    if path.is_dir():
+        if not (path / BEST).is_file():
+            raise FileNotFoundError(f"{path}: there is no {BEST} in this folder; expected a run's folder, or a file")
+        path = path / BEST
     content, metadata = read_tensors(path)
     state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
     if not _is_own(state):

@@ -63,10 +63,10 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
         ValueError: The target's suffix is unknown, the target is the source, or the content is not the weights of a
             variant.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.suffix not in SUFFIXES:
         raise ValueError(f"{target}: unknown suffix {target.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if target.exists() and target.samefile(source):
+    if source.exists() and target.exists() and target.samefile(source):
         raise ValueError(f"{target}: the target is the source; name another file")
 
     state = smt_state(checkpoints.load(source).weights, source)

@@ -1,6 +1,7 @@
 """Tensor files: read without executing pickled code, written atomically."""
 
 import argparse
+import logging
 import os
 import pickle
 import re
@@ -14,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 # Entries of a checkpoint that hold the weights. Averaged weights come first, as they are the ones that were evaluated.
-AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
+AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema")
 WEIGHTS = ("model", "state_dict")
 
 
@@ -41,27 +44,31 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Load a ``.safetensors`` file, or a PyTorch file (any other suffix), to the CPU.
+    """Load a PyTorch or safetensors file to the CPU; its content decides which of them it is, not its suffix.
 
     Besides tensors and plain data, a PyTorch file may hold an ``argparse.Namespace``, as timm's training checkpoints
     do.
 
     Returns:
-        The content, and the metadata of a ``.safetensors`` file.
+        The content, and the metadata of a safetensors file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
+        PermissionError: If the file may not be read.
         ValueError: If the file is truncated, is not a tensor file, or contains other pickled objects.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
+    with open(path, "rb") as file:
+        start = file.read(64)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
+        if start[8:9] == b"{":  # safetensors: the length of a JSON header in 8 bytes, and the header
+            with safe_open(path, "pt") as tensors:
+                metadata = tensors.metadata() or {}
             return load_file(path), metadata
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # Of a path, torch.load would take the suffix for the format.
+        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         unreadable = f"{path}: not a readable {path.suffix} tensor file"
         if types := _refused_types(path, error):
@@ -72,12 +79,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
                 "contains these"
             ) from error
-        raise ValueError(
-            f"{unreadable} ({type(error).__name__}): it is truncated or not a tensor file; download it again"
-        ) from error
+        raise ValueError(f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     return content, {}
+
+
+def _found_instead(start: bytes, error: Exception) -> str:
+    """What an unreadable file is, judged by its first bytes, and what to do."""
+    if not start:
+        return "it is empty; download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file that it stands for with git lfs pull"
+    if start.lstrip()[:1] in (b"<", b"{"):
+        return "it is a web page or a server's message, not the file; download it again"
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program; expected a state dict, e.g. torch.jit.load(FILE).state_dict()"
+    return "it is truncated or not a tensor file; download it again"
 
 
 def _refused_types(path: Path, error: Exception) -> list[str]:
@@ -96,7 +114,8 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict in the content of a file of weights: an entry of a checkpoint, or the entire content.
 
     Averaged weights (:data:`AVERAGED`) come before ``model`` and ``state_dict``. If a checkpoint has none of these
-    entries, all its state dicts are returned as one, with the entry's name as the prefix of its keys.
+    entries, all its state dicts are returned as one, with the entry's name as the prefix of its keys. Entries beside
+    the tensors of a state dict, e.g. an epoch, are logged and left out.
 
     Raises:
         ValueError: There is no state dict.
@@ -108,7 +127,7 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
             f"contains no state dict; expected tensors by name, or an entry 'model' or 'state_dict' with them, found "
             f"{entries}"
         )
-    return state
+    return {name: value.detach() for name, value in state.items()}  # parameters in a file require gradients
 
 
 def _search(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -123,7 +142,13 @@ def _search(content: Mapping[str, Any]) -> dict[str, Tensor] | None:
     }
     if len(found) == 1:
         return dict(next(iter(found.values())))
-    return {f"{name}.{key}": value for name, state in found.items() for key, value in state.items()} or None
+    if found:
+        return {f"{name}.{key}": value for name, state in found.items() for key, value in state.items()}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors:
+        others = [str(name) for name in content if name not in tensors]
+        log.warning("state dict: left out %d entries that are not tensors: %s", len(others), ", ".join(others[:5]))
+    return tensors or None
 
 
 def _is_state_dict(content: Mapping[str, Any]) -> bool:

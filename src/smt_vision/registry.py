@@ -18,6 +18,8 @@ from urllib.parse import urlparse
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
@@ -28,6 +30,9 @@ from .forms import use_fast_forms
 from .model import SMT
 from .model.loading import convert_features_state
 from .model.official import RELEASE_URL, our_state, require_smt
+
+# URLError, timeouts, lost connections and most of the Hub's errors are OSErrors.
+DOWNLOAD_ERRORS = (OSError, HTTPException, hub_errors.HTTPError)
 
 KERNELS = os.environ.get("SMT_VISION_KERNELS", "auto")
 if KERNELS not in ("auto", "plain"):
@@ -115,9 +120,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
     state_dict = our_state(find_state_dict(state_dict), cfg.get("file") or cfg.get("url") or "pretrained weights")
     head = {"head.fc.weight", "head.fc.bias"}
     expected, given = model.state_dict().keys() - head, state_dict.keys() - head
-    if expected != given:
+    missing = {key for key in expected - given if not key.endswith(".num_batches_tracked")}  # as BatchNorm loads
+    if missing or given - expected:
         raise RuntimeError(
-            f"State dict does not match this model. Missing keys: {_some(expected - given)}. Unexpected keys: "
+            f"State dict does not match this model. Missing keys: {_some(missing)}. Unexpected keys: "
             f"{_some(given - expected)}. Use the variant and the arguments that the weights were trained with."
         )
     return state_dict
@@ -185,12 +191,14 @@ def create_timm_model(name: str, **arguments: Any) -> Any:
     """``timm.create_model`` with one error for pretrained weights that do not exist or cannot be downloaded.
 
     Raises:
-        PretrainedWeightsError: The weights do not exist, or cannot be downloaded.
+        PretrainedWeightsError: The weights, or the configuration on the Hub, do not exist or cannot be downloaded.
+        ValueError: The file of the weights is damaged.
     """
-    if not arguments.get("pretrained") or name.startswith("local-dir:"):
+    scheme, _, location = name.rpartition(":")
+    if not arguments.get("pretrained") and scheme in ("", "local-dir"):
         return timm.create_model(name, **arguments)
-    cfg: dict[str, Any] = {"hf_hub_id": name.partition(":")[2]}
-    if ":" not in name:
+    cfg: dict[str, Any] = {"file" if scheme == "local-dir" else "hf_hub_id": location}
+    if not scheme:
         given = arguments.get("pretrained_cfg") or name.partition(".")[2]
         overlay = arguments.get("pretrained_cfg_overlay")
         cfg = resolve_pretrained_cfg(name.partition(".")[0], given, overlay).to_dict()
@@ -201,7 +209,12 @@ def create_timm_model(name: str, **arguments: Any) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # torch.hub prints that it downloads; standard output is for results
             return timm.create_model(name, **arguments)
-    except (OSError, HTTPException) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        where = cfg.get("file") or f"the cache, {constants.HF_HUB_CACHE}"
+        raise ValueError(
+            f"The weights of {name} in {where} are damaged ({_first_line(error)}); delete and download them again"
+        ) from error
+    except DOWNLOAD_ERRORS as error:
         if cfg.get("file"):
             raise
         where = f"https://huggingface.co/{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url")
@@ -244,6 +257,13 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
     checkpoint = checkpoints.load(Path(weights))
     state = our_state(checkpoint.weights, checkpoint.path)
     require_smt(state, checkpoint.path)
+    state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    channels, in_chans = state["stem.conv1.weight"].shape[1], kwargs.get("in_chans", 3)
+    if channels not in (3, in_chans):
+        raise ValueError(
+            f"{checkpoint.path}: weights for images of {channels} channels, in_chans is {in_chans}; only weights for 3 "
+            f"channels can be adapted, so set in_chans={channels}"
+        )
     try:
         net = timm.create_model(
             name, features_only=True, **{**kwargs, "pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
@@ -274,20 +294,19 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
             feature_cfg=dict(out_indices=out_indices, feature_cls="getter", flatten_sequential=True),
             **args,
         )
-    except (OSError, HTTPException) as error:  # URLError, HTTPError, timeouts and lost connections are OSErrors
+    except (*DOWNLOAD_ERRORS, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
+        file = Path(cfg.file or _cache_file(str(cfg.url)))
+        if file.is_file():
+            read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
+        if not isinstance(error, DOWNLOAD_ERRORS):
+            raise
         if cfg.file:
             raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
         where = f"{cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
         problem = f"Cannot download the pretrained weights of {variant} from {where}"
         name = f"{variant}.{tag}" if isinstance(tag, str) else variant
         raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError):
-        cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
-        file = Path(cfg.file or _cache_file(str(cfg.url)))
-        if file.is_file():
-            read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
-        raise
     if kwargs.get("features_only"):
         model.register_load_state_dict_pre_hook(convert_features_state)
     # timm saves the caller's arguments with a model; without the tag's, reloading would build another network.

@@ -27,10 +27,9 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     from ..cost import describe
     from ..deploy.exported import ExportedModel
-    from ..tasks.build import create_model
-    from ..tasks.load import load
+    from ..tasks.load import create_named, load
 
-    if Path(args.model).exists():
+    if Path(args.model).expanduser().exists():
         predictor = load(args.model, require_classes=False)
         for module in predictor.model.modules():
             if isinstance(module, ExportedModel):
@@ -38,7 +37,7 @@ def run(args: Any) -> Output:
                 raise ValueError(f"{args.model} is an export, a program without layers; use its source model, {source}")
         model, size = predictor.flops_model()
     else:
-        model = create_model(args.model, **args.model_args)
+        model = create_named(args.model, **args.model_args)
         size = model.pretrained_cfg["input_size"]
     if args.size:
         if len(args.size) > 2:

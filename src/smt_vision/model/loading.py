@@ -62,7 +62,13 @@ def _convert(
 ) -> None:
     """Rename tensors to ``names``, the module's names by the SMT's, and leave out parts other than ``parts``."""
     own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    if own.keys() <= set(names.values()):
+    if not own and not prefix:
+        kind = type(module).__name__
+        error_msgs.append(
+            f"state dict: it is empty; pass all tensors of the file, whose keys need not be those of {kind}"
+        )
+    layout = {name for smt_name, name in names.items() if name != smt_name}  # names that only this module has
+    if own.keys() <= set(names.values()) or own.keys() & layout:
         return
     where = f"state dict, {prefix[:-1]}" if prefix else "state dict"
     try:

@@ -53,6 +53,8 @@ _ANCHORS = (
     ("patch_embed1.conv.0.weight", "patch_embed1.conv.1.weight"),
     ("stem.conv1.weight", "stem.bn.weight"),
 )
+# Wrappers of modules inside the network, of torch.compile, FSDP and activation checkpointing.
+_WRAPPER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _FLAT_STAGE = re.compile(r"^stages_(\d+)\.")  # as in timm's feature_cls="list"
 
 
@@ -86,7 +88,7 @@ def smt_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tens
             "the state dict of one of them, i.e. the tensors under its prefix"
         )
     state = take_prefix(state_dict, prefixes[0], where) if prefixes else state_dict
-    return {_FLAT_STAGE.sub(r"stages.\1.", key): value for key, value in state.items()}
+    return {_FLAT_STAGE.sub(r"stages.\1.", _WRAPPER.sub("", key)): value for key, value in state.items()}
 
 
 def require_smt(state_dict: Mapping[str, Tensor], where: object) -> None:

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from .. import checkpoints
 from ..checkpoints import Checkpoint
 from ..model import SMT
-from ..model.official import find_prefixes, our_state, take_prefix
+from ..model.official import find_prefixes, our_state, require_smt, take_prefix
 from ..recipe import Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
@@ -26,17 +27,22 @@ log = logging.getLogger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
 
 
+class UnknownModelError(ValueError):
+    """A name that timm does not know."""
+
+
 def create_model(name: str, **arguments: Any) -> Any:
     """``timm.create_model`` with errors that name the arguments and suggest similar model names.
 
     Raises:
-        ValueError: The model is unknown to timm or does not accept the arguments.
+        UnknownModelError: The model is unknown to timm.
+        ValueError: It does not accept the arguments, or its cached weights are damaged.
         PretrainedWeightsError: Pretrained weights do not exist, or cannot be downloaded.
     """
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"unknown timm model {name!r}{hint}")
+        raise UnknownModelError(f"unknown timm model {name!r}{hint}")
     try:
         return create_timm_model(name, **arguments)
     except TypeError as error:
@@ -98,7 +104,8 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     """Load a classifier's weights from a checkpoint of this library, the official release, or another program.
 
     The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The
-    classification head keeps its initialization if its shape differs; all other weights must match.
+    classification head keeps its initialization if its shape differs, and the first convolution of an RGB model is
+    adapted to other channels as timm adapts it; all other weights must match.
 
     Args:
         model: The classifier.
@@ -114,6 +121,10 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = _state_for(model, [key for key in own if key.rpartition(".")[0] not in heads], checkpoint)
+    convs = model.pretrained_cfg.get("first_conv") or ()
+    for key in [f"{conv}.weight" for conv in ((convs,) if isinstance(convs, str) else convs)]:
+        if key in own and key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
+            state[key] = adapt_input_conv(own[key].shape[1], state[key])
     for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
         if key not in own:
             del state[key]
@@ -135,7 +146,10 @@ def _state_for(model: nn.Module, keys: list[str], checkpoint: Checkpoint) -> dic
     """
     state = checkpoint.weights
     if isinstance(model, SMT):
-        return our_state(state, checkpoint.path)
+        state = our_state(state, checkpoint.path)
+        require_smt(state, checkpoint.path)
+        # Without classifiers that are not one linear layer, e.g. head.0 and head.2.
+        return {key: value for key, value in state.items() if key.startswith("head.fc.") or not key.startswith("head.")}
     prefixes = find_prefixes(state, [(keys[0], keys[-1])])
     if len(prefixes) > 1:
         raise ValueError(

@@ -17,7 +17,7 @@ from ..model.official import our_state
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task, inference_overrides, read_recipe, read_spec, recipe_class
-from .build import create_model
+from .build import UnknownModelError, create_model, resolve_input
 from .classification.published import published_spec
 from .predictor import Predictor
 
@@ -64,11 +64,14 @@ def load(
 
 
 def _load(source: str | Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
-    path = Path(source)
+    path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
         return _from_export(path, device, overrides)
     if path.is_dir() and not (path / BEST).is_file():
-        raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST})")
+        hint = f"; pass a model that timm saved as local-dir:{path}" if (path / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}")
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
     if path.exists():
         return _from_checkpoint(checkpoints.load(path), device, overrides)
     return _from_timm(str(source), device, overrides)
@@ -80,7 +83,15 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
         variant, num_classes, in_chans, _ = identify(weights, checkpoint.path)
         model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
         model.load_state_dict(weights)
-        spec = override(published_spec(model, variant), overrides)
+        spec = published_spec(model, variant)
+        if in_chans == 1:
+            gray = replace(spec.input, channels=1, mean=None, std=None)
+            spec = replace(spec, input=resolve_input(gray, model))
+        elif in_chans != 3:
+            raise ValueError(
+                f"{checkpoint.path}: weights for images of {in_chans} channels; expected 3 (RGB) or 1 (gray)"
+            )
+        spec = override(spec, overrides)
         return _predictor(model, spec, f"{variant} ({checkpoint.path.name})", device)
     spec = override(read_spec(checkpoint.spec), overrides)
     model = get_task(spec.task).build_model(spec)
@@ -105,11 +116,16 @@ def _from_export(folder: Path, device: str | torch.device, overrides: Overrides)
 
 
 def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
-    try:
-        model = create_model(name, pretrained=True)
-    except ValueError as error:
-        raise ValueError(f"{name!r} is neither a file or folder nor a model: {error}") from error
+    model = create_named(name, pretrained=True)
     return _predictor(model, override(published_spec(model, name), overrides), name, device)
+
+
+def create_named(name: str, **arguments: Any) -> Any:
+    """:func:`create_model` for a name that could have been a path, as the error says."""
+    try:
+        return create_model(name, **arguments)
+    except UnknownModelError as error:
+        raise ValueError(f"{name!r} is neither a file or folder nor a model: {error}") from error
 
 
 def _predictor(
