@@ -79,7 +79,7 @@ def _sort_key(name: str) -> tuple[list[str | int], str]:
 
 
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
-    """Open class folders in train/ and val/ (or valid/, validation/, test/), or class folders without a split."""
+    """Open class folders in train/ and val/ (or another of ``VAL_NAMES``), or class folders without a split."""
     listing = list_files(root)
     names = listing.images
 
