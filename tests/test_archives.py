@@ -364,6 +364,45 @@ def test_a_damaged_shard_is_refused_and_used_on_request(tmp_path: Path) -> None:
     assert len(open_dataset(f"wds/{tmp_path}/x.tar", "val", val_fraction=1.0, allow_damaged=True)) == 3
 
 
+def test_a_sample_cut_before_its_class_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for key in range(4):
+            add(tar, f"{key}.jpg", b"image")
+            add(tar, f"{key}.cls", b"%d" % (key % 2))
+    data = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(data[: 7 * 1024])
+    images = open_dataset(f"wds/{tmp_path}/x.tar", "val", val_fraction=1.0, allow_damaged=True)
+    assert [images.id(i) for i in range(len(images))] == ["x.tar:0", "x.tar:1", "x.tar:2"]
+    assert "ignored 1 images without a class at the end of damaged shards" in caplog.text
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_lost_to_zeros_is_damage(tmp_path: Path, format: int) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=format) as tar:
+        add(tar, "1.png", b"image")
+        add(tar, f"{LONG}/2.png", b"image")
+    data = (tmp_path / "x.tar").read_bytes()
+    start = 3 * 512  # content of the extended header behind the first member
+    (tmp_path / "x.tar").write_bytes(data[:start] + bytes(512) + data[start + 512 :])
+    with pytest.raises(ValueError, match=r"damaged archive: .*; read 1 members"):
+        TarIndex(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file ends at byte 0, .*; read 0 members. Download or pack it again$"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not a tar file"),
+        (b"<html>404</html>", "not a tar file"),
+        (bytes(1000), "the file ends at byte 1000|no images"),
+    ],
+)
+def test_a_file_without_members_is_refused_also_on_request(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        open_dataset(str(tmp_path / "x.tar"), "val", allow_damaged=True)
+
+
 # --- compressed archives ---
 
 COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}

@@ -384,6 +384,37 @@ def test_hub_dataset_with_and_without_validation_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_home")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([0, None, 1], "label has missing values"), ([0, 10**12, 1], "class index 1000000000000")],
+)
+def test_invalid_hub_labels_raise(tmp_path: Path, values: list[int | None], message: str) -> None:
+    import datasets
+
+    rows = {"image": [{"bytes": png(1), "path": None}] * 3, "label": values}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=message):
+        open_dataset(f"hfds/{tmp_path}/set", "train")
+
+
+@pytest.mark.usefixtures("hub_home")
+def test_one_of_several_hub_columns_is_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import datasets
+
+    fine, coarse = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["x", "y"])
+    rows = {"img": [{"bytes": png(i), "path": None} for i in range(4)], "fine": [0, 1, 0, 1], "coarse": [0, 0, 1, 1]}
+    features = datasets.Features({"img": datasets.Image(), "fine": fine, "coarse": coarse})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    images = open_dataset(f"hfds/{tmp_path}/set", "val", val_fraction=1.0)
+    assert images.classes == ("a", "b")
+    assert images.targets.tolist() == [0, 1, 0, 1]
+    assert "uses column fine, ignores coarse" in caplog.text
+
+
+@pytest.mark.usefixtures("hub_home")
 def test_missing_hub_dataset_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hfds/.*nowhere: "):
         open_dataset(f"hfds/{tmp_path}/nowhere", "train")

@@ -249,6 +249,53 @@ def test_one_of_several_validation_splits_of_shards_is_used(tmp_path: Path, capl
     assert "uses val, ignores valid, test" in caplog.text
 
 
+def write_shard(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("train_name", "val_name"),
+    [("Train_0", "VAL_0"), ("train2017-0", "val2017-0"), ("train/x0", "Val/x0"), ("test/train-0", "test/val-0")],
+)
+def test_splits_of_shards_in_any_case_and_with_numbers(tmp_path: Path, train_name: str, val_name: str) -> None:
+    names = [f"{train_name}.tar", f"{val_name}.tar"]
+    for name in names:
+        write_shard(tmp_path / name, {"1.png": b"1", "1.cls": b"0", "2.png": b"2", "2.cls": b"1"})
+    pattern = f"wds/{tmp_path}/{'*/' * train_name.count('/')}*.tar"
+    for split, name in zip(("train", "val"), names, strict=True):
+        opened = open_dataset(pattern, split)
+        assert [opened.name(i) for i in range(2)] == [f"{tmp_path / name}:1", f"{tmp_path / name}:2"]
+
+
+def test_an_archive_left_in_a_split_does_not_make_it_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, [*in_classes("train/", "a", "b"), *in_classes("val/", "a", "b")])
+    write_shard(tmp_path / "train" / "a.tar", {"a/1.jpg": b"1"})
+    assert ids(open_dataset(str(tmp_path), "train"))[0] == ("a/0.jpg", "a")
+    assert "ignored 1 files that are not images Pillow can decode: 1 .tar" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"cls": b"99999999999999999999"}, "'99999999999999999999': expected an integer from 0 to 999999"),
+        ({"cls": b"500000000"}, "'500000000': expected an integer from 0 to 999999"),
+        ({"cls": b"1" * 5000}, "'1{100}': expected an integer from 0 to 999999"),
+        ({"json": b'{"label": 1000000}'}, "'1000000': expected an integer from 0 to 999999"),
+        ({"json": b'{"caption": "x"}', "txt": b"x"}, r"''.*; the sample has \.png, \.json, \.txt"),
+    ],
+)
+def test_invalid_class_indices_of_shards(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    write_shard(tmp_path / "0.tar", {"17.png": b"1"} | {f"17.{suffix}": data for suffix, data in files.items()})
+    with pytest.raises(ValueError, match=f"0\\.tar:17: invalid class index {message}") as error:
+        open_dataset(str(tmp_path), "train")
+    assert len(str(error.value)) < 500
+
+
 # What folders mean
 
 
@@ -298,6 +345,9 @@ def test_one_class_in_several_folders_is_refused(opened: Opener, names: list[str
         ([*in_classes("set/train/", "a", "b"), *in_classes("set/val/", "a", "b")], ("a", "b"), True),
         ([*in_classes("train/im/", "a", "b"), *in_classes("val/im/", "a", "b")], ("a", "b"), True),
         ([*in_classes("Train/", "a", "b"), *in_classes("Test/", "a", "b")], ("a", "b"), True),
+        ([*in_classes("Training/", "a", "b"), *in_classes("Testing/", "a", "b")], ("a", "b"), True),
+        (in_classes("", "train", "tram"), ("train", "tram"), False),
+        (in_classes("", "test_negative", "test_positive"), ("test_negative", "test_positive"), False),
     ],
 )
 def test_classes_and_splits_by_structure(
@@ -312,7 +362,7 @@ def test_classes_and_splits_by_structure(
     assert [name for path, name in used if path.split("/")[-2] != name] == []
     if has_val:
         assert len(train) == len(val) == 4
-        assert all("/train/" in path.lower() for path, _ in used[:4])
+        assert all("/train" in path.lower() for path, _ in used[:4])
 
 
 @pytest.mark.parametrize(
@@ -332,6 +382,41 @@ def test_ambiguous_layouts_are_refused_with_both_readings(
         opened(names)
     for message in messages:
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/cat.0.jpg", "train/dog.0.jpg", "test1/1.jpg"],  # Kaggle's Dogs vs. Cats
+        in_classes("", "train_images", "test_images"),
+        in_classes("", "ISIC_2019_Training_Input", "ISIC_2019_Test_Input"),
+        in_classes("set/", "seg_train", "seg_test", "seg_val2"),
+    ],
+)
+def test_splits_without_classes_are_not_taken_for_classes(opened: Opener, names: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"named like splits, not classes; expected class folders in them"):
+        opened(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "beside", "used"),
+    [
+        ([*in_classes("food/images/", "a", "b"), "food/meta/train.txt", "food/README"], ["food/meta"], "food/images/"),
+        ([*in_classes("Images/", "a", "b"), "Annotation/a/1", "lists/x.mat"], ["Annotation", "lists"], "Images/"),
+        (
+            [*in_classes("I/Data/CLS/train/", "a", "b"), *in_classes("I/Data/CLS/val/", "a", "b"), "I/Sets/CLS/x.txt"],
+            ["I/Sets"],
+            "I/Data/CLS/",
+        ),
+    ],
+)
+def test_folders_of_metadata_beside_the_classes_are_told(
+    opened: Opener, names: list[str], beside: list[str], used: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, val = opened(names)
+    assert train.classes == val.classes == ("a", "b")
+    assert len(train) + len(val) == sum(name.endswith(".jpg") for name in names)
+    assert f": uses {used}, ignores the folders without images {', '.join(beside)}" in caplog.text
 
 
 def test_images_outside_of_the_splits_are_counted(opened: Opener, caplog: pytest.LogCaptureFixture) -> None:

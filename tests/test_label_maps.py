@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,26 @@ def test_validation_split_is_preferred_to_test_split(tmp_path: Path) -> None:
     assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images" / "test" / "0.jpg"
     write_dataset(tmp_path, "images/validation", "labels/validation")
     assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images/validation/0.jpg"
+
+
+def test_unicode_normalization_of_file_names_does_not_matter(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    write_image(tmp_path / f"Imgs/{composed}.jpg", 4, 2)
+    write_labels(tmp_path / f"GT/{decomposed}.png", [[0, 255, 0, 255], [0, 255, 0, 255]])
+    dataset = open_segmentation(str(tmp_path), "val", SegmentConfig(kind="binary"))
+    assert [dataset.id(i) for i in range(len(dataset))] == [f"{composed}.jpg"]
+    assert dataset.read(0)[1].tolist() == [[0, 1, 0, 1], [0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPE", ".jfif"])
+def test_label_maps_in_jpeg_are_told(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "images/0.jpg", 4, 2)
+    (tmp_path / "labels").mkdir()
+    Image.new("L", (4, 2)).save(tmp_path / f"labels/0{suffix}", "JPEG")
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    open_segmentation(str(tmp_path), "val", SegmentConfig())
+    assert "1 of 1 checked label maps are JPEG files" in caplog.text
 
 
 def test_palette_indices_are_the_labels(tmp_path: Path) -> None:

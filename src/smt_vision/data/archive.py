@@ -108,14 +108,17 @@ class TarIndex:
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
         self.damaged = damage is not None
-        if damage is not None and not (allow_damaged and count):
+        if damage is not None and not count:
+            raise ValueError(f"{source}: damaged archive: {damage}; read 0 members. Download or pack it again")
+        if damage is not None and not allow_damaged:
             raise ValueError(
                 f"{source}: damaged archive: {damage}; read {count} members. Download or pack it again, or use it as "
                 "far as it goes with input.allow_damaged (on the command line: --input.allow_damaged true)"
             )
         if damage is not None:
             log.warning(
-                "%s: damaged archive: %s; using the %d members before, %d of them images",
+                "%s: damaged archive: %s; using the %d members before, %d of them images, whose content may be damaged "
+                "as well",
                 source, damage, count, sum(map(is_image, self.names)),
             )  # fmt: skip
         if replaced:

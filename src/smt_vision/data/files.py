@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from PIL import Image, features
 
 log = logging.getLogger(__name__)
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that exists is the validation split
-TEST_NAMES = ("test", "te")  # a test split beside a validation split is usual
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")  # the first that exists is the validation split
+TEST_NAMES = ("test", "testing", "te")  # a test split beside a validation split is usual
 
 Image.init()  # registers all formats
 _NOT_DECODED = {
@@ -189,6 +190,11 @@ def describe_suffixes(names: Collection[str]) -> str:
     if len(counts) > _SHOWN:
         shown.append(f"{sum(count for _, count in counts[_SHOWN:])} others")
     return ", ".join(shown) or "no files"
+
+
+def split_in_name(name: str) -> str | None:
+    """The first word of a name that is one of ``TRAIN_NAMES`` or ``VAL_NAMES``, e.g. ``val`` in ``set-VAL2-0``."""
+    return next((word for word in re.split(r"[\W\d_]+", name.lower()) if word in TRAIN_NAMES + VAL_NAMES), None)
 
 
 def first_existing(names: Sequence[str], existing: Collection[str], where: object) -> str | None:

@@ -7,6 +7,10 @@ from typing import Literal, NamedTuple
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of an extended header, i.e. of a long name; longer ones are damage
 MAX_PADDING = 1 << 26  # zero bytes at the end; tar pads to a record, of 10 kB by default
+_NOT_A_TAR = (
+    "not a tar file, or damaged in its first bytes; expected a tar, uncompressed or compressed with gzip, bzip2 or xz "
+    "(unpack any other archive to a directory)"
+)
 _FILES, _EXTENDED, _WITHOUT_DATA = b"0\x007", b"xXgLK", b"123456V"
 
 
@@ -48,6 +52,8 @@ def read_members(descriptor: int, length: int) -> Iterator[Member]:
     of_next: dict[bytes, bytes] = {}  # fields of the extended headers before a member
     while True:
         block = os.pread(descriptor, BLOCK, offset)
+        if offset == 0 and 0 < len(block) < BLOCK:
+            raise ValueError(_NOT_A_TAR)
         if len(block) < BLOCK:
             raise DamagedTar(f"the file ends at byte {length}, without an end-of-archive marker")
         if block.count(0) == BLOCK:
@@ -61,7 +67,10 @@ def read_members(descriptor: int, length: int) -> Iterator[Member]:
                 raise DamagedTar(f"an invalid size ({size}) in the extended header at byte {offset}")
             content = os.pread(descriptor, size, start)
             if kind in b"LK":
-                of_next[b"path" if kind == b"L" else b"linkpath"] = content.partition(b"\0")[0]
+                value = content.partition(b"\0")[0]
+                if not value:
+                    raise DamagedTar(f"an empty long name at byte {offset}")
+                of_next[b"path" if kind == b"L" else b"linkpath"] = value
             else:
                 (of_all if kind == b"g" else of_next).update(_pax_fields(content, start))
             offset = start + _padded(size)
@@ -98,10 +107,7 @@ def _parse(block: bytes, offset: int) -> tuple[bytes, int, bytes, bytes]:
     # Some old programs add the bytes as signed numbers.
     if checksum != computed and checksum != computed - 256 * sum(byte > 127 for byte in block):
         if offset == 0:
-            raise ValueError(
-                "not a tar file, or damaged in its first bytes; expected a tar, uncompressed or compressed with gzip, "
-                "bzip2 or xz (unpack any other archive to a directory)"
-            )
+            raise ValueError(_NOT_A_TAR)
         raise DamagedTar(f"an invalid header at byte {offset}")
     if size is None or size < 0:
         raise DamagedTar(f"an invalid size in the header at byte {offset}")
@@ -129,6 +135,8 @@ def _decimal(text: bytes, offset: int) -> int:
 
 def _pax_fields(content: bytes, offset: int) -> dict[bytes, bytes]:
     """Path, link target and size in a pax header: records ``LENGTH KEY=VALUE\\n``, the length counting all of it."""
+    if content and not any(content):
+        raise DamagedTar(f"an extended header of zeros at byte {offset}")
     fields = {}
     position = 0
     content = content.rstrip(b"\0")

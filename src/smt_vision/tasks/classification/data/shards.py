@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ....data.archive import TarIndex, open_tar
+from ....data.archive import TarIndex, is_tar, open_tar
 from ....data.dataset import Split
 from ....data.files import (
     TRAIN_NAMES,
@@ -19,12 +19,16 @@ from ....data.files import (
     first_existing,
     is_hidden,
     is_image,
+    list_files,
+    split_in_name,
     warn_ignored,
 )
-from .dataset import ImageDataset, held_out
+from ....data.validation import first_few
+from .dataset import MAX_CLASSES, ImageDataset, held_out
 from .folders import TarDataset
 
 log = logging.getLogger(__name__)
+_TARGET_FILES = ("cls", "json")
 
 
 def expand_shards(pattern: str) -> list[Path]:
@@ -38,21 +42,21 @@ def expand_shards(pattern: str) -> list[Path]:
 
 
 def list_shards(root: Path) -> list[Path]:
-    """List the shards in train/ and val/ of a directory, or those in a directory without subdirectories.
+    """List the shards in train/ and val/ of a directory, or those in the directory itself.
 
-    Hidden files and directories do not count.
+    Tars next to class folders are not shards. Hidden files and directories do not count.
 
     Returns:
-        Paths of the .tar files; empty for a directory that is not a dataset of shards.
+        Paths of the tars; empty for a directory that is not a dataset of shards.
     """
-    shards = [path for name in TRAIN_NAMES + VAL_NAMES for path in _tars(root / name)]
-    if shards or any(path.is_dir() and not is_hidden(path.name) for path in root.iterdir()):
-        return shards
-    return _tars(root)
+    splits = sorted(path for path in root.iterdir() if path.name.lower() in TRAIN_NAMES + VAL_NAMES)
+    return [path for folder in splits for path in _tars(folder)] or _tars(root)
 
 
 def _tars(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".tar" and not is_hidden(path.name))
+    """The tars in a directory without class folders."""
+    tars = sorted(path for path in folder.glob("*") if is_tar(path.name) and not is_hidden(path.name))
+    return [] if tars and any("/" in name for name in list_files(folder).images) else tars
 
 
 def open_shards(
@@ -60,7 +64,7 @@ def open_shards(
 ) -> ImageDataset:
     """Open one split of a list of shards.
 
-    The split of a shard is read from a word in its directory or file name, e.g. ``train/0.tar`` or ``set-val-0.tar``.
+    The split of a shard is read from a word in its file name, e.g. ``set-val-0.tar``, or is the name of its directory.
     If there are no validation shards, a part of the images is held out. Of several validation splits, e.g. val and
     test, the first of ``VAL_NAMES`` is used.
     """
@@ -68,7 +72,7 @@ def open_shards(
     if missing or not shards:
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
     images = _index_samples(shards, where, allow_damaged)
-    names = [_split_name(path) for path in shards]
+    names = [split_in_name(path.name) or path.parent.name.lower() for path in shards]
     val = first_existing(VAL_NAMES, names, where)
     if val is None:
         return held_out(images, split, val_fraction=val_fraction, seed=seed)
@@ -79,11 +83,6 @@ def open_shards(
     return subset
 
 
-def _split_name(path: Path) -> str:
-    words = [path.parent.name, *re.split(r"[-_.]", path.stem)]
-    return next((word for word in words if word in TRAIN_NAMES + VAL_NAMES), "")
-
-
 def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDataset:
     tars = [open_tar(path, allow_damaged=allow_damaged) for path in shards]
     root = os.path.commonpath([path.parent for path in shards])
@@ -92,6 +91,7 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
     ids: list[str] = []
     unused: list[str] = []
     without_image: list[str] = []  # files of samples without an image
+    cut_off: list[str] = []  # images whose class is behind the end of a damaged tar
     for tar_index, tar in enumerate(tars):
         shard = shards[tar_index].relative_to(root).as_posix()
         samples: dict[str, dict[str, int]] = defaultdict(dict)
@@ -104,9 +104,11 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
             # 17.jpg takes precedence over 17.mask.png.
             images = sorted((ext.count("."), row) for ext, row in files.items() if is_image(f"_.{ext}"))
             unused += [tar.names[row] for _, row in images[1:]]
-            if images:
+            if images and tar.damaged and len(tar) - 1 in files.values() and files.keys().isdisjoint(_TARGET_FILES):
+                cut_off.append(tar.names[images[0][1]])
+            elif images:
                 members.append((tar_index, images[0][1]))
-                targets.append(_read_target(tar, files, f"{tar.path}:{key}"))
+                targets.append(_read_target(tar, files, f"{shards[tar_index]}:{key}"))
                 ids.append(f"{shard}:{key}")
             else:
                 without_image += [tar.names[row] for row in files.values()]
@@ -116,6 +118,8 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
             "as 17.jpg and 17.cls"
         )
     warn_ignored(where, without_image)
+    if cut_off:
+        log.warning("%s: ignored %d images without a class at the end of damaged shards", where, len(cut_off))
     if unused:
         log.warning("%s: one image per sample is used; ignored %d others, e.g. %s", where, len(unused), unused[0])
     classes = _read_classes(shards[0], max(targets))
@@ -135,9 +139,10 @@ def _read_target(tar: TarIndex, files: dict[str, int], name: str) -> int:
             raise ValueError(f"{name}.json: invalid JSON ({error}); pack the shard again") from error
         if isinstance(values, dict):
             text = str(values.get("label", values.get("cls", "")))
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 20 or int(text) >= MAX_CLASSES:
         raise ValueError(
-            f"{name}: invalid class index {text!r}: expected an integer in .cls, or in .json as 'label' or 'cls'"
+            f"{name}: invalid class index {text[:100]!r}: expected an integer from 0 to {MAX_CLASSES - 1} in .cls, or "
+            f"in .json as 'label' or 'cls'; the sample has {first_few([f'.{extension}' for extension in files])}"
         )
     return int(text)
 

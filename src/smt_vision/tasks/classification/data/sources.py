@@ -24,9 +24,9 @@ def open_dataset(
     Args:
         source: Location of the images, one of:
 
-            - A directory, or a tar of one: class folders in train/ and in one of val/, valid/, validation/, test/, or
-              only class folders, which are then split automatically. Class indices follow timm's natural order.
-              The folder that an image is in is its class; a folder called e.g. train that has images is a class.
+            - A directory, or a tar of one: class folders in train/ and in one of val/, valid/, validation/, test/,
+              testing/, or only class folders, which are then split automatically. Class indices follow timm's natural
+              order. The folder that an image is in is its class; a folder called e.g. train that has images is a class.
               Hidden files are passed over, and other files that are not images are counted in a warning.
               A compressed tar (gzip, bzip2 or xz) is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
             - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ....data.dataset import RawDataset
 from ....data.decode import UnreadableImage, decode
@@ -20,7 +21,6 @@ from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
-LOSSY = (".jpg", ".jpeg")  # formats that change class indices
 Labels = npt.NDArray[np.uint8]
 
 
@@ -112,7 +112,7 @@ class SegmentationDataset(RawDataset[Labels]):
             path = self._label_path(i)
             if self.binary and not labels.any() and (level := decode_mask(path, name=str(path)).max(initial=0)):
                 faint.append(f"{path} (at most {level})")
-            if not self.binary and path.suffix.lower() in LOSSY:
+            if not self.binary and Image.registered_extensions().get(path.suffix.lower()) == "JPEG":
                 kind = f"of {len(rows)} checked label maps are JPEG files"
                 report.warning(kind, str(path), "its compression changes labels, so save them as PNG")
         report.raise_errors()

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,13 +138,13 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
     report = ValidationReport(str(images))
     by_stem: dict[str, str] = {}
     for name in _files(labels):
-        other = by_stem.setdefault(os.path.splitext(name)[0], name)
+        other = by_stem.setdefault(_stem(name), name)
         if other != name:
             report.error("label maps exist with two suffixes", f"{labels / name}", "keep one of each")
     pairs: dict[str, str] = {}
     stems: dict[str, str] = {}
     for name in _files(images):
-        stem = os.path.splitext(name)[0]
+        stem = _stem(name)
         other = stems.setdefault(stem, name)
         label = by_stem.pop(stem, None)
         if other != name:
@@ -158,6 +159,11 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
     if not pairs:
         raise ValueError(f"{images}: no images ({describe_suffixes(list_files(images).others)}); expected {LAYOUT}")
     return pairs
+
+
+def _stem(name: str) -> str:
+    """Path without suffix, in composed Unicode: macOS stores names in decomposed Unicode."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
 
 
 def _files(folder: Path) -> list[str]:
