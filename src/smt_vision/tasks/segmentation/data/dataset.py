@@ -20,7 +20,7 @@ from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
-LOSSY = (".jpg", ".jpeg")  # formats that change class indices
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k")  # formats that may change class indices
 Labels = npt.NDArray[np.uint8]
 
 
@@ -113,8 +113,8 @@ class SegmentationDataset(RawDataset[Labels]):
             if self.binary and not labels.any() and (level := decode_mask(path, name=str(path)).max(initial=0)):
                 faint.append(f"{path} (at most {level})")
             if not self.binary and path.suffix.lower() in LOSSY:
-                kind = f"of {len(rows)} checked label maps are JPEG files"
-                report.warning(kind, str(path), "its compression changes labels, so save them as PNG")
+                kind = f"of {len(rows)} checked label maps are in a format of lossy compression"
+                report.warning(kind, str(path), "it changes labels, so save them as PNG")
         report.raise_errors()
         maps = f"{len(rows)} {'masks' if self.binary else 'label maps'}"
         maps += f" checked of {len(self)}" if len(rows) < len(self) else ""
