@@ -297,6 +297,11 @@ MASK_FILES = {
         save(palette([0, 1, 2], [(0, 0, 0), (255, 255, 255), (9, 9, 9)]), "png", transparency=bytes([0, 255, 99])),
         [0, 1, 0],
     ),
+    "palette, object of low opacity": (
+        save(palette([0, 1, 0], VOC), "png", transparency=bytes([0, 90])),
+        [0, 1, 0],
+    ),
+    "transparent white": (save(array([0, 255, 0], "uint8"), "png", transparency=255), [0, 1, 0]),
     "1-bit JPEG 2000": (content(jpeg2000([0, 1, 0], 1), "jp2"), [0, 1, 0]),
     "white is 0, 8 bits": (save(array([0, 255, 0], "uint8"), "tif", tiffinfo={262: 0}), [0, 1, 0]),
     "RGB of 16 bits, 0 and 65535": (content(png(16, 2, bytes([0] * 6 + [255] * 6), 2), "png"), [0, 1]),
@@ -533,7 +538,8 @@ def test_lossy_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     Image.new("L", (16, 16), 1).save(root / "labels/train/0.jpg")
     open_train(root)
     assert any(
-        "1 of 1 checked label maps are in a format of lossy" in warning and "0.jpg" in warning for warning in warnings_of(caplog)
+        "1 of 1 checked label maps are in a format of lossy" in warning and "0.jpg" in warning
+        for warning in warnings_of(caplog)
     )
 
 

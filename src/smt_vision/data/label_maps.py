@@ -15,7 +15,7 @@ from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image, store
 
 OBJECT_ABOVE = 128  # gray level above which a pixel of a binary mask is an object, as in the published metrics
 _COLORFUL = 32  # difference of a pixel's channels from which it has a color; compression changes grays by less
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # formats that change 0 to 1
 _REPLACE_COLORS = "replace each color by its class index and save it as a grayscale or palette image"
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha
 _NEW_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 0b101  # TIFF tag, and its bits for pages that belong to the main image
@@ -91,16 +91,17 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
                 f"{name}: a mask of mode {image.mode} with 16 bits per channel, of which Pillow reads only the upper 8, "
                 "and these are all 0; save it with 8 bits"
             )
-        if not lossy and set(np.unique(gray).tolist()) in ({1, 255}, {0, 1, 255}):
+        high = gray.max(initial=0)
+        if not lossy and high == 255 and (gray == 1).any() and np.isin(gray, (0, 1, 255)).all():
             raise UnreadableImage(
                 f"{name}: a mask with the values 1 and 255, so it is not clear whether 1 is an object, or 255; save it "
                 "as 0 and 255 (if 1 is an object and 255 is to be ignored, use --segment.kind classes with two classes)"
             )
-        levels = _levels(gray / factor if gray.max(initial=0) <= factor else gray, name)
-        if image.has_transparency_data and not image.mode.startswith("I"):
-            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-            varies = alpha.min(initial=255) != alpha.max(initial=0)
-            if varies and ((alpha > OBJECT_ABOVE) != (levels > OBJECT_ABOVE)).any():
+        levels = _levels(gray / factor if high <= factor else gray, name)
+        if image.mode in ("LA", "PA", "RGBA", "P") and image.has_transparency_data:
+            alpha = np.asarray(image.convert("RGBA").getchannel("A")).astype(np.int64)
+            varies = alpha.min() != alpha.max()
+            if varies and ((255 * alpha > OBJECT_ABOVE * alpha.max()) != (levels > OBJECT_ABOVE)).any():
                 raise UnreadableImage(
                     f"{name}: its gray values and its transparency show different objects; save the mask as a "
                     "grayscale image without transparency"
