@@ -70,8 +70,8 @@ def _check_readable(image: Image.Image, name: str) -> None:
         decoder, _, _, args = image.tile[0]  # type: ignore[misc]
         if decoder != "raw" or args[1] != (image.width + 31) // 32 * 4:  # Pillow takes each bit for a pixel
             raise UnreadableImage(
-                f"{name}: a BMP file with more than 1 bit per pixel whose only colors are black and white, which Pillow "
-                "misreads; save it as PNG"
+                f"{name}: a BMP file with more than 1 bit per pixel whose only colors are black and white, which "
+                "Pillow misreads; save it as PNG"
             )
 
 

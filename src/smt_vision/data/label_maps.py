@@ -88,8 +88,8 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         gray = _gray(image, name)
         if factor < 1 and not gray.any():
             raise UnreadableImage(
-                f"{name}: a mask of mode {image.mode} with 16 bits per channel, of which Pillow reads only the upper 8, "
-                "and these are all 0; save it with 8 bits"
+                f"{name}: a mask of mode {image.mode} with 16 bits per channel, of which Pillow reads only the upper "
+                "8, and these are all 0; save it with 8 bits"
             )
         high = gray.max(initial=0)
         if not lossy and high == 255 and (gray == 1).any() and np.isin(gray, (0, 1, 255)).all():
