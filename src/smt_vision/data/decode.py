@@ -67,8 +67,9 @@ def _check_readable(image: Image.Image, name: str) -> None:
             f"{name}: the image was closed before its pixels were loaded; pass its path, or call load() before close()"
         )
     if image.format == "BMP" and image.mode == "1":
-        decoder, _, _, args = image.tile[0]  # type: ignore[misc]
-        if decoder != "raw" or args[1] != (image.width + 31) // 32 * 4:  # Pillow takes each bit for a pixel
+        tile = image.tile[0]
+        stride = tile.args[1] if tile.codec_name == "raw" and isinstance(tile.args, tuple) else None
+        if stride != (image.width + 31) // 32 * 4:  # Pillow takes each bit for a pixel
             raise UnreadableImage(
                 f"{name}: a BMP file with more than 1 bit per pixel whose only colors are black and white, which "
                 "Pillow misreads; save it as PNG"

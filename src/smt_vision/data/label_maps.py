@@ -15,7 +15,6 @@ from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image, store
 
 OBJECT_ABOVE = 128  # gray level above which a pixel of a binary mask is an object, as in the published metrics
 _COLORFUL = 32  # difference of a pixel's channels from which it has a color; compression changes grays by less
-_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # formats that change 0 to 1
 _REPLACE_COLORS = "replace each color by its class index and save it as a grayscale or palette image"
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha
 _NEW_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 0b101  # TIFF tag, and its bits for pages that belong to the main image
@@ -81,7 +80,7 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         _check_one_page(image, name)
         if image.mode == "F" or image.mode.startswith("I"):
             _check_black_is_0(image, name)
-        factor, lossy = _stored_scale(image), image.format in _LOSSY
+        factor = _stored_scale(image)
         image = load_upright(image)
         if image.mode in _STRAIGHT:
             image = image.convert(_STRAIGHT[image.mode])
@@ -92,7 +91,8 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
                 "8, and these are all 0; save it with 8 bits"
             )
         high = gray.max(initial=0)
-        if not lossy and high == 255 and (gray == 1).any() and np.isin(gray, (0, 1, 255)).all():
+        ones, whites = np.count_nonzero(gray == 1), np.count_nonzero(gray == 255)
+        if 10 * ones > whites > 0 and np.isin(gray, (0, 1, 255)).all():  # a few ones are left from compression
             raise UnreadableImage(
                 f"{name}: a mask with the values 1 and 255, so it is not clear whether 1 is an object, or 255; save it "
                 "as 0 and 255 (if 1 is an object and 255 is to be ignored, use --segment.kind classes with two classes)"
