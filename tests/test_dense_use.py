@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -325,6 +325,18 @@ def test_saved_pictures_of_images_in_memory_are_those_of_their_files(tmp_path: P
         drawn = [read_pixels(tmp_path / folder / "drawn" / "0.png") for folder in ("image", "path")]
         assert np.array_equal(*drawn)
         assert drawn[0].shape[1] == 20
+
+
+def test_images_that_their_iterator_closes(tmp_path: Path) -> None:
+    third_bright().save(tmp_path / "x.png")
+
+    def images() -> Iterator[Image.Image]:
+        for _ in range(3):
+            with Image.open(tmp_path / "x.png") as image:
+                yield image
+
+    results = brightness_segmenter(binary=False)(images(), batch_size=2)
+    assert [(result.error, result.size) for result in results] == [(None, (20, 30))] * 3
 
 
 @pytest.mark.parametrize("image", [np.zeros((20, 30, 3), np.uint8), torch.zeros(3, 20, 30), b"x", None, 5])

@@ -1,5 +1,6 @@
 """Segmentation datasets in folders: layouts, label maps, binary masks, class names, and errors that name the files."""
 
+import io
 import json
 import logging
 import re
@@ -122,7 +123,7 @@ def test_ignore_index_of_classes_json(tmp_path: Path) -> None:
 
 
 def png(bits: int, color_type: int, row: bytes, width: int, palette: bytes = b"") -> bytes:
-    """A PNG file with one row; color type 0 is grayscale, 3 palette."""
+    """A PNG file with one row; color type 0 is grayscale, 2 RGB, 3 palette."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -150,6 +151,27 @@ def content(data: bytes, ending: str) -> Callable[[Path], Path]:
         return folder / f"x.{ending}"
 
     return write
+
+
+def bmp(row: list[int]) -> bytes:
+    """A BMP file of 8 bits per pixel with one row of 8 pixels, and a palette of black and white."""
+    pixels = bytes(row)
+    colors = bytes([0, 0, 0, 0, 255, 255, 255, 0])
+    info = struct.pack("<IiiHHIIiiII", 40, len(row), 1, 1, 8, 0, len(pixels), 0, 0, 2, 0)
+    return b"BM" + struct.pack("<IHHI", 66, 0, 0, 62) + info + colors + pixels
+
+
+def jpeg2000(row: list[int], bits: int) -> bytes:
+    """A JPEG 2000 file with one row of fewer bits than Pillow can write: those bits are changed in its header.
+
+    JPEG 2000 codes the difference to half of the range.
+    """
+    stored = 8 if bits <= 8 else 16
+    out = io.BytesIO()
+    array(np.add(row, 2 ** (stored - 1) - 2 ** (bits - 1)), f"uint{stored}").save(out, "JPEG2000", num_resolutions=1)
+    data = bytearray(out.getvalue())
+    data[data.index(b"ihdr") + 14] = data[data.index(b"\xff\x4f\xff\x51") + 42] = bits - 1
+    return bytes(data)
 
 
 def array(values: npt.ArrayLike, dtype: str) -> Image.Image:
@@ -190,6 +212,12 @@ LABEL_FILES = {
     "gray GIF": (save(array([0, 2, 1], "uint8"), "gif"), [0, 2, 1]),
     "gray, transparent": (save(array([0, 2, 1], "uint8"), "png", transparency=0), [0, 2, 1]),
     "opaque LA": (save(merged("LA", [0, 2, 1], OPAQUE), "png"), [0, 2, 1]),
+    "RGB with equal channels": (save(merged("RGB", *[[0, 2, 1]] * 3), "png"), [0, 2, 1]),
+    "RGB with equal channels, WebP": (save(merged("RGB", *[[0, 2, 1]] * 3), "webp", lossless=True), [0, 2, 1]),
+    "opaque RGBA with equal channels": (save(merged("RGBA", *[[0, 2, 1]] * 3, OPAQUE), "png"), [0, 2, 1]),
+    "4-bit JPEG 2000": (content(jpeg2000([0, 1, 15], 4), "jp2"), [0, 1, 15]),
+    "10-bit JPEG 2000": (content(jpeg2000([0, 1, 300], 10), "jp2"), [0, 1, 300]),
+    "16-bit JPEG 2000": (content(jpeg2000([0, 1, 300], 16), "jp2"), [0, 1, 300]),
     "opaque PA": (save(palette([0, 2, 1], VOC).convert("PA"), "tif"), [0, 2, 1]),
     "I;16": (save(array([0, 1, 65535], "uint16"), "png"), [0, 1, 65535]),
     "I;16B": (save(Image.frombytes("I;16B", (3, 1), struct.pack(">3H", 0, 1, 300)), "tif"), [0, 1, 300]),
@@ -209,7 +237,7 @@ def test_values_of_label_maps_in_every_pixel_format(form: str, tmp_path: Path) -
 COLORED = merged("RGB", [0, 1, 2], [0, 1, 2], [0, 1, 3])
 REFUSED_LABELS = {
     "RGB": (save(COLORED, "png"), r"mode RGB.*each color"),
-    "RGB with equal channels": (save(merged("RGB", *[[0, 1, 2]] * 3), "png"), r"mode RGB.*channels are equal"),
+    "RGB of 16 bits": (content(png(16, 2, bytes([0, 1] * 3), 1), "png"), r"mode RGB.*not have 8 bits"),
     "RGBA": (save(COLORED.convert("RGBA"), "png"), r"mode RGBA\b"),
     "CMYK": (save(COLORED.convert("CMYK"), "tif"), r"mode CMYK\b"),
     "LAB": (save(Image.new("LAB", (3, 1)), "tif"), r"mode LAB\b"),
@@ -218,7 +246,10 @@ REFUSED_LABELS = {
     "fractions": (save(array([0, 0.5, 1], "float32"), "tif"), r"value 0\.5\b"),
     "not a number": (save(array([0, np.nan, 1], "float32"), "tif"), r"value nan"),
     "infinity": (save(array([0, np.inf, 1], "float32"), "tif"), r"value inf"),
+    "transparent RGBA": (save(merged("RGBA", *[[0, 2, 1]] * 3, [255, 0, 255]), "png"), r"mode RGBA\b.*alpha"),
     "white is 0": (save(array([0, 2, 1], "uint8"), "tif", tiffinfo={262: 0}), r"WhiteIsZero"),
+    "white is 0, 16 bits": (save(array([0, 2, 1], "uint16"), "tif", tiffinfo={262: 0}), r"WhiteIsZero"),
+    "8-bit BMP of black and white": (content(bmp([0, 1] * 4), "bmp"), r"BMP file.*more than 1 bit"),
     "pages": (save(COLORED.convert("L"), "tif", save_all=True, append_images=[COLORED.convert("L")]), r"\b2 pages"),
     "frames": (save(palette([0, 1], VOC), "gif", save_all=True, append_images=[palette([1, 0], VOC)]), r"\b2 .*frames"),
 }  # fmt: skip
@@ -283,6 +314,19 @@ MASK_FILES = {
     "palette, VOC colors": (save(palette([0, 1, 0], VOC), "png"), [0, 1, 0]),
     "palette, all black": (save(palette([0, 1, 0], [(0, 0, 0)] * 2), "png"), [0, 1, 0]),
     "palette GIF": (save(palette([0, 1, 0], VOC), "gif"), [0, 1, 0]),
+    "palette with alpha values": (
+        save(palette([0, 1, 2], [(0, 0, 0), (255, 255, 255), (9, 9, 9)]), "png", transparency=bytes([0, 255, 99])),
+        [0, 1, 0],
+    ),
+    "palette, object of low opacity": (
+        save(palette([0, 1, 0], VOC), "png", transparency=bytes([0, 90])),
+        [0, 1, 0],
+    ),
+    "transparent white": (save(array([0, 255, 0], "uint8"), "png", transparency=255), [0, 1, 0]),
+    "1-bit JPEG 2000": (content(jpeg2000([0, 1, 0], 1), "jp2"), [0, 1, 0]),
+    "white is 0, 8 bits": (save(array([0, 255, 0], "uint8"), "tif", tiffinfo={262: 0}), [0, 1, 0]),
+    "RGB of 16 bits, 0 and 65535": (content(png(16, 2, bytes([0] * 6 + [255] * 6), 2), "png"), [0, 1]),
+    "0 and 255, and a few 1": (save(array([0, 1] + [255] * 10, "uint8"), "png"), [0, 0] + [1] * 10),
     "PA": (save(array([0, 255, 0], "uint8").convert("P").convert("PA"), "tif"), [0, 1, 0]),
     "16 bits, 0 and 65535": (save(array([0, 65535, 20000], "uint16"), "png"), [0, 1, 0]),
     "16 bits, 0 and 255": (save(array([0, 255, 0], "uint16"), "png"), [0, 1, 0]),
@@ -304,6 +348,13 @@ REFUSED_MASKS = {
     "palette of several objects": (save(palette([0, 1, 2], VOC), "png"), r"mode P .*\(128, 0, 0\)"),
     "white with an object in alpha": (save(merged("LA", [255, 255], [0, 255]), "png"), r"transparency"),
     "black with an object in alpha": (save(merged("RGBA", *[[0, 0]] * 3, [0, 255]), "png"), r"transparency"),
+    "palette of white with an object in alpha": (
+        save(palette([0, 1], [(255, 255, 255)] * 2), "png", transparency=bytes([0, 255])),
+        r"transparency",
+    ),
+    "0, 1 and 255": (save(array([0, 1, 255], "uint8"), "png"), r"1 and 255\b.*segment\.kind classes"),
+    "RGB of 16 bits, 0 and 255": (content(png(16, 2, bytes([0] * 6 + [0, 255] * 3), 2), "png"), r"16 bits per channel"),
+    "white is 0, 16 bits": (save(array([0, 65535], "uint16"), "tif", tiffinfo={262: 0}), r"WhiteIsZero"),
     "12 bits": (save(array([0, 4095], "uint16"), "png"), r"0 to 4095\b.*65535"),
     "negative": (save(array([0, -1], "int32"), "tif"), r"-1 to 0\b"),
     "beyond 16 bits": (save(array([0, 70000], "int32"), "tif"), r"0 to 70000\b"),
@@ -502,13 +553,14 @@ def test_masks_without_objects_are_named(tmp_path: Path, caplog: pytest.LogCaptu
     assert "no object in the 2 masks" in warning
 
 
-def test_jpeg_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lossy_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_dataset(tmp_path, content=np.zeros((16, 16)), count=1)
     (root / "labels/train/0.png").unlink()
     Image.new("L", (16, 16), 1).save(root / "labels/train/0.jpg")
     open_train(root)
     assert any(
-        "1 of 1 checked label maps are JPEG" in warning and "0.jpg" in warning for warning in warnings_of(caplog)
+        "1 of 1 checked label maps are in a format of lossy" in warning and "0.jpg" in warning
+        for warning in warnings_of(caplog)
     )
 
 
@@ -522,6 +574,8 @@ def test_jpeg_label_maps_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ("images", "ground_truth_mask"),
         ("Image", "GT_Object"),
         ("imgs/pascal", "masks/pascal"),
+        ("im", "gt"),  # DIS5K
+        ("RGB", "GT"),  # NLPR, beside depth
     ],
 )
 def test_test_sets_without_splits_are_opened_whole(tmp_path: Path, images: str, labels: str) -> None:
@@ -533,6 +587,26 @@ def test_test_sets_without_splits_are_opened_whole(tmp_path: Path, images: str, 
     assert found.read(1)[1].tolist() == [[0, 1]]
     with pytest.raises(ValueError, match=r"no subfolders for training and validation.*smt eval"):
         open_train(root, BINARY)
+
+
+def test_splits_of_images_with_one_folder_of_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in CAMO: Images/Train, Images/Test and GT."""
+    root = write_dataset(tmp_path, "Images/Train", "GT", content=[[0, 255]], classes=None)
+    write_image(root / "Images/Test/2.jpg", 2, 1)
+    write_labels(root / "GT/2.png", [[255, 0]])
+    assert [open_train(root, BINARY).id(i) for i in range(2)] == ["0.jpg", "1.jpg"]
+    found = open_segmentation(str(root), "val", BINARY)
+    assert len(found) == 1
+    assert found.read(0)[0] == root / "Images/Test/2.jpg"
+    assert found.read(0)[1].tolist() == [[1, 0]]
+    assert not warnings_of(caplog)
+    write_labels(root / "GT/3.png", [[255, 0]])
+    open_train(root, BINARY)
+    assert any(re.search(r"\b1 .*without an image: 3\.png", warning) for warning in warnings_of(caplog))
+    write_image(root / "Images/Test/1.jpg", 2, 1)
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=r"same label map in .*GT: 1\.jpg and .*1\.jpg"):
+            open_segmentation(str(root), split, BINARY)
 
 
 @pytest.mark.parametrize("folder", ["Test", "TestDataset", "DUTS-TE"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from ..recipe import Input
 
@@ -25,6 +25,7 @@ _UPRIGHT = {  # by EXIF orientation: what turns the stored pixels upright
     8: _TRANSPOSE.ROTATE_90,
 }
 _VIA = {"La": "LA", "LAB": "RGB"}  # Pillow converts these modes to no other
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # in Image.info
 
 
@@ -49,11 +50,38 @@ def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> 
                 raise UnreadableImage(f"{name}: {width} x {height} pixels")
             if width * height > max_pixels:
                 raise UnreadableImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
+            _check_readable(image, name)
             yield image
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers can raise almost any exception on a damaged file
         raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
+
+
+def _check_readable(image: Image.Image, name: str) -> None:
+    """Check what Pillow 13.0 would read wrongly, or not read with an unclear error."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return
+    if image.fp is None:
+        raise UnreadableImage(
+            f"{name}: the image was closed before its pixels were loaded; pass its path, or call load() before close()"
+        )
+    if image.format == "BMP" and image.mode == "1":
+        tile = image.tile[0]
+        stride = tile.args[1] if tile.codec_name == "raw" and isinstance(tile.args, tuple) else None
+        if stride != (image.width + 31) // 32 * 4:  # Pillow takes each bit for a pixel
+            raise UnreadableImage(
+                f"{name}: a BMP file with more than 1 bit per pixel whose only colors are black and white, which "
+                "Pillow misreads; save it as PNG"
+            )
+
+
+def stores_white_as_0(image: Image.Image) -> bool:
+    """Whether an image was opened from a grayscale TIFF file of type WhiteIsZero.
+
+    Pillow inverts those of up to 8 bits, so that black is 0, and no others.
+    """
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def decode(
@@ -85,7 +113,13 @@ def decode(
     if channels not in _MODES:
         raise ValueError(f"invalid channels={channels!r}: expected 1 (gray) or 3 (RGB)")
     with open_image(data, name, max_pixels) as image:
-        return _to_mode(load_upright(image), _MODES[channels], name)
+        white = 0
+        if image.mode.startswith("I;16") and stores_white_as_0(image):
+            white = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1  # type: ignore[attr-defined]
+        image = load_upright(image)
+        if white:
+            image = Image.fromarray((white - np.asarray(image)).astype(np.uint16))
+        return _to_mode(image, _MODES[channels], name)
 
 
 def load_upright(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 Shapes: a label map or mask has H x W pixels.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image
+from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image, stores_white_as_0
 
 OBJECT_ABOVE = 128  # gray level above which a pixel of a binary mask is an object, as in the published metrics
 _COLORFUL = 32  # difference of a pixel's channels from which it has a color; compression changes grays by less
+_REPLACE_COLORS = "replace each color by its class index and save it as a grayscale or palette image"
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha
 _NEW_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 0b101  # TIFF tag, and its bits for pages that belong to the main image
 
@@ -22,7 +24,8 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
     """Decode a label map to the values stored in it; EXIF orientation is applied.
 
     The values are the indices of a palette image (its colors and transparency have no meaning), 0 (black) and 1 (white)
-    in a 1-bit image, and the numbers of a grayscale image of 2, 4, 8, 16 or 32 bits; floats must be integers.
+    in a 1-bit image, and the numbers of a grayscale image of 2, 4, 8, 16 or 32 bits, also if it is stored as RGB with
+    three equal channels of 8 bits; floats must be integers.
 
     Args:
         path: Path of an image with one value per pixel; an alpha channel must be opaque.
@@ -33,26 +36,24 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
         (H, W) array of uint8 or a wider integer type.
 
     Raises:
-        UnreadableImage: The file cannot be decoded, has several channels or pages, or values that are not integers.
+        UnreadableImage: The file cannot be decoded, has different channels, several pages, or values that are not
+            integers.
     """
     with open_image(path, name, max_pixels) as image:
         _check_one_page(image, name)
-        factor, inverted = _stored_scale(image)
-        if inverted:
-            raise UnreadableImage(
-                f"{name}: a grayscale image that stores white as 0 (WhiteIsZero), so its labels are ambiguous; save it "
-                "with black as 0"
-            )
+        if image.mode != "1":
+            _check_black_is_0(image, name)
+        factor = _stored_scale(image)
         image = load_upright(image)
-        if image.mode in ("LA", "PA") and image.getchannel("A").getextrema() == (255, 255):
-            return np.asarray(image)[..., 0]
-        if image.mode == "F":
-            return _integers(np.asarray(image), name)
-        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            raise UnreadableImage(f"{name}: {_several_channels(image)}")
         values = np.asarray(image)
+        if image.mode in ("LA", "PA", "RGB", "RGBA", "RGBX"):
+            return _equal_channels(image, name, factor)
+        if image.mode == "F":
+            return _integers(values, name)
         if image.mode == "1":
             return values.astype(np.uint8)
+        if image.mode not in ("L", "P") and not image.mode.startswith("I"):
+            raise UnreadableImage(f"{name}: a label map cannot have mode {image.mode}; {_REPLACE_COLORS}")
         return values if factor == 1 else np.rint(values / factor).astype(np.int64)
 
 
@@ -72,24 +73,38 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         (H, W) array.
 
     Raises:
-        UnreadableImage: The file cannot be decoded, has several pages, colors that are not bright, an alpha channel
-            that shows another object, or values of an unknown range.
+        UnreadableImage: The file cannot be decoded, has several pages, colors that are not bright, transparency that
+            shows another object, or values of an unknown range.
     """
     with open_image(path, name, max_pixels) as image:
         _check_one_page(image, name)
-        factor, _ = _stored_scale(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            _check_black_is_0(image, name)
+        factor = _stored_scale(image)
         image = load_upright(image)
         if image.mode in _STRAIGHT:
             image = image.convert(_STRAIGHT[image.mode])
         gray = _gray(image, name)
-        levels = _levels(gray / factor if gray.max(initial=0) <= factor else gray, name)
-        if image.mode in ("LA", "PA", "RGBA"):
-            alpha = np.asarray(image.getchannel("A"))
-            varies = alpha.min(initial=255) != alpha.max(initial=0)
-            if varies and ((alpha > OBJECT_ABOVE) != (levels > OBJECT_ABOVE)).any():
+        if factor < 1 and not gray.any():
+            raise UnreadableImage(
+                f"{name}: a mask of mode {image.mode} with 16 bits per channel, of which Pillow reads only the upper "
+                "8, and these are all 0; save it with 8 bits"
+            )
+        high = gray.max(initial=0)
+        ones, whites = np.count_nonzero(gray == 1), np.count_nonzero(gray == 255)
+        if 10 * ones > whites > 0 and np.isin(gray, (0, 1, 255)).all():  # a few ones are left from compression
+            raise UnreadableImage(
+                f"{name}: a mask with the values 1 and 255, so it is not clear whether 1 is an object, or 255; save it "
+                "as 0 and 255 (if 1 is an object and 255 is to be ignored, use --segment.kind classes with two classes)"
+            )
+        levels = _levels(gray / factor if high <= factor else gray, name)
+        if image.mode in ("LA", "PA", "RGBA", "P") and image.has_transparency_data:
+            alpha = np.asarray(image.convert("RGBA").getchannel("A")).astype(np.int64)
+            varies = alpha.min() != alpha.max()
+            if varies and ((255 * alpha > OBJECT_ABOVE * alpha.max()) != (levels > OBJECT_ABOVE)).any():
                 raise UnreadableImage(
                     f"{name}: its gray values and its transparency show different objects; save the mask as a "
-                    "grayscale image without an alpha channel"
+                    "grayscale image without transparency"
                 )
         return levels
 
@@ -109,23 +124,60 @@ def _belongs_to_main_image(image: Image.Image, page: int) -> bool:
     return bool(getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE, 0) & _REDUCED_OR_MASK)
 
 
-def _stored_scale(image: Image.Image) -> tuple[float, bool]:
-    """How Pillow changes the stored values of an image that is not loaded yet.
+def _check_black_is_0(image: Image.Image, name: str) -> None:
+    if stores_white_as_0(image):
+        raise UnreadableImage(
+            f"{name}: a grayscale image that stores white as 0 (WhiteIsZero), so its values are ambiguous; save it "
+            "with black as 0"
+        )
 
-    Returns:
-        The factor by which it multiplies them, where they have less than 8 bits or another maximum, and whether it
-        inverts them.
+
+def _stored_scale(image: Image.Image) -> float:
+    """The factor by which Pillow multiplies the stored values of an image that is not loaded yet.
+
+    It is not 1 where they have another number of bits than 8, 16 or 32, or another maximum; and less than 1 where
+    several channels of 16 bits are reduced to 8.
     """
     tiles = getattr(image, "tile", [])
-    if not tiles or image.mode not in ("L", "I"):
-        return 1.0, False
+    if not tiles or image.mode == "1":
+        return 1.0
     decoder, _, _, args = tiles[0]
     raw_mode, *more = args if isinstance(args, tuple) else (args,)
     if decoder in ("ppm", "ppm_plain"):
-        return (255 if image.mode == "L" else 65535) / more[0], False
-    if isinstance(raw_mode, str) and raw_mode.startswith("L;"):
-        return {"2": 85.0, "4": 17.0}.get(raw_mode[2], 1.0), "I" in raw_mode
-    return 1.0, False
+        return (65535 if image.mode == "I" else 255) / more[0]
+    if decoder == "jpeg2k":
+        bits = _jpeg2000_bits(image)
+        return 2.0 ** ((8 if bits <= 8 else 16) - bits)
+    if not isinstance(raw_mode, str) or image.mode.startswith("I"):
+        return 1.0
+    if image.mode == "L":
+        return {"L;2": 85.0, "L;4": 17.0}.get(raw_mode[:3], 1.0)
+    return 1 / 256 if re.fullmatch("[A-Z]+;16[BLN]", raw_mode) else 1.0
+
+
+def _jpeg2000_bits(image: Any) -> int:
+    """Bits of the first channel of an open JPEG 2000 file."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(position)
+    return (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F) + 1  # Ssiz in the marker segment SIZ
+
+
+def _equal_channels(image: Image.Image, name: str, factor: float) -> npt.NDArray[np.uint8]:
+    """The values of an image whose channels are equal, and whose alpha channel, if it has one, is opaque."""
+    alpha = image.mode.endswith("A")
+    channels = np.asarray(image)[..., : 3 if image.mode.startswith("RGB") else 1]
+    text = f"{name}: a label map has one value per pixel, but this image has mode {image.mode}; "
+    if (channels != channels[..., :1]).any():
+        raise UnreadableImage(f"{text}{_REPLACE_COLORS}")
+    if alpha and image.getchannel("A").getextrema() != (255, 255):
+        raise UnreadableImage(
+            f"{text}its alpha channel is not opaque; save it as a grayscale or palette image without transparency"
+        )
+    if factor != 1:
+        raise UnreadableImage(f"{text}its channels do not have 8 bits; save one of them as a grayscale image")
+    return channels[..., 0]
 
 
 def _integers(values: npt.NDArray[np.floating], name: str) -> npt.NDArray[np.int64]:
@@ -137,17 +189,6 @@ def _integers(values: npt.NDArray[np.floating], name: str) -> npt.NDArray[np.int
     return values.astype(np.int64)
 
 
-def _several_channels(image: Image.Image) -> str:
-    """Why an image of several channels is not a label map."""
-    text = f"a label map has one value per pixel, but this image has mode {image.mode}; "
-    if image.mode in ("LA", "PA"):
-        return f"{text}its alpha channel is not opaque; save it as a grayscale or palette image without transparency"
-    channels = np.asarray(image)[..., :3]
-    if image.mode.startswith("RGB") and (channels == channels[..., :1]).all():
-        return f"{text}its channels are equal, so save one of them as a grayscale image"
-    return f"{text}replace each color by its class index and save it as a grayscale or palette image"
-
-
 def _gray(image: Image.Image, name: str) -> npt.NDArray[Any]:
     """Gray values of a mask."""
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
@@ -156,7 +197,8 @@ def _gray(image: Image.Image, name: str) -> npt.NDArray[Any]:
         indices = np.asarray(image)
         if indices.max(initial=0) <= 1 and not any((image.getpalette("RGB") or [0, 0, 0])[:3]):
             return indices
-    rgb = image.convert("RGB")
+    # Pillow warns of palettes with alpha values unless their images are converted to RGBA.
+    rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     gray, channels = np.asarray(rgb.convert("L")), np.asarray(rgb)
     unclear = (channels.max(axis=2) - channels.min(axis=2) >= _COLORFUL) & (gray <= OBJECT_ABOVE)
     if unclear.any():

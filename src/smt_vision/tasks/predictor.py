@@ -100,8 +100,8 @@ class Predictor(ABC, Generic[R]):
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"images is a single {type(images).__name__}; expected a list of paths or PIL images")
         items = iter(enumerate(images))
-        while batch := list(islice(items, batch_size or self.batch_size)):
-            prepared = [self._prepare(i, image) for i, image in batch]
+        # Each image is prepared before the next is taken, so that an iterator may close it then.
+        while prepared := [self._prepare(i, image) for i, image in islice(items, batch_size or self.batch_size)]:
             readable = [image for image in prepared if isinstance(image, PreparedImage)]
             results = iter(self._predict_batch(readable, **options) if readable else ())
             for image in prepared:

@@ -21,6 +21,7 @@ from ..config import IGNORE_INDEX, SegmentConfig
 
 log = logging.getLogger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
+LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # Pillow's names of formats that may change class indices
 Labels = npt.NDArray[np.uint8]
 
 
@@ -112,9 +113,9 @@ class SegmentationDataset(RawDataset[Labels]):
             path = self._label_path(i)
             if self.binary and not labels.any() and (level := decode_mask(path, name=str(path)).max(initial=0)):
                 faint.append(f"{path} (at most {level})")
-            if not self.binary and Image.registered_extensions().get(path.suffix.lower()) == "JPEG":
-                kind = f"of {len(rows)} checked label maps are JPEG files"
-                report.warning(kind, str(path), "its compression changes labels, so save them as PNG")
+            if not self.binary and Image.registered_extensions().get(path.suffix.lower()) in LOSSY:
+                kind = f"of {len(rows)} checked label maps are in a format of lossy compression"
+                report.warning(kind, str(path), "it changes labels, so save them as PNG")
         report.raise_errors()
         maps = f"{len(rows)} {'masks' if self.binary else 'label maps'}"
         maps += f" checked of {len(self)}" if len(rows) < len(self) else ""

@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 # Compared with the last word of a folder name in lower case, or with all of it: DUTS-TR-Image and Imgs are both image
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
-IMAGES = ("images", "image", "imgs", "img")
+IMAGES = ("images", "image", "imgs", "img", "im", "rgb")
 LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
 SPLITS = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
-    "training/ and validation/), or train/images/ and train/masks/ (or Imgs/ and GT/); to evaluate, also only Imgs/ "
-    "and GT/ with all files of a test set"
+    "training/ and validation/), or labels/ without subfolders, or train/images/ and train/masks/ (or Imgs/ and GT/); "
+    "to evaluate, also only Imgs/ and GT/ with all files of a test set"
 )
 
 
@@ -66,9 +66,9 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
-    images, labels = _folders(root, split)
+    images, labels, others = _folders(root, split)
     names = _Names(["object"], None) if config.is_binary else _class_names(root)
-    pairs = _pairs(images, labels)
+    pairs = _pairs(images, labels, others)
     dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
     )
@@ -77,12 +77,19 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
     return dataset
 
 
-def _folders(root: Path, split: Split) -> tuple[Path, Path]:
-    """A split's folder of images and its folder of label maps."""
+def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
+    """A split's folder of images, its folder of label maps, and folders of images that have the same of label maps."""
     images, labels = _child(root, IMAGES), _child(root, LABELS)
+    others: list[Path] = []
     if images and labels:  # images/train, or images of a test set
         folders = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
-        if not any(_child(folder, words) for folder in (images, labels) for words in SPLITS.values()):
+        images_are_split, labels_are_split = (
+            any(_child(folder, words) for words in SPLITS.values()) for folder in (images, labels)
+        )
+        if folders[0] and not labels_are_split:  # CAMO
+            folders = folders[0], labels
+            others = [child for child in images.iterdir() if child.is_dir() and child != folders[0]]
+        elif not images_are_split and not labels_are_split:
             if split == "train":
                 raise ValueError(
                     f"{root}: {images.name}/ and {labels.name}/ have no subfolders for training and validation, e.g. "
@@ -96,7 +103,7 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path]:
         raise ValueError(
             f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}{_hint(root, split)}"
         )
-    return folders[0], folders[1]
+    return folders[0], folders[1], others
 
 
 def _hint(root: Path, split: Split) -> str:
@@ -133,9 +140,10 @@ def _child(folder: Path, words: Sequence[str]) -> Path | None:
     return found[0]
 
 
-def _pairs(images: Path, labels: Path) -> dict[str, str]:
-    """Label map by image file, sorted by image file."""
+def _pairs(images: Path, labels: Path, others: Sequence[Path]) -> dict[str, str]:
+    """Label map by image file, sorted by image file; ``others`` are folders of images with the same label maps."""
     report = ValidationReport(str(images))
+    elsewhere = {os.path.splitext(name)[0]: other / name for other in others for name in list_files(other).images}
     by_stem: dict[str, str] = {}
     for name in _files(labels):
         other = by_stem.setdefault(_stem(name), name)
@@ -149,11 +157,15 @@ def _pairs(images: Path, labels: Path) -> dict[str, str]:
         label = by_stem.pop(stem, None)
         if other != name:
             report.error("images exist with two suffixes", f"{images / name}", "keep one of each")
+        elif stem in elsewhere:
+            kind = f"images have the same name as one of another split, and so the same label map in {labels}"
+            report.error(kind, f"{name} and {elsewhere[stem]}", "rename them, or put label maps into folders of splits")
         elif label is None:
-            report.error(f"images without a label map in {labels}", name, "add the label maps or remove the images")
+            fix = "add the label maps, with the names of the images apart from the suffix, or remove the images"
+            report.error(f"images without a label map in {labels}", name, fix)
         else:
             pairs[name] = label
-    for name in by_stem.values():
+    for name in (name for stem, name in by_stem.items() if stem not in elsewhere):
         report.warning(f"label maps in {labels} without an image", name, "ignored")
     report.raise_errors()
     if not pairs:
