@@ -559,6 +559,7 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
 @pytest.mark.usefixtures("process_group")
 def test_each_form_can_be_sharded() -> None:
     """``fully_shard`` gives a module a class of its own, derived from the form."""
