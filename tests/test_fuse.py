@@ -90,6 +90,11 @@ def test_a_model_without_an_smt_is_refused() -> None:
         fuse(timm.create_model("resnet10t"))
 
 
+def test_a_fused_model_is_not_fused_again() -> None:
+    with pytest.raises(ValueError, match="this SMT is fused already"):
+        fuse(fuse(lively()))
+
+
 class Adapter(nn.Module):
     """A LoRA-like wrapper in a linear layer's place, with its attributes."""
 

@@ -39,12 +39,14 @@ def fuse(model: nn.Module) -> nn.Module:
         model: An SMT, or any module that contains one.
 
     Raises:
-        ValueError: The model does not contain an SMT, or a call of one of its layers computes more than the layer's
-            type and weights say, e.g. that of an adapter (LoRA), which fusion would lose.
+        ValueError: The model does not contain an SMT, is fused already, or a call of one of its modules computes more
+            than the type and the weights say, e.g. that of an adapter (LoRA) or a hook, which fusion would lose.
     """
     with torch.inference_mode(False), torch.no_grad():
         parts = {name: m for name, m in model.named_modules() if isinstance(m, Stem | Downsample | Block)}
         if not parts:
+            if any(isinstance(module, FusedBlock) for module in model.modules()):
+                raise ValueError(f"this {type(model).__name__} is fused already; use it as it is")
             raise ValueError(
                 f"there is nothing to fuse in this {type(model).__name__}: expected an SMT or a model that contains one"
             )
