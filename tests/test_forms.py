@@ -2,13 +2,16 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -542,3 +545,32 @@ def test_compilers_and_exporters(in_compiled_code: bool) -> None:
     assert torch.equal(compiled, x + 1 if in_compiled_code else x - 1)
     for strict in (False, True):
         assert torch.equal(torch.export.export(Asks(), (x,), strict=strict).module()(x), x - 1)
+
+
+# --- FSDP2 ---
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+@pytest.mark.usefixtures("process_group")
+def test_each_form_can_be_sharded() -> None:
+    """``fully_shard`` gives a module a class of its own, derived from the form."""
+    model = use_fast_forms(create(num_classes=7))
+    expected, x = copy.deepcopy(model), images(2, 3, 32, 32)
+    mesh = init_device_mesh("cpu", (1,))
+    for module in reversed(list(model.modules())):
+        if type(module) in FORMS.values():
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model(x).square().mean().backward()
+    expected(x).square().mean().backward()
+    for parameter, reference in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad.full_tensor(), reference.grad, rtol=1e-4, atol=1e-6)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from debug_model import create, images
 from smt_vision.forms.fused_layers import FusedLinear
 from smt_vision.forms.inference import fuse
 from smt_vision.kernels import onednn
+from smt_vision.model import SAM
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -88,6 +90,11 @@ def test_a_model_without_an_smt_is_refused() -> None:
         fuse(timm.create_model("resnet10t"))
 
 
+def test_a_fused_model_is_not_fused_again() -> None:
+    with pytest.raises(ValueError, match="this SMT is fused already"):
+        fuse(fuse(lively()))
+
+
 class Adapter(nn.Module):
     """A LoRA-like wrapper in a linear layer's place, with its attributes."""
 
@@ -138,15 +145,54 @@ def _approximate_gelu(model: Any) -> str:
     return "stages.0.blocks.0.mixer.saa.act"
 
 
+class DoubledSAM(SAM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+def _subclass(model: Any) -> str:
+    model.stages[0].blocks[0].mixer.__class__ = DoubledSAM
+    return "stages.0.blocks.0.mixer"
+
+
 @pytest.mark.parametrize(
     "change",
-    [_adapter, _pruned, _instance_forward, _circular, _group_norm, _other_activation, _approximate_gelu],
+    [_adapter, _pruned, _instance_forward, _circular, _group_norm, _other_activation, _approximate_gelu, _subclass],
 )
 def test_what_fusion_would_lose_is_refused(change: Callable[[Any], str]) -> None:
     model = lively()
     name = change(model)
     with pytest.raises(ValueError, match=rf"cannot fuse {re.escape(name)} \("):
         fuse(model)
+
+
+def _scaled(y: torch.Tensor) -> torch.Tensor:
+    return y * torch.linspace(0.5, 1.5, y[0].numel()).view_as(y[0])
+
+
+def _scaled_forward(module: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return _scaled(type(module).forward(module, *args, **kwargs))
+
+
+@pytest.mark.parametrize("kind", ["hook", "forward"])
+def test_changed_calls_are_kept_or_refused(kind: str) -> None:
+    """Of every module, not only of layers: also of the stem, downsampling, blocks, mixers, MHMC, SAA and FFN."""
+    model, x = lively(), images(1, 3, 32, 32)
+    for name, module in model.named_modules():
+        if kind == "hook":
+            hook = module.register_forward_hook(lambda module, args, output: _scaled(output))
+        else:
+            module.forward = partial(_scaled_forward, module)  # as accelerate does
+        in_part = re.match(r"stem|stages\.([1-9]\.downsample|\d\.blocks\.\d)", name)
+        if in_part and not isinstance(module, nn.LayerNorm):
+            with pytest.raises(ValueError, match=rf"cannot fuse {re.escape(name)} \("):
+                fuse(model)
+            if kind == "hook":
+                hook.remove()
+            else:
+                del module.forward
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(model)(x), model(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["parametrized", "SyncBatchNorm", "FrozenBatchNorm2d"])

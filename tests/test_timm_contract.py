@@ -11,6 +11,7 @@ from timm.models._manipulate import group_parameters
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import FrozenBatchNorm2d
 
 from debug_model import create, images, on_meta
 from smt_vision.model import SAM, SMT
@@ -481,6 +482,42 @@ def test_features_only_loads_the_state_dict_of_an_smt(kind: str, strict: bool, a
     expected = atto.forward_intermediates(x, intermediates_only=True)
     for actual, map in zip(features.eval()(x), expected, strict=True):
         assert torch.equal(actual, map)
+
+
+@pytest.mark.parametrize("kind", ["release", "ours", "the wrapper's own"])
+@pytest.mark.parametrize("feature_cls", ["getter", "list", "hook"])
+def test_fixed_statistics_take_a_state_dict_with_their_updates(feature_cls: str, kind: str, atto: SMT) -> None:
+    """DETR replaces BatchNorm by layers without num_batches_tracked; these accept and ignore it."""
+    features = create(features_only=True, feature_cls=feature_cls)
+    for name, module in list(features.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            features.set_submodule(name, FrozenBatchNorm2d(module.num_features))
+    features.load_state_dict(STATES[kind](atto))
+    x = images(1, 3, 64, 64)
+    expected = atto.forward_intermediates(x, intermediates_only=True)
+    for actual, map in zip(features.eval()(x), expected, strict=True):
+        torch.testing.assert_close(actual, map, rtol=1e-4, atol=1e-5)
+
+
+class Counter(nn.Linear):
+    """A linear layer with state that is neither a parameter nor a buffer, as quantized layers have."""
+
+    count = 0
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.count)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.count = int(state)
+
+
+def test_extra_state_of_a_layer_is_loaded() -> None:
+    first, second = create(features_only=True), create(features_only=True)
+    for features in (first, second):
+        features.model.stages[0].blocks[0].ffn.fc1.__class__ = Counter
+    first.model.stages[0].blocks[0].ffn.fc1.count = 3
+    second.load_state_dict(first.state_dict())
+    assert second.model.stages[0].blocks[0].ffn.fc1.count == 3
 
 
 def test_features_only_of_copies_and_pickles_loads_too(atto: SMT) -> None:

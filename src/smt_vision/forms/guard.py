@@ -48,9 +48,14 @@ def _has_global_hooks() -> bool:
     )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module may do more than the ``forward`` of its type: hooks, or a ``forward`` of its own."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
 def _is_plain(child: nn.Module) -> bool:
-    hooks = child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks
-    if type(child) not in PLAIN_TYPES or hooks or "forward" in child.__dict__:
+    if type(child) not in PLAIN_TYPES or has_hooks(child):
         return False
     for parameter in child._parameters.values():
         if parameter is not None and type(parameter) not in TENSORS:

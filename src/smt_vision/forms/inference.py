@@ -23,7 +23,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..model.attention import MSA, split_heads
 from ..model.modulation import MHMC, SAA, SAM, ConcatHeads
 from ..model.smt import FFN, Block, Downsample, Stem
+from . import FORMS
 from .fused_layers import Activation, FusedConv2d, FusedLinear
+from .guard import has_hooks
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -37,12 +39,14 @@ def fuse(model: nn.Module) -> nn.Module:
         model: An SMT, or any module that contains one.
 
     Raises:
-        ValueError: The model does not contain an SMT, or a call of one of its layers computes more than the layer's
-            type and weights say, e.g. that of an adapter (LoRA), which fusion would lose.
+        ValueError: The model does not contain an SMT, is fused already, or a call of one of its modules computes more
+            than the type and the weights say, e.g. that of an adapter (LoRA) or a hook, which fusion would lose.
     """
     with torch.inference_mode(False), torch.no_grad():
         parts = {name: m for name, m in model.named_modules() if isinstance(m, Stem | Downsample | Block)}
         if not parts:
+            if any(isinstance(module, FusedBlock) for module in model.modules()):
+                raise ValueError(f"this {type(model).__name__} is fused already; use it as it is")
             raise ValueError(
                 f"there is nothing to fuse in this {type(model).__name__}: expected an SMT or a model that contains one"
             )
@@ -171,27 +175,29 @@ class FusedBlock(nn.Module):
         return self.ffn(self.norm2(x), x)
 
 
-# Modules inside a part. Fusion reads the parameters of the first kind, and keeps or removes the others.
+# Modules of a part. Fusion reads the parameters of the first kind, knows what the second computes, and keeps or removes
+# the third.
 LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-OTHERS = (SAM, MSA, MHMC, SAA, ConcatHeads, FFN, LayerScale, DropPath, nn.LayerNorm, nn.Dropout, nn.ModuleList)
+COMPOSED = {Downsample, Block, ConcatHeads, *FORMS, *FORMS.values()}
+OTHERS = (LayerScale, DropPath, nn.LayerNorm, nn.Dropout, nn.ModuleList, nn.Identity)
 
 
 def _check_layers(part_name: str, part: nn.Module) -> None:
     """Check that each module in a part computes what its type and its weights say."""
     activation = nn.ReLU if isinstance(part, Stem) else nn.GELU
     for name, module in part.named_modules(prefix=part_name):
-        kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
-        if module is part or "parametrizations" in name.split("."):
+        if "parametrizations" in name.split("."):
             continue
+        kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
         if kind in LAYERS:
-            known = "forward" not in module.__dict__ and not module._forward_pre_hooks and not module._forward_hooks
-            known = known and all(type(parameter) is nn.Parameter for parameter in module.parameters())
+            known = all(type(parameter) is nn.Parameter for parameter in module.parameters())
             known = known and getattr(module, "padding_mode", "zeros") == "zeros"
             known = known and getattr(module, "running_mean", module) is not None and module.weight is not None
         else:
-            known = kind in (activation, nn.Identity) or isinstance(module, OTHERS)
+            known = kind in COMPOSED or kind is activation or isinstance(module, OTHERS)
             known = known and getattr(module, "approximate", "none") == "none"
-        if not known:
+        kept = isinstance(module, nn.LayerNorm)
+        if not known or (has_hooks(module) and not kept):
             raise ValueError(
                 f"cannot fuse {name} ({type(module).__name__}): fusion would lose an adapter, a hook, a quantized "
                 "weight or a replaced layer; merge or remove it first, or fuse before adding it"

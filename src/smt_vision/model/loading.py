@@ -79,7 +79,13 @@ def _convert(
     left_out = [key for key in state if parts is not None and _part(key) not in {"", *parts}]
     if left_out:
         log.info("%s: left out %d tensors that %s has no place for", where, len(left_out), type(module).__name__)
-    state = {names.get(key, key): value for key, value in state.items() if key not in left_out}
+    # By part, because a file may have entries that the module has not, e.g. BatchNorm's num_batches_tracked.
+    places = {_part(key): name.removesuffix(key.removeprefix(_part(key))) for key, name in names.items()}
+    state = {
+        places.get(_part(key), _part(key)) + key.removeprefix(_part(key)): value
+        for key, value in state.items()
+        if key not in left_out
+    }
     for key in own:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: value for key, value in state.items()})
