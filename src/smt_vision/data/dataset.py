@@ -31,6 +31,7 @@ class RawDataset(ABC, Generic[T]):
         self.classes = tuple(classes)
         self.where = where
         self._ids = np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)
+        self._fingerprints: Fingerprints | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -55,13 +56,19 @@ class RawDataset(ABC, Generic[T]):
     def describe(self) -> str:
         """Summarize the dataset in one line for the log."""
 
+    def listing(self) -> bytes:
+        """The ids of all images, in order."""
+        return self._ids.tobytes()
+
     def fingerprints(self) -> Fingerprints:
         """(N,) 64-bit hashes of the images' content, the same wherever and in whatever order they are stored."""
-        return map_images(self._fingerprint, len(self))
+        if self._fingerprints is None:
+            self._fingerprints = map_images(self._fingerprint, len(self))
+        return self._fingerprints
 
-    def identities(self, fingerprints: Fingerprints) -> Fingerprints:
+    def identities(self) -> Fingerprints:
         """(N,) 64-bit hashes of the images' ids and content, which tell copies of an image in one dataset apart."""
-        pairs = zip(self._ids, fingerprints.astype("<i8"), strict=True)
+        pairs = zip(self._ids, self.fingerprints().astype("<i8"), strict=True)
         return np.array([hash_bytes(bytes(name), value.tobytes()) for name, value in pairs], dtype=np.int64)
 
     def _fingerprint(self, i: int) -> int:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
+# First bytes of formats without compression (BMP, TIFF, PGM, PPM), where a change leaves the rest of the file the same.
+UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
 ANNOUNCED = 100_000  # images from which computing the fingerprints takes long enough to be logged
@@ -32,14 +34,16 @@ def hash_bytes(*parts: bytes) -> int:
 
 
 def hash_content(size: int, read: Callable[[int, int], bytes]) -> int:
-    """64-bit hash of the content of a file; of a large file, its size and three parts of it are hashed.
+    """64-bit hash of the content of a file; of a large compressed file, its size and three parts of it are hashed.
 
     Args:
         size: Size in bytes.
         read: ``(offset, length) -> bytes``.
     """
-    offsets = range(0, size, PART) if size <= 3 * PART else (0, (size - PART) // 2, size - PART)
-    return hash_bytes(str(size).encode(), *(read(offset, PART) for offset in offsets))
+    first = read(0, PART)
+    whole = size <= 3 * PART or first.startswith(UNCOMPRESSED)
+    offsets = range(PART, size, PART) if whole else ((size - PART) // 2, size - PART)
+    return hash_bytes(str(size).encode(), first, *(read(offset, PART) for offset in offsets))
 
 
 def hash_file(path: Path) -> int:
@@ -78,7 +82,7 @@ class UsedImages:
     """The images that a model was trained, validated and calibrated on, as fingerprints.
 
     Args:
-        train: Content of the training images.
+        train: Content of the training images, also of those that the initial weights were trained on.
         val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
         calibration: Content of the images that an 8-bit export was calibrated on.
     """
@@ -88,11 +92,12 @@ class UsedImages:
     calibration: Fingerprints = field(default_factory=NONE.copy)
 
     def count_in(self, fingerprints: Fingerprints) -> dict[str, int]:
-        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content."""
-        return {
-            "trained_on": int(np.isin(fingerprints, self.train).sum()),
-            "calibrated_on": int(np.isin(fingerprints, self.calibration).sum()),
-        }
+        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content.
+
+        The first is left out if the training images are not known.
+        """
+        trained_on = {"trained_on": int(np.isin(fingerprints, self.train).sum())} if len(self.train) else {}
+        return {**trained_on, "calibrated_on": int(np.isin(fingerprints, self.calibration).sum())}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The fingerprints by name, as checkpoints and exports store them."""

@@ -80,9 +80,9 @@ def train(
     with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
         task = get_task(recipe.task).training(built)
     _check_images(task, recipe.data)
-    run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
+    run = Run(fabric, task, recipe, folder)
     plan = _plan(run, train_loader.batches_per_epoch, max_steps)
     finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
 
