@@ -256,17 +256,27 @@ def run_evaluation(
 
     Returns:
         The metrics, the same on every process.
+
+    Raises:
+        ValueError: No image could be read.
     """
     training = weights.training
     weights.eval()
     metric = task.metric(fabric.device)
+    any_image = False
     for batch in loader:
+        any_image = True
         batch = fabric.to_device(batch)
         with fabric.autocast():
             output = task.predict(weights, batch)
         metric.update(output, batch)
         if on_progress is not None:
             on_progress(1)
+    if not _any_rank(fabric, any_image)[0]:
+        raise ValueError(
+            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; they are named "
+            "above"
+        )
     metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
     weights.train(training)
     return metric.compute()

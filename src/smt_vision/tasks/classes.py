@@ -4,6 +4,7 @@ import difflib
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
@@ -41,14 +42,14 @@ def match_classes(
     """
     if tuple(names) == tuple(classes):
         return list(range(len(classes)))
-    candidates = class_candidates(names, classes)
-    for found in (candidates, class_candidates(names, synonyms)):
-        if all(len(indices) == 1 or i in unused for i, indices in enumerate(found)) and any(found):
-            matched = [indices[0] if len(indices) == 1 else -1 for indices in found]
-            _check_distinct(names, matched, classes, where)
-            if skipped := [name for name, index in zip(names, matched, strict=True) if index < 0]:
-                log.info("%s: ignored %d classes that do not occur: %s", where, len(skipped), some_names(skipped))
-            return matched
+    by_name, by_synonym = class_candidates(names, classes), class_candidates(names, synonyms)
+    candidates = [first or second for first, second in zip(by_name, by_synonym, strict=True)]
+    if all(len(indices) == 1 or i in unused for i, indices in enumerate(candidates)):
+        matched = [indices[0] if len(indices) == 1 else -1 for indices in candidates]
+        _check_distinct(names, matched, classes, where)
+        if skipped := [name for name, index in zip(names, matched, strict=True) if index < 0]:
+            log.info("%s: ignored %d classes that do not occur: %s", where, len(skipped), some_names(skipped))
+        return matched
     for name, indices in zip(names, candidates, strict=True):
         if len(indices) > 1:
             raise ValueError(
@@ -78,15 +79,17 @@ def class_candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[
     exact = _indices([[name] for name in classes])
     normalized = _indices([[_normalize(name)] for name in classes])
     parts = _indices([map(_normalize, name.split(",")) for name in classes])
-    # Where names differ only in what is normalized, this is not ignored.
-    strict = len({_normalize(name) for name in names}) < len(names)
-    # Two of ImageNet's classes are called crane.
+    counts = Counter(names)
+    # Names that differ only in what is normalized are told apart by it.
+    alike = Counter(map(_normalize, counts))
+    # Two of ImageNet's classes are called crane, and two maillot.
     ordered = len(names) == len(classes)
     out = []
     for i, name in enumerate(names):
         key = _normalize(name)
-        found = exact.get(name) or ([] if strict else normalized.get(key) or parts.get(key, []))
-        out.append([i] if ordered and i in found else found)
+        found = exact.get(name) or ([] if alike[key] > 1 else normalized.get(key) or parts.get(key, []))
+        options = found + parts.get(key, []) if counts[name] > 1 else found
+        out.append([i] if ordered and i in options else found)
     return out
 
 
