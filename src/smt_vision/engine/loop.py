@@ -274,8 +274,8 @@ def run_evaluation(
             on_progress(1)
     if not _any_rank(fabric, any_image)[0]:
         raise ValueError(
-            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; they are named "
-            "above"
+            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
+            "above say why"
         )
     metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
     weights.train(training)
