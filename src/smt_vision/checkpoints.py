@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .data.fingerprint import UsedImages
 from .files import find_state_dict, read_tensors, write_atomic
 from .legacy import upgrade
 
@@ -52,11 +51,6 @@ class Checkpoint:
     def spec(self) -> dict[str, Any] | None:
         """The model spec as plain data; ``None`` for files that are not checkpoints of this library."""
         return self.state["spec"] if _is_own(self.state) and "spec" in self.state else None
-
-    @property
-    def used_images(self) -> UsedImages | None:
-        """The images that the model was trained on; ``None`` if they are not known."""
-        return UsedImages.from_tensors(self.state["images"]) if _is_own(self.state) and "images" in self.state else None
 
     @property
     def task(self) -> str:

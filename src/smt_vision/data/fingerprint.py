@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..checkpoints import Checkpoint
+
 log = logging.getLogger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
@@ -107,3 +109,10 @@ class UsedImages:
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "UsedImages":
         """The inverse of :meth:`to_tensors`."""
         return cls(**{name: value.numpy() for name, value in tensors.items()})
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "UsedImages | None":
+        """The images of a run's checkpoint; ``None`` if they are not known."""
+        if checkpoint.spec is None or "images" not in checkpoint.state:
+            return None
+        return cls.from_tensors(checkpoint.state["images"])

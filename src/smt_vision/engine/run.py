@@ -142,7 +142,7 @@ class Run:
         self.fabric.barrier()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state, self._used_images = checkpoint.state, checkpoint.used_images
+        state, self._used_images = checkpoint.state, UsedImages.from_checkpoint(checkpoint)
         # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
         theirs, ours = (flat_fields(recipe) for recipe in (read_recipe(state["recipe"]), self.recipe))
         different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
@@ -259,7 +259,9 @@ def _used_images(task: Training, data: str) -> UsedImages:
 
 def _with_initial(used: UsedImages, task: Training, recipe: Recipe) -> UsedImages:
     """The images that a new run uses, and the training images of its initial weights where these are of a run."""
-    initial = checkpoints.load(Path(recipe.checkpoint)).used_images if recipe.checkpoint is not None else None
+    if recipe.checkpoint is None:
+        return used
+    initial = UsedImages.from_checkpoint(checkpoints.load(Path(recipe.checkpoint)))
     if initial is None:
         return used
     val = task.val_set.fingerprints()

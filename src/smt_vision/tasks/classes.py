@@ -20,6 +20,7 @@ def match_classes(
     where: str,
     synonyms: Sequence[str] = (),
     unused: Collection[int] = (),
+    owner: str = "the model",
 ) -> list[int]:
     """Index in ``classes`` of each of ``names``.
 
@@ -35,6 +36,7 @@ def match_classes(
         synonyms: Further names of the model's classes, in order, e.g. WordNet ids.
         unused: Indices in ``names`` of classes that do not occur in the dataset. They need not be among the model's,
             and have the index -1 if they are not.
+        owner: What ``classes`` are of, in messages.
 
     Raises:
         ValueError: A name is not among the model's or could be several of them, or several names are one of the
@@ -46,15 +48,15 @@ def match_classes(
     candidates = [first or second for first, second in zip(by_name, by_synonym, strict=True)]
     if all(len(indices) == 1 or i in unused for i, indices in enumerate(candidates)):
         matched = [indices[0] if len(indices) == 1 else -1 for indices in candidates]
-        _check_distinct(names, matched, classes, where)
+        _check_distinct(names, matched, classes, where, owner)
         if skipped := [name for name, index in zip(names, matched, strict=True) if index < 0]:
             log.info("%s: ignored %d classes that do not occur: %s", where, len(skipped), some_names(skipped))
         return matched
     for name, indices in zip(names, candidates, strict=True):
         if len(indices) > 1:
             raise ValueError(
-                f"{where}: several classes of the model are called {name!r} (indices {', '.join(map(str, indices))}); "
-                "name the classes as the model does, in its order"
+                f"{where}: several of {owner}'s classes are called {name!r} (indices {', '.join(map(str, indices))}); "
+                f"name the classes as {owner} does, in its order"
             )
     if _are_numbers(names) and not any(map(str.isdecimal, classes)) and max(map(int, names)) < len(classes):
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
@@ -67,10 +69,10 @@ def match_classes(
     close = {name: difflib.get_close_matches(name, classes, n=1, cutoff=0.8) for name in unmatched[:SHOWN]}
     hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in close.items() if match]
     raise ValueError(
-        f"{where}: {len(unmatched)} of its {len(names)} classes are not among the model's {len(classes)}: "
-        f"{some_names(unmatched)}; the model has {some_names(classes)}"
-        f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as the model's, or use a model that was trained on "
-        "them"
+        f"{where}: {len(unmatched)} of its {len(names)} classes are not among {owner}'s {len(classes)}: "
+        f"{some_names(unmatched)}; {owner} has {some_names(classes)}"
+        f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as {owner}'s"
+        f"{', or use a model that was trained on them' if owner == 'the model' else ''}"
     )
 
 
@@ -93,14 +95,16 @@ def class_candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[
     return out
 
 
-def _check_distinct(names: Sequence[str], matched: Sequence[int], classes: Sequence[str], where: str) -> None:
+def _check_distinct(
+    names: Sequence[str], matched: Sequence[int], classes: Sequence[str], where: str, owner: str
+) -> None:
     """Raise a ValueError if several names are matched with one class."""
     by_class = _indices([[index] for index in matched])
     for index, same in by_class.items():
         if index >= 0 and len(same) > 1:
             raise ValueError(
-                f"{where}: the classes {', '.join(repr(names[i]) for i in same)} are both the model's class "
-                f"{classes[index]!r}; name the classes as the model does"
+                f"{where}: the classes {', '.join(repr(names[i]) for i in same)} are all {owner}'s class "
+                f"{classes[index]!r}; name the classes as {owner} does"
             )
 
 

@@ -104,7 +104,9 @@ class ClassificationTraining(ClassificationEvaluation):
         checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
         val_set = self._open("val")
-        super().__init__(self.train_set.classes, _with_classes(val_set, self.train_set.classes))
+        super().__init__(
+            self.train_set.classes, _with_classes(val_set, self.train_set.classes, owner="the training set")
+        )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
@@ -260,9 +262,11 @@ def open_evaluation(
     return ClassificationEvaluation(model.classes, images), loader
 
 
-def _with_classes(images: ImageDataset, classes: tuple[str, ...], synonyms: Sequence[str] = ()) -> ImageDataset:
-    """The dataset with a model's classes, matched by name."""
-    matched = match_classes(images.classes, classes, images.where, synonyms, images.unused_classes())
+def _with_classes(
+    images: ImageDataset, classes: tuple[str, ...], synonyms: Sequence[str] = (), owner: str = "the model"
+) -> ImageDataset:
+    """The dataset with the classes of a model or of the training set, matched by name."""
+    matched = match_classes(images.classes, classes, images.where, synonyms, images.unused_classes(), owner)
     return images.relabel(classes, matched)
 
 

@@ -112,7 +112,7 @@ class DetectionTraining(DetectionEvaluation):
         self.train_set = self._open("train")
         check_training_sizes(self.train_set, recipe.detect)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
-        val_set = _with_classes(self._open("val"), classes)
+        val_set = _with_classes(self._open("val"), classes, owner="the training set")
         spec = ModelSpec(
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
@@ -278,9 +278,9 @@ def open_evaluation(
     return DetectionEvaluation(dataset, input, model.config), loader
 
 
-def _with_classes(images: DetectionDataset, classes: tuple[str, ...]) -> DetectionDataset:
-    """The dataset with a model's classes, matched by name."""
-    matched = match_classes(images.classes, classes, images.where, unused=images.unused_classes())
+def _with_classes(images: DetectionDataset, classes: tuple[str, ...], owner: str = "the model") -> DetectionDataset:
+    """The dataset with the classes of a model or of the training set, matched by name."""
+    matched = match_classes(images.classes, classes, images.where, unused=images.unused_classes(), owner=owner)
     return images.relabel(classes, matched)
 
 
