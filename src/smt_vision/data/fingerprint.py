@@ -94,12 +94,11 @@ class UsedImages:
     calibration: Fingerprints = field(default_factory=NONE.copy)
 
     def count_in(self, fingerprints: Fingerprints) -> dict[str, int]:
-        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content.
-
-        The first is left out if the training images are not known.
-        """
-        trained_on = {"trained_on": int(np.isin(fingerprints, self.train).sum())} if len(self.train) else {}
-        return {**trained_on, "calibrated_on": int(np.isin(fingerprints, self.calibration).sum())}
+        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content."""
+        return {
+            "trained_on": int(np.isin(fingerprints, self.train).sum()),
+            "calibrated_on": int(np.isin(fingerprints, self.calibration).sum()),
+        }
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The fingerprints by name, as checkpoints and exports store them."""
