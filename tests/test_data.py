@@ -300,6 +300,11 @@ def test_shards_with_both_splits_and_class_names(tmp_path: Path, names: tuple[st
     assert contents(train_set) == [(1, "ant"), (2, "cat")]
     assert train_set.name(1) == f"{tmp_path / names[0]}:sub/2"
     assert contents(val_set) == [(3, "bee")]
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee\r\ncat\r\n\r\n")  # as Windows writes it
+    assert open_both(tmp_path)[0].classes == ("ant", "bee", "cat")
+    (tmp_path / "classes.txt").write_text("ant\n\nbee\ncat\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: line 2 is empty"):
+        open_both(tmp_path)
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(ValueError, match=r"classes\.txt: .*2"):
         open_both(tmp_path)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import smt_vision
 from command import answer, refusal
-from drawn_sets import scenes_recipe
+from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
 from smt_vision.data.fingerprint import hash_bytes, hash_content, hash_file
 from smt_vision.engine.loop import train
@@ -28,7 +28,7 @@ from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.published import class_names, class_synonyms
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
-from tiny_run import COLORS, tiny, write_images
+from tiny_run import COLORS, tiny, write_images, write_split
 
 Capture = pytest.CaptureFixture[str]
 Log = pytest.LogCaptureFixture
@@ -161,7 +161,7 @@ def test_other_images_under_the_same_path_are_all_evaluated(
 
 
 def test_checkpoint_without_fingerprints_compares_real_paths(
-    unsplit: Path, unsplit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unsplit: Path, unsplit_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
 ) -> None:
     # As written before fingerprints were kept.
     state = {key: value for key, value in checkpoints.load(unsplit_run).state.items() if key != "images"}
@@ -171,8 +171,52 @@ def test_checkpoint_without_fingerprints_compares_real_paths(
         metrics = smt_vision.evaluate(tmp_path / "old.pt", data, workers=0)
         assert metrics["count"] == HELD_OUT
         assert "trained_on" not in metrics
+    assert "does not say" not in caplog.text
     shutil.copytree(unsplit, tmp_path / "copy")
     assert smt_vision.evaluate(tmp_path / "old.pt", tmp_path / "copy", workers=0)["count"] == IMAGES
+    assert "does not say which images it was trained on" in caplog.text
+
+
+def test_held_out_images_among_new_ones_do_not_hide_these(unsplit: Path, unsplit_run: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "test", COLORS, [4] * 3, seed=5)
+    for color in COLORS:
+        for path in (data / color).iterdir():
+            path.rename(path.with_name(f"new{path.name}"))
+    for name in _ids(open_dataset(str(unsplit), "val")):
+        shutil.copy(unsplit / name, data / name)
+    metrics = smt_vision.evaluate(unsplit_run, data, workers=0)
+    assert (metrics["count"], metrics["trained_on"]) == (12 + HELD_OUT, 0)
+
+
+def test_images_of_the_initial_weights_are_told(unsplit: Path, unsplit_run: Path, tmp_path: Path, caplog: Log) -> None:
+    recipe = tiny(unsplit, epochs=1, seed=5, checkpoint=str(unsplit_run))  # another seed holds out other images
+    earlier = set(_ids(open_dataset(str(unsplit), "train")))
+    common = len(earlier & set(_ids(open_dataset(str(unsplit), "val", seed=5))))
+    assert common
+    with caplog.at_level(logging.WARNING):
+        train(recipe, tmp_path / "run", display=False)
+    assert f"initial weights were trained on {common} of the 6 validation images" in caplog.text
+    metrics = smt_vision.evaluate(tmp_path / "run", unsplit, workers=0)
+    assert (metrics["count"], metrics["trained_on"]) == (HELD_OUT, common)
+
+
+def test_run_is_resumed_with_the_same_images_only(unsplit: Path, tmp_path: Path, caplog: Log) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    train(tiny(unsplit, epochs=2), run, display=False, max_steps=2)
+    shutil.copytree(unsplit, copy)
+    train(tiny(copy, epochs=2), run, display=False, max_steps=4)
+    assert not caplog.text
+    others = write_images(tmp_path / "others", COLORS, [20] * 3, seed=8)
+    with pytest.raises(ValueError, match=r"other images .*others: 54 training images and 6 validation images are new"):
+        train(tiny(others, epochs=2), run, display=False)
+    shutil.copy(others / "red" / "0.png", copy / "red" / "new.png")
+    with caplog.at_level(logging.WARNING):
+        train(tiny(copy, epochs=2), run, display=False, max_steps=6)
+    assert "1 training images and 0 validation images are new" in caplog.text
+    assert len(checkpoints.load(run / "last.pt").state["images"]["train"]) == IMAGES - HELD_OUT + 1
+    (copy / "blue").rename(copy / "violet")
+    with pytest.raises(ValueError, match="other classes: blue, green, red there and green, red, violet"):
+        train(tiny(copy, epochs=2), run, display=False)
 
 
 def test_validation_images_that_are_copies_of_training_images_are_told(tmp_path: Path, caplog: Log) -> None:
@@ -216,6 +260,15 @@ def test_changed_fingerprints_of_an_export_are_refused(export: Path, tmp_path: P
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"images\.safetensors"):
         smt_vision.load(tmp_path / "export")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".ppm", ".png"])
+def test_images_that_differ_in_a_single_place_have_different_fingerprints(suffix: str, tmp_path: Path) -> None:
+    pixels = np.full((300, 300, 3), 255, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+    pixels[90:95, 90:95] = 0
+    Image.fromarray(pixels).save(tmp_path / f"b{suffix}")
+    assert hash_file(tmp_path / f"a{suffix}") != hash_file(tmp_path / f"b{suffix}")
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 << 14, (3 << 14) + 1, 200_000])
@@ -268,6 +321,11 @@ def test_model_classes_are_found_by_name(unsplit_run: Path, tmp_path: Path, caps
         (("Polish", "polish"), ("polish", "x", "Polish"), [2, 0]),  # told apart by case
         (("0", "2"), ("0", "1", "2"), [0, 2]),
         (("000", "002"), ("0", "1", "2"), [0, 2]),
+        (("golden_retriever", "sea-lion"), ("Sea lion", "T-shirt", "golden retriever"), [2, 0]),
+        (("a_b", "a-b"), ("a-b", "a_b"), [1, 0]),  # told apart by the separator
+        (("__background__", "cat"), ("cat", "background"), [1, 0]),
+        (("-1", "1"), ("1", "-1"), [1, 0]),
+        (("golf ball", "tench"), ("tench, Tinca tinca", "golf ball"), [1, 0]),
         (("crane", "crane"), ("crane", "crane"), [0, 1]),
         (("tench", "crane", "crane"), ("tench", "crane", "crane"), [0, 1, 2]),
     ],
@@ -303,6 +361,9 @@ def test_classes_without_names_are_matched_by_index_with_a_warning(
         (("cat", "dog"), ("0", "1", "2"), ["cat"]),
         (("1", "3"), ("a", "b", "c"), ["3"]),  # counted from one
         (("Polish", "polish"), ("polish", "x"), ["Polish"]),
+        (("0", "1"), ("1", "2", "other"), ["0"]),  # not the indices, since the model has numbers as names
+        (("a", "b", "c"), ("1", "2", "3"), ["a, b, c"]),  # ratings, for instance, and not indices
+        (("saw", "chainsaw"), ("chain saw, saw, chainsaw", "x"), ["saw", "are all"]),
     ],
 )
 def test_classes_that_cannot_be_matched_are_refused(
@@ -313,11 +374,19 @@ def test_classes_that_cannot_be_matched_are_refused(
     assert all(word in str(error.value) for word in mentioned)
 
 
+def test_classes_that_do_not_occur_need_not_be_matched() -> None:
+    assert match_classes(("objects", "dog", "cat"), ("cat", "dog"), "data", unused=[0]) == [-1, 1, 0]
+    with pytest.raises(ValueError, match=r"1 of its 3 classes .*objects"):
+        match_classes(("objects", "dog", "cat"), ("cat", "dog"), "data", unused=[1])
+
+
 def test_imagenet_folders_are_matched_by_wordnet_id() -> None:
     model = type("Model", (), {"pretrained_cfg": {}, "num_classes": 1000})
     names = class_names(model)
     assert match_classes(("n01440764", "n03888257"), names, "data", class_synonyms(1000)) == [0, 701]
     assert match_classes(names, names, "data", class_synonyms(1000)) == list(range(1000))
+    # As Hub datasets and folders name them.
+    assert match_classes(("tench", "french_horn"), names, "data", class_synonyms(1000)) == [0, 566]
 
 
 def test_detection_categories_in_another_order_give_the_same_ap(
@@ -340,6 +409,36 @@ def test_detection_categories_in_another_order_give_the_same_ap(
         assert np.array_equal(original.read(i)[1]["labels"], relabeled.read(i)[1]["labels"])
     ours, theirs = (smt_vision.evaluate(detector_run, d, workers=0) for d in (shapes, tmp_path / "set"))
     assert {k: v for k, v in ours.items() if k != "data"} == {k: v for k, v in theirs.items() if k != "data"}
+
+
+@pytest.mark.parametrize("change", ["unused category", "other order", "missing category"])
+def test_categories_of_the_validation_images_are_matched_with_those_of_training(
+    change: str, shapes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shapes, tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    first, second = content["categories"]
+    if change == "unused category":  # as Roboflow writes, for the supercategory
+        content["categories"].insert(0, {"id": min(first["id"], second["id"]) - 1, "name": "shapes"})
+    elif change == "other order":
+        first["id"], second["id"] = second["id"], first["id"]
+        for entry in content["annotations"]:
+            entry["category_id"] = first["id"] + second["id"] - entry["category_id"]
+    else:
+        content["categories"] = [second]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] == second["id"]]
+    file.write_text(json.dumps(content))
+    original, changed = (
+        get_task("detect").training(shapes_recipe(data))
+        for data in (shapes, tmp_path / "set")  # type: ignore[arg-type]
+    )
+    assert changed.spec == original.spec
+    for i in range(len(original.val_set)):
+        labels = original.val_set.read(i)[1]["labels"]
+        if change == "missing category":
+            labels = labels[labels == original.spec.classes.index(second["name"])]
+        assert np.array_equal(labels, changed.val_set.read(i)[1]["labels"])
 
 
 def test_detection_dataset_without_some_of_the_classes(shapes: Path, tmp_path: Path) -> None:
@@ -405,6 +504,26 @@ def test_too_few_images_to_hold_out_is_an_early_error(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
+def test_validation_images_that_cannot_be_read_are_told(task: str, shapes: Path, scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    if task == "classify":
+        write_split(data)
+        recipe, pattern = tiny(data, epochs=1), "val/*/*.png"
+    else:
+        shutil.copytree(shapes if task == "detect" else scenes, data)
+        recipe, pattern = (
+            (shapes_recipe(data), "val/*.*") if task == "detect" else (scenes_recipe(data), "images/val/*.*")
+        )
+    recipe = replace(recipe, input=replace(recipe.input, max_unreadable=100))
+    files = list(data.glob(pattern))
+    for path in files:
+        path.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=f"val.*: none of the {len(files)} images to evaluate on could be read"):
+        train(recipe, tmp_path / "run", display=False)
+    assert (tmp_path / "run" / "last.pt").is_file()
+
+
 def test_one_training_image_of_a_segmenter_is_an_early_error(scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "set")
     for folder in ("images", "labels"):
@@ -412,3 +531,4 @@ def test_one_training_image_of_a_segmenter_is_an_early_error(scenes: Path, tmp_p
             path.unlink()
     with pytest.raises(ValueError, match="1 training images"):
         train(scenes_recipe(tmp_path / "set"), tmp_path / "run", display=False)
+    assert not (tmp_path / "run").exists()

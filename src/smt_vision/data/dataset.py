@@ -31,6 +31,7 @@ class RawDataset(ABC, Generic[T]):
         self.classes = tuple(classes)
         self.where = where
         self._ids = np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)
+        self._fingerprints: Fingerprints | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -55,20 +56,26 @@ class RawDataset(ABC, Generic[T]):
     def describe(self) -> str:
         """Summarize the dataset in one line for the log."""
 
+    def listing(self) -> bytes:
+        """The ids of all images, in order."""
+        return self._ids.tobytes()
+
     def fingerprints(self, limit: int | None = None) -> Fingerprints:
         """(N,) 64-bit hashes of the images' content, the same wherever they are stored.
 
         Args:
             limit: Maximum number of images, sampled at random if there are more.
         """
-        if limit is None or len(self) <= limit:
-            return map_images(self._fingerprint, len(self))
-        rows = np.sort(np.random.default_rng(0).choice(len(self), limit, replace=False))
-        return map_images(lambda k: self._fingerprint(int(rows[k])), limit)
+        if limit is not None and len(self) > limit:
+            rows = np.sort(np.random.default_rng(0).choice(len(self), limit, replace=False))
+            return map_images(lambda k: self._fingerprint(int(rows[k])), limit)
+        if self._fingerprints is None:
+            self._fingerprints = map_images(self._fingerprint, len(self))
+        return self._fingerprints
 
-    def identities(self, fingerprints: Fingerprints) -> Fingerprints:
+    def identities(self) -> Fingerprints:
         """(N,) 64-bit hashes of the images' ids and content, which tell copies of an image in one dataset apart."""
-        pairs = zip(self._ids, fingerprints.astype("<i8"), strict=True)
+        pairs = zip(self._ids, self.fingerprints().astype("<i8"), strict=True)
         return np.array([hash_bytes(bytes(name), value.tobytes()) for name, value in pairs], dtype=np.int64)
 
     def _fingerprint(self, i: int) -> int:

@@ -14,10 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..checkpoints import Checkpoint
+
 log = logging.getLogger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
+# First bytes of formats without compression (BMP, TIFF, PGM, PPM), where a change leaves the rest of the file the same.
+UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
 MAX_TRAIN = 2_000_000  # training images of which fingerprints are kept, sampled at random from a larger dataset
@@ -34,14 +38,16 @@ def hash_bytes(*parts: bytes) -> int:
 
 
 def hash_content(size: int, read: Callable[[int, int], bytes]) -> int:
-    """64-bit hash of the content of a file; of a large file, its size and three parts of it are hashed.
+    """64-bit hash of the content of a file; of a large compressed file, its size and three parts of it are hashed.
 
     Args:
         size: Size in bytes.
         read: ``(offset, length) -> bytes``.
     """
-    offsets = range(0, size, PART) if size <= 3 * PART else (0, (size - PART) // 2, size - PART)
-    return hash_bytes(str(size).encode(), *(read(offset, PART) for offset in offsets))
+    first = read(0, PART)
+    whole = size <= 3 * PART or first.startswith(UNCOMPRESSED)
+    offsets = range(PART, size, PART) if whole else ((size - PART) // 2, size - PART)
+    return hash_bytes(str(size).encode(), first, *(read(offset, PART) for offset in offsets))
 
 
 def hash_file(path: Path) -> int:
@@ -78,7 +84,8 @@ class UsedImages:
     """The images that a model was trained, validated and calibrated on, as fingerprints.
 
     Args:
-        train: Content of the training images, at most ``MAX_TRAIN`` of them.
+        train: Content of the training images, at most ``MAX_TRAIN`` of them, and of those that the initial weights were
+            trained on.
         val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
         calibration: Content of the images that an 8-bit export was calibrated on.
     """
@@ -102,3 +109,10 @@ class UsedImages:
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "UsedImages":
         """The inverse of :meth:`to_tensors`."""
         return cls(**{name: value.numpy() for name, value in tensors.items()})
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "UsedImages | None":
+        """The images of a run's checkpoint; ``None`` if they are not known."""
+        if checkpoint.spec is None or "images" not in checkpoint.state:
+            return None
+        return cls.from_tensors(checkpoint.state["images"])

@@ -80,9 +80,9 @@ def train(
     with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
         task = get_task(recipe.task).training(built)
     _check_images(task, recipe.data)
-    run = Run(fabric, task, recipe, folder)
     train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
     eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
+    run = Run(fabric, task, recipe, folder)
     plan = _plan(run, train_loader.batches_per_epoch, max_steps)
     finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
 
@@ -256,17 +256,27 @@ def run_evaluation(
 
     Returns:
         The metrics, the same on every process.
+
+    Raises:
+        ValueError: No image could be read.
     """
     training = weights.training
     weights.eval()
     metric = task.metric(fabric.device)
+    any_image = False
     for batch in loader:
+        any_image = True
         batch = fabric.to_device(batch)
         with fabric.autocast():
             output = task.predict(weights, batch)
         metric.update(output, batch)
         if on_progress is not None:
             on_progress(1)
+    if not _any_rank(fabric, any_image)[0]:
+        raise ValueError(
+            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
+            "above say why"
+        )
     metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
     weights.train(training)
     return metric.compute()

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .. import checkpoints
-from ..checkpoints import BEST, LAST
+from ..checkpoints import BEST, LAST, Checkpoint
 from ..cost import describe
-from ..data.fingerprint import MAX_TRAIN, UsedImages
+from ..data.fingerprint import MAX_TRAIN, UsedImages, hash_bytes
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
 from ..tasks import get_task, read_recipe
+from ..tasks.classes import some_names
 from ..tasks.task import Training
 from .log import read_log
 from .optim import build_optimizer
@@ -66,15 +67,18 @@ class Run:
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
         self._used_images: UsedImages | None = None  # on the first process only
+        self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
-        if (folder / LAST).is_file():
-            self._restore(checkpoints.load(folder / LAST).state)
+        resumed = (folder / LAST).is_file()
+        if resumed:
+            self._restore(checkpoints.load(folder / LAST))
         elif fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if fabric.is_global_zero and self._used_images is None:
-            self._used_images = _used_images(task, recipe.data)
+            used = _used_images(task, recipe.data)
+            self._used_images = used if resumed else _with_initial(used, task, recipe)
         fabric.barrier()
 
     def plan(self, steps_per_epoch: int) -> int:
@@ -132,31 +136,62 @@ class Run:
                 "spec": self.task.spec.to_dict(),
                 "recipe": self.recipe.to_dict(),
                 "images": self._used_images.to_tensors(),
+                "listing": self._listing,
             }
             checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, self._used_images = checkpoint.state, UsedImages.from_checkpoint(checkpoint)
         # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
         theirs, ours = (flat_fields(recipe) for recipe in (read_recipe(state["recipe"]), self.recipe))
         different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
+        moved = "data" in different and self._used_images is not None
+        if moved:
+            different.remove("data")  # the images decide whether it is the same dataset
         if different:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
             raise ValueError(
                 f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
                 f"{self.folder}) or choose another folder with --run."
             )
+        classes = tuple(state["spec"]["classes"])
+        if classes != self.task.spec.classes:
+            raise ValueError(
+                f"{self.folder} holds a run of other classes: {some_names(classes)} there and "
+                f"{some_names(self.task.spec.classes)} in {self.recipe.data}; restore them, or choose another folder "
+                "with --run"
+            )
+        if self._used_images is not None and (moved or state.get("listing", self._listing) != self._listing):
+            self._used_images = self._compare_images(self._used_images, moved)
         self.raw.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
-        if "images" in state:
-            self._used_images = UsedImages.from_tensors(state["images"])
         # Checkpoints used to be written after the evaluation only.
         self.evaluated_step = state.get("evaluated_step", self.step)
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
+
+    def _compare_images(self, before: UsedImages, moved: bool) -> UsedImages:
+        """The images that the run has used, with those of now.
+
+        Raises:
+            ValueError: The dataset has another path than before, and it has other images.
+        """
+        now = _used_images(self.task, self.recipe.data)
+        new = (~np.isin(now.train, before.train)).sum(), (~np.isin(now.val, before.val)).sum()
+        gone = len(before.val) - len(now.val) + new[1]
+        changes = f"{new[0]} training images and {new[1]} validation images are new, {gone} validation images are gone"
+        if moved and (any(new) or gone):
+            raise ValueError(
+                f"{self.folder} holds a run on other images than those in {self.recipe.data}: {changes}. Resume it "
+                "with its own images, or choose another folder with --run"
+            )
+        if any(new) or gone:
+            log.warning("%s: the images have changed since the run began: %s", self.recipe.data, changes)
+        return replace(now, train=np.union1d(before.train, now.train))
 
     def draw_samples(self, epoch: int) -> Path | None:
         """Draw the task's sample images with their predictions; returns the path of the picture, if there is one."""
@@ -213,13 +248,29 @@ class Run:
 
 def _used_images(task: Training, data: str) -> UsedImages:
     val = task.val_set.fingerprints()
-    used = UsedImages(np.unique(task.train_set.fingerprints(MAX_TRAIN)), np.unique(task.val_set.identities(val)))
+    used = UsedImages(np.unique(task.train_set.fingerprints(MAX_TRAIN)), np.unique(task.val_set.identities()))
     if common := int(np.isin(val, used.train).sum()):
         log.warning(
             "%s: %d of the %d validation images are identical to a training image; the metrics will be too high",
             data, common, len(val),
         )  # fmt: skip
     return used
+
+
+def _with_initial(used: UsedImages, task: Training, recipe: Recipe) -> UsedImages:
+    """The images that a new run uses, and the training images of its initial weights where these are of a run."""
+    if recipe.checkpoint is None:
+        return used
+    initial = UsedImages.from_checkpoint(checkpoints.load(Path(recipe.checkpoint)))
+    if initial is None:
+        return used
+    val = task.val_set.fingerprints()
+    if common := int((np.isin(val, initial.train) & ~np.isin(val, used.train)).sum()):
+        log.warning(
+            "%s: the initial weights were trained on %d of the %d validation images; the metrics will be too high",
+            recipe.data, common, len(val),
+        )  # fmt: skip
+    return replace(used, train=np.union1d(used.train, initial.train))
 
 
 def flat_fields(recipe: Recipe) -> dict[str, Any]:

@@ -2,82 +2,130 @@
 
 import difflib
 import logging
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
+Key = TypeVar("Key", str, int)
+_SEPARATORS = re.compile(r"\s+|(?<=\w)[-_\s]+(?=\w)|_+")  # not the sign of a number
 SHOWN = 5  # names listed in a message
 
 
-def match_classes(names: Sequence[str], classes: Sequence[str], where: str, synonyms: Sequence[str] = ()) -> list[int]:
+def match_classes(
+    names: Sequence[str],
+    classes: Sequence[str],
+    where: str,
+    synonyms: Sequence[str] = (),
+    unused: Collection[int] = (),
+    owner: str = "the model",
+) -> list[int]:
     """Index in ``classes`` of each of ``names``.
 
-    Names are compared regardless of case and Unicode normalization. Names that are numbers stand for class indices if
-    none of the model's is a number; if the model's are numbers and the dataset's are not, they are matched in order.
-    Both is logged as a warning.
+    Names are compared regardless of case, Unicode normalization, and whether words are separated by spaces, hyphens or
+    underscores. A class may have several names, separated by commas, as ImageNet's have. Names that are numbers stand
+    for class indices if none of the model's is a number; if the model's are just its indices and the dataset's are not
+    numbers, they are matched in order. Both is logged as a warning.
 
     Args:
         names: Class names of a dataset.
         classes: Class names of a model.
         where: Name of the dataset in messages.
         synonyms: Further names of the model's classes, in order, e.g. WordNet ids.
+        unused: Indices in ``names`` of classes that do not occur in the dataset. They need not be among the model's,
+            and have the index -1 if they are not.
+        owner: What ``classes`` are of, in messages.
 
     Raises:
-        ValueError: A name is not among the model's or could be several of them; the message lists these.
+        ValueError: A name is not among the model's or could be several of them, or several names are one of the
+            model's; the message lists these.
     """
     if tuple(names) == tuple(classes):
         return list(range(len(classes)))
-    candidates = class_candidates(names, classes)
-    for found in (candidates, class_candidates(names, synonyms)):
-        if all(len(indices) == 1 for indices in found):
-            return [indices[0] for indices in found]
+    by_name, by_synonym = class_candidates(names, classes), class_candidates(names, synonyms)
+    candidates = [first or second for first, second in zip(by_name, by_synonym, strict=True)]
+    if all(len(indices) == 1 or i in unused for i, indices in enumerate(candidates)):
+        matched = [indices[0] if len(indices) == 1 else -1 for indices in candidates]
+        _check_distinct(names, matched, classes, where, owner)
+        if skipped := [name for name, index in zip(names, matched, strict=True) if index < 0]:
+            log.info("%s: ignored %d classes that do not occur: %s", where, len(skipped), some_names(skipped))
+        return matched
     for name, indices in zip(names, candidates, strict=True):
         if len(indices) > 1:
             raise ValueError(
-                f"{where}: several classes of the model are called {name!r} (indices {', '.join(map(str, indices))}); "
-                "name the classes as the model does, in its order"
+                f"{where}: several of {owner}'s classes are called {name!r} (indices {', '.join(map(str, indices))}); "
+                f"name the classes as {owner} does, in its order"
             )
-    if _are_numbers(names) and not _are_numbers(classes) and max(map(int, names)) < len(classes):
+    if _are_numbers(names) and not any(map(str.isdecimal, classes)) and max(map(int, names)) < len(classes):
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
         return [int(name) for name in names]
-    if _are_numbers(classes) and not _are_numbers(names) and len(names) == len(classes):
+    unnamed = tuple(classes) == tuple(map(str, range(len(classes))))
+    if unnamed and not any(map(str.isdecimal, names)) and len(names) == len(classes):
         log.warning("%s: the model's classes have no names; they are matched in order: %s", where, some_names(names))
         return list(range(len(names)))
-    unmatched = [name for name, indices in zip(names, candidates, strict=True) if not indices]
+    unmatched = [names[i] for i, indices in enumerate(candidates) if not indices and i not in unused]
     close = {name: difflib.get_close_matches(name, classes, n=1, cutoff=0.8) for name in unmatched[:SHOWN]}
     hints = [f"{name!r} is perhaps {match[0]!r}" for name, match in close.items() if match]
     raise ValueError(
-        f"{where}: {len(unmatched)} of its {len(names)} classes are not among the model's {len(classes)}: "
-        f"{some_names(unmatched)}; the model has {some_names(classes)}"
-        f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as the model's, or use a model that was trained on "
-        "them"
+        f"{where}: {len(unmatched)} of its {len(names)} classes are not among {owner}'s {len(classes)}: "
+        f"{some_names(unmatched)}; {owner} has {some_names(classes)}"
+        f"{'; ' + ', '.join(hints) if hints else ''}. Rename them as {owner}'s"
+        f"{', or use a model that was trained on them' if owner == 'the model' else ''}"
     )
 
 
 def class_candidates(names: Sequence[str], classes: Sequence[str]) -> list[list[int]]:
     """Indices of the classes that each name could mean."""
-    exact, normalized = _indices(classes), _indices([_normalize(name) for name in classes])
-    # Where names differ only in case or normalization, these are not ignored.
-    strict = len({_normalize(name) for name in names}) < len(names)
-    found = [exact.get(name) or ([] if strict else normalized.get(_normalize(name), [])) for name in names]
-    if len(names) == len(classes):  # two of ImageNet's classes are called crane
-        found = [[i] if i in indices else indices for i, indices in enumerate(found)]
-    return found
-
-
-def _indices(names: Sequence[str]) -> dict[str, list[int]]:
-    out: dict[str, list[int]] = {}
+    exact = _indices([[name] for name in classes])
+    normalized = _indices([[_normalize(name)] for name in classes])
+    parts = _indices([map(_normalize, name.split(",")) for name in classes])
+    counts = Counter(names)
+    # Names that differ only in what is normalized are told apart by it.
+    alike = Counter(map(_normalize, counts))
+    # Two of ImageNet's classes are called crane, and two maillot.
+    ordered = len(names) == len(classes)
+    out = []
     for i, name in enumerate(names):
-        out.setdefault(name, []).append(i)
+        key = _normalize(name)
+        found = exact.get(name) or ([] if alike[key] > 1 else normalized.get(key) or parts.get(key, []))
+        options = found + parts.get(key, []) if counts[name] > 1 else found
+        out.append([i] if ordered and i in options else found)
+    return out
+
+
+def _check_distinct(
+    names: Sequence[str], matched: Sequence[int], classes: Sequence[str], where: str, owner: str
+) -> None:
+    """Raise a ValueError if several names are matched with one class."""
+    by_class = _indices([[index] for index in matched])
+    for index, same in by_class.items():
+        if index >= 0 and len(same) > 1:
+            raise ValueError(
+                f"{where}: the classes {', '.join(repr(names[i]) for i in same)} are all {owner}'s class "
+                f"{classes[index]!r}; name the classes as {owner} does"
+            )
+
+
+def _indices(names: Iterable[Iterable[Key]]) -> dict[Key, list[int]]:
+    """Indices of the classes with each name; a class may have several."""
+    out: dict[Key, list[int]] = {}
+    for i, alternatives in enumerate(names):
+        for name in dict.fromkeys(alternatives):
+            out.setdefault(name, []).append(i)
     return out
 
 
 def _normalize(name: str) -> str:
-    return str(int(name)) if name.isdecimal() else unicodedata.normalize("NFC", name).casefold().strip()
+    if name.isdecimal():
+        return str(int(name))  # folders are often called 000, 001, ...
+    words = _SEPARATORS.sub(" ", unicodedata.normalize("NFC", name)).strip(" _") or name
+    return unicodedata.normalize("NFC", words.casefold())
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in names)
+    return all(map(str.isdecimal, names))
 
 
 def some_names(names: Sequence[str]) -> str:

@@ -97,9 +97,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
     model = get_task(spec.task).build_model(spec)
     model.load_state_dict(checkpoint.weights)
     recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
-    images = checkpoint.state.get("images")
-    used_images = None if images is None else UsedImages.from_tensors(images)
-    return _predictor(model, spec, str(checkpoint.path), device, recipe, used_images)
+    return _predictor(model, spec, str(checkpoint.path), device, recipe, UsedImages.from_checkpoint(checkpoint))
 
 
 def _from_export(folder: Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:

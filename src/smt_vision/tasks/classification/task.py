@@ -1,7 +1,7 @@
 """Image classification: training and evaluation."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +103,10 @@ class ClassificationTraining(ClassificationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
-        super().__init__(self.train_set.classes, self._open("val"))
+        val_set = self._open("val")
+        super().__init__(
+            self.train_set.classes, _with_classes(val_set, self.train_set.classes, owner="the training set")
+        )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
@@ -243,15 +246,28 @@ def open_evaluation(
 ) -> tuple[ClassificationEvaluation, EvalLoader]:
     """Open the validation split of a dataset; for the model's training dataset, the images held out in training."""
     recipe, fraction, seed = model.recipe, 1.0, 0
-    if model.used_images is None and isinstance(recipe, ClassificationRecipe) and _same_source(data, recipe.data):
-        fraction, seed = recipe.input.val_fraction, recipe.seed
+    if model.used_images is None and isinstance(recipe, ClassificationRecipe):
+        if _same_source(data, recipe.data):
+            fraction, seed = recipe.input.val_fraction, recipe.seed
+        else:
+            log.warning(
+                "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "
+                "here too, the metrics are too high", data, recipe.data,
+            )  # fmt: skip
     images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
     if model.used_images is not None:
         images = _held_out(images, model.used_images)
-    synonyms = class_synonyms(len(model.classes))
-    images = images.relabel(model.classes, match_classes(images.classes, model.classes, images.where, synonyms))
+    images = _with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
+
+
+def _with_classes(
+    images: ImageDataset, classes: tuple[str, ...], synonyms: Sequence[str] = (), owner: str = "the model"
+) -> ImageDataset:
+    """The dataset with the classes of a model or of the training set, matched by name."""
+    matched = match_classes(images.classes, classes, images.where, synonyms, images.unused_classes(), owner)
+    return images.relabel(classes, matched)
 
 
 def _same_source(data: str, trained_on: str) -> bool:
@@ -261,10 +277,15 @@ def _same_source(data: str, trained_on: str) -> bool:
 
 
 def _held_out(images: ImageDataset, used: UsedImages) -> ImageDataset:
-    """The images that training held out of a dataset, if it is the one that the model was trained on."""
-    validated = np.isin(images.identities(images.fingerprints()), used.val)
+    """The images that training held out of a dataset, if it is the one that the model was trained on.
+
+    It is if at least half of the held-out images are among its images, and at least half of the others were trained on.
+    Any other dataset is returned as it is.
+    """
+    validated = np.isin(images.identities(), used.val)
+    trained = np.isin(images.fingerprints(), used.train) & ~validated
     found, expected = int(validated.sum()), len(used.val)
-    if not found or 2 * found < expected or found == len(images):
+    if 2 * found < max(expected, 1) or 2 * trained.sum() < max(len(images) - found, 1):
         return images
     log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
     if found < expected:

@@ -111,16 +111,11 @@ class DetectionTraining(DetectionEvaluation):
         checkpoint = initial_weights(recipe)
         self.train_set = self._open("train")
         check_training_sizes(self.train_set, recipe.detect)
-        val_set = self._open("val")
-        if self.train_set.classes != val_set.classes:
-            raise ValueError(
-                f"{recipe.data}: the training images have the classes {', '.join(self.train_set.classes)}, the "
-                f"validation images {', '.join(val_set.classes)}; give both the same categories and ids"
-            )
+        classes, category_ids = self.train_set.classes, self.train_set.category_ids
+        val_set = _with_classes(self._open("val"), classes, owner="the training set")
         spec = ModelSpec(
-            "detect", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.detect,
-            val_set.category_ids,
-        )  # fmt: skip
+            "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
+        )
         self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)
@@ -276,11 +271,17 @@ def open_evaluation(
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader."""
     dataset = open_detection(data, "val")
-    dataset = dataset.relabel(model.classes, match_classes(dataset.classes, model.classes, dataset.where))
+    dataset = _with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()
     loader = detection_eval_loader(dataset, input, model.config, batch_size, rank=rank, world=world)
     return DetectionEvaluation(dataset, input, model.config), loader
+
+
+def _with_classes(images: DetectionDataset, classes: tuple[str, ...], owner: str = "the model") -> DetectionDataset:
+    """The dataset with the classes of a model or of the training set, matched by name."""
+    matched = match_classes(images.classes, classes, images.where, unused=images.unused_classes(), owner=owner)
+    return images.relabel(classes, matched)
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:

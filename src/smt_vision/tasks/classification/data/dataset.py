@@ -47,6 +47,8 @@ class ImageDataset(RawDataset[int]):
         """Return the dataset with only the images at indices ``keep``, in that order."""
         subset = copy.copy(self)
         subset.targets, subset._ids, subset._rows = self.targets[keep], self._ids[keep], self._rows[keep]
+        if self._fingerprints is not None:
+            subset._fingerprints = self._fingerprints[keep]
         return subset
 
     def describe(self) -> str:
@@ -58,8 +60,12 @@ class ImageDataset(RawDataset[int]):
             f"{counts[largest]} ({self.classes[largest]}) images per class"
         )
 
+    def unused_classes(self) -> list[int]:
+        """Indices of the classes without an image."""
+        return np.flatnonzero(np.bincount(self.targets, minlength=len(self.classes)) == 0).tolist()
+
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
-        """Return the dataset with other classes; ``indices`` are their indices of the present classes."""
+        """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 if unused."""
         relabeled = copy.copy(self)
         relabeled.targets = np.asarray(indices, dtype=np.int64)[self.targets]
         relabeled.classes = tuple(classes)

@@ -151,7 +151,13 @@ def _read_classes(shard: Path, max_target: int) -> list[str]:
     for folder in (shard.parent, shard.parent.parent):
         path = folder / "classes.txt"
         if path.is_file():
-            classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            # Editors of Windows write a byte order mark.
+            classes = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+            if "" in classes:
+                raise ValueError(
+                    f"{path}: line {classes.index('') + 1} is empty; expected one class name per line, in the order of "
+                    "the class indices"
+                )
             if max_target >= len(classes):
                 raise ValueError(
                     f"{path}: has {len(classes)} class names, but the shards contain class index {max_target}; "

@@ -229,8 +229,12 @@ class DetectionDataset(RawDataset[DetectionTarget]):
             logging.WARNING if gone or dropped.sum() > objects.sum() / 2 else logging.INFO, "%s; %s", message, advice
         )
 
+    def unused_classes(self) -> list[int]:
+        """Indices of the classes without an object."""
+        return np.flatnonzero(np.bincount(self._labels, minlength=len(self.classes)) == 0).tolist()
+
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "DetectionDataset":
-        """Return the dataset with other classes; ``indices`` are their indices of the present classes.
+        """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 for an unused.
 
         Classes that the dataset does not have get category ids above its own.
         """
