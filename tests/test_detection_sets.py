@@ -452,7 +452,7 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
         set_field("annotations", 2, bbox=None, segmentation=None), r"1 annotations whose bbox.*: 2 \(None\)"),
     "no box and an invalid mask": (
         set_field("annotations", 3, bbox=None, **box_rle(counts="zz~~")), r"1 RLE masks.*annotation 9"),
-    "box of text": (set_field("annotations", 2, bbox=["1", "2", "3", "4"]), r"bbox.*: 2 \(\['1'"),
+    "box of text": (set_field("annotations", 2, bbox=["1", "2", "three", "4"]), r"bbox.*: 2 \(\['1'"),
     "box of booleans": (set_field("annotations", 2, bbox=[True, 2, 3, 4]), r"bbox.*: 2 \(\[True"),
     "box with NaN": (set_field("annotations", 2, bbox=[1, float("nan"), 3, 4]), r"bbox.*: 2 \(\[1, nan"),
     "box with infinity": (set_field("annotations", 2, bbox=[1, 2, float("inf"), 4]), r"bbox.*: 2 \(\[1, 2, inf"),
