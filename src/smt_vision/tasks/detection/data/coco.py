@@ -124,6 +124,7 @@ def own_categories(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Roboflow writes such a category, without objects, before the classes.
     """
+
     def is_child(category: Mapping[str, Any]) -> bool:
         return category.get("name") is not None and category.get("supercategory") == category.get("name")
 
@@ -223,11 +224,7 @@ def _read_content(file: Path) -> dict[str, list[dict[str, Any]]]:
     for kind in KINDS:
         if isinstance(content, dict) and isinstance(content.get(kind), dict):  # by id, as in LIVECell
             content[kind] = list(content[kind].values())
-    missing = [
-        key
-        for key in KINDS
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
+    missing = [key for key in KINDS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise ValueError(
             f"{file}: no list of {' and of '.join(missing)}; expected COCO object detection format with images, "

@@ -39,9 +39,9 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
         Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
 
     Raises:
-        ValueError: The folder has none of these layouts, or its content is invalid: missing files, boxes outside of their
-            images, unknown categories, duplicate ids, invalid masks, no objects. The message has the number of each and
-            the first few cases.
+        ValueError: The folder has none of these layouts, or its content is invalid: missing files, boxes outside of
+            their images, unknown categories, duplicate ids, invalid masks, no objects. The message has the number of
+            each and the first few cases.
     """
     root = Path(data).expanduser()
     if file := find_coco(root, split):

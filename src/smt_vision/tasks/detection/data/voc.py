@@ -19,8 +19,8 @@ from .dataset import DetectionDataset, Objects, are_shares, check_boxes
 from .fields import parse_flag, parse_number, shown
 
 LAYOUT = (
-    "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and test.txt, "
-    "with one NAME per line"
+    "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and "
+    "test.txt, with one NAME per line"
 )
 _LABELED = re.compile(r"(.*\S)\s+(-1|0|1)")  # as in ImageSets/Main/cat_train.txt of VOC
 _QUOTED = re.compile(r'^"([^"]+)"(\s.*)?$')
