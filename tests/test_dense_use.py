@@ -807,6 +807,43 @@ def test_links_are_images_of_their_own(tmp_path: Path) -> None:
     assert set(ids) == {"cam1/0001.png", "cam2/0001.png", "store/1.png"}
 
 
+@pytest.mark.parametrize(
+    ("categories", "ids"),
+    [
+        ([("square", 7.0, None), ("triangle", 3.0, None)], {7, 3}),
+        ([("square", "7", None), ("triangle", "3", None)], {"7", "3"}),
+        # as Roboflow writes them
+        ([("square", 0, "none"), ("square", 1, "square"), ("triangle", 2, "square")], {1, 2}),
+    ],
+)
+def test_category_ids_are_those_of_the_annotations(
+    tmp_path: Path, categories: list[tuple[str, Any, str | None]], ids: set[Any]
+) -> None:
+    frame = write_frames(tmp_path / "frames", "0.png") / "0.png"
+    entries = [{"name": name, "id": id, "supercategory": parent} for name, id, parent in categories]
+    images = {"5": {"id": 5, "coco_url": "http://x.org/frames/0.png"}}  # by id as in LIVECell, URLs as in LVIS
+    annotations = tmp_path / "x.json"
+    annotations.write_text(json.dumps({"images": images, "categories": entries, "annotations": {}}))
+    detector = fixed_detector()
+    file, _ = detector.save(detector([frame]), tmp_path / "found", annotations=annotations)
+    rows = json.loads(file.read_text())
+    assert {row["category_id"] for row in rows} == ids
+    assert {row["image_id"] for row in rows} == {5}
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [((None, 3), "category id None of square"), ((3, 3), "category ids that occur more than once")]
+)
+def test_invalid_category_ids_are_refused(tmp_path: Path, ids: tuple[Any, Any], message: str) -> None:
+    frame = write_frames(tmp_path / "frames", "0.png") / "0.png"
+    annotations = write_entries(tmp_path / "x.json", **{"0.png": 1})
+    content = json.loads(annotations.read_text())
+    content["categories"] = [{"id": id, "name": name} for id, name in zip(ids, ("square", "triangle"), strict=True)]
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        saved_ids([frame], tmp_path / "found", annotations)
+
+
 def test_images_given_twice_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_frames(tmp_path / "frames", "1.png")
     monkeypatch.chdir(tmp_path)

@@ -307,6 +307,12 @@ SAME: dict[str, Callable[[Json], object]] = {
     "file name with ..": set_field("images", 0, file_name="../train/a.png"),
     "file name with folder": set_field("images", 0, file_name="sub/../a.png"),
     "Windows file name": set_field("images", 2, file_name="sub\\c.png"),
+    "annotations by id, as LIVECell": lambda c: c.update(annotations={str(a["id"]): a for a in c["annotations"]}),
+    "images by id": lambda c: c.update(images={str(image["id"]): image for image in c["images"]}),
+    "boxes as text": change_all("annotations", bbox=lambda box: [str(side) for side in box]),
+    "supercategory of the same name, as Roboflow": chain(
+        set_field("categories", 0, supercategory="bottle"),
+        lambda c: c["categories"].insert(0, {"id": 0, "name": "bottle", "supercategory": "none"})),
     "blanks around a class name": set_field("categories", 0, name=" bottle "),
     "unused class": lambda content: content["categories"].append({"id": 0, "name": "all", "supercategory": "none"}),
 }  # fmt: skip
@@ -452,7 +458,7 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
         set_field("annotations", 2, bbox=None, segmentation=None), r"1 annotations whose bbox.*: 2 \(None\)"),
     "no box and an invalid mask": (
         set_field("annotations", 3, bbox=None, **box_rle(counts="zz~~")), r"1 RLE masks.*annotation 9"),
-    "box of text": (set_field("annotations", 2, bbox=["1", "2", "3", "4"]), r"bbox.*: 2 \(\['1'"),
+    "box of text": (set_field("annotations", 2, bbox=["1", "2", "three", "4"]), r"bbox.*: 2 \(\['1'"),
     "box of booleans": (set_field("annotations", 2, bbox=[True, 2, 3, 4]), r"bbox.*: 2 \(\[True"),
     "box with NaN": (set_field("annotations", 2, bbox=[1, float("nan"), 3, 4]), r"bbox.*: 2 \(\[1, nan"),
     "box with infinity": (set_field("annotations", 2, bbox=[1, 2, float("inf"), 4]), r"bbox.*: 2 \(\[1, 2, inf"),
@@ -460,6 +466,20 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
     "box of 300 digits": (set_field("annotations", 2, bbox=[0, 0, 1e300, 1e300]), r"outside.*annotation 2"),
     "boxes as shares": (
         change_all("annotations", bbox=lambda box: [0.1, 0.2, 0.5, 1]), r"4 boxes.*shares.*annotation 5 \(b\.png\)"),
+    "boxes as shares, not clipped": (
+        chain(change_all("annotations", bbox=lambda box: [-0.01, 0.2, 1.02, 1]),
+              set_field("annotations", 0, bbox=[1, 2, 12, 12], segmentation=None)),
+        r"3 of 4 boxes.*shares.*annotation 1 \(a\.png\)"),
+    "boxes as corners, told by their areas": (
+        lambda c: c.update(annotations=[
+            {"id": k, "image_id": 7, "category_id": 18, "bbox": [k, k, k + 9, k + 5], "area": 45}
+            for k in range(1, 9)]),
+        r"8 boxes whose area.*corners.*annotation 1 \(a\.png\) \[1\.0, 1\.0, 10\.0, 6\.0\]"),
+    "equal annotation ids": (change_all("annotations", id=lambda id: 0), r"annotation ids.*: 0 \(4 times\); number"),
+    "polygon as a list of points": (
+        set_field("annotations", 0, segmentation=[[2, 3], [12, 3], [12, 13]]), r"1 segmentations.*annotation 5 "),
+    "file in a folder that does not exist": (
+        set_field("images", 0, file_name="upload/a.png"), r"1 images are in .*without the folders.*upload/a\.png"),
     "boxes as corners": (
         change_all("annotations", bbox=lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]),
         r"2 boxes outside.*: annotation 2 .*corners",
@@ -536,6 +556,8 @@ TOLD: dict[str, tuple[Callable[[Json], object], str]] = {
     "areas 0": (change_all("annotations", area=lambda area: 0), r"4 annotations whose area.*annotation 5 .* 0,"),
     "mostly crowds": (
         lambda c: [c["annotations"][k].update(iscrowd="1") for k in (0, 1)], r"3 of 4 objects are crowds.*iscrowd"),
+    "LVIS": (
+        set_field("images", 0, neg_category_ids=[18]), r"1 images with neg_category_ids.*: a\.png; evaluated as COCO"),
     "ignore": (set_field("annotations", 0, ignore=1), r"1 annotations.*ignore: annotation 5"),
     "score": (set_field("annotations", 0, score=0.5), r"1 annotations.*score.*annotation 5"),
     "mask without a pixel": (set_field("annotations", 1, **box_rle(counts=[1200])), r"1 RLE masks.*annotation 1 "),
@@ -708,6 +730,8 @@ VOC_LISTS = {
     "byte order mark": b"\xef\xbb\xbfone\nphoto (1)\nIMG 001\n",
     "UTF-16": "one\r\nphoto (1)\r\nIMG 001\r\n".encode("utf-16"),
     "suffixes": b"one.png\nphoto (1).png\nIMG 001.png\n",
+    "quotation marks, as CVAT": b'one\n"photo (1)"\n"IMG 001"\n',
+    "quotation marks and labels": b'one 1\n"photo (1)" -1\n"IMG 001" 0\n',
     "labels of a class": b"one -1\nphoto (1)  1\nIMG 001  0\n",
 }
 
@@ -718,7 +742,7 @@ def test_voc_list(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -
     assert [images.id(i) for i in range(len(images))] == ["one.png", "photo (1).png", "IMG 001.png"]
     assert images.classes == ("big cat", "cow")
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(told) == (form == "labels of a class")
+    assert len(told) == ("labels" in form)
 
 
 def test_number_in_a_voc_name_is_not_a_label(tmp_path: Path) -> None:
@@ -871,3 +895,74 @@ def test_nuclei_masks_fill_their_boxes(shared: Path) -> None:
             assert [x.min(), y.min(), x.max() + 1, y.max() + 1] == box.tolist()
             checked += 1
     assert checked > 50
+
+
+def test_voc_names_with_folders(tmp_path: Path) -> None:
+    objects = {"cam1/0.a": [("cow", (1, 1, 5, 5), 0)], "cam2/0.a": [("cow", (2, 3, 20, 10), 0)]}
+    for folder in ("Annotations", "JPEGImages"):
+        for camera in ("cam1", "cam2"):
+            (tmp_path / "set" / folder / camera).mkdir(parents=True)
+    for stem, boxes in objects.items():
+        part = write_voc(tmp_path / stem, {"0.a": boxes})
+        for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "png")):
+            (part / folder / f"0.a.{suffix}").rename(tmp_path / "set" / folder / f"{stem}.{suffix}")
+    lists = tmp_path / "set" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("cam2/0.a\ncam1/0.a\n")
+    images = open_detection(str(tmp_path / "set"), "val")
+    assert [images.id(i) for i in range(2)] == ["cam2/0.a.png", "cam1/0.a.png"]
+    assert [images.read(i)[1]["boxes"].tolist() for i in range(2)] == [[[1, 2, 20, 10]], [[0, 0, 5, 5]]]
+
+
+@pytest.mark.parametrize(
+    ("declared", "written"),
+    [("GB2312", "gbk"), ("gb18030", "gb18030"), ("utf-16", "utf-16"), ("utf-16", "utf-8"), ("UTF-8", "utf-8-sig")],
+)
+def test_encoding_of_voc_files(tmp_path: Path, declared: str, written: str) -> None:
+    file = voc_with(tmp_path) / "Annotations" / "one.xml"
+    text = file.read_text().replace("cow", "\u732b")
+    file.write_bytes(f'<?xml version="1.0" encoding="{declared}"?>{text}'.encode(written))
+    assert "\u732b" in open_detection(str(tmp_path), "train").classes
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (("<object>", "<objects><object>"), r"one\.xml .*mismatched tag"),
+        (("<object>", "<Object><a/></Object><object>"), r"one\.xml \(an object that is not an <object>"),
+        (("<bndbox>", "<bndbox/><bndbox>"), r"one\.xml \(cow: 2 bndbox"),
+    ],
+)
+def test_voc_objects_that_would_be_lost_are_refused(tmp_path: Path, replace: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_detection(str(voc_with(tmp_path, replace=replace)), "train")
+
+
+def test_trainval_is_the_training_list_beside_test(tmp_path: Path) -> None:
+    lists = voc_with(tmp_path) / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "test.txt").write_text("one\n")
+    assert len(open_detection(str(tmp_path), "train")) == 3
+    (lists / "test.txt").rename(lists / "val.txt")
+    with pytest.raises(ValueError, match="no annotations for train"):
+        open_detection(str(tmp_path), "train")
+
+
+def test_lvis_file_names_are_in_the_url(tmp_path: Path) -> None:
+    def change(content: Json) -> None:
+        content["images"].pop()
+        for image in content["images"]:
+            image["coco_url"] = f"http://x.org/train/{image.pop('file_name')}"
+
+    images = opened(tmp_path, change)
+    assert [images.read(i)[0] for i in range(2)] == [tmp_path / "train" / name for name in ("a.png", "b.png")]
+
+
+def test_roboflow_layout(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.rename(tmp_path / "train" / "_annotations.coco.json")
+    assert open_detection(str(tmp_path), "train").ground_truth()["annotations"]
+    (tmp_path / "train").rename(tmp_path / "valid")
+    images = open_detection(str(tmp_path), "val")
+    assert images.read(0)[0] == tmp_path / "valid" / "a.png"

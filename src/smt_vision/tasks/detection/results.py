@@ -17,6 +17,7 @@ from ...extras import require
 from ...files import write_atomic
 from ..classes import class_candidates, some_names
 from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
+from .data.coco import file_name, own_categories
 from .metrics import encode_rle
 from .pictures import draw_detections
 
@@ -101,13 +102,13 @@ class _Annotations(NamedTuple):
     """What results need of an annotation file: its images by file name without folders, and its categories."""
 
     images: dict[str, list[_Entry]]
-    category_ids: list[int]
+    category_ids: list[int | str]
     category_names: list[str]
 
 
 def coco_ids(
     annotations: Path, images: Sequence[Source], classes: Sequence[str]
-) -> tuple[list[int | str], list[int] | None]:
+) -> tuple[list[int | str], list[int | str] | None]:
     """Ids of images and classes in a COCO annotation file, as they are written there.
 
     An image is the entry whose ``file_name`` is the end of its path, e.g. ``cam1/0001.png`` or ``0001.png`` for
@@ -178,20 +179,32 @@ def _read_annotations(annotations: Path) -> _Annotations:
     entries = defaultdict(list)
     try:
         content = json.loads(annotations.read_bytes())
-        for image in content["images"]:
-            name, id = image["file_name"], image["id"]
-            if isinstance(id, float) and id.is_integer():
-                id = int(id)
-            if not isinstance(id, int | str) or isinstance(id, bool):
-                raise TypeError(f"image id {id!r} of {name}")
+        images = content["images"]
+        for image in images.values() if isinstance(images, dict) else images:
+            name = file_name(image)
+            id = _stored_id(image, "image", name)
             parts = _parts(name)
             entries[parts[-1]].append(_Entry(parts, id, name))
-        categories = [(category["id"], category["name"].strip()) for category in content.get("categories") or []]
+        categories = own_categories(content.get("categories") or [])
+        names = [category["name"].strip() for category in categories]
+        ids = [_stored_id(category, "category", category["name"]) for category in categories]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"category ids that occur more than once: {ids}")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise ValueError(
             f"{annotations}: not a COCO annotation file with images, their file_name and id: {error!r}"
         ) from error
-    return _Annotations(entries, [id for id, _ in categories], [name for _, name in categories])
+    return _Annotations(entries, ids, names)
+
+
+def _stored_id(entry: dict[str, Any], kind: str, name: str) -> int | str:
+    """The id of an entry as written, as an integer if it is a float such as 12.0."""
+    id = entry["id"]
+    if isinstance(id, float) and id.is_integer():
+        id = int(id)
+    if not isinstance(id, int | str) or isinstance(id, bool):
+        raise TypeError(f"{kind} id {id!r} of {name}")
+    return id
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -201,7 +214,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def coco_results(
-    detections: Detections, image_id: int | str, file_name: str, category_ids: Sequence[int]
+    detections: Detections, image_id: int | str, file_name: str, category_ids: Sequence[int | str]
 ) -> list[dict[str, Any]]:
     """An image's detections in COCO's results format, with the image's file name and the class names added.
 
@@ -251,14 +264,15 @@ def write_detections(
     results, images = with_sources(results, images)
     outputs, names = result_names(images), image_names(images)
     image_ids: Sequence[int | str] = range(1, len(images) + 1)
+    written_ids: Sequence[int | str] = category_ids
     if annotations is not None:
         image_ids, known = coco_ids(annotations, images, classes)
-        category_ids = known or category_ids
+        written_ids = known or category_ids
     rows: list[dict[str, Any]] = []
     for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
         if result.error is not None:
             continue
-        rows += coco_results(result, image_id, name, category_ids)
+        rows += coco_results(result, image_id, name, written_ids)
         shown = result.above(score)
         drawn = draw_detections(
             decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.masks, classes=classes

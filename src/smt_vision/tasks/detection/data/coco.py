@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import Split
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.validation import ValidationReport, first_few
 from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
 from .fields import INT64, parse_flag, parse_integer, parse_number, shown
 from .segmentations import are_finite, check_segmentations
 
 log = logging.getLogger(__name__)
+KINDS = ("images", "annotations", "categories")
 PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
+ROBOFLOW = "_annotations.coco.json"  # the annotation file in the folder of each split, beside the images
 MAX_SIDE = 2**31 - 1  # pixels
 PROBED = 100  # file names by which the folder of the images is found
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # fields of LVIS images
 UNUSED = (  # fields of an annotation that have no effect here: field, kind of warning, consequence
     ("ignore", "annotations with the field ignore", "it has no effect, as in COCO's evaluation; set iscrowd instead"),
     ("score", "annotations with a score, as predictions have", "they are used as ground truth"),
@@ -30,6 +34,8 @@ UNUSED = (  # fields of an annotation that have no effect here: field, kind of w
 
 def find_coco(root: Path, split: Split) -> Path | None:
     """Find the annotation file of a split, e.g. ``annotations/instances_train2017.json``; ``None`` if there is none.
+
+    Roboflow's ``train/_annotations.coco.json`` is found, too.
 
     Raises:
         ValueError: Several files match.
@@ -45,7 +51,9 @@ def find_coco(root: Path, split: Split) -> Path | None:
             log.warning("%s: uses %s, ignores %s", folder, files[0].name, ", ".join(file.name for file in others))
         if files:
             return files[0]
-    return None
+    folders = [path.parent.name for path in root.glob(f"*/{ROBOFLOW}")]
+    name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, folders, root)
+    return root / name / ROBOFLOW if name else None
 
 
 def open_coco(root: Path, file: Path) -> DetectionDataset:
@@ -56,22 +64,25 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
 
     Args:
         root: Folder of the dataset. Images are in a subfolder named like the file without ``instances_``, e.g.
-            ``train2017/`` or ``images/train2017/``; otherwise in ``images/`` or in ``root`` itself.
+            ``train2017/`` or ``images/train2017/``; otherwise in ``images/``, in ``root`` itself, or beside the file.
         file: Annotation file with the keys ``images``, ``annotations`` and ``categories``.
 
     Raises:
         ValueError: The file is invalid; the message lists the first few cases of each kind of error.
     """
     content = _read_content(file)
-    images, categories = content["images"], content["categories"]
+    images, categories = content["images"], own_categories(content["categories"])
     report = ValidationReport(str(file))
     image_ids = _integers(images, "id", "images", file)
+    for image in images:
+        image["file_name"] = file_name(image)
     names = _strings(images, "file_name", "images", file)
     sizes = np.array([_integers(images, key, "images", file) for key in ("height", "width")], dtype=np.int64).T
     category_ids = _integers(categories, "id", "categories", file)
     classes = [name.strip() for name in _strings(categories, "name", "categories", file)]
     for i in np.flatnonzero(((sizes <= 0) | (sizes > MAX_SIDE)).any(1)):
         report.error("images without a size", names[i], "give their width and height in pixels")
+    report.raise_errors()
     folder, ids = _find_images(root, file, names, report)
     for kind, values in (
         ("image ids", image_ids),
@@ -79,7 +90,18 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
         ("category ids", category_ids),
         ("category names", classes),
     ):
-        _check_distinct(report, kind, values)
+        _check_distinct(report, kind, values, "keep one of each")
+    for image, name in zip(images, names, strict=True):
+        if any(image.get(key) for key in FEDERATED):
+            report.warning(
+                f"images with {' or '.join(FEDERATED)}, as in LVIS", name, "evaluated as COCO, not as LVIS: detections "
+                "of classes that were not annotated in an image count as false"
+            )  # fmt: skip
+    if len(categories) < len(content["categories"]):
+        log.warning(
+            "%s: ignored %d categories that are only the supercategory of a category of the same name, as Roboflow "
+            "writes them", file, len(content["categories"]) - len(categories),
+        )  # fmt: skip
 
     # Class indices follow the order of the category ids.
     class_of = dict(sorted(zip(category_ids, classes, strict=True)))
@@ -89,6 +111,25 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
     return DetectionDataset(
         folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(class_of.values()), list(class_of), objects
     )
+
+
+def file_name(image: Mapping[str, Any]) -> Any:
+    """The path of an image; where there is none, as in LVIS, the folder and name in its ``coco_url``."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if name is None and isinstance(url, str) else name
+
+
+def own_categories(categories: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Categories without those that are the supercategory of a category of the same name.
+
+    Roboflow writes such a category, without objects, before the classes.
+    """
+
+    def is_child(category: Mapping[str, Any]) -> bool:
+        return category.get("name") is not None and category.get("supercategory") == category.get("name")
+
+    names = [category["name"] for category in categories if is_child(category)]
+    return [category for category in categories if category.get("name") not in names or is_child(category)]
 
 
 def _objects(
@@ -107,7 +148,7 @@ def _objects(
         ids = list(range(1, len(annotations) + 1))
         if ids:
             log.info("%s: the annotations have no ids; they are numbered from 1 in the order of the file", file)
-    _check_distinct(report, "annotation ids", ids)
+    _check_distinct(report, "annotation ids", ids, "number the annotations, or remove all of their ids")
     image = _indices(annotations, ids, "image_id", image_ids, "images", file, report)
     labels = _indices(annotations, ids, "category_id", category_ids, "categories", file, report)
 
@@ -180,11 +221,10 @@ def _read_content(file: Path) -> dict[str, list[dict[str, Any]]]:
             f"{file}: a list, as COCO's results format has; expected an annotation file, an object with images, "
             "annotations and categories"
         )
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
+    for kind in KINDS:
+        if isinstance(content, dict) and isinstance(content.get(kind), dict):  # by id, as in LIVECell
+            content[kind] = list(content[kind].values())
+    missing = [key for key in KINDS if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise ValueError(
             f"{file}: no list of {' and of '.join(missing)}; expected COCO object detection format with images, "
@@ -193,7 +233,7 @@ def _read_content(file: Path) -> dict[str, list[dict[str, Any]]]:
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{file}: {len(content['images'])} images and {len(content['categories'])} categories; "
                          "expected at least one of each")  # fmt: skip
-    for kind in ("images", "annotations", "categories"):
+    for kind in KINDS:
         invalid = [f"index {i} ({shown(e)})" for i, e in enumerate(content[kind]) if not isinstance(e, dict)]
         if invalid:
             raise ValueError(f"{file}: {len(invalid)} {kind} that are not objects with fields: {first_few(invalid)}")
@@ -256,8 +296,11 @@ def _boxes(
     invalid = []
     for m, annotation in enumerate(annotations):
         box = annotation.get("bbox")
-        if isinstance(box, list) and len(box) == 4 and bool not in map(type, box) and are_finite(box):
-            boxes[m] = box
+        numbers = box
+        if isinstance(box, list) and not {int, float}.issuperset(map(type, box)):
+            numbers = [parse_number(side) for side in box]
+        if isinstance(numbers, list) and len(numbers) == 4 and are_finite(numbers):
+            boxes[m] = numbers
         elif box in (None, []) and not np.isnan(outlines[m, 0]):
             left, top, right, bottom = outlines[m]
             boxes[m] = left, top, right - left, bottom - top
@@ -299,6 +342,15 @@ def _areas(
                 f"{case(m)} {shown(values[m])}",
                 "the area of the segmentation, or of the box, is used instead",
             )
+    x, y, width, height = boxes.T
+    corners = np.isclose(stored, (width - x) * (height - y), rtol=0.01) & (width > x) & (height > y)
+    corners = known[(corners & ~np.isclose(stored, box_areas, rtol=0.01))[known]]
+    if len(corners) > len(known) / 2:
+        for m in corners.tolist():
+            report.error(
+                "boxes whose area is that of the corners x1, y1, x2, y2", f"{case(m)} {boxes[m].tolist()}",
+                "expected x, y, width and height",
+            )  # fmt: skip
     return np.where(usable, stored, np.where(np.isnan(mask_areas), box_areas, mask_areas))
 
 
@@ -328,17 +380,18 @@ def _check_outlines(
             report.warning(kind, message, "both are used as stored")
 
 
-def _check_distinct(report: ValidationReport, kind: str, values: Sequence[Any]) -> None:
+def _check_distinct(report: ValidationReport, kind: str, values: Sequence[Any], fix: str) -> None:
     if len(set(values)) < len(values):
         for value, count in Counter(values).items():
             if count > 1:
-                report.error(f"{kind} that occur more than once", f"{value} ({count} times)", "keep one of each")
+                report.error(f"{kind} that occur more than once", f"{value} ({count} times)", fix)
 
 
 def _find_images(root: Path, file: Path, names: list[str], report: ValidationReport) -> tuple[Path, list[str]]:
     """The folder of the images, and their paths in it."""
     name = file.stem.removeprefix("instances_")
-    folders = [f for f in (root / name, root / "images" / name, root / "images", root) if f.is_dir()]
+    candidates = (root / name, root / "images" / name, root / "images", root, file.parent)
+    folders = [folder for folder in candidates if folder.is_dir()]
     files = FileIndex()
     folder = max(folders, key=lambda folder: sum(files.find(folder, name) is not None for name in names[:PROBED]))
     paths = [files.find(folder, name) for name in names]
@@ -356,4 +409,8 @@ def _missing(files: FileIndex, folder: Path, name: str) -> tuple[str, str, str]:
         return "images whose file_name is a path that does not exist here", name, f"write their paths in {folder}"
     if "%" in name and files.find(folder, unquote(name)):
         return "images whose file_name is percent-encoded", name, f"write the names of the files in {folder}"
+    base = re.split(r"[/\\]", name)[-1]
+    if files.find(folder, base):
+        kind = f"images are in {folder} without the folders of their file_name"
+        return kind, name, "write the names of the files, or move the files"
     return f"images are not in {folder}", name, "download them, or remove them from the annotations"

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
 PROBED = 16  # images whose header is read when a dataset is opened
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
+SHARES = 1.1  # largest coordinate that is taken for a share of the image size, which may be rounded or not clipped
 Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
 
 
@@ -319,17 +320,20 @@ def check_boxes(
 
 
 def are_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], case: Callable[[int], str]) -> bool:
-    """Whether the boxes (M, 4) of a file are shares of the image size instead of pixels, reported as an error.
+    """Whether most boxes (M, 4) of a file are shares of the image size instead of pixels, reported as an error.
 
-    A single such box may be in pixels, but not all of them.
+    A single such box may be in pixels, but not most of them.
     """
-    shares = len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all())
-    for row in range(len(boxes) if shares else 0):
-        kind = "boxes, which are all, lie between 0 and 1, as shares of the image size do"
+    shares = np.flatnonzero((np.abs(boxes) <= SHARES).all(1))
+    if len(shares) <= len(boxes) / 2:
+        return False
+    for row in shares.tolist():
         report.error(
-            kind, f"{case(row)} {boxes[row].tolist()}", "multiply them by the image's width and height in pixels"
+            f"of {len(boxes)} boxes lie between 0 and 1, as shares of the image size do",
+            f"{case(row)} {boxes[row].tolist()}",
+            "multiply them by the image's width and height in pixels",
         )
-    return shares
+    return True
 
 
 class FileIndex:

@@ -84,7 +84,11 @@ def check_segmentations(
 
 
 def _check_polygons(report: ValidationReport, value: Any, case: Callable[[], str]) -> bool:
-    if not isinstance(value, list) or any(not isinstance(p, list) or len(p) % 2 for p in value):
+    if (
+        not isinstance(value, list)
+        or any(not isinstance(p, list) or len(p) % 2 for p in value)
+        or (len(value) > 2 and all(len(p) == 2 for p in value))  # [[x, y], [x, y], ...], a list of points
+    ):
         kind = "segmentations that are neither polygons nor RLE masks"
         report.error(kind, f"{case()} {shown(value)}", "expected [[x, y, x, y, ...]] or an RLE mask")
         return False

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from ....data.dataset import Split
-from .coco import find_coco, open_coco
+from .coco import ROBOFLOW, find_coco, open_coco
 from .dataset import DetectionDataset, DetectionTarget
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
 from .masks import rasterize_masks
@@ -30,7 +30,8 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
 
     Args:
         data: Folder in COCO layout: ``annotations/instances_train*.json`` and ``instances_val*.json``, with images in
-            ``train*/`` and ``val*/``; or in Pascal VOC layout: ``Annotations/``, ``JPEGImages/`` and
+            ``train*/`` and ``val*/``; in Roboflow's: ``_annotations.coco.json`` and the images in ``train/`` and
+            ``valid/``; or in Pascal VOC layout: ``Annotations/``, ``JPEGImages/`` and
             ``ImageSets/Main/``.
         split: ``train`` or ``val``.
 
@@ -38,9 +39,9 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
         Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
 
     Raises:
-        ValueError: The folder has neither layout, or its content is invalid: missing files, boxes outside of their
-            images, unknown categories, duplicate ids, invalid masks, no objects. The message has the number of each and
-            the first few cases.
+        ValueError: The folder has none of these layouts, or its content is invalid: missing files, boxes outside of
+            their images, unknown categories, duplicate ids, invalid masks, no objects. The message has the number of
+            each and the first few cases.
     """
     root = Path(data).expanduser()
     if file := find_coco(root, split):
@@ -51,7 +52,8 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
         problem = f"has no annotations for {split}" if root.is_dir() else "is not a directory"
         raise ValueError(
             f"data {data!r} {problem}; expected COCO layout (annotations/instances_train*.json and "
-            f"instances_val*.json, images in train*/ and val*/) or Pascal VOC layout ({LAYOUT}); set --data"
+            f"instances_val*.json, images in train*/ and val*/; or {ROBOFLOW} beside the images in train/ and valid/) "
+            f"or Pascal VOC layout ({LAYOUT}); set --data"
         )
     dataset.check_sizes()
     dataset.check_crowds()

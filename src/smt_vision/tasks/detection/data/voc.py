@@ -1,6 +1,7 @@
 """Pascal VOC layout: a text file of image names per split, an XML file of boxes per image."""
 
 import codecs
+import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
@@ -12,13 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_hidden, is_image
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_image, list_files
 from ....data.validation import ValidationReport
 from .dataset import DetectionDataset, Objects, are_shares, check_boxes
 from .fields import parse_flag, parse_number, shown
 
-LAYOUT = "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt with one NAME per line"
+LAYOUT = (
+    "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and "
+    "test.txt, with one NAME per line"
+)
 _LABELED = re.compile(r"(.*\S)\s+(-1|0|1)")  # as in ImageSets/Main/cat_train.txt of VOC
+_QUOTED = re.compile(r'^"([^"]+)"(\s.*)?$')
+_ENCODING = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
 class _Box(NamedTuple):
@@ -32,8 +38,10 @@ class _Box(NamedTuple):
 def find_voc(root: Path, split: Split) -> Path | None:
     """Find the list of image names of a split; ``None`` if there is none."""
     lists = root / "ImageSets" / "Main"
-    existing = [path.stem for path in sorted(lists.glob("*.txt"))]
+    existing = {path.stem for path in lists.glob("*.txt")}
     name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, existing, lists)
+    if split == "train" and name is None and "trainval" in existing and existing.isdisjoint(set(VAL_NAMES) - {"test"}):
+        name = "trainval"  # beside test, as usual for VOC 2007; it has the images of val
     return lists / f"{name}.txt" if name else None
 
 
@@ -50,7 +58,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
     report = ValidationReport(str(root))
     images = _files_by_stem(root / "JPEGImages", is_image)
     files = _files_by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
-    parsed = {stem: _parse(paths[0], report) for stem, paths in files.items()}
+    parsed = {stem: _parse(root / "Annotations", names[0], report) for stem, names in files.items()}
     stems = _read_list(list_file, images, files.keys() | images.keys(), report)
     for stem in stems:
         if stem not in images or stem not in parsed:
@@ -59,10 +67,9 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
                 stem,
                 "download them, or remove them from the list",
             )
-        for paths in (images.get(stem, []), files.get(stem, [])):
-            if len(paths) > 1:
-                names = " and ".join(path.name for path in paths)
-                report.error(f"names in {list_file.name} with several files", names, "keep one of each")
+        for names in (images.get(stem, []), files.get(stem, [])):
+            if len(names) > 1:
+                report.error(f"names in {list_file.name} with several files", " and ".join(names), "keep one of each")
     for stem in sorted(stem for stem, count in Counter(stems).items() if count > 1):
         report.error(f"names that occur more than once in {list_file.name}", stem, "keep one of each")
     report.raise_errors()
@@ -77,7 +84,7 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
 
     def case(m: int) -> str:
         row, box = rows[m]
-        return f"{files[stems[row]][0].name} ({box.name})"
+        return f"{files[stems[row]][0]} ({box.name})"
 
     are_shares(report, corners, case)
     for m in np.flatnonzero((corners[:, :2] == 0).any(1)).tolist():
@@ -98,30 +105,35 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
         ids=np.arange(1, len(rows) + 1),
         segmentations=[None] * len(rows),
     )
-    ids = [images[stem][0].name for stem in stems]
+    ids = [images[stem][0] for stem in stems]
     image_ids, category_ids = np.arange(1, len(ids) + 1), range(1, len(classes) + 1)
     return DetectionDataset(root / "JPEGImages", ids, sizes, image_ids, classes, category_ids, objects)
 
 
-def _files_by_stem(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[Path]]:
-    """Files by name without suffix, in Unicode's composed form; the files of a name are sorted."""
+def _files_by_stem(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
+    """Paths of files relative to a folder, by path without suffix, in Unicode's composed form.
+
+    The files of a name are sorted.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected Pascal VOC layout: {LAYOUT}")
-    files: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if wanted(path.name) and not is_hidden(path.name):
-            files[unicodedata.normalize("NFC", path.stem)].append(path)
+    listing = list_files(folder)
+    files: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(filter(wanted, (*listing.images, *listing.others))):
+        files[unicodedata.normalize("NFC", os.path.splitext(name)[0])].append(name)
     return dict(files)
 
 
 def _read_list(
-    list_file: Path, images: Mapping[str, list[Path]], known: Set[str], report: ValidationReport
+    list_file: Path, images: Mapping[str, list[str]], known: Set[str], report: ValidationReport
 ) -> list[str]:
     """Names of a list: its lines, or their first column if every line ends with a label, as in VOC's class lists.
 
-    A line is the name of an image, with blanks, or its file name with the suffix.
+    A line is the name of an image, with blanks, or its file name with the suffix. CVAT writes names with blanks in
+    quotation marks.
     """
     lines = [line.strip() for line in _read_text(list_file).split("\n") if line.strip()]
+    lines = [line if line in known else _QUOTED.sub(r"\1\2", line) for line in lines]
     if not lines:
         raise ValueError(f"{list_file}: no image names; expected one name per line")
     labeled = [_LABELED.fullmatch(line) for line in lines]
@@ -132,7 +144,7 @@ def _read_list(
             "all images are used, also those with -1; objects are read from Annotations/ only",
         )
         lines = [match[1] for match in labeled if match]
-    file_names = {unicodedata.normalize("NFC", path.name): stem for stem, paths in images.items() for path in paths}
+    file_names = {unicodedata.normalize("NFC", name): stem for stem, names in images.items() for name in names}
     return [line if line in known else file_names.get(line, line) for line in lines]
 
 
@@ -154,10 +166,21 @@ class _Builder(ElementTree.TreeBuilder):
         raise ValueError("it has a DOCTYPE; remove it")
 
 
-def _parse(path: Path, report: ValidationReport) -> tuple[tuple[int, int], list[_Box]]:
+def _decode(data: bytes) -> str | bytes:
+    """XML as text if it declares its encoding: the parser does not know encodings of several bytes such as GB2312."""
+    declared = _ENCODING.match(data)
+    if not declared:
+        return data
+    encoding = declared[1].decode()
+    # A declaration that is readable as ASCII is not in UTF-16, whatever it says; .NET writes such files in UTF-8.
+    return data.decode("utf-8" if encoding.lower().startswith("utf-16") else encoding)
+
+
+def _parse(folder: Path, name: str, report: ValidationReport) -> tuple[tuple[int, int], list[_Box]]:
     """Image height and width, and the objects."""
     try:
-        tree = ElementTree.parse(path, ElementTree.XMLParser(target=_Builder())).getroot()
+        data = (folder / name).read_bytes()
+        tree = ElementTree.fromstring(_decode(data), ElementTree.XMLParser(target=_Builder()))
         height, width = _find_number(tree, "size/height"), _find_number(tree, "size/width")
         if min(height, width) < 1 or not (height.is_integer() and width.is_integer()):
             raise ValueError(f"size {width:g} x {height:g}")
@@ -166,15 +189,20 @@ def _parse(path: Path, report: ValidationReport) -> tuple[tuple[int, int], list[
         fix = (
             "expected the size of the image, and per object a name and a bndbox of xmin, ymin, xmax and ymax in pixels"
         )
-        report.error("files in Annotations/ that are invalid", f"{path.name} ({error})", fix)
+        report.error("files in Annotations/ that are invalid", f"{name} ({error})", fix)
         return (1, 1), []
 
 
 def _objects(tree: ElementTree.Element) -> Iterator[_Box]:
-    for item in tree.iterfind("object"):
+    objects = tree.findall("object")
+    if len(objects) < sum(str(element.tag).lower() == "object" for element in tree.iter()):
+        raise ValueError("an object that is not an <object> directly in the root element")
+    for item in objects:
         name = (item.findtext("name") or "").strip()
         if not name:
             raise ValueError("object without a name")
+        if (count := len(item.findall("bndbox"))) > 1:
+            raise ValueError(f"{name}: {count} bndbox, expected one per object")
         left, top, right, bottom = (_find_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         if left > right or top > bottom:
             raise ValueError(f"{name}: xmin {left:g}, xmax {right:g}, ymin {top:g}, ymax {bottom:g}")
