@@ -91,7 +91,9 @@ def test_unicode_normalization_of_file_names_does_not_matter(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPE", ".jfif"])
-def test_label_maps_in_jpeg_are_told_whatever_their_suffix(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_label_maps_in_jpeg_are_told_whatever_their_suffix(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write_image(tmp_path / "images/0.jpg", 4, 2)
     (tmp_path / "labels").mkdir()
     Image.new("L", (4, 2)).save(tmp_path / f"labels/0{suffix}", "JPEG")
