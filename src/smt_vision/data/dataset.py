@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -55,6 +55,14 @@ class RawDataset(ABC, Generic[T]):
     @abstractmethod
     def describe(self) -> str:
         """Summarize the dataset in one line for the log."""
+
+    @abstractmethod
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
+        """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 if unused."""
+
+    def unused_classes(self) -> list[int]:
+        """Indices of the classes that are known not to occur."""
+        return []
 
     def listing(self) -> bytes:
         """The ids of all images, in order."""

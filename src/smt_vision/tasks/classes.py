@@ -6,12 +6,23 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from ..data.dataset import RawDataset
 
 log = logging.getLogger(__name__)
+Images = TypeVar("Images", bound=RawDataset[Any])
 Key = TypeVar("Key", str, int)
 _SEPARATORS = re.compile(r"\s+|(?<=\w)[-_\s]+(?=\w)|_+")  # not the sign of a number
 SHOWN = 5  # names listed in a message
+
+
+def with_classes(
+    images: Images, classes: Sequence[str], synonyms: Sequence[str] = (), owner: str = "the model"
+) -> Images:
+    """A dataset with the classes of a model or of the training set, matched by name; see :func:`match_classes`."""
+    matched = match_classes(images.classes, classes, images.where, synonyms, images.unused_classes(), owner)
+    return images.relabel(classes, matched)
 
 
 def match_classes(

@@ -1,7 +1,7 @@
 """Image classification: training and evaluation."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from ...data.fingerprint import UsedImages
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
-from ..classes import match_classes
+from ..classes import with_classes
 from ..samples import top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
@@ -105,7 +105,7 @@ class ClassificationTraining(ClassificationEvaluation):
         self.train_set = self._open("train")
         val_set = self._open("val")
         super().__init__(
-            self.train_set.classes, _with_classes(val_set, self.train_set.classes, owner="the training set")
+            self.train_set.classes, with_classes(val_set, self.train_set.classes, owner="the training set")
         )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
         self.model = build_model(spec, recipe.pretrained, checkpoint)
@@ -257,17 +257,9 @@ def open_evaluation(
     images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
     if model.used_images is not None:
         images = _held_out(images, model.used_images)
-    images = _with_classes(images, model.classes, class_synonyms(len(model.classes)))
+    images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
-
-
-def _with_classes(
-    images: ImageDataset, classes: tuple[str, ...], synonyms: Sequence[str] = (), owner: str = "the model"
-) -> ImageDataset:
-    """The dataset with the classes of a model or of the training set, matched by name."""
-    matched = match_classes(images.classes, classes, images.where, synonyms, images.unused_classes(), owner)
-    return images.relabel(classes, matched)
 
 
 def _same_source(data: str, trained_on: str) -> bool:

@@ -18,7 +18,7 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
-from ..classes import match_classes
+from ..classes import with_classes
 from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
@@ -112,7 +112,7 @@ class DetectionTraining(DetectionEvaluation):
         self.train_set = self._open("train")
         check_training_sizes(self.train_set, recipe.detect)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
-        val_set = _with_classes(self._open("val"), classes, owner="the training set")
+        val_set = with_classes(self._open("val"), classes, owner="the training set")
         spec = ModelSpec(
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
@@ -271,17 +271,11 @@ def open_evaluation(
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader."""
     dataset = open_detection(data, "val")
-    dataset = _with_classes(dataset, model.classes)
+    dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()
     loader = detection_eval_loader(dataset, input, model.config, batch_size, rank=rank, world=world)
     return DetectionEvaluation(dataset, input, model.config), loader
-
-
-def _with_classes(images: DetectionDataset, classes: tuple[str, ...], owner: str = "the model") -> DetectionDataset:
-    """The dataset with the classes of a model or of the training set, matched by name."""
-    matched = match_classes(images.classes, classes, images.where, unused=images.unused_classes(), owner=owner)
-    return images.relabel(classes, matched)
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -22,7 +22,7 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
-from ..classes import match_classes
+from ..classes import with_classes
 from ..samples import sample_rows, top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
@@ -328,8 +328,7 @@ def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
-    images = open_segmentation(data, "val", model.config)
-    images = images.relabel(model.classes, match_classes(images.classes, model.classes, images.where))
+    images = with_classes(open_segmentation(data, "val", model.config), model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 

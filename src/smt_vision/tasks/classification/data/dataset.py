@@ -65,7 +65,6 @@ class ImageDataset(RawDataset[int]):
         return np.flatnonzero(np.bincount(self.targets, minlength=len(self.classes)) == 0).tolist()
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
-        """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 if unused."""
         relabeled = copy.copy(self)
         relabeled.targets = np.asarray(indices, dtype=np.int64)[self.targets]
         relabeled.classes = tuple(classes)

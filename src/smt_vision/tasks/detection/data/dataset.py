@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -234,11 +234,8 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         """Indices of the classes without an object."""
         return np.flatnonzero(np.bincount(self._labels, minlength=len(self.classes)) == 0).tolist()
 
-    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "DetectionDataset":
-        """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 for an unused.
-
-        Classes that the dataset does not have get category ids above its own.
-        """
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
+        """See the base class. Classes that the dataset does not have get category ids above its own."""
         relabeled = copy.copy(self)
         relabeled._labels = np.asarray(indices, dtype=np.int64)[self._labels]
         own, unused = dict(zip(indices, self.category_ids, strict=True)), itertools.count(max(self.category_ids) + 1)

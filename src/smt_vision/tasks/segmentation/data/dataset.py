@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +78,7 @@ class SegmentationDataset(RawDataset[Labels]):
             labels = self._indices[self._classes(decode_labels(path, name=str(path)), path)]
         return self.raw(i), labels, self.name(i)
 
-    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> "SegmentationDataset":
-        """Return the dataset with other classes; ``indices`` are their indices of the present classes."""
+    def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         relabeled = copy.copy(self)
         relabeled._indices = np.full(256, IGNORE_INDEX, dtype=np.uint8)
         relabeled._indices[: len(indices)] = indices
