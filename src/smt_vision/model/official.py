@@ -81,13 +81,7 @@ def smt_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tens
     Raises:
         ValueError: There are several SMTs, under different prefixes.
     """
-    prefixes = find_prefixes(state_dict, _ANCHORS)
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"{where}: contains several SMTs, under the prefixes {', '.join(map(repr, prefixes))}; expected one: save "
-            "the state dict of one of them, i.e. the tensors under its prefix"
-        )
-    state = take_prefix(state_dict, prefixes[0], where) if prefixes else state_dict
+    state = without_prefix(state_dict, _ANCHORS, where, "several SMTs")
     return {_FLAT_STAGE.sub(r"stages.\1.", _WRAPPER.sub("", key)): value for key, value in state.items()}
 
 
@@ -101,23 +95,44 @@ def require_smt(state_dict: Mapping[str, Tensor], where: object) -> None:
         )
 
 
-def find_prefixes(state_dict: Mapping[str, Any], anchors: Sequence[tuple[str, str]]) -> list[str]:
-    """The prefixes under which a state dict has both keys of a pair; ``""`` for keys without a prefix."""
-    found = set()
-    for first, second in anchors:
-        candidates = (key.removesuffix(first) for key in state_dict if key == first or key.endswith(f".{first}"))
-        found |= {prefix for prefix in candidates if prefix + second in state_dict}
-    return sorted(found)
+def without_prefix(
+    state_dict: Mapping[str, Tensor], anchors: Sequence[tuple[str, str]], where: object, repeated: str
+) -> dict[str, Tensor]:
+    """The tensors under the prefix of both keys of a pair, without it; all tensors if there is no such pair.
 
+    A prefix is logged, with the number of tensors that are not under it.
 
-def take_prefix(state_dict: Mapping[str, Tensor], prefix: str, where: object) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it; logs the prefix, and how many tensors are not under it."""
+    Args:
+        state_dict: Tensors by name.
+        anchors: Pairs of keys.
+        where: Where the state dict comes from, for messages.
+        repeated: What a state dict with several such prefixes contains, for the error.
+
+    Raises:
+        ValueError: There are several such prefixes.
+    """
+    prefixes = _find_prefixes(state_dict, anchors)
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{where}: contains {repeated}, under the prefixes {', '.join(map(repr, prefixes))}; expected one: save "
+            "the tensors under one of them"
+        )
+    prefix = prefixes[0] if prefixes else ""
     taken = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     if prefix:
         others = [key for key in state_dict if not key.startswith(prefix)]
         ignored = f"; ignored {len(others)} others, e.g. {', '.join(others[:3])}" if others else ""
         log.warning("%s: took %d tensors under %r%s", where, len(taken), prefix, ignored)
     return taken
+
+
+def _find_prefixes(state_dict: Mapping[str, Any], anchors: Sequence[tuple[str, str]]) -> list[str]:
+    """The prefixes under which a state dict has both keys of a pair; ``""`` for keys without a prefix."""
+    found = set()
+    for first, second in anchors:
+        candidates = (key.removesuffix(first) for key in state_dict if key == first or key.endswith(f".{first}"))
+        found |= {prefix for prefix in candidates if prefix + second in state_dict}
+    return sorted(found)
 
 
 def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

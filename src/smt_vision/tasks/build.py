@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoints
 from ..checkpoints import Checkpoint
 from ..model import SMT
-from ..model.official import find_prefixes, our_state, require_smt, take_prefix
+from ..model.official import our_state, require_smt, without_prefix
 from ..recipe import Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
@@ -150,13 +150,7 @@ def _state_for(model: nn.Module, keys: list[str], checkpoint: Checkpoint) -> dic
         require_smt(state, checkpoint.path)
         # Without classifiers that are not one linear layer, e.g. head.0 and head.2.
         return {key: value for key, value in state.items() if key.startswith("head.fc.") or not key.startswith("head.")}
-    prefixes = find_prefixes(state, [(keys[0], keys[-1])])
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"{checkpoint.path}: contains the model's keys several times, under the prefixes "
-            f"{', '.join(map(repr, prefixes))}; expected one: save the tensors under one of them"
-        )
-    return take_prefix(state, prefixes[0], checkpoint.path) if prefixes else state
+    return without_prefix(state, [(keys[0], keys[-1])], checkpoint.path, "the model's keys several times")
 
 
 def load_head_checkpoint(
