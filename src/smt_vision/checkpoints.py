@@ -50,7 +50,7 @@ class Checkpoint:
     @property
     def spec(self) -> dict[str, Any] | None:
         """The model spec as plain data; ``None`` for files that are not checkpoints of this library."""
-        return self.state["spec"] if _is_own(self.state) and "spec" in self.state else None
+        return self.state.get("spec") if _is_own(self.state) else None
 
     @property
     def task(self) -> str:

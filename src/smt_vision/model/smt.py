@@ -370,21 +370,10 @@ class SMT(nn.Module):
             blocks=[(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), *norms],
         )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the release's keys, and those of an SMT under any prefix."""
-        convert_state(self, state_dict, prefix, error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        convert_state(self, state_dict, prefix, error_msgs=args[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _init_weights(module: nn.Module) -> None:
