@@ -290,6 +290,16 @@ def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:
     assert np.array_equal(every, images.fingerprints(limit=IMAGES))
 
 
+def test_held_out_images_of_a_sampled_dataset_are_found(
+    unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smt_vision.engine.run.MAX_TRAIN", 20)
+    monkeypatch.setattr("smt_vision.tasks.classification.task.MAX_TRAIN", 20)
+    train(tiny(unsplit, epochs=1), tmp_path / "run", display=False)
+    assert len(checkpoints.load(tmp_path / "run").state["images"]["train"]) == 20  # of 54
+    assert smt_vision.evaluate(tmp_path / "run", unsplit, workers=0)["count"] == HELD_OUT
+
+
 def test_fingerprints_do_not_change() -> None:
     # They are compared with those in files.
     assert hash_bytes(b"abc") == int.from_bytes(bytes.fromhex("d8bb14d833d59559"), "little", signed=True)

@@ -111,8 +111,8 @@ class UsedImages:
         return cls(**{name: value.numpy() for name, value in tensors.items()})
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "UsedImages | None":
+    def from_checkpoint(cls, checkpoint: Checkpoint | None) -> "UsedImages | None":
         """The images of a run's checkpoint; ``None`` if they are not known."""
-        if checkpoint.spec is None or "images" not in checkpoint.state:
+        if checkpoint is None or checkpoint.spec is None or "images" not in checkpoint.state:
             return None
         return cls.from_tensors(checkpoint.state["images"])

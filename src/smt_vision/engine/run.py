@@ -70,15 +70,13 @@ class Run:
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
         self._seconds_before = 0.0
         self._started = self._saved = time.monotonic()
-        resumed = (folder / LAST).is_file()
-        if resumed:
+        if (folder / LAST).is_file():
             self._restore(checkpoints.load(folder / LAST))
         elif fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if fabric.is_global_zero and self._used_images is None:
-            used = _used_images(task, recipe.data)
-            self._used_images = used if resumed else _with_initial(used, task, recipe)
+            self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
         fabric.barrier()
 
     def plan(self, steps_per_epoch: int) -> int:
@@ -257,18 +255,16 @@ def _used_images(task: Training, data: str) -> UsedImages:
     return used
 
 
-def _with_initial(used: UsedImages, task: Training, recipe: Recipe) -> UsedImages:
+def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
     """The images that a new run uses, and the training images of its initial weights where these are of a run."""
-    if recipe.checkpoint is None:
-        return used
-    initial = UsedImages.from_checkpoint(checkpoints.load(Path(recipe.checkpoint)))
+    initial = task.initial_images
     if initial is None:
         return used
     val = task.val_set.fingerprints()
     if common := int((np.isin(val, initial.train) & ~np.isin(val, used.train)).sum()):
         log.warning(
             "%s: the initial weights were trained on %d of the %d validation images; the metrics will be too high",
-            recipe.data, common, len(val),
+            data, common, len(val),
         )  # fmt: skip
     return replace(used, train=np.union1d(used.train, initial.train))
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.dataset import RawDataset
+from ..data.fingerprint import UsedImages
 from ..deploy.form import ExportForm
 from ..spec import ModelSpec
 from .predictor import Predictor
@@ -126,6 +127,7 @@ class Training(Evaluation, Protocol):
         model: The network with its initial weights.
         spec: Model spec that is stored in every checkpoint.
         train_set: The training images.
+        initial_images: Images that the initial weights were trained on, if these are of a run.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
@@ -136,6 +138,7 @@ class Training(Evaluation, Protocol):
     def train_set(self) -> RawDataset[Any]: ...
 
     spec: ModelSpec
+    initial_images: UsedImages | None
     input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...

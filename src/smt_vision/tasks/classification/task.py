@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
 from ...data.decode import decode
-from ...data.fingerprint import UsedImages
+from ...data.fingerprint import MAX_TRAIN, UsedImages
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
@@ -102,6 +102,7 @@ class ClassificationTraining(ClassificationEvaluation):
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
+        self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set = self._open("train")
         val_set = self._open("val")
         super().__init__(
@@ -271,13 +272,14 @@ def _same_source(data: str, trained_on: str) -> bool:
 def _held_out(images: ImageDataset, used: UsedImages) -> ImageDataset:
     """The images that training held out of a dataset, if it is the one that the model was trained on.
 
-    It is if at least half of the held-out images are among its images, and at least half of the others were trained on.
-    Any other dataset is returned as it is.
+    It is if at least half of the held-out images are among its images, and at least half of the others were trained on,
+    of which at most ``MAX_TRAIN`` are known. Any other dataset is returned as it is.
     """
     validated = np.isin(images.identities(), used.val)
     trained = np.isin(images.fingerprints(), used.train) & ~validated
     found, expected = int(validated.sum()), len(used.val)
-    if 2 * found < max(expected, 1) or 2 * trained.sum() < max(len(images) - found, 1):
+    others = min(len(images) - found, MAX_TRAIN)
+    if 2 * found < max(expected, 1) or 2 * trained.sum() < max(others, 1):
         return images
     log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
     if found < expected:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.fingerprint import UsedImages
 from ...data.padding import pad_together
 from ...data.region import Region
 from ...pictures.drawing import sample_grid
@@ -109,6 +110,7 @@ class DetectionTraining(DetectionEvaluation):
             )
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
+        self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set = self._open("train")
         check_training_sizes(self.train_set, recipe.detect)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids

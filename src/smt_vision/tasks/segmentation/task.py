@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.fingerprint import UsedImages
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -158,6 +159,7 @@ class SegmentationTraining(SegmentationEvaluation):
         _check(recipe)
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
+        self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set = self._open("train")
         val_set = self._open("val")
         spec = ModelSpec(
