@@ -1,6 +1,7 @@
 """Fixtures shared by several test files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
     torch.save({"model": to_official(model.state_dict())}, path)
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Runs a test on one thread of PyTorch, whose sums then do not depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

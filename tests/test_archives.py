@@ -352,12 +352,17 @@ def test_a_damaged_tar_is_used_as_far_as_it_goes_on_request(
         open_tar(tar, allow_damaged=True)
 
 
-def test_a_damaged_shard_is_refused_and_used_on_request(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+def write_shard(path: Path) -> bytes:
+    """Write a shard of four samples in eight members of 1 KiB each; returns its content."""
+    with tarfile.open(path, "w") as tar:
         for key in range(4):
             add(tar, f"{key}.jpg", b"image")
             add(tar, f"{key}.cls", b"%d" % (key % 2))
-    data = (tmp_path / "x.tar").read_bytes()
+    return path.read_bytes()
+
+
+def test_a_damaged_shard_is_refused_and_used_on_request(tmp_path: Path) -> None:
+    data = write_shard(tmp_path / "x.tar")
     (tmp_path / "x.tar").write_bytes(data[: 6 * 1024])
     with pytest.raises(ValueError, match="read 6 members"):
         open_dataset(f"wds/{tmp_path}/x.tar", "val")
@@ -365,11 +370,7 @@ def test_a_damaged_shard_is_refused_and_used_on_request(tmp_path: Path) -> None:
 
 
 def test_a_sample_cut_before_its_class_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for key in range(4):
-            add(tar, f"{key}.jpg", b"image")
-            add(tar, f"{key}.cls", b"%d" % (key % 2))
-    data = (tmp_path / "x.tar").read_bytes()
+    data = write_shard(tmp_path / "x.tar")
     (tmp_path / "x.tar").write_bytes(data[: 7 * 1024])
     images = open_dataset(f"wds/{tmp_path}/x.tar", "val", val_fraction=1.0, allow_damaged=True)
     assert [images.id(i) for i in range(len(images))] == ["x.tar:0", "x.tar:1", "x.tar:2"]

@@ -460,7 +460,7 @@ def test_a_changed_layer_computes_what_it_says(change: dict[str, Any]) -> None:
 
 
 def test_circular_padding_of_every_convolution(fast: Any) -> None:
-    """As for panoramas, whose left and right edges meet."""
+    """E.g. for panoramas, whose left and right edges meet."""
     for module in fast.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
             module.padding_mode = "circular"

@@ -108,14 +108,9 @@ class TarIndex:
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
         self.damaged = damage is not None
-        if damage is not None and not count:
-            raise ValueError(f"{source}: damaged archive: {damage}; read 0 members. Download or pack it again")
-        if damage is not None and not allow_damaged:
-            raise ValueError(
-                f"{source}: damaged archive: {damage}; read {count} members. Download or pack it again, or use it as "
-                "far as it goes with input.allow_damaged (on the command line: --input.allow_damaged true)"
-            )
         if damage is not None:
+            if not (count and allow_damaged):
+                raise _damaged(source, damage, count)
             log.warning(
                 "%s: damaged archive: %s; using the %d members before, %d of them images, whose content may be damaged "
                 "as well",
@@ -149,6 +144,15 @@ class TarIndex:
         file = _open_file(self.path, self._version)
         length = min(length, int(self._sizes[row]) - offset)
         return os.pread(file.descriptor, length, int(self._offsets[row]) + offset)
+
+
+def _damaged(source: Path, damage: str, count: int) -> ValueError:
+    """The error for a damaged tar of which ``count`` members could be read."""
+    text = f"{source}: damaged archive: {damage}; read {count} members. Download or pack it again"
+    if count:
+        text += ", or use it as far as it goes with input.allow_damaged"
+        text += " (on the command line: --input.allow_damaged true)"
+    return ValueError(text)
 
 
 def _normalized(name: str) -> str:

@@ -114,7 +114,7 @@ def coco_ids(
     An image is the entry whose ``file_name`` is the end of its path, e.g. ``cam1/0001.png`` or ``0001.png`` for
     ``data/cam1/0001.png``; the longest such ``file_name`` counts. If there is none, it is the entry whose
     ``file_name`` ends in its path relative to the common folder of the images, e.g. ``val/0001.png`` for
-    ``photos/0001.png``, which is told in a warning. Classes are matched with the categories by name.
+    ``photos/0001.png``, with a warning. Classes are matched with the categories by name.
 
     Returns:
         Image ids, and category ids by class index; ``None`` if the file has no categories.
