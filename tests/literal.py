@@ -36,9 +36,9 @@ def to_tokens(x: Tensor) -> Tensor:
 class SAM(nn.Module):
     """MHMC, SAA and the modulation: ``(B, N, C) -> (B, N, C)``."""
 
-    def __init__(self, dim: int, num_heads: int = 4, expand_ratio: int = 2, aggregation: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int = 4, expand_ratio: int = 2, aggregation: str = "saa") -> None:
         super().__init__()
-        self.num_heads, self.aggregation = num_heads, aggregation
+        self.num_heads, self.aggregation = num_heads, aggregation == "saa"
         self.groups = dim // num_heads
         self.v = nn.Linear(dim, dim)
         self.s = nn.Linear(dim, dim)
@@ -46,7 +46,7 @@ class SAM(nn.Module):
             size = 3 + 2 * i
             conv = nn.Conv2d(self.groups, self.groups, size, padding=size // 2, groups=self.groups)
             self.add_module(f"local_conv_{i + 1}", conv)
-        if aggregation:
+        if aggregation == "saa":
             self.proj0 = nn.Conv2d(dim, dim * expand_ratio, 1, groups=self.groups)
             self.bn = nn.BatchNorm2d(dim * expand_ratio)
             self.proj1 = nn.Conv2d(dim * expand_ratio, dim, 1)
@@ -186,7 +186,7 @@ class LiteralSMT(nn.Module):
         conv_heads: Sequence[int] = (4, 4, 4, 4),
         attn_heads: Sequence[int] = (2, 4, 8, 16),
         expand_ratio: int = 2,
-        aggregation: bool = True,
+        aggregation: str = "saa",
         layer_scale: float | None = None,
         stem_kernel: int = 3,
         stem_stride: int = 4,

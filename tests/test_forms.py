@@ -185,7 +185,14 @@ def test_recomputed_linear_can_be_differentiated_twice() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
-@pytest.mark.parametrize("module", [FFN(8, 16), SAM(8), SAM(8, aggregation=False)], ids=["FFN", "SAM", "ConcatHeads"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        FFN(8, 16), SAM(8), SAM(8, aggregation="none"), SAM(8, aggregation="mlp"), SAM(8, modulation="sum"),
+        SAM(8, 2, kernel_sizes=(7, 3)),
+    ],
+    ids=["FFN", "SAM", "ConcatHeads", "DenseAggregation", "sum", "kernel sizes"],
+)  # fmt: skip
 def test_a_form_under_autocast_and_with_frozen_statistics(module: nn.Module, frozen: bool, autocast: bool) -> None:
     plain, x = copy.deepcopy(module), images(2, 5, 7, 8).requires_grad_()
     fast = use_fast_forms(copy.deepcopy(plain))
@@ -217,7 +224,7 @@ def losses(model: nn.Module, x: Tensor, target: Tensor, autocast: bool) -> tuple
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, dict(aggregation=False), dict(layer_scale=0.5, mixers=("A", "S", "SA", "S"))]
+    "overrides", [{}, dict(aggregation="none"), dict(layer_scale=0.5, mixers=("A", "S", "SA", "S"))]
 )
 def test_gradients_equal_the_literal_network(overrides: dict[str, Any]) -> None:
     literal = LiteralSMT(
@@ -288,7 +295,7 @@ def test_per_sample_gradients_and_forward_over_reverse() -> None:
 # --- the swap ---
 
 
-@pytest.mark.parametrize("overrides", [{}, dict(aggregation=False, layer_scale=0.1, mixers="SA")], ids=str)
+@pytest.mark.parametrize("overrides", [{}, dict(aggregation="none", layer_scale=0.1, mixers="SA")], ids=str)
 def test_forms_add_no_state(overrides: dict[str, Any]) -> None:
     plain = SMT(**{**VARIANTS["smt_atto"], **overrides})
     fast = use_fast_forms(copy.deepcopy(plain))

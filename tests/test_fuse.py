@@ -23,7 +23,12 @@ from smt_vision.model import SAM
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer scale": dict(layer_scale=0.3),
-    "no aggregation": dict(aggregation=False),
+    "no aggregation": dict(aggregation="none"),
+    "sum": dict(modulation="sum"),
+    "sum, no aggregation": dict(modulation="sum", aggregation="none"),
+    "one convolution": dict(conv_heads=1, conv_kernels=(7,)),
+    "two linear layers": dict(aggregation="mlp"),
+    "focal modulation": dict(mixers=("F", "S", "FA", "A")),
     "other mixers": dict(mixers=("A", "SA", "S", "AS")),
     "heads": dict(conv_heads=(1, 2, 4, 8), expand_ratio=3),
     "stem 7, stride 2": dict(stem_kernel=7, stem_stride=2),

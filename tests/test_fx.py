@@ -127,7 +127,9 @@ def test_extractors_of_nodes_inside_a_block(name: str, build: Callable[..., Any]
 @pytest.mark.parametrize(
     "overrides",
     [
-        dict(aggregation=False),
+        dict(aggregation="none"),
+        dict(aggregation="inverted_bottleneck", modulation="sum"),
+        dict(mixers="F"),
         dict(layer_scale=0.1, mixers="A"),
         dict(conv_heads=1, stem_stride=1),
         dict(drop_path_rate=0.2, proj_drop_rate=0.1, attn_drop_rate=0.1),

@@ -23,6 +23,7 @@ from torch._subclasses import FakeTensorMode
 from smt_vision.forms import use_fast_forms
 from smt_vision.kernels import availability, mhmc, saa
 from smt_vision.model import MHMC, SAA, SAM
+from smt_vision.model.modulation import paper_kernel_sizes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -51,7 +52,7 @@ def off(found: Tensor | None, expected: Tensor | None) -> float:
 
 
 def mhmc_of(module: MHMC, s: Tensor) -> Tensor:
-    assert mhmc.is_supported(s, module.num_heads)
+    assert mhmc.is_supported(s, module.kernel_sizes)
     biases = [conv.bias for conv in module.convs]
     return mhmc.convolve(s, [conv.weight for conv in module.convs], biases)
 
@@ -397,11 +398,13 @@ def takes_saa(x: Tensor, change: Callable[[SAA], Any] = lambda module: None) -> 
 @pytest.mark.usefixtures("anywhere")
 def test_what_the_kernels_take() -> None:
     s, x = torch.zeros(2, 3, 3, 8), torch.zeros(2, 3, 3, 4, 2)
-    assert mhmc.is_supported(s, 4)
+    assert mhmc.is_supported(s, paper_kernel_sizes(4))
     assert takes_saa(x)
-    assert not mhmc.is_supported(s.double(), 4)
-    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 9), 3)
-    assert not mhmc.is_supported(s[:0], 4)
+    assert not mhmc.is_supported(s, (3, 5, 7, 7))
+    assert not mhmc.is_supported(s, (9,))
+    assert not mhmc.is_supported(s.double(), paper_kernel_sizes(4))
+    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 9), paper_kernel_sizes(3))
+    assert not mhmc.is_supported(s[:0], paper_kernel_sizes(4))
     assert not takes_saa(x.double())
     assert not takes_saa(x[:1, :1, :1])  # one value a channel: the plain form says what is wrong
     assert not takes_saa(x, lambda m: setattr(m, "norm", nn.SyncBatchNorm(16)))
@@ -410,10 +413,10 @@ def test_what_the_kernels_take() -> None:
     with torch.no_grad():
         assert takes_saa(x, SAA.eval)
     with FakeTensorMode():  # shapes without memory
-        assert mhmc.is_supported(torch.empty(1_000, 56, 56, 64), 4)
-        assert not mhmc.is_supported(torch.empty(20_000, 56, 56, 64), 4)  # offsets beyond 32 bits
+        assert mhmc.is_supported(torch.empty(1_000, 56, 56, 64), paper_kernel_sizes(4))
+        assert not mhmc.is_supported(torch.empty(20_000, 56, 56, 64), paper_kernel_sizes(4))  # offsets beyond 32 bits
         assert not takes_saa(torch.empty(50_000, 56, 56, 4, 2))
-    assert not mhmc.is_supported(s.to("meta"), 4)
+    assert not mhmc.is_supported(s.to("meta"), paper_kernel_sizes(4))
 
 
 def test_an_unknown_choice_of_kernels() -> None:
@@ -425,7 +428,7 @@ def test_an_unknown_choice_of_kernels() -> None:
 def test_on_a_cpu_the_plain_form_runs() -> None:
     if availability.INTERPRETED:
         pytest.skip("the interpreter is on")
-    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 8), 4)
+    assert not mhmc.is_supported(torch.zeros(2, 3, 3, 8), paper_kernel_sizes(4))
     assert not takes_saa(torch.zeros(2, 3, 3, 4, 2))
 
 

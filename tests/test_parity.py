@@ -189,9 +189,9 @@ MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"]
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     ("dim", "heads", "ratio", "aggregation"),
-    [(16, 4, 2, True), (12, 3, 1, True), (8, 1, 3, True), (24, 6, 2, True), (16, 4, 2, False), (5, 5, 2, True)],
+    [(16, 4, 2, "saa"), (12, 3, 1, "saa"), (8, 1, 3, "saa"), (24, 6, 2, "saa"), (16, 4, 2, "none"), (5, 5, 2, "saa")],
 )
-def test_sam(dim: int, heads: int, ratio: int, aggregation: bool, size: tuple[int, int], training: bool) -> None:
+def test_sam(dim: int, heads: int, ratio: int, aggregation: str, size: tuple[int, int], training: bool) -> None:
     torch.manual_seed(dim + heads)
     literal, ours = LiteralSAM(dim, heads, ratio, aggregation), SAM(dim, heads, ratio, aggregation)
     mixer_or_ffn(literal.train(training), ours.train(training), ("attn", "mixer"), dim, size)
@@ -272,7 +272,7 @@ def draw(seed: int) -> tuple[dict[str, Any], tuple[int, int, int, int]]:
         conv_heads=conv_heads,
         attn_heads=attn_heads,
         expand_ratio=rng.choice([1, 2, 3]),
-        aggregation=rng.random() < 0.75,
+        aggregation="saa" if rng.random() < 0.75 else "none",
         layer_scale=rng.choice([None, 0.3]),
         stem_kernel=rng.choice([3, 5, 7]),
         stem_stride=rng.choice([1, 2, 4, 4]),
@@ -307,7 +307,7 @@ def test_the_draw_reaches_every_choice() -> None:
     drawn = [draw(seed)[0] for seed in range(24)]
     assert {args["stem_stride"] for args in drawn} == {1, 2, 4}
     assert {args["in_chans"] for args in drawn} == {1, 3, 4}
-    assert {args["aggregation"] for args in drawn} == {True, False}
+    assert {args["aggregation"] for args in drawn} == {"saa", "none"}
     assert {args["layer_scale"] for args in drawn} == {None, 0.3}
     assert {heads for args in drawn for heads in args["conv_heads"]} == {1, 2, 3, 4, 5}
     assert 0 in {args["num_classes"] for args in drawn}

@@ -17,6 +17,7 @@ from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
+from smt_vision.legacy import upgrade
 from smt_vision.recipe import Augment, Engine, Input, Optim, Recipe
 from smt_vision.tasks import RECIPES, TASKS, read_recipe, recipe_class
 from tiny_run import MODEL_ARGS, tiny
@@ -120,6 +121,16 @@ def test_golden_recipe_is_read() -> None:
         engine=dict(ema=0.9),
     )  # fmt: skip
     assert read_recipe(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(("earlier", "name"), [(True, "saa"), (False, "none")])
+def test_aggregation_that_was_true_or_false_is_read(earlier: bool, name: str) -> None:
+    recipe = replace(RECIPES["quickstart"], model_args=dict(aggregation=earlier, stem_stride=2))
+    expected = dict(aggregation=name, stem_stride=2)
+    assert read_recipe(recipe.to_dict()).model_args == expected
+    spec = dict(task="classify", model="smt_atto", model_args=recipe.model_args)
+    checkpoint = upgrade({"spec": spec, "recipe": recipe.to_dict(), "model": {}})
+    assert checkpoint["spec"]["model_args"] == checkpoint["recipe"]["model_args"] == expected
 
 
 @pytest.mark.parametrize("group", [None, "input", "optim"])

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from debug_model import create, images
 from smt_vision.model import MSA, SAM, SMT
 from smt_vision.model.arguments import expand_pattern
+from smt_vision.model.modulation import AGGREGATIONS, build_aggregation
 from smt_vision.registry import VARIANTS
 
 
@@ -188,6 +190,55 @@ def test_conv_heads_a_stage() -> None:
     assert model(images(1, 3, 32, 32)).shape == (1, 2)
 
 
+def test_the_kernel_size_of_each_head() -> None:
+    model = create(conv_kernels=(9, 1, 3, 3), num_classes=2)
+    assert [conv.kernel_size for conv in model.stages[0].blocks[0].mixer.mhmc.convs] == [(9, 9), (1, 1), (3, 3), (3, 3)]
+    assert model(images(1, 3, 33, 45)).shape == (1, 2)
+
+
+# Layers between the heads and their sum, with C = 16 channels, r = 2: weights and biases; BatchNorm has 2 per channel.
+AGGREGATION_PARAMETERS = {
+    "saa": 32 * 4 + 32 + 2 * 32 + 32 * 16 + 16,
+    "none": 0,
+    "linear": 16 * 16 + 16,
+    "mlp": 16 * 32 + 32 + 2 * 32 + 32 * 16 + 16,
+    "inverted_bottleneck": 16 * 32 + 32 + 32 * 9 + 32 + 2 * 32 + 32 * 16 + 16,
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_aggregations(name: str, dilation: int) -> None:
+    aggregation = build_aggregation(name, 16, num_heads=4, expand_ratio=2, dilation=dilation)
+    assert sum(p.numel() for p in aggregation.parameters()) == AGGREGATION_PARAMETERS[name]
+    assert aggregation(images(2, 5, 6, 4, 4)).shape == (2, 5, 6, 16)
+
+
+def test_linear_aggregation_is_one_matrix() -> None:
+    aggregation, x = build_aggregation("linear", 8, 4, 2, 1), images(1, 3, 3, 2, 4)
+    layer = aggregation.layers[0]
+    torch.testing.assert_close(aggregation(x), F.linear(x.flatten(-2), layer.weight.flatten(1), layer.bias))
+
+
+def test_the_sum_in_place_of_the_product() -> None:
+    product, x = SAM(8), images(2, 4, 4, 8)
+    total = SAM(8, modulation="sum")
+    total.load_state_dict(product.state_dict())
+    value, context = product.vs(x).chunk(2, dim=-1)
+    modulator = product.eval().saa(product.mhmc(context))
+    torch.testing.assert_close(total.eval()(x), product.proj(modulator + value))
+    torch.testing.assert_close(product(x), product.proj(modulator * value))
+
+
+def test_focal_modulation() -> None:
+    model = create(mixers=("F", "F", "FA", "A"), num_classes=2).eval()
+    assert [type(b.mixer).__name__ for s in model.stages for b in s.blocks].count("FocalModulation") == 3
+    mixer, x = model.stages[0].blocks[0].mixer, images(1, 8, 8, 16)
+    expected = mixer.modulation(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert torch.equal(mixer(x), expected)
+    assert mixer.modulation.kernel_sizes == [3, 5, 7]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -206,13 +257,19 @@ def test_conv_heads_a_stage() -> None:
         (dict(depths=(1, 0, 1, 1)), r"depths=\(1, 0, 1, 1\).*at least 1 block"),
         (dict(embed_dims=(16, 0, 4, 4)), r"embed_dims=\(16, 0, 4, 4\).*positive"),
         (dict(mlp_ratios=0.01), r"mlp_ratios=.*at least 1"),
-        (dict(mixers="X"), r"mixers='X'.*S \(modulation\) and A"),
+        (dict(mixers="X"), r"mixers='X'.*S \(SAM\), A \(MSA\) and F"),
         (dict(mixers=""), r"mixers=''.*letters"),
         (dict(mixers="SAS*"), r"mixers='SAS\*'.*at most 1.*depths"),
         (dict(mixers=("S", "A")), r"mixers=\('S', 'A'\).*4 stages"),
         (dict(conv_heads=3), r"conv_heads=3: stage 1 has embed_dims=16.*\(1, 2, 4, 8, 16\)"),
         (dict(attn_heads=(1, 1, 3, 4)), r"attn_heads=3: stage 3 has embed_dims=64"),
         (dict(attn_heads=0), r"attn_heads=0.*divisor"),
+        (dict(aggregation=True), r"aggregation=True.*'saa', 'none', 'linear'"),
+        (dict(modulation="mean"), r"modulation='mean'.*'product', 'sum'"),
+        (dict(conv_kernels=(3, 4, 5, 7)), r"conv_kernels=\(3, 4, 5, 7\).*odd"),
+        (dict(conv_kernels=()), r"conv_kernels=\(\).*one per head"),
+        (dict(conv_kernels=(3, 5)), r"conv_kernels=\(3, 5\): stage 1 has conv_heads=4"),
+        (dict(mixers="F", output_stride=16), r"output_stride with mixer F"),
     ],
 )
 def test_impossible_arguments_say_what_would_work(kwargs: dict[str, Any], message: str) -> None:

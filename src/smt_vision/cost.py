@@ -25,7 +25,7 @@ class StageInfo:
         shape: Output shape without the batch dimension: ``(C, H, W)`` for feature maps.
         parameters: Number of parameters.
         gmac: Multiply-accumulates divided by 1e9.
-        mixers: SMT stages only: one letter per block, ``S`` (modulation) or ``A`` (attention).
+        mixers: SMT stages only: one letter per block, ``S`` (SAM), ``A`` (MSA) or ``F`` (FocalNet's).
     """
 
     name: str

@@ -17,13 +17,16 @@ _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the content of a checkpoint, export manifest or recipe from any earlier format to the current one.
 
-    Current content, and any other mapping, is returned unchanged. Earlier formats:
+        Current content, and any other mapping, is returned unchanged. Earlier formats:
 
-    - Recipes had the groups of all tasks, and ``input.max_broken``.
-    - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
-    - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
+        - Recipes had the groups of all tasks, and ``input.max_broken``.
+    - The model argument ``aggregation`` was true or false.
+        - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
+        - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
     """
     out = dict(values)
+    if isinstance(out.get("model_args"), Mapping):
+        out["model_args"] = _model_args(out["model_args"])
     if "max_broken" in out.get("input", ()) and "seed" in out:
         return _recipe(out)
     if isinstance(out.get("recipe"), Mapping):
@@ -38,7 +41,15 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         return _renamed(out)
     if "card" in out:
         out |= {"spec": _spec(out.pop("card")), "format": 2}
+    if isinstance(out.get("spec"), Mapping) and isinstance(out["spec"].get("model_args"), Mapping):
+        out["spec"] = {**out["spec"], "model_args": _model_args(out["spec"]["model_args"])}
     return out
+
+
+def _model_args(values: Mapping[str, Any]) -> dict[str, Any]:
+    aggregation = values.get("aggregation")
+    named = {"aggregation": "saa" if aggregation else "none"} if isinstance(aggregation, bool) else {}
+    return {**values, **named}
 
 
 def _recipe(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class CudaMHMC(TrainingMHMC):
     """:class:`~smt_vision.model.MHMC` with all heads in one kernel."""
 
     def fast_forward(self, s: Tensor) -> Tensor:
-        if not mhmc.is_supported(s, self.num_heads) or not can_bypass(s, *self.convs, in_compiled_code=True):
+        if not mhmc.is_supported(s, self.kernel_sizes) or not can_bypass(s, *self.convs, in_compiled_code=True):
             return super().fast_forward(s)
         convs: Any = self.convs
         return mhmc.convolve(s, [conv.weight for conv in convs], [conv.bias for conv in convs])

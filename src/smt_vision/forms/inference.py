@@ -21,7 +21,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
 from ..model.attention import MSA, split_heads
-from ..model.modulation import MHMC, SAA, SAM, ConcatHeads
+from ..model.focal import FocalModulation
+from ..model.modulation import MHMC, SAA, SAM, ConcatHeads, DenseAggregation
 from ..model.smt import FFN, Block, Downsample, Stem
 from . import FORMS
 from .fused_layers import Activation, FusedConv2d, FusedLinear
@@ -33,7 +34,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     The copy is in evaluation mode and keeps the device and dtype. Its parameters have no gradients and other state dict
     keys. Only the parts of the SMT are replaced; its methods, and modules around it such as a ``features_only`` wrapper
-    or a detector, stay the same.
+    or a detector, stay the same. Blocks with parts that are for ablations (aggregations other than the paper's or none,
+    FocalNet's modulation) are only put into evaluation mode.
 
     Args:
         model: An SMT, or any module that contains one.
@@ -43,7 +45,7 @@ def fuse(model: nn.Module) -> nn.Module:
             than the type and the weights say, e.g. that of an adapter (LoRA) or a hook, which fusion would lose.
     """
     with torch.inference_mode(False), torch.no_grad():
-        parts = {name: m for name, m in model.named_modules() if isinstance(m, Stem | Downsample | Block)}
+        parts = {name: m for name, m in model.named_modules() if _can_fuse(m)}
         if not parts:
             if any(isinstance(module, FusedBlock) for module in model.modules()):
                 raise ValueError(f"this {type(model).__name__} is fused already; use it as it is")
@@ -108,12 +110,13 @@ class FusedSAM(nn.Module):
         padding = dilation * (kernel.shape[-1] // 2)
         self.mhmc = FusedConv2d(kernel, bias, padding=padding, dilation=dilation, groups=dim)
         self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
+        self.join = "mul" if sam.modulation == "product" else "add"
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         value, modulator = self.value(x), self.mhmc(self.context(x))
         if self.expand is None or self.reduce is None:
-            return self.proj(modulator * value, residual)
-        return self.proj(self.reduce(self.expand(modulator), value, "mul"), residual)
+            return self.proj(modulator * value if self.join == "mul" else modulator + value, residual)
+        return self.proj(self.reduce(self.expand(modulator), value, self.join), residual)
 
 
 class FusedMSA(nn.Module):
@@ -173,6 +176,14 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mixer(self.norm1(x), x)
         return self.ffn(self.norm2(x), x)
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    """Whether a module is a part of an SMT that has an inference-optimized form."""
+    if not isinstance(module, Block):
+        return isinstance(module, Stem | Downsample)
+    mixer = module.mixer
+    return not (isinstance(mixer, FocalModulation) or (isinstance(mixer, SAM) and type(mixer.saa) is DenseAggregation))
 
 
 # Modules of a part. Fusion reads the parameters of the first kind, knows what the second computes, and keeps or removes

@@ -80,7 +80,8 @@ class TrainingSAM(FastForm, SAM):
             return self.plain_forward(x)
         value, context = linear(x, self.vs.weight, self.vs.bias).chunk(2, dim=-1)
         modulator = self.saa(self.mhmc(context))
-        return self.proj_drop(recomputed_linear(torch.mul, self.proj.weight, self.proj.bias, modulator, value))
+        join = torch.mul if self.modulation == "product" else torch.add
+        return self.proj_drop(recomputed_linear(join, self.proj.weight, self.proj.bias, modulator, value))
 
 
 class TrainingMSA(FastForm, MSA):

@@ -14,9 +14,11 @@ from torch import Tensor
 from .availability import HEADS, INT32, compute_dtype, triton_is_supported
 
 
-def is_supported(s: Tensor, num_heads: int) -> bool:
-    """Whether :func:`convolve` supports this context."""
-    return triton_is_supported(s) and num_heads in HEADS and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
+def is_supported(s: Tensor, kernel_sizes: Sequence[int]) -> bool:
+    """Whether :func:`convolve` supports this context and these kernel sizes, one per head."""
+    heads = len(kernel_sizes)
+    paper = heads in HEADS and tuple(kernel_sizes) == tuple(3 + 2 * i for i in range(heads))
+    return triton_is_supported(s) and paper and s.numel() > 0 and s.shape[0] * s.stride(0) < INT32
 
 
 def convolve(s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:

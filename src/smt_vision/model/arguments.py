@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .modulation import AGGREGATIONS, MODULATIONS
+
 
 def expand_pattern(pattern: str, depth: int) -> str:
-    """Expand the mixer pattern of a stage to one letter per block: ``S`` (modulation) or ``A`` (attention).
+    """Expand the mixer pattern of a stage to one letter per block: ``S`` (SAM), ``A`` (MSA) or ``F`` (FocalNet's).
 
     A pattern without stars is cycled over the stage: ``"SA"`` at depth 5 is ``SASAS``. A letter followed by ``*``
     stretches: starred letters share evenly the blocks that the others leave, the first of them taking the remainder,
@@ -18,9 +20,10 @@ def expand_pattern(pattern: str, depth: int) -> str:
     Raises:
         ValueError: The pattern is malformed or has more letters without a star than ``depth``.
     """
-    letters = re.fullmatch(r"([SA]\*?)+", pattern) is not None
-    check(letters, "mixers", pattern, "letters S (modulation) and A (attention), e.g. 'S', 'SA', or 'S*A*' for halves")
-    tokens = re.findall(r"[SA]\*?", pattern)
+    letters = re.fullmatch(r"([SAF]\*?)+", pattern) is not None
+    expected = "letters S (SAM), A (MSA) and F (FocalNet's modulation), e.g. 'S', 'SA', or 'S*A*' for halves"
+    check(letters, "mixers", pattern, expected)
+    tokens = re.findall(r"[SAF]\*?", pattern)
     stars = pattern.count("*")
     if not stars:
         return (pattern * depth)[:depth]
@@ -71,6 +74,29 @@ def check_heads(
                 raise ValueError(
                     f"invalid {name}={heads}: stage {i + 1} has embed_dims={dim}, expected a divisor of it ({divisors})"
                 )
+
+
+def check_modulation(
+    patterns: Sequence[str],
+    conv_heads: Sequence[int],
+    conv_kernels: Sequence[int] | None,
+    aggregation: str,
+    modulation: str,
+    dilated: bool,
+) -> None:
+    check(aggregation in AGGREGATIONS, "aggregation", aggregation, f"one of {', '.join(map(repr, AGGREGATIONS))}")
+    check(modulation in MODULATIONS, "modulation", modulation, f"one of {', '.join(map(repr, MODULATIONS))}")
+    if conv_kernels is not None:
+        odd = bool(conv_kernels) and all(k >= 1 and k % 2 == 1 for k in conv_kernels)
+        check(odd, "conv_kernels", conv_kernels, "odd numbers, one per head, e.g. (3, 5, 7, 9)")
+        for i, pattern in enumerate(patterns):
+            if "S" in pattern and conv_heads[i] != len(conv_kernels):
+                raise ValueError(
+                    f"invalid conv_kernels={conv_kernels!r}: stage {i + 1} has conv_heads={conv_heads[i]}, expected as "
+                    "many kernel sizes"
+                )
+    if dilated and any("F" in pattern for pattern in patterns):
+        raise ValueError("invalid output_stride with mixer F: FocalNet's modulation has no dilation; use S or A")
 
 
 def check_head(num_classes: int, global_pool: str) -> None:

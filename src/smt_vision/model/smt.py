@@ -26,8 +26,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import check, check_head, check_heads, check_network, check_rates, expand_pattern, per_stage
+from .arguments import (
+    check,
+    check_head,
+    check_heads,
+    check_modulation,
+    check_network,
+    check_rates,
+    expand_pattern,
+    per_stage,
+)
 from .attention import MSA
+from .focal import FocalModulation
 from .loading import convert_state
 from .modulation import SAM
 
@@ -176,8 +186,11 @@ class SMT(nn.Module):
         mixers: Mixer pattern (see :func:`~smt_vision.model.arguments.expand_pattern`), per stage.
         conv_heads: Number of convolution heads, per stage.
         attn_heads: Number of attention heads, per stage; read only in stages with attention.
-        expand_ratio: Expansion ratio of the scale-aware aggregation.
-        aggregation: Whether modulation blocks have scale-aware aggregation.
+        conv_kernels: Kernel size of each convolution head; ``None`` for the paper's: 3, 5, 7, ... in turn.
+        expand_ratio: Expansion ratio of the aggregation.
+        aggregation: How modulation blocks combine the heads: ``saa`` (the paper's), ``none``, ``linear``, ``mlp`` or
+            ``inverted_bottleneck``; see :func:`~smt_vision.model.modulation.build_aggregation`.
+        modulation: Whether modulation blocks multiply (``product``) or add (``sum``) modulator and value.
         layer_scale: Initial value of LayerScale; ``None`` for no LayerScale.
         drop_path_rate: Stochastic depth rate of the last block; rates grow linearly from 0 at the first.
         drop_rate: Dropout rate before the classifier.
@@ -208,7 +221,7 @@ class SMT(nn.Module):
         conv_heads: int | Sequence[int] = 4,
         attn_heads: int | Sequence[int] = (2, 4, 8, 16),
         expand_ratio: int = 2,
-        aggregation: bool = True,
+        aggregation: str = "saa",
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
@@ -217,6 +230,8 @@ class SMT(nn.Module):
         stem_kernel: int = 3,
         stem_stride: int = 4,
         output_stride: int | None = None,
+        conv_kernels: Sequence[int] | None = None,
+        modulation: str = "product",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -241,14 +256,28 @@ class SMT(nn.Module):
         self.num_features = embed_dims[-1]
         self.patterns = tuple(map(expand_pattern, mixers, depths))
         check_heads(embed_dims, self.patterns, conv_heads, attn_heads)
+        dilated = output_stride is not None and stem_stride * 2 ** (num_stages - 1) > output_stride
+        check_modulation(self.patterns, conv_heads, conv_kernels, aggregation, modulation, dilated)
 
         def block(i: int, letter: str, drop_path: float, dilation: int) -> Block:
+            dim = embed_dims[i]
             mixer: nn.Module
             if letter == "S":
-                mixer = SAM(embed_dims[i], conv_heads[i], expand_ratio, aggregation, proj_drop_rate, dilation)
+                mixer = SAM(
+                    dim,
+                    conv_heads[i],
+                    expand_ratio,
+                    aggregation,
+                    proj_drop_rate,
+                    dilation,
+                    conv_kernels,
+                    modulation,
+                )
+            elif letter == "A":
+                mixer = MSA(dim, attn_heads[i], attn_drop_rate, proj_drop_rate, dilation)
             else:
-                mixer = MSA(embed_dims[i], attn_heads[i], attn_drop_rate, proj_drop_rate, dilation)
-            return Block(embed_dims[i], mixer, mlp_ratios[i], layer_scale, drop_path, proj_drop_rate, dilation)
+                mixer = FocalModulation(dim, proj_drop_rate)
+            return Block(dim, mixer, mlp_ratios[i], layer_scale, drop_path, proj_drop_rate, dilation)
 
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         feature_info: list[dict[str, Any]] = []

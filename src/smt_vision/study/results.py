@@ -1,0 +1,94 @@
+"""The results file of studies: one JSON line per finished cell."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomic
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell leaves: everything that the report needs.
+
+    Args:
+        key: Hash of the recipe; see :func:`smt_vision.study.study.recipe_key`.
+        cell: Label of the cell that was trained. Cells of other studies may have the same key.
+        seed: Seed of the run.
+        metric: Name of the primary metric.
+        by_epoch: Primary metric in percent by evaluated epoch, of the weights at that epoch.
+        epochs: The epochs that were evaluated.
+        value: Primary metric in percent at the end of training. It is not that of the best epoch, which would be chosen
+            on the images that it is measured on.
+        steps: Optimizer steps.
+        seconds: Wall-clock time of the run, with its evaluations.
+        parameters: Number of parameters.
+        gmac: Multiply-accumulates per image divided by 1e9.
+        version: Version of this package.
+        torch: Version of PyTorch.
+        hardware: Description of the machine.
+        date: Day on which the cell was finished, e.g. ``2026-11-26``.
+    """
+
+    key: str
+    cell: str
+    seed: int
+    metric: str
+    by_epoch: tuple[float, ...]
+    epochs: tuple[float, ...]
+    value: float
+    steps: int
+    seconds: float
+    parameters: int
+    gmac: float
+    version: str
+    torch: str
+    hardware: str
+    date: str
+
+
+def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
+    """The results in files of JSON lines, by key; files of several machines may be given, or appended to each other.
+
+    Of several results with the same key, the last one counts. A file that does not exist has no results.
+
+    Raises:
+        ValueError: A line is not a result; the message has the file and the line.
+    """
+    results: dict[str, CellResult] = {}
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                result = _read_line(line, f"{path}, line {number}")
+                results[result.key] = result
+    return results
+
+
+def add_result(path: Path, result: CellResult) -> None:
+    """Append a result to a results file, which is replaced as a whole: a reader never finds half a line."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
+    line = json.dumps(asdict(result))
+    write_atomic(path, lambda temporary: _write(temporary, f"{before}{line}\n"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _read_line(line: str, where: str) -> CellResult:
+    names = {field.name for field in fields(CellResult)}
+    try:
+        values: Mapping[str, Any] = json.loads(line)
+        if not isinstance(values, dict) or values.keys() != names:
+            raise ValueError(f"expected an object with {', '.join(sorted(names))}")
+        listed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return CellResult(**listed)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a result of a study ({error}): {line[:80]!r}") from error

@@ -1,0 +1,173 @@
+"""A study as data: a base recipe, named variants of it, seeds, and the claims that the results decide."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from ..engine.run import FREE_FIELDS, flat_fields
+from ..recipe import PAPER, Recipe
+
+Overrides = Mapping[str, Any]  # values by dotted field name, e.g. {"optim.lr": 1e-3, "model_args.conv_heads": 1}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that one variant has a higher primary metric than others.
+
+    Args:
+        text: The statement.
+        better: The variant that is claimed to be better.
+        than: The variants that it is compared with.
+        published: Published difference in percentage points, by variant of ``than``, where there is one.
+        source: Where it is published.
+    """
+
+    text: str
+    better: str
+    than: tuple[str, ...]
+    published: Mapping[str, float] = field(default_factory=dict)
+    source: str = PAPER
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison of variants of a recipe.
+
+    The cells of one seed and budget have the same data order and augmentation, since these are functions of the seed,
+    so that differences between variants are paired by seed.
+
+    Args:
+        name: Name of the study.
+        about: The question, in one line.
+        base: The recipe that is varied; its ``name`` is that of the recipe it was derived from.
+        variants: Values that differ from the base, by variant. The name of a field is dotted, e.g. ``optim.lr``;
+            ``model_args.NAME`` is an argument of the model, and ``model_args`` replaces all of them.
+        claims: What the results decide.
+        budgets: Values that differ from the base, by budget, e.g. ``{"5 epochs": {"epochs": 5}}``. All variants run at
+            every budget.
+        seeds: Number of seeds, from 0.
+        debug: Values that make a cell small enough for a test.
+
+    Raises:
+        ValueError: A field is unknown, or a claim names a variant that does not exist.
+    """
+
+    name: str
+    about: str
+    base: Recipe
+    variants: Mapping[str, Overrides]
+    claims: tuple[Claim, ...] = ()
+    budgets: Mapping[str, Overrides] = field(default_factory=lambda: {"": {}})
+    seeds: int = 4
+    debug: Overrides = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for claim in self.claims:
+            unknown = {claim.better, *claim.than, *claim.published} - self.variants.keys()
+            if unknown:
+                raise ValueError(
+                    f"study {self.name!r}: a claim names the variant {min(unknown)!r}: expected one of "
+                    f"{', '.join(self.variants)}"
+                )
+        next(self.cells(), None)
+        for values in (*self.variants.values(), *self.budgets.values(), self.debug):
+            with_overrides(self.base, values)
+
+    def cells(self, seeds: int | None = None) -> Iterator["Cell"]:
+        """All cells: budget by budget, seed by seed, so that an unfinished study has complete pairs.
+
+        Args:
+            seeds: Number of seeds; ``None`` for the study's.
+        """
+        for budget, size in self.budgets.items():
+            for seed in range(self.seeds if seeds is None else seeds):
+                for variant in self.variants:
+                    yield self.cell(budget, variant, seed)
+
+    def cell(self, budget: str, variant: str, seed: int) -> "Cell":
+        """The cell of a budget, a variant and a seed."""
+        recipe = with_overrides(with_overrides(self.base, self.budgets[budget]), self.variants[variant])
+        return Cell(self.name, budget, variant, replace(recipe, seed=seed))
+
+    def for_debugging(self) -> "Study":
+        """The study with tiny cells: one budget, two seeds, and the values of ``debug``."""
+        base = with_overrides(self.base, self.debug)
+        return replace(self, name=f"{self.name}_debug", base=base, budgets={"debug": {}}, seeds=2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study.
+
+    Args:
+        study: Name of the study.
+        budget: Name of the budget.
+        variant: Name of the variant.
+        recipe: The run, with its seed.
+    """
+
+    study: str
+    budget: str
+    variant: str
+    recipe: Recipe
+
+    @property
+    def label(self) -> str:
+        """E.g. ``aggregation / 5 epochs / saa / seed 0``."""
+        parts = (self.study, self.budget, self.variant, f"seed {self.recipe.seed}")
+        return " / ".join(part for part in parts if part)
+
+    @property
+    def key(self) -> str:
+        """Hash of the recipe, 12 hexadecimal digits; see :func:`recipe_key`."""
+        return recipe_key(self.recipe)
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Hash of the fields that decide a run's result, 12 hexadecimal digits.
+
+    Fields with their default are left out, so that a field that is new in a later version does not change the hash.
+    Studies that share a run have the same hash for it, and it is trained once.
+    """
+    defaults = flat_fields(type(recipe)(name="", model="", data="", epochs=0, batch_size=0))
+    decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
+    changed = {name: value for name, value in decisive.items() if value != defaults[name]}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def with_overrides(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """A recipe with other values, by dotted field name.
+
+    Raises:
+        ValueError: A field is unknown; the message lists those of its group.
+    """
+    groups = recipe.groups()
+    for name, value in overrides.items():
+        group, _, entry = name.partition(".")
+        known: Sequence[str] = [f.name for f in fields(recipe)]
+        if group in known and group == "model_args":
+            arguments = {**recipe.model_args, entry: value} if entry else dict(value)
+            recipe = replace(recipe, model_args=arguments)
+        elif group in groups and entry:
+            known = [f.name for f in fields(groups[group])]
+            _check_known(recipe, name, entry, known)
+            recipe = replace(recipe, **{group: replace(getattr(recipe, group), **{entry: value})})
+        else:
+            _check_known(recipe, name, name, [n for n in known if n not in groups])
+            recipe = replace(recipe, **{name: value})
+    return recipe
+
+
+def _check_known(recipe: Recipe, name: str, entry: str, known: Sequence[str]) -> None:
+    if entry not in known:
+        raise ValueError(
+            f"unknown field {name!r} of a recipe of task {recipe.task!r}: expected one of {', '.join(known)}"
+        )
+
+
+def to_plain(study: Study) -> dict[str, Any]:
+    """The study as JSON data, without its base recipe."""
+    plain = {name: value for name, value in asdict(study).items() if name != "base"}
+    return {**plain, "base": study.base.name, "cells": sum(1 for _ in study.cells())}
