@@ -81,7 +81,7 @@ class Study:
         Args:
             seeds: Number of seeds; ``None`` for the study's.
         """
-        for budget, size in self.budgets.items():
+        for budget in self.budgets:
             for seed in range(self.seeds if seeds is None else seeds):
                 for variant in self.variants:
                     yield self.cell(budget, variant, seed)
