@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from smt_vision.engine import loggers
 from smt_vision.engine.loggers import LOGGERS, build_loggers, check_loggers
 from smt_vision.engine.loop import train
-from smt_vision.engine.signals import Stopped
+from smt_vision.engine.signals import RunStopped
 from smt_vision.engine.tracker import RunTracker
 from tiny_run import tiny
 
@@ -90,7 +90,7 @@ class Recorder(loggers.ExperimentLogger):
     ("error", "status"),
     [
         (None, "success"),
-        (Stopped(Path("run"), 1, 2, []), "aborted"),
+        (RunStopped(Path("run"), 1, 2, []), "aborted"),
         (KeyboardInterrupt(), "aborted"),
         (FloatingPointError("loss is nan"), "failed"),
     ],

@@ -22,7 +22,7 @@ from .launch import launch
 from .loggers import check_loggers
 from .optim import learning_rate, set_learning_rate
 from .run import Run, flat_fields
-from .signals import Stopped, stop_signals
+from .signals import RunStopped, stop_signals
 from .tracker import RunTracker
 
 SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
@@ -66,7 +66,7 @@ def train(
     Raises:
         ValueError: The recipe is invalid, or the folder holds a run of another recipe.
         FloatingPointError: The loss is no longer finite.
-        Stopped: The run received a signal; it has saved itself.
+        RunStopped: The run received a signal; it has saved itself.
     """
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
@@ -98,7 +98,7 @@ def train(
                 run.save_last()
             if run.step < plan.stop_at and _any_rank(fabric, bool(signals))[0]:
                 tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
-                raise Stopped(folder, run.step, run.total_steps, signals)
+                raise RunStopped(folder, run.step, run.total_steps, signals)
     if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
         run.report(command)
     return run

@@ -10,16 +10,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(RuntimeError):
-    """A run was stopped by a signal, with a checkpoint.
+    """Work was stopped by a signal and can be resumed.
 
     Attributes:
         signal: The signal, so that a program can exit with the usual code, 128 + signal.
     """
 
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class RunStopped(Stopped):
+    """A run was stopped by a signal, with a checkpoint."""
+
     def __init__(self, folder: Path, step: int, total_steps: int, received: list[int]) -> None:
-        self.signal = received[0] if received else int(signal.SIGTERM)  # none: another process received it
         super().__init__(
-            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume {folder}"
+            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume {folder}",
+            received[0] if received else int(signal.SIGTERM),  # none: another process received it
         )
 
 

@@ -21,6 +21,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8a8f98",
     "grid.color": "#e3e6ea",
     "legend.frameon": False,
+    "svg.hashsalt": "smt-vision",  # the same picture is the same file
     "text.parse_math": False,  # class and file names may contain a $
 }
 TRAIN, EVAL, BEST, GRAY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
@@ -30,7 +31,7 @@ def save(draw: Callable[[], Figure], path: Path) -> Figure:
     """Create a figure by calling ``draw`` in the package's style, and write it to ``path``."""
     with rc_context(STYLE):
         figure = draw()
-        figure.savefig(path)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return figure
 
 

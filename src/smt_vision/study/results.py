@@ -1,12 +1,12 @@
 """The results file of studies: one JSON line per finished cell."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..files import write_atomic
+from ..recipe import from_plain
 
 RESULTS = "results.jsonl"
 
@@ -83,12 +83,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read_line(line: str, where: str) -> CellResult:
-    names = {field.name for field in fields(CellResult)}
     try:
-        values: Mapping[str, Any] = json.loads(line)
-        if not isinstance(values, dict) or values.keys() != names:
-            raise ValueError(f"expected an object with {', '.join(sorted(names))}")
-        listed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return CellResult(**listed)
-    except ValueError as error:
+        return from_plain(CellResult, json.loads(line))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: not a result of a study ({error}): {line[:80]!r}") from error

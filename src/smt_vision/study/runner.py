@@ -20,7 +20,7 @@ from .._version import __version__
 from ..cost import describe
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
-from ..engine.signals import stop_signals
+from ..engine.signals import Stopped, stop_signals
 from ..hardware import describe_hardware
 from ..recipe import Recipe
 from ..tasks.load import load
@@ -54,16 +54,11 @@ class Progress:
     seconds_left: float | None = None
 
 
-class StudyStopped(RuntimeError):
-    """The runner received a signal; the running cells have saved themselves.
-
-    Attributes:
-        signal: The signal.
-    """
+class StudyStopped(Stopped):
+    """The runner received a signal; the running cells have saved themselves."""
 
     def __init__(self, number: int, done: int, total: int) -> None:
-        self.signal = number
-        super().__init__(f"stopped with {done} of {total} cells done; the same command goes on")
+        super().__init__(f"stopped with {done} of {total} cells done; the same command goes on", number)
 
 
 class CellsFailed(RuntimeError):

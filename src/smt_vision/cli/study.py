@@ -1,0 +1,251 @@
+"""``smt study``."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
+from .progress import progress_callback
+
+if TYPE_CHECKING:
+    from ..study.runner import Progress as CellProgress
+    from ..study.study import Cell, Study
+
+HELP = "train the variants of a study with several seeds, and report differences with intervals"
+EXAMPLES = """\
+smt study                                                 list the studies
+smt study aggregation --data cifar10.tar.gz --dry-run     list its cells, with the estimated time
+smt study aggregation --data cifar10.tar.gz --jobs 2      train the cells that have no result yet
+smt study aggregation stacking --report                   write the report of what is finished
+smt study my_study.py --run runs/mine                     a study of your own, see docs/guides/study.md
+"""
+
+
+def build_parser(words: list[str]) -> Parser:
+    about = (
+        f"{HELP}.\nEvery cell (variant, budget, seed) is a training run in a folder of its own; results are "
+        "appended to results.jsonl as they come. The same command continues what was stopped."
+    )
+    parser = new_parser("study", about, EXAMPLES, "smt study [NAME or FILE.py ...] [--OPTION VALUE ...]")
+    parser.add_argument("studies", nargs="*", default=[], metavar="STUDY", help="names, or files that define STUDY")
+    parser.add_argument("--list", action="store_true", help="list the studies, or the cells of the named ones")
+    parser.add_argument("--run", type=Path, default=Path("runs/study"), help="folder of the runs and results")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; one thread each on a CPU, one GPU each")
+    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
+    parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
+    parser.add_argument("--seeds", type=int | None, help="number of seeds; default: the study's")
+    parser.add_argument("--debug", action="store_true", help="tiny cells on made-up images: seconds, for tests")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list the cells and the estimated time")
+    parser.add_argument("--report", action="store_true", help="write the report of the results; trains nothing")
+    parser.add_argument("--throughput", action="store_true", help="measure images/s of the finished cells' models")
+    parser.add_argument("--results", nargs="+", type=Path, default=[], help="more results files, for the report")
+    parser.add_argument("--out", type=Path | None, help="folder of the report; default: RUN/report")
+    return parser
+
+
+def run(args: Any) -> Output:
+    from ..study.runner import run_cells, unique_cells
+
+    studies = [_chosen(study, args) for study in _studies(args.studies)]
+    if not args.studies or (args.list and not args.dry_run):
+        return _listed(studies, cells=bool(args.studies))
+    if args.report:
+        return _report(studies, args)
+    cells = unique_cells(_ordered(studies))
+    if args.throughput:
+        return _throughput(cells, args)
+    data = _data(studies, args)
+    if args.dry_run:
+        return _dry_run(cells, data, args)
+    with _display(json=args.json) as on_progress:
+        results = run_cells(cells, args.run, data=data, jobs=args.jobs, on_progress=on_progress)
+    rows = [{"cell": cell.label, "value": results[cell.key].value} for cell in cells]
+    names = " ".join(args.studies)
+    show = [f"all {len(cells)} cells are done; report: smt study {names} --run {args.run} --report"]
+    return Output({"run": str(args.run), "cells": rows}, show)
+
+
+def _studies(names: Sequence[str]) -> "list[Study]":
+    """The named studies, or all that ship."""
+    from ..study.studies import STUDIES
+
+    found = []
+    for name in names or STUDIES:
+        if name.endswith(".py"):
+            found.append(_from_file(Path(name)))
+        elif name in STUDIES:
+            found.append(STUDIES[name])
+        else:
+            print(f"smt study: error: unknown study {name!r}{nearest(name, STUDIES)} (smt study lists them)",
+                  file=sys.stderr)  # fmt: skip
+            raise SystemExit(EXIT_USAGE)
+    return found
+
+
+def _from_file(path: Path) -> "Study":
+    """The variable ``STUDY`` of a Python file, which is executed."""
+    from ..study.study import Study
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; expected a Python file that defines STUDY")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study):
+        raise ValueError(f"{path}: expected a variable STUDY of type smt_vision.study.study.Study, got {study!r}")
+    return study
+
+
+def _chosen(study: "Study", args: Any) -> "Study":
+    """The study, of debug size or restricted to what the arguments name."""
+    if args.debug:
+        study = study.for_debugging()
+    variants = _subset(study.variants, args.only, f"variant of {study.name}") if args.only else study.variants
+    budgets = _subset(study.budgets, args.budgets, f"budget of {study.name}") if args.budgets else study.budgets
+    claims = tuple(
+        replace(claim, than=than, published={name: claim.published[name] for name in than if name in claim.published})
+        for claim in study.claims
+        if (than := tuple(name for name in claim.than if name in variants)) and claim.better in variants
+    )
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"invalid seeds={args.seeds}: expected at least 1")
+    return replace(study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds)
+
+
+def _subset(known: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Any]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what}: {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
+    return {name: value for name, value in known.items() if name in names}
+
+
+def _ordered(studies: "Sequence[Study]") -> "list[Cell]":
+    """The cells of all studies: the first budget of each before the second, and seed by seed."""
+    rank = {(study.name, budget): i for study in studies for i, budget in enumerate(study.budgets)}
+    cells = [cell for study in studies for cell in study.cells()]
+    return sorted(cells, key=lambda cell: (rank[cell.study, cell.budget], cell.recipe.seed))
+
+
+def _data(studies: "Sequence[Study]", args: Any) -> dict[str, str]:
+    """Path of each dataset by the name that the recipes have for it."""
+    from ..study.debug import write_debug_data
+
+    if args.debug:
+        return {study.base.data: str(write_debug_data(study.base, args.run / "debug_data")) for study in studies}
+    names = list(dict.fromkeys(study.base.data for study in studies))
+    given = dict(entry.split("=", 1) for entry in args.data if entry.partition("=")[0] in names and "=" in entry)
+    paths = [entry for entry in args.data if entry.partition("=")[0] not in given]
+    if paths and (len(paths) > 1 or len(names) > 1):
+        raise ValueError(
+            f"invalid data={' '.join(args.data)}: these studies are on {', '.join(names)}; expected "
+            f"{' '.join(f'{name}=PATH' for name in names)}"
+        )
+    return {**dict(zip(names, paths, strict=False)), **given}
+
+
+def _listed(studies: "Sequence[Study]", cells: bool) -> Output:
+    from ..study.study import to_plain
+
+    if cells:
+        labels = [cell.label for cell in _ordered(studies)]
+        return Output(labels, [*labels])
+    table = Table("study", "question", "variants", "budgets", "seeds", "data", box=None, header_style="bold")
+    table.columns[0].no_wrap = True
+    for study in studies:
+        budgets = ", ".join(study.budgets)
+        table.add_row(study.name, study.about, ", ".join(study.variants), budgets, str(study.seeds), study.base.data)
+    return Output([to_plain(study) for study in studies], [table])
+
+
+def _dry_run(cells: "Sequence[Cell]", data: Mapping[str, str], args: Any) -> Output:
+    from ..study.estimate import estimate_seconds
+    from ..study.results import RESULTS, read_results
+
+    results = read_results([args.run / RESULTS])
+    seconds = estimate_seconds(cells, results, data)
+    rows = [{"cell": cell.label, "done": cell.key in results, "seconds": seconds.get(cell.key)} for cell in cells]
+    show = [f"{cell.label}: {_duration(seconds[cell.key]) if cell.key in seconds else 'done'}" for cell in cells]
+    total = sum(seconds.values()) / args.jobs
+    show.append(f"{len(seconds)} of {len(cells)} cells to train, about {_duration(total)} with jobs={args.jobs}")
+    return Output({"cells": rows, "seconds": total}, show)
+
+
+def _report(studies: "Sequence[Study]", args: Any) -> Output:
+    from ..study.report import write_report
+    from ..study.results import RESULTS, read_results
+    from ..study.throughput import read_throughput
+
+    results = read_results([args.run / RESULTS, *args.results])
+    names = " ".join(args.studies)
+    data = " ".join(f"{name}=PATH" for name in dict.fromkeys(study.base.data for study in studies))
+    command = f"smt study {names} --data {data}\nsmt study {names} --report"
+    files = write_report(
+        studies, results, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
+    )
+    return Output([str(path) for path in files], [str(path) for path in files])
+
+
+def _throughput(cells: "Sequence[Cell]", args: Any) -> Output:
+    from ..study.throughput import measure_throughput
+
+    with progress_callback("timing") as on_progress:
+        path = measure_throughput(cells, args.run, on_progress=on_progress)
+    return Output(str(path), [str(path)])
+
+
+@contextmanager
+def _display(json: bool) -> "Iterator[Any]":
+    """A callback that shows progress on standard error: bars on a terminal, a line per finished cell elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda progress: None if json else _print_events(progress, console)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        total = bars.add_task("cells", total=None)
+        tasks: dict[str, Any] = {}
+
+        def on_progress(progress: "CellProgress") -> None:
+            _print_events(progress, bars.console)
+            bars.update(total, completed=progress.done, total=progress.total)
+            for label in tasks.keys() - progress.running.keys():
+                bars.remove_task(tasks.pop(label))
+            for label, fraction in progress.running.items():
+                if label not in tasks:
+                    tasks[label] = bars.add_task(label, total=1.0)
+                bars.update(tasks[label], completed=fraction)
+
+        yield on_progress
+
+
+def _print_events(progress: "CellProgress", console: Console) -> None:
+    if progress.finished is not None:
+        cell, result = progress.finished
+        left = "" if progress.seconds_left is None else f"; about {_duration(progress.seconds_left)} left"
+        console.print(
+            f"[{progress.done}/{progress.total}] {cell.label}: {result.metric} {result.value:.2f} %, "
+            f"{_duration(result.seconds)}{left}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if progress.failed is not None:
+        cell, reason = progress.failed
+        console.print(f"failed: {cell.label}: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

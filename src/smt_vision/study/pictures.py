@@ -1,0 +1,108 @@
+"""Pictures of a study: differences with intervals, learning curves, and the metric against cost."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..pictures.style import BEST, EVAL, GRAY, save
+from .statistics import BudgetSummary, Comparison, Verdict
+
+COLORS = (
+    "#3b6fb6", "#d1662b", "#2a8f5b", "#8a63b8", "#2f9ca6", "#b5852a", "#b6507d", "#6f8f3a", "#5c6b7a", "#20304f",
+    "#c94f4f", "#8bb7e0",
+)  # fmt: skip
+VERDICT_COLORS = {Verdict.SUPPORTED: BEST, Verdict.CONTRADICTED: EVAL, Verdict.UNDECIDED: GRAY}
+
+
+def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path) -> None:
+    """One panel per budget: the difference of each comparison with its 95 % interval, and the published one."""
+
+    def draw() -> Figure:
+        rows = max(len(summary.comparisons) for summary in summaries)
+        figure = Figure(figsize=(1.5 + 3.6 * len(summaries), 1.3 + 0.38 * rows))
+        panels = figure.subplots(1, len(summaries), sharey=True, squeeze=False)[0]
+        for axes, summary in zip(panels, summaries, strict=True):
+            for row, comparison in enumerate(summary.comparisons):
+                _draw_interval(axes, row, comparison)
+            axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
+            axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label}, points")
+        names = [f"{c.claim.better} - {c.than}" for c in summaries[0].comparisons]
+        panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(rows - 0.5, -0.5))
+        return figure
+
+    save(draw, path)
+
+
+def _draw_interval(axes: Axes, row: int, comparison: Comparison) -> None:
+    color = VERDICT_COLORS[comparison.verdict]
+    if np.isfinite(comparison.low):
+        axes.plot([comparison.low, comparison.high], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+    axes.plot(comparison.difference, row, "o", color=color, markersize=6)
+    if comparison.published is not None:
+        axes.plot(comparison.published, row, "D", color="black", markerfacecolor="none", markersize=6)
+        axes.annotate("published", (comparison.published, row), xytext=(0, 7), textcoords="offset points", ha="center",
+                      fontsize=7.5)  # fmt: skip
+
+
+def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> None:
+    """One panel per budget: the mean metric of each variant over epochs, and its range over the seeds."""
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(1.6 + 4.4 * len(summaries), 4))
+        panels = figure.subplots(1, len(summaries), squeeze=False)[0]
+        for axes, summary in zip(panels, summaries, strict=True):
+            for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
+                shortest = min(len(result.by_epoch) for result in variant.results)
+                values = np.array([result.by_epoch[:shortest] for result in variant.results])
+                epochs = variant.results[0].epochs[:shortest]
+                axes.plot(epochs, values.mean(0), color=color, linewidth=1.6, label=variant.variant)
+                axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+            axes.set(title=summary.budget or "All cells", xlabel="epoch", ylabel=label)
+            bottom = min(np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants)
+            top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
+            axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
+
+    save(draw, path)
+
+
+def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float], path: Path) -> None:
+    """The metric of each variant against parameters, GMAC and, where it was measured, throughput.
+
+    Args:
+        summary: The results at one budget.
+        label: Axis label of the metric.
+        throughput: Images per second by variant.
+        path: File to write.
+    """
+
+    def draw() -> Figure:
+        axis_values = {
+            "parameters (M)": {v.variant: v.results[0].parameters / 1e6 for v in summary.variants},
+            "GMAC": {v.variant: v.results[0].gmac for v in summary.variants},
+            "inference (images/s)": dict(throughput),
+        }
+        shown = {name: values for name, values in axis_values.items() if values}
+        figure = Figure(figsize=(1.6 + 3.9 * len(shown), 4))
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, (name, values) in zip(panels, shown.items(), strict=True):
+            for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
+                if variant.variant in values:
+                    spread = 0.0 if np.isnan(variant.deviation) else variant.deviation
+                    axes.errorbar(values[variant.variant], variant.mean, yerr=spread, fmt="o", color=color,
+                                  markersize=6, capsize=3, label=variant.variant)  # fmt: skip
+            axes.set(xlabel=name)
+        panels[0].set(ylabel=label)
+        panels[0].set_title(f"{summary.budget or 'All cells'}: mean and standard deviation over seeds")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
+
+    save(draw, path)
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index in range(count)]

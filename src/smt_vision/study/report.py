@@ -1,0 +1,260 @@
+"""The report of studies: one page of Markdown and one of HTML, which contains its pictures."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from html import escape
+from math import isnan
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..extras import require
+from .pictures import draw_cost, draw_curves, draw_differences
+from .results import CellResult
+from .statistics import BudgetSummary, Comparison, Trend, summarize, trends
+from .study import Claim, Study
+from .throughput import model_key
+
+METHOD = """\
+Every cell is one training run; its result is the metric of the weights at the end of training, not of the best epoch.
+The cells of one seed have the same data order and augmentation. Differences are estimated by least squares with an
+effect for each variant and each seed, which pairs the variants by seed; the 95 % interval is a t interval with the
+residual variance of all cells of the budget, not corrected for the number of comparisons. A verdict needs a two-sided
+p-value below 0.05 after Holm's correction for all comparisons of the study at that budget: `supported` or
+`contradicted` by the sign of the difference, otherwise `undecided at this scale`. A claim about several variants is
+supported by all of its comparisons, and contradicted by any. Published differences are of full training on ImageNet-1K.
+"""
+STYLE = """\
+body{font:15px/1.5 system-ui,sans-serif;color:#1d2430;max-width:72rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
+th,td{padding:.3rem .7rem;border-bottom:1px solid #e3e6ea;text-align:left}
+th{border-bottom:2px solid #8a8f98}
+code,pre{font:13px ui-monospace,monospace;background:#f4f5f7;border-radius:4px;padding:.1rem .3rem}
+pre{padding:.8rem;overflow-x:auto}
+img{max-width:100%}
+"""
+
+
+def write_report(
+    studies: Sequence[Study],
+    results: Mapping[str, CellResult],
+    folder: Path,
+    *,
+    throughput: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> list[Path]:
+    """Write ``studies.md``, ``studies.html`` and the pictures of the first into a folder.
+
+    Args:
+        studies: The studies; those without results are named as such.
+        results: Results by key.
+        folder: Folder to write to.
+        throughput: Content of ``throughput.json``; see :mod:`smt_vision.study.throughput`.
+        command: The command that trains the cells, for the page.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: No study has results.
+    """
+    markdown = require("markdown", "study")
+    summaries = {study.name: summarize(study, results) for study in studies}
+    if not any(summaries.values()):
+        raise ValueError(f"no results of {', '.join(summaries)}; train cells first: smt study NAME --run FOLDER")
+    folder.mkdir(parents=True, exist_ok=True)
+    speeds = (throughput or {}).get("images_per_s", {})
+    page = ["# Studies", "", *verdict_table(studies, summaries), METHOD]
+    pictures: list[Path] = []
+    for study in studies:
+        page += ["", f"## {study.name}", "", study.about, ""]
+        if summaries[study.name]:
+            drawn = _draw(study, summaries[study.name], speeds, folder)
+            page += _section(study, summaries[study.name], speeds, drawn)
+            pictures += drawn
+        else:
+            page += ["No results yet.", ""]
+    used = {result.key: result for study in studies for summary in summaries[study.name]
+            for variant in summary.variants for result in variant.results}  # fmt: skip
+    page += _conditions(list(used.values()), throughput or {}, command)
+    text = "\n".join(page) + "\n"
+    html = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    files = folder / "studies.md", folder / "studies.html"
+    files[0].write_text(text, encoding="utf-8")
+    files[1].write_text(_html_page("Studies", _with_pictures(html, folder)), encoding="utf-8")
+    return [*files, *pictures]
+
+
+def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[BudgetSummary]]) -> list[str]:
+    """Markdown table of all claims: one line per comparison, with its difference at each budget and the verdict."""
+    rows = []
+    for study in studies:
+        for claim in study.claims:
+            for than in claim.than:
+                found = [c for s in summaries[study.name] for c in s.comparisons if (c.claim, c.than) == (claim, than)]
+                if found:
+                    measured = "; ".join(f"{c.budget}: {_difference(c)}" for c in found)
+                    published = found[-1].published
+                    rows.append(
+                        [claim.text, f"{study.name}: {claim.better} - {than}",
+                         "" if published is None else f"{published:+.1f}", measured, f"**{found[-1].verdict}**"]
+                    )  # fmt: skip
+    header = [
+        "claim",
+        "difference in points",
+        "published",
+        "measured (95 % interval)",
+        "verdict at the last budget",
+    ]
+    return _table(header, rows)
+
+
+def _section(
+    study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str, float], drawn: Sequence[Path]
+) -> list[str]:
+    label = metric_label(summaries)
+    lines = []
+    for claim in study.claims:
+        lines += [f"- {claim.text}: {_verdicts(claim, summaries)}"]
+    sources = dict.fromkeys(claim.source for claim in study.claims)
+    lines += ["", *(f"Claimed by {source}." for source in sources), ""]
+    for summary in summaries:
+        lines += [f"### {summary.budget or 'Results'}", ""]
+        if summary.missing:
+            lines += [f"{summary.missing} cells have no result yet.", ""]
+        lines += [*_variant_table(study, summary, label, speeds), *_comparison_table(summary)]
+    if changes := trends(summaries):
+        lines += ["### Trend", "", *_trend_table(changes)]
+    lines += [line for path in drawn for line in (f"![{path.stem.replace('_', ' ')}]({path.name})", "")]
+    return lines
+
+
+def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
+    by_budget = [(summary.budget, summary.verdict(claim)) for summary in summaries]
+    return ", ".join(f"**{verdict}**{f' ({budget})' if budget else ''}" for budget, verdict in by_budget)
+
+
+def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Mapping[str, float]) -> list[str]:
+    header = ["variant", "changed", "seeds", f"{label}, mean", "SD", "parameters (M)", "GMAC", "images/s", "minutes"]
+    rows = []
+    for variant in summary.variants:
+        first = variant.results[0]
+        speed = speeds.get(model_key(study.cell(summary.budget, variant.variant, 0).recipe))
+        changed = ", ".join(f"`{name}={value}`" for name, value in study.variants[variant.variant].items())
+        rows.append(
+            [variant.variant, changed, str(len(variant.results)), f"{variant.mean:.2f}", _number(variant.deviation),
+             f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
+             f"{median(result.seconds for result in variant.results) / 60:.1f}"]
+        )  # fmt: skip
+    return _table(header, rows)
+
+
+def _comparison_table(summary: BudgetSummary) -> list[str]:
+    if not summary.comparisons:
+        return []
+    header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
+    rows = [
+        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.difference:+.2f}", _interval(c), _published(c),
+         _number(c.p_value, ".3f"), str(c.verdict)]
+        for c in summary.comparisons
+    ]  # fmt: skip
+    return _table(header, rows)
+
+
+def _trend_table(changes: Sequence[Trend]) -> list[str]:
+    header = ["difference in points", "from", "to", "change", "95 % interval"]
+    rows = []
+    for trend in changes:
+        low, high = trend.change - trend.half_width, trend.change + trend.half_width
+        interval = "" if isnan(low) else f"{low:+.2f} to {high:+.2f}"
+        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.last, f"{trend.change:+.2f}", interval])
+    return _table(header, rows)
+
+
+def _published(comparison: Comparison) -> str:
+    """The published difference, and whether it lies in the interval."""
+    if comparison.published is None:
+        return ""
+    if isnan(comparison.low):
+        return f"{comparison.published:+.1f}"
+    inside = comparison.low <= comparison.published <= comparison.high
+    return f"{comparison.published:+.1f} ({'inside' if inside else 'outside'} the interval)"
+
+
+def _difference(comparison: Comparison) -> str:
+    interval = _interval(comparison)
+    return f"{comparison.difference:+.2f}" + (f" ({interval})" if interval else " (one seed)")
+
+
+def _interval(comparison: Comparison) -> str:
+    return "" if isnan(comparison.low) else f"{comparison.low:+.2f} to {comparison.high:+.2f}"
+
+
+def metric_label(summaries: Sequence[BudgetSummary]) -> str:
+    """Name and unit of the metric of a study, e.g. ``top1 (%)``."""
+    return f"{summaries[0].variants[0].results[0].metric} (%)"
+
+
+def _draw(study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str, float], folder: Path) -> list[Path]:
+    label = metric_label(summaries)
+    drawn = []
+    if compared := [summary for summary in summaries if summary.comparisons]:
+        drawn.append(folder / f"{study.name}_differences.svg")
+        draw_differences(compared, label, drawn[-1])
+    drawn.append(folder / f"{study.name}_curves.svg")
+    draw_curves(summaries, label, drawn[-1])
+    last = summaries[-1]
+    keys = {v.variant: model_key(study.cell(last.budget, v.variant, 0).recipe) for v in last.variants}
+    drawn.append(folder / f"{study.name}_cost.svg")
+    draw_cost(last, label, {variant: speeds[key] for variant, key in keys.items() if key in speeds}, drawn[-1])
+    return drawn
+
+
+def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], command: str) -> list[str]:
+    """How the results came about: number of cells, seeds, hardware, versions, time and command."""
+    lines = [
+        "",
+        "## Conditions",
+        "",
+        f"- cells: {len(used)}, {timedelta(seconds=round(sum(r.seconds for r in used)))} of training in total",
+        f"- seeds: {', '.join(str(seed) for seed in sorted({r.seed for r in used}))}",
+        f"- hardware: {'; '.join(sorted({r.hardware for r in used}))}",
+        f"- versions: {'; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used}))}",
+        f"- dates: {min(r.date for r in used)} to {max(r.date for r in used)}",
+    ]
+    if conditions := throughput.get("conditions"):
+        lines.append(
+            f"- images/s: inference, {conditions['precision']}, batch {conditions['batch_size']}, in turn in one "
+            f"process, {conditions['hardware']}, torch {conditions['versions']['torch']}, {conditions['date'][:10]}"
+        )
+    if command:
+        lines += ["", "```sh", command, "```"]
+    return lines
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *escaped)] + [""]
+
+
+def _number(value: float, format_spec: str = ".2f") -> str:
+    return "" if isnan(value) else format(value, format_spec)
+
+
+def _with_pictures(html: str, folder: Path) -> str:
+    """The page with its pictures as data instead of references."""
+
+    def data(match: re.Match[str]) -> str:
+        content = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/svg+xml;base64,{content}"'
+
+    return re.sub(r'src="([^":]+\.svg)"', data, html)
+
+
+def _html_page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>\n{STYLE}</style>\n{body}\n</html>\n"
+    )

@@ -1,0 +1,232 @@
+"""Differences between the variants of a study, with intervals, corrected p-values and verdicts.
+
+The results of one budget form a two-way layout of variants and seeds. The difference of two variants is estimated by
+least squares with an effect for each variant and each seed, which pairs the variants by seed; its t interval has the
+residual variance of all cells, hence (variants - 1) x (seeds - 1) degrees of freedom where no cell is missing.
+Holm's method corrects the p-values for all comparisons of a study at a budget. statsmodels computes all of this.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import hypot, nan
+
+import numpy as np
+
+from ..extras import require
+from .results import CellResult
+from .study import Claim, Study
+
+CONFIDENCE = 0.95
+
+
+class Verdict(StrEnum):
+    """What the results say of a claim."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "undecided at this scale"
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """The results of one variant at one budget.
+
+    Args:
+        variant: Name of the variant.
+        results: One result per seed, in the order of the seeds.
+    """
+
+    variant: str
+    results: tuple[CellResult, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the primary metric over the seeds, in percent."""
+        return float(np.mean([result.value for result in self.results]))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds; NaN with one seed."""
+        values = [result.value for result in self.results]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two variants at one budget, in percentage points of the primary metric.
+
+    Args:
+        claim: The claim that the comparison belongs to.
+        budget: Name of the budget.
+        than: The variant that ``claim.better`` is compared with.
+        pairs: Number of seeds for which both variants have a result.
+        difference: Estimated difference: positive if ``claim.better`` has the higher metric.
+        low, high: 95 % interval of the difference, not corrected for the number of comparisons; NaN where there are
+            too few results for one.
+        degrees: Degrees of freedom of the interval.
+        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN likewise.
+    """
+
+    claim: Claim
+    budget: str
+    than: str
+    pairs: int
+    difference: float
+    low: float = nan
+    high: float = nan
+    degrees: int = 0
+    p_value: float = nan
+
+    @property
+    def verdict(self) -> Verdict:
+        """``supported`` or ``contradicted`` if the corrected p-value is below 0.05, by the sign of the difference."""
+        if not self.p_value < 1 - CONFIDENCE:
+            return Verdict.UNDECIDED
+        return Verdict.SUPPORTED if self.difference > 0 else Verdict.CONTRADICTED
+
+    @property
+    def published(self) -> float | None:
+        """The published difference in percentage points, if there is one."""
+        return self.claim.published.get(self.than)
+
+
+@dataclass(frozen=True)
+class BudgetSummary:
+    """The results of a study at one budget.
+
+    Args:
+        budget: Name of the budget.
+        variants: The variants that have results.
+        comparisons: All comparisons whose two variants have results.
+        missing: Number of cells without a result.
+    """
+
+    budget: str
+    variants: tuple[VariantSummary, ...]
+    comparisons: tuple[Comparison, ...]
+    missing: int
+
+    def verdict(self, claim: Claim) -> Verdict:
+        """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
+        verdicts = {c.than: c.verdict for c in self.comparisons if c.claim == claim}
+        if Verdict.CONTRADICTED in verdicts.values():
+            return Verdict.CONTRADICTED
+        supported = all(verdicts.get(than) == Verdict.SUPPORTED for than in claim.than)
+        return Verdict.SUPPORTED if supported else Verdict.UNDECIDED
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a difference changes from a study's first budget with results to its last.
+
+    Args:
+        claim: The claim.
+        than: The variant that ``claim.better`` is compared with.
+        first, last: Names of the budgets.
+        change: Difference at the last budget less that at the first, in percentage points.
+        half_width: Half the width of its 95 % interval; NaN where a budget has no interval.
+    """
+
+    claim: Claim
+    than: str
+    first: str
+    last: str
+    change: float
+    half_width: float
+
+
+def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None = None) -> list[BudgetSummary]:
+    """Summaries of all budgets that have results.
+
+    Args:
+        study: The study.
+        results: Results by key, of this and other studies.
+        seeds: Number of seeds; ``None`` for all seeds from 0 that have a result, at least the study's.
+    """
+    summaries = []
+    for budget in study.budgets:
+        count = _seeds_with_results(study, budget, results) if seeds is None else seeds
+        table = {
+            variant: tuple(
+                results[key] for seed in range(count) if (key := study.cell(budget, variant, seed).key) in results
+            )
+            for variant in study.variants
+        }
+        found = sum(map(len, table.values()))
+        if found:
+            variants = tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows)
+            comparisons = _compare(study, budget, {v.variant: v.results for v in variants})
+            summaries.append(BudgetSummary(budget, variants, comparisons, count * len(study.variants) - found))
+    return summaries
+
+
+def trends(summaries: Sequence[BudgetSummary]) -> list[Trend]:
+    """Trends of all comparisons that were made at more than one budget."""
+    found = []
+    for last in summaries[-1].comparisons if len(summaries) > 1 else ():
+        same = [c for s in summaries[:-1] for c in s.comparisons if (c.claim, c.than) == (last.claim, last.than)]
+        if same:
+            first = same[0]
+            half_width = hypot(first.high - first.low, last.high - last.low) / 2
+            found.append(
+                Trend(last.claim, last.than, first.budget, last.budget, last.difference - first.difference, half_width)
+            )
+    return found
+
+
+def _seeds_with_results(study: Study, budget: str, results: Mapping[str, CellResult]) -> int:
+    count = study.seeds
+    while any(study.cell(budget, variant, count).key in results for variant in study.variants):
+        count += 1
+    return count
+
+
+def _compare(study: Study, budget: str, table: Mapping[str, Sequence[CellResult]]) -> tuple[Comparison, ...]:
+    comparisons = []
+    for claim in study.claims:
+        for than in claim.than:
+            if claim.better in table and than in table:
+                seeds = [{result.seed for result in table[variant]} for variant in (claim.better, than)]
+                comparisons.append(Comparison(claim, budget, than, len(seeds[0] & seeds[1]), nan))
+    comparisons = [comparison for comparison in comparisons if comparison.pairs]
+    if not comparisons:
+        return ()
+    return _estimate(comparisons, table)
+
+
+def _estimate(comparisons: Sequence[Comparison], table: Mapping[str, Sequence[CellResult]]) -> tuple[Comparison, ...]:
+    """The comparisons with their estimates, intervals and corrected p-values."""
+    regression = require("statsmodels.regression.linear_model", "study")
+    variants = list(table)
+    seeds = sorted({result.seed for rows in table.values() for result in rows})
+    cells = [(variants.index(variant), result) for variant, rows in table.items() for result in rows]
+    design = np.zeros((len(cells), len(variants) + len(seeds)))
+    for row, (column, result) in enumerate(cells):
+        design[row, column] = 1
+        design[row, len(variants) + seeds.index(result.seed)] = 1
+    design = design[:, : len(variants) + len(seeds) - 1]  # the effect of the last seed is that of the variants
+    contrasts = np.zeros((len(comparisons), design.shape[1]))
+    for row, comparison in enumerate(comparisons):
+        contrasts[row, variants.index(comparison.claim.better)] = 1
+        contrasts[row, variants.index(comparison.than)] = -1
+    fit = regression.OLS(np.array([result.value for _, result in cells]), design).fit()
+    degrees = len(cells) - np.linalg.matrix_rank(design)
+    if degrees < 1:
+        differences = contrasts @ fit.params
+        return tuple(replace(c, difference=float(d)) for c, d in zip(comparisons, differences, strict=True))
+    test = fit.t_test(contrasts)
+    correction = require("statsmodels.stats.multitest", "study")
+    corrected = correction.multipletests(np.atleast_1d(test.pvalue), alpha=1 - CONFIDENCE, method="holm")[1]
+    intervals = test.conf_int(alpha=1 - CONFIDENCE)
+    return tuple(
+        replace(
+            comparison,
+            difference=float(np.atleast_1d(test.effect)[i]),
+            low=float(intervals[i, 0]),
+            high=float(intervals[i, 1]),
+            degrees=int(degrees),
+            p_value=float(corrected[i]),
+        )
+        for i, comparison in enumerate(comparisons)
+    )

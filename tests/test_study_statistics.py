@@ -1,0 +1,152 @@
+"""Statistics of studies on made-up results whose right verdicts are known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from smt_vision.study.results import CellResult
+from smt_vision.study.statistics import BudgetSummary, Verdict, summarize, trends
+from smt_vision.study.studies import CIFAR10
+from smt_vision.study.study import Claim, Study
+
+BETTER = Claim("a is better than b", "a", ("b",), {"b": 1.5})
+BEST = Claim("a is better than c and d", "a", ("c", "d"))
+STUDY = Study(
+    "made_up",
+    "Which?",
+    CIFAR10,
+    {name: {"model_args.drop_path_rate": rate} for name, rate in zip("abcd", (0.0, 0.1, 0.2, 0.3), strict=True)},
+    (BETTER, BEST),
+    {"short": {"epochs": 1}, "long": {"epochs": 9}},
+)
+
+
+def result(study: Study, budget: str, variant: str, seed: int, value: float) -> CellResult:
+    cell = study.cell(budget, variant, seed)
+    return CellResult(
+        key=cell.key, cell=cell.label, seed=seed, metric="top1", by_epoch=(value,), epochs=(1,), value=value, steps=10,
+        seconds=60.0, parameters=1_000_000, gmac=0.1, version="0", torch="0", hardware="a computer", date="2026-11-26",
+    )  # fmt: skip
+
+
+def made_up(
+    study: Study, budget: str, means: dict[str, float], noise: float = 0.1, seeds: int = 4, rng: int = 0
+) -> dict[str, CellResult]:
+    """Results with large effects of the seeds, which pairing must remove, and normal noise."""
+    generator = np.random.default_rng(rng)
+    effects = generator.normal(0, 5, seeds)
+    rows = [
+        result(study, budget, variant, seed, mean + effects[seed] + generator.normal(0, noise))
+        for variant, mean in means.items()
+        for seed in range(seeds)
+    ]
+    return {row.key: row for row in rows}
+
+
+def summary(**means: float) -> BudgetSummary:
+    return summarize(STUDY, made_up(STUDY, "long", means))[0]
+
+
+def test_verdicts() -> None:
+    found = summary(a=80, b=78, c=81, d=80)
+    assert [(c.than, c.verdict) for c in found.comparisons] == [
+        ("b", Verdict.SUPPORTED),
+        ("c", Verdict.CONTRADICTED),
+        ("d", Verdict.UNDECIDED),
+    ]
+    assert found.verdict(BETTER) == Verdict.SUPPORTED
+    assert found.verdict(BEST) == Verdict.CONTRADICTED
+    assert summary(a=80, b=80, c=78, d=80).verdict(BEST) == Verdict.UNDECIDED
+    assert summary(a=80, b=80, c=78, d=77).verdict(BEST) == Verdict.SUPPORTED
+
+
+def test_a_claim_is_undecided_until_all_its_variants_have_results() -> None:
+    found = summary(a=80, b=78, c=78)
+    assert (found.missing, found.verdict(BEST), found.verdict(BETTER)) == (4, Verdict.UNDECIDED, Verdict.SUPPORTED)
+
+
+def test_two_variants_equal_the_paired_t_test() -> None:
+    study = replace(STUDY, claims=(BETTER,), variants={name: STUDY.variants[name] for name in "ab"})
+    results = made_up(study, "long", dict(a=80, b=79.9), noise=0.3, seeds=6)
+    (comparison,) = summarize(study, results)[0].comparisons
+    values = {name: [results[study.cell("long", name, seed).key].value for seed in range(6)] for name in study.variants}
+    expected = stats.ttest_rel(values["a"], values["b"])
+    low, high = expected.confidence_interval(0.95)
+    assert comparison.difference == pytest.approx(np.mean(values["a"]) - np.mean(values["b"]))
+    assert (comparison.low, comparison.high) == (pytest.approx(low), pytest.approx(high))
+    assert comparison.p_value == pytest.approx(expected.pvalue)
+    assert (comparison.pairs, comparison.degrees, comparison.published) == (6, 5, 1.5)
+
+
+def test_the_layout_equals_the_analysis_by_hand() -> None:
+    """A complete layout: residuals without the means of variants and seeds, (4 - 1) (4 - 1) degrees of freedom."""
+    results = made_up(STUDY, "long", dict(a=80, b=79, c=80, d=80), noise=0.5)
+    values = np.array([[results[STUDY.cell("long", v, s).key].value for s in range(4)] for v in "abcd"])
+    residuals = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
+    error = math.sqrt((residuals**2).sum() / 9 * 2 / 4)
+    comparison = summarize(STUDY, results)[0].comparisons[0]
+    difference = values[0].mean() - values[1].mean()
+    assert comparison.degrees == 9
+    assert comparison.difference == pytest.approx(difference)
+    assert comparison.high - comparison.low == pytest.approx(2 * stats.t.ppf(0.975, 9) * error)
+    raw = [2 * stats.t.sf(abs(values[0].mean() - values[i].mean()) / error, 9) for i in (1, 2, 3)]
+    ordered = np.maximum.accumulate(np.sort(raw) * [3, 2, 1]).clip(max=1)  # Holm
+    expected = ordered[np.argsort(np.argsort(raw))]
+    found = [c.p_value for c in summarize(STUDY, results)[0].comparisons]
+    assert found == pytest.approx(list(expected))
+
+
+def test_false_verdicts_are_as_rare_as_the_correction_promises() -> None:
+    decided = 0
+    for rng in range(300):
+        results = made_up(STUDY, "long", dict.fromkeys("abcd", 80.0), rng=rng)
+        decided += any(c.verdict != Verdict.UNDECIDED for c in summarize(STUDY, results)[0].comparisons)
+    assert 2 <= decided <= 27  # at most 5 % of 300; 27 is four standard deviations above
+
+
+def test_missing_cells_keep_the_pairs() -> None:
+    """A missing cell of a seed with a large effect must not move the difference."""
+    results = made_up(STUDY, "long", dict(a=80, b=78, c=80, d=80), noise=0.01)
+    del results[STUDY.cell("long", "a", 0).key]
+    comparison = summarize(STUDY, results)[0].comparisons[0]
+    assert comparison.pairs == 3
+    assert comparison.difference == pytest.approx(2, abs=0.05)
+
+
+def test_one_seed_has_no_interval_and_no_verdict() -> None:
+    found = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=70), noise=0, seeds=1))[0]
+    (comparison,) = found.comparisons
+    assert comparison.difference == pytest.approx(10)
+    assert math.isnan(comparison.low)
+    assert comparison.verdict == Verdict.UNDECIDED
+    assert math.isnan(found.variants[0].deviation)
+
+
+def test_equal_results_are_undecided() -> None:
+    found = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=80), noise=0, seeds=3))[0]
+    assert found.comparisons[0].verdict == Verdict.UNDECIDED
+
+
+def test_seeds_beyond_the_study_count() -> None:
+    results = made_up(STUDY, "long", dict(a=80, b=78), seeds=7)
+    assert len(summarize(STUDY, results)[0].variants[0].results) == 7
+    assert len(summarize(STUDY, results, seeds=2)[0].variants[0].results) == 2
+
+
+def test_trend() -> None:
+    results = made_up(STUDY, "short", dict(a=60, b=60), noise=0.01)
+    results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01)
+    short, long = summarize(STUDY, results)
+    (trend,) = trends([short, long])
+    assert (trend.first, trend.last, trend.than) == ("short", "long", "b")
+    assert trend.change == pytest.approx(2, abs=0.05)
+    widths = [summary.comparisons[0].high - summary.comparisons[0].low for summary in (short, long)]
+    assert trend.half_width == pytest.approx(math.hypot(*widths) / 2)
+    assert trends([short]) == []
+
+
+def test_no_results() -> None:
+    assert summarize(STUDY, {}) == []
