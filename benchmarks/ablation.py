@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import base_parser, write_results
+from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.timing import training_step
-from smt_vision.cli.allocator import keep_large_allocations
 from smt_vision.forms import training
 from smt_vision.kernels import linear
 from smt_vision.registry import VARIANTS

@@ -17,9 +17,9 @@ import torch
 
 from common import reference_parser, write_results
 from reference import reference_and_ours
+from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import in_fresh_process
-from smt_vision.cli.allocator import keep_large_allocations
 from smt_vision.forms.inference import fuse
 
 ALLOCATORS = ("default", "large")

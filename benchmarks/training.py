@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from common import reference_parser, write_results
 from reference import reference_and_ours
+from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import saved_activations
 from smt_vision.benchmark.timing import training_step
-from smt_vision.cli.allocator import keep_large_allocations
 from smt_vision.model.official import to_official
 
 # Relative to the norm of the whole gradient. Below it a tensor's gradient is rounding error only, e.g. that of a bias

@@ -643,7 +643,7 @@ def test_allocator_is_set_by_the_command_and_not_by_the_library(
     colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("smt_vision.cli.allocator.keep_large_allocations", lambda: calls.append("set"))
+    monkeypatch.setattr("smt_vision.allocator.keep_large_allocations", lambda: calls.append("set"))
     recipe = tiny(colored)
     train(recipe, tmp_path / "library", display=False, max_steps=1)
     assert calls == []

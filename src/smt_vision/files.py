@@ -43,6 +43,15 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as :func:`write_atomic` does."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomic(path, write)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Load a PyTorch or safetensors file to the CPU; its content decides which of them it is, not its suffix.
 

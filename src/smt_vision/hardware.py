@@ -7,15 +7,10 @@ from pathlib import Path
 import torch
 
 
-def describe_hardware(threads: int | None = None) -> str:
-    """One line: CPU model, cores available to the process, PyTorch threads, and GPUs.
-
-    Args:
-        threads: PyTorch threads of the process that is described; ``None`` for this one.
-    """
-    threads = torch.get_num_threads() if threads is None else threads
+def describe_hardware() -> str:
+    """One line: CPU model, cores available to the process, PyTorch threads, and GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"{_cpu_name()}, {cores} cores, {threads} torch threads"
+    line = f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} torch threads"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     for name in dict.fromkeys(names):
         line += f", {names.count(name)} x {name}"

@@ -107,7 +107,7 @@ def configure_process(device: str, threads: int | None, allocator: str) -> None:
     """Set threads and allocator, in every process that measures."""
     import torch
 
-    from .allocator import keep_large_allocations
+    from ..allocator import keep_large_allocations
 
     if threads is not None:
         torch.set_num_threads(threads)

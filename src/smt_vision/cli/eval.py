@@ -42,9 +42,9 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
+    from ..allocator import keep_large_allocations
     from ..engine.evaluation import evaluate_with_details
     from ..engine.launch import runs_on_cuda
-    from .allocator import keep_large_allocations
 
     engine = from_plain(Engine, vars(args.engine))
     if not runs_on_cuda(engine):

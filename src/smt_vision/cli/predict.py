@@ -44,9 +44,9 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
+    from ..allocator import keep_large_allocations
     from ..data.files import find_images
     from ..tasks.load import load
-    from .allocator import keep_large_allocations
 
     if args.top_k is not None and args.top_k < 1:
         raise ValueError(f"invalid --top_k {args.top_k}: expected at least 1")

@@ -79,9 +79,9 @@ def run(args: Any) -> Output:
     chosen = {f.name: args[f.name] for f in fields(kind)}
     recipe = kind.from_dict({k: vars(v) if k in kind.groups() else v for k, v in chosen.items()})
 
+    from ..allocator import keep_large_allocations
     from ..engine.launch import runs_on_cuda
     from ..engine.loop import train  # torch is imported late: only after arguments are validated
-    from .allocator import keep_large_allocations
 
     if not runs_on_cuda(recipe.engine):
         keep_large_allocations()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..pictures.style import BEST, EVAL, GRAY, save
 from .statistics import BudgetSummary, Comparison, Verdict
@@ -28,7 +29,7 @@ def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path)
             for row, comparison in enumerate(summary.comparisons):
                 _draw_interval(axes, row, comparison)
             axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
-            axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label}, points")
+            axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label.removesuffix(' (%)')} (points)")
         names = [f"{c.claim.better} - {c.than}" for c in summaries[0].comparisons]
         panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(rows - 0.5, -0.5))
         return figure
@@ -61,6 +62,7 @@ def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> N
                 axes.plot(epochs, values.mean(0), color=color, linewidth=1.6, label=variant.variant)
                 axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
             axes.set(title=summary.budget or "All cells", xlabel="epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             bottom = min(np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants)
             top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
             axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
@@ -96,6 +98,7 @@ def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float
                     axes.errorbar(values[variant.variant], variant.mean, yerr=spread, fmt="o", color=color,
                                   markersize=6, capsize=3, label=variant.variant)  # fmt: skip
             axes.set(xlabel=name)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         panels[0].set(ylabel=label)
         panels[0].set_title(f"{summary.budget or 'All cells'}: mean and standard deviation over seeds")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -95,7 +95,7 @@ def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[Bud
             for than in claim.than:
                 found = [c for s in summaries[study.name] for c in s.comparisons if (c.claim, c.than) == (claim, than)]
                 if found:
-                    measured = "; ".join(f"{c.budget}: {_difference(c)}" for c in found)
+                    measured = "; ".join(f"{c.budget}: {_difference(c)}".removeprefix(": ") for c in found)
                     published = found[-1].published
                     rows.append(
                         [claim.text, f"{study.name}: {claim.better} - {than}",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import write_atomic
+from ..files import write_text_atomic
 from ..recipe import from_plain
 
 RESULTS = "results.jsonl"
@@ -64,7 +64,7 @@ def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                result = _read_line(line, f"{path}, line {number}")
+                result = read_result(line, f"{path}, line {number}")
                 results[result.key] = result
     return results
 
@@ -75,15 +75,15 @@ def add_result(path: Path, result: CellResult) -> None:
     if before and not before.endswith("\n"):
         before += "\n"
     line = json.dumps(asdict(result))
-    write_atomic(path, lambda temporary: _write(temporary, f"{before}{line}\n"))
+    write_text_atomic(path, f"{before}{line}\n")
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _read_line(line: str, where: str) -> CellResult:
+def read_result(line: str, where: str) -> CellResult:
+    """A result from a line of JSON; ``where`` is named in the ValueError if it is not one."""
     try:
-        return from_plain(CellResult, json.loads(line))
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise TypeError(f"it is a {type(values).__name__} instead of an object")
+        return from_plain(CellResult, values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: not a result of a study ({error}): {line[:80]!r}") from error

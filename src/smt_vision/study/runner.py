@@ -1,36 +1,29 @@
 """Training the cells of studies: a process per cell, several at a time, resumed where they were stopped."""
 
 import fcntl
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
 import yaml
 
-from .._version import __version__
-from ..cost import describe
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
 from ..engine.signals import Stopped, stop_signals
-from ..hardware import describe_hardware
 from ..recipe import Recipe
-from ..tasks.load import load
-from .results import RESULTS, CellResult, add_result, read_results
+from . import process
+from .results import RESULTS, CellResult, add_result, read_result, read_results
 from .study import Cell
 
 POLL_SECONDS = 0.5
-THREADS = 1  # of a cell on a CPU
-# Files in the folder of a cell: its recipe, and what its process wrote.
-CELL, PRINTED, MESSAGES = "cell.yaml", "result.json", "messages.txt"
 
 
 @dataclass(frozen=True)
@@ -65,21 +58,17 @@ class CellsFailed(RuntimeError):
     """Some cells failed; all others have results."""
 
 
-@dataclass
-class _Running:
-    cell: Cell
-    folder: Path
-    process: "subprocess.Popen[bytes]"
-    slot: int
-    started: float
-
-
 def unique_cells(cells: Sequence[Cell]) -> list[Cell]:
     """The cells without those that train the same recipe as an earlier one, in the same order."""
     first: dict[str, Cell] = {}
     for cell in cells:
         first.setdefault(cell.key, cell)
     return list(first.values())
+
+
+def cell_folder(folder: Path, cell: Cell) -> Path:
+    """The folder of a cell's run."""
+    return folder / "cells" / cell.key
 
 
 def run_cells(
@@ -92,10 +81,9 @@ def run_cells(
 ) -> dict[str, CellResult]:
     """Train the cells that have no result yet.
 
-    A cell is a process, ``smt train`` with its recipe in a file, with one thread on a CPU, and with a GPU of its own
-    where there are several. It has a folder, ``cells/KEY``, from which it continues after a stop. Results are appended
-    to ``results.jsonl`` as they come. SIGINT and SIGTERM stop the running cells after their current step, with a
-    checkpoint.
+    A cell is a process, with one thread on a CPU, or with a GPU of its own where there are several. It has a folder,
+    ``cells/KEY``, from which it continues after a stop. Results are appended to ``results.jsonl`` as they come. SIGINT
+    and SIGTERM stop the running cells after their current step, with a checkpoint.
 
     Args:
         cells: The cells; those with equal recipes are trained once.
@@ -114,94 +102,120 @@ def run_cells(
     """
     if jobs < 1:
         raise ValueError(f"invalid jobs={jobs}: expected at least 1")
-    cells, file = unique_cells(cells), folder / RESULTS
+    cells = unique_cells(cells)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder) as lock, stop_signals() as received:
-        results: dict[str, CellResult] = read_results([file])
-        waiting = [cell for cell in cells if cell.key not in results]
-        done, total = len(cells) - len(waiting), len(cells)
-        failed: list[tuple[Cell, str]] = []
-        running: list[_Running] = []
-        stopped = False
-        speeds: list[float] = []  # seconds per epoch of the cells of this call
+    with _lock(folder), stop_signals() as received:
+        runner = _Runner(cells, folder, data or {}, jobs, on_progress)
         try:
-            while (waiting and not received) or running:
-                while waiting and len(running) < jobs and not received:
-                    slot = min(set(range(jobs)) - {each.slot for each in running})
-                    running.append(_start(waiting.pop(0), folder, data or {}, slot, lock))
+            while runner.running or (runner.waiting and not received):
+                if received:
+                    runner.stop(received[0])
+                else:
+                    runner.start()
                 time.sleep(POLL_SECONDS)
-                if received and not stopped:
-                    stopped = _stop(running, received[0])
-                state = {each.cell.label: _fraction(each) for each in running}
-                for each in [each for each in running if each.process.poll() is not None]:
-                    running.remove(each)
-                    outcome = _outcome(each, received)
-                    if isinstance(outcome, CellResult):
-                        add_result(file, outcome)
-                        results[outcome.key] = outcome
-                        done += 1
-                        speeds.append((time.monotonic() - each.started) / each.cell.recipe.epochs)
-                        left = sum(cell.recipe.epochs for cell in waiting) * sum(speeds) / len(speeds) / jobs
-                        on_progress(Progress(done, total, state, finished=(each.cell, outcome), seconds_left=left))
-                    elif outcome is not None:
-                        failed.append((each.cell, outcome))
-                        on_progress(Progress(done, total, state, failed=(each.cell, outcome)))
-                on_progress(Progress(done, total, state))
+                runner.collect()
         finally:
-            stopped or _stop(running, signal.SIGTERM)
-            for each in running:
-                each.process.wait()
+            runner.stop(signal.SIGTERM)
+            runner.join()
     if received:
-        raise StudyStopped(received[0], done, total)
-    if failed:
-        names = "; ".join(f"{cell.label}: {reason}" for cell, reason in failed)
-        raise CellsFailed(f"{len(failed)} of {total} cells failed: {names}. The same command tries them again")
-    return {cell.key: results[cell.key] for cell in cells}
-
-
-def command(cell: Cell, folder: Path) -> list[str]:
-    """The arguments of the ``smt`` command that trains a cell in its folder."""
-    return ["train", cell.recipe.name, "--config", str(folder / CELL), "--run", str(folder), "--json"]
-
-
-def cell_folder(folder: Path, cell: Cell) -> Path:
-    """The folder of a cell's run."""
-    return folder / "cells" / cell.key
-
-
-def _start(cell: Cell, folder: Path, data: Mapping[str, str], slot: int, lock: int) -> _Running:
-    own = cell_folder(folder, cell)
-    own.mkdir(parents=True, exist_ok=True)
-    recipe = replace(cell.recipe, data=data.get(cell.recipe.data, cell.recipe.data))
-    (own / CELL).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
-    with (own / PRINTED).open("wb") as printed, (own / MESSAGES).open("wb") as messages:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "smt_vision", *command(cell, own)],
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=messages,
-            env={**os.environ, **_environment(recipe, slot)},
-            pass_fds=(lock,),  # the folder stays locked as long as a cell runs, even if this process is killed
-            start_new_session=True,  # a Ctrl-C reaches the runner only, which stops the cells
+        raise StudyStopped(received[0], runner.done, runner.total)
+    if runner.failed:
+        reasons = "; ".join(f"{cell.label}: {reason}" for cell, reason in runner.failed)
+        raise CellsFailed(
+            f"{len(runner.failed)} of {len(cells)} cells failed: {reasons}. The same command tries them again"
         )
-    return _Running(cell, own, process, slot, time.monotonic())
+    return {cell.key: runner.results[cell.key] for cell in cells}
 
 
-def _environment(recipe: Recipe, slot: int) -> dict[str, str]:
-    """One thread on a CPU; one GPU of several."""
+@dataclass
+class _Running:
+    cell: Cell
+    folder: Path
+    process: Any  # multiprocessing's Process of the start method
+    slot: int
+    started: float
+
+
+class _Runner:
+    """The cells that wait, run and have failed, and the results so far."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        folder: Path,
+        data: Mapping[str, str],
+        jobs: int,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.folder, self.data, self.jobs, self.on_progress = folder, data, jobs, on_progress
+        self.total = len(cells)
+        self.results = read_results([folder / RESULTS])
+        self.waiting = [cell for cell in cells if cell.key not in self.results]
+        self.done = self.total - len(self.waiting)
+        self.running: list[_Running] = []
+        self.failed: list[tuple[Cell, str]] = []
+        self._stopped = False
+        self._speeds: list[float] = []  # seconds per epoch of the cells that were trained
+        # Processes are forked from a clean one that has imported everything, which takes longer than a tiny cell.
+        self._context = get_context("forkserver")
+        self._context.set_forkserver_preload([process.__name__])
+
+    def start(self) -> None:
+        """Start as many waiting cells as there are free jobs."""
+        while self.waiting and len(self.running) < self.jobs:
+            slot = min(set(range(self.jobs)) - {each.slot for each in self.running})
+            cell = self.waiting.pop(0)
+            own = cell_folder(self.folder, cell)
+            own.mkdir(parents=True, exist_ok=True)
+            recipe = replace(cell.recipe, data=self.data.get(cell.recipe.data, cell.recipe.data))
+            (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+            (own / process.RESULT).unlink(missing_ok=True)
+            started = self._context.Process(
+                target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))
+            )
+            started.start()
+            self.running.append(_Running(cell, own, started, slot, time.monotonic()))
+
+    def stop(self, number: int) -> None:
+        """Send a signal to the running processes, once: a second one would end them without a checkpoint."""
+        if not self._stopped:
+            self._stopped = True
+            for each in self.running:
+                if each.process.is_alive():
+                    os.kill(each.process.pid, number)
+
+    def join(self) -> None:
+        for each in self.running:
+            each.process.join()
+
+    def collect(self) -> None:
+        """Take the results of the processes that have ended, and report the progress."""
+        fractions = {each.cell.label: _fraction(each) for each in self.running}
+        for each in [each for each in self.running if not each.process.is_alive()]:
+            self.running.remove(each)
+            if each.process.exitcode == 0:
+                result = read_result((each.folder / process.RESULT).read_text(encoding="utf-8"), str(each.folder))
+                add_result(self.folder / RESULTS, result)
+                self.results[result.key] = result
+                self.done += 1
+                self._speeds.append((time.monotonic() - each.started) / each.cell.recipe.epochs)
+                left = sum(cell.recipe.epochs for cell in self.waiting) * mean(self._speeds) / self.jobs
+                self.on_progress(
+                    Progress(self.done, self.total, fractions, finished=(each.cell, result), seconds_left=left)
+                )
+            elif not self._stopped:
+                self.failed.append((each.cell, _reason(each)))
+                self.on_progress(Progress(self.done, self.total, fractions, failed=self.failed[-1]))
+        self.on_progress(Progress(self.done, self.total, fractions))
+
+
+def _device(recipe: Recipe, slot: int) -> str | None:
+    """The GPU of a job, as in ``CUDA_VISIBLE_DEVICES``; ``None`` on a CPU."""
     if not runs_on_cuda(recipe.engine):
-        return {"OMP_NUM_THREADS": str(THREADS)}
+        return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     devices = visible.split(",")
-    return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
-
-
-def _stop(running: Sequence[_Running], number: int) -> bool:
-    """Send a signal to the processes, once: a second one would end them without a checkpoint."""
-    for each in running:
-        if each.process.poll() is None:
-            each.process.send_signal(number)
-    return True
+    return devices[slot % len(devices)]
 
 
 def _fraction(each: _Running) -> float:
@@ -212,49 +226,17 @@ def _fraction(each: _Running) -> float:
     return float(max(epochs, default=0.0)) / each.cell.recipe.epochs
 
 
-def _outcome(each: _Running, received: Sequence[int]) -> CellResult | str | None:
-    """The result of a process that has ended, the reason of its failure, or ``None`` if it was stopped."""
-    if each.process.returncode == 0:
-        return read_cell(each.cell, each.folder)
-    if received:
-        return None
-    file = each.folder / MESSAGES
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
-    last = text.splitlines()[-1] if text else f"exit code {each.process.returncode}"
+def _reason(each: _Running) -> str:
+    """Why a process failed: the last line that it wrote, or its exit code."""
+    file = each.folder / process.MESSAGES
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines() if file.is_file() else []
+    last = lines[-1] if lines else f"exit code {each.process.exitcode}"
     return f"{last} (see {file})"
 
 
-def read_cell(cell: Cell, folder: Path) -> CellResult:
-    """The result of a cell's finished run."""
-    printed = json.loads((folder / PRINTED).read_text(encoding="utf-8"))
-    metric = printed["primary_metric"]
-    lines = [line for line in read_log(folder) if line["kind"] == "eval"]
-    cost = describe(*load(folder).flops_model())
-    return CellResult(
-        key=cell.key,
-        cell=cell.label,
-        seed=cell.recipe.seed,
-        metric=metric,
-        by_epoch=tuple(round(line[metric], 4) for line in lines),
-        epochs=tuple(line["epoch"] for line in lines),
-        value=round(lines[-1][metric], 4),
-        steps=printed["step"],
-        seconds=round(printed["seconds"], 1),
-        parameters=cost.parameters,
-        gmac=cost.gmac,
-        version=__version__,
-        torch=torch.__version__,
-        hardware=describe_hardware(threads=THREADS),
-        date=date.today().isoformat(),
-    )
-
-
 @contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    """Hold the lock of a folder of studies, which the system releases when this process and all cells have ended.
-
-    Returns:
-        The file descriptor, for the processes of the cells.
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of studies, which the system releases if the process dies.
 
     Raises:
         ValueError: Another process holds it.
@@ -264,7 +246,7 @@ def _lock(folder: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"{folder}: another process trains cells in this folder, or a cell still runs whose runner was killed; "
-                f"wait for it, or choose another folder and merge the files {RESULTS} later"
+                f"{folder}: another process trains cells in this folder; wait for it, or choose another folder and "
+                f"merge the files {RESULTS} later"
             ) from error
-        yield file.fileno()
+        yield

@@ -41,7 +41,7 @@ class Study:
     Args:
         name: Name of the study.
         about: The question, in one line.
-        base: The recipe that is varied; its ``name`` is that of the recipe it was derived from.
+        base: The recipe that is varied.
         variants: Values that differ from the base, by variant. The name of a field is dotted, e.g. ``optim.lr``;
             ``model_args.NAME`` is an argument of the model, and ``model_args`` replaces all of them.
         claims: What the results decide.

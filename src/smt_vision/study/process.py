@@ -1,0 +1,108 @@
+"""The process that trains one cell of a study."""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .._version import __version__
+from ..allocator import keep_large_allocations
+from ..cost import describe
+from ..engine.log import read_log
+from ..engine.loop import train
+from ..engine.run import Run
+from ..engine.signals import Stopped
+from ..files import write_text_atomic
+from ..hardware import describe_hardware
+from ..tasks import get_task, read_recipe
+from .results import CellResult
+
+# Files in the folder of a cell.
+RECIPE, RESULT, MESSAGES, LOCK = "cell.yaml", "result.json", "messages.txt", ".lock"
+EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
+
+
+def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
+    """Train the recipe in ``cell.yaml``, from where it was stopped, and write ``result.json``.
+
+    Exits with code 1 after an error, whose message is the last line of ``messages.txt``, and as a command does after a
+    signal. If the process that started this one ends, training stops with a checkpoint.
+
+    Args:
+        folder: Folder of the cell.
+        key: Key of the cell.
+        label: Label of the cell.
+        device: The GPU to use, for ``CUDA_VISIBLE_DEVICES``; ``None`` to train on one thread of the CPU.
+    """
+    os.setsid()  # a Ctrl-C reaches the runner only, which stops its cells
+    _write_output_to(folder / MESSAGES)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if device is None:
+        torch.set_num_threads(1)
+        keep_large_allocations()
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until a process of an earlier runner, which was killed, has stopped
+        recipe = read_recipe(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
+        try:
+            result = _result(train(recipe, folder, display=False), folder, key, label)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+            sys.exit(128 + stopped.signal)
+        except EXPECTED_ERRORS as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            sys.exit(1)
+        write_text_atomic(folder / RESULT, json.dumps(asdict(result)))
+
+
+def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
+    metric = run.task.primary_metric
+    lines: Sequence[dict[str, Any]] = [line for line in read_log(folder) if line["kind"] == "eval"]
+    cost = describe(*get_task(run.task.spec.task).flops_model(run.raw, run.task.spec))
+    return CellResult(
+        key=key,
+        cell=label,
+        seed=run.recipe.seed,
+        metric=metric,
+        by_epoch=tuple(round(line[metric], 4) for line in lines),
+        epochs=tuple(line["epoch"] for line in lines),
+        value=round(lines[-1][metric], 4),
+        steps=run.step,
+        seconds=round(run.seconds, 1),
+        parameters=cost.parameters,
+        gmac=cost.gmac,
+        version=__version__,
+        torch=torch.__version__,
+        hardware=describe_hardware(),
+        date=date.today().isoformat(),
+    )
+
+
+def _write_output_to(path: Path) -> None:
+    """Redirect standard output and error of this process and its own processes to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _stop_with_parent() -> None:
+    """Wait for the end of the process that started this one, then stop as after a signal."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

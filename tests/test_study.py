@@ -1,0 +1,300 @@
+"""Studies: what a cell is, training cells that can be stopped, results files, the report, and the command."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import answer, refusal, run
+from smt_vision.study.debug import write_debug_data
+from smt_vision.study.results import RESULTS, CellResult, add_result, read_results
+from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
+from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
+from smt_vision.study.study import Claim, Study, recipe_key, with_overrides
+from tiny_run import TINY
+
+TINY_STUDY = Study(
+    "tiny_study",
+    "Which?",
+    replace(TINY, data="shapes", epochs=1),
+    {"saa": {}, "none": {"model_args.aggregation": "none"}},
+    (Claim("SAA is better than none", "saa", ("none",), {"none": 1.6}),),
+    seeds=2,
+)
+LONG = {"epochs": 30, "engine.eval_every": 30, "engine.log_every": 5}
+COMMAND = """\
+from smt_vision.study.study import *
+from test_study import LONG, TINY_STUDY
+STUDY = replace(TINY_STUDY, {changes})
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_debug_data(TINY_STUDY.base, tmp_path_factory.mktemp("debug_data"))
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all cells of the tiny study."""
+    folder = tmp_path_factory.mktemp("study")
+    run_cells(list(TINY_STUDY.cells()), folder, data={"shapes": str(shapes)}, jobs=2)
+    return folder
+
+
+# --- studies as data ---
+
+
+def test_overrides() -> None:
+    recipe = with_overrides(CIFAR10, {"optim.lr": 1.0, "epochs": 3, "model_args.conv_heads": 2, "seed": 5})
+    assert (recipe.optim.lr, recipe.epochs, recipe.seed) == (1.0, 3, 5)
+    assert recipe.model_args == {**CIFAR10.model_args, "conv_heads": 2}
+    assert with_overrides(CIFAR10, {"model_args": {"a": 1}}).model_args == {"a": 1}
+    assert with_overrides(CAMVID, {"segment.channels": 8}).segment.channels == 8
+
+
+@pytest.mark.parametrize("name", ["lr", "optim.rate", "optim", "segment.channels", "optim.lr.x"])
+def test_unknown_fields_are_refused_when_the_study_is_defined(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown field '{name}'.*task 'classify'.*expected one of"):
+        replace(TINY_STUDY, variants={"saa": {}, "none": {name: 1}})
+
+
+def test_a_claim_about_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'tiny_study'.*variant 'sma'.*saa, none"):
+        replace(TINY_STUDY, claims=(Claim("x", "sma", ("none",)),))
+
+
+def test_cells_are_complete_pairs_in_order() -> None:
+    study = replace(TINY_STUDY, budgets={"short": {}, "long": {"epochs": 2}})
+    order = [(cell.budget, cell.recipe.seed, cell.variant) for cell in study.cells()]
+    assert order == [(b, s, v) for b in ("short", "long") for s in (0, 1) for v in ("saa", "none")]
+    assert len({cell.key for cell in study.cells()}) == 8
+    assert [cell.recipe.epochs for cell in study.cells(seeds=1)] == [1, 1, 2, 2]
+
+
+def test_the_key_is_of_what_decides_the_result() -> None:
+    key = recipe_key(TINY)
+    free = {"name": "x", "about": "y", "engine.loggers": (), "input.workers": 3, "engine.log_every": 9}
+    assert recipe_key(with_overrides(TINY, free)) == key
+    for name, value in {"seed": 1, "epochs": 9, "optim.lr": 1.0, "model_args.conv_heads": 1, "data": "x"}.items():
+        assert recipe_key(with_overrides(TINY, {name: value})) != key, name
+    # Lists and tuples, and a field at its default, are the same recipe.
+    assert recipe_key(with_overrides(TINY, {"model_args.depths": [1, 1, 2, 1]})) == key
+    assert recipe_key(with_overrides(TINY, {"engine.grad_checkpointing": False})) == key
+
+
+def test_cells_that_studies_share_are_trained_once() -> None:
+    shared = {"aggregation": "saa", "mhmc_heads": "heads_4", "stacking": "alternate", "modulation": "sam"}
+    cells = [STUDIES[name].cell("5 epochs", variant, 0) for name, variant in shared.items()]
+    assert len({cell.key for cell in cells}) == len(unique_cells(cells)) == 1
+    assert unique_cells(cells) == cells[:1]
+
+
+def test_keys_of_committed_results_do_not_change() -> None:
+    assert STUDIES["aggregation"].cell("5 epochs", "saa", 0).key == "6a3635c01209"
+    assert STUDIES["aggregation"].cell("5 epochs", "none", 0).key == "e017a372a4f2"
+
+
+# --- training cells ---
+
+
+def test_finished_cells(finished: Path, shapes: Path) -> None:
+    results = read_results([finished / RESULTS])
+    for cell in TINY_STUDY.cells():
+        result = results[cell.key]
+        log = (cell_folder(finished, cell) / "log.jsonl").read_text().splitlines()
+        evaluation = next(line for line in map(json.loads, log) if line["kind"] == "eval")
+        assert (result.cell, result.seed, result.metric) == (cell.label, cell.recipe.seed, "top1")
+        assert result.by_epoch == (pytest.approx(evaluation["top1"]),)
+        assert (result.epochs, result.value, result.steps) == ((1,), result.by_epoch[-1], 6)
+        assert result.seconds > 0
+    saa, none = (results[TINY_STUDY.cell("", name, 0).key] for name in ("saa", "none"))
+    assert saa.parameters > none.parameters
+    assert saa.gmac > none.gmac
+    before = (finished / RESULTS).read_bytes()
+    again = run_cells(list(TINY_STUDY.cells()), finished, data={"shapes": str(shapes)})
+    assert again == results
+    assert (finished / RESULTS).read_bytes() == before
+
+
+def start(study_file: Path, folder: Path, data: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """``smt study`` in a process of its own."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "smt_vision", "study", str(study_file), "--run", str(folder), "--data", str(data)]
+    return subprocess.Popen(
+        [*command, *arguments], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", text: str) -> None:
+    """Wait until a file contains a text, which a process that is still running writes."""
+    for _ in range(1200):
+        assert process.poll() is None
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {text} in {path}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_study_continues(number: int, shapes: Path, tmp_path: Path) -> None:
+    """A killed runner cannot stop its cells: they stop by themselves, and the next runner waits for that."""
+    file = tmp_path / "study.py"
+    file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
+    cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
+    folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
+    process = start(file, folder, shapes)
+    wait_for(log, process, '"step": 20')
+    process.send_signal(number)
+    assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert not (folder / RESULTS).exists()
+    process = start(file, folder, shapes)
+    assert process.wait(120) == 0
+    assert read_results([folder / RESULTS])[cell.key].steps == 180
+    kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+    assert kinds.count("resume") == 1
+
+
+def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) -> None:
+    variants = {"bad": {"model_args.conv_heads": 7}, "saa": {}}
+    cells = list(replace(TINY_STUDY, variants=variants, claims=(), seeds=1).cells())
+    with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*conv_heads=7"):
+        run_cells(cells, tmp_path, data={"shapes": str(shapes)})
+    assert [result.cell for result in read_results([tmp_path / RESULTS]).values()] == ["tiny_study / saa / seed 0"]
+
+
+def test_jobs_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs=0"):
+        run_cells([], tmp_path, jobs=0)
+
+
+# --- results files ---
+
+
+def row(key: str, value: float) -> CellResult:
+    return CellResult(key, "c", 0, "top1", (value,), (1,), value, 1, 1.0, 1, 1.0, "0", "0", "cpu", "2026-11-26")
+
+
+def test_results_files_are_merged_and_the_last_result_counts(tmp_path: Path) -> None:
+    for file, values in (("a.jsonl", {"x": 1.0, "y": 2.0}), ("b.jsonl", {"y": 3.0})):
+        for key, value in values.items():
+            add_result(tmp_path / file, row(key, value))
+    merged = read_results([tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "missing.jsonl"])
+    assert {key: result.value for key, result in merged.items()} == {"x": 1.0, "y": 3.0}
+    appended = tmp_path / "both.jsonl"
+    appended.write_text((tmp_path / "a.jsonl").read_text() + "\n" + (tmp_path / "b.jsonl").read_text())
+    assert read_results([appended]) == merged
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"key": 1}', '{"other": 2}', "7"])
+def test_a_damaged_results_file_names_the_line(line: str, tmp_path: Path) -> None:
+    add_result(tmp_path / RESULTS, row("x", 1.0))
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=rf"{RESULTS}, line 2: not a result of a study"):
+        read_results([tmp_path / RESULTS])
+
+
+# --- the command ---
+
+
+def test_the_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = answer(capsys, "study")
+    assert [study["name"] for study in listed] == list(STUDIES)
+    assert all(study["claims"] and study["variants"] for study in listed)
+
+
+def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = answer(capsys, "study", "aggregation", "--list", "--only", "saa", "none", "--budgets", "5 epochs")
+    assert labels[:3] == [f"aggregation / 5 epochs / {v} / seed {s}" for v, s in (("saa", 0), ("none", 0), ("saa", 1))]
+    assert len(labels) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "sa"), r"unknown variant of aggregation: 'sa'; did you mean saa\?; expected one of saa, none"),
+        (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
+        (("--seeds", "0"), "invalid seeds=0"),
+        (("--data", "a", "b"), r"invalid data=a b.*torch/cifar10=PATH"),
+        (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
+        (("--throughput", "--run", "nowhere"), r"nowhere: no cell of these studies is finished"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(message, refusal(capsys, 1, "study", "aggregation", *arguments))
+
+
+def test_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown study 'agregation'; did you mean aggregation?" in refusal(capsys, 2, "study", "agregation")
+
+
+@pytest.mark.parametrize(("content", "message"), [("x = 1", "STUDY of type"), ("STUDY = 3", "got 3")])
+def test_a_file_without_a_study(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    assert message in refusal(capsys, 1, "study", tmp_path / "mine.py")
+    assert "there is no such file" in refusal(capsys, 1, "study", tmp_path / "other.py")
+
+
+def test_dry_run_estimates_from_finished_cells(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(COMMAND.format(changes="seeds=3, budgets={'': {}, 'long': {'epochs': 10}}"))
+    planned = answer(capsys, "study", file, "--run", finished, "--dry-run", "--jobs", "2")
+    seconds = {row["cell"]: row["seconds"] for row in planned["cells"]}
+    assert [row["done"] for row in planned["cells"]] == [True] * 4 + [False] * 8
+    long, short = (seconds[f"tiny_study / {budget}none / seed 2"] for budget in ("long / ", ""))
+    assert long == pytest.approx(10 * short)
+    results = read_results([finished / RESULTS])
+    measured = [results[TINY_STUDY.cell("", "none", seed).key].seconds for seed in (0, 1)]
+    assert short == pytest.approx(sum(measured) / 2)
+    assert planned["seconds"] == pytest.approx(sum(s for s in seconds.values() if s is not None) / 2)
+
+
+def test_dry_run_measures_where_nothing_is_finished(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(COMMAND.format(changes="seeds=1"))
+    planned = answer(capsys, "study", file, "--run", tmp_path, "--data", shapes, "--dry-run")
+    assert all(0 < row["seconds"] < 60 for row in planned["cells"])
+    assert not (tmp_path / "cells").exists()
+
+
+def test_report_of_finished_cells(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(COMMAND.format(changes=""))
+    speeds = json.loads(Path(answer(capsys, "study", file, "--run", finished, "--throughput")).read_text())
+    assert len(speeds["images_per_s"]) == 2
+    assert all(speed > 0 for speed in speeds["images_per_s"].values())
+    files = answer(capsys, "study", file, "--run", finished, "--report", "--out", tmp_path / "report")
+    names = [Path(path).name for path in files]
+    pictures = [f"tiny_study_{kind}.svg" for kind in ("differences", "curves", "cost")]
+    assert names == ["studies.md", "studies.html", *pictures]
+    results = read_results([finished / RESULTS])
+    values = {v: [results[TINY_STUDY.cell("", v, s).key].value for s in (0, 1)] for v in ("saa", "none")}
+    difference = sum(values["saa"]) / 2 - sum(values["none"]) / 2
+    page = (tmp_path / "report" / "studies.md").read_text()
+    assert f"tiny_study: saa - none | +1.6 | {difference:+.2f}" in page
+    assert all(f"![tiny study {picture[11:-4]}]({picture})" in page for picture in pictures)
+    html = (tmp_path / "report" / "studies.html").read_text()
+    assert html.count('src="data:image/svg+xml;base64,') == 3
+    assert not re.search(r'(src|href)="(?!data:)', html)  # nothing is loaded from elsewhere
+
+
+def test_a_debug_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    arguments: tuple[Any, ...] = ("study", "aggregation", "--debug", "--run", folder)
+    assert run(*arguments, "--jobs", "2") == 0
+    assert "all 12 cells are done" in capsys.readouterr().out
+    assert run(*arguments, "--report") == 0
+    assert "undecided" in (folder / "report" / "studies.md").read_text()
