@@ -35,6 +35,7 @@ from smt_vision.registry import VARIANTS
 
 GUIDES = (
     "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "libraries", "moving", "segmentation",
+    "study",
     "training",
     "weights",
 )  # fmt: skip
