@@ -25,7 +25,7 @@ def ids(images: Any) -> list[str]:
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
 def test_fraction_out_of_range_is_an_error(fraction: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train_fraction=.*above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"train_fraction=.*above 0 and at most 1"):
         tiny(tmp_path, train_fraction=fraction)
 
 

@@ -142,8 +142,8 @@ class Recipe:
         checkpoint: Start from the weights in this file or run folder; layers with an output per class are
             reinitialized where the classes differ.
         data: Where the images are; see the task's guide for the layouts.
-        train_fraction: Fraction of the training images that is used, above 0 and at most 1; of each class the same, and
-            at least one image. The images are the same for every seed, and a smaller fraction is a part of a larger one.
+        train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
+            at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
         epochs: Passes over the training images.
         batch_size: Images per batch and process.
         seed: Seed of everything random.

@@ -147,6 +147,7 @@ DEBUG: Overrides = {
     "engine.accelerator": "cpu",
     "engine.precision": "32-true",
     "engine.log_every": 1,
+    "engine.eval_every": 1,
 }
 # All numbers of convolution heads divide these widths.
 DEBUG_CLASSIFY: Overrides = {

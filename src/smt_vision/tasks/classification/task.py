@@ -273,8 +273,9 @@ def _same_source(data: str, trained_on: str) -> bool:
 def _held_out(images: ImageDataset, used: UsedImages, train_fraction: float) -> ImageDataset:
     """The images that training held out of a dataset, if it is the one that the model was trained on.
 
-    It is if at least half of the held-out images are among its images, and at least half of the fraction of the others
-    that training uses were trained on, of which at most ``MAX_TRAIN`` are known. Any other dataset is returned as it is.
+    It is if at least half of the held-out images are among its images, and at least half as many of the others as
+    training uses of them were trained on, of which at most ``MAX_TRAIN`` are known. Any other dataset is returned as it
+    is.
     """
     validated = np.isin(images.identities(), used.val)
     trained = np.isin(images.fingerprints(), used.train) & ~validated
