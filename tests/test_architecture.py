@@ -24,7 +24,7 @@ LAYERS = (
     {"tasks"},
     {"deploy", "cost", "convert"},
     {"data", "pictures", "registry"},
-    {"forms"},
+    {"forms", "baselines"},
     {"model", "kernels"},
     {"checkpoints"},
     {"spec", "legacy", "files"},

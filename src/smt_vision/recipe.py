@@ -142,6 +142,8 @@ class Recipe:
         checkpoint: Start from the weights in this file or run folder; layers with an output per class are
             reinitialized where the classes differ.
         data: Where the images are; see the task's guide for the layouts.
+        train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
+            at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
         epochs: Passes over the training images.
         batch_size: Images per batch and process.
         seed: Seed of everything random.
@@ -153,6 +155,9 @@ class Recipe:
         expected_source: Who measured it, and where.
         hardware: Hardware that the recipe was written for.
         citation: Where its values come from.
+
+    Raises:
+        ValueError: ``train_fraction`` is out of range.
     """
 
     task: ClassVar[str]
@@ -165,6 +170,7 @@ class Recipe:
     pretrained: bool = False
     checkpoint: str | None = None
     data: str
+    train_fraction: float = 1.0
     epochs: int
     batch_size: int
     seed: int = 0
@@ -176,6 +182,12 @@ class Recipe:
     expected_source: str = ""
     hardware: str = ""
     citation: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(
+                f"invalid train_fraction={self.train_fraction}: expected a fraction above 0 and at most 1, e.g. 0.1"
+            )
 
     @classmethod
     def groups(cls) -> dict[str, type]:

@@ -24,7 +24,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
-from . import checkpoints
+from . import baselines, checkpoints  # noqa: F401  baselines registers models with timm
 from .files import find_state_dict, read_tensors
 from .forms import use_fast_forms
 from .model import SMT

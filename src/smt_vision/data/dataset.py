@@ -1,5 +1,6 @@
 """Base class of the datasets: undecoded images with targets, accessed by index."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Generic, Literal, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from .fingerprint import Fingerprints, hash_bytes, hash_content, hash_file, map_images
@@ -59,6 +61,22 @@ class RawDataset(ABC, Generic[T]):
     @abstractmethod
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         """Return the dataset with other classes; ``indices`` are their indices of the present ones, -1 if unused."""
+
+    def select(self, keep: npt.NDArray[np.int64]) -> Self:
+        """Return the dataset with only the images at indices ``keep``, in that order."""
+        subset = copy.copy(self)
+        subset._ids = self._ids[keep]
+        if self._fingerprints is not None:
+            subset._fingerprints = self._fingerprints[keep]
+        return subset
+
+    def by_class(self) -> list[npt.NDArray[np.int64]]:
+        """Image indices of each class that occurs, and those of the images without one.
+
+        An image of several classes is in several groups. Where the classes of an image are not known before it is
+        read, all images are one group.
+        """
+        return [np.arange(len(self))]
 
     def unused_classes(self) -> list[int]:
         """Indices of the classes that are known not to occur."""

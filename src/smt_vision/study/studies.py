@@ -6,6 +6,7 @@ A study of one's own is a file with a variable ``STUDY``; see docs/guides/study.
 from collections.abc import Iterator, Mapping
 
 from ..tasks import RECIPES
+from .peers import EQUAL_GMAC, EQUAL_PARAMETERS, IMAGENET
 from .study import Claim, Overrides, Study, with_overrides
 
 # About a million parameters on feature maps of 16, 8, 4 and 2 pixels.
@@ -26,6 +27,9 @@ CAMVID = with_overrides(
     RECIPES["camvid_upernet"],
     {"model_args": SMALL, "engine.checkpoint_minutes": 3.0, "engine.loggers": ()},
 )
+
+IMAGENET_TINY = with_overrides(RECIPES["imagenet1k_tiny"], {"engine.loggers": ()})
+IMAGENET_SMALL = with_overrides(RECIPES["imagenet1k_small"], {"engine.loggers": ()})
 
 AGGREGATIONS: Mapping[str, Overrides] = {
     "saa": {},
@@ -88,12 +92,95 @@ MODULATION_CLAIMS = (
     Claim("SAM is better than plain convolution and plain attention", "sam", ("plain_conv_7", "msa_only")),
 )
 
-# Name, question, variants and claims: a study on CIFAR-10, and one on ImageNet-1K; the first three also on CamVid.
+# smt_tiny has 64 channels in its first stage, which 6 does not divide.
+HEADS_IMAGENET = {name: values for name, values in HEADS.items() if name != "heads_6"}
+HEADS_IMAGENET_CLAIMS = (
+    HEADS_CLAIMS[0],
+    Claim("4 convolution heads are better than any other number", "heads_4", ("heads_2", "heads_8")),
+)
+PEERS_CLAIM = Claim("SMT is better than the other networks at equal parameters", "smt", tuple(EQUAL_PARAMETERS))
+PEERS_GMAC_CLAIM = Claim("SMT is better than the other networks at equal GMAC", "smt", tuple(EQUAL_GMAC))
+PEERS_IMAGENET_CLAIM = Claim(
+    "SMT is better than the other networks at about equal size",
+    "smt",
+    tuple(IMAGENET),
+    {"swin": 2.4, "convnext": 1.6, "focalnet": 1.6, "pvt_v2": 1.7, "caformer": 0.1},
+    "smt_small, 83.7, and the top-1 in the paper of each network",
+)
+BUDGET: Mapping[str, Overrides] = {
+    "smt": {},
+    "no_aggregation": {"model_args.aggregation": "none"},
+    "msa_only": {"model_args.mixers": "A"},
+}
+BUDGET_CLAIMS = (
+    Claim("SAA is better than no aggregation", "smt", ("no_aggregation",)),
+    Claim("The hybrid is better than attention only", "smt", ("msa_only",)),
+)
+
+# About 1950 optimizer steps each, of which 585 are warm-up.
+IMAGES: Mapping[str, Overrides] = {
+    "all images": {"epochs": 5},
+    "25 % of the images": {"train_fraction": 0.25, "epochs": 20, "optim.warmup_epochs": 6.0, "engine.eval_every": 4},
+    "10 % of the images": {"train_fraction": 0.1, "epochs": 50, "optim.warmup_epochs": 15.0, "engine.eval_every": 10},
+}
+# Attention heads of about 16 channels, as in the network of the other studies.
+WIDTHS: Mapping[str, Overrides] = {
+    "half the width": {
+        "epochs": 5,
+        "model_args.embed_dims": (12, 24, 48, 96),
+        "model_args.attn_heads": (1, 2, 3, 6),
+    },
+    "full width": {"epochs": 5},
+    "twice the width": {
+        "epochs": 5,
+        "model_args.embed_dims": (48, 96, 192, 384),
+        "model_args.attn_heads": (4, 6, 12, 24),
+    },
+}
+
+# Cells of seconds on some 24 images.
+DEBUG: Overrides = {
+    "model_args.depths": (1, 1, 2, 1),
+    "epochs": 1,
+    "batch_size": 8,
+    "input.workers": 0,
+    "engine.accelerator": "cpu",
+    "engine.precision": "32-true",
+    "engine.log_every": 1,
+    "engine.eval_every": 1,
+}
+# All numbers of convolution heads divide these widths.
+DEBUG_CLASSIFY: Overrides = {
+    **DEBUG,
+    "model_args.embed_dims": (24, 24, 48, 48),
+    "model_args.attn_heads": (1, 1, 2, 2),
+    "model_args.stem_stride": 2,
+    "input.size": 32,
+}
+DEBUG_CAMVID: Overrides = {
+    **DEBUG,
+    "model_args.embed_dims": (24, 24, 48, 48),
+    "model_args.attn_heads": (1, 1, 2, 2),
+    "batch_size": 4,
+    "segment.short_side": 64,
+    "segment.long_side": 96,
+    "segment.crop": (64, 64),
+    "segment.channels": 16,
+    "segment.aux_channels": 8,
+}
+
+# Name, question, variants and claims: a study on CIFAR-10; the first three also on CamVid.
 QUESTIONS = (
     ("aggregation", "How should the convolution heads be combined?", AGGREGATIONS, AGGREGATION_CLAIMS),
     ("mhmc_heads", "How many convolution heads?", HEADS, HEADS_CLAIMS),
     ("stacking", "Where should modulation and attention stand?", STACKING, STACKING_CLAIMS),
     ("modulation", "What makes modulation work?", MODULATION, MODULATION_CLAIMS),
+)
+# And on ImageNet-1K.
+QUESTIONS_IMAGENET = (
+    QUESTIONS[0],
+    ("mhmc_heads", "How many convolution heads?", HEADS_IMAGENET, HEADS_IMAGENET_CLAIMS),
+    *QUESTIONS[2:],
 )
 
 
@@ -103,9 +190,33 @@ def _epochs(*numbers: int) -> dict[str, Overrides]:
 
 def _studies() -> Iterator[Study]:
     for name, question, variants, claims in QUESTIONS:
-        yield Study(name, f"{question} CIFAR-10", CIFAR10, variants, claims, _epochs(5, 10))
+        about = f"{question} CIFAR-10"
+        yield Study(name, about, CIFAR10, variants, claims, _epochs(5, 10), debug=DEBUG_CLASSIFY)
     for name, question, variants, claims in QUESTIONS[:3]:
-        yield Study(f"{name}_camvid", f"{question} CamVid", CAMVID, variants, claims, _epochs(14))
+        about = f"{question} CamVid"
+        yield Study(f"{name}_camvid", about, CAMVID, variants, claims, _epochs(14), debug=DEBUG_CAMVID)
+    for name, question, variants, claims in QUESTIONS_IMAGENET:
+        about = f"{question} ImageNet-1K"
+        yield Study(f"{name}_imagenet", about, IMAGENET_TINY, variants, claims, _epochs(100, 300), debug=DEBUG_CLASSIFY)
+    for name, how, peers, claim in (
+        ("peers", "parameters", EQUAL_PARAMETERS, PEERS_CLAIM),
+        ("peers_gmac", "GMAC", EQUAL_GMAC, PEERS_GMAC_CLAIM),
+    ):
+        about = f"How accurate are other networks of equal {how}? CIFAR-10"
+        yield Study(name, about, CIFAR10, {"smt": {}, **peers}, (claim,), _epochs(5, 10), debug=DEBUG_CLASSIFY)
+    yield Study(
+        "peers_imagenet",
+        "How accurate are other networks of about equal size? ImageNet-1K",
+        IMAGENET_SMALL,
+        {"smt": {}, **IMAGENET},
+        (PEERS_IMAGENET_CLAIM,),
+        _epochs(100, 300),
+        debug=DEBUG_CLASSIFY,
+        debug_variants=EQUAL_PARAMETERS,
+    )
+    for name, what, budgets in (("budget_images", "few images", IMAGES), ("budget_parameters", "size", WIDTHS)):
+        about = f"How do the differences depend on {what}? CIFAR-10"
+        yield Study(name, about, CIFAR10, BUDGET, BUDGET_CLAIMS, budgets, debug=DEBUG_CLASSIFY)
 
 
 STUDIES: Mapping[str, Study] = {study.name: study for study in _studies()}

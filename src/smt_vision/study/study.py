@@ -49,6 +49,8 @@ class Study:
             every budget.
         seeds: Number of seeds, from 0.
         debug: Values that make a cell small enough for a test.
+        debug_variants: Variants that replace those of the same name in a test, for models that ``debug`` does not make
+            small.
 
     Raises:
         ValueError: A field is unknown, or a claim names a variant that does not exist.
@@ -62,6 +64,7 @@ class Study:
     budgets: Mapping[str, Overrides] = field(default_factory=lambda: {"": {}})
     seeds: int = 4
     debug: Overrides = field(default_factory=dict)
+    debug_variants: Mapping[str, Overrides] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for claim in self.claims:
@@ -72,7 +75,14 @@ class Study:
                     f"{', '.join(self.variants)}"
                 )
         next(self.cells(), None)
-        for values in (*self.variants.values(), *self.budgets.values(), self.debug):
+        if unknown := self.debug_variants.keys() - self.variants.keys():
+            raise ValueError(f"study {self.name!r}: debug_variants has {min(unknown)!r}, which is not a variant")
+        for values in (
+            *self.variants.values(),
+            *self.budgets.values(),
+            *self.debug_variants.values(),
+            self.debug,
+        ):
             with_overrides(self.base, values)
 
     def cells(self, seeds: int | None = None) -> Iterator["Cell"]:
@@ -94,7 +104,8 @@ class Study:
     def for_debugging(self) -> "Study":
         """The study with tiny cells: one budget, two seeds, and the values of ``debug``."""
         base = with_overrides(self.base, self.debug)
-        return replace(self, name=f"{self.name}_debug", base=base, budgets={"debug": {}}, seeds=2)
+        variants = {**self.variants, **self.debug_variants}
+        return replace(self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2)
 
 
 @dataclass(frozen=True)

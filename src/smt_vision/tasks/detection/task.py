@@ -15,6 +15,7 @@ from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
 from ...data.padding import pad_together
 from ...data.region import Region
+from ...data.subset import take_fraction
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -111,7 +112,7 @@ class DetectionTraining(DetectionEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = self._open("train")
+        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
         check_training_sizes(self.train_set, recipe.detect)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
         val_set = with_classes(self._open("val"), classes, owner="the training set")

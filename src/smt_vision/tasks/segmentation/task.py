@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
+from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -160,7 +161,7 @@ class SegmentationTraining(SegmentationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = self._open("train")
+        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
         val_set = self._open("val")
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import Raw, RawDataset, Split
+from ....data.subset import group_by
 
 MAX_CLASSES = 1_000_000  # a larger class index is damage, not a class
 
@@ -44,12 +45,12 @@ class ImageDataset(RawDataset[int]):
         return self.raw(i), int(self.targets[i]), self.name(i)
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
-        """Return the dataset with only the images at indices ``keep``, in that order."""
-        subset = copy.copy(self)
-        subset.targets, subset._ids, subset._rows = self.targets[keep], self._ids[keep], self._rows[keep]
-        if self._fingerprints is not None:
-            subset._fingerprints = self._fingerprints[keep]
+        subset = super().select(keep)
+        subset.targets, subset._rows = self.targets[keep], self._rows[keep]
         return subset
+
+    def by_class(self) -> list[npt.NDArray[np.int64]]:
+        return group_by(self.targets, np.arange(len(self)))
 
     def describe(self) -> str:
         """Number of images and classes, and the smallest and largest class."""

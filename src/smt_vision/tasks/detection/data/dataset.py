@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ....data.dataset import RawDataset
+from ....data.subset import group_by
 from ....data.validation import ValidationReport, first_few
 
 log = logging.getLogger(__name__)
@@ -234,6 +235,24 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         """Indices of the classes without an object."""
         return np.flatnonzero(np.bincount(self._labels, minlength=len(self.classes)) == 0).tolist()
 
+    def select(self, keep: npt.NDArray[np.int64]) -> Self:
+        subset = super().select(keep)
+        counts = np.diff(self._first)[keep]
+        subset._first = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.repeat(self._first[keep] - subset._first[:-1], counts) + np.arange(counts.sum())
+        subset.sizes, subset.image_ids = self.sizes[keep], self.image_ids[keep]
+        subset._boxes, subset._areas, subset._labels = self._boxes[rows], self._areas[rows], self._labels[rows]
+        subset._crowd, subset._object_ids = self._crowd[rows], self._object_ids[rows]
+        subset._masks = self._masks.select(rows)
+        return subset
+
+    def by_class(self) -> list[npt.NDArray[np.int64]]:
+        """See the base class. Crowds do not count."""
+        image = np.repeat(np.arange(len(self)), np.diff(self._first))[~self._crowd]
+        pairs = np.unique(np.stack([self._labels[~self._crowd], image], axis=1), axis=0)
+        others = np.setdiff1d(np.arange(len(self)), image)
+        return [*group_by(pairs[:, 0], pairs[:, 1]), others]
+
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         """See the base class. Classes that the dataset does not have get category ids above its own."""
         relabeled = copy.copy(self)
@@ -278,6 +297,10 @@ class _Packed:
         self.filled = np.array([len(value) > 0 for value in packed], dtype=bool)
         self._ends = np.cumsum([0, *map(len, packed)], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def select(self, rows: npt.NDArray[np.int64]) -> "_Packed":
+        """The values at some rows."""
+        return _Packed([self[row] for row in rows.tolist()])
 
     def __getitem__(self, i: int) -> Any:
         # The bytes were pickled in __init__: no data from a file is unpickled.

@@ -78,6 +78,11 @@ class SegmentationDataset(RawDataset[Labels]):
             labels = self._indices[self._classes(decode_labels(path, name=str(path)), path)]
         return self.raw(i), labels, self.name(i)
 
+    def select(self, keep: npt.NDArray[np.int64]) -> Self:
+        subset = super().select(keep)
+        subset._label_ids = self._label_ids[keep]
+        return subset
+
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         relabeled = copy.copy(self)
         relabeled._indices = np.full(256, IGNORE_INDEX, dtype=np.uint8)
