@@ -98,11 +98,6 @@ def test_cells_that_studies_share_are_trained_once() -> None:
     assert unique_cells(cells) == cells[:1]
 
 
-def test_keys_of_committed_results_do_not_change() -> None:
-    assert STUDIES["aggregation"].cell("5 epochs", "saa", 0).key == "6a3635c01209"
-    assert STUDIES["aggregation"].cell("5 epochs", "none", 0).key == "e017a372a4f2"
-
-
 # --- training cells ---
 
 
@@ -284,7 +279,7 @@ def test_report_of_finished_cells(finished: Path, tmp_path: Path, capsys: pytest
     values = {v: [results[TINY_STUDY.cell("", v, s).key].value for s in (0, 1)] for v in ("saa", "none")}
     difference = sum(values["saa"]) / 2 - sum(values["none"]) / 2
     page = (tmp_path / "report" / "studies.md").read_text()
-    assert f"tiny_study: saa - none | +1.6 | {difference:+.2f}" in page
+    assert f"| SAA is better than none | tiny_study | none: {difference:+.2f} (" in page
     assert all(f"![tiny study {picture[11:-4]}]({picture})" in page for picture in pictures)
     html = (tmp_path / "report" / "studies.html").read_text()
     assert html.count('src="data:image/svg+xml;base64,') == 3

@@ -88,27 +88,17 @@ def write_report(
 
 
 def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[BudgetSummary]]) -> list[str]:
-    """Markdown table of all claims: one line per comparison, with its difference at each budget and the verdict."""
+    """Markdown table of the claims: one line per claim and budget, with its differences and the verdict."""
     rows = []
     for study in studies:
         for claim in study.claims:
-            for than in claim.than:
-                found = [c for s in summaries[study.name] for c in s.comparisons if (c.claim, c.than) == (claim, than)]
-                if found:
-                    measured = "; ".join(f"{c.budget}: {_difference(c)}".removeprefix(": ") for c in found)
-                    published = found[-1].published
-                    rows.append(
-                        [claim.text, f"{study.name}: {claim.better} - {than}",
-                         "" if published is None else f"{published:+.1f}", measured, f"**{found[-1].verdict}**"]
-                    )  # fmt: skip
-    header = [
-        "claim",
-        "difference in points",
-        "published",
-        "measured (95 % interval)",
-        "verdict at the last budget",
-    ]
-    return _table(header, rows)
+            for summary in summaries[study.name]:
+                if found := [c for c in summary.comparisons if c.claim == claim]:
+                    where = ", ".join(filter(None, [study.name, summary.budget]))
+                    measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
+                    published = "; ".join(f"{c.published:+.1f}" for c in found if c.published is not None)
+                    rows.append([claim.text, where, measured, published, f"**{summary.verdict(claim)}**"])
+    return _table(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
 
 def _section(
