@@ -1,7 +1,7 @@
 """Attention maps and mean attention distances.
 
-Source of the distance: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, figure 7; Raghu et al., "Do Vision
-Transformers See Like Convolutional Neural Networks?", NeurIPS 2021.
+Source of the distance: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, figure 7; Raghu et al., "Do
+Vision Transformers See Like Convolutional Neural Networks?", NeurIPS 2021.
 
 The weights are recomputed from the output of the block's query-key-value layer, since fused attention does not return
 them, and their product with the values is compared with what the block computed: a block that does more, e.g. rotary
@@ -40,8 +40,8 @@ class AttentionMaps:
         query: Row and column of the query's cell.
         from_query: ``(A, H, W)``: weights of the query.
         mean: ``(A, H, W)``: weights averaged over all queries.
-        distance: ``(A,)``: mean distance in pixels of the network's input between a query and what it attends to, weighted
-            by attention and averaged over all queries.
+        distance: ``(A,)``: mean distance in pixels of the network's input between a query and what it attends to,
+            weighted by attention and averaged over all queries.
         uniform_distance: The same for equal weights.
     """
 
@@ -292,7 +292,7 @@ class _Windows(_Weights):
             name,
             (row, column),
             self._reverse(from_query),
-            self._reverse(mean) / (H * W),
+            self._reverse(mean / (H * W)),
             (distance / (H * W)).float().cpu().numpy(),
             uniform / (H * W),
         )

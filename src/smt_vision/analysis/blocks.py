@@ -196,7 +196,9 @@ def _mixer(block: nn.Module) -> str:
     if not isinstance(block, Block):
         return ""
     letters = {SAM: "S", MSA: "A"}
-    return next((letter for kind, letter in letters.items() if isinstance(block.mixer, kind)), type(block.mixer).__name__)
+    return next(
+        (letter for kind, letter in letters.items() if isinstance(block.mixer, kind)), type(block.mixer).__name__
+    )
 
 
 def _is_channels_last(network: nn.Module) -> bool:

@@ -27,8 +27,8 @@ class ClassActivation:
         class_id: Index of the class.
         score: Softmax score of the class.
         predicted: Whether it is the class with the highest score.
-        map: ``(h, w)``: the last feature map, each channel weighted by the mean gradient of the class's logit, summed over
-            channels. Negative values speak against the class.
+        map: ``(h, w)``: the last feature map, each channel weighted by the mean gradient of the class's logit, summed
+            over channels. Negative values speak against the class.
         upsampled: ``(H, W)``: the positive part, bilinearly interpolated to the image.
     """
 
@@ -99,8 +99,8 @@ def class_activation(classifier: nn.Module, x: Tensor, class_id: int | None = No
         map = attr.LayerGradCam(model, model.map).attribute(x, target=target).detach().float()
     if not map.any():
         raise NotDefined(
-            "the class activation map is zero: the logit has no gradient with respect to the last feature map, e.g. because "
-            "the classifier reads the class token only, or because its weights are zero"
+            "the class activation map is zero: the logit has no gradient with respect to the last feature map, e.g. "
+            "because the classifier reads the class token only, or because its weights are zero"
         )
     upsampled = attr.LayerAttribution.interpolate(map.relu(), tuple(x.shape[-2:]), "bilinear")
     return ClassActivation(

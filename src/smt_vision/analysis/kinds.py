@@ -50,7 +50,7 @@ class Outcome:
         summary: One line for the terminal.
         data: Numbers, as plain data.
         written: Files.
-        comparable: What :attr:`Kind.compare` draws of several models; ``None`` if it was not asked for.
+        comparable: What :attr:`Comparison.draw` takes of each model; ``None`` if models are not compared.
         notes: What was left out, and why.
     """
 
@@ -65,38 +65,51 @@ Samples = Callable[[], Iterator[Sample]]  # prepares the images anew, so that th
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A picture of several models.
+
+    Attributes:
+        stem: File name without suffix.
+        title: Title of the figure.
+        draw: Draws names with :attr:`Outcome.comparable`, a title, to a path.
+    """
+
+    stem: str
+    title: str
+    draw: Callable[[list[tuple[str, Any]], str, Path], Any]
+
+
+@dataclass(frozen=True)
 class Kind:
     """A quantity.
 
     Attributes:
-        about: What it shows, in a few words.
         check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model's structure does not have it.
         run: Computes, writes and draws it.
-        compare: Draws several models in one picture: names with :attr:`Outcome.comparable`, title, path.
+        comparison: How several models are drawn in one picture; ``None`` if they are not.
     """
 
-    about: str
     check: Callable[[Subject], Any]
     run: Callable[[Subject, Samples, Options, Path], Outcome]
-    compare: Callable[[list[tuple[str, Any]], str, Path], Any] | None = None
+    comparison: Comparison | None = None
 
 
 def _modulation(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
     written, data = [], {}
+    first: Any = None
     for sample in samples():
         maps = modulation_maps(subject.network, sample.pixels)
         stem = folder / f"modulation-{sample.name}"
         written += _save(stem, {"image": sample.picture}, maps)
-        title = f"Modulation: {subject.name}, {sample.name}\n"
-        caption = "absolute output of each convolution head and of the aggregation, mean over channels"
         picture = _beside(stem, options)
-        pictures.modulation_picture(sample.picture, maps, title + caption, picture)
+        pictures.modulation_picture(sample.picture, maps, f"Modulation: {subject.name}, {sample.name}", picture)
         written.append(picture)
         data[sample.name] = {
             block.name: {"heads": block.heads.mean(axis=(1, 2)).tolist(), "modulator": float(block.modulator.mean())}
             for block in maps
         }
-    return Outcome(f"{len(maps)} modulation blocks", data, written)
+        first = first or (sample.picture, maps)
+    return Outcome(f"{len(first[1])} modulation blocks", data, written, first)
 
 
 def _attention(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
@@ -107,16 +120,14 @@ def _attention(subject: Subject, samples: Samples, options: Options, folder: Pat
         maps = attention_maps(subject.network, sample.pixels, options.query)
         stem = folder / f"attention-{sample.name}"
         written += _save(stem, {"image": sample.picture}, maps)
-        title = f"Attention: {subject.name}, {sample.name}\n"
-        caption = "weights relative to uniform attention, of the query marked + and averaged over all queries"
         picture = _beside(stem, options)
-        pictures.attention_picture(sample.picture, maps, title + caption, picture)
+        pictures.attention_picture(sample.picture, maps, f"Attention: {subject.name}, {sample.name}", picture)
         written.append(picture)
         count += 1
         total = [
             replace(
                 new,
-                distance=old.distance + (new.distance - old.distance) / count,
+                distance=(old.distance + (new.distance - old.distance) / count).astype(np.float32),
                 uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / count,
             )
             for old, new in zip(total or maps, maps, strict=True)
@@ -137,41 +148,27 @@ def _attention(subject: Subject, samples: Samples, options: Options, folder: Pat
 
 
 def _receptive_field(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    count = 0
-
-    def counted() -> Iterator[torch.Tensor]:
-        nonlocal count
-        for sample in samples():
-            count += 1
-            yield sample.pixels
-
-    fields = effective_receptive_fields(subject.network, counted())
+    images = _Counted(samples())
+    fields = effective_receptive_fields(subject.network, images)
     stem = folder / "erf"
     written = _save(stem, {}, fields)
     picture = _beside(stem, options)
-    title = f"Effective receptive field of the center, {_images(count)}"
+    title = f"Effective receptive field of the center, {_images(images.count)}"
     pictures.receptive_field_picture([(subject.name, fields)], title, picture)
-    data = {
-        f.name: {"radius50": f.radius50, "radius95": f.radius95, "centroid": list(f.centroid)} for f in fields
-    }
+    data = {f.name: {"radius50": f.radius50, "radius95": f.radius95, "centroid": list(f.centroid)} for f in fields}
     radii = ", ".join(f"{f.radius50:.3g} / {f.radius95:.3g}" for f in fields)
     return Outcome(f"radius of 50 % / 95 % by stage: {radii} px", data, [*written, picture], fields)
 
 
 def _spectrum(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    count = 0
-
-    def counted() -> Iterator[torch.Tensor]:
-        nonlocal count
-        for sample in samples():
-            count += 1
-            yield sample.pixels
-
-    blocks = spectra(subject.network, counted())
+    images = _Counted(samples())
+    blocks = spectra(subject.network, images)
     stem = folder / "spectrum"
     written = _save(stem, {}, blocks)
     picture = _beside(stem, options)
-    pictures.spectrum_picture([(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(count)}", picture)
+    pictures.spectrum_picture(
+        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(images.count)}", picture
+    )
     data = {b.name: {"depth": b.depth, "mixer": b.info.mixer, "high": _number(b.high)} for b in blocks}
     single = [b.name for b in blocks if len(b.log_amplitude) < 2]
     notes = [f"spectrum: {some_names(single)}: one cell along a side, hence one frequency"] if single else []
@@ -233,7 +230,10 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
         nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
-        cells = [(_thumbnail(path, subject), f"{pictures.short(path.name, 18)}\n{s:.3f}") for path, s in nearby]
+        cells = [
+            (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
+            for path, s in nearby
+        ]
         rows.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
@@ -262,23 +262,27 @@ def _always(subject: Subject) -> None:
 
 KINDS: Mapping[str, Kind] = {
     "modulation": Kind(
-        "maps of every modulation block, by head", lambda subject: find_modulation(subject.network), _modulation
+        lambda subject: find_modulation(subject.network),
+        _modulation,
+        Comparison("modulators", "Modulators by block", pictures.modulators_picture),
     ),
     "attention": Kind(
-        "maps of every attention block, by head, and mean attention distance",
         lambda subject: find_attention(subject.network),
         _attention,
-        pictures.distance_picture,
+        Comparison("attention-distance", "Attention distance", pictures.distance_picture),
     ),
-    "erf": Kind("effective receptive field by stage", _always, _receptive_field, pictures.receptive_field_picture),
-    "spectrum": Kind("Fourier spectrum of feature maps by depth", _always, _spectrum, pictures.spectrum_picture),
-    "cam": Kind("class activation map", lambda subject: require_classifier(subject.network), _class_activation),
-    "neighbors": Kind("nearest neighbors in --folder by pooled features", _always, _neighbors),
-}
-COMPARED_TITLES = {
-    "attention": "Attention distance",
-    "erf": "Effective receptive field of the center",
-    "spectrum": "Fourier spectrum of feature maps",
+    "erf": Kind(
+        _always,
+        _receptive_field,
+        Comparison("erf", "Effective receptive field of the center", pictures.receptive_field_picture),
+    ),
+    "spectrum": Kind(
+        _always,
+        _spectrum,
+        Comparison("spectrum", "Fourier spectrum of feature maps", pictures.spectrum_picture),
+    ),
+    "cam": Kind(lambda subject: require_classifier(subject.network), _class_activation),
+    "neighbors": Kind(_always, _neighbors),
 }
 
 
@@ -295,6 +299,19 @@ def _save(stem: Path, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> 
 
 def _beside(stem: Path, options: Options) -> Path:
     return stem.with_name(f"{stem.name}.{options.format}")
+
+
+class _Counted:
+    """Network inputs of samples, counted."""
+
+    def __init__(self, samples: Iterator[Sample]) -> None:
+        self.samples = samples
+        self.count = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for sample in self.samples:
+            self.count += 1
+            yield sample.pixels
 
 
 def _images(count: int) -> str:

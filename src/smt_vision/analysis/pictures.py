@@ -28,6 +28,7 @@ from .spectrum import BlockSpectrum
 DPI = 200
 CELL = 1.35  # inches, width of a map in a grid
 MAX_HEADS = 8  # attention heads drawn per block
+MAX_BLOCKS = 8  # modulation blocks drawn per model in a comparison
 MAP_COLORS, FIELD_COLORS = "viridis", "magma"
 SMALLEST_SHOWN = 1e-3  # of a receptive field, relative to its maximum
 MARKERS = {"S": "o", "A": "s"}  # by mixer; others have a triangle
@@ -48,18 +49,54 @@ def modulation_picture(picture: Picture, maps: Sequence[ModulationMaps], title: 
 
     def draw() -> Figure:
         heads = max(len(block.heads) for block in maps)
-        figure, grid = _grid(len(maps), heads + 3, picture, title)
+        caption = (
+            "Absolute value, averaged over channels: of each head's convolution, by kernel size, and of the modulator"
+        )
+        figure, grid = _grid(len(maps), heads + 3, picture, title, caption)
         for row, block in zip(grid, maps, strict=True):
             _image(row[0], picture, _two_lines(block.name))
             top = float(block.heads.max()) or 1.0
-            cells = [*zip([f"{k} × {k}" for k in block.kernels], block.heads, strict=True), ("mean of heads", block.mean)]
+            cells = [
+                *zip([f"{k} × {k}" for k in block.kernels], block.heads, strict=True),
+                ("mean of heads", block.mean),
+            ]
             drawn = [*row[1 : len(cells)], row[-2]]
             for axes, (name, values) in zip(drawn, cells, strict=True):
-                shown = _map(axes, values, picture, name, vmin=0, vmax=top)
+                shown = _map(axes, values, picture, name, top)
             for axes in row[len(cells) : -2]:
                 axes.axis("off")
             _colorbar(figure, shown, drawn[-1])
-            _colorbar(figure, _map(row[-1], block.modulator, picture, "modulator", vmin=0), row[-1])
+            _colorbar(figure, _map(row[-1], block.modulator, picture, "modulator"), row[-1])
+        return figure
+
+    return save(draw, path)
+
+
+def modulators_picture(
+    models: Sequence[tuple[str, tuple[Picture, Sequence[ModulationMaps]]]], title: str, path: Path
+) -> Figure:
+    """Draw the modulators of several models, one row per model and one column per modulation block.
+
+    Of more than eight blocks, eight are drawn, evenly spaced. Each map has its own scale, from 0 to its maximum.
+
+    Args:
+        models: Name of each model, with an image as the model sees it and the maps of its blocks.
+        title: Title of the figure.
+        path: Path of the image file to write.
+    """
+
+    def draw() -> Figure:
+        most = min(MAX_BLOCKS, max(len(maps) for _, (_, maps) in models))
+        caption = "Modulator: absolute value, averaged over channels, from 0 (dark) to the maximum of each map"
+        figure, grid = _grid(len(models), most + 1, models[0][1][0], title, caption)
+        for row, (name, (picture, maps)) in zip(grid, models, strict=True):
+            _image(row[0], picture, short(name, 26))
+            shown = np.linspace(0, len(maps) - 1, min(len(maps), most)).round().astype(int)
+            for axes, block in zip(row[1:], [maps[i] for i in shown], strict=False):
+                kernels = ", ".join(map(str, block.kernels))
+                _map(axes, block.modulator, picture, f"{_without_leaf(block.name)}\nkernels {kernels}")
+            for axes in row[1 + len(shown) :]:
+                axes.axis("off")
         return figure
 
     return save(draw, path)
@@ -68,8 +105,8 @@ def modulation_picture(picture: Picture, maps: Sequence[ModulationMaps], title: 
 def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: str, path: Path) -> Figure:
     """Draw the attention of every block: of a query, by head and on average, and averaged over all queries.
 
-    Weights are relative to uniform attention, which is 1. The maps of a block have one scale, the mean over queries has
-    its own. Of more than eight heads, eight are drawn, evenly spaced.
+    Weights are relative to uniform attention, which is 1. The heads of a block and their mean have one scale, the mean
+    over queries has its own. Of more than eight heads, eight are drawn, evenly spaced.
 
     Args:
         picture: The image ``(H, W, 3)``.
@@ -80,7 +117,10 @@ def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: st
 
     def draw() -> Figure:
         most = min(MAX_HEADS, max(len(block.from_query) for block in maps))
-        figure, grid = _grid(len(maps), most + 3, picture, title)
+        caption = (
+            "Weights relative to uniform attention: averaged over all queries and heads, then of the query marked +"
+        )
+        figure, grid = _grid(len(maps), most + 3, picture, title, caption)
         for row, block in zip(grid, maps, strict=True):
             A, H, W = block.from_query.shape
             _image(row[0], picture, _two_lines(block.name))
@@ -88,14 +128,14 @@ def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: st
             shown = np.linspace(0, A - 1, min(A, most)).round().astype(int)
             relative = block.from_query * (H * W)
             top = float(relative.max())
-            for axes, head in zip(row[1:], shown, strict=False):
-                _map(axes, relative[head], picture, f"head {head + 1} of {A}", vmin=0, vmax=top)
-            for axes in row[1 + len(shown) : -2]:
+            over_all = _map(row[1], block.mean.mean(axis=0) * (H * W), picture, "all queries")
+            _colorbar(figure, over_all, row[1])
+            mean = _map(row[2], relative.mean(axis=0), picture, "mean of heads", top)
+            _colorbar(figure, mean, row[2])
+            for axes, head in zip(row[3:], shown, strict=False):
+                _map(axes, relative[head], picture, f"head {head + 1} of {A}", top)
+            for axes in row[3 + len(shown) :]:
                 axes.axis("off")
-            mean = _map(row[-2], relative.mean(axis=0), picture, "mean of heads", vmin=0, vmax=top)
-            _colorbar(figure, mean, row[-2])
-            over_all = _map(row[-1], block.mean.mean(axis=0) * (H * W), picture, "all queries", vmin=0)
-            _colorbar(figure, over_all, row[-1])
         return figure
 
     return save(draw, path)
@@ -111,24 +151,28 @@ def distance_picture(models: Sequence[tuple[str, Sequence[AttentionMaps]]], titl
     """
 
     def draw() -> Figure:
-        widths = [1.6 + 0.32 * len(blocks) for _, blocks in models]
-        figure = Figure(figsize=(sum(max(w, 3.4) for w in widths), 3.9), dpi=DPI)
+        widths = [max(4.6, 1.6 + 0.32 * len(blocks)) for _, blocks in models]
+        figure = Figure(figsize=(sum(widths), 3.9), dpi=DPI)
         figure.suptitle(title, fontsize=11, fontweight="bold")
-        grid = figure.subplots(1, len(models), squeeze=False, width_ratios=[max(w, 3.4) for w in widths])[0]
+        grid = figure.subplots(1, len(models), squeeze=False, width_ratios=widths, sharey=True)[0]
         for axes, (name, blocks) in zip(grid, models, strict=True):
             places = np.arange(len(blocks))
             for i, block in enumerate(blocks):
                 axes.plot(np.full(len(block.distance), i), block.distance, "o", color=TRAIN, alpha=0.55, markersize=4)
             axes.plot([], [], "o", color=TRAIN, alpha=0.55, markersize=4, label="a head")
-            axes.plot(places, [b.distance.mean() for b in blocks], "-", color=TRAIN, linewidth=1.6, label="mean of heads")
+            axes.plot(
+                places, [b.distance.mean() for b in blocks], "-", color=TRAIN, linewidth=1.6, label="mean of heads"
+            )
             axes.plot(
                 places, [b.uniform_distance for b in blocks], "_", color=GRAY, markersize=13, label="uniform attention"
             )
             axes.set_xticks(places, [_without_leaf(block.name) for block in blocks], rotation=90, fontsize=7)
             axes.set_xlim(-0.6, len(blocks) - 0.4)
-            axes.set_ylim(bottom=0)
-            axes.set(title=name, ylabel="mean attention distance (pixels)")
+            axes.set_title(short(name, 34))
             axes.grid(axis="x", visible=False)
+        largest = max(float(block.distance.max()) for _, blocks in models for block in blocks)
+        grid[0].set(ylim=(0, 1.06 * max([largest, *(b.uniform_distance for _, blocks in models for b in blocks)])))
+        grid[0].set_ylabel("mean attention distance (pixels)")
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         return figure
@@ -148,8 +192,8 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
     def draw() -> Figure:
         columns = max(len(fields) for _, fields in models)
         sizes = [fields[0].map.shape for _, fields in models]
-        heights = [2.15 * h / w + 0.45 for h, w in sizes]
-        figure = Figure(figsize=(2.15 * columns + 1.0, sum(heights) + 0.75), dpi=DPI)
+        heights = [2.15 * h / w + 0.4 for h, w in sizes]
+        figure = Figure(figsize=(2.15 * columns + 1.1, sum(heights) + 0.6), dpi=DPI)
         figure.suptitle(title, fontsize=11, fontweight="bold")
         grid = figure.subplots(len(models), columns, squeeze=False, height_ratios=heights)
         norm = LogNorm(SMALLEST_SHOWN, 1)
@@ -167,8 +211,8 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
                 axes.set_title(f"{_without_leaf(field.name)}\n{text}", fontsize=7.5, fontweight="normal", loc="center")
             row[0].set_ylabel(short(name, 34), fontsize=8)
         mappable = ScalarMappable(norm, FIELD_COLORS)
-        bar = figure.colorbar(mappable, ax=grid, shrink=0.85, aspect=30, pad=0.01)
-        bar.set_label("gradient, relative to its maximum", fontsize=8)
+        bar = figure.colorbar(mappable, ax=grid, shrink=0.9, aspect=30, pad=0.01, format="{x:g}")
+        bar.set_label("gradient relative to its maximum", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         return figure
 
@@ -204,9 +248,13 @@ def spectrum_picture(models: Sequence[tuple[str, Sequence[BlockSpectrum]]], titl
                     mixers[block.info.mixer] = marker
             _curves(figure, panels[1 + i], name, blocks)
         for mixer, marker in mixers.items():
-            panels[0].plot([], [], marker, color=GRAY, label={"S": "S: modulation", "A": "A: attention"}.get(mixer, mixer))
+            panels[0].plot(
+                [], [], marker, color=GRAY, label={"S": "S: modulation", "A": "A: attention"}.get(mixer, mixer)
+            )
         panels[0].set(
-            title="Highest frequency by depth", xlabel="depth, from the first block to the last", ylabel="Δ log amplitude"
+            title="Highest frequency by depth",
+            xlabel="depth: 0 is the first block, 1 the last",
+            ylabel="Δ log amplitude (natural logarithm)",
         )
         panels[0].legend(fontsize=7.5)
         return figure
@@ -214,7 +262,9 @@ def spectrum_picture(models: Sequence[tuple[str, Sequence[BlockSpectrum]]], titl
     return save(draw, path)
 
 
-def class_activation_picture(picture: Picture, activation: ClassActivation, label: str, title: str, path: Path) -> Figure:
+def class_activation_picture(
+    picture: Picture, activation: ClassActivation, label: str, title: str, path: Path
+) -> Figure:
     """Draw a class activation map beside and over its image.
 
     Args:
@@ -260,7 +310,7 @@ def neighbors_picture(
 
     def draw() -> Figure:
         columns = 1 + max(len(neighbors) for _, _, neighbors in rows)
-        figure = Figure(figsize=(1.25 * columns + 0.2, 1.62 * len(rows) + 0.5), dpi=DPI)
+        figure = Figure(figsize=(1.25 * columns + 0.2, 1.6 * len(rows) + 0.3), dpi=DPI)
         figure.suptitle(title, fontsize=10, fontweight="bold")
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for line, (query, caption, neighbors) in zip(grid, rows, strict=True):
@@ -281,11 +331,12 @@ def neighbors_picture(
     return save(draw, path)
 
 
-def _grid(rows: int, columns: int, picture: Picture, title: str) -> tuple[Figure, Any]:
+def _grid(rows: int, columns: int, picture: Picture, title: str, caption: str) -> tuple[Figure, Any]:
     height, width = picture.shape[:2]
-    size = (CELL * columns + 1.5, (CELL * height / width + 0.28) * rows + 0.6)
+    size = (CELL * columns + 1.5, (CELL * height / width + 0.28) * rows + 0.7)
     figure = Figure(figsize=size, dpi=DPI)
     figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.supxlabel(caption, fontsize=8.5)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -297,9 +348,10 @@ def _image(axes: Axes, picture: Picture, label: str) -> None:
     axes.set_ylabel(label, fontsize=7.5)
 
 
-def _map(axes: Axes, values: Any, picture: Picture, name: str, **limits: float) -> Any:
+def _map(axes: Axes, values: Any, picture: Picture, name: str, top: float | None = None) -> Any:
     height, width = picture.shape[:2]
-    shown = axes.imshow(values, cmap=MAP_COLORS, extent=(0, width, height, 0), interpolation="bilinear", **limits)
+    extent = (0, width, height, 0)
+    shown = axes.imshow(values, cmap=MAP_COLORS, extent=extent, interpolation="bilinear", vmin=0, vmax=top)
     _bare(axes)
     axes.set_title(name, fontsize=7.5, fontweight="normal", loc="center")
     return shown
@@ -317,15 +369,19 @@ def _colorbar(figure: Figure, shown: Any, axes: Axes, label: str = "") -> None:
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.03, label=label)
     bar.ax.tick_params(labelsize=6.5)
     bar.outline.set_visible(False)
-    bar.ax.yaxis.label.set_size(7.5)
+    bar.ax.yaxis.label.set_fontsize(7.5)
 
 
 def _curves(figure: Figure, axes: Axes, name: str, blocks: Sequence[BlockSpectrum]) -> None:
     norm = Normalize(0, 1)
     colors = ScalarMappable(norm, MAP_COLORS)
     for block in blocks:
-        axes.plot(block.frequencies, block.log_amplitude, color=colors.to_rgba(block.depth), linewidth=1.1)
-    axes.set(title=short(name, 34), xlabel="frequency on the diagonal (π per cell)", ylabel="Δ log amplitude")
+        axes.plot(block.frequencies, block.log_amplitude, color=colors.cmap(norm(block.depth)), linewidth=1.1)
+    axes.set(
+        title=short(name, 34),
+        xlabel="frequency on the diagonal (π per cell)",
+        ylabel="Δ log amplitude (natural logarithm)",
+    )
     bar = figure.colorbar(colors, ax=axes, pad=0.02)
     bar.set_label("depth", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -26,8 +26,8 @@ class ReceptiveField:
 
     Attributes:
         name: Module path of the block whose output it is.
-        map: ``(H, W)``, a value per pixel of the network's input: absolute value of the gradient, summed over the input's
-            channels, averaged over images.
+        map: ``(H, W)``, a value per pixel of the network's input: absolute value of the gradient, summed over the
+            input's channels, averaged over images.
         centroid: Row and column of the center of gravity of the map, in pixels.
         radius50: Radius in pixels of the disk around the centroid that holds 50 % of the map's sum.
         radius95: The same for 95 %.
@@ -109,9 +109,7 @@ class _CenteredSum:
 
     def add(self, map: Floats, center: tuple[int, int]) -> None:
         before = [max(self.center[i], center[i]) for i in (0, 1)]
-        after = [
-            max(self.total.shape[i] - self.center[i], map.shape[i] - center[i]) for i in (0, 1)
-        ]
+        after = [max(self.total.shape[i] - self.center[i], map.shape[i] - center[i]) for i in (0, 1)]
         sides: list[Floats] = []
         for array, place in ((self.total, self.center), (map, center)):
             pads = [(before[i] - place[i], after[i] - (array.shape[i] - place[i])) for i in (0, 1)]
@@ -124,7 +122,9 @@ class _CenteredSum:
 
 def _receptive_field(name: str, map: Floats) -> ReceptiveField:
     if not map.sum() > 0:
-        raise NotDefined(f"the receptive field of {name} is empty: its center has no gradient with respect to the image")
+        raise NotDefined(
+            f"the receptive field of {name} is empty: its center has no gradient with respect to the image"
+        )
     centroid = centroid_of(map)
     return ReceptiveField(
         name, map, centroid, contribution_radius(map, centroid, 0.5), contribution_radius(map, centroid, 0.95)

@@ -1,6 +1,6 @@
 """Fourier spectrum of feature maps by depth: how much of the high frequencies each block keeps.
 
-Source: Park and Kim, "How Do Vision Transformers Work?", ICLR 2022, figure 2 and section 3: the log amplitude of the
+Source: Park and Kim, "How Do Vision Transformers Work?", ICLR 2022, figure 2: the log amplitude of the
 Fourier-transformed maps, averaged over channels, along the diagonal, relative to that of frequency 0.
 
 Shapes: ``B`` images, ``C`` channels, a map of ``H W`` cells, ``F`` frequencies.
@@ -57,8 +57,8 @@ class BlockSpectrum:
 def relative_log_amplitude(maps: Tensor) -> tuple[Floats, Floats]:
     """The spectrum along the diagonal, averaged over images and channels.
 
-    Both diagonals are averaged; the other two quadrants are the same, since maps are real. On a grid that is not square,
-    the frequency along the longer side is the one nearest to the shorter side's.
+    Both diagonals are averaged; the other two quadrants are the same, since maps are real. On a grid that is not
+    square, the frequency along the longer side is the one nearest to the shorter side's.
 
     Args:
         maps: ``(B, C, H, W)``.

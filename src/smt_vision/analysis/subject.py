@@ -139,7 +139,7 @@ def load_subject(
 
 
 def model_names(sources: Iterable[str]) -> list[str]:
-    """A name for each model that is a valid file name: that of the run's folder, with a checkpoint's where it is a file.
+    """A name for each model that is a valid file name: its own, or that of the run's folder, and of the checkpoint.
 
     Raises:
         ValueError: Two models have the same name.

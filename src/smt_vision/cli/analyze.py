@@ -60,7 +60,6 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     options, images = _options(args)
-    from ..analysis.kinds import COMPARED_TITLES
     from ..analysis.kinds import KINDS as ALL
     from ..analysis.subject import load_subject, model_names
 
@@ -88,9 +87,9 @@ def run(args: Any) -> Output:
             entry = {"model": subject.name, "source": source, "results": results, "undefined": undefined}
             data.append({**entry, "notes": notes})
         for kind, models in comparable.items():
-            if len(models) > 1 and (compare := ALL[kind].compare):
-                path = args.out / f"{kind}.{args.format}"
-                compare(models, COMPARED_TITLES[kind], path)
+            if len(models) > 1 and (comparison := ALL[kind].comparison):
+                path = args.out / f"{comparison.stem}.{args.format}"
+                comparison.draw(models, comparison.title, path)
                 written.append(path)
     show.append("written:")
     show += [f"  {escape(str(path))}" for path in written]
@@ -166,4 +165,6 @@ def _raise_if_asked(subject: "Subject", asked: list[str] | None, undefined: dict
     """What was asked for by name and is not defined is an error."""
     if asked and undefined:
         kind, why = next(iter(undefined.items()))
-        raise ValueError(f"{kind} is not defined for {subject.name}: {why}; without --kinds, what is defined is computed")
+        raise ValueError(
+            f"{kind} is not defined for {subject.name}: {why}; without --kinds, what is defined is computed"
+        )
