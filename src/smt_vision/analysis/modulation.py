@@ -1,7 +1,7 @@
 """Maps of scale-aware modulation: what each convolution head and their aggregation give.
 
-Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.1, which compares the modulators of several
-heads with those of one.
+Source: "Scale-Aware Modulation Meet Transformer", arXiv 2307.08579, section 3.1, which compares the modulators of
+several heads with those of one.
 
 Shapes: ``N`` convolution heads, a grid of ``H W`` cells.
 """

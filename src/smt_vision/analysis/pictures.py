@@ -171,7 +171,8 @@ def distance_picture(models: Sequence[tuple[str, Sequence[AttentionMaps]]], titl
             axes.set_title(short(name, 34))
             axes.grid(axis="x", visible=False)
         largest = max(float(block.distance.max()) for _, blocks in models for block in blocks)
-        grid[0].set(ylim=(0, 1.06 * max([largest, *(b.uniform_distance for _, blocks in models for b in blocks)])))
+        largest = max(largest, *(block.uniform_distance for _, blocks in models for block in blocks))
+        grid[0].set_ylim(0, 1.06 * largest or 1)  # a single cell has distance 0
         grid[0].set_ylabel("mean attention distance (pixels)")
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)

@@ -125,6 +125,7 @@ def _analyze(
     """Results by kind, reasons of what is not defined, and notes."""
     from ..analysis.blocks import NotDefined
     from ..analysis.kinds import KINDS as ALL
+    from ..analysis.kinds import class_index
     from ..analysis.subject import image_names
 
     reduced: dict[str, str] = {}
@@ -139,6 +140,8 @@ def _analyze(
     for i, sample in enumerate(samples()):  # an unreadable image is an error before anything is written
         if i == 0:
             subject.check(sample)
+    if options.target is not None and subject.is_classifier:
+        class_index(options.target, subject.predictor.classes)
     outcomes: dict[str, Outcome] = {}
     undefined: dict[str, str] = {}
     kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
