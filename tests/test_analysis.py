@@ -1,5 +1,6 @@
 """What ``smt analyze`` computes, against closed forms and brute force, and the command itself."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,18 @@ def test_pooled_features_are_what_the_classifier_reads() -> None:
         torch.testing.assert_close(logits, model(x))
 
 
+def test_pooled_features_of_backbones() -> None:
+    """Swin's maps have their channels last."""
+    for name in ("swin_tiny_patch4_window7_224", "convnext_atto"):
+        kwargs = dict(img_size=64, window_size=4) if "swin" in name else {}
+        backbone = timm.create_model(name, features_only=True, **kwargs).eval()
+        x = images(2, 3, 64, 64)
+        with torch.no_grad():
+            last = backbone(x)[-1]
+        expected = last.mean((1, 2) if "swin" in name else (2, 3))
+        np.testing.assert_allclose(pooled_features(backbone, x), expected, rtol=1e-5, atol=1e-6)
+
+
 # --- the command ---
 
 
@@ -497,6 +510,17 @@ def test_bad_input_is_one_error(
     assert error.startswith("smt analyze: error: ")
     assert expected in error
     assert not Path("analysis").exists()
+
+
+def test_a_missing_package_is_named(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    arguments = ("analyze", CIFAR, photo, "--out", tmp_path / "out")
+    assert "smt-vision[analysis]" in refusal(capsys, 1, *arguments, "--kinds", "cam")
+    (model,) = answer(capsys, *arguments)["models"]
+    assert list(model["undefined"]) == ["cam"]
+    assert "smt-vision[analysis]" in model["undefined"]["cam"]
 
 
 def test_bad_usage(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def block_outputs(
         NotDefined: There are no feature maps, or a block's output is not one.
     """
     blocks = find_blocks(network)
-    size, layout = (x.shape[-2], x.shape[-1]), _is_channels_last(network)
+    size, layout = (x.shape[-2], x.shape[-1]), is_channels_last(network)
     outputs: list[BlockOutput[T]] = []
     if not blocks:
         maps = _stage_maps(network, x)
@@ -122,6 +122,10 @@ def block_outputs(
     finally:
         for handle in handles:
             handle.remove()
+    if not outputs:
+        raise NotDefined(
+            f"there are no feature maps: {type(network).__name__} calls none of its blocks, e.g. {next(iter(blocks))}"
+        )
     return outputs
 
 
@@ -201,7 +205,8 @@ def _mixer(block: nn.Module) -> str:
     )
 
 
-def _is_channels_last(network: nn.Module) -> bool:
+def is_channels_last(network: nn.Module) -> bool:
+    """Whether timm declares the network's maps as ``B H W C``, e.g. Swin's."""
     return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in network.modules())
 
 
@@ -210,7 +215,6 @@ def _stage_maps(network: Any, x: Tensor) -> Mapping[str, Tensor]:
         out: Any = network.forward_intermediates(x, intermediates_only=True)
     else:
         out = network(x)
-    maps = out if isinstance(out, list | tuple) else [out]
-    if not maps or not all(isinstance(m, Tensor) and m.ndim == 4 for m in maps):
-        raise NotDefined(f"{type(network).__name__} has no feature maps: neither blocks nor forward_intermediates")
-    return {f"map {i}" if len(maps) > 1 else "map": value for i, value in enumerate(maps)}
+    maps, size = out if isinstance(out, list) else [out], (x.shape[-2], x.shape[-1])
+    name, last = type(network).__name__, is_channels_last(network)
+    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, size, last, name) for i, m in enumerate(maps)}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .blocks import NotDefined
+from .blocks import feature_map, is_channels_last
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,11 +54,10 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
         features = network.forward_head(network.forward_features(x), pre_logits=True)
     else:
         out: Any = network(x)
-        features = out[-1] if isinstance(out, list | tuple) else out
-    if features.ndim == 4:
-        features = features.mean(dim=(2, 3))
+        features = out[-1] if isinstance(out, list) else out
     if features.ndim != 2:
-        raise NotDefined(f"there are no pooled features: the network gives {tuple(features.shape)}, expected (B, D)")
+        size = (x.shape[-2], x.shape[-1])
+        features = feature_map(features, size, is_channels_last(network), type(network).__name__).mean(dim=(2, 3))
     return features.float().cpu().numpy()
 
 

@@ -157,7 +157,9 @@ def _analyze(
         on_status(f"{subject.name}: {kind}")
         try:
             outcomes[kind] = ALL[kind].run(subject, samples, options, folder)
-        except NotDefined as error:
+        except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
+            if args.kinds and isinstance(error, ImportError):
+                raise
             undefined[kind] = str(error)
             _raise_if_asked(subject, args.kinds, undefined)
     notes = [note for outcome in outcomes.values() for note in outcome.notes]
