@@ -445,7 +445,7 @@ def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert set(keys) <= set(arrays.files)
             assert all(np.isfinite(arrays[key]).all() for key in arrays.files if arrays[key].dtype.kind == "f")
     results = model["results"]
-    assert [Path(n["image"]).name for n in results["neighbors"]["photo"]][0] == "copy.png"
+    assert next(Path(n["image"]).name for n in results["neighbors"]["photo"]) == "copy.png"
     assert results["neighbors"]["photo"][0]["similarity"] == pytest.approx(1, abs=1e-6)
     fields = [field["radius50"] for field in results["erf"].values()]
     assert fields == sorted(fields)
@@ -541,7 +541,7 @@ def test_backbones_of_dense_predictors(
     assert "classifier" in refusal(capsys, 1, "analyze", folder, photo, "--kinds", "cam")
     arguments = ("--kinds", "erf", "neighbors", "--folder", photo.parent, "--out", tmp_path / "out")
     (model,) = answer(capsys, "analyze", folder, photo, *arguments)["models"]
-    assert list(model["results"]["erf"])[0] == "stages.0.blocks.0"
+    assert next(iter(model["results"]["erf"])) == "stages.0.blocks.0"
     subject = load_subject(str(folder), "run")
     x = subject.sample(photo, "photo").pixels
     assert len(modulation_maps(subject.network, x)) == 3
