@@ -27,6 +27,7 @@ from smt_vision.analysis.spectrum import relative_log_amplitude, spectra
 from smt_vision.analysis.subject import MAX_PIXELS, image_names, load_subject, model_names
 from smt_vision.cli.analyze import KINDS as DESCRIBED
 from smt_vision.model import MSA, SAM
+from smt_vision.model.modulation import ConcatHeads
 
 CIFAR = "smt_femto.cifar10"
 
@@ -96,10 +97,11 @@ def test_what_is_no_feature_map_is_refused() -> None:
 
 @pytest.mark.parametrize("aggregation", [True, False])
 def test_modulation_maps_are_the_outputs_of_the_heads(aggregation: bool) -> None:
-    model, x = smt(aggregation=aggregation), images(1, 3, 64, 96)
+    model, x = smt(), images(1, 3, 64, 96)
     kept: dict[str, Tensor] = {}
     sams = {name: module for name, module in model.named_modules() if isinstance(module, SAM)}
     for name, sam in sams.items():
+        sam.saa = sam.saa if aggregation else ConcatHeads()
         sam.vs.register_forward_hook(lambda module, args, out, name=name: kept.update({name: out}))
     with torch.no_grad():
         model(x)
@@ -516,10 +518,10 @@ def test_a_missing_package_is_named(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    arguments = ("analyze", CIFAR, photo, "--out", tmp_path / "out")
+    arguments = ("analyze", "resnet10t", photo, "--untrained", "--input.size", "64", "--out", tmp_path / "out")
     assert "smt-vision[analysis]" in refusal(capsys, 1, *arguments, "--kinds", "cam")
     (model,) = answer(capsys, *arguments)["models"]
-    assert list(model["undefined"]) == ["cam"]
+    assert list(model["results"]) == ["erf", "spectrum"]
     assert "smt-vision[analysis]" in model["undefined"]["cam"]
 
 
@@ -539,9 +541,9 @@ def test_backbones_of_dense_predictors(
 ) -> None:
     folder: Path = request.getfixturevalue(f"{kind}_run")
     assert "classifier" in refusal(capsys, 1, "analyze", folder, photo, "--kinds", "cam")
-    arguments = ("--kinds", "erf", "neighbors", "--folder", photo.parent, "--out", tmp_path / "out")
+    arguments = ("--kinds", "spectrum", "neighbors", "--folder", photo.parent, "--out", tmp_path / "out")
     (model,) = answer(capsys, "analyze", folder, photo, *arguments)["models"]
-    assert next(iter(model["results"]["erf"])) == "stages.0.blocks.0"
+    assert next(iter(model["results"]["spectrum"])) == "stages.0.blocks.0"
     subject = load_subject(str(folder), "run")
     x = subject.sample(photo, "photo").pixels
     assert len(modulation_maps(subject.network, x)) == 3
