@@ -541,8 +541,8 @@ def test_backbones_of_dense_predictors(
 ) -> None:
     folder: Path = request.getfixturevalue(f"{kind}_run")
     assert "classifier" in refusal(capsys, 1, "analyze", folder, photo, "--kinds", "cam")
-    arguments = ("--kinds", "spectrum", "neighbors", "--folder", photo.parent, "--out", tmp_path / "out")
-    (model,) = answer(capsys, "analyze", folder, photo, *arguments)["models"]
+    arguments = ("--kinds", "spectrum", "neighbors", "--out", tmp_path / "out", "--folder", photo.parent)
+    (model,) = answer(capsys, "analyze", folder, *arguments, photo)["models"]
     assert next(iter(model["results"]["spectrum"])) == "stages.0.blocks.0"
     subject = load_subject(str(folder), "run")
     x = subject.sample(photo, "photo").pixels

@@ -36,7 +36,7 @@ def build_parser(words: list[str]) -> Parser:
     about = f"{HELP}.\nPictures and raw arrays (npz) are written to OUT/MODEL. Kinds:\n" + "\n".join(
         f"  {name:<12}{meaning}" for name, meaning in KINDS.items()
     )
-    parser = new_parser("analyze", about, EXAMPLES)
+    parser = new_parser("analyze", about, EXAMPLES, "smt analyze MODEL IMAGE ... [--OPTION VALUE ...]")
     parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
     parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that the model defines")
@@ -44,7 +44,7 @@ def build_parser(words: list[str]) -> Parser:
         "--compare", nargs="+", default=[], metavar="MODEL", help="further models, drawn in one picture with the first"
     )
     parser.add_argument("--untrained", action="store_true", help="random weights for the models, which are timm names")
-    parser.add_argument("--folder", type=Path, nargs="+", help="images to search for nearest neighbors")
+    parser.add_argument("--folder", type=Path, help="images to search for nearest neighbors")
     parser.add_argument("--top_k", type=int, default=8, help="number of nearest neighbors")
     parser.add_argument(
         "--query", type=float, nargs=2, default=[0.5, 0.5], metavar=("Y", "X"),
@@ -112,7 +112,7 @@ def _options(args: Any) -> tuple["Options", list[Path]]:
     from ..data.files import find_images
 
     images = find_images(args.images)
-    gallery = find_images(args.folder) if args.folder else []
+    gallery = find_images([args.folder]) if args.folder else []
     from ..analysis.kinds import Options
 
     query = (args.query[0], args.query[1])
