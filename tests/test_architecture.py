@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"study"},
+    {"study", "analysis"},
     {"benchmark"},
     {"__init__"},
     {"api"},

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 
-COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "recipes", "convert")
+COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 

@@ -1,0 +1,220 @@
+"""Feature maps after each block of a network.
+
+Shapes: ``B`` images of ``C`` channels; a map of ``H W`` cells.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from ..model import MSA, SAM
+from ..model.smt import Block
+
+T = TypeVar("T")
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+# Names that timm gives to a container of blocks: blocks (most models), layer1 (ResNet).
+BLOCKS = re.compile(r"(?:.*\.)?(?:blocks|layer\d+)")
+
+
+class NotDefined(ValueError):
+    """A quantity is not defined for a model; the message says what and why."""
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """A block of a network.
+
+    Attributes:
+        stage: Module path of its stage; empty if the network has one stage only, like a ViT.
+        mixer: For an SMT ``S`` (modulation), ``A`` (attention) or the mixer's class name; for others empty.
+    """
+
+    stage: str
+    mixer: str = ""
+
+
+@dataclass(frozen=True)
+class BlockOutput(Generic[T]):
+    """What was kept of a block's output.
+
+    Attributes:
+        name: Module path of the block; of a map without known blocks, its place among the feature maps.
+        info: Stage and mixer.
+        value: The feature map ``(B, C, H, W)``, or what ``reduce`` made of it.
+    """
+
+    name: str
+    info: BlockInfo
+    value: T
+
+
+def find_blocks(network: nn.Module) -> dict[str, BlockInfo]:
+    """The blocks of an SMT, and of the timm models that keep them in a container named as most do.
+
+    Returns:
+        The blocks by module path, in the order of the modules; empty if there are none.
+    """
+    blocks: dict[str, BlockInfo] = {}
+
+    def add(container: nn.Module, path: str, stage: str) -> None:
+        for key, child in container.named_children():
+            if isinstance(child, CONTAINERS):
+                add(child, f"{path}.{key}", stage or f"{path}.{key}")
+            else:
+                blocks[f"{path}.{key}"] = BlockInfo(stage, _mixer(child))
+
+    for path, module in network.named_modules():
+        inside = any(path.startswith(f"{known}.") for known in blocks)
+        if isinstance(module, CONTAINERS) and BLOCKS.fullmatch(path) and not inside and f"{path}.0" not in blocks:
+            add(module, path, path.removesuffix("blocks").removesuffix("."))
+    return blocks
+
+
+def block_outputs(
+    network: nn.Module,
+    x: Tensor,
+    reduce: Callable[[Tensor], T],
+    names: Collection[str] | None = None,
+) -> list[BlockOutput[T]]:
+    """Run a network and reduce the feature map after each block, in the order of execution.
+
+    Maps are reduced while the network runs, so that they need not all be in memory. A network without known blocks
+    gives its feature maps by stage: those that it returns, or those of timm's ``forward_intermediates``.
+
+    Args:
+        network: A timm model, a :class:`~smt_vision.tasks.backbone.Backbone`, or any module that returns feature maps.
+        x: Images ``(B, C, H, W)``.
+        reduce: Applied to each map ``(B, C, H, W)``.
+        names: Blocks to consider; ``None`` for all.
+
+    Raises:
+        NotDefined: There are no feature maps, or a block's output is not one.
+    """
+    blocks = find_blocks(network)
+    size, layout = (x.shape[-2], x.shape[-1]), is_channels_last(network)
+    outputs: list[BlockOutput[T]] = []
+    if not blocks:
+        maps = _stage_maps(network, x)
+        return [
+            BlockOutput(name, BlockInfo(name), reduce(value))
+            for name, value in maps.items()
+            if names is None or name in names
+        ]
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            value = feature_map(out, size, layout or isinstance(module, Block), f"block {name}")
+            outputs.append(BlockOutput(name, blocks[name], reduce(value)))
+
+        return hook
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(hook_for(name))
+        for name in blocks
+        if names is None or name in names
+    ]
+    try:
+        network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not outputs:
+        raise NotDefined(
+            f"there are no feature maps: {type(network).__name__} calls none of its blocks, e.g. {next(iter(blocks))}"
+        )
+    return outputs
+
+
+def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
+    """Names of the last block of each stage; for a network of one stage, of the blocks after each quarter of it.
+
+    Args:
+        network: The network.
+        parts: Number of parts of a network that has one stage only.
+
+    Returns:
+        The names, or ``None`` for a network without known blocks, whose maps are those of stages already.
+    """
+    blocks = find_blocks(network)
+    if not blocks:
+        return None
+    ends = {info.stage: name for name, info in blocks.items()}
+    if len(ends) > 1:
+        return list(ends.values())
+    names = list(blocks)
+    return list(dict.fromkeys(names[math.ceil(len(names) * (i + 1) / parts) - 1] for i in range(parts)))
+
+
+def feature_map(out: Any, size: tuple[int, int], channels_last: bool, what: str) -> Tensor:
+    """A module's output as ``(B, C, H, W)``.
+
+    Args:
+        out: ``(B, C, H, W)``, ``(B, H, W, C)``, tokens ``(B, N, C)``, or a tuple whose first item is one of these.
+        size: Height and width of the network's input, whose aspect ratio tells the axes apart.
+        channels_last: Layout if the shape fits both.
+        what: Whose output it is, for the message.
+
+    Raises:
+        NotDefined: The output is not a feature map.
+    """
+    if isinstance(out, list | tuple) and out:
+        out = out[0]
+    if isinstance(out, Tensor) and out.ndim == 4:
+        first, last = _fits(out.shape[2:], size), _fits(out.shape[1:3], size)
+        if first or last:
+            return out.permute(0, 3, 1, 2) if last and (channels_last or not first) else out
+    elif isinstance(out, Tensor) and out.ndim == 3:
+        grid, prefix = token_grid(out.shape[1], size)
+        if grid[0]:
+            return out[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise NotDefined(f"the output of {what}, {shape}, is not a feature map of an image of {size[0]} x {size[1]} pixels")
+
+
+def token_grid(tokens: int, size: tuple[int, int], most: int = 8) -> tuple[tuple[int, int], int]:
+    """The grid of a sequence of tokens that may begin with up to ``most`` others, e.g. a class token.
+
+    Returns:
+        Height and width of the grid, and the number of other tokens; ``(0, 0)`` if no grid has the image's shape.
+    """
+    for prefix in range(min(most + 1, tokens)):
+        n = tokens - prefix
+        height = max(1, round(math.sqrt(n * size[0] / size[1])))
+        for h in (height, height + 1, height - 1):
+            if h > 0 and n % h == 0 and _fits((h, n // h), size):
+                return (h, n // h), prefix
+    return (0, 0), 0
+
+
+def _fits(grid: Any, size: tuple[int, int]) -> bool:
+    """Whether a grid is one of square cells over the image: sides in the same ratio, up to one cell."""
+    (h, w), (height, width) = grid, size
+    return h <= height and w <= width and abs(h * width - w * height) < max(height, width)
+
+
+def _mixer(block: nn.Module) -> str:
+    if not isinstance(block, Block):
+        return ""
+    letters = {SAM: "S", MSA: "A"}
+    return next(
+        (letter for kind, letter in letters.items() if isinstance(block.mixer, kind)), type(block.mixer).__name__
+    )
+
+
+def is_channels_last(network: nn.Module) -> bool:
+    """Whether timm declares the network's maps as ``B H W C``, e.g. Swin's."""
+    return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in network.modules())
+
+
+def _stage_maps(network: Any, x: Tensor) -> Mapping[str, Tensor]:
+    if hasattr(network, "forward_intermediates"):
+        out: Any = network.forward_intermediates(x, intermediates_only=True)
+    else:
+        out = network(x)
+    maps, size = out if isinstance(out, list) else [out], (x.shape[-2], x.shape[-1])
+    name, last = type(network).__name__, is_channels_last(network)
+    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, size, last, name) for i, m in enumerate(maps)}

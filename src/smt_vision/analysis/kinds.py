@@ -1,0 +1,328 @@
+"""The quantities that ``smt analyze`` knows: how each is computed over images, written and drawn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.decode import UnreadableImage, channels_of, decode
+from ..tasks.classes import some_names
+from . import pictures
+from .attention import AttentionMaps, attention_maps, find_attention
+from .class_activation import class_activation, require_classifier
+from .modulation import find_modulation, modulation_maps
+from .neighbors import nearest, pooled_features
+from .receptive_field import effective_receptive_fields
+from .spectrum import spectra
+from .subject import Sample, Subject
+
+THUMBNAIL_SIDE = 200  # pixels
+GALLERY_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of an analysis.
+
+    Args:
+        query: Vertical and horizontal position of the query of attention maps, from 0 (top, left) to 1.
+        target: Class of class activation maps, by name or index; ``None`` for the predicted one.
+        gallery: Images to search for nearest neighbors.
+        top_k: Number of nearest neighbors.
+        format: Suffix of pictures: ``png``, ``pdf`` or ``svg``.
+    """
+
+    query: tuple[float, float] = (0.5, 0.5)
+    target: str | None = None
+    gallery: Sequence[Path] = ()
+    top_k: int = 8
+    format: str = "png"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of an analysis of one kind.
+
+    Attributes:
+        summary: One line for the terminal.
+        data: Numbers, as plain data.
+        written: Files.
+        comparable: What :attr:`Comparison.draw` takes of each model; ``None`` if models are not compared.
+        notes: What was left out, and why.
+    """
+
+    summary: str
+    data: Any
+    written: list[Path]
+    comparable: Any = None
+    notes: list[str] = field(default_factory=list)
+
+
+Samples = Callable[[], Iterator[Sample]]  # prepares the images anew, so that they need not all be in memory
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A picture of several models.
+
+    Attributes:
+        stem: File name without suffix.
+        title: Title of the figure.
+        draw: Draws names with :attr:`Outcome.comparable`, a title, to a path.
+    """
+
+    stem: str
+    title: str
+    draw: Callable[[list[tuple[str, Any]], str, Path], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A quantity.
+
+    Attributes:
+        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model's structure does not have it.
+        run: Computes, writes and draws it.
+        comparison: How several models are drawn in one picture; ``None`` if they are not.
+    """
+
+    check: Callable[[Subject], Any]
+    run: Callable[[Subject, Samples, Options, Path], Outcome]
+    comparison: Comparison | None = None
+
+
+def _modulation(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    written, data = [], {}
+    first: Any = None
+    for sample in samples():
+        maps = modulation_maps(subject.network, sample.pixels)
+        stem = folder / f"modulation-{sample.name}"
+        written += _save(stem, {"image": sample.picture}, maps)
+        picture = _beside(stem, options)
+        pictures.modulation_picture(sample.picture, maps, f"Modulation: {subject.name}, {sample.name}", picture)
+        written.append(picture)
+        data[sample.name] = {
+            block.name: {"heads": block.heads.mean(axis=(1, 2)).tolist(), "modulator": float(block.modulator.mean())}
+            for block in maps
+        }
+        first = first or (sample.picture, maps)
+    return Outcome(f"{len(first[1])} modulation blocks", data, written, first)
+
+
+def _attention(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    written, data = [], {}
+    total: list[AttentionMaps] = []
+    count = 0
+    for sample in samples():
+        maps = attention_maps(subject.network, sample.pixels, options.query)
+        stem = folder / f"attention-{sample.name}"
+        written += _save(stem, {"image": sample.picture}, maps)
+        picture = _beside(stem, options)
+        pictures.attention_picture(sample.picture, maps, f"Attention: {subject.name}, {sample.name}", picture)
+        written.append(picture)
+        count += 1
+        total = [
+            replace(
+                new,
+                distance=(old.distance + (new.distance - old.distance) / count).astype(np.float32),
+                uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / count,
+            )
+            for old, new in zip(total or maps, maps, strict=True)
+        ]
+    stem = folder / "attention-distance"
+    distances = {f"{block.name}.distance": block.distance for block in total}
+    distances |= {f"{block.name}.uniform_distance": np.array(block.uniform_distance) for block in total}
+    written += _save(stem, distances)
+    picture = _beside(stem, options)
+    pictures.distance_picture([(subject.name, total)], f"Attention distance, {_images(count)}", picture)
+    written.append(picture)
+    data = {
+        block.name: {"distance": block.distance.tolist(), "uniform_distance": block.uniform_distance} for block in total
+    }
+    means = [float(block.distance.mean()) for block in total]
+    summary = f"mean attention distance {min(means):.0f} to {max(means):.0f} px in {len(total)} blocks"
+    return Outcome(summary, data, written, total)
+
+
+def _receptive_field(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    images = _Counted(samples())
+    fields = effective_receptive_fields(subject.network, images)
+    stem = folder / "erf"
+    written = _save(stem, {}, fields)
+    picture = _beside(stem, options)
+    title = f"Effective receptive field of the center, {_images(images.count)}"
+    pictures.receptive_field_picture([(subject.name, fields)], title, picture)
+    data = {f.name: {"radius50": f.radius50, "radius95": f.radius95, "centroid": list(f.centroid)} for f in fields}
+    radii = ", ".join(f"{f.radius50:.3g} / {f.radius95:.3g}" for f in fields)
+    return Outcome(f"radius of 50 % / 95 % by stage: {radii} px", data, [*written, picture], fields)
+
+
+def _spectrum(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    images = _Counted(samples())
+    blocks = spectra(subject.network, images)
+    stem = folder / "spectrum"
+    written = _save(stem, {}, blocks)
+    picture = _beside(stem, options)
+    pictures.spectrum_picture(
+        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(images.count)}", picture
+    )
+    data = {b.name: {"depth": b.depth, "mixer": b.info.mixer, "high": _number(b.high)} for b in blocks}
+    single = [b.name for b in blocks if len(b.log_amplitude) < 2]
+    notes = [f"spectrum: {some_names(single)}: one cell along a side, hence one frequency"] if single else []
+    known = [b.high for b in blocks if len(b.log_amplitude) > 1]
+    summary = f"log amplitude of the highest frequency: {known[0]:.2f} at the first block, {known[-1]:.2f} at the last"
+    return Outcome(summary, data, [*written, picture], blocks, notes)
+
+
+def _class_activation(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    written, data = [], {}
+    class_id = None if options.target is None else class_index(options.target, subject.predictor.classes)
+    for sample in samples():
+        activation = class_activation(subject.network, sample.pixels, class_id)
+        label = subject.predictor.classes[activation.class_id]
+        stem = folder / f"cam-{sample.name}"
+        written += _save(stem, {"image": sample.picture, **activation.arrays()})
+        picture = _beside(stem, options)
+        title = f"Class activation: {subject.name}, {sample.name}"
+        pictures.class_activation_picture(sample.picture, activation, label, title, picture)
+        written.append(picture)
+        data[sample.name] = {
+            "class_id": activation.class_id, "label": label, "score": activation.score,
+            "predicted": activation.predicted,
+        }  # fmt: skip
+    shown = ", ".join(f"{name}: {found['label']}" for name, found in list(data.items())[:4])
+    return Outcome(shown + (", …" if len(data) > 4 else ""), data, written)
+
+
+def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
+    paths, features, notes = [], [], []
+    batch: list[torch.Tensor] = []
+
+    def finish() -> None:
+        if batch:
+            features.append(pooled_features(subject.network, torch.cat(batch)))
+            batch.clear()
+
+    for path in options.gallery:
+        try:
+            pixels = subject.sample(path, path.stem).pixels
+        except UnreadableImage as error:
+            notes.append(f"neighbors: left out {error}")
+            continue
+        paths.append(path)
+        if batch and (batch[0].shape != pixels.shape or len(batch) == GALLERY_BATCH):
+            finish()
+        batch.append(pixels)
+    finish()
+    if not paths:
+        raise ValueError(f"none of the {len(options.gallery)} images to search can be read, e.g. {notes[0]}")
+    queries = [(sample.name, sample.path, pooled_features(subject.network, sample.pixels)) for sample in samples()]
+    excluded = np.array([[own.resolve() == path.resolve() for path in paths] for _, own, _ in queries])
+    k = min(options.top_k, len(paths))
+    found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
+    stem = folder / "neighbors"
+    names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}
+    written = _save(stem, {**names, **found.arrays(), "features": np.concatenate(features)})
+    rows, data = [], {}
+    for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
+        nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
+        data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
+        cells = [
+            (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
+            for path, s in nearby
+        ]
+        rows.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
+    picture = _beside(stem, options)
+    title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
+    pictures.neighbors_picture(rows, title, picture)
+    return Outcome(f"{k} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
+
+
+def class_index(target: str, classes: Sequence[str]) -> int:
+    """The index of a class that is given by its name or index.
+
+    Raises:
+        ValueError: There is no such class.
+    """
+    if target in classes:
+        return list(classes).index(target)
+    if target.isdecimal() and int(target) < len(classes):
+        return int(target)
+    raise ValueError(
+        f"invalid class {target!r}: expected an index from 0 to {len(classes) - 1}, or one of {some_names(classes)}"
+    )
+
+
+def _always(subject: Subject) -> None:
+    pass
+
+
+KINDS: Mapping[str, Kind] = {
+    "modulation": Kind(
+        lambda subject: find_modulation(subject.network),
+        _modulation,
+        Comparison("modulators", "Modulators by block", pictures.modulators_picture),
+    ),
+    "attention": Kind(
+        lambda subject: find_attention(subject.network),
+        _attention,
+        Comparison("attention-distance", "Attention distance", pictures.distance_picture),
+    ),
+    "erf": Kind(
+        _always,
+        _receptive_field,
+        Comparison("erf", "Effective receptive field of the center", pictures.receptive_field_picture),
+    ),
+    "spectrum": Kind(
+        _always,
+        _spectrum,
+        Comparison("spectrum", "Fourier spectrum of feature maps", pictures.spectrum_picture),
+    ),
+    "cam": Kind(lambda subject: require_classifier(subject.network), _class_activation),
+    "neighbors": Kind(_always, _neighbors),
+}
+
+
+def _save(stem: Path, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> list[Path]:
+    path = stem.with_name(f"{stem.name}.npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = dict(arrays)
+    for block in blocks:
+        named |= block.arrays()
+    with path.open("wb") as file:
+        np.savez_compressed(file, **named)
+    return [path]
+
+
+def _beside(stem: Path, options: Options) -> Path:
+    return stem.with_name(f"{stem.name}.{options.format}")
+
+
+class _Counted:
+    """Network inputs of samples, counted."""
+
+    def __init__(self, samples: Iterator[Sample]) -> None:
+        self.samples = samples
+        self.count = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for sample in self.samples:
+            self.count += 1
+            yield sample.pixels
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _thumbnail(path: Path, subject: Subject) -> Any:
+    image = decode(path, channels_of(subject.predictor.spec.input), name=str(path)).convert("RGB")
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return image

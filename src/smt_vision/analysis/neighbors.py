@@ -1,0 +1,83 @@
+"""Nearest neighbors of images by pooled features.
+
+Shapes: ``Q`` queries and ``G`` images of a gallery with ``D`` features each.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .blocks import feature_map, is_channels_last
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Nearest images of a gallery.
+
+    Attributes:
+        indices: ``(Q, k)``: indices into the gallery, the most similar first.
+        similarities: ``(Q, k)``: cosine similarities, in [-1, 1].
+    """
+
+    indices: npt.NDArray[np.int64]
+    similarities: Floats
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by name, for an npz file."""
+        return {"indices": self.indices, "similarities": self.similarities}
+
+
+@torch.no_grad()
+def pooled_features(network: Any, x: Tensor) -> Floats:
+    """Features of images.
+
+    A timm model gives what its classifier reads, i.e. ``forward_head`` with ``pre_logits``; a backbone its last feature
+    map, averaged over the places.
+
+    Args:
+        network: A timm model, or a module that returns feature maps ``(B, C, H, W)``.
+        x: Images ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, D)``.
+
+    Raises:
+        NotDefined: The network has neither.
+    """
+    if hasattr(network, "forward_head"):
+        features = network.forward_head(network.forward_features(x), pre_logits=True)
+    else:
+        out: Any = network(x)
+        features = out[-1] if isinstance(out, list) else out
+    if features.ndim != 2:
+        size = (x.shape[-2], x.shape[-1])
+        features = feature_map(features, size, is_channels_last(network), type(network).__name__).mean(dim=(2, 3))
+    return features.float().cpu().numpy()
+
+
+def nearest(queries: Floats, gallery: Floats, k: int, excluded: npt.NDArray[np.bool_] | None = None) -> Neighbors:
+    """The nearest images by cosine similarity; of equal ones, the first in the gallery's order.
+
+    Args:
+        queries: ``(Q, D)``.
+        gallery: ``(G, D)``.
+        k: Number of neighbors; at most G.
+        excluded: ``(Q, G)``: pairs that do not count, e.g. a query and its own file. They come last, with similarity
+            minus infinity.
+    """
+    similarities = _normalized(queries) @ _normalized(gallery).T
+    if excluded is not None:
+        similarities = np.where(excluded, -np.inf, similarities)
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return Neighbors(order.astype(np.int64), np.take_along_axis(similarities, order, axis=1).astype(np.float32))
+
+
+def _normalized(features: Floats) -> npt.NDArray[np.float64]:
+    features64 = features.astype(np.float64)
+    return features64 / np.maximum(np.linalg.norm(features64, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,108 @@
+"""Fourier spectrum of feature maps by depth: how much of the high frequencies each block keeps.
+
+Source: Park and Kim, "How Do Vision Transformers Work?", ICLR 2022, figure 2: the log amplitude of the
+Fourier-transformed maps, averaged over channels, along the diagonal, relative to that of frequency 0.
+
+Shapes: ``B`` images, ``C`` channels, a map of ``H W`` cells, ``F`` frequencies.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .blocks import BlockInfo, NotDefined, block_outputs
+
+Floats = npt.NDArray[np.float64]
+SMALLEST = 1e-6  # amplitudes below count as this one
+
+
+@dataclass(frozen=True)
+class BlockSpectrum:
+    """Spectrum of the feature map after a block.
+
+    Attributes:
+        name: Module path of the block.
+        info: Its stage and mixer.
+        depth: Depth from 0, the first block, to 1, the last.
+        frequencies: ``(F,)`` on the diagonal, in units of pi per cell: from 0 to 1, or to ``(n - 1) / n`` for an odd
+            short side of n cells.
+        log_amplitude: ``(F,)``: natural logarithm of the amplitude relative to frequency 0.
+    """
+
+    name: str
+    info: BlockInfo
+    depth: float
+    frequencies: Floats
+    log_amplitude: Floats
+
+    @property
+    def high(self) -> float:
+        """Relative log amplitude of the highest frequency; NaN for a map with one cell along a side."""
+        return float(self.log_amplitude[-1]) if len(self.log_amplitude) > 1 else float("nan")
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays by name, for an npz file."""
+        return {
+            f"{self.name}.depth": np.array(self.depth),
+            f"{self.name}.frequencies": self.frequencies,
+            f"{self.name}.log_amplitude": self.log_amplitude,
+        }
+
+
+def relative_log_amplitude(maps: Tensor) -> tuple[Floats, Floats]:
+    """The spectrum along the diagonal, averaged over images and channels.
+
+    Both diagonals are averaged; the other two quadrants are the same, since maps are real. On a grid that is not
+    square, the frequency along the longer side is the one nearest to the shorter side's.
+
+    Args:
+        maps: ``(B, C, H, W)``.
+
+    Returns:
+        Frequencies ``(F,)`` in units of pi per cell, and relative log amplitudes ``(F,)``; F is ``min(H, W) // 2 + 1``.
+    """
+    H, W = maps.shape[-2:]
+    log = torch.fft.fft2(maps.float()).abs().clamp_min(SMALLEST).log().double().mean(dim=(0, 1)).cpu().numpy()
+    n = min(H, W)
+    steps = np.arange(n // 2 + 1)
+    rows, columns = np.rint(steps * H / n).astype(int), np.rint(steps * W / n).astype(int)
+    diagonal = (log[rows % H, columns % W] + log[rows % H, -columns % W]) / 2
+    return 2 * steps / n, diagonal - diagonal[0]
+
+
+def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]:
+    """The spectrum after each block, averaged over images.
+
+    Of images of different sizes, the frequencies are those of the first.
+
+    Args:
+        network: A timm model, a :class:`~smt_vision.tasks.backbone.Backbone`, or any module that returns feature maps.
+        images: Images ``(1, C, H, W)``, each at the network's input size.
+
+    Raises:
+        NotDefined: The network has no feature maps, or all of them have one cell along a side, hence one frequency.
+    """
+    first: list[Any] = []
+    sums: list[Floats] = []
+    count = 0
+    for x in images:
+        with torch.no_grad():
+            outputs = block_outputs(network, x, relative_log_amplitude)
+        count += 1
+        if not first:
+            first, sums = outputs, [output.value[1] for output in outputs]
+        else:
+            for i, output in enumerate(outputs):
+                sums[i] = sums[i] + np.interp(first[i].value[0], *output.value)
+    if all(len(total) < 2 for total in sums):
+        raise NotDefined("there are no spectra: all feature maps have one cell along a side; use larger images")
+    last = max(1, len(first) - 1)
+    return [
+        BlockSpectrum(output.name, output.info, i / last, output.value[0], total / count)
+        for i, (output, total) in enumerate(zip(first, sums, strict=True))
+    ]

@@ -1,0 +1,175 @@
+"""``smt analyze``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from .common import Output, Parser, new_parser
+from .overrides import add_overrides, overrides_of
+from .progress import status_callback
+
+if TYPE_CHECKING:
+    from ..analysis.kinds import Options, Outcome
+    from ..analysis.subject import Sample, Subject
+
+HELP = "draw what is inside a model: modulation, attention, receptive fields, spectra, CAMs, neighbors"
+KINDS = {
+    "modulation": "outputs of the convolution heads and of their aggregation in every modulation block",
+    "attention": "attention maps by head, and mean attention distance",
+    "erf": "effective receptive field by stage, with the radii of 50 and 95 %",
+    "spectrum": "Fourier spectrum of feature maps by depth",
+    "cam": "class activation map (Grad-CAM) of the predicted class or of --target",
+    "neighbors": "nearest neighbors of the images in --folder by pooled features",
+}
+EXAMPLES = """\
+smt analyze smt_femto.cifar10 PHOTO.jpg                        all kinds that are defined; no network needed
+smt analyze runs/finetune PHOTOS/ --kinds erf spectrum --compare runs/swin runs/all_attention
+smt analyze runs/nuclei PHOTO.jpg --kinds attention --query 0.3 0.7
+smt analyze runs/finetune --kinds neighbors --folder MY_IMAGES PHOTO.jpg
+smt analyze swin_tiny_patch4_window7_224 --kinds erf --untrained PHOTO.jpg
+"""
+
+
+def build_parser(words: list[str]) -> Parser:
+    about = f"{HELP}.\nPictures and raw arrays (npz) are written to OUT/MODEL. Kinds:\n" + "\n".join(
+        f"  {name:<12}{meaning}" for name, meaning in KINDS.items()
+    )
+    parser = new_parser("analyze", about, EXAMPLES, "smt analyze MODEL IMAGE ... [--OPTION VALUE ...]")
+    parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
+    parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that the model defines")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="MODEL", help="further models, drawn in one picture with the first"
+    )
+    parser.add_argument("--untrained", action="store_true", help="random weights for the models, which are timm names")
+    parser.add_argument("--folder", type=Path, help="images to search for nearest neighbors")
+    parser.add_argument("--top_k", type=int, default=8, help="number of nearest neighbors")
+    parser.add_argument(
+        "--query", type=float, nargs=2, default=[0.5, 0.5], metavar=("Y", "X"),
+        help="query of attention maps: position from the top and from the left, 0 to 1",
+    )  # fmt: skip
+    parser.add_argument("--target", type=str | None, help="class of class activation maps: a name or an index")
+    parser.add_argument("--out", type=Path, default=Path("analysis"), help="output folder")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_overrides(parser)
+    return parser
+
+
+def run(args: Any) -> Output:
+    options, images = _options(args)
+    from ..analysis.kinds import KINDS as ALL
+    from ..analysis.subject import load_subject, model_names
+
+    sources = [args.model, *args.compare]
+    names = model_names(sources)
+    data: list[dict[str, Any]] = []
+    show: list[Any] = []
+    written: list[Path] = []
+    comparable: dict[str, list[tuple[str, Any]]] = {}
+    with status_callback() as on_status:
+        for source, name in zip(sources, names, strict=True):
+            on_status(f"loading {source}")
+            subject = load_subject(source, name, args.device, overrides_of(args), args.untrained)
+            outcomes, undefined, notes = _analyze(subject, images, args, options, args.out / name, on_status)
+            show.append(f"[bold]{escape(subject.name)}[/]")
+            show += [f"  {kind:<12}{escape(outcome.summary)}" for kind, outcome in outcomes.items()]
+            show += [f"  {kind:<12}[yellow]not defined:[/] {escape(why)}" for kind, why in undefined.items()]
+            show += [f"  {escape(note)}" for note in notes]
+            files = [path for outcome in outcomes.values() for path in outcome.written]
+            written += files
+            for kind, outcome in outcomes.items():
+                if outcome.comparable is not None:
+                    comparable.setdefault(kind, []).append((subject.name, outcome.comparable))
+            results = {kind: outcome.data for kind, outcome in outcomes.items()}
+            entry = {"model": subject.name, "source": source, "results": results, "undefined": undefined}
+            data.append({**entry, "notes": notes})
+        for kind, models in comparable.items():
+            if len(models) > 1 and (comparison := ALL[kind].comparison):
+                path = args.out / f"{comparison.stem}.{args.format}"
+                comparison.draw(models, comparison.title, path)
+                written.append(path)
+    show.append("written:")
+    show += [f"  {escape(str(path))}" for path in written]
+    return Output({"models": data, "written": [str(path) for path in written]}, show)
+
+
+def _options(args: Any) -> tuple["Options", list[Path]]:
+    """The options and images, checked before a model is loaded."""
+    kinds = args.kinds or []
+    if args.folder is None and "neighbors" in kinds:
+        raise ValueError("--kinds neighbors needs --folder FOLDER: images to search")
+    if args.top_k < 1:
+        raise ValueError(f"invalid --top_k {args.top_k}: expected at least 1")
+    if not all(0 <= place <= 1 for place in args.query):
+        raise ValueError(f"invalid --query {args.query}: expected two numbers from 0 to 1")
+    given = {"folder": ("neighbors", args.folder), "target": ("cam", args.target)}
+    for option, (kind, value) in given.items():
+        if value is not None and kinds and kind not in kinds:
+            raise ValueError(f"--{option} is used by --kinds {kind}, not by {', '.join(kinds)}; omit it")
+    from ..data.files import find_images
+
+    images = find_images(args.images)
+    gallery = find_images([args.folder]) if args.folder else []
+    from ..analysis.kinds import Options
+
+    query = (args.query[0], args.query[1])
+    return Options(query, args.target, gallery, args.top_k, args.format), images
+
+
+def _analyze(
+    subject: "Subject", images: list[Path], args: Any, options: "Options", folder: Path, on_status: Any
+) -> tuple[dict[str, "Outcome"], dict[str, str], list[str]]:
+    """Results by kind, reasons of what is not defined, and notes."""
+    from ..analysis.blocks import NotDefined
+    from ..analysis.kinds import KINDS as ALL
+    from ..analysis.kinds import class_index
+    from ..analysis.subject import image_names
+
+    reduced: dict[str, str] = {}
+
+    def samples() -> Iterator["Sample"]:
+        for path, name in zip(images, image_names(images), strict=True):
+            sample = subject.sample(path, name)
+            if sample.reduced:
+                reduced[sample.name] = f"{path}: {sample.reduced}"
+            yield sample
+
+    for i, sample in enumerate(samples()):  # an unreadable image is an error before anything is written
+        if i == 0:
+            subject.check(sample)
+    if options.target is not None and subject.is_classifier:
+        class_index(options.target, subject.predictor.classes)
+    outcomes: dict[str, Outcome] = {}
+    undefined: dict[str, str] = {}
+    kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
+    for kind in kinds:
+        try:
+            ALL[kind].check(subject)
+        except NotDefined as error:
+            undefined[kind] = str(error)
+    _raise_if_asked(subject, args.kinds, undefined)
+    for kind in kinds:
+        if kind in undefined:
+            continue
+        on_status(f"{subject.name}: {kind}")
+        try:
+            outcomes[kind] = ALL[kind].run(subject, samples, options, folder)
+        except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
+            if args.kinds and isinstance(error, ImportError):
+                raise
+            undefined[kind] = str(error)
+            _raise_if_asked(subject, args.kinds, undefined)
+    notes = [note for outcome in outcomes.values() for note in outcome.notes]
+    return outcomes, undefined, [*reduced.values(), *notes]
+
+
+def _raise_if_asked(subject: "Subject", asked: list[str] | None, undefined: dict[str, str]) -> None:
+    """What was asked for by name and is not defined is an error."""
+    if asked and undefined:
+        kind, why = next(iter(undefined.items()))
+        raise ValueError(
+            f"{kind} is not defined for {subject.name}: {why}; without --kinds, what is defined is computed"
+        )

@@ -1,0 +1,568 @@
+"""What ``smt analyze`` computes, against closed forms and brute force, and the command itself."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from command import answer, refusal, run
+from debug_model import create, images
+from sample_images import photograph, picture
+from smt_vision.analysis import attention as attention_module
+from smt_vision.analysis.attention import attention_maps
+from smt_vision.analysis.blocks import NotDefined, block_outputs, find_blocks, stage_ends
+from smt_vision.analysis.class_activation import class_activation
+from smt_vision.analysis.kinds import KINDS, class_index
+from smt_vision.analysis.modulation import modulation_maps
+from smt_vision.analysis.neighbors import nearest, pooled_features
+from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields
+from smt_vision.analysis.spectrum import relative_log_amplitude, spectra
+from smt_vision.analysis.subject import MAX_PIXELS, image_names, load_subject, model_names
+from smt_vision.cli.analyze import KINDS as DESCRIBED
+from smt_vision.model import MSA, SAM
+from smt_vision.model.modulation import ConcatHeads
+
+CIFAR = "smt_femto.cifar10"
+
+
+def vit(**kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3, **kwargs).eval()
+
+
+def swin(**kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    small = dict(img_size=64, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(1, 2), num_classes=3)
+    return timm.create_model("swin_tiny_patch4_window7_224", **{**small, **kwargs}).eval()
+
+
+def smt(**kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return create(num_classes=3, **kwargs).eval()
+
+
+# --- blocks ---
+
+
+def test_blocks_of_known_models() -> None:
+    expected = {
+        "smt_atto": ("stages.0.blocks.0", 4),
+        "swin_tiny_patch4_window7_224": ("layers.0.blocks.0", 4),
+        "convnext_atto": ("stages.0.blocks.0", 4),
+        "resnet18": ("layer1.0", 4),
+        "efficientnet_b0": ("blocks.0.0", 7),
+        "pvt_v2_b0": ("stages.0.blocks.0", 4),
+        "focalnet_tiny_srf": ("layers.0.blocks.0", 4),
+        "davit_tiny": ("stages.0.blocks.0.0", 4),
+        "densenet121": None,
+    }
+    with torch.device("meta"):
+        for name, blocks in expected.items():
+            found = find_blocks(timm.create_model(name))
+            assert (next(iter(found)), len({info.stage for info in found.values()})) == blocks if blocks else not found
+
+
+def test_stages_of_a_network_without_stages_are_quarters() -> None:
+    with torch.device("meta"):
+        assert stage_ends(timm.create_model("vit_tiny_patch16_224", depth=8)) == [f"blocks.{i}" for i in (1, 3, 5, 7)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+def test_maps_of_blocks_have_their_channels_first(size: tuple[int, int]) -> None:
+    """32 channels at stride 1 of 32 x 32 pixels are a shape that does not tell the layout."""
+    model = smt(embed_dims=(32, 32, 64, 64), stem_stride=1)
+    outputs = block_outputs(model, images(1, 3, *size), lambda value: value.detach())
+    for output in outputs:
+        if output.name in stage_ends(model):
+            stage = model.get_submodule(output.info.stage)
+            expected = model.forward_intermediates(images(1, 3, *size), intermediates_only=True)
+            torch.testing.assert_close(stage.norm(output.value), expected[int(output.info.stage[-1])])
+    assert [output.info.mixer for output in outputs] == list("SSSAA")
+
+
+def test_what_is_no_feature_map_is_refused() -> None:
+    with pytest.raises(NotDefined, match="Flatten"):
+        block_outputs(nn.Flatten(), images(1, 3, 4, 4), lambda value: value)
+
+
+# --- modulation ---
+
+
+@pytest.mark.parametrize("aggregation", [True, False])
+def test_modulation_maps_are_the_outputs_of_the_heads(aggregation: bool) -> None:
+    model, x = smt(), images(1, 3, 64, 96)
+    kept: dict[str, Tensor] = {}
+    sams = {name: module for name, module in model.named_modules() if isinstance(module, SAM)}
+    for name, sam in sams.items():
+        sam.saa = sam.saa if aggregation else ConcatHeads()
+        sam.vs.register_forward_hook(lambda module, args, out, name=name: kept.update({name: out}))
+    with torch.no_grad():
+        model(x)
+    found = modulation_maps(model, x)
+    assert [block.name for block in found] == list(sams) == [f"stages.{i}.blocks.0.mixer" for i in range(3)]
+    for block in found:
+        sam: Any = sams[block.name]
+        context = kept[block.name].chunk(2, dim=-1)[1].permute(0, 3, 1, 2).chunk(4, dim=1)
+        with torch.no_grad():
+            heads = [conv(part) for conv, part in zip(sam.mhmc.convs, context, strict=True)]
+        expected = torch.stack([head.abs().mean(1)[0] for head in heads]).numpy()
+        np.testing.assert_allclose(block.heads, expected, rtol=1e-5, atol=1e-6)
+        assert block.kernels == (3, 5, 7, 9)
+        if not aggregation:
+            np.testing.assert_allclose(block.modulator, block.mean, rtol=1e-5)
+
+
+# --- attention ---
+
+
+def brute_force_distance(weights: Tensor, grid: tuple[int, int], cell: tuple[float, float]) -> Tensor:
+    """Mean distance (A,) of weights (A, N, N) over a grid of cells of this height and width."""
+    total = torch.zeros(weights.shape[0])
+    for i in range(grid[0] * grid[1]):
+        for j in range(grid[0] * grid[1]):
+            apart = np.hypot((i // grid[1] - j // grid[1]) * cell[0], (i % grid[1] - j % grid[1]) * cell[1])
+            total += weights[:, i, j] * apart
+    return total / (grid[0] * grid[1])
+
+
+def test_attention_of_an_smt() -> None:
+    model, x = smt(), images(1, 3, 64, 96)
+    kept: list[Tensor] = []
+    msa: Any = model.get_submodule("stages.3.blocks.0.mixer")
+    msa.qkv.register_forward_hook(lambda module, args, out: kept.append(out))
+    block = attention_maps(model, x, query=(0.9, 0.0))[-1]
+    q, k, _ = (part.reshape(6, 4, 32).transpose(0, 1) for part in kept[0][0].flatten(0, 1).chunk(3, dim=-1))
+    weights = (q @ k.transpose(1, 2) / 32**0.5).softmax(-1).detach()
+    assert (block.name, block.query) == ("stages.3.blocks.0.mixer", (1, 0))
+    np.testing.assert_allclose(block.from_query, weights[:, 3].reshape(4, 2, 3), rtol=1e-4)
+    np.testing.assert_allclose(block.mean, weights.mean(1).reshape(4, 2, 3), rtol=1e-4)
+    np.testing.assert_allclose(block.distance, brute_force_distance(weights, (2, 3), (32, 32)), rtol=1e-4)
+
+
+def test_attention_distance_of_uniform_attention() -> None:
+    model = smt()
+    for module in model.modules():
+        if isinstance(module, MSA):
+            nn.init.zeros_(module.qkv.weight)
+    for block in attention_maps(model, images(1, 3, 64, 96)):
+        A, H, W = block.mean.shape
+        uniform = brute_force_distance(torch.full((A, H * W, H * W), 1 / (H * W)), (H, W), (64 / H, 96 / W))
+        np.testing.assert_allclose(block.distance, uniform, rtol=1e-5)
+        assert block.uniform_distance == pytest.approx(float(uniform[0]), rel=1e-5)
+        np.testing.assert_allclose(block.from_query, 1 / (H * W), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"qk_norm": True}])
+def test_attention_of_a_vit_is_what_unfused_attention_computes(options: dict[str, Any]) -> None:
+    model, kept = vit(**options), []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, out: kept.append(out[0].detach()))
+    found = attention_maps(model, images(1, 3, 64, 64))
+    for block, weights in zip(found, kept, strict=True):
+        first = model.num_prefix_tokens
+        weights = weights[:, first:, first:]
+        weights = weights / weights.sum(-1, keepdim=True)
+        np.testing.assert_allclose(block.from_query, weights[:, 10].reshape(3, 4, 4), rtol=1e-4)
+        np.testing.assert_allclose(block.distance, brute_force_distance(weights, (4, 4), (16, 16)), rtol=1e-4)
+
+
+def test_attention_in_windows() -> None:
+    """Swin: weights in the query's window, which in every second block is shifted and may wrap around."""
+    model, x = swin(), images(1, 3, 64, 64)
+    kept: list[Tensor] = []
+    inputs: list[Tensor] = []
+    block: Any
+    for block in model.layers[0].blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, out: kept.append(out.detach()))
+        block.norm1.register_forward_hook(lambda module, args, out: inputs.append(out.detach()))
+    for query in ((0.5, 0.5), (0.0, 0.99), (0.2, 0.6)):
+        kept.clear()
+        inputs.clear()
+        found = attention_maps(model, x, query)[:2]
+        for i, maps in enumerate(found):
+            row, column = maps.query
+            assert maps.from_query.shape == (1, 16, 16)
+            assert maps.from_query.sum() == pytest.approx(1, rel=1e-5)
+            assert maps.mean.sum() == pytest.approx(1, rel=1e-5)
+            # The cells that the output at the query depends on are those with a weight.
+            source = inputs[i].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(model.layers[0].blocks[i]._attn(source)[0, row, column].sum(), source)
+            np.testing.assert_array_equal(maps.from_query[0] > 1e-9, gradient[0].abs().sum(-1).numpy() > 1e-12)
+        row, column = found[0].query
+        window, inside = (row // 4) * 4 + column // 4, row % 4 * 4 + column % 4
+        top, left = row // 4 * 4, column // 4 * 4
+        np.testing.assert_allclose(
+            found[0].from_query[0, top : top + 4, left : left + 4].ravel(), kept[0][window, 0, inside], rtol=1e-4
+        )
+        distances = [brute_force_distance(weights, (4, 4), (4, 4)) for weights in kept[0]]
+        np.testing.assert_allclose(found[0].distance, torch.stack(distances).mean(0), rtol=1e-4)
+
+
+def test_padded_windows_do_not_count() -> None:
+    maps = attention_maps(swin(img_size=56), images(1, 3, 56, 56))[-1]  # 7 x 7 cells in windows of 4
+    assert maps.mean.shape == (2, 7, 7)
+    np.testing.assert_allclose(maps.mean.sum((1, 2)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [smt, vit, swin])
+def test_attention_in_parts_is_the_same(build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(), images(1, 3, 64, 64)
+    all_at_once = attention_maps(model, x)
+    monkeypatch.setattr(attention_module, "WEIGHTS", 50)
+    for left, right in zip(all_at_once, attention_maps(model, x), strict=True):
+        for name, value in left.arrays().items():
+            np.testing.assert_allclose(value, right.arrays()[name], rtol=1e-4, atol=1e-6)
+
+
+class Biased(MSA):
+    """Attention that adds something to the values, which its weights do not show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.qkv(x)[..., : x.shape[-1]])
+
+
+def test_attention_that_is_something_else_is_refused() -> None:
+    model: Any = smt()
+    for module in model.modules():
+        if isinstance(module, MSA):
+            module.__class__ = Biased
+    with pytest.raises(NotDefined, match="Biased"):
+        attention_maps(model, images(1, 3, 64, 64))
+    with torch.device("meta"):
+        network = timm.create_model("resnet18")
+    with pytest.raises(NotDefined, match="no attention"):
+        attention_maps(network, images(1, 3, 64, 64))
+
+
+# --- effective receptive field ---
+
+
+def test_receptive_field_of_a_convolution_is_its_kernel() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
+    expected = np.zeros((9, 11))
+    expected[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach().numpy()
+    np.testing.assert_allclose(field.map, expected, rtol=1e-5)
+    nn.init.ones_(conv.weight)
+    (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
+    assert field.centroid == (4, 5)
+    assert (field.radius50, field.radius95) == (1, 2**0.5)  # five of nine pixels, and all
+
+
+def test_receptive_field_of_a_stack_has_its_known_size() -> None:
+    stack = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1))
+    for conv in (stack[0], stack[2]):
+        nn.init.uniform_(conv.weight, 0.1, 1)
+        nn.init.constant_(conv.bias, 9)  # no unit is dead
+    (field,) = effective_receptive_fields(stack, [images(1, 3, 32, 32)])
+    rows, columns = np.nonzero(field.map)
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (7, 7)
+
+
+def test_images_of_different_sizes_are_averaged_at_the_center() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    alone, both = (effective_receptive_fields(conv, [images(1, 3, *s) for s in sizes])[0] for sizes in
+                   ([(9, 9)], [(9, 9), (15, 11)]))  # fmt: skip
+    assert both.map.shape == (15, 11)
+    np.testing.assert_allclose(both.map[both.map > 0], alone.map[alone.map > 0], rtol=1e-5)
+    assert both.radius95 == pytest.approx(alone.radius95)
+
+
+@pytest.mark.parametrize("build", [smt, vit, swin])
+def test_receptive_fields_grow_with_depth(build: Callable[[], Any]) -> None:
+    """Untrained too: behind a LayerNorm the sum over channels would be constant, and the gradient zero."""
+    fields = effective_receptive_fields(build(), [images(1, 3, 64, 64)])
+    radii = [field.radius95 for field in fields]
+    assert radii == sorted(radii)
+    assert 0 < radii[0] < radii[-1]
+
+
+def test_contribution_radius() -> None:
+    map = np.zeros((5, 5))
+    map[2, 2], map[2, 4] = 3, 1
+    assert [contribution_radius(map, (2, 2), fraction) for fraction in (0.5, 0.75, 0.76, 1)] == [0, 0, 2, 2]
+
+
+def test_a_center_without_gradient_is_refused() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    nn.init.zeros_(conv.weight)
+    with pytest.raises(NotDefined, match="no gradient"):
+        effective_receptive_fields(conv, [images(1, 3, 9, 9)])
+
+
+# --- Fourier spectrum ---
+
+
+def test_spectrum_of_an_impulse_is_flat_and_of_its_blur_known() -> None:
+    impulse = torch.zeros(1, 2, 16, 16)
+    impulse[:, :, 3, 5] = 1
+    frequencies, flat = relative_log_amplitude(impulse)
+    np.testing.assert_allclose(frequencies, np.arange(9) / 8)
+    np.testing.assert_allclose(flat, 0, atol=1e-5)
+    blurred = sum(0.25 * w * impulse.roll(shift, 2) for shift, w in ((-1, 1), (0, 2), (1, 1)))
+    _, falling = relative_log_amplitude(blurred)  # amplitude cos(pi f / 2)^2
+    np.testing.assert_allclose(falling[:-1], 2 * np.log(np.cos(np.pi * frequencies[:-1] / 2)), atol=1e-4)
+    assert falling[-1] == pytest.approx(np.log(1e-6), abs=1e-3)
+
+
+def test_spectrum_of_white_noise_is_flat_on_any_grid() -> None:
+    for size in ((32, 32), (15, 32), (32, 20), (7, 7)):
+        frequencies, amplitude = relative_log_amplitude(images(4, 256, *size))
+        assert len(amplitude) == min(size) // 2 + 1
+        assert frequencies[-1] == pytest.approx(2 * (min(size) // 2) / min(size))
+        # Frequency 0 is a real number, the others are complex: their expected logarithms differ by log(2) / 2.
+        np.testing.assert_allclose(amplitude[1 : (min(size) - 1) // 2], np.log(2) / 2, atol=0.12)
+
+
+def test_spectra_by_depth() -> None:
+    blocks = spectra(smt(), [images(1, 3, 64, 64), images(1, 3, 64, 96, seed=1)])
+    assert [block.depth for block in blocks] == [0, 0.25, 0.5, 0.75, 1]
+    assert [block.info.mixer for block in blocks] == list("SSSAA")
+    assert [len(block.frequencies) for block in blocks] == [9, 5, 3, 3, 2]
+    with pytest.raises(NotDefined, match="one cell"):
+        spectra(nn.AdaptiveAvgPool2d(1), [images(1, 3, 8, 8)])
+
+
+# --- class activation maps ---
+
+
+@pytest.mark.parametrize("build", [smt, swin, lambda: vit(global_pool="avg", class_token=False, fc_norm=False)])
+def test_class_activation_of_average_pooling_and_a_linear_head(build: Callable[[], Any]) -> None:
+    model, x = build(), images(1, 3, 64, 64)
+    found = class_activation(model, x, class_id=2)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        scores = model(x)[0].softmax(-1)
+    weight = model.get_classifier().weight[2].detach()
+    if features.ndim == 4 and features.shape[1] == len(weight):
+        features = features.permute(0, 2, 3, 1)
+    expected = (features[0] @ weight).reshape(found.map.shape) / found.map.size
+    np.testing.assert_allclose(found.map, expected, rtol=1e-3, atol=1e-6)
+    assert found.score == pytest.approx(float(scores[2]), rel=1e-4)
+    assert (found.class_id, found.predicted) == (2, int(scores.argmax()) == 2)
+    assert found.upsampled.shape == (64, 64)
+    assert found.upsampled.min() >= 0
+
+
+def test_class_activation_of_the_predicted_class() -> None:
+    model, x = smt(), images(1, 3, 64, 96)
+    found = class_activation(model, x)
+    assert found.predicted
+    assert found.class_id == int(model(x).argmax())
+    assert found.map.shape == (2, 3)
+    assert found.upsampled.shape == (64, 96)
+
+
+def test_a_class_token_has_no_class_activation_map() -> None:
+    with pytest.raises(NotDefined, match="class token"):
+        class_activation(vit(), images(1, 3, 64, 64))
+
+
+def test_class_by_name_or_index() -> None:
+    classes = ("cat", "dog", "1")
+    assert [class_index(target, classes) for target in ("dog", "0", "1")] == [1, 0, 2]
+    with pytest.raises(ValueError, match="'bird'"):
+        class_index("bird", classes)
+
+
+# --- nearest neighbors ---
+
+
+def test_the_nearest_neighbor_of_a_vector_is_its_multiple() -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(size=(20, 8)).astype(np.float32)
+    found = nearest(3 * gallery[[7, 2]], gallery, 5)
+    assert found.indices[:, 0].tolist() == [7, 2]
+    np.testing.assert_allclose(found.similarities[:, 0], 1, rtol=1e-6)
+    cosines = gallery @ gallery[7] / np.linalg.norm(gallery, axis=1) / np.linalg.norm(gallery[7])
+    assert found.indices[0].tolist() == np.argsort(-cosines)[:5].tolist()
+
+
+def test_pooled_features_are_what_the_classifier_reads() -> None:
+    model, x = smt(), images(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = model.head.fc(torch.from_numpy(pooled_features(model, x)))
+        torch.testing.assert_close(logits, model(x))
+
+
+def test_pooled_features_of_backbones() -> None:
+    """Swin's maps have their channels last."""
+    for name in ("swin_tiny_patch4_window7_224", "convnext_atto"):
+        kwargs = dict(img_size=64, window_size=4) if "swin" in name else {}
+        backbone = timm.create_model(name, features_only=True, **kwargs).eval()
+        x = images(2, 3, 64, 64)
+        with torch.no_grad():
+            last = backbone(x)[-1]
+        expected = last.mean((1, 2) if "swin" in name else (2, 3))
+        np.testing.assert_allclose(pooled_features(backbone, x), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    picture().save(path)
+    return path
+
+
+KEYS = {
+    "modulation-photo": ("image", "stages.0.blocks.0.mixer.heads", "stages.2.blocks.2.mixer.modulator"),
+    "attention-photo": ("image", "stages.2.blocks.1.mixer.from_query", "stages.3.blocks.0.mixer.mean"),
+    "attention-distance": ("stages.2.blocks.1.mixer.distance", "stages.3.blocks.0.mixer.uniform_distance"),
+    "erf": ("stages.0.blocks.0.map", "stages.3.blocks.0.radius95"),
+    "spectrum": ("stages.0.blocks.0.frequencies", "stages.3.blocks.0.log_amplitude"),
+    "cam-photo": ("image", "class_id", "score", "map", "upsampled"),
+    "neighbors": ("images", "queries", "indices", "similarities", "features"),
+}
+
+
+def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    photograph().resize((50, 60)).save(gallery / "a.png")
+    picture().save(gallery / "copy.png")
+    picture(seed=1).save(gallery / "z.png")
+    (gallery / "damaged.png").write_bytes(b"")
+    out = tmp_path / "out"
+    data = answer(capsys, "analyze", CIFAR, photo, "--folder", gallery, "--out", out)
+    (model,) = data["models"]
+    assert list(model["results"]) == list(KINDS)
+    assert model["undefined"] == {}
+    assert [note for note in model["notes"] if "damaged.png" in note]
+    assert {Path(path) for path in data["written"]} == set((out / CIFAR).iterdir())
+    for stem, keys in KEYS.items():
+        assert (out / CIFAR / f"{stem}.png").stat().st_size > 10_000
+        with np.load(out / CIFAR / f"{stem}.npz") as arrays:
+            assert set(keys) <= set(arrays.files)
+            assert all(np.isfinite(arrays[key]).all() for key in arrays.files if arrays[key].dtype.kind == "f")
+    results = model["results"]
+    assert next(Path(n["image"]).name for n in results["neighbors"]["photo"]) == "copy.png"
+    assert results["neighbors"]["photo"][0]["similarity"] == pytest.approx(1, abs=1e-6)
+    fields = [field["radius50"] for field in results["erf"].values()]
+    assert fields == sorted(fields)
+    assert [block["mixer"] for block in results["spectrum"].values()] == list("SSSASAA")
+    with np.load(out / CIFAR / "cam-photo.npz") as arrays:
+        assert arrays["image"].shape == (32, 32, 3)  # as the model sees it
+
+
+def test_results_are_the_same_twice(photo: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        assert run("analyze", CIFAR, photo, "--kinds", "erf", "cam", "--out", tmp_path / folder) == 0
+    for name in ("erf", "cam-photo"):
+        assert len({(tmp_path / folder / CIFAR / f"{name}.npz").read_bytes() for folder in "ab"}) == 1
+
+
+def test_compared_models(photo: Path, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ("--kinds", "modulation", "erf", "spectrum")
+    data = answer(capsys, "analyze", CIFAR, photo, *kinds, "--compare", trained, "--out", tmp_path, "--format", "svg")
+    assert [model["model"] for model in data["models"]] == [CIFAR, "tiny"]
+    for stem in ("modulators", "erf", "spectrum"):
+        text = (tmp_path / f"{stem}.svg").read_text()
+        assert text.startswith("<?xml")
+    assert (tmp_path / "tiny" / "erf.npz").exists()
+
+
+def test_what_is_not_defined_is_named(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("analyze", "resnet18", photo, "--untrained", "--input.size", "64", "--out", tmp_path / "out")
+    (model,) = answer(capsys, *arguments)["models"]
+    assert model["model"] == "resnet18 (random weights)"
+    assert list(model["results"]) == ["erf", "spectrum", "cam"]
+    assert list(model["undefined"]) == ["modulation", "attention"]
+    error = refusal(capsys, 1, *arguments, "--kinds", "erf", "modulation")
+    assert "modulation is not defined for resnet18" in error
+    assert "SAM" in error
+    arguments = ("analyze", "vit_tiny_patch16_224", photo, "--untrained", "--input.size", "64")
+    assert "64 x 64" in refusal(capsys, 1, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["absent.png"], "absent.png"),
+        (["damaged.png"], "damaged.png"),
+        (["photo.png", "--kinds", "neighbors"], "--folder"),
+        (["photo.png", "--folder", "absent"], "absent"),
+        (["photo.png", "--kinds", "erf", "--target", "cat"], "--target"),
+        (["photo.png", "--target", "zebra"], "'zebra'"),
+        (["photo.png", "--target", "10"], "'10'"),
+        (["photo.png", "--query", "0.5", "2"], "--query"),
+        (["photo.png", "--top_k", "0"], "--top_k"),
+        (["photo.png", "--compare", CIFAR], CIFAR),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_error(
+    arguments: list[str], expected: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.png").write_bytes(photo.read_bytes()[:200])
+    error = refusal(capsys, 1, "analyze", CIFAR, *arguments)
+    assert error.startswith("smt analyze: error: ")
+    assert expected in error
+    assert not Path("analysis").exists()
+
+
+def test_a_missing_package_is_named(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    arguments = ("analyze", "resnet10t", photo, "--untrained", "--input.size", "64", "--out", tmp_path / "out")
+    assert "smt-vision[analysis]" in refusal(capsys, 1, *arguments, "--kinds", "cam")
+    (model,) = answer(capsys, *arguments)["models"]
+    assert list(model["results"]) == ["erf", "spectrum"]
+    assert "smt-vision[analysis]" in model["undefined"]["cam"]
+
+
+def test_bad_usage(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "images" in refusal(capsys, 2, "analyze", CIFAR)
+    assert "heatmap" in refusal(capsys, 2, "analyze", CIFAR, photo, "--kinds", "heatmap")
+    assert list(DESCRIBED) == list(KINDS)
+
+
+def test_untrained_is_for_names(trained: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "timm model name" in refusal(capsys, 1, "analyze", trained, photo, "--untrained")
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_backbones_of_dense_predictors(
+    kind: str, request: pytest.FixtureRequest, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder: Path = request.getfixturevalue(f"{kind}_run")
+    assert "classifier" in refusal(capsys, 1, "analyze", folder, photo, "--kinds", "cam")
+    arguments = ("--kinds", "spectrum", "neighbors", "--out", tmp_path / "out", "--folder", photo.parent)
+    (model,) = answer(capsys, "analyze", folder, *arguments, photo)["models"]
+    assert next(iter(model["results"]["spectrum"])) == "stages.0.blocks.0"
+    subject = load_subject(str(folder), "run")
+    x = subject.sample(photo, "photo").pixels
+    assert len(modulation_maps(subject.network, x)) == 3
+    assert len(attention_maps(subject.network, x)) == len(spectra(subject.network, [x])) - 3 == 2
+
+
+def test_large_images_of_dense_predictors_are_reduced(segmenter_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (3000, 1000)).save(path)
+    overrides = {"segment": {"short_side": 1000, "long_side": 3000}}
+    sample = load_subject(str(segmenter_run), "run", overrides=overrides).sample(path, "large")
+    assert sample.picture.shape[0] * sample.picture.shape[1] < 1.1 * MAX_PIXELS
+    assert tuple(sample.pixels.shape[-2:]) == sample.picture.shape[:2]
+    assert "1000 x 3000" in sample.reduced
+
+
+def test_names_for_files(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    file.touch()
+    names = model_names(["hf-hub:timm/resnet18.a1_in1k", str(tmp_path), str(file)])
+    assert names == ["hf-hub_timm_resnet18.a1_in1k", tmp_path.name, f"{tmp_path.name}-last"]
+    assert image_names([Path("a/1.png"), Path("b/1.jpg"), Path("c/1-2.png")]) == ["1", "1-2", "1-2-2"]
