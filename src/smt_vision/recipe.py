@@ -155,9 +155,6 @@ class Recipe:
         expected_source: Who measured it, and where.
         hardware: Hardware that the recipe was written for.
         citation: Where its values come from.
-
-    Raises:
-        ValueError: ``train_fraction`` is out of range.
     """
 
     task: ClassVar[str]
