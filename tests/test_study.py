@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 from command import answer, refusal, run
+from pages import REPO
 from smt_vision.study.debug import write_debug_data
-from smt_vision.study.results import RESULTS, CellResult, add_result, read_results
+from smt_vision.study.report import verdict_table
+from smt_vision.study.results import RESULTS, add_result, read_results
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
+from smt_vision.study.statistics import Verdict, summarize
 from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
 from smt_vision.study.study import Claim, Study, recipe_key, with_overrides
+from study_results import made_up_result
 from tiny_run import TINY
 
 TINY_STUDY = Study(
@@ -173,15 +177,13 @@ def test_jobs_must_be_positive(tmp_path: Path) -> None:
 
 # --- results files ---
 
-
-def row(key: str, value: float) -> CellResult:
-    return CellResult(key, "c", 0, "top1", (value,), (1,), value, 1, 1.0, 1, 1.0, "0", "0", "cpu", "2026-11-26")
+ANY = made_up_result(TINY_STUDY.cell("", "saa", 0), 1.0)
 
 
 def test_results_files_are_merged_and_the_last_result_counts(tmp_path: Path) -> None:
     for file, values in (("a.jsonl", {"x": 1.0, "y": 2.0}), ("b.jsonl", {"y": 3.0})):
         for key, value in values.items():
-            add_result(tmp_path / file, row(key, value))
+            add_result(tmp_path / file, replace(ANY, key=key, value=value))
     merged = read_results([tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "missing.jsonl"])
     assert {key: result.value for key, result in merged.items()} == {"x": 1.0, "y": 3.0}
     appended = tmp_path / "both.jsonl"
@@ -191,7 +193,7 @@ def test_results_files_are_merged_and_the_last_result_counts(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"key": 1}', '{"other": 2}', "7"])
 def test_a_damaged_results_file_names_the_line(line: str, tmp_path: Path) -> None:
-    add_result(tmp_path / RESULTS, row("x", 1.0))
+    add_result(tmp_path / RESULTS, ANY)
     with (tmp_path / RESULTS).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=rf"{RESULTS}, line 2: not a result of a study"):
@@ -293,3 +295,33 @@ def test_a_debug_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "all 12 cells are done" in capsys.readouterr().out
     assert run(*arguments, "--report") == 0
     assert "undecided" in (folder / "report" / "studies.md").read_text()
+
+
+# --- the results that are committed ---
+
+COMMITTED = REPO / "docs" / "results" / "study"
+
+
+def committed_rows() -> list[str]:
+    """The lines of the table of verdicts, from the committed results."""
+    results = read_results([COMMITTED / RESULTS])
+    assert results
+    summaries = {name: summarize(study, results) for name, study in STUDIES.items()}
+    return verdict_table(list(STUDIES.values()), summaries)[2:-1]
+
+
+def test_the_committed_report_is_that_of_the_committed_results() -> None:
+    page = (COMMITTED / "studies.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in committed_rows() if row not in page] == []
+
+
+def test_every_committed_result_is_of_a_study() -> None:
+    keys = {cell.key for study in STUDIES.values() for cell in study.cells(seeds=20)}
+    assert read_results([COMMITTED / RESULTS]).keys() - keys == set()
+
+
+def test_the_readme_has_the_verdicts_of_the_committed_results() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    shown = [line for line in readme.splitlines() if re.search(rf"\*\*({'|'.join(Verdict)})\*\*", line)]
+    assert shown
+    assert [line for line in shown if line not in committed_rows()] == []

@@ -9,6 +9,9 @@ import pytest
 
 from smt_vision import checkpoints, load
 from smt_vision.engine.loop import train
+from smt_vision.study.results import RESULTS, add_result
+from smt_vision.study.studies import STUDIES
+from study_results import made_up_result
 from tiny_run import tiny
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -55,3 +58,22 @@ def test_publish_run(tmp_path: Path, shapes: Path, detector_run: Path) -> None:
     script("publish_run")["main"](detector_run, results)
     written = {path.name for path in results.iterdir()}
     assert {"recipe.yaml", "log.jsonl", "metrics.json", "curves.png", "samples.jpg"} <= written
+
+
+def test_publish_study(tmp_path: Path) -> None:
+    publish = script("publish_study")
+    run, results, readme = tmp_path / "run", tmp_path / "results", tmp_path / "README.md"
+    study = STUDIES["mhmc_heads"]
+    for budget in study.budgets:
+        for variant, value in (("heads_4", 80.0), ("heads_1", 78.0)):
+            for seed in range(2):
+                add_result(run / RESULTS, made_up_result(study.cell(budget, variant, seed), value + seed))
+    readme.write_text(f"before\n{publish['FIRST']}\nold\n{publish['LAST']}\nafter\n")
+    publish["main"](run, results, readme)
+    publish["main"](run, results, readme)
+    assert (results / RESULTS).read_bytes() == (run / RESULTS).read_bytes()
+    lines = readme.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    (verdict,) = [line for line in lines if line.startswith("| 4 convolution heads are better than one")]
+    assert "mhmc_heads, 10 epochs | heads_1: +2.00" in verdict
+    assert verdict in (results / "studies.md").read_text().splitlines()

@@ -7,6 +7,7 @@ that only it reads (``tasks/TASK/config.py``). This module imports nothing of ou
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
@@ -187,6 +188,7 @@ class Recipe:
             )
 
     @classmethod
+    @cache
     def groups(cls) -> dict[str, type]:
         """The fields that are dataclasses themselves, by name: ``input``, ``optim`` and so on."""
         hints = get_type_hints(cls)

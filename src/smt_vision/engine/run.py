@@ -272,8 +272,9 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
 def flat_fields(recipe: Recipe) -> dict[str, Any]:
     """A recipe as one flat dictionary, with keys like ``optim.lr``; a model's own arguments stay together."""
     fields: dict[str, Any] = {}
+    groups = recipe.groups()
     for key, value in recipe.to_dict().items():
-        if key in recipe.groups():
+        if key in groups:
             fields.update({f"{key}.{name}": item for name, item in value.items()})
         else:
             fields[key] = value

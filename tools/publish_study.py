@@ -1,0 +1,56 @@
+"""Copy the results of studies into docs/results/study/, write their report there, and the verdicts into the README.
+
+    python tools/publish_study.py runs/study
+
+The results are merged with those that are there already. The README has, between two comments, the line of the table of
+verdicts for each claim's last budget with results.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smt_vision.study.report import verdict_table, write_report
+from smt_vision.study.results import RESULTS, add_result, read_results
+from smt_vision.study.statistics import summarize
+from smt_vision.study.studies import STUDIES
+from smt_vision.study.throughput import THROUGHPUT, read_throughput
+
+REPO = Path(__file__).resolve().parents[1]
+FIRST, LAST = "<!-- verdicts: written by tools/publish_study.py -->", "<!-- end of verdicts -->"
+COMMAND = """\
+smt study {names} \\
+    --data torch/cifar10=cifar10.tar.gz camvid=camvid --jobs 2
+smt study {names} --throughput
+python tools/publish_study.py runs/study"""
+
+
+def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme: Path = REPO / "README.md") -> None:
+    known = read_results([results / RESULTS])
+    for key, result in read_results([run / RESULTS]).items():
+        if known.get(key) != result:
+            add_result(results / RESULTS, result)
+    if (run / THROUGHPUT).is_file():
+        (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
+    found = read_results([results / RESULTS])
+    studies = [study for study in STUDIES.values() if summarize(study, found)]
+    command = COMMAND.format(names=" ".join(study.name for study in studies))
+    write_report(studies, found, results, throughput=read_throughput(results), command=command)
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.split(FIRST)[0], text.split(LAST)[1]
+    table = last_budgets(verdict_table(studies, {study.name: summarize(study, found) for study in studies}))
+    readme.write_text("\n".join([f"{before}{FIRST}", *table, f"{LAST}{after}"]), encoding="utf-8")
+    print(f"{results}: {len(found)} cells of {len(studies)} studies")
+
+
+def last_budgets(table: Sequence[str]) -> list[str]:
+    """The lines of a table of verdicts for the last budget of each claim: those of an earlier budget come before it."""
+    last = {}
+    for line in table[2:-1]:
+        claim, where = line.split(" | ")[:2]
+        last[claim, where.partition(",")[0]] = line
+    return [*table[:2], *last.values()]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
