@@ -126,7 +126,7 @@ def test_trend() -> None:
     results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01)
     short, long = summarize(STUDY, results)
     (trend,) = trends([short, long])
-    assert (trend.first, trend.last, trend.than) == ("short", "long", "b")
+    assert (trend.first, trend.later, trend.than) == ("short", "long", "b")
     assert trend.change == pytest.approx(2, abs=0.05)
     widths = [summary.comparisons[0].high - summary.comparisons[0].low for summary in (short, long)]
     assert trend.half_width == pytest.approx(math.hypot(*widths) / 2)

@@ -15,6 +15,7 @@ COLORS = (
     "#3b6fb6", "#d1662b", "#2a8f5b", "#8a63b8", "#2f9ca6", "#b5852a", "#b6507d", "#6f8f3a", "#5c6b7a", "#20304f",
     "#c94f4f", "#8bb7e0",
 )  # fmt: skip
+COLUMNS = 3
 VERDICT_COLORS = {Verdict.SUPPORTED: BEST, Verdict.CONTRADICTED: EVAL, Verdict.UNDECIDED: GRAY}
 
 
@@ -23,15 +24,16 @@ def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path)
 
     def draw() -> Figure:
         rows = max(len(summary.comparisons) for summary in summaries)
-        figure = Figure(figsize=(1.5 + 3.6 * len(summaries), 1.3 + 0.38 * rows))
-        panels = figure.subplots(1, len(summaries), sharey=True, squeeze=False)[0]
+        figure, panels = _panels(len(summaries), 3.6, 1.3 + 0.38 * rows, sharex=True, sharey=True)
         for axes, summary in zip(panels, summaries, strict=True):
             for row, comparison in enumerate(summary.comparisons):
                 _draw_interval(axes, row, comparison)
             axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
             axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label.removesuffix(' (%)')} (points)")
         names = [f"{c.claim.better} - {c.than}" for c in summaries[0].comparisons]
-        panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(rows - 0.5, -0.5))
+        panels[0].set(ylim=(rows - 0.5, -0.5))
+        for axes in panels[::COLUMNS]:
+            axes.set(yticks=range(len(names)), yticklabels=names)
         return figure
 
     save(draw, path)
@@ -52,8 +54,7 @@ def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> N
     """One panel per budget: the mean metric of each variant over epochs, and its range over the seeds."""
 
     def draw() -> Figure:
-        figure = Figure(figsize=(1.6 + 4.4 * len(summaries), 4))
-        panels = figure.subplots(1, len(summaries), squeeze=False)[0]
+        figure, panels = _panels(len(summaries), 4.4, 4.0)
         for axes, summary in zip(panels, summaries, strict=True):
             for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
                 shortest = min(len(result.by_epoch) for result in variant.results)
@@ -66,7 +67,7 @@ def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> N
             bottom = min(np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants)
             top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
             axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
-        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        panels[min(len(panels), COLUMNS) - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure
 
     save(draw, path)
@@ -89,8 +90,7 @@ def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float
             "inference (images/s)": dict(throughput),
         }
         shown = {name: values for name, values in axis_values.items() if values}
-        figure = Figure(figsize=(1.6 + 3.9 * len(shown), 4))
-        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        figure, panels = _panels(len(shown), 3.9, 4.0, sharey=True)
         for axes, (name, values) in zip(panels, shown.items(), strict=True):
             for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
                 if variant.variant in values:
@@ -105,6 +105,17 @@ def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float
         return figure
 
     save(draw, path)
+
+
+def _panels(count: int, width: float, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of this size in inches, at most :data:`COLUMNS` per row."""
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1.6 + width * columns, height * rows))
+    panels = figure.subplots(rows, columns, **share, squeeze=False).flatten().tolist()
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
 
 
 def _colors(count: int) -> list[str]:

@@ -159,7 +159,9 @@ def _trend_table(changes: Sequence[Trend]) -> list[str]:
     for trend in changes:
         low, high = trend.change - trend.half_width, trend.change + trend.half_width
         interval = "" if isnan(low) else f"{low:+.2f} to {high:+.2f}"
-        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.last, f"{trend.change:+.2f}", interval])
+        rows.append(
+            [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, f"{trend.change:+.2f}", interval]
+        )
     return _table(header, rows)
 
 

@@ -118,20 +118,20 @@ class BudgetSummary:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a difference changes from a study's first budget with results to its last.
+    """How a difference changes from a study's first budget with results to a later one.
 
     Args:
         claim: The claim.
         than: The variant that ``claim.better`` is compared with.
-        first, last: Names of the budgets.
-        change: Difference at the last budget less that at the first, in percentage points.
+        first, later: Names of the budgets.
+        change: Difference at the later budget less that at the first, in percentage points.
         half_width: Half the width of its 95 % interval; NaN where a budget has no interval.
     """
 
     claim: Claim
     than: str
     first: str
-    last: str
+    later: str
     change: float
     half_width: float
 
@@ -162,17 +162,21 @@ def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None
 
 
 def trends(summaries: Sequence[BudgetSummary]) -> list[Trend]:
-    """Trends of all comparisons that were made at more than one budget."""
-    found = []
-    for last in summaries[-1].comparisons if len(summaries) > 1 else ():
-        same = [c for s in summaries[:-1] for c in s.comparisons if (c.claim, c.than) == (last.claim, last.than)]
-        if same:
-            first = same[0]
-            half_width = hypot(first.high - first.low, last.high - last.low) / 2
-            found.append(
-                Trend(last.claim, last.than, first.budget, last.budget, last.difference - first.difference, half_width)
-            )
-    return found
+    """Trends of all comparisons, from the first budget to each later one."""
+    return [
+        Trend(
+            later.claim,
+            later.than,
+            first.budget,
+            later.budget,
+            later.difference - first.difference,
+            hypot(first.high - first.low, later.high - later.low) / 2,
+        )
+        for summary in summaries[1:]
+        for later in summary.comparisons
+        for first in summaries[0].comparisons
+        if (first.claim, first.than) == (later.claim, later.than)
+    ]
 
 
 def _seeds_with_results(study: Study, budget: str, results: Mapping[str, CellResult]) -> int:

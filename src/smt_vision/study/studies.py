@@ -117,20 +117,16 @@ BUDGET_CLAIMS = (
     Claim("The hybrid is better than attention only", "smt", ("msa_only",)),
 )
 
-# About 1950 optimizer steps each, of which 585 are warm-up.
-IMAGES: Mapping[str, Overrides] = {
-    "all images": {"epochs": 5},
+# At equal numbers of optimizer steps, 1950 as 5 epochs of all images, and equal warm-up; and at other widths, with
+# attention heads of about 16 channels as in the network of the other studies.
+IMAGES_AND_WIDTHS: Mapping[str, Overrides] = {
     "25 % of the images": {"train_fraction": 0.25, "epochs": 20, "optim.warmup_epochs": 6.0, "engine.eval_every": 4},
     "10 % of the images": {"train_fraction": 0.1, "epochs": 50, "optim.warmup_epochs": 15.0, "engine.eval_every": 10},
-}
-# Attention heads of about 16 channels, as in the network of the other studies.
-WIDTHS: Mapping[str, Overrides] = {
     "half the width": {
         "epochs": 5,
         "model_args.embed_dims": (12, 24, 48, 96),
         "model_args.attn_heads": (1, 2, 3, 6),
     },
-    "full width": {"epochs": 5},
     "twice the width": {
         "epochs": 5,
         "model_args.embed_dims": (48, 96, 192, 384),
@@ -214,9 +210,15 @@ def _studies() -> Iterator[Study]:
         debug=DEBUG_CLASSIFY,
         debug_variants=EQUAL_PARAMETERS,
     )
-    for name, what, budgets in (("budget_images", "few images", IMAGES), ("budget_parameters", "size", WIDTHS)):
-        about = f"How do the differences depend on {what}? CIFAR-10"
-        yield Study(name, about, CIFAR10, BUDGET, BUDGET_CLAIMS, budgets, debug=DEBUG_CLASSIFY)
+    yield Study(
+        "budget",
+        "How do the differences depend on epochs, images and parameters? CIFAR-10",
+        CIFAR10,
+        BUDGET,
+        BUDGET_CLAIMS,
+        {**_epochs(5, 10, 20), **IMAGES_AND_WIDTHS},
+        debug=DEBUG_CLASSIFY,
+    )
 
 
 STUDIES: Mapping[str, Study] = {study.name: study for study in _studies()}
