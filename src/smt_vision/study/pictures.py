@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float
     save(draw, path)
 
 
-def _panels(count: int, width: float, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, width: float, height: float, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure with panels of this size in inches, at most :data:`COLUMNS` per row."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
