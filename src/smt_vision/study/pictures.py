@@ -65,7 +65,8 @@ def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> N
                 axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
             axes.set(title=summary.budget or "All cells", xlabel="epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            bottom = min(np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants)
+            early = [np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants]
+            bottom = float(min(early))
             top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
             axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
         panels[min(len(panels), COLUMNS) - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
