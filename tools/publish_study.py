@@ -33,7 +33,7 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
     if (run / THROUGHPUT).is_file():
         (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
     found = read_results([results / RESULTS])
-    studies = [study for study in STUDIES.values() if summarize(study, found)]
+    studies = [study for study in STUDIES.values() if any(s.comparisons for s in summarize(study, found))]
     command = COMMAND.format(names=" ".join(study.name for study in studies))
     write_report(studies, found, results, throughput=read_throughput(results), command=command)
     text = readme.read_text(encoding="utf-8")
