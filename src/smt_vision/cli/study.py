@@ -38,7 +38,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("study", about, EXAMPLES, "smt study [NAME or FILE.py ...] [--OPTION VALUE ...]")
     parser.add_argument("studies", nargs="*", default=[], metavar="STUDY", help="names, or files that define STUDY")
     parser.add_argument("--list", action="store_true", help="list the studies, or the cells of the named ones")
-    parser.add_argument("--run", type=Path, default=Path("runs/study"), help="folder of the runs and results")
+    parser.add_argument("--run", type=Path, help="folder of the runs and results; default: runs/study")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
     )
@@ -46,7 +46,11 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
     parser.add_argument("--seeds", type=int | None, help="number of seeds; default: the study's")
-    parser.add_argument("--debug", action="store_true", help="tiny cells on made-up images: seconds, for tests")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="tiny cells on made-up images, in seconds, in runs/study_debug",
+    )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list the cells and the estimated time")
     parser.add_argument("--report", action="store_true", help="write the report of the results; trains nothing")
     parser.add_argument("--throughput", action="store_true", help="measure images/s of the finished cells' models")
@@ -58,6 +62,7 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     from ..study.runner import run_cells, unique_cells
 
+    args.run = args.run or Path("runs/study_debug" if args.debug else "runs/study")
     studies = [_chosen(study, args) for study in _studies(args.studies)]
     if not args.studies or (args.list and not args.dry_run):
         return _listed(studies, cells=bool(args.studies))
