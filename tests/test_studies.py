@@ -17,8 +17,7 @@ from smt_vision.recipe import Recipe
 from smt_vision.study.peers import EQUAL_GMAC, EQUAL_PARAMETERS, IMAGENET
 from smt_vision.study.runner import unique_cells
 from smt_vision.study.studies import CIFAR10, STUDIES
-from smt_vision.study.study import Overrides, recipe_key, with_overrides
-from smt_vision.study.throughput import model_key
+from smt_vision.study.study import Overrides, model_key, recipe_key, with_overrides
 from smt_vision.tasks import get_task
 from smt_vision.tasks.build import create_model
 from smt_vision.tasks.load import load

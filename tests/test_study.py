@@ -163,11 +163,20 @@ def test_a_stopped_study_continues(number: int, shapes: Path, tmp_path: Path) ->
 
 
 def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) -> None:
-    variants = {"bad": {"model_args.conv_heads": 7}, "saa": {}}
+    variants = {"bad": {"optim.lr": 1e30}, "saa": {}}
     cells = list(replace(TINY_STUDY, variants=variants, claims=(), seeds=1).cells())
-    with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*conv_heads=7"):
+    with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*loss is"):
         run_cells(cells, tmp_path, data={"shapes": str(shapes)})
     assert [result.cell for result in read_results([tmp_path / RESULTS]).values()] == ["tiny_study / saa / seed 0"]
+
+
+def test_a_network_or_dataset_that_cannot_work_is_an_error_before_training(shapes: Path, tmp_path: Path) -> None:
+    cells = list(replace(TINY_STUDY, variants={"saa": {}, "bad": {"model_args.conv_heads": 7}}, claims=()).cells())
+    with pytest.raises(ValueError, match=r"tiny_study / bad / seed \d: invalid conv_heads=7"):
+        run_cells(cells, tmp_path, data={"shapes": str(shapes)})
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        run_cells(cells[:1], tmp_path, data={"shapes": "nowhere"})
+    assert not (tmp_path / "cells").exists()
 
 
 def test_jobs_must_be_positive(tmp_path: Path) -> None:

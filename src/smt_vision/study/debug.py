@@ -28,7 +28,7 @@ def write_debug_data(recipe: Recipe, folder: Path) -> Path:
     if recipe.task not in ("classify", "segment"):
         raise ValueError(f"there is no data of debug size for task {recipe.task!r}: expected 'classify' or 'segment'")
     path, rng = folder / recipe.task, np.random.default_rng(0)
-    complete = path / "complete"
+    complete = path / ".complete"
     if not complete.exists():
         for split, count in IMAGES.items():
             for index in range(count):

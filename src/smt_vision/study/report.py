@@ -14,8 +14,7 @@ from ..extras import require
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
 from .statistics import BudgetSummary, Comparison, Trend, summarize, trends
-from .study import Claim, Study
-from .throughput import model_key
+from .study import Claim, Study, model_key
 
 METHOD = """\
 Every cell is one training run; its result is the metric of the weights at the end of training, not of the best epoch.

@@ -19,9 +19,11 @@ from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
 from ..engine.signals import Stopped, stop_signals
 from ..recipe import Recipe
+from ..tasks import get_task
+from ..tasks.build import create_model
 from . import process
 from .results import RESULTS, CellResult, add_result, read_result, read_results
-from .study import Cell
+from .study import Cell, model_key
 
 POLL_SECONDS = 0.5
 
@@ -96,7 +98,8 @@ def run_cells(
         The results of all cells, by key.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or another process runs studies in this folder.
+        ValueError: ``jobs`` is below 1, another process runs studies in this folder, or a network or dataset is invalid
+            (see :func:`check_cells`).
         CellsFailed: Some cells failed. The others were trained nevertheless.
         StudyStopped: A signal was received.
     """
@@ -106,6 +109,7 @@ def run_cells(
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder), stop_signals() as received:
         runner = _Runner(cells, folder, data or {}, jobs, on_progress)
+        check_cells(runner.waiting, runner.data)
         try:
             while runner.running or (runner.waiting and not received):
                 if received:
@@ -125,6 +129,34 @@ def run_cells(
             f"{len(runner.failed)} of {len(cells)} cells failed: {reasons}. The same command tries them again"
         )
     return {cell.key: runner.results[cell.key] for cell in cells}
+
+
+def check_cells(cells: Sequence[Cell], data: Mapping[str, str]) -> None:
+    """Build every network, without memory for its weights, and open every dataset, before anything is trained.
+
+    Args:
+        cells: The cells.
+        data: Path of the dataset, by the name that recipes have for it.
+
+    Raises:
+        ValueError: A network cannot be built; the message names the cell.
+        Exception: A dataset cannot be opened, as ``smt train`` says it.
+    """
+    for cell in {model_key(cell.recipe): cell for cell in cells}.values():
+        try:
+            with torch.device("meta"):
+                create_model(cell.recipe.model, **cell.recipe.model_args)
+        except ValueError as error:
+            raise ValueError(f"{cell.label}: {error}") from error
+        except (NotImplementedError, RuntimeError):  # a network that computes with its weights when it is built
+            continue
+    for cell in {cell.recipe.data: cell for cell in cells}.values():
+        recipe = _with_data(cell.recipe, data)
+        get_task(recipe.task).training(replace(recipe, pretrained=False, checkpoint=None))
+
+
+def _with_data(recipe: Recipe, data: Mapping[str, str]) -> Recipe:
+    return replace(recipe, data=data.get(recipe.data, recipe.data))
 
 
 @dataclass
@@ -167,7 +199,7 @@ class _Runner:
             cell = self.waiting.pop(0)
             own = cell_folder(self.folder, cell)
             own.mkdir(parents=True, exist_ok=True)
-            recipe = replace(cell.recipe, data=self.data.get(cell.recipe.data, cell.recipe.data))
+            recipe = _with_data(cell.recipe, self.data)
             (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
             (own / process.RESULT).unlink(missing_ok=True)
             started = self._context.Process(

@@ -148,6 +148,11 @@ def recipe_key(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def model_key(recipe: Recipe) -> str:
+    """The model of a recipe, with its arguments, as text."""
+    return json.dumps([recipe.model, recipe.to_dict()["model_args"]], sort_keys=True)
+
+
 def with_overrides(recipe: Recipe, overrides: Overrides) -> Recipe:
     """A recipe with other values, by dotted field name.
 

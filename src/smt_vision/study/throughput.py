@@ -10,18 +10,12 @@ import torch
 from ..benchmark.compare import Candidate, compare
 from ..benchmark.report import measurement_conditions, write_json
 from ..benchmark.timing import ProgressCallback
-from ..recipe import Recipe
 from ..tasks.load import load
 from .runner import cell_folder, unique_cells
-from .study import Cell
+from .study import Cell, model_key
 
 THROUGHPUT = "throughput.json"
 BATCH_SIZE = 16
-
-
-def model_key(recipe: Recipe) -> str:
-    """The model of a recipe, with its arguments, as text."""
-    return json.dumps([recipe.model, recipe.to_dict()["model_args"]], sort_keys=True)
 
 
 def measure_throughput(
