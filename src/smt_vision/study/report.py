@@ -112,7 +112,11 @@ def _section(
     for summary in summaries:
         lines += [f"### {summary.budget or 'Results'}", ""]
         if summary.missing:
-            lines += [f"{summary.missing} cells have no result yet.", ""]
+            seeds = (
+                "Means and curves are over the seeds that a variant has, which may be others than those of the variant "
+                "beside it; differences are paired by seed."
+            )
+            lines += [f"{summary.missing} cells have no result yet. {seeds}", ""]
         lines += [*_variant_table(study, summary, label, speeds), *_comparison_table(summary)]
     if changes := trends(summaries):
         lines += ["### Trend", "", *_trend_table(changes)]
