@@ -1,6 +1,7 @@
 """``smt study``."""
 
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,8 +78,8 @@ def run(args: Any) -> Output:
     with _display(json=args.json) as on_progress:
         results = run_cells(cells, args.run, data=data, jobs=args.jobs, on_progress=on_progress)
     rows = [{"cell": cell.label, "value": results[cell.key].value} for cell in cells]
-    names = " ".join(args.studies)
-    show = [f"all {len(cells)} cells are done; report: smt study {names} --run {args.run} --report"]
+    options = [*args.studies, *(["--debug"] if args.debug else []), "--run", str(args.run), "--report"]
+    show = [f"all {len(cells)} cells are done; report: smt study {shlex.join(options)}"]
     return Output({"run": str(args.run), "cells": rows}, show)
 
 
