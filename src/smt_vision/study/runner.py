@@ -231,7 +231,7 @@ class _Runner:
                 self.results[result.key] = result
                 self.done += 1
                 self._speeds.append((time.monotonic() - each.started) / each.cell.recipe.epochs)
-                left = sum(cell.recipe.epochs for cell in self.waiting) * mean(self._speeds) / self.jobs
+                left = self._seconds_left(fractions)
                 self.on_progress(
                     Progress(self.done, self.total, fractions, finished=(each.cell, result), seconds_left=left)
                 )
@@ -239,6 +239,11 @@ class _Runner:
                 self.failed.append((each.cell, _reason(each)))
                 self.on_progress(Progress(self.done, self.total, fractions, failed=self.failed[-1]))
         self.on_progress(Progress(self.done, self.total, fractions))
+
+    def _seconds_left(self, fractions: Mapping[str, float]) -> float:
+        epochs = sum(cell.recipe.epochs for cell in self.waiting)
+        rest = sum((1 - fractions[each.cell.label]) * each.cell.recipe.epochs for each in self.running)
+        return (epochs + rest) * mean(self._speeds) / self.jobs
 
 
 def _device(recipe: Recipe, slot: int) -> str | None:
