@@ -165,7 +165,6 @@ class _Running:
     folder: Path
     process: Any  # multiprocessing's Process of the start method
     slot: int
-    started: float
 
 
 class _Runner:
@@ -202,11 +201,11 @@ class _Runner:
             recipe = _with_data(cell.recipe, self.data)
             (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
             (own / process.RESULT).unlink(missing_ok=True)
-            started = self._context.Process(
+            child = self._context.Process(
                 target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))
             )
-            started.start()
-            self.running.append(_Running(cell, own, started, slot, time.monotonic()))
+            child.start()
+            self.running.append(_Running(cell, own, child, slot))
 
     def stop(self, number: int) -> None:
         """Send a signal to the running processes, once: a second one would end them without a checkpoint."""
@@ -230,7 +229,7 @@ class _Runner:
                 add_result(self.folder / RESULTS, result)
                 self.results[result.key] = result
                 self.done += 1
-                self._speeds.append((time.monotonic() - each.started) / each.cell.recipe.epochs)
+                self._speeds.append(result.seconds / each.cell.recipe.epochs)
                 left = self._seconds_left(fractions)
                 self.on_progress(
                     Progress(self.done, self.total, fractions, finished=(each.cell, result), seconds_left=left)
