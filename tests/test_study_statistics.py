@@ -101,6 +101,16 @@ def test_missing_cells_keep_the_pairs() -> None:
     assert comparison.difference == pytest.approx(2, abs=0.05)
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(3, Verdict.UNDECIDED), (4, Verdict.SUPPORTED)])
+def test_a_verdict_needs_four_pairs(seeds: int, verdict: Verdict) -> None:
+    """Also where the other variants have enough cells for a narrow interval."""
+    results = made_up(STUDY, "long", dict(a=80, c=79, d=79), seeds=6)
+    results |= made_up(STUDY, "long", dict(b=75), seeds=seeds)
+    comparison = summarize(STUDY, results)[0].comparisons[0]
+    assert (comparison.than, comparison.pairs, comparison.verdict) == ("b", seeds, verdict)
+    assert comparison.low > 0
+
+
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
     found = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=70), noise=0, seeds=1))[0]
     (comparison,) = found.comparisons

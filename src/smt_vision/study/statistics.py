@@ -18,6 +18,7 @@ from .results import CellResult
 from .study import Claim, Study
 
 CONFIDENCE = 0.95
+MIN_PAIRS = 4  # seeds of both variants that a verdict needs
 
 
 class Verdict(StrEnum):
@@ -80,8 +81,11 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """``supported`` or ``contradicted`` if the corrected p-value is below 0.05, by the sign of the difference."""
-        if not self.p_value < 1 - CONFIDENCE:
+        """``supported`` or ``contradicted`` by the sign of the difference, if the corrected p-value is below 0.05.
+
+        With fewer than four pairs ``undecided``: the residual variance would be that of other variants.
+        """
+        if self.pairs < MIN_PAIRS or not self.p_value < 1 - CONFIDENCE:
             return Verdict.UNDECIDED
         return Verdict.SUPPORTED if self.difference > 0 else Verdict.CONTRADICTED
 
