@@ -17,13 +17,14 @@ from .statistics import BudgetSummary, Comparison, Trend, summarize, trends
 from .study import Claim, Study, model_key
 
 METHOD = """\
-Every cell is one training run; its result is the metric of the weights at the end of training, not of the best epoch.
-The cells of one seed have the same data order and augmentation. Differences are estimated by least squares with an
-effect for each variant and each seed, which pairs the variants by seed; the 95 % interval is a t interval with the
-residual variance of all cells of the budget, not corrected for the number of comparisons. A verdict needs four pairs
-and a two-sided p-value below 0.05 after Holm's correction for all comparisons of the study at that budget: `supported` or
-`contradicted` by the sign of the difference, otherwise `undecided at this scale`. A claim about several variants is
-supported by all of its comparisons, and contradicted by any. Published differences are of full training on ImageNet-1K.
+Every cell is one training run; its result is the metric of the weights at the end of training, not of the best
+epoch. The cells of one seed have the same data order and augmentation. Differences are estimated by least squares
+with an effect for each variant and each seed, which pairs the variants by seed; the 95 % interval is a t interval
+with the residual variance of all cells of the budget, not corrected for the number of comparisons. A verdict needs
+four pairs and a two-sided p-value below 0.05 after Holm's correction for all comparisons of the study at that
+budget: `supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`. A claim
+about several variants is supported by all of its comparisons, and contradicted by any. Published differences are of
+full training on ImageNet-1K.
 """
 STYLE = """\
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2430;max-width:72rem;margin:2rem auto;padding:0 1rem}
