@@ -219,6 +219,7 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
         f"- hardware: {'; '.join(sorted({r.hardware for r in used}))}",
         f"- versions: {'; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used}))}",
         f"- dates: {min(r.date for r in used)} to {max(r.date for r in used)}",
+        "- minutes: median wall-clock time of a cell; cells that ran at the same time shared the machine",
     ]
     if conditions := throughput.get("conditions"):
         lines.append(
