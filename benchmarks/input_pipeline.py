@@ -3,18 +3,17 @@
 import io
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from smt_vision.benchmark.timing import one_thread
 from smt_vision.data.dataset import Raw
 from smt_vision.data.decode import channels_of
 from smt_vision.data.loaders import DecodedImages, Position, seed_all
@@ -116,7 +115,7 @@ def measure_input(
     images: ImageDataset = (
         SyntheticJpegs() if data is None else open_dataset(data, "train", val_fraction=input.val_fraction)
     )
-    with _one_thread():
+    with one_thread():
         train, evaluation = _measure_core(images, input, augment, seconds * 2 / 3)
     images_per_s, started = _measure_loader(images, replace(input, workers=workers), augment, batch_size, seconds / 3)
     return InputSpeed(data or "synthetic", _mean_bytes(images), train, evaluation, images_per_s, started, batch_size)
@@ -249,14 +248,3 @@ def _jpeg(seed: int) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
     return out.getvalue()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread, as in a worker process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -33,12 +33,13 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
     if (run / THROUGHPUT).is_file():
         (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
     found = read_results([results / RESULTS])
-    studies = [study for study in STUDIES.values() if any(s.comparisons for s in summarize(study, found))]
+    summaries = {name: summarize(study, found) for name, study in STUDIES.items()}
+    studies = [study for name, study in STUDIES.items() if any(summary.comparisons for summary in summaries[name])]
     command = COMMAND.format(names=" ".join(study.name for study in studies))
-    write_report(studies, found, results, throughput=read_throughput(results), command=command)
+    write_report(studies, summaries, results, throughput=read_throughput(results), command=command)
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(FIRST)[0], text.split(LAST)[1]
-    table = last_budgets(verdict_table(studies, {study.name: summarize(study, found) for study in studies}))
+    table = last_budgets(verdict_table(studies, summaries))
     readme.write_text("\n".join([f"{before}{FIRST}", *table, f"{LAST}{after}"]), encoding="utf-8")
     print(f"{results}: {len(found)} cells of {len(studies)} studies")
 
@@ -46,7 +47,7 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
 def last_budgets(table: Sequence[str]) -> list[str]:
     """The lines of a table of verdicts for the last budget of each claim: those of an earlier budget come before it."""
     last = {}
-    for line in table[2:-1]:
+    for line in table[2:]:
         claim, where = line.split(" | ")[:2]
         last[claim, where.partition(",")[0]] = line
     return [*table[:2], *last.values()]

@@ -200,7 +200,9 @@ class _Global(_Weights):
         else:
             self.grid, self.others = token_grid(qkv.shape[1], size)
             if not self.grid[0]:
-                raise NotDefined(f"{qkv.shape[1]} tokens are no grid over an image of {size[0]} x {size[1]} pixels")
+                raise NotDefined(
+                    f"{qkv.shape[1]} tokens do not form a grid over an image of {size[0]} x {size[1]} pixels"
+                )
         self.qkv = self._split(qkv, 1)
 
     def maps(self, name: str, size: tuple[int, int], query: tuple[float, float]) -> AttentionMaps:

@@ -1,4 +1,4 @@
-"""Class activation maps: which places of the last feature map speak for a class.
+"""Class activation maps: where the last feature map is evidence for a class.
 
 Source: Selvaraju et al., "Grad-CAM", ICCV 2017, computed with Captum.
 
@@ -28,7 +28,7 @@ class ClassActivation:
         score: Softmax score of the class.
         predicted: Whether it is the class with the highest score.
         map: ``(h, w)``: the last feature map, each channel weighted by the mean gradient of the class's logit, summed
-            over channels. Negative values speak against the class.
+            over channels. Negative values are evidence against the class.
         upsampled: ``(H, W)``: the positive part, bilinearly interpolated to the image.
     """
 

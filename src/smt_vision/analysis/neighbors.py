@@ -38,7 +38,7 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
     """Features of images.
 
     A timm model gives what its classifier reads, i.e. ``forward_head`` with ``pre_logits``; a backbone its last feature
-    map, averaged over the places.
+    map, averaged over its positions.
 
     Args:
         network: A timm model, or a module that returns feature maps ``(B, C, H, W)``.

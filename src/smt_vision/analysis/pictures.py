@@ -319,11 +319,10 @@ def neighbors_picture(
                 axes.axis("off")
             cells: list[tuple[Any, str]] = [(query, caption), *((np.asarray(image), text) for image, text in neighbors)]
             for i, (axes, (image, text)) in enumerate(zip(line, cells, strict=False)):
-                small = max(image.shape[:2]) < 160
                 axes.axis("on")
                 _bare(axes)
                 axes.set_anchor("N")
-                axes.imshow(image, interpolation="nearest" if small else "antialiased")
+                axes.imshow(image, interpolation=_interpolation(image))
                 axes.set_title(text, fontsize=6.5, fontweight="normal", loc="center")
                 if i == 0:
                     axes.spines[:].set(visible=True, color=EVAL, linewidth=2)
@@ -341,10 +340,14 @@ def _grid(rows: int, columns: int, picture: Picture, title: str, caption: str) -
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _interpolation(picture: Picture) -> str:
+    """Small images are drawn with visible pixels."""
+    return "nearest" if max(picture.shape[:2]) < 160 else "antialiased"
+
+
 def _image(axes: Axes, picture: Picture, label: str) -> None:
     height, width = picture.shape[:2]
-    small = max(height, width) < 160
-    axes.imshow(picture, extent=(0, width, height, 0), interpolation="nearest" if small else "antialiased")
+    axes.imshow(picture, extent=(0, width, height, 0), interpolation=_interpolation(picture))
     _bare(axes)
     axes.set_ylabel(label, fontsize=7.5)
 

@@ -6,8 +6,8 @@ timed in turn, in rounds, and compared by their medians.
 
 import random
 import time
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,17 @@ Call = Callable[[], object]
 ProgressCallback = Callable[[int, int], None]  # number done, total
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 WARM_UP_CALLS = 2  # before the first round: torch.compile compiles, kernels pack their weights
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread of the CPU, as in a worker process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -194,14 +194,16 @@ def _dry_run(cells: "Sequence[Cell]", data: Mapping[str, str], args: Any) -> Out
 def _report(studies: "Sequence[Study]", args: Any) -> Output:
     from ..study.report import write_report
     from ..study.results import RESULTS, read_results
+    from ..study.statistics import summarize
     from ..study.throughput import read_throughput
 
     results = read_results([args.run / RESULTS, *args.results])
     names = " ".join(args.studies)
     data = " ".join(f"{name}=PATH" for name in dict.fromkeys(study.base.data for study in studies))
     command = f"smt study {names} --data {data}\nsmt study {names} --report"
+    summaries = {study.name: summarize(study, results) for study in studies}
     files = write_report(
-        studies, results, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
+        studies, summaries, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
     )
     return Output([str(path) for path in files], [str(path) for path in files])
 

@@ -87,19 +87,12 @@ def run(args: Any) -> Output:
         keep_large_allocations()
     command = "smt " + shlex.join(["train", *sys.argv[2:]])
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
-    metric = done.task.primary_metric
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
-    data = {
-        "run": str(folder),
-        "step": done.step,
-        "best_epoch": done.best_epoch,
-        "seconds": done.seconds,
-        "primary_metric": metric,
-        **numbers,
-    }
+    data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
     if done.step < done.total_steps:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; resume with: smt train --resume {escape(str(folder))}"])
+    metric = done.task.primary_metric
     show = [f"\n[bold]{escape(str(folder))}[/]: {metric} {numbers[metric]:.2f} % "
             f"(best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]

@@ -84,7 +84,7 @@ def write_summary(
         command,
         "```",
         "",
-        *(line for table in tables for line in _table(table)),
+        *(line for table in tables for line in (f"## {table.title}", "", *table_lines(table.header, table.rows), "")),
         *(line for path in pictures for line in (_shown(path, folder), "")),
         "## Next steps",
         "",
@@ -115,12 +115,11 @@ def _source(recipe: dict[str, Any]) -> list[str]:
     return [f"Expected{of}: {source}.", ""] if source else []
 
 
-def _table(table: Table) -> list[str]:
-    """A Markdown table; columns that contain numbers are right-aligned."""
-    right = [any(not isinstance(cell, str) for cell in column) for column in zip(*table.rows, strict=True)]
-    rules = ["---:" if r else "---" for r in right] or ["---"] * len(table.header)
-    lines = [f"## {table.title}", "", _row(table.header), f"|{'|'.join(rules)}|"]
-    return [*lines, *(_row(row) for row in table.rows), ""]
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> list[str]:
+    """The lines of a Markdown table; columns that contain numbers are right-aligned, floats have two decimals."""
+    right = [any(not isinstance(cell, str) for cell in column) for column in zip(*rows, strict=True)]
+    rules = ["---:" if r else "---" for r in right] or ["---"] * len(header)
+    return [_row(header), f"|{'|'.join(rules)}|", *map(_row, rows)]
 
 
 def _row(cells: Sequence[str | int | float]) -> str:

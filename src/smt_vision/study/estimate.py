@@ -5,12 +5,11 @@ from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
 
-import torch
-
+from ..benchmark.timing import one_thread
 from ..engine.log import read_log
 from ..engine.loop import train
 from .results import CellResult
-from .study import Cell, with_overrides
+from .study import Cell, with_data, with_overrides
 
 STEPS = 3  # timed optimizer steps, after one that is not
 EVALUATION = 1.1  # time of a run over that of its training steps: evaluations and start
@@ -47,15 +46,9 @@ def estimate_seconds(
 
 def _measure_epoch(cell: Cell, data: Mapping[str, str]) -> float:
     """Seconds of an epoch, from the first training steps, on one thread."""
-    path = data.get(cell.recipe.data, cell.recipe.data)
-    recipe = with_overrides(cell.recipe, {"data": path, "engine.log_every": 1, "engine.loggers": ()})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with TemporaryDirectory() as folder:
-            run = train(recipe, folder, display=False, max_steps=1 + STEPS)
-            lines = [line for line in read_log(Path(folder)) if line["kind"] == "train"]
-    finally:
-        torch.set_num_threads(threads)
+    recipe = with_overrides(with_data(cell.recipe, data), {"engine.log_every": 1, "engine.loggers": ()})
+    with one_thread(), TemporaryDirectory() as folder:
+        run = train(recipe, folder, display=False, max_steps=1 + STEPS)
+        lines = [line for line in read_log(Path(folder)) if line["kind"] == "train"]
     seconds = median(recipe.batch_size / line["images_per_s"] for line in lines[-STEPS:])
     return EVALUATION * seconds * run.total_steps / recipe.epochs

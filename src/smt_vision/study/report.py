@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..engine.summary import table_lines
 from ..extras import require
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
-from .statistics import BudgetSummary, Comparison, Trend, summarize, trends
+from .statistics import BudgetSummary, Comparison, Trend, trends
 from .study import Claim, Study, model_key
 
 METHOD = """\
@@ -39,17 +40,17 @@ img{max-width:100%}
 
 def write_report(
     studies: Sequence[Study],
-    results: Mapping[str, CellResult],
+    summaries: Mapping[str, Sequence[BudgetSummary]],
     folder: Path,
     *,
-    throughput: Mapping[str, Any] | None = None,
-    command: str = "",
+    throughput: Mapping[str, Any],
+    command: str,
 ) -> list[Path]:
     """Write ``studies.md``, ``studies.html`` and the pictures of the first into a folder.
 
     Args:
         studies: The studies; those without results are named as such.
-        results: Results by key.
+        summaries: Summaries of each study, by its name; see :func:`smt_vision.study.statistics.summarize`.
         folder: Folder to write to.
         throughput: Content of ``throughput.json``; see :mod:`smt_vision.study.throughput`.
         command: The command that trains the cells, for the page.
@@ -61,12 +62,11 @@ def write_report(
         ValueError: No study has results.
     """
     markdown = require("markdown", "study")
-    summaries = {study.name: summarize(study, results) for study in studies}
     if not any(summaries.values()):
         raise ValueError(f"no results of {', '.join(summaries)}; train cells first: smt study NAME --run FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
-    speeds = (throughput or {}).get("images_per_s", {})
-    page = ["# Studies", "", *verdict_table(studies, summaries), METHOD]
+    speeds = throughput["images_per_s"]
+    page = ["# Studies", "", *verdict_table(studies, summaries), "", METHOD]
     pictures: list[Path] = []
     for study in studies:
         page += ["", f"## {study.name}", "", study.about, ""]
@@ -78,7 +78,7 @@ def write_report(
             page += ["No results yet.", ""]
     used = {result.key: result for study in studies for summary in summaries[study.name]
             for variant in summary.variants for result in variant.results}  # fmt: skip
-    page += _conditions(list(used.values()), throughput or {}, command)
+    page += _conditions(list(used.values()), throughput, command)
     text = "\n".join(page) + "\n"
     html = markdown.markdown(text, extensions=["tables", "fenced_code"])
     files = folder / "studies.md", folder / "studies.html"
@@ -98,7 +98,7 @@ def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[Bud
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
                     published = "; ".join(f"{c.published:+.1f}" for c in found if c.published is not None)
                     rows.append([claim.text, where, measured, published, f"**{summary.verdict(claim)}**"])
-    return _table(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
+    return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
 
 def _section(
@@ -132,17 +132,24 @@ def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
 
 def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Mapping[str, float]) -> list[str]:
     header = ["variant", "changed", "seeds", f"{label}, mean", "SD", "parameters (M)", "GMAC", "images/s", "minutes"]
+    speed_of = _by_variant(study, summary, speeds)
     rows = []
     for variant in summary.variants:
         first = variant.results[0]
-        speed = speeds.get(model_key(study.cell(summary.budget, variant.variant, 0).recipe))
+        speed = speed_of.get(variant.variant)
         changed = ", ".join(f"`{name}={value}`" for name, value in study.variants[variant.variant].items())
         rows.append(
             [variant.variant, changed, str(len(variant.results)), f"{variant.mean:.2f}", _number(variant.deviation),
              f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
              f"{median(result.seconds for result in variant.results) / 60:.1f}"]
         )  # fmt: skip
-    return _table(header, rows)
+    return [*table_lines(header, rows), ""]
+
+
+def _by_variant(study: Study, summary: BudgetSummary, speeds: Mapping[str, float]) -> dict[str, float]:
+    """The measured images per second of the variants, from those by model."""
+    keys = {v.variant: model_key(study.cell(summary.budget, v.variant, 0).recipe) for v in summary.variants}
+    return {variant: speeds[key] for variant, key in keys.items() if key in speeds}
 
 
 def _comparison_table(summary: BudgetSummary) -> list[str]:
@@ -154,7 +161,7 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
          _number(c.p_value, ".3f"), str(c.verdict)]
         for c in summary.comparisons
     ]  # fmt: skip
-    return _table(header, rows)
+    return [*table_lines(header, rows), ""]
 
 
 def _trend_table(changes: Sequence[Trend]) -> list[str]:
@@ -166,7 +173,7 @@ def _trend_table(changes: Sequence[Trend]) -> list[str]:
         rows.append(
             [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, f"{trend.change:+.2f}", interval]
         )
-    return _table(header, rows)
+    return [*table_lines(header, rows), ""]
 
 
 def _published(comparison: Comparison) -> str:
@@ -202,9 +209,8 @@ def _draw(study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str,
     drawn.append(folder / f"{study.name}_curves.svg")
     draw_curves(summaries, label, drawn[-1])
     last = summaries[-1]
-    keys = {v.variant: model_key(study.cell(last.budget, v.variant, 0).recipe) for v in last.variants}
     drawn.append(folder / f"{study.name}_cost.svg")
-    draw_cost(last, label, {variant: speeds[key] for variant, key in keys.items() if key in speeds}, drawn[-1])
+    draw_cost(last, label, _by_variant(study, last, speeds), drawn[-1])
     return drawn
 
 
@@ -229,11 +235,6 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
     if command:
         lines += ["", "```sh", command, "```"]
     return lines
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *escaped)] + [""]
 
 
 def _number(value: float, format_spec: str = ".2f") -> str:

@@ -23,7 +23,7 @@ from ..tasks import get_task
 from ..tasks.build import create_model
 from . import process
 from .results import RESULTS, CellResult, add_result, read_result, read_results
-from .study import Cell, model_key
+from .study import Cell, model_key, with_data
 
 POLL_SECONDS = 0.5
 
@@ -53,7 +53,7 @@ class StudyStopped(Stopped):
     """The runner received a signal; the running cells have saved themselves."""
 
     def __init__(self, number: int, done: int, total: int) -> None:
-        super().__init__(f"stopped with {done} of {total} cells done; the same command goes on", number)
+        super().__init__(f"stopped with {done} of {total} cells done; the same command continues", number)
 
 
 class CellsFailed(RuntimeError):
@@ -151,12 +151,8 @@ def check_cells(cells: Sequence[Cell], data: Mapping[str, str]) -> None:
         except (NotImplementedError, RuntimeError):  # a network that computes with its weights when it is built
             continue
     for cell in {cell.recipe.data: cell for cell in cells}.values():
-        recipe = _with_data(cell.recipe, data)
+        recipe = with_data(cell.recipe, data)
         get_task(recipe.task).training(replace(recipe, pretrained=False, checkpoint=None))
-
-
-def _with_data(recipe: Recipe, data: Mapping[str, str]) -> Recipe:
-    return replace(recipe, data=data.get(recipe.data, recipe.data))
 
 
 @dataclass
@@ -198,7 +194,7 @@ class _Runner:
             cell = self.waiting.pop(0)
             own = cell_folder(self.folder, cell)
             own.mkdir(parents=True, exist_ok=True)
-            recipe = _with_data(cell.recipe, self.data)
+            recipe = with_data(cell.recipe, self.data)
             (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
             (own / process.RESULT).unlink(missing_ok=True)
             child = self._context.Process(

@@ -74,7 +74,6 @@ class Study:
                     f"study {self.name!r}: a claim names the variant {min(unknown)!r}: expected one of "
                     f"{', '.join(self.variants)}"
                 )
-        next(self.cells(), None)
         if unknown := self.debug_variants.keys() - self.variants.keys():
             raise ValueError(f"study {self.name!r}: debug_variants has {min(unknown)!r}, which is not a variant")
         for values in (
@@ -151,6 +150,11 @@ def recipe_key(recipe: Recipe) -> str:
 def model_key(recipe: Recipe) -> str:
     """The model of a recipe, with its arguments, as text."""
     return json.dumps([recipe.model, recipe.to_dict()["model_args"]], sort_keys=True)
+
+
+def with_data(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
+    """A recipe with the path of its dataset; ``paths`` are by the name that recipes have for a dataset."""
+    return replace(recipe, data=paths.get(recipe.data, recipe.data))
 
 
 def with_overrides(recipe: Recipe, overrides: Overrides) -> Recipe:

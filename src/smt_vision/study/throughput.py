@@ -9,7 +9,7 @@ import torch
 
 from ..benchmark.compare import Candidate, compare
 from ..benchmark.report import measurement_conditions, write_json
-from ..benchmark.timing import ProgressCallback
+from ..benchmark.timing import ProgressCallback, one_thread
 from ..tasks.load import load
 from .runner import cell_folder, unique_cells
 from .study import Cell, model_key
@@ -43,17 +43,13 @@ def measure_throughput(
     if not first:
         raise ValueError(f"{folder}: no cell of these studies is finished; train them first")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         candidates = []
         for key, own in first.items():
             module, input_size = load(own, device).flops_model()
             candidates.append(Candidate(key, module, input_size, module))
         measured = compare(candidates, [BATCH_SIZE], device=device, rounds=rounds, on_progress=on_progress)
         conditions = measurement_conditions(batch_size=BATCH_SIZE, device=device, precision="32-true", rounds=rounds)
-    finally:
-        torch.set_num_threads(threads)
     speeds = {row.model: round(row.images_per_s, 2) for row in measured}
     return write_json({"conditions": conditions, "images_per_s": speeds}, folder / THROUGHPUT)
 
