@@ -119,7 +119,7 @@ BUDGET_CLAIMS = (
 
 # At equal numbers of optimizer steps, 1950 as 5 epochs of all images, and equal warm-up; and at other widths, with
 # attention heads of about 16 channels as in the network of the other studies.
-IMAGES_AND_WIDTHS: Mapping[str, Overrides] = {
+SIZES: Mapping[str, Overrides] = {
     "25 % of the images": {"train_fraction": 0.25, "epochs": 20, "optim.warmup_epochs": 6.0, "engine.eval_every": 4},
     "10 % of the images": {"train_fraction": 0.1, "epochs": 50, "optim.warmup_epochs": 15.0, "engine.eval_every": 10},
     "half the width": {
@@ -132,6 +132,8 @@ IMAGES_AND_WIDTHS: Mapping[str, Overrides] = {
         "model_args.embed_dims": (48, 96, 192, 384),
         "model_args.attn_heads": (4, 6, 12, 24),
     },
+    # The size of a GPU: feature maps of 32, 16, 8 and 4 pixels.
+    "20 epochs, stem stride 1": {"epochs": 20, "model_args.stem_stride": 1, "engine.eval_every": 5},
 }
 
 # Cells of seconds on some 24 images.
@@ -216,7 +218,7 @@ def _studies() -> Iterator[Study]:
         CIFAR10,
         BUDGET,
         BUDGET_CLAIMS,
-        {**_epochs(5, 10, 20), **IMAGES_AND_WIDTHS},
+        {**_epochs(5, 10, 20), **SIZES},
         debug=DEBUG_CLASSIFY,
     )
 
