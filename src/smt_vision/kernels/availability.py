@@ -17,6 +17,8 @@ HAS_TRITON = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = (1, 2, 4)  # numbers of convolution heads that the Triton kernels support
 INT32 = 2**31  # the Triton kernels use 32-bit offsets
+# Asked once: the compiler of PyTorch 2.11 cannot trace the question. Autocast is not available on the meta device.
+AUTOCAST_DEVICES = frozenset(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
 
 
 def in_functorch_transform() -> bool:
@@ -46,8 +48,7 @@ def triton_is_supported(x: Tensor) -> bool:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast uses for matrix products on a device type; ``None`` if autocast is disabled."""
-    # Autocast is not available on the meta device.
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if enabled else None
 
 
