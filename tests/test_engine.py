@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pytest
@@ -28,11 +28,11 @@ from smt_vision import checkpoints
 from smt_vision.cli import main
 from smt_vision.engine import loop
 from smt_vision.engine.log import read_log
-from smt_vision.engine.loop import average_buffers, train
+from smt_vision.engine.loop import average, train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.engine.signals import Stopped, stop_signals
 from smt_vision.recipe import Optim, Recipe
+from smt_vision.signals import Stopped, stop_signals
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, tiny, write_config, write_images
@@ -377,10 +377,10 @@ def test_signal_and_resume_equals_uninterrupted(
 
 def test_first_signal_is_collected_and_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]  # a shell may have them ignored
-    with stop_signals() as received:
+    with stop_signals() as signals:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
         signal.raise_signal(signal.SIGINT)
-        assert received == [signal.SIGINT]
+        assert signals.received == [signal.SIGINT]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -564,8 +564,8 @@ def test_failed_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "last.pt"
     checkpoints.save({"model": {"w": torch.ones(3)}, "step": 1}, path)
 
-    def fail(content: Any, file: Path) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(content: Any, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
@@ -764,7 +764,7 @@ def test_two_processes_equal_one_with_twice_the_batch(two: SimpleNamespace, colo
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_average_buffers_is_the_mean_of_the_statistics() -> None:
+def test_average_is_the_mean_over_processes() -> None:
     other = torch.tensor([3.0, 5.0, 3.0, 5.0])  # mean and variance, as one message
 
     class TwoProcesses:
@@ -776,13 +776,13 @@ def test_average_buffers_is_the_mean_of_the_statistics() -> None:
 
     norm = nn.BatchNorm1d(2)
     fabric: Any = TwoProcesses()
-    average_buffers(fabric, norm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    average(fabric, [norm.running_mean, norm.running_var])
     assert norm.num_batches_tracked is not None
     assert norm.running_mean.tolist() == [1.5, 2.5]
     assert norm.running_var.tolist() == [2.0, 3.0]
     assert int(norm.num_batches_tracked) == 0
     fabric.world_size = 1
-    average_buffers(fabric, norm)
+    average(fabric, [norm.running_mean])
     assert norm.running_mean.tolist() == [1.5, 2.5]

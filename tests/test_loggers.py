@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from smt_vision.engine import loggers
 from smt_vision.engine.loggers import LOGGERS, build_loggers, check_loggers
 from smt_vision.engine.loop import train
-from smt_vision.engine.signals import RunStopped
 from smt_vision.engine.tracker import RunTracker
+from smt_vision.signals import RunStopped
 from tiny_run import tiny
 
 CONFIG: dict[str, Any] = {"name": "tiny", "optim.lr": 0.5, "augment.scale": [0.1, 1.0], "model_args": {"depths": [1]}}

@@ -10,6 +10,7 @@ else is imported when it is first used::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import _interrupt as _interrupt_first  # noqa: F401  before the imports below, which take seconds
 from . import registry as _registry  # noqa: F401  registers the models with timm
 from ._version import __version__
 from .model import SMT

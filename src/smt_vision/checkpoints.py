@@ -1,10 +1,15 @@
 """Checkpoints: plain data and tensors, written atomically and read without executing code from the file.
 
-A run folder has two checkpoints. ``last.pt`` is the complete training state for resuming. ``best.pt`` holds the weights
-with the best primary metric (the EMA weights if the recipe has an EMA) and the model spec. A checkpoint can also be a
-``.safetensors`` file with the weights, and everything else as JSON in its metadata.
+A run folder has two kinds of checkpoints. ``last.pt`` is the complete training state for resuming; the ones before it
+are kept under names with their step. ``best.pt`` holds the weights with the best primary metric (the EMA weights if the
+recipe has an EMA) and the model spec. A checkpoint can also be a ``.safetensors`` file with the weights, and everything
+else as JSON in its metadata.
+
+Every checkpoint has checksums, which are verified when it is read: those of its records for ``.pt``, which is a zip
+file, and one in the metadata for ``.safetensors``.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +24,9 @@ from .files import find_state_dict, read_tensors, write_atomic
 from .legacy import upgrade
 
 LAST, BEST = "last.pt", "best.pt"
+EARLIER, KEPT = "last-{:08}.pt", "step-{:08}.pt"  # checkpoints of earlier steps: the last few, and those kept for good
 FORMAT = 2
-METADATA = "smt_vision"
+METADATA, CHECKSUM = "smt_vision", "smt_vision.checksum"
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,41 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     if path.suffix == ".safetensors":
         tensors = {k: v.detach().cpu().contiguous() for k, v in state["model"].items()}
         rest = json.dumps({"format": FORMAT, **{k: v for k, v in state.items() if k != "model"}})
-        write_atomic(path, lambda part: save_file(tensors, part, metadata={"format": "pt", METADATA: rest}))
+        metadata = {"format": "pt", METADATA: rest, CHECKSUM: _checksum(tensors, rest)}
+        write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata), _size(tensors))
     else:
-        write_atomic(path, lambda part: torch.save({"format": FORMAT, **state}, part))
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # of a path, torch.save would not say why it cannot write
+                torch.save({"format": FORMAT, **state}, file)
+
+        write_atomic(path, write, _size(state))
+
+
+def _size(content: Any) -> int:
+    """Bytes of the tensors in a nested structure."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    values = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_size, values))
+
+
+def _checksum(tensors: Mapping[str, Tensor], rest: str) -> str:
+    """Hash of names, dtypes, shapes and values of tensors, and of a text."""
+    digest = hashlib.blake2b(rest.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def training_checkpoints(folder: Path) -> list[Path]:
+    """The complete training states in a run's folder, the newest first."""
+    newest = [folder / LAST] if (folder / LAST).is_file() else []
+    names = EARLIER.partition("{")[0], KEPT.partition("{")[0]
+    earlier = [path for name in names for path in folder.glob(f"{name}[0-9]*.pt")]
+    return newest + sorted(earlier, key=lambda path: path.stem.rpartition("-")[2], reverse=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -90,6 +128,8 @@ def load(path: Path) -> Checkpoint:
         path = path / BEST
     content, metadata = read_tensors(path)
     state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(content, metadata.get(METADATA, "")):
+        raise ValueError(f"{path}: damaged: its checksum is wrong; use another checkpoint, or a copy of this file")
     if not _is_own(state):
         return Checkpoint(path, state)
     version = state["format"]

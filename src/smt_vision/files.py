@@ -1,12 +1,16 @@
 """Tensor files: read without executing pickled code, written atomically."""
 
 import argparse
+import errno
 import logging
 import os
 import pickle
 import re
+import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +21,32 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+TEMPORARY = ".writing-"  # in the names of temporary files
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Entries of a checkpoint that hold the weights. Averaged weights come first, as they are the ones that were evaluated.
 AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema")
 WEIGHTS = ("model", "state_dict")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], size: int = 0) -> None:
     """Call ``write`` with a temporary file in the directory of ``path``, then rename it to ``path``.
 
-    A reader always finds the complete old file or the complete new one. If ``write`` fails, the old file is kept.
+    A reader always finds the complete old file or the complete new one, also after the machine has lost power. If
+    ``write`` fails, the old file is kept.
+
+    Args:
+        path: Path of the file.
+        write: Writes the content to the path that it is called with.
+        size: Number of bytes that will be written, as far as it is known.
+
+    Raises:
+        OSError: The file cannot be written; if the disk is full, the message says how much space is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise _disk_full(path, size, free)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{TEMPORARY}", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -39,8 +57,42 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        _sync_folder(path.parent)
+    except Exception as error:
+        reasons = (error, error.__context__)  # torch.save raises another error for the one of the file
+        code = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
+        if any(getattr(each, "errno", None) in NO_SPACE for each in reasons) or (code and int(code[1]) in NO_SPACE):
+            written = temporary.stat().st_size
+            raise _disk_full(path, max(size, written), shutil.disk_usage(path.parent).free + written) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_full(path: Path, size: int, free: int) -> OSError:
+    needed = f"{size / 2**20:,.1f} MiB" if size else "some space"
+    return OSError(
+        errno.ENOSPC,
+        f"the disk or quota is full: {needed} needed, {free / 2**20:,.1f} MiB free; make room and run the same command "
+        "again. A file that was there before is unchanged",
+        str(path),
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk where the system can, so that a power failure does not undo a renaming."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files of :func:`write_atomic` that killed processes have left in a folder."""
+    for path in folder.glob(f".*{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -49,7 +101,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
-    write_atomic(path, write)
+    write_atomic(path, write, len(text))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -70,6 +122,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
     with open(path, "rb") as file:
         start = file.read(64)
+    if damage := _damage(path):
+        raise ValueError(
+            f"{path}: damaged: the checksum of {damage} is wrong; use another checkpoint, or a copy of this "
+            "file (one that was written without checksums has to be saved again; see "
+            "torch.serialization.set_crc32_options)"
+        )
     try:
         if start[8:9] == b"{":  # safetensors: the length of a JSON header in 8 bytes, and the header
             with safe_open(path, "pt") as tensors:
@@ -92,6 +150,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     return content, {}
+
+
+def _damage(path: Path) -> str:
+    """Name of the first record of a zip file, as PyTorch's files are, with a wrong checksum; empty if there is none."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return ""
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() or ""
+    except Exception as error:  # zipfile raises many kinds
+        return f"its directory ({error})"
 
 
 def _found_instead(start: bytes, error: Exception) -> str:

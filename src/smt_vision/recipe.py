@@ -110,6 +110,16 @@ class Engine:
         log_every: Steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
+        keep_last: Number of checkpoints that are kept, the newest of them as ``last.pt``.
+        keep_every_hours: Keep a checkpoint for good each time that the run has taken this many hours; ``None`` for
+            none.
+        on_nonfinite: What happens after a step whose loss or gradient is not finite, or whose gradient norm is above
+            ``max_grad_norm``: ``stop`` ends the run; ``skip`` leaves the batch out; ``rollback`` returns to the last
+            checkpoint and leaves out the batches since. After 10 such steps in a row the run ends.
+        max_grad_norm: Gradient norm from which a step is treated as one that is not finite; ``None`` for no limit.
+        allow_changed_data: Resume a run although its images or labels have changed since it was stopped.
+        timeout_minutes: Longest time without any progress, e.g. because a file system or another process stands still;
+            then the run ends, with a checkpoint where that is possible.
         loggers: Experiment loggers by name: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``;
             empty for none.
     """
@@ -127,6 +137,12 @@ class Engine:
     log_every: int = 50
     eval_every: int = 1
     checkpoint_minutes: float = 10.0
+    keep_last: int = 2
+    keep_every_hours: float | None = None
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    max_grad_norm: float | None = None
+    allow_changed_data: bool = False
+    timeout_minutes: float = 30.0
     loggers: tuple[str, ...] = ("tensorboard",)
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from rich.console import Console
 
+from .._interrupt import raise_on_interrupt
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 
 COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
@@ -56,12 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from ..engine.signals import Stopped
     from ..registry import PretrainedWeightsError
+    from ..signals import Stopped
 
-    module = _module(command)
-    args = module.build_parser(arguments).parse_args(arguments)
+    raise_on_interrupt()
     try:
+        module = _module(command)
+        args = module.build_parser(arguments).parse_args(arguments)
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:

@@ -3,7 +3,9 @@
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -15,11 +17,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..recipe import Input
 from ..seeding import stable_hash
+from ..signals import ignore_stop_signals
 from .dataset import RawDataset
 from .decode import UnreadableImage, channels_of, decode
 from .samplers import EvalSampler, TrainSampler
 
 log = logging.getLogger(__name__)
+CLOSE_SECONDS = 2.0  # that worker processes have to end by themselves
 T = TypeVar("T")  # target of an image in a dataset
 B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "image", "index" and "unreadable"
 
@@ -92,6 +96,11 @@ def seed_all(*numbers: int) -> None:
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
+def _init_worker(index: int) -> None:
+    """Leave signals to the training process: a scheduler sends them to all processes at once."""
+    ignore_stop_signals()
+
+
 @dataclass(frozen=True)
 class Collate:
     """Collate items into a batch; items without an image are dropped and their messages are kept.
@@ -152,6 +161,7 @@ class _Loader(Generic[B]):
             collate_fn=Collate(stack),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            worker_init_fn=_init_worker,
             # Without its own generator, each pass would advance the global one, and a resumed run would differ.
             generator=torch.Generator(),
         )
@@ -196,8 +206,19 @@ class _Loader(Generic[B]):
             )
 
     def close(self) -> None:
-        """Stop the worker processes."""
+        """Stop the worker processes, within seconds."""
+        iterator: Any = self._loader._iterator
         self._loader._iterator = None
+        workers = getattr(iterator, "_workers", ())
+        if not workers:
+            return
+        # One that does not react, e.g. because of a file system that does not, is killed.
+        timer = threading.Timer(CLOSE_SECONDS, lambda: [worker.kill() for worker in workers if worker.is_alive()])
+        timer.daemon = True
+        timer.start()
+        with suppress(RuntimeError):  # raised when a worker has been killed
+            iterator._shutdown_workers()
+        timer.cancel()
 
 
 class TrainLoader(_Loader[B]):

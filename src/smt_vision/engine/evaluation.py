@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,5 +100,6 @@ def evaluate_with_details(
             if number and fabric.is_global_zero:
                 log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
                             len(images))  # fmt: skip
-    metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
+    with closing(loader):
+        metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
     return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation

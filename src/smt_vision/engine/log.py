@@ -1,12 +1,15 @@
 """The training log: ``log.jsonl`` in a run's folder, one JSON object per line."""
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
+log = logging.getLogger(__name__)
 LOG_NAME = "log.jsonl"
+KINDS = ("train", "eval", "note", "resume")
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # numbers that JSON cannot represent
 
 
@@ -35,7 +38,10 @@ class TrainingLog:
         """Append a line. Values that JSON cannot represent are written as their ``str``."""
         fields = {"kind": kind, "time": round(time.time(), 3), **values}
         encodable = {name: _encodable(value) for name, value in fields.items()}
-        self._file.write(json.dumps(encodable, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+        try:
+            self._file.write(json.dumps(encodable, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+        except OSError as error:  # e.g. a full disk; the error of a write does not name its file
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -45,36 +51,58 @@ class TrainingLog:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``log.jsonl``, in order, without those that a resumed run repeated.
 
-    An incomplete last line, as a killed process leaves it, is ignored. ``nan`` and infinities come back as floats.
+    Lines that cannot be read, e.g. an incomplete last one that a killed process has left, are left out; those in the
+    middle are logged as a warning. ``nan`` and infinities come back as floats.
 
     Args:
         folder: The run's folder.
 
     Raises:
         FileNotFoundError: The folder has no log.
-        ValueError: A line other than the last is not JSON.
     """
     path = Path(folder) / LOG_NAME
     if not path.exists():
         raise FileNotFoundError(f"no {LOG_NAME} in {folder}: is it the folder of a training run?")
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     lines: list[dict[str, Any]] = []
+    damaged: list[int] = []
     for number, text in enumerate(texts, start=1):
         if not text:
             continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            if number == len(texts):  # no newline follows: the process ended while writing it
-                break
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): {text[:80]!r}") from error
-        line = {name: NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
-        if line["kind"] == "resume":
+        line = _parsed(text)
+        if line is None:
+            damaged += [number] * (number < len(texts))  # else no newline follows: the process ended while writing it
+        elif line["kind"] == "resume":
             lines = [earlier for earlier in lines if earlier.get("step", 0) <= line["step"]]
+            lines.append(line)
         elif line["kind"] == "eval":  # an evaluation that was killed before its checkpoint is repeated
             lines = [earlier for earlier in lines if (earlier["kind"], earlier.get("step")) != ("eval", line["step"])]
-        lines.append(line)
+            lines.append(line)
+        else:
+            lines.append(line)
+    if damaged:
+        some = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        log.warning("%s: left out %d lines that are not lines of a training log: %s", path, len(damaged), some)
     return lines
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of the log; ``None`` if it is not one."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("kind") not in KINDS or not isinstance(line.get("step", 0), int):
+        return None
+    line = {name: NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
+    numbers = {name: value for name, value in line.items() if name != "kind"}
+    if line["kind"] != "note" and not ("step" in line and all(map(_is_number, numbers.values()))):
+        return None
+    return line
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _remove_incomplete_line(path: Path) -> None:

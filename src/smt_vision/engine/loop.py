@@ -1,31 +1,36 @@
 """The training loop and the evaluation loop, the only ones of the project."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
-from ..checkpoints import LAST
+from ..checkpoints import training_checkpoints
 from ..recipe import Recipe
 from ..seeding import stable_hash
+from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
 from ..tasks.task import Batch, EvalLoader, Evaluation, Training, TrainLoader
 from .launch import launch
+from .lock import FolderLock
 from .loggers import check_loggers
 from .optim import learning_rate, set_learning_rate
 from .run import Run, flat_fields
-from .signals import RunStopped, stop_signals
 from .tracker import RunTracker
+from .watchdog import Watchdog
 
+T = TypeVar("T")
 SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
+MAX_FAILED = 10  # steps in a row whose loss or gradient is not finite
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def train(
     """Train a recipe to its end, continuing from the last checkpoint in the folder if there is one.
 
     Everything random is a pure function of the seed and the step, so a run that was stopped and resumed equals one that
-    was not. SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+    was not. SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the current step, with a checkpoint.
 
     Args:
         recipe: The run.
@@ -64,8 +69,10 @@ def train(
         The run, with ``run.metrics`` of its best weights.
 
     Raises:
-        ValueError: The recipe is invalid, or the folder holds a run of another recipe.
-        FloatingPointError: The loss is no longer finite.
+        ValueError: The recipe is invalid, the folder holds a run of another recipe or on other data, or another process
+            trains in it.
+        FloatingPointError: A loss, a gradient or a weight is no longer finite; see ``engine.on_nonfinite``.
+        TimeoutError: The data loaders did not provide a batch for ``engine.timeout_minutes``; the run has saved itself.
         RunStopped: The run received a signal; it has saved itself.
     """
     folder = Path(folder)
@@ -74,34 +81,47 @@ def train(
     seed_everything(recipe.seed, verbose=False)
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
 
-    # A run that is resumed takes all weights from its last checkpoint, so that its initial weights may be out of reach.
-    resumed = (folder / LAST).is_file()
-    built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
-    with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
-        task = get_task(recipe.task).training(built)
-    _check_images(task, recipe.data)
-    train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
-    eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
-    run = Run(fabric, task, recipe, folder)
-    plan = _plan(run, train_loader.batches_per_epoch, max_steps)
-    finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
-
-    with _tracker(run, display) as tracker, closing(train_loader), stop_signals() as signals:
-        if finished_before:
-            tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
-        while run.step < plan.stop_at or _evaluation_due(run, plan):
-            if not _evaluation_due(run, plan):
-                _train_epoch(run, train_loader, plan, tracker, signals)
-                run.save_last()  # before an evaluation, so that one that fails or is killed costs no training
-            if _evaluation_due(run, plan):
-                _evaluate_epoch(run, eval_loader, run.step // plan.steps_per_epoch, tracker)
-                run.save_last()
-            if run.step < plan.stop_at and _any_rank(fabric, bool(signals))[0]:
-                tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
-                raise RunStopped(folder, run.step, run.total_steps, signals)
-    if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
-        run.report(command)
+    with _locked(fabric, folder) as lock:
+        # A run that is resumed takes all weights from its last checkpoint: its initial weights may be out of reach.
+        resumed = bool(training_checkpoints(folder))
+        built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
+        with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
+            task = get_task(recipe.task).training(built)
+        _check_images(task, recipe.data)
+        train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
+        eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
+        run = Run(fabric, task, recipe, folder)
+        plan = _plan(run, train_loader.batches_per_epoch, max_steps)
+        finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
+        with (
+            closing(train_loader),
+            closing(eval_loader),
+            stop_signals() as signals,
+            Watchdog(recipe.engine.timeout_minutes, signals, lock.beat, str(folder)) as watchdog,
+        ):
+            with _tracker(run, display) as tracker:
+                if finished_before:
+                    tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
+                loop = _Loop(run, plan, tracker, signals, watchdog)
+                loop.run_to_end(train_loader, eval_loader)
+            if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
+                loop.report(command)
     return run
+
+
+@contextmanager
+def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
+    """Hold the lock of the folder on the first process; if that fails, it fails on all of them."""
+    lock, error = FolderLock(folder), None
+    with ExitStack() as stack:
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(lock)
+            except (ValueError, OSError) as caught:
+                error = caught
+        if error := fabric.broadcast(error):
+            raise error
+        yield lock
 
 
 def _check_images(task: Training, data: str) -> None:
@@ -151,51 +171,146 @@ def _tracker(run: Run, display: bool) -> RunTracker:
     )
 
 
-def _train_epoch(run: Run, loader: TrainLoader, plan: Plan, tracker: RunTracker, signals: Sequence[int]) -> None:
-    """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
-    fabric, recipe = run.fabric, run.recipe
-    epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
-    batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
-    speed = _Speed(plan.images_per_step)
-    losses: dict[str, Tensor] = {}
-    run.model.train()
-    for group in _groups(batches, plan.accumulate):
-        lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
-        losses, grad_norm = _train_step(run, group, lr)
-        images_per_s = speed.after_step()
-        tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
+class _Loop:
+    """Training and evaluation in turn, until the end or a signal."""
 
-        if run.step % recipe.engine.log_every == 0 or run.step == plan.stop_at:
-            _check_finite(losses, run.step, run.folder)
-            values = _named(losses)
-            if grad_norm is not None:
-                values["grad_norm"] = float(grad_norm)
-            tracker.step(run.step, run.step / plan.steps_per_epoch, lr=lr, images_per_s=images_per_s, **values)
+    def __init__(self, run: Run, plan: Plan, tracker: RunTracker, signals: StopSignals, watchdog: Watchdog) -> None:
+        self.run, self.plan, self.tracker, self.signals, self.watchdog = run, plan, tracker, signals, watchdog
+        self.fabric = run.fabric
+        self._failed_in_a_row = 0
 
-        if run.step == plan.stop_at:
-            break
-        # Not after the last step of an epoch: the caller saves there.
-        if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
-            stop, checkpoint_due = _any_rank(fabric, bool(signals), run.checkpoint_due())
-            if stop:
+    def run_to_end(self, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:
+        """Train up to ``plan.stop_at``, and evaluate whenever it is due."""
+        run, plan = self.run, self.plan
+        if run.recipe.engine.on_nonfinite == "rollback" and run.step == 0:
+            run.save_last()
+        while run.step < plan.stop_at or _evaluation_due(run, plan):
+            if not _evaluation_due(run, plan):
+                self._train_epoch(train_loader)
+                self._save()  # before an evaluation, so that one that fails or is killed costs no training
+            if _evaluation_due(run, plan):
+                self._evaluate(eval_loader, run.step // plan.steps_per_epoch)
+                self._save()
+            if run.step < plan.stop_at and _any_rank(self.fabric, bool(self.signals))[0]:
+                raise self._stopped()
+
+    def report(self, command: str) -> None:
+        """Write the results of the finished run."""
+        self.watchdog.at("writing the results")
+        try:
+            with self.signals.interruptible():
+                self.run.report(command)
+        except Interrupted:
+            raise self._stopped() from None
+
+    def _stopped(self) -> Exception:
+        """The error to raise after a signal, or after the watchdog has ended a wait; the run has saved itself."""
+        run = self.run
+        self.tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
+        if self.watchdog.stalled:
+            return TimeoutError(
+                f"{self.watchdog.stalled}; saved after step {run.step}. Look after the storage of {run.recipe.data}, "
+                f"then: smt train --resume {run.folder}"
+            )
+        return RunStopped(run.folder, run.step, run.total_steps, self.signals.received)
+
+    def _save(self) -> None:
+        self.watchdog.at("writing a checkpoint")
+        self.run.save_last()
+
+    def _train_epoch(self, loader: TrainLoader) -> None:
+        """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
+        run, plan, recipe, fabric = self.run, self.plan, self.run.recipe, self.fabric
+        epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
+        batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
+        groups, start = _groups(batches, plan.accumulate), run.step
+        speed = _Speed(plan.images_per_step)
+        run.model.train()
+        while (group := self._next(groups)) is not None:
+            self.watchdog.at(f"training step {run.step + 1}")
+            lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
+            losses, grad_norm, reason = _train_step(run, group, lr)
+            images_per_s = speed.after_step()
+            self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
+            if reason:
+                self._leave_out(reason, group)
+            else:
+                self._failed_in_a_row = 0
+                if run.step % recipe.engine.log_every == 0 or run.step == plan.stop_at:
+                    values = _named(losses)
+                    if grad_norm is not None:
+                        values["grad_norm"] = float(grad_norm)
+                    done = run.step / plan.steps_per_epoch
+                    self.tracker.step(run.step, done, lr=lr, images_per_s=images_per_s, **values)
+
+            if run.step == plan.stop_at:
                 break
-            if checkpoint_due:
-                _check_finite(losses, run.step, run.folder)
-                run.save_last()
-    if not losses:
-        raise ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
-    _check_finite(losses, run.step, run.folder)
+            # Not after the last step of an epoch: the caller saves there.
+            if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
+                stop, checkpoint_due = _any_rank(fabric, bool(self.signals), run.checkpoint_due())
+                if stop:
+                    break
+                if checkpoint_due:
+                    self._save()
+        if run.step == start and not self.signals:
+            raise ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
 
+    def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
+        """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them."""
+        self.watchdog.at("waiting for training images")
+        try:
+            # Of several processes, all must stop at the same step.
+            with self.signals.interruptible(self.fabric.world_size == 1):
+                return next(groups, None)
+        except Interrupted:
+            return None
 
-def _evaluate_epoch(run: Run, loader: EvalLoader, epoch: int, tracker: RunTracker) -> None:
-    """Evaluate the weights, keep them if they are the best so far, and record metrics and sample images."""
-    with tracker.evaluating(len(loader)) as on_progress:
-        metrics = run_evaluation(run.fabric, run.task, run.weights, loader, on_progress)
-    run.keep_if_best(metrics, epoch)
-    run.evaluated_step = run.step
-    tracker.evaluation(run.step, epoch, {name: value for name, value in metrics.items() if isinstance(value, float)})
-    if (samples := run.draw_samples(epoch)) is not None:
-        tracker.image("samples", run.step, samples)
+    def _leave_out(self, reason: str, group: list[Batch]) -> None:
+        """Note a step that changed nothing with its images, and do what the recipe says.
+
+        Raises:
+            FloatingPointError: The recipe says to stop, or there were too many such steps in a row.
+        """
+        run, policy = self.run, self.run.recipe.engine.on_nonfinite
+        indices = _gathered_objects(self.fabric, [int(i) for batch in group for i in batch["index"]])
+        names = [run.task.train_set.name(i) for each in indices for i in each]
+        self._failed_in_a_row += 1
+        stop = policy == "stop" or self._failed_in_a_row == MAX_FAILED
+        done = (
+            "the run ends" if stop else "the batch is left out" if policy == "skip" else "back to the last checkpoint"
+        )
+        self.tracker.note(f"{reason} at step {run.step}: {done}", step=run.step, images=names)
+        if stop:
+            many = f", the {MAX_FAILED}th time in a row" if self._failed_in_a_row == MAX_FAILED else ""
+            raise FloatingPointError(f"{reason} at step {run.step}{many}. {run.advice()}")
+        if policy == "rollback":
+            run.roll_back()
+        else:
+            run.left_out.append(run.step)
+
+    def _evaluate(self, loader: EvalLoader, epoch: int) -> None:
+        """Evaluate the weights, keep them if they are the best so far, and record metrics and sample images."""
+        run, done = self.run, 0
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            self.watchdog.at(f"evaluating, {done} of {len(loader)} batches done")
+            on_progress(n)
+
+        self.watchdog.at("evaluating, no batch done")
+        try:
+            with self.signals.interruptible(), self.tracker.evaluating(len(loader)) as on_progress:
+                metrics = run_evaluation(self.fabric, run.task, run.weights, loader, count)
+        except Interrupted:
+            raise self._stopped() from None
+        self.watchdog.at("recording the evaluation")
+        run.keep_if_best(metrics, epoch)
+        run.evaluated_step = run.step
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        self.tracker.evaluation(run.step, epoch, numbers)
+        if (samples := run.draw_samples(epoch)) is not None:
+            self.tracker.image("samples", run.step, samples)
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -208,10 +323,17 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
 
 
-def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None]:
-    """One optimizer step; returns the mean losses over its batches, and the gradient norm before clipping."""
+def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
+    """One optimizer step, or none if the loss or the gradient is not finite.
+
+    Returns:
+        The mean losses over its batches and all processes; the gradient norm before clipping, if it was computed; and
+        why there was no optimizer step, empty if there was one. All are the same on every process.
+    """
     fabric, recipe = run.fabric, run.recipe
     torch.manual_seed(stable_hash("step", recipe.seed, run.step, fabric.global_rank))  # drop path, mixup, proposals
+    buffers = [buffer for buffer in run.raw.buffers() if buffer.is_floating_point()]  # statistics of BatchNorm
+    before = [buffer.clone() for buffer in buffers] if recipe.engine.on_nonfinite != "stop" else []
     means: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         batch = fabric.to_device(batch)
@@ -222,19 +344,44 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
             fabric.backward(torch.stack(list(losses.values())).sum() / len(batches))
         for name, loss in losses.items():
             means[name] = means.get(name, 0) + loss.detach() / len(batches)
-    grad_norm = None
-    if recipe.optim.clip_grad is not None:
-        grad_norm = fabric.clip_gradients(
-            run.model, run.optimizer, max_norm=recipe.optim.clip_grad, error_if_nonfinite=False
-        )
-    set_learning_rate(run.optimizer, lr)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    average(fabric, [*buffers, *means.values()])
+    grad_norm = _clip_gradients(run)
     run.step += 1
-    average_buffers(fabric, run.raw)
-    if run.ema is not None:
-        run.ema.update(run.raw, step=run.step)
-    return means, grad_norm
+    if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm):
+        for buffer, value in zip(buffers, before, strict=False):
+            buffer.copy_(value)
+    else:
+        set_learning_rate(run.optimizer, lr)
+        run.optimizer.step()
+        if run.ema is not None:
+            run.ema.update(run.raw, step=run.step)
+    run.optimizer.zero_grad()
+    return means, grad_norm, reason
+
+
+def _clip_gradients(run: Run) -> Tensor | None:
+    """Clip the gradients as the recipe says; returns their norm before.
+
+    ``None`` where float16 makes it infinite now and then: the loss scale is then lowered, and the step left out, by the
+    optimizer's wrapper.
+    """
+    clip, scaled = run.recipe.optim.clip_grad, run.recipe.engine.precision == "16-mixed"
+    if clip is not None:
+        norm = run.fabric.clip_gradients(run.model, run.optimizer, max_norm=clip, error_if_nonfinite=False)
+        return None if scaled and not cast(Tensor, norm).isfinite() else norm
+    if scaled:
+        return None
+    return torch.nn.utils.get_total_norm([p.grad for p in run.raw.parameters() if p.grad is not None])
+
+
+def _failure(losses: dict[str, Tensor], grad_norm: Tensor | None, limit: float | None) -> str:
+    """Why a step must not be made; empty if it may."""
+    numbers = dict(losses) if grad_norm is None else {**losses, "gradient norm": grad_norm}
+    values = dict(zip(numbers, torch.stack([value.float() for value in numbers.values()]).tolist(), strict=True))
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not bad and limit is not None and values.get("gradient norm", 0) > limit:
+        bad = [f"gradient norm is {values['gradient norm']:.4g}, above engine.max_grad_norm={limit:g}"]
+    return ", ".join(bad)
 
 
 @torch.inference_mode()
@@ -282,16 +429,15 @@ def run_evaluation(
     return metric.compute()
 
 
-def average_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Set the BatchNorm statistics of every process to their mean over all processes, in one all-reduce.
+def average(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
+    """Set tensors to their means over all processes, in one all-reduce.
 
-    Called after each step, so that every process averages, evaluates and saves the same model.
+    Called in each step with the statistics of BatchNorm, so that every process evaluates and saves the same model.
     """
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    if fabric.world_size > 1 and buffers:
-        means = _reduced(fabric, "mean", torch.cat([buffer.flatten() for buffer in buffers]))
-        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+    if fabric.world_size > 1 and tensors:
+        means = _reduced(fabric, "mean", torch.cat([tensor.float().flatten() for tensor in tensors]))
+        for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
@@ -320,14 +466,12 @@ def _named(losses: dict[str, Tensor]) -> dict[str, float]:
     return {"loss": sum(values.values()), **parts}
 
 
-def _check_finite(losses: dict[str, Tensor], step: int, folder: Path) -> None:
-    bad = {name: value.item() for name, value in losses.items() if not value.isfinite()}
-    if bad:
-        raise FloatingPointError(
-            f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at step {step}. The last checkpoint in "
-            f"{folder} is from before; start again with a lower optim.lr, a smaller optim.clip_grad, a longer "
-            "warm-up, or engine.precision=32-true."
-        )
+def _gathered_objects(fabric: Fabric, content: T) -> list[T]:
+    """The objects of all processes."""
+    gathered = [content] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(gathered, content)
+    return gathered
 
 
 class _Speed:

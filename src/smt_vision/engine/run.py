@@ -2,7 +2,10 @@
 
 import json
 import logging
+import math
+import shutil
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,13 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checkpoints
-from ..checkpoints import BEST, LAST, Checkpoint
+from ..checkpoints import BEST, EARLIER, KEPT, LAST, Checkpoint, training_checkpoints
 from ..cost import describe
 from ..data.fingerprint import MAX_TRAIN, UsedImages, hash_bytes
+from ..files import remove_temporary, write_atomic, write_text_atomic
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
@@ -29,16 +33,26 @@ from .optim import build_optimizer
 from .summary import write_summary
 
 log = logging.getLogger(__name__)
+RECIPE = "recipe.yaml"
+SAMPLED = 10_000  # training images whose content is compared when a run is resumed
+# Entries of a training checkpoint and their types.
+STATE: dict[str, Any] = {
+    "model": dict, "optimizer": dict, "precision": dict, "spec": dict, "recipe": dict, "metrics": dict, "step": int,
+    "steps_per_epoch": int, "best_epoch": int, "seconds": int | float,
+}  # fmt: skip
+# Entries of optimizers' states that have the shape of their parameter.
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf")
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
-    "engine.checkpoint_minutes", "engine.eval_every", "engine.loggers", "input.workers", "input.max_unreadable",
-    "input.allow_damaged",
+    "engine.checkpoint_minutes", "engine.keep_last", "engine.keep_every_hours", "engine.on_nonfinite",
+    "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
+    "engine.loggers", "input.workers", "input.max_unreadable", "input.allow_damaged",
 }  # fmt: skip
 
 
 class Run:
-    """A run's state, restored from ``last.pt`` in its folder if there is one.
+    """A run's state, restored from the newest checkpoint in its folder that can be read, if there is one.
 
     Attributes:
         raw: The model itself; ``model`` is the same, wrapped for the devices.
@@ -47,10 +61,11 @@ class Run:
         step: Optimizer steps done.
         evaluated_step: The step of the last evaluation.
         total_steps: Optimizer steps of the whole run; 0 before :meth:`plan`.
+        left_out: The steps that changed nothing, because of a loss or gradient that was not finite.
         metrics: Metrics of the best weights so far; empty before the first evaluation.
 
     Raises:
-        ValueError: The folder holds a run of another recipe.
+        ValueError: The folder holds a run of another recipe or on other data, or none of its checkpoints can be read.
     """
 
     def __init__(self, fabric: Fabric, task: Training, recipe: Recipe, folder: Path) -> None:
@@ -68,13 +83,17 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
-        self._seconds_before = 0.0
+        self._seconds_before = self._kept_at = 0.0
         self._started = self._saved = time.monotonic()
-        if (folder / LAST).is_file():
-            self._restore(checkpoints.load(folder / LAST))
+        self._saved_step: int | None = None  # of last.pt; None if there is none, or none that can be read
+        self.left_out: list[int] = []
+        self._never_finite = self._not_finite()  # e.g. a mask of minus infinities
+        if fabric.is_global_zero:
+            remove_temporary(folder)
+        if training_checkpoints(folder):
+            self._restore(self._newest_readable())
         elif fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+            write_text_atomic(folder / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         if fabric.is_global_zero and self._used_images is None:
             self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
         fabric.barrier()
@@ -104,21 +123,80 @@ class Run:
         return time.monotonic() - self._saved > 60 * self.recipe.engine.checkpoint_minutes
 
     def save_last(self) -> None:
-        """Write ``last.pt``: everything needed to continue as if never stopped."""
+        """Write ``last.pt``: everything needed to continue as if never stopped.
+
+        Earlier ones are kept as the recipe says.
+
+        Raises:
+            FloatingPointError: A weight or the optimizer's state is not finite; nothing is written.
+        """
+        if broken := self._not_finite() - self._never_finite:
+            raise FloatingPointError(
+                f"{', '.join(sorted(broken)[:3])}: not finite after step {self.step}; not saved. {self.advice()}"
+            )
+        hours = self.recipe.engine.keep_every_hours
+        keep = hours is not None and self.seconds - self._kept_at >= 3600 * hours
+        if keep:
+            self._kept_at = self.seconds
+        if self.fabric.is_global_zero:
+            self._set_aside()
         self._save(
             LAST,
-            model=self.raw.state_dict(),
-            ema=self.ema.module.state_dict() if self.ema is not None else None,
-            optimizer=self.optimizer.state_dict(),
+            **self._state(),
             precision=self.fabric.strategy.precision.state_dict(),
             step=self.step,
             evaluated_step=self.evaluated_step,
             steps_per_epoch=self._steps_per_epoch,
             seconds=self.seconds,
+            kept_at=self._kept_at,
             best_epoch=self.best_epoch,
             metrics=self.metrics,
+            left_out=self.left_out,
         )
-        self._saved = time.monotonic()
+        if keep and self.fabric.is_global_zero:
+            _link(self.folder / LAST, self.folder / KEPT.format(self.step))
+        self._saved, self._saved_step = time.monotonic(), self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.raw.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _not_finite(self) -> set[str]:
+        """Names of the weights and of the parts of the optimizer's state that are not finite."""
+        tensors = {f"{part}.{name}": value for part, state in self._state().items() for name, value in _tensors(state)}
+        if not tensors:
+            return set()
+        finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
+        return {name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite}
+
+    def _set_aside(self) -> None:
+        """Keep ``last.pt`` under the name of its step before it is replaced, and remove those that are too many."""
+        others = self.recipe.engine.keep_last - 1
+        if others > 0 and self._saved_step is not None:
+            _link(self.folder / LAST, self.folder / EARLIER.format(self._saved_step))
+        for path in sorted(self.folder.glob(f"{EARLIER.partition('{')[0]}[0-9]*.pt"), reverse=True)[max(others, 0) :]:
+            path.unlink()
+
+    def advice(self) -> str:
+        """What to do about numbers that are not finite, for messages."""
+        saved = (
+            f"{self.folder / LAST} is of step {self._saved_step}"
+            if self._saved_step is not None
+            else "There is no checkpoint"
+        )
+        return (
+            f"{saved}. Resume with --engine.on_nonfinite skip or rollback, or start again with a lower optim.lr, a "
+            "smaller optim.clip_grad, a longer warm-up, or engine.precision=32-true"
+        )
+
+    def roll_back(self) -> None:
+        """Return to the weights of the last checkpoint, and continue with the images after the present step."""
+        checkpoint = self._newest_readable()
+        self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
+        self._load_state(checkpoint)
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
         """Write ``best.pt`` if the primary metric is above that of every earlier evaluation."""
@@ -138,6 +216,28 @@ class Run:
             }
             checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
+
+    def _newest_readable(self) -> Checkpoint:
+        """The newest checkpoint that can be read; the damaged ones are named.
+
+        Raises:
+            ValueError: None can be read.
+        """
+        damaged = []
+        for path in training_checkpoints(self.folder):
+            try:
+                checkpoint = checkpoints.load(path)
+                self._saved_step = _checked(checkpoint)["step"] if path.name == LAST else None
+            except (ValueError, OSError) as error:
+                damaged.append(str(error))
+                continue
+            if damaged and self.fabric.is_global_zero:
+                log.warning("%s. Continuing from %s, of step %d", "; ".join(damaged), path, checkpoint.state["step"])
+            return checkpoint
+        raise ValueError(
+            f"{'; '.join(damaged)}. No checkpoint of the run can be read: restore one, or choose another folder with "
+            "--run"
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, self._used_images = checkpoint.state, UsedImages.from_checkpoint(checkpoint)
@@ -160,35 +260,71 @@ class Run:
                 f"{some_names(self.task.spec.classes)} in {self.recipe.data}; restore them, or choose another folder "
                 "with --run"
             )
-        if self._used_images is not None and (moved or state.get("listing", self._listing) != self._listing):
-            self._used_images = self._compare_images(self._used_images, moved)
-        self.raw.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self._used_images is not None:
+            self._used_images = self._compare_images(self._used_images, state.get("listing", self._listing))
+        self._load_state(checkpoint)
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         # Checkpoints used to be written after the evaluation only.
         self.evaluated_step = state.get("evaluated_step", self.step)
+        self.left_out = list(state.get("left_out", []))
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
+        self._kept_at = state.get("kept_at", 0.0)
 
-    def _compare_images(self, before: UsedImages, moved: bool) -> UsedImages:
-        """The images that the run has used, with those of now.
+    def _load_state(self, checkpoint: Checkpoint) -> None:
+        """Load weights, averages and the states of the optimizer and of mixed precision.
 
         Raises:
-            ValueError: The dataset has another path than before, and it has other images.
+            ValueError: They are not those of this run.
         """
-        now = _used_images(self.task, self.recipe.data)
-        new = (~np.isin(now.train, before.train)).sum(), (~np.isin(now.val, before.val)).sum()
-        gone = len(before.val) - len(now.val) + new[1]
-        changes = f"{new[0]} training images and {new[1]} validation images are new, {gone} validation images are gone"
-        if moved and (any(new) or gone):
+        state = checkpoint.state
+        try:
+            _check_optimizer(state["optimizer"], self.optimizer)
+            self.raw.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"{self.folder} holds a run on other images than those in {self.recipe.data}: {changes}. Resume it "
-                "with its own images, or choose another folder with --run"
+                f"{checkpoint.path}: not the state of this run's model and optimizer ({type(error).__name__}: "
+                f"{error}); use an earlier checkpoint, or choose another folder with --run"
+            ) from error
+
+    def _compare_images(self, before: UsedImages, listing: int) -> UsedImages:
+        """The images that the run has used, with those of now.
+
+        All validation images and a sample of the training images are compared by content, the rest by name and label.
+
+        Raises:
+            ValueError: There are others now, and the recipe does not allow it.
+        """
+        val = np.unique(self.task.val_set.identities())
+        sample = np.unique(self.task.train_set.fingerprints(SAMPLED))
+        new_val = int((~np.isin(val, before.val)).sum())
+        gone = len(before.val) - len(val) + new_val
+        complete = len(before.train) < MAX_TRAIN  # else not all fingerprints are known
+        new = int((~np.isin(sample, before.train)).sum()) if complete else 0
+        changes = [
+            text
+            for number, text in (
+                (new, f"{new} training images are new"),
+                (new_val, f"{new_val} validation images are new"),
+                (gone, f"{gone} validation images are gone"),
+                (listing != self._listing, "names, order or labels of images differ"),
             )
-        if any(new) or gone:
-            log.warning("%s: the images have changed since the run began: %s", self.recipe.data, changes)
+            if number
+        ]
+        if not changes:
+            return before
+        if not self.recipe.engine.allow_changed_data:
+            raise ValueError(
+                f"{self.folder}: {self.recipe.data} is not the data that this run was started with: "
+                f"{', '.join(changes)}. Restore it, choose another folder with --run, or accept it with "
+                "--engine.allow_changed_data true"
+            )
+        if self.fabric.is_global_zero:
+            log.warning("%s: the data have changed since the run began: %s", self.recipe.data, ", ".join(changes))
+        now = _used_images(self.task, self.recipe.data)
         return replace(now, train=np.union1d(before.train, now.train))
 
     def draw_samples(self, epoch: int) -> Path | None:
@@ -214,7 +350,7 @@ class Run:
         if not self.fabric.is_global_zero:
             return
         task, formats = self.task, self.task.metric_formats
-        (self.folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1))
+        write_text_atomic(self.folder / "metrics.json", json.dumps(self.metrics, indent=1))
         curves(
             read_log(self.folder),
             self.folder / "curves.png",
@@ -242,6 +378,54 @@ class Run:
             tables=task.tables(self.metrics),
             pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, under which it stays when the first is replaced."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without hard links
+        write_atomic(target, lambda part: shutil.copyfile(source, part), source.stat().st_size)
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors in nested dictionaries and lists, with dotted names."""
+    if isinstance(content, Tensor) and content.is_floating_point():
+        yield name, content
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The content of a training checkpoint.
+
+    Raises:
+        ValueError: An entry is missing or has another type.
+    """
+    for name, kinds in STATE.items():
+        value = checkpoint.state.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, int | float) and not 0 <= value < math.inf):
+            raise ValueError(f"{checkpoint.path}: not a training checkpoint: its entry {name!r} is {str(value)[:80]!r}")
+    return checkpoint.state
+
+
+def _check_optimizer(state: Any, optimizer: Any) -> None:
+    """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end."""
+    groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in ours]:
+        raise ValueError("the groups have other numbers of parameters")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    states = [state["state"].get(number, {}) for number in numbers]
+    for number, parameter, values in zip(numbers, parameters, states, strict=True):
+        if values.keys() != states[0].keys():
+            raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(states[0])}")
+        for name, value in values.items():
+            if name in MOMENTS and (not isinstance(value, Tensor) or value.shape != parameter.shape):
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{name} of parameter {number} is {found} instead of {tuple(parameter.shape)}")
 
 
 def _used_images(task: Training, data: str) -> UsedImages:

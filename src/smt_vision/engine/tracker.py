@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..signals import Stopped
 from .display import open_display
 from .log import TrainingLog, read_log
 from .loggers import build_loggers
-from .signals import Stopped
 
 
 class RunTracker:

@@ -22,9 +22,9 @@ from ..cost import describe
 from ..engine.log import read_log
 from ..engine.loop import train
 from ..engine.run import Run
-from ..engine.signals import Stopped
 from ..files import write_text_atomic
 from ..hardware import describe_hardware
+from ..signals import Stopped
 from ..tasks import get_task, read_recipe
 from .results import CellResult
 

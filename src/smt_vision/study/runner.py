@@ -17,8 +17,8 @@ import yaml
 
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
-from ..engine.signals import Stopped, stop_signals
 from ..recipe import Recipe
+from ..signals import Stopped, stop_signals
 from ..tasks import get_task
 from ..tasks.build import create_model
 from . import process
@@ -107,13 +107,13 @@ def run_cells(
         raise ValueError(f"invalid jobs={jobs}: expected at least 1")
     cells = unique_cells(cells)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder), stop_signals() as received:
+    with _lock(folder), stop_signals() as signals:
         runner = _Runner(cells, folder, data or {}, jobs, on_progress)
         check_cells(runner.waiting, runner.data)
         try:
-            while runner.running or (runner.waiting and not received):
-                if received:
-                    runner.stop(received[0])
+            while runner.running or (runner.waiting and not signals):
+                if signals:
+                    runner.stop(signals.received[0])
                 else:
                     runner.start()
                 time.sleep(POLL_SECONDS)
@@ -121,8 +121,8 @@ def run_cells(
         finally:
             runner.stop(signal.SIGTERM)
             runner.join()
-    if received:
-        raise StudyStopped(received[0], runner.done, runner.total)
+    if signals:
+        raise StudyStopped(signals.received[0], runner.done, runner.total)
     if runner.failed:
         reasons = "; ".join(f"{cell.label}: {reason}" for cell, reason in runner.failed)
         raise CellsFailed(

@@ -91,6 +91,9 @@ class EvalLoader(Protocol):
 
     def __len__(self) -> int: ...
 
+    def close(self) -> None:
+        """Stop the worker processes."""
+
 
 class Evaluation(Protocol):
     """A validation set, its metrics and how they are displayed.

@@ -1,0 +1,109 @@
+"""A lock on the folder of a run, so that two processes do not write into it."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+LOCK = "run.lock"
+BEAT_SECONDS = 15.0  # between two signs of life
+STALE_SECONDS = 90.0  # without one: the process on another machine has died
+
+
+class FolderLock:
+    """Holds the lock of a folder in a ``with`` block.
+
+    The lock is that of the operating system on the file ``run.lock``, which a process loses when it dies, however it
+    dies. The file names the host and the process, and :meth:`beat` renews its time, for file systems whose locks do not
+    reach other machines: there, a lock without a sign of life for 90 seconds is that of a process that has died.
+
+    Args:
+        folder: The folder; created if missing.
+
+    Raises:
+        ValueError: On entering: another process holds the lock.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self._beat = 0.0
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+", encoding="utf-8")
+        try:
+            self._acquire()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def _acquire(self) -> None:
+        supported = True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use(self._holder()) from None
+        except OSError:  # a file system without locks
+            supported = False
+        holder = self._holder()
+        if holder and holder["host"] != socket.gethostname():
+            self._wait_for_sign_of_life(holder)
+        elif holder and not supported and _is_alive(holder["pid"]):
+            raise self._in_use(holder)
+        self._file.truncate(0)
+        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._file.flush()
+
+    def _holder(self) -> dict[str, Any] | None:
+        """What the file says of the process that holds the lock, or that died with it."""
+        self._file.seek(0)
+        try:
+            holder = json.loads(self._file.read())
+            return {"host": str(holder["host"]), "pid": int(holder["pid"])}
+        except (ValueError, TypeError, KeyError):  # empty, as after an orderly end, or damaged
+            return None
+
+    def _wait_for_sign_of_life(self, holder: dict[str, Any]) -> None:
+        """Return when a process on another machine has shown none for long enough.
+
+        Raises:
+            ValueError: It has shown one.
+        """
+        seen = self.path.stat().st_mtime
+        while time.time() - seen < STALE_SECONDS:
+            time.sleep(1)
+            if self.path.stat().st_mtime != seen:
+                raise self._in_use(holder)
+
+    def _in_use(self, holder: dict[str, Any] | None) -> ValueError:
+        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        return ValueError(
+            f"{self.path.parent}: {who} is training in this folder; wait for its end, stop it, or choose another "
+            f"folder with --run"
+        )
+
+    def beat(self) -> None:
+        """Show a sign of life, at most every 15 seconds."""
+        if time.monotonic() - self._beat > BEAT_SECONDS:
+            self._beat = time.monotonic()
+            os.utime(self.path)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.truncate(0)
+        self._file.close()
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,112 @@
+"""Stopping work on a signal, after it has saved itself."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# Ctrl-C; what schedulers and process managers send; the end of a terminal session; SLURM's --signal=USR1@SECONDS.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Stopped(RuntimeError):
+    """Work was stopped by a signal and can be resumed.
+
+    Attributes:
+        signal: The signal, so that a program can exit with the usual code, 128 + signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class RunStopped(Stopped):
+    """A run was stopped by a signal, with a checkpoint."""
+
+    def __init__(self, folder: Path, step: int, total_steps: int, received: list[int]) -> None:
+        super().__init__(
+            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume {folder}",
+            received[0] if received else int(signal.SIGTERM),  # none: another process received it
+        )
+
+
+class Interrupted(BaseException):
+    """A signal arrived in an :meth:`StopSignals.interruptible` section, which it ended.
+
+    Not an ``Exception``, so that code which handles those of a dataset or a metric does not handle it.
+    """
+
+
+class StopSignals:
+    """The signals received so far.
+
+    Attributes:
+        received: Their numbers, in order.
+        handled: Whether signals are collected: they are in the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.handled = False
+        self._interruptible = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    @contextmanager
+    def interruptible(self, enabled: bool = True) -> Iterator[None]:
+        """A section without anything to save, e.g. a wait: a signal ends it at once.
+
+        Args:
+            enabled: ``False`` for a section that a signal does not end.
+
+        Raises:
+            Interrupted: A signal arrived, before the section or in it.
+        """
+        if not enabled:
+            yield
+            return
+        self._interruptible += 1
+        try:
+            if self.received:
+                raise Interrupted
+            yield
+        finally:
+            self._interruptible -= 1
+
+    def collect(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the signals; a second signal ends the process."""
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received.append(number)
+        if self._interruptible:
+            raise Interrupted
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Collect signals instead of ending the process; a second signal ends it.
+
+    A signal that is ignored, as nohup does with SIGHUP and a shell with SIGINT of background jobs, stays ignored.
+    """
+    signals = StopSignals()
+    signals.handled = threading.current_thread() is threading.main_thread()  # elsewhere handlers cannot be set
+    before = {}
+    for number in SIGNALS if signals.handled else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, signals.collect)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_stop_signals() -> None:
+    """In a worker process: leave the signals that a group of processes receives to the process that started it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
