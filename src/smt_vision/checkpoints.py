@@ -99,7 +99,7 @@ def _checksum(tensors: Mapping[str, Tensor], rest: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -127,9 +127,9 @@ def load(path: Path) -> Checkpoint:
             raise FileNotFoundError(f"{path}: there is no {BEST} in this folder; expected a run's folder, or a file")
         path = path / BEST
     content, metadata = read_tensors(path)
-    state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
     if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(content, metadata.get(METADATA, "")):
         raise ValueError(f"{path}: damaged: its checksum is wrong; use another checkpoint, or a copy of this file")
+    state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
     if not _is_own(state):
         return Checkpoint(path, state)
     version = state["format"]

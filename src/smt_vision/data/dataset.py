@@ -86,6 +86,10 @@ class RawDataset(ABC, Generic[T]):
         """The ids of all images, in order."""
         return self._ids.tobytes()
 
+    @abstractmethod
+    def hash_labels(self) -> int:
+        """64-bit hash of the labels of all images, in order."""
+
     def fingerprints(self, limit: int | None = None) -> Fingerprints:
         """(N,) 64-bit hashes of the images' content, the same wherever they are stored.
 

@@ -3,10 +3,12 @@
 import logging
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -99,6 +101,13 @@ def seed_all(*numbers: int) -> None:
 def _init_worker(index: int) -> None:
     """Leave signals to the training process: a scheduler sends them to all processes at once."""
     ignore_stop_signals()
+    sys.excepthook = _report_unless_closed
+
+
+def _report_unless_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an uncaught error, unless it is that the training process has ended while it was sent a batch."""
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @dataclass(frozen=True)

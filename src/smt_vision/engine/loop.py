@@ -332,7 +332,7 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
     """
     fabric, recipe = run.fabric, run.recipe
     torch.manual_seed(stable_hash("step", recipe.seed, run.step, fabric.global_rank))  # drop path, mixup, proposals
-    buffers = [buffer for buffer in run.raw.buffers() if buffer.is_floating_point()]  # statistics of BatchNorm
+    buffers = list(run.raw.buffers())  # statistics of BatchNorm
     before = [buffer.clone() for buffer in buffers] if recipe.engine.on_nonfinite != "stop" else []
     means: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
@@ -344,7 +344,7 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
             fabric.backward(torch.stack(list(losses.values())).sum() / len(batches))
         for name, loss in losses.items():
             means[name] = means.get(name, 0) + loss.detach() / len(batches)
-    average(fabric, [*buffers, *means.values()])
+    average(fabric, [*(buffer for buffer in buffers if buffer.is_floating_point()), *means.values()])
     grad_norm = _clip_gradients(run)
     run.step += 1
     if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm):

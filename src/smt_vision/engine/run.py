@@ -83,6 +83,7 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
+        self._labels = task.train_set.hash_labels(), task.val_set.hash_labels()
         self._seconds_before = self._kept_at = 0.0
         self._started = self._saved = time.monotonic()
         self._saved_step: int | None = None  # of last.pt; None if there is none, or none that can be read
@@ -213,6 +214,7 @@ class Run:
                 "recipe": self.recipe.to_dict(),
                 "images": self._used_images.to_tensors(),
                 "listing": self._listing,
+                "labels": list(self._labels),
             }
             checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
@@ -261,7 +263,7 @@ class Run:
                 "with --run"
             )
         if self._used_images is not None:
-            self._used_images = self._compare_images(self._used_images, state.get("listing", self._listing))
+            self._used_images = self._compare_images(self._used_images, state)
         self._load_state(checkpoint)
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         # Checkpoints used to be written after the evaluation only.
@@ -290,7 +292,7 @@ class Run:
                 f"{error}); use an earlier checkpoint, or choose another folder with --run"
             ) from error
 
-    def _compare_images(self, before: UsedImages, listing: int) -> UsedImages:
+    def _compare_images(self, before: UsedImages, state: Mapping[str, Any]) -> UsedImages:
         """The images that the run has used, with those of now.
 
         All validation images and a sample of the training images are compared by content, the rest by name and label.
@@ -310,7 +312,8 @@ class Run:
                 (new, f"{new} training images are new"),
                 (new_val, f"{new_val} validation images are new"),
                 (gone, f"{gone} validation images are gone"),
-                (listing != self._listing, "names, order or labels of images differ"),
+                (state.get("listing", self._listing) != self._listing, "names or order of the images differ"),
+                (tuple(state.get("labels", self._labels)) != self._labels, "labels differ"),
             )
             if number
         ]

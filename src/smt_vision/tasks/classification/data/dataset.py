@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.dataset import Raw, RawDataset, Split
+from ....data.fingerprint import hash_bytes
 from ....data.subset import group_by
 
 MAX_CLASSES = 1_000_000  # a larger class index is damage, not a class
@@ -43,6 +44,9 @@ class ImageDataset(RawDataset[int]):
 
     def read(self, i: int) -> tuple[Raw, int, str]:
         return self.raw(i), int(self.targets[i]), self.name(i)
+
+    def hash_labels(self) -> int:
+        return hash_bytes(self.targets.astype("<i8").tobytes())
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
         subset = super().select(keep)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ....data.dataset import RawDataset
+from ....data.fingerprint import hash_bytes
 from ....data.subset import group_by
 from ....data.validation import ValidationReport, first_few
 
@@ -129,6 +130,11 @@ class DetectionDataset(RawDataset[DetectionTarget]):
             ids=self._object_ids[rows],
         )
         return self.raw(i), target, self.name(i)
+
+    def hash_labels(self) -> int:
+        # Not the masks: they change with their boxes, and a million polygons would take long.
+        columns = (self._first, self._boxes, self._labels, self._crowd)
+        return hash_bytes(*(column.tobytes() for column in columns))
 
     @property
     def has_masks(self) -> bool:

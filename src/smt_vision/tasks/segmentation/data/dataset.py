@@ -16,6 +16,7 @@ from PIL import Image
 
 from ....data.dataset import RawDataset
 from ....data.decode import UnreadableImage, decode
+from ....data.fingerprint import hash_bytes, hash_file, map_images
 from ....data.label_maps import OBJECT_ABOVE, decode_labels, decode_mask
 from ....data.validation import ValidationReport
 from ..config import IGNORE_INDEX, SegmentConfig
@@ -77,6 +78,16 @@ class SegmentationDataset(RawDataset[Labels]):
         else:
             labels = self._indices[self._classes(decode_labels(path, name=str(path)), path)]
         return self.raw(i), labels, self.name(i)
+
+    def hash_labels(self) -> int:
+        return hash_bytes(self._indices.tobytes(), map_images(self._hash_label_map, len(self)).tobytes())
+
+    def _hash_label_map(self, i: int) -> int:
+        path = self._label_path(i)
+        try:
+            return hash_file(path)
+        except OSError:  # the data loaders report it
+            return hash_bytes(os.fsencode(path.name))
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
         subset = super().select(keep)

@@ -1,0 +1,565 @@
+"""What a run survives: numbers that are not finite, damaged files, signals, a second process, other data."""
+
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from smt_vision import checkpoints
+from smt_vision.checkpoints import training_checkpoints
+from smt_vision.cli import main
+from smt_vision.data.loaders import TrainLoader
+from smt_vision.engine import lock, loop, watchdog
+from smt_vision.engine.lock import LOCK, FolderLock
+from smt_vision.engine.log import read_log
+from smt_vision.engine.loop import train
+from smt_vision.engine.run import Run
+from smt_vision.engine.watchdog import Watchdog
+from smt_vision.files import write_atomic
+from smt_vision.signals import stop_signals
+from tiny_run import tiny, write_config, write_split
+
+STEPS = 6  # per epoch
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_split(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, left alone."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny(colored), folder, display=False)
+    return folder
+
+
+def state(folder: Path, name: str = "last.pt") -> Any:
+    return checkpoints.load(folder / name).state
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    a, b = state(folder)["model"], state(other)["model"]
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert a.keys() == b.keys()
+
+
+@contextmanager
+def broken_gradients(*steps: int, value: float = float("nan")) -> Iterator[None]:
+    """The gradient has this value in some steps, the loss stays finite."""
+    clip = loop._clip_gradients
+
+    def break_then_clip(run: Run) -> Any:
+        if run.step + 1 in steps:
+            next(p for p in run.raw.parameters() if p.grad is not None).grad.flatten()[0] = value  # type: ignore[union-attr]
+        return clip(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_clip_gradients", break_then_clip)
+        yield
+
+
+# --- numbers that are not finite
+
+
+@pytest.mark.parametrize("step", [STEPS, STEPS + 2], ids=["last step of an epoch", "mid-epoch"])
+def test_gradient_that_is_not_finite_ends_the_run_and_is_not_saved(colored: Path, tmp_path: Path, step: int) -> None:
+    recipe, folder = tiny(colored, engine=dict(checkpoint_minutes=0.0)), tmp_path / "run"
+    with broken_gradients(step), pytest.raises(FloatingPointError, match=rf"gradient norm is nan at step {step}\b"):
+        train(recipe, folder, display=False)
+    assert state(folder)["step"] == step - 1
+    note = next(line for line in read_log(folder) if line["kind"] == "note")
+    assert len(note["images"]) == 4
+    assert all(Path(name).is_file() for name in note["images"])
+    assert train(recipe, folder, display=False).step == 2 * STEPS  # the cause is gone: the run goes on
+
+
+def test_skip_leaves_the_batch_out(colored: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(colored, engine=dict(on_nonfinite="skip", ema=0.9)), tmp_path / "run"
+    with broken_gradients(3, 4):
+        run = train(recipe, folder, display=False)
+    assert run.left_out == [3, 4]
+    assert state(folder)["left_out"] == [3, 4]
+    assert all(value.isfinite().all() for value in state(folder)["model"].values())
+    steps = [line["step"] for line in read_log(folder) if line["kind"] == "train"]
+    assert steps == [step for step in range(1, 2 * STEPS + 1) if step not in (3, 4)]
+
+
+def test_skipped_step_changes_nothing(colored: Path, tmp_path: Path) -> None:
+    engine = dict(on_nonfinite="skip", checkpoint_minutes=0.0, ema=0.9)
+    with broken_gradients(3):
+        train(tiny(colored, engine=engine), tmp_path / "run", display=False, max_steps=3)
+    before, after = (state(tmp_path / "run", name) for name in ("last-00000002.pt", "last.pt"))
+    assert (before["step"], after["step"]) == (2, 3)
+    for part in ("model", "ema"):  # the statistics of BatchNorm too
+        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+    for number, values in before["optimizer"]["state"].items():
+        assert all(torch.equal(value, after["optimizer"]["state"][number][name]) for name, value in values.items())
+
+
+def test_rollback_returns_to_the_last_checkpoint(colored: Path, tmp_path: Path) -> None:
+    # Checkpoints at the end of epochs only: steps 7 to 9 are undone, and their images left out.
+    recipe = tiny(colored, engine=dict(on_nonfinite="rollback"))
+    saved: dict[int, Any] = {}
+
+    def remember(folder: Path) -> None:
+        saved[STEPS] = state(folder)["model"]
+
+    train(recipe, tmp_path / "run", display=False, max_steps=STEPS)
+    remember(tmp_path / "run")
+    with broken_gradients(9):
+        run = train(recipe, tmp_path / "run", display=False, max_steps=9)
+    assert run.left_out == [7, 8, 9]
+    assert all(torch.equal(saved[STEPS][name], value) for name, value in state(tmp_path / "run")["model"].items())
+    assert train(recipe, tmp_path / "run", display=False).step == 2 * STEPS
+
+
+def test_rollback_before_the_first_checkpoint(colored: Path, tmp_path: Path) -> None:
+    with broken_gradients(1):
+        run = train(tiny(colored, engine=dict(on_nonfinite="rollback")), tmp_path / "run", display=False)
+    assert run.left_out == [1]
+    assert run.step == 2 * STEPS
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_too_many_failures_in_a_row_end_the_run(colored: Path, tmp_path: Path, policy: str) -> None:
+    recipe = tiny(colored, engine=dict(on_nonfinite=policy))
+    with broken_gradients(*range(1, 13)), pytest.raises(FloatingPointError, match=r"step 10, the 10th time in a row"):
+        train(recipe, tmp_path / "run", display=False)
+
+
+def test_gradient_above_the_limit_is_left_out(colored: Path, tmp_path: Path) -> None:
+    recipe = tiny(colored, engine=dict(on_nonfinite="skip", max_grad_norm=1e4))
+    with broken_gradients(5, value=1e6):
+        assert train(recipe, tmp_path / "run", display=False).left_out == [5]
+    notes = [line["message"] for line in read_log(tmp_path / "run") if line["kind"] == "note"]
+    assert re.match(r"gradient norm is 1e\+06, above engine\.max_grad_norm=10000 at step 5\b", notes[0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Run.save_last
+
+    def break_then_save(run: Run) -> None:
+        if run.step == STEPS:
+            with torch.no_grad():
+                next(run.raw.parameters()).flatten()[0] = float("inf")
+        save(run)
+
+    monkeypatch.setattr(Run, "save_last", break_then_save)
+    recipe = tiny(colored, engine=dict(checkpoint_minutes=0.0))
+    with pytest.raises(FloatingPointError, match=r"model\.stem\b.*not finite after step 6.*is of step 5\b"):
+        train(recipe, tmp_path / "run", display=False)
+    assert state(tmp_path / "run")["step"] == STEPS - 1
+
+
+# --- several checkpoints
+
+
+def test_last_checkpoints_are_kept(colored: Path, tmp_path: Path) -> None:
+    recipe = tiny(colored, engine=dict(checkpoint_minutes=0.0, keep_last=3))
+    train(recipe, tmp_path / "run", display=False, max_steps=5)
+    found = training_checkpoints(tmp_path / "run")
+    assert [path.name for path in found] == ["last.pt", "last-00000004.pt", "last-00000003.pt"]
+    assert [checkpoints.load(path).state["step"] for path in found] == [5, 4, 3]
+    recipe = tiny(colored, engine=dict(checkpoint_minutes=0.0, keep_last=1))
+    train(recipe, tmp_path / "run", display=False, max_steps=6)
+    assert [path.name for path in training_checkpoints(tmp_path / "run")] == ["last.pt"]
+
+
+def test_checkpoints_are_kept_for_good_every_few_hours(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "seconds", property(lambda run: 3600.0 * run.step))  # an hour per step
+    recipe = tiny(colored, engine=dict(checkpoint_minutes=0.0, keep_last=1, keep_every_hours=2.5))
+    train(recipe, tmp_path / "run", display=False, max_steps=4)
+    train(recipe, tmp_path / "run", display=False, max_steps=9)
+    kept = [int(path.stem.partition("-")[2]) for path in sorted((tmp_path / "run").glob("step-*.pt"))]
+    assert kept == [3, 6, 9]
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "removed"])
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    recipe, folder = tiny(colored), tmp_path / "run"
+    train(tiny(colored, engine=dict(checkpoint_minutes=0.0)), folder, display=False, max_steps=4)
+    last = folder / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 16
+    replacement = {"bit": bytes(content), "truncated": bytes(content[: len(content) // 2]), "empty": b""}
+    last.unlink()
+    if damage in replacement:
+        last.write_bytes(replacement[damage])
+    with caplog.at_level(logging.WARNING):
+        train(recipe, folder, display=False)
+    assert damage == "removed" or re.search(rf"{last}.*Continuing from .*last-00000003\.pt, of step 3", caplog.text)
+    assert_same_weights(folder, whole)
+    assert [line["step"] for line in read_log(folder) if line["kind"] == "train"] == list(range(1, 13))
+
+
+def test_run_without_a_readable_checkpoint_is_an_error(colored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny(colored, engine=dict(checkpoint_minutes=0.0)), folder, display=False, max_steps=2)
+    for path in training_checkpoints(folder):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.pt.*last-00000001\.pt.*--run"):
+        train(tiny(colored), folder, display=False)
+
+
+def in_killed_process(function: Callable[[], object]) -> None:
+    """Call a function in a copy of this process, which then ends without cleaning up."""
+    if not (pid := os.fork()):
+        try:
+            function()
+        finally:
+            os._exit(9)
+    os.waitpid(pid, 0)
+
+
+def test_leftovers_of_killed_saves_are_removed(colored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    in_killed_process(lambda: write_atomic(folder / "last.pt", lambda part: (part.write_bytes(b"half"), os._exit(9))))
+    assert len(list(folder.iterdir())) == 1
+    train(tiny(colored), folder, display=False, max_steps=1)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, suffix: str) -> None:
+    path, changed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    weights = {"w": torch.randn(40, 30), "b": torch.randn(40)}
+    checkpoints.save({"model": weights, "spec": {"a": 1}, "step": 3}, path)
+    content = path.read_bytes()
+    refused = 0
+    for position in range(0, len(content), 17):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        changed.write_bytes(flipped)
+        message, found = "", None
+        try:
+            found = checkpoints.load(changed).state
+        except ValueError as error:
+            message = str(error)
+        if found is None:
+            assert str(changed) in message
+            refused += 1
+        else:
+            assert all(torch.equal(found["model"][name], value) for name, value in weights.items())
+            assert (found["step"], found["spec"]) == (3, {"a": 1})
+    assert refused > 0.8 * len(range(0, len(content), 17))
+
+
+def _shape(state: Any) -> None:
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+def _group(state: Any) -> None:
+    state["optimizer"]["param_groups"][0]["params"].append(999)
+
+
+def _no_tensor(state: Any) -> None:
+    state["optimizer"]["state"][0]["exp_avg"] = 3.0
+
+
+def _missing(state: Any) -> None:
+    del state["optimizer"]["state"][1]["exp_avg_sq"]
+
+
+def _weights(state: Any) -> None:
+    state["model"].popitem()
+
+
+def _step(state: Any) -> None:
+    state["step"] = -1
+
+
+def _metrics(state: Any) -> None:
+    state["metrics"] = [1]
+
+
+def _no_spec(state: Any) -> None:
+    del state["spec"]
+
+
+@pytest.mark.parametrize("change", [_shape, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec])
+def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, change: Any) -> None:
+    recipe, folder = tiny(colored, engine=dict(keep_last=1)), tmp_path / "run"
+    train(recipe, folder, display=False, max_steps=2)
+    content = dict(state(folder))
+    change(content)
+    checkpoints.save(content, folder / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt"):
+        train(recipe, folder, display=False)
+
+
+def test_full_disk_is_named_with_the_space_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoints.save({"model": {"w": torch.ones(3)}, "step": 1}, path)
+    # A limit on the size of files stands in for a full disk: both make a write fail.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for name in ("last.pt", "last.safetensors"):
+            with pytest.raises(OSError, match=rf"full: 1\.9 MiB needed, [\d,.]+ MiB free.*{name}'"):
+                checkpoints.save({"model": {"w": torch.zeros(500_000)}}, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert state(tmp_path)["step"] == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+
+
+# --- two processes in one folder
+
+
+def test_second_run_in_a_folder_is_refused(colored: Path, tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "run"), pytest.raises(ValueError, match=rf"process {os.getpid()} on .*--run"):
+        train(tiny(colored), tmp_path / "run", display=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert train(tiny(colored), tmp_path / "run", display=False, max_steps=1).step == 1
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    in_killed_process(FolderLock(tmp_path).__enter__)
+    assert json.loads((tmp_path / LOCK).read_text())["pid"]
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert (tmp_path / LOCK).read_text() == ""
+
+
+def test_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a network file system whose locks do not reach other machines.
+    monkeypatch.setattr(lock, "STALE_SECONDS", 3.0)
+    path = tmp_path / LOCK
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    start = time.monotonic()
+    with FolderLock(tmp_path):  # no sign of life: it has died
+        assert time.monotonic() - start > 2
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    beat = subprocess.Popen([sys.executable, "-c", f"import os, time\ntime.sleep(0.5)\nos.utime({str(path)!r})"])
+    with pytest.raises(ValueError, match="process 7 on elsewhere"), FolderLock(tmp_path):
+        pass
+    beat.wait()
+
+
+# --- data that has changed
+
+
+def add_image(data: Path) -> None:
+    shutil.copy(data / "train/red/0.png", data / "train/red/00.png")
+
+
+def replace_validation(data: Path) -> None:
+    for path in (data / "val/red").iterdir():
+        Image.open(path).rotate(90).save(path)
+
+
+def replace_training(data: Path) -> None:
+    Image.open(data / "train/red/0.png").rotate(90).save(data / "train/red/0.png")
+
+
+def rename_class(data: Path) -> None:
+    for split in ("train", "val"):
+        (data / split / "blue").rename(data / split / "sky")
+
+
+def swap_classes(data: Path) -> None:
+    for split in ("train", "val"):
+        for old, new in (("blue", "x"), ("red", "blue"), ("x", "red")):
+            (data / split / old).rename(data / split / new)
+
+
+CHANGES = {
+    add_image: "names or order",
+    replace_validation: "4 validation images are new, 4 validation images are gone",
+    replace_training: "1 training images are new",
+    rename_class: "other classes",
+    swap_classes: "validation images are new",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_data_is_refused_unless_accepted(tmp_path: Path, change: Any) -> None:
+    data = write_split(tmp_path / "data")
+    train(tiny(data), tmp_path / "run", display=False, max_steps=2)
+    change(data)
+    with pytest.raises(ValueError, match=CHANGES[change]):
+        train(tiny(data), tmp_path / "run", display=False, max_steps=3)
+    assert state(tmp_path / "run")["step"] == 2
+    if change is not rename_class:
+        accepted = tiny(data, engine=dict(allow_changed_data=True))
+        assert train(accepted, tmp_path / "run", display=False, max_steps=3).step == 3
+
+
+def test_run_follows_its_data_to_another_path(whole: Path, tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+    train(tiny(data), tmp_path / "run", display=False, max_steps=4)
+    moved = data.rename(tmp_path / "elsewhere")
+    train(tiny(moved), tmp_path / "run", display=False)
+    assert_same_weights(tmp_path / "run", whole)
+
+
+# --- signals and waits
+
+
+def environment() -> dict[str, str]:
+    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def running(config: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process group of its own, from the moment it has a checkpoint."""
+    words = [sys.executable, "-m", "smt_vision", "train", "quickstart", "--config", config, "--run", str(folder)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*words, *options], env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    with process:
+        deadline = time.monotonic() + 120
+        while not (folder / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield process
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_signal_to_all_processes_at_once(colored: Path, tmp_path: Path, number: signal.Signals) -> None:
+    # As SLURM and systemd send it: worker processes receive it as well.
+    recipe = tiny(colored, epochs=500, input=dict(workers=2), engine=dict(eval_every=500, checkpoint_minutes=0.0))
+    folder = tmp_path / "run"
+    with running(write_config(recipe, tmp_path / "tiny.yaml"), folder) as process:
+        os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert re.search(rf"stopped after step {state(folder)['step']} of 3000 and saved", error)
+    assert "Traceback" not in error
+
+
+def test_signal_while_a_worker_stands_still(tmp_path: Path) -> None:
+    # The images of one class are behind a pipe that nobody writes to: as on a file system that does not answer.
+    data = write_split(tmp_path / "data")
+    recipe = tiny(data, epochs=500, input=dict(workers=2), engine=dict(eval_every=500, checkpoint_minutes=0.0))
+    folder = tmp_path / "run"
+    with running(write_config(recipe, tmp_path / "tiny.yaml"), folder) as process:
+        for path in (data / "train").rglob("*.png"):
+            path.unlink()
+            os.mkfifo(path)
+        time.sleep(1)
+        step = state(folder)["step"]
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        _, error = process.communicate(timeout=30)
+    assert time.monotonic() - start < 15
+    assert process.returncode == 128 + signal.SIGTERM
+    assert state(folder)["step"] >= step
+    assert "Traceback" not in error
+
+
+def test_wait_for_images_has_a_time_limit(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def standing_still(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield time.sleep(60)
+
+    recipe = tiny(colored, engine=dict(timeout_minutes=0.05, loggers=()))
+    folder = tmp_path / "run"
+    train(tiny(colored), folder, display=False, max_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "epoch", standing_still)
+        with pytest.raises(TimeoutError, match=r"waiting for training images for \d+ s.*saved after step 4\b"):
+            train(recipe, folder, display=False)
+    train(recipe, folder, display=False)
+    assert_same_weights(folder, whole)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
+    errors = tmp_path / "errors.txt"
+    if not (pid := os.fork()):
+        sys.stderr = errors.open("w")
+        watchdog.GRACE_SECONDS = 1.0
+        minutes = 9.0 if number else 0.02
+        with stop_signals() as signals, Watchdog(minutes, signals, lambda: None, "runs/a") as dog:
+            dog.at("writing a checkpoint")
+            if number:
+                signal.raise_signal(number)
+            while True:
+                time.sleep(1)  # signals do not end it, as a system call that does not return
+    _, status = os.waitpid(pid, 0)
+    message = "without an answer to SIGTERM" if number else r"longer than engine\.timeout_minutes"
+    assert re.match(rf"smt train: error: runs/a: writing a checkpoint for \d+ s, {message}", errors.read_text())
+    assert os.waitstatus_to_exitcode(status) == (128 + number if number else 1)
+
+
+@pytest.mark.parametrize("when", ["evaluation", "report"])
+def test_signal_outside_of_training(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def interrupted(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+    recipe, folder = tiny(colored), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if when == "evaluation":
+            patch.setattr(loop, "run_evaluation", interrupted)
+        else:
+            patch.setattr(Run, "report", interrupted)
+        start = time.monotonic()
+        with pytest.raises(loop.RunStopped, match=f"after step {STEPS if when == 'evaluation' else 2 * STEPS} of 12"):
+            train(recipe, folder, display=False)
+    assert time.monotonic() - start < 30
+    train(recipe, folder, display=False)
+    assert_same_weights(folder, whole)
+    assert (folder / "summary.md").is_file()
+
+
+def test_interrupt_while_libraries_are_imported() -> None:
+    for seconds in (0.4, 0.8):
+        words = [sys.executable, "-m", "smt_vision", "recipes"]
+        with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        assert "Traceback" not in error
+
+
+def test_torn_log_does_not_keep_a_run_from_being_resumed(
+    colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    train(tiny(colored), folder, display=False, max_steps=4)
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], lines[1][:20] + "\n", *lines[2:]]))
+    train(tiny(colored), folder, display=False)
+    assert_same_weights(folder, whole)
+    assert re.search(r"log\.jsonl: left out 1 lines.*: 2\b", caplog.text)
+
+
+def test_fields_of_the_engine_that_a_resumed_run_may_change(colored: Path, tmp_path: Path) -> None:
+    train(tiny(colored), tmp_path / "run", display=False, max_steps=1)
+    engine = dict(
+        keep_last=5, keep_every_hours=1.0, on_nonfinite="skip", max_grad_norm=1e9, timeout_minutes=5.0,
+        allow_changed_data=True,
+    )  # fmt: skip
+    assert train(tiny(colored, engine=engine), tmp_path / "run", display=False, max_steps=2).step == 2
+    assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "3", "--json"]) == 0
