@@ -11,6 +11,12 @@ _CLASSIFICATION_ONLY = {
         "mix_prob", "switch_prob", "label_smoothing",
     },
 }  # fmt: skip
+# Recipe files without a checksum may lack these fields; they are of versions that did not have them yet. A field that is
+# new does not belong here: files of its version have a checksum.
+FIELDS_ADDED_BEFORE_CHECKSUMS = {
+    "train_fraction", "engine.loggers", "input.allow_damaged", "input.exact", "optim.milestones", "optim.no_decay",
+    "optim.schedule",
+}  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
 
@@ -27,7 +33,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(values)
     if isinstance(out.get("model_args"), Mapping):
         out["model_args"] = _model_args(out["model_args"])
-    if "max_broken" in out.get("input", ()) and "seed" in out:
+    if isinstance(out.get("input"), Mapping) and "max_broken" in out["input"] and "seed" in out:
         return _recipe(out)
     if isinstance(out.get("recipe"), Mapping):
         out["recipe"] = upgrade(out["recipe"])
@@ -56,7 +62,7 @@ def _recipe(values: dict[str, Any]) -> dict[str, Any]:
     task = values["task"]
     out = {name: value for name, value in values.items() if name == task or name not in ("detect", "segment")}
     for group in ("input", "augment"):
-        if group in out:
+        if isinstance(out.get(group), Mapping):
             out[group] = _fields(out[group], group, task)
     return out
 

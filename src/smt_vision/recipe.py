@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from .bounds import (
     Count,
+    CountOrZero,
     Fraction,
     FractionBelow1,
     NotEmpty,
@@ -80,7 +81,7 @@ class Input(Group):
     mean: tuple[Fraction, ...] | None = None
     std: tuple[PositiveFraction, ...] | None = None
     workers: Workers = 8
-    max_unreadable: Annotated[int, Range(ge=0)] = 10
+    max_unreadable: CountOrZero = 10
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -271,7 +272,7 @@ class Recipe:
         return from_plain(cls, {k: from_plain(groups[k], v, k) if k in groups else v for k, v in given.items()})
 
 
-def from_plain(kind: type[T], values: Mapping[str, Any], name: str = "recipe") -> T:
+def from_plain(kind: type[T], values: Any, name: str = "recipe") -> T:
     """A dataclass from its fields as JSON, YAML or a checkpoint holds them; lists become tuples again.
 
     Args:

@@ -60,8 +60,10 @@ def _run(command: str, arguments: list[str]) -> int:
     from ..registry import PretrainedWeightsError
 
     module = _module(command)
-    args = module.build_parser(arguments).parse_args(arguments)
     try:
+        parser = module.build_parser(arguments)
+        args = parser.parse_args(arguments)
+        parser.check(args)
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -21,6 +20,7 @@ from ..data.fingerprint import MAX_TRAIN, UsedImages, hash_bytes
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
+from ..recipe_files import write_recipe
 from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
@@ -74,7 +74,7 @@ class Run:
             self._restore(checkpoints.load(folder / LAST))
         elif fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+            write_recipe(recipe, folder / "recipe.yaml")
         if fabric.is_global_zero and self._used_images is None:
             self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
         fabric.barrier()

@@ -13,7 +13,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-import yaml
 
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
@@ -195,7 +194,7 @@ class _Runner:
             own = cell_folder(self.folder, cell)
             own.mkdir(parents=True, exist_ok=True)
             recipe = with_data(cell.recipe, self.data)
-            (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+            write_recipe(recipe, own / process.RECIPE)
             (own / process.RESULT).unlink(missing_ok=True)
             child = self._context.Process(
                 target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))
