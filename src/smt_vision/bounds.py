@@ -45,12 +45,14 @@ class Range(Bound):
         le: Largest value.
         gt: The value is above.
         lt: The value is below.
+        expected: Description of the values, where more than the bounds is to be said.
     """
 
     ge: float | None = None
     le: float | None = None
     gt: float | None = None
     lt: float | None = None
+    expected: str = ""
 
     def allows(self, value: Any) -> bool:
         return (
@@ -61,10 +63,9 @@ class Range(Bound):
         )
 
     def describe(self, kind: str) -> str:
-        if self.ge is not None and self.le is not None:
-            return f"{kind} from {self.ge} to {self.le}"
         bounds = (("of at least", self.ge), ("above", self.gt), ("at most", self.le), ("below", self.lt))
-        return f"{kind} " + (" and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None))
+        described = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+        return self.expected or f"{kind} {described}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class OneOf(Bound):
         return value in self.values
 
     def describe(self, kind: str) -> str:
-        return f"one of {', '.join(map(str, self.values))}"
+        return f"one of {', '.join(map(repr, self.values))}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class NotEmpty(Bound):
         return len(value) > 0
 
     def describe(self, kind: str) -> str:
-        return kind.replace("a list of values", "a list of one value or more") if "list" in kind else f"non-empty {kind}"
+        return (
+            kind.replace("a list of values", "a list of one value or more") if "list" in kind else f"non-empty {kind}"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def describe(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(argument) for argument in arguments)
     if origin is Literal:
-        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(str, arguments))}"
+        return f"{'one of ' if len(arguments) > 1 else ''}{', '.join(map(repr, arguments))}"
     if origin is tuple and arguments[1:] != (...,):
         return f"a list of {len(arguments)} values, each {describe(arguments[0])}"
     if origin in (tuple, list, Sequence):
@@ -206,7 +209,7 @@ def check_fields(instance: Any, prefix: str = "") -> None:
     Raises:
         ValueError: A value is not allowed; the message has the name of its field, after ``prefix``.
     """
-    for name, hint in _field_hints(type(instance)).items():
+    for name, hint in _field_hints(instance.__class__).items():
         check(f"{prefix}{name}", getattr(instance, name), hint)
 
 
@@ -232,7 +235,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 @cache
 def _field_hints(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 @cache

@@ -78,9 +78,9 @@ def _read_text(path: Path) -> str:
 def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         _check_events(text, path)
-        values = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark: Any = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{path}: not valid YAML: {where}{error.problem or error.context}") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
@@ -114,7 +114,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -134,7 +136,9 @@ def _check_complete(text: str, values: Mapping[str, Any], recipe: Recipe, path: 
     renamed = {name.replace("max_broken", "max_unreadable") for name in given}
     missing = sorted(expected - renamed - FIELDS_ADDED_BEFORE_CHECKSUMS)
     if missing or not re.search(r"\n\s*\Z", text):
-        what = f"it lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}" if missing else "its last line is cut"
+        what = (
+            f"it lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}" if missing else "its last line is cut"
+        )
         raise ValueError(
             f"{path}: the recipe is incomplete: {what}; expected all fields. Restore the file, or continue the run with "
             "the command that started it, with --run"

@@ -41,7 +41,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--size", type=Side | None, help="image side in pixels; default: the model's")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="as in a recipe")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice")
+    parser.add_argument(
+        "--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice"
+    )
     parser.add_argument(
         "--allocator",
         choices=("large", "default"),

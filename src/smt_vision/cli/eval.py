@@ -32,9 +32,13 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--data", type=str | None, help="the images, as for smt train; default: the run's own")
     parser.add_argument("--out", type=Path, help="output folder for metrics.json and pictures")
-    parser.add_argument("--batch_size", type=Count | None, help="images per batch; default: 64 for a classifier, else 4")
+    parser.add_argument(
+        "--batch_size", type=Count | None, help="images per batch; default: 64 for a classifier, else 4"
+    )
     parser.add_argument("--workers", type=Workers, default=8, help="data loading processes per process")
-    parser.add_argument("--max_unreadable", type=CountOrZero, default=10, help="unreadable images to skip before giving up")
+    parser.add_argument(
+        "--max_unreadable", type=CountOrZero, default=10, help="unreadable images to skip before giving up"
+    )
     add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)

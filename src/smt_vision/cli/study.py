@@ -44,7 +44,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
     )
-    parser.add_argument("--jobs", type=Processes, default=1, help="cells at a time; one thread each on a CPU, one GPU each")
+    parser.add_argument(
+        "--jobs", type=Processes, default=1, help="cells at a time; one thread each on a CPU, one GPU each"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
     parser.add_argument("--seeds", type=Count | None, help="number of seeds; default: the study's")

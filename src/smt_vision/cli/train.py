@@ -44,7 +44,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}; smt recipes describes them")
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered if it exists")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
-    parser.add_argument("--max_steps", type=CountOrZero | None, help="stop, resumable, after this many optimizer steps in total")
+    parser.add_argument(
+        "--max_steps", type=CountOrZero | None, help="stop, resumable, after this many optimizer steps in total"
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
     parser.add_argument("--task", choices=[recipe.task] if recipe else list(TASKS), help="the recipe's own task")

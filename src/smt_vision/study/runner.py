@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from ..bounds import Processes, checked
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
 from ..engine.signals import Stopped, stop_signals
 from ..recipe import Recipe
+from ..recipe_files import write_recipe
 from ..tasks import get_task
 from ..tasks.build import create_model
 from . import process
@@ -72,12 +74,13 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / cell.key
 
 
+@checked
 def run_cells(
     cells: Sequence[Cell],
     folder: Path,
     *,
     data: Mapping[str, str] | None = None,
-    jobs: int = 1,
+    jobs: Processes = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, CellResult]:
     """Train the cells that have no result yet.
@@ -102,8 +105,6 @@ def run_cells(
         CellsFailed: Some cells failed. The others were trained nevertheless.
         StudyStopped: A signal was received.
     """
-    if jobs < 1:
-        raise ValueError(f"invalid jobs={jobs}: expected at least 1")
     cells = unique_cells(cells)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder), stop_signals() as received:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..bounds import Count, check
 from ..engine.run import FREE_FIELDS, flat_fields
 from ..recipe import PAPER, Recipe
 
@@ -62,11 +63,12 @@ class Study:
     variants: Mapping[str, Overrides]
     claims: tuple[Claim, ...] = ()
     budgets: Mapping[str, Overrides] = field(default_factory=lambda: {"": {}})
-    seeds: int = 4
+    seeds: Count = 4
     debug: Overrides = field(default_factory=dict)
     debug_variants: Mapping[str, Overrides] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check("seeds", self.seeds, Count)
         for claim in self.claims:
             unknown = {claim.better, *claim.than, *claim.published} - self.variants.keys()
             if unknown:
@@ -141,7 +143,7 @@ def recipe_key(recipe: Recipe) -> str:
     Fields with their default are left out, so that a field that is new in a later version does not change the hash.
     Studies that share a run have the same hash for it, and it is trained once.
     """
-    required = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
+    required: dict[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
     defaults = flat_fields(type(recipe)(**required))
     decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
     changed = {name: value for name, value in decisive.items() if name in required or value != defaults[name]}
