@@ -11,8 +11,8 @@ _CLASSIFICATION_ONLY = {
         "mix_prob", "switch_prob", "label_smoothing",
     },
 }  # fmt: skip
-# Recipe files without a checksum may lack these fields; they are of versions that did not have them yet. A field that is
-# new does not belong here: files of its version have a checksum.
+# Recipe files without a checksum may lack these fields: they are of versions that did not have them yet. A field that
+# is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "train_fraction", "engine.loggers", "input.allow_damaged", "input.exact", "optim.milestones", "optim.no_decay",
     "optim.schedule",

@@ -70,8 +70,8 @@ def _read_text(path: Path) -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); expected a recipe in YAML, saved as "
-            "UTF-8"
+            f"{path}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); expected a recipe in YAML, saved "
+            "as UTF-8"
         ) from error
 
 
@@ -111,21 +111,21 @@ class _Loader(yaml.SafeLoader):
     """A SafeLoader for which a key that is there twice, and a value that cannot be converted, is an error of YAML."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(names):
+            if any(key.value == earlier.value for earlier in names[:i]):
+                raise _error(f"the key {short(key.value)} is there twice", key)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # e.g. the date 2026-13-01, or an integer of 5,000 digits
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+            raise _error(str(error), node) from error
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _check_complete(text: str, values: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
@@ -140,8 +140,8 @@ def _check_complete(text: str, values: Mapping[str, Any], recipe: Recipe, path: 
             f"it lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}" if missing else "its last line is cut"
         )
         raise ValueError(
-            f"{path}: the recipe is incomplete: {what}; expected all fields. Restore the file, or continue the run with "
-            "the command that started it, with --run"
+            f"{path}: the recipe is incomplete: {what}; expected all fields. Restore the file, or continue the run "
+            "with the command that started it, with --run"
         )
 
 

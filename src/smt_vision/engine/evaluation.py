@@ -47,8 +47,8 @@ def evaluate(
         the number of evaluated images that it was trained or calibrated on; a warning is logged if there are any.
 
     Raises:
-        ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not in
-            its range.
+        ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not
+            in its range.
     """
     return evaluate_with_details(
         source,
