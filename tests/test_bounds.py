@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -157,7 +157,7 @@ def test_values_at_the_edge_are_accepted(task: str, name: str, value: Any) -> No
 def test_auto_augment_is_what_timm_accepts() -> None:
     from timm.data.transforms_factory import transforms_imagenet_train
 
-    for task, name, value in ACCEPTED:
+    for _, name, value in ACCEPTED:
         if name == "augment.auto_augment" and value is not None:
             transforms_imagenet_train(auto_augment=value)
 
@@ -321,7 +321,7 @@ def test_what_a_type_allows() -> None:
     assert not allows(int, 1.0)
     assert allows(tuple[int, ...], [1, 2])
     assert not allows(tuple[int, int], (1,))
-    assert allows(Union[int, None], None)
+    assert allows(int | None, None)
     assert not allows(Literal[1, "a"], True)
     assert has_bound(get_type_hints(Engine, include_extras=True)["ema"])
     assert not has_bound(int | None)

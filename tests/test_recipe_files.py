@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def refused(path: Path, expected: str = "") -> None:
+def refused(path: Path, expected: str | None = None) -> None:
     with pytest.raises(ValueError, match=expected) as error:
         read_recipe_file(path)
     assert str(error.value).startswith(f"{path}: ")
