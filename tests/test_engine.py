@@ -207,7 +207,6 @@ def test_no_decay_on_normalization_layers_only() -> None:
             Optim(layer_decay=0.5),
             r"layer_decay=0\.5 .*group_matcher.* Wrapped",
         ),
-        (Optim(layer_decay=0.5, no_decay="norm"), r"layer_decay=0\.5 .*no_decay=1d"),
     ],
 )
 def test_unusable_layer_decay_is_refused(config: Optim, message: str) -> None:

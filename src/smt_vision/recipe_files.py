@@ -104,7 +104,8 @@ def _check_events(text: str, path: Path) -> None:
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
             problem = f"the tag {short(event.tag)}; omit it"
         if problem:
-            raise ValueError(f"{path}: line {event.start_mark.line + 1}: {problem}")
+            mark: Any = event.start_mark
+            raise ValueError(f"{path}: line {mark.line + 1}: {problem}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -67,8 +67,8 @@ class SegmentConfig(Group):
         super().__post_init__()
         if self.test == "slide" and any(step > side for step, side in zip(self.stride, self.crop, strict=True)):
             raise ValueError(
-                f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop}, or windows would "
-                "not cover the image"
+                f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop} in each direction, "
+                "otherwise windows do not cover every pixel"
             )
 
     @property
