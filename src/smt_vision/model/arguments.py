@@ -1,4 +1,4 @@
-"""The constructor arguments of SMT: mixer patterns, and checks of what their types do not declare.
+"""The constructor arguments of SMT: mixer patterns and checks.
 
 Every error message has the argument's name, its value and what was expected.
 """
@@ -6,6 +6,8 @@ Every error message has the argument's name, its value and what was expected.
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from .modulation import AGGREGATIONS, MODULATIONS
 
 
 def expand_pattern(pattern: str, depth: int) -> str:
@@ -36,6 +38,18 @@ def check(valid: bool, name: str, value: Any, expected: str) -> None:
         raise ValueError(f"invalid {name}={value!r}: expected {expected}")
 
 
+def check_numbers(kind: type, limit: float, **arguments: Any) -> None:
+    """Raise a ValueError unless each argument is a number, or several, of a type and at most ``limit``.
+
+    An integer is a float too.
+    """
+    types, described = ((int,), "integers") if kind is int else ((int, float), "numbers")
+    for name, value in arguments.items():
+        values = value if isinstance(value, list | tuple) else (value,)
+        valid = all(isinstance(v, types) and not isinstance(v, bool) and abs(v) <= limit for v in values)
+        check(valid, name, value, f"{described} of at most {limit}")
+
+
 def per_stage(name: str, value: Any, num_stages: int) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * num_stages
     check(len(values) == num_stages, name, value, f"one value for each of the {num_stages} stages of embed_dims")
@@ -43,12 +57,23 @@ def per_stage(name: str, value: Any, num_stages: int) -> tuple[Any, ...]:
 
 
 def check_network(
-    stem_kernel: int, embed_dims: Sequence[int], mlp_ratios: Sequence[float], expand_ratio: float
+    in_chans: int,
+    stem_kernel: int,
+    stem_stride: int,
+    embed_dims: Sequence[int],
+    depths: Sequence[int],
+    mlp_ratios: Sequence[float],
+    expand_ratio: int,
 ) -> None:
-    check(stem_kernel % 2 == 1, "stem_kernel", stem_kernel, "an odd number, e.g. 3 or 7")
+    check(in_chans >= 1, "in_chans", in_chans, "at least 1")
+    check(stem_kernel >= 1 and stem_kernel % 2 == 1, "stem_kernel", stem_kernel, "an odd number, e.g. 3 or 7")
+    check(stem_stride in (1, 2, 4), "stem_stride", stem_stride, "one of 1, 2, 4")
+    check(min(embed_dims, default=0) >= 1, "embed_dims", embed_dims, "positive numbers, one per stage")
+    check(min(depths) >= 1, "depths", depths, "at least 1 block in each stage")
     hidden = [int(dim * ratio) for dim, ratio in zip(embed_dims, mlp_ratios, strict=True)]
     check(min(hidden) >= 1, "mlp_ratios", mlp_ratios, "at least 1 hidden channel in each stage")
-    check(expand_ratio == int(expand_ratio), "expand_ratio", expand_ratio, "an integer of at least 1")
+    integer = expand_ratio >= 1 and expand_ratio == int(expand_ratio)
+    check(integer, "expand_ratio", expand_ratio, "an integer of at least 1")
 
 
 def check_heads(
@@ -67,10 +92,14 @@ def check_modulation(
     patterns: Sequence[str],
     conv_heads: Sequence[int],
     conv_kernels: Sequence[int] | None,
+    aggregation: str,
+    modulation: str,
     dilated: bool,
 ) -> None:
+    check(aggregation in AGGREGATIONS, "aggregation", aggregation, f"one of {', '.join(map(repr, AGGREGATIONS))}")
+    check(modulation in MODULATIONS, "modulation", modulation, f"one of {', '.join(map(repr, MODULATIONS))}")
     if conv_kernels is not None:
-        odd = bool(conv_kernels) and all(k % 2 == 1 for k in conv_kernels)
+        odd = bool(conv_kernels) and all(k >= 1 and k % 2 == 1 for k in conv_kernels)
         check(odd, "conv_kernels", conv_kernels, "odd numbers, one per head, e.g. (3, 5, 7, 9)")
         for i, pattern in enumerate(patterns):
             if "S" in pattern and conv_heads[i] != len(conv_kernels):
@@ -83,6 +112,12 @@ def check_modulation(
 
 
 def check_head(num_classes: int, global_pool: str) -> None:
+    check(num_classes >= 0, "num_classes", num_classes, "0 (no classifier) or more")
     pools = ("avg", "max", "avgmax", "catavgmax") if num_classes else ("avg", "max", "avgmax", "catavgmax", "")
     expected = "one of 'avg', 'max', 'avgmax', 'catavgmax', or '' with num_classes=0"
     check(global_pool in pools, "global_pool", global_pool, expected)
+
+
+def check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        check(isinstance(rate, int | float) and 0 <= rate < 1, name, rate, "a probability, at least 0 and below 1")

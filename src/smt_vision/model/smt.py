@@ -16,7 +16,7 @@ is the release's; the differences are:
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,26 +26,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..bounds import Channels, FractionBelow1, NotEmpty, OneOf, Range, checked
 from .arguments import (
     check,
     check_head,
     check_heads,
     check_modulation,
     check_network,
+    check_numbers,
+    check_rates,
     expand_pattern,
     per_stage,
 )
 from .attention import MSA
 from .focal import FocalModulation
 from .loading import convert_state
-from .modulation import AGGREGATIONS, MODULATIONS, SAM
-
-Width = Annotated[int, Range(ge=1, le=16_384, expected="a positive number of channels, at most 16384")]
-Depth = Annotated[int, Range(ge=1, le=1000, expected="at least 1 block, at most 1000")]
-Ratio = Annotated[float, Range(gt=0, le=100)]
-Heads = Annotated[int, Range(ge=0, le=16_384)]
-KernelSize = Annotated[int, Range(ge=1, le=255)]
+from .modulation import SAM
 
 
 class Stem(nn.Module):
@@ -215,51 +210,62 @@ class SMT(nn.Module):
         ValueError: An argument is invalid; the message has its name, its value and what was expected.
     """
 
-    @checked
     def __init__(
         self,
-        in_chans: Channels = 3,
-        num_classes: Annotated[
-            int, Range(ge=0, le=1_000_000, expected="0 (no classifier) or more, at most 1000000")
-        ] = 1000,
+        in_chans: int = 3,
+        num_classes: int = 1000,
         global_pool: str = "avg",
-        embed_dims: Annotated[Sequence[Width], NotEmpty()] = (64, 128, 256, 512),
-        depths: Depth | Sequence[Depth] = (2, 2, 8, 1),
-        mlp_ratios: Ratio | Sequence[Ratio] = (4, 4, 4, 2),
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 8, 1),
+        mlp_ratios: float | Sequence[float] = (4, 4, 4, 2),
         mixers: str | Sequence[str] = ("S", "S", "SA", "A"),
-        conv_heads: Heads | Sequence[Heads] = 4,
-        attn_heads: Heads | Sequence[Heads] = (2, 4, 8, 16),
-        expand_ratio: Annotated[float, Range(ge=1, le=64)] = 2,
-        aggregation: Annotated[str, OneOf(tuple(AGGREGATIONS))] = "saa",
-        layer_scale: Annotated[float, Range()] | None = None,
-        drop_path_rate: FractionBelow1 = 0.0,
-        drop_rate: FractionBelow1 = 0.0,
-        proj_drop_rate: FractionBelow1 = 0.0,
-        attn_drop_rate: FractionBelow1 = 0.0,
-        stem_kernel: KernelSize = 3,
-        stem_stride: Annotated[int, OneOf((1, 2, 4))] = 4,
-        output_stride: Annotated[int, OneOf((8, 16, 32))] | None = None,
-        conv_kernels: Sequence[KernelSize] | None = None,
-        modulation: Annotated[str, OneOf(tuple(MODULATIONS))] = "product",
+        conv_heads: int | Sequence[int] = 4,
+        attn_heads: int | Sequence[int] = (2, 4, 8, 16),
+        expand_ratio: int = 2,
+        aggregation: str = "saa",
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        stem_kernel: int = 3,
+        stem_stride: int = 4,
+        output_stride: int | None = None,
+        conv_kernels: Sequence[int] | None = None,
+        modulation: str = "product",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check(isinstance(embed_dims, list | tuple), "embed_dims", embed_dims, "positive numbers, one per stage")
+        check_numbers(int, 16_384, in_chans=in_chans, embed_dims=embed_dims, conv_heads=conv_heads)
+        check_numbers(int, 16_384, attn_heads=attn_heads)
+        check_numbers(int, 1_000_000, num_classes=num_classes)
+        check_numbers(int, 1000, depths=depths)
+        check_numbers(int, 255, stem_kernel=stem_kernel, stem_stride=stem_stride, conv_kernels=conv_kernels or ())
+        check_numbers(float, 100, mlp_ratios=mlp_ratios, expand_ratio=expand_ratio, layer_scale=layer_scale or 0)
         num_stages = len(embed_dims)
         depths = per_stage("depths", depths, num_stages)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios, num_stages)
         mixers = per_stage("mixers", mixers, num_stages)
         conv_heads = per_stage("conv_heads", conv_heads, num_stages)
         attn_heads = per_stage("attn_heads", attn_heads, num_stages)
-        check_network(stem_kernel, embed_dims, mlp_ratios, expand_ratio)
+        check_network(in_chans, stem_kernel, stem_stride, embed_dims, depths, mlp_ratios, expand_ratio)
+        check(output_stride in (None, 8, 16, 32), "output_stride", output_stride, "one of 8, 16, 32, or None")
         check_head(num_classes, global_pool)
+        check_rates(
+            drop_path_rate=drop_path_rate,
+            drop_rate=drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+        )
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = embed_dims[-1]
         self.patterns = tuple(map(expand_pattern, mixers, depths))
         check_heads(embed_dims, self.patterns, conv_heads, attn_heads)
         dilated = output_stride is not None and stem_stride * 2 ** (num_stages - 1) > output_stride
-        check_modulation(self.patterns, conv_heads, conv_kernels, dilated)
+        check_modulation(self.patterns, conv_heads, conv_kernels, aggregation, modulation, dilated)
 
         def block(i: int, letter: str, drop_path: float, dilation: int) -> Block:
             dim = embed_dims[i]
@@ -268,7 +274,7 @@ class SMT(nn.Module):
                 mixer = SAM(
                     dim,
                     conv_heads[i],
-                    int(expand_ratio),
+                    expand_ratio,
                     aggregation,
                     proj_drop_rate,
                     dilation,
