@@ -192,10 +192,12 @@ def test_wrong_value(name: str, file: Path) -> None:
 def test_config_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "my.yaml"
     path.write_bytes(STRUCTURES[name][0])
-    assert main(["train", "quickstart", "--config", str(path), "--run", str(tmp_path / "run")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"smt train: error: {path}: ")
-    assert len(error.splitlines()) == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "quickstart", "--config", str(path), "--run", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"smt train: error: --config {path}: ")
+    assert hint == "see smt train --help"
     assert not (tmp_path / "run").exists()
 
 

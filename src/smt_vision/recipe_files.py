@@ -115,7 +115,7 @@ class _Loader(yaml.SafeLoader):
         names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, key in enumerate(names):
             if any(key.value == earlier.value for earlier in names[:i]):
-                raise _error(f"the key {short(key.value)} is there twice", key)
+                raise _error(f"{short(key.value)} is there twice", key)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

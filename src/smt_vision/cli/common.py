@@ -80,7 +80,7 @@ class Parser(ArgumentParser):
             hint = getattr(action, "_typehint", None)
             if has_bound(hint) and action.dest not in self._fields:
                 value = args[action.dest]
-                for item in value if action.nargs else [value]:
+                for item in value if isinstance(value, list) and action.nargs else [value]:
                     if item is not None:
                         check(f"--{action.dest}", item, hint, separator=" ")
 

@@ -27,9 +27,6 @@ smt train --resume runs/finetune                resume after a stop
 def build_parser(words: list[str]) -> Parser:
     """The options are the fields of a recipe of the task, with the values of the recipe that is named."""
     resumed = _resumed(words)
-    for path in map(Path, _values(words, "--config")):
-        if path.is_file():
-            read_yaml(path)  # an error of the file is named before its values are parsed
     # An option's value, e.g. of --run, may be a recipe's name too.
     positional = [
         word
@@ -41,6 +38,12 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
     )
+    for path in map(Path, _values(words, "--config")):
+        try:
+            if path.is_file():
+                read_yaml(path)
+        except ValueError as error:
+            parser.error(f"--config {error}")
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}; smt recipes describes them")
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered if it exists")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
