@@ -71,7 +71,7 @@ def _resumed(words: list[str]) -> Recipe | None:
 
 def _values(words: list[str], option: str) -> list[str]:
     """The values of an option in the arguments of the command."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip(words, [*words[1:], ""], strict=False)
     return [
         following if word == option else word.partition("=")[2]
         for word, following in pairs
