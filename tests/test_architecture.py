@@ -21,6 +21,7 @@ LAYERS = (
     {"__init__"},
     {"api"},
     {"engine"},
+    {"recipe_files"},
     {"tasks"},
     {"deploy", "cost", "convert"},
     {"data", "pictures", "registry"},
@@ -29,6 +30,7 @@ LAYERS = (
     {"checkpoints"},
     {"spec", "legacy", "files"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
+    {"bounds"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
 

@@ -226,18 +226,22 @@ def test_samples_have_three_panels_per_image(kind: str, scenes: Path, masks: Pat
 
 
 @pytest.mark.parametrize(
-    ("recipe", "match"),
+    ("options", "match"),
     [
-        (replace(scenes_recipe(Path("missing")), batch_size=1), "batch_size=1"),
-        (scenes_recipe(Path("missing"), test="slide", stride=(65, 64)), r"segment\.stride=\(65, 64\).*\(64, 64\)"),
-        (scenes_recipe(Path("missing"), test="slide", stride=(0, 64)), r"segment\.stride=\(0, 64\)"),
-        (scenes_recipe(Path("missing"), test_scales=()), r"segment\.test_scales=\(\)"),
-        (scenes_recipe(Path("missing"), test_scales=(1.0, 0.0)), r"segment\.test_scales=\(1\.0, 0\.0\)"),
+        (dict(test="slide", stride=(65, 64)), r"segment\.stride=\(65, 64\).*\(64, 64\)"),
+        (dict(test="slide", stride=(0, 64)), r"segment\.stride=\(0, 64\)"),
+        (dict(test_scales=()), r"segment\.test_scales=\(\)"),
+        (dict(test_scales=(1.0, 0.0)), r"segment\.test_scales=\(1\.0, 0\.0\)"),
     ],
 )
-def test_invalid_recipe_is_refused_before_data_is_opened(recipe, match: str):
+def test_invalid_recipe_is_refused(options, match: str):
     with pytest.raises(ValueError, match=match):
-        get_task("segment").training(recipe)
+        scenes_recipe(Path("missing"), **options)
+
+
+def test_batches_of_one_image_are_refused_before_data_is_opened():
+    with pytest.raises(ValueError, match="batch_size=1"):
+        get_task("segment").training(replace(scenes_recipe(Path("missing")), batch_size=1))
 
 
 # --- data of the reference files ---

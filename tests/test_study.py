@@ -230,7 +230,7 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--only", "sa"), r"unknown variant of aggregation: 'sa'; did you mean saa\?; expected one of saa, none"),
         (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
-        (("--seeds", "0"), "invalid seeds=0"),
+        (("--seeds", "0"), "invalid --seeds 0"),
         (("--data", "a", "b"), r"invalid data=a b.*torch/cifar10=PATH"),
         (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
         (("--throughput", "--run", "nowhere"), r"nowhere: no cell of these studies is finished"),

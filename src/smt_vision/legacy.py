@@ -11,23 +11,30 @@ _CLASSIFICATION_ONLY = {
         "mix_prob", "switch_prob", "label_smoothing",
     },
 }  # fmt: skip
+# Recipe files without a checksum may lack these fields: they are of versions that did not have them yet. A field that
+# is newer than the checksum belongs here too.
+FIELDS_ADDED_BEFORE_CHECKSUMS = {
+    "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
+    "optim.milestones", "optim.no_decay", "optim.schedule",
+}  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the content of a checkpoint, export manifest or recipe from any earlier format to the current one.
 
-        Current content, and any other mapping, is returned unchanged. Earlier formats:
+    Current content, and any other mapping, is returned unchanged. Earlier formats:
 
-        - Recipes had the groups of all tasks, and ``input.max_broken``.
+    - Recipes had the groups of all tasks, and ``input.max_broken``.
     - The model argument ``aggregation`` was true or false.
-        - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
-        - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
+    - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
+    - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
     """
     out = dict(values)
     if isinstance(out.get("model_args"), Mapping):
         out["model_args"] = _model_args(out["model_args"])
-    if "max_broken" in out.get("input", ()) and "seed" in out:
+    if isinstance(out.get("input"), Mapping) and "max_broken" in out["input"] and "seed" in out:
         return _recipe(out)
     if isinstance(out.get("recipe"), Mapping):
         out["recipe"] = upgrade(out["recipe"])
@@ -56,7 +63,7 @@ def _recipe(values: dict[str, Any]) -> dict[str, Any]:
     task = values["task"]
     out = {name: value for name, value in values.items() if name == task or name not in ("detect", "segment")}
     for group in ("input", "augment"):
-        if group in out:
+        if isinstance(out.get(group), Mapping):
             out[group] = _fields(out[group], group, task)
     return out
 

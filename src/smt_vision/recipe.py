@@ -1,27 +1,70 @@
 """A training run as data: the fields that the recipes of all tasks share.
 
 A recipe says everything that decides a run's result. Each task has its own subclass of :class:`Recipe` with the fields
-that only it reads (``tasks/TASK/config.py``). This module imports nothing of ours.
+that only it reads (``tasks/TASK/config.py``). The type of a field has its range, and all fields are checked when a
+recipe is made: in Python, from a file or from the command line.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+
+from .bounds import (
+    Count,
+    CountOrZero,
+    Fraction,
+    FractionBelow1,
+    NotEmpty,
+    OneOf,
+    PositiveFraction,
+    Processes,
+    Range,
+    Where,
+    Workers,
+    check_fields,
+    short,
+)
 
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
 
 T = TypeVar("T")
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+LearningRate = Annotated[float, Range(ge=0)]
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether timm has this optimizer and the training loop can use it."""
+    from timm.optim import list_optimizers  # imported late: only needed for other optimizers than the recipes' own
+
+    # adahessian needs second derivatives.
+    return name == "adamw" or name.removeprefix("lookahead_") in list_optimizers(exclude_filters=["adahessian"])
+
 
 @dataclass(frozen=True)
-class Input:
+class Group:
+    """Fields of a recipe that belong together; their values are checked when an instance is made.
+
+    Raises:
+        ValueError: A value is not of its field's type or not in its range.
+    """
+
+    group: ClassVar[str]  # the field of a recipe that holds it, e.g. "optim"
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{self.group}.")
+
+
+@dataclass(frozen=True)
+class Input(Group):
     """How images become tensors, in every task.
 
     Args:
         channels: Image channels: 3 for RGB, 1 for grayscale.
-        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear`` or ``nearest``.
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
+            ``lanczos``.
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
             trained with.
         std: Each channel is divided by it; ``None`` likewise.
@@ -31,17 +74,28 @@ class Input:
             with torch, which is faster and differs by a level or two of 255.
     """
 
-    channels: int = 3
-    interpolation: str = "bicubic"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    workers: int = 8
-    max_unreadable: int = 10
+    group: ClassVar[str] = "input"
+
+    channels: Annotated[int, OneOf((1, 3))] = 3
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = "bicubic"
+    mean: tuple[Fraction, ...] | None = None
+    std: tuple[PositiveFraction, ...] | None = None
+    workers: Workers = 8
+    max_unreadable: CountOrZero = 10
     exact: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(
+                    f"input.{name} has {len(values)} values for {self.channels} channel(s): {short(values)}; give one "
+                    "per channel"
+                )
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Group):
     """Training augmentation that every task has.
 
     Args:
@@ -49,12 +103,14 @@ class Augment:
         vflip: Probability of a vertical flip.
     """
 
-    hflip: float = 0.5
-    vflip: float = 0.0
+    group: ClassVar[str] = "augment"
+
+    hflip: Fraction = 0.5
+    vflip: Fraction = 0.0
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Group):
     """The optimizer, and the learning rate as a function of the step.
 
     Args:
@@ -66,7 +122,7 @@ class Optim:
             are.
         schedule: Schedule after the warm-up: ``cosine``; ``step``: a tenth from each milestone on; ``poly``: linear.
         milestones: Epochs after which ``step`` lowers the learning rate.
-        warmup_epochs: Epochs of linear warm-up; may be a fraction.
+        warmup_epochs: Epochs of linear warm-up; may be a fraction. A longer warm-up than the run ends with the run.
         betas: Adam's betas.
         eps: Adam's epsilon.
         weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
@@ -75,24 +131,31 @@ class Optim:
         clip_grad: Largest gradient norm; ``None`` for no clipping.
     """
 
-    name: str = "adamw"
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    warmup_lr: float = 1e-7
-    lr_batch: int | None = 512
+    group: ClassVar[str] = "optim"
+
+    name: Annotated[str, Where(is_optimizer, "an optimizer of timm, e.g. adamw, sgd, lion or lamb")] = "adamw"
+    lr: LearningRate = 1e-3
+    min_lr: LearningRate = 1e-6
+    warmup_lr: LearningRate = 1e-7
+    lr_batch: Count | None = 512
     schedule: Literal["cosine", "step", "poly"] = "cosine"
-    milestones: tuple[float, ...] = ()
-    warmup_epochs: float = 5.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    milestones: tuple[Annotated[float, Range(ge=0, le=1_000_000)], ...] = ()
+    warmup_epochs: Annotated[float, Range(ge=0, le=1_000_000)] = 5.0
+    betas: tuple[FractionBelow1, FractionBelow1] = (0.9, 0.999)
+    eps: Annotated[float, Range(ge=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Range(ge=0, le=1000)] = 0.05
     no_decay: Literal["1d", "norm"] = "1d"
-    layer_decay: float | None = None
-    clip_grad: float | None = 5.0
+    layer_decay: PositiveFraction | None = None
+    clip_grad: Annotated[float, Range(gt=0)] | None = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_decay is not None and self.no_decay == "norm":
+            raise ValueError(f"optim.layer_decay={self.layer_decay} requires optim.no_decay=1d, not norm")
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(Group):
     """How a run is carried out.
 
     Args:
@@ -124,26 +187,28 @@ class Engine:
             empty for none.
     """
 
-    accelerator: str = "auto"
-    devices: int = -1
-    nodes: int = 1
+    group: ClassVar[str] = "engine"
+
+    accelerator: Annotated[str, OneOf(("auto", "cpu", "cuda", "gpu", "mps"))] = "auto"
+    devices: Literal[-1] | Processes = -1
+    nodes: Processes = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    accumulate: int = 1
+    accumulate: Count = 1
     channels_last: bool = True
     compile: bool = False
     grad_checkpointing: bool = False
     deterministic: bool = False
-    ema: float | None = None
-    log_every: int = 50
-    eval_every: int = 1
-    checkpoint_minutes: float = 10.0
-    keep_last: int = 2
-    keep_every_hours: float | None = None
+    ema: FractionBelow1 | None = None
+    log_every: Annotated[int, Range(ge=1)] = 50
+    eval_every: Annotated[int, Range(ge=1)] = 1
+    checkpoint_minutes: Annotated[float, Range(ge=0)] = 10.0
+    keep_last: Annotated[int, Range(ge=1, le=1000)] = 2
+    keep_every_hours: Annotated[float, Range(gt=0)] | None = None
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    max_grad_norm: float | None = None
+    max_grad_norm: Annotated[float, Range(gt=0)] | None = None
     allow_changed_data: bool = False
-    timeout_minutes: float = 30.0
-    loggers: tuple[str, ...] = ("tensorboard",)
+    timeout_minutes: Annotated[float, Range(gt=0)] = 30.0
+    loggers: tuple[Annotated[str, OneOf(("tensorboard", "wandb", "trackio", "mlflow"))], ...] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,29 +244,26 @@ class Recipe:
 
     name: str
     about: str = ""
-    model: str
+    model: Annotated[str, NotEmpty()]
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
-    checkpoint: str | None = None
+    checkpoint: Annotated[str, NotEmpty()] | None = None
     data: str
-    train_fraction: float = 1.0
-    epochs: int
-    batch_size: int
-    seed: int = 0
+    train_fraction: PositiveFraction = 1.0
+    epochs: Count
+    batch_size: Count
+    seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = 0
     input: Input = field(default_factory=Input)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     engine: Engine = field(default_factory=Engine)
-    expected: dict[str, float] = field(default_factory=dict)
+    expected: dict[str, Annotated[float, Range()]] = field(default_factory=dict)
     expected_source: str = ""
     hardware: str = ""
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.train_fraction <= 1:
-            raise ValueError(
-                f"invalid train_fraction={self.train_fraction}: expected a fraction above 0 and at most 1, e.g. 0.1"
-            )
+        check_fields(self)
 
     @classmethod
     @cache
@@ -216,19 +278,34 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """A recipe of this class from :meth:`to_dict`'s form; of any task: :func:`smt_vision.tasks.read_recipe`."""
+        """A recipe of this class from :meth:`to_dict`'s form; of any task: :func:`smt_vision.tasks.read_recipe`.
+
+        Raises:
+            ValueError: A field is unknown or missing, or a value is not of its field's type or not in its range.
+        """
         groups = cls.groups()
         given = {k: v for k, v in values.items() if k != "task"}
-        return from_plain(cls, {k: from_plain(groups[k], v) if k in groups else v for k, v in given.items()})
+        return from_plain(cls, {k: from_plain(groups[k], v, k) if k in groups else v for k, v in given.items()})
 
 
-def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
+def from_plain(kind: type[T], values: Any, name: str = "recipe") -> T:
     """A dataclass from its fields as JSON, YAML or a checkpoint holds them; lists become tuples again.
 
+    Args:
+        kind: The dataclass.
+        values: Its fields.
+        name: What the values are, for messages.
+
     Raises:
-        ValueError: A field is unknown.
+        ValueError: ``values`` is not a mapping, or a field is unknown or missing.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"unknown field {unknown[0]!r} of {kind.__name__}: expected one of {', '.join(known)}")
+    declared = fields(kind)  # type: ignore[arg-type]
+    known = [field.name for field in declared]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"invalid {name}={short(values)}: expected a mapping of {', '.join(known)}")
+    if unknown := [field for field in values if field not in known]:
+        raise ValueError(f"unknown field {short(unknown[0])} of {kind.__name__}: expected one of {', '.join(known)}")
+    required = [field.name for field in declared if field.default is field.default_factory is MISSING]
+    if missing := [field for field in required if field not in values]:
+        raise ValueError(f"missing field {missing[0]!r} of {kind.__name__}: expected all of {', '.join(required)}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

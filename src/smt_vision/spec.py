@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .bounds import check_fields
 from .recipe import Input, Recipe, from_plain
 
 
@@ -42,9 +43,13 @@ class ModelSpec:
         Args:
             values: The spec as JSON data.
             recipe: Recipe class of the task; its fields give the classes of input and head.
+
+        Raises:
+            ValueError: A field is unknown or missing, or a value is not of its field's type or not in its range.
         """
         groups = recipe.groups()
-        spec = from_plain(cls, {**values, "input": from_plain(groups["input"], values["input"])})
-        return (
-            spec if recipe.head_group is None else replace(spec, head=from_plain(groups[recipe.head_group], spec.head))
-        )
+        spec = from_plain(cls, {**values, "input": from_plain(groups["input"], values.get("input"), "input")})
+        if recipe.head_group is not None:
+            spec = replace(spec, head=from_plain(groups[recipe.head_group], spec.head, "head"))
+        check_fields(spec)
+        return spec

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from ..bounds import Count, Fraction, check_fields
 from ..data.decode import UnreadableImage, channels_of, decode
 from ..tasks.classes import some_names
 from . import pictures
@@ -35,11 +36,14 @@ class Options:
         format: Suffix of pictures: ``png``, ``pdf`` or ``svg``.
     """
 
-    query: tuple[float, float] = (0.5, 0.5)
+    query: tuple[Fraction, Fraction] = (0.5, 0.5)
     target: str | None = None
     gallery: Sequence[Path] = ()
-    top_k: int = 8
-    format: str = "png"
+    top_k: Count = 8
+    format: Literal["png", "pdf", "svg"] = "png"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
+from ..bounds import Side, checked
 from ..deploy.exported import ExportedModel
 from ..forms.inference import fuse
 from ..tasks.build import create_model
@@ -20,7 +21,8 @@ from .published import PUBLISHED
 from .timing import Call, inference_step, training_step
 
 
-def load_candidate(spec: str, device: str = "cpu", size: int | None = None) -> Candidate:
+@checked
+def load_candidate(spec: str, device: str = "cpu", size: Side | None = None) -> Candidate:
     """Build a candidate: random weights for a model name, trained weights for a run, a checkpoint or an export.
 
     Args:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..bounds import Count, NotEmpty, Seconds, checked
 from ..cost import ModelInfo, describe
 from .memory import saved_activations
 from .timing import ProgressCallback, Timing, autocast, inference_step, interleave, matmul_peak, training_step
@@ -79,15 +80,16 @@ def forward_equivalents(train: bool) -> int:
     return 3 if train else 1
 
 
+@checked
 def compare(
     candidates: Sequence[Candidate],
-    batch_sizes: Sequence[int],
+    batch_sizes: Annotated[Sequence[Count], NotEmpty()],
     *,
     train: bool = False,
     precision: str = "32-true",
     device: torch.device | str = "cpu",
-    rounds: int = 5,
-    seconds: float = 1.0,
+    rounds: Count = 5,
+    seconds: Seconds = 1.0,
     peak: float | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> list[Result]:
@@ -113,8 +115,6 @@ def compare(
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"duplicate candidates in {names}: expected unique names")
-    if any(batch_size < 1 for batch_size in batch_sizes):
-        raise ValueError(f"invalid batch_sizes={list(batch_sizes)}: expected at least 1 image per call")
     by_name = {candidate.name: candidate for candidate in candidates}
     costs = {c.name: describe(c.original, c.input_size) for c in candidates if c.original is not None}
     peak = peak or matmul_peak(precision, device)

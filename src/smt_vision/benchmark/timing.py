@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounds import Count, Seconds, checked
+
 Key = TypeVar("Key", bound=Hashable)
 Call = Callable[[], object]
 ProgressCallback = Callable[[int, int], None]  # number done, total
@@ -55,11 +57,12 @@ class Timing:
         return self.percentile(75) - self.percentile(25)
 
 
+@checked
 def interleave(
     calls: Mapping[Key, Call],
     *,
-    rounds: int = 5,
-    seconds: float = 1.0,
+    rounds: Count = 5,
+    seconds: Seconds = 1.0,
     device: torch.device | str = "cpu",
     on_progress: ProgressCallback | None = None,
 ) -> dict[Key, Timing]:
@@ -79,8 +82,6 @@ def interleave(
     Raises:
         ValueError: ``rounds`` is below 1 or ``seconds`` is below 0.
     """
-    if rounds < 1 or seconds < 0:
-        raise ValueError(f"invalid rounds={rounds}, seconds={seconds}: expected rounds >= 1 and seconds >= 0")
     device = torch.device(device)
 
     def timed(call: Call) -> float:

@@ -63,7 +63,9 @@ def _run(command: str, arguments: list[str]) -> int:
     raise_on_interrupt()
     try:
         module = _module(command)
-        args = module.build_parser(arguments).parse_args(arguments)
+        parser = module.build_parser(arguments)
+        args = parser.parse_args(arguments)
+        parser.check(args)
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:

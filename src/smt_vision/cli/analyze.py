@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from ..bounds import Count, Fraction
 from .common import Output, Parser, new_parser
 from .overrides import add_overrides, overrides_of
 from .progress import status_callback
@@ -45,9 +46,9 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--untrained", action="store_true", help="random weights for the models, which are timm names")
     parser.add_argument("--folder", type=Path, help="images to search for nearest neighbors")
-    parser.add_argument("--top_k", type=int, default=8, help="number of nearest neighbors")
+    parser.add_argument("--top_k", type=Count, default=8, help="number of nearest neighbors")
     parser.add_argument(
-        "--query", type=float, nargs=2, default=[0.5, 0.5], metavar=("Y", "X"),
+        "--query", type=Fraction, nargs=2, default=[0.5, 0.5], metavar=("Y", "X"),
         help="query of attention maps: position from the top and from the left, 0 to 1",
     )  # fmt: skip
     parser.add_argument("--target", type=str | None, help="class of class activation maps: a name or an index")
@@ -101,10 +102,6 @@ def _options(args: Any) -> tuple["Options", list[Path]]:
     kinds = args.kinds or []
     if args.folder is None and "neighbors" in kinds:
         raise ValueError("--kinds neighbors needs --folder FOLDER: images to search")
-    if args.top_k < 1:
-        raise ValueError(f"invalid --top_k {args.top_k}: expected at least 1")
-    if not all(0 <= place <= 1 for place in args.query):
-        raise ValueError(f"invalid --query {args.query}: expected two numbers from 0 to 1")
     given = {"folder": ("neighbors", args.folder), "target": ("cam", args.target)}
     for option, (kind, value) in given.items():
         if value is not None and kinds and kind not in kinds:

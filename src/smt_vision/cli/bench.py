@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..bounds import Count, Processes, Seconds, Side
 from .common import EXIT_USAGE, Output, Parser, new_parser
 from .progress import progress_callback, track
 
@@ -36,19 +37,21 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("models", nargs="*", default=[], metavar="MODEL", help="speeds are relative to the first one")
     parser.add_argument("--baselines", action="store_true", help="add SMT and the baselines with published accuracies")
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 16], help="images per call")
-    parser.add_argument("--size", type=int | None, help="image side in pixels; default: the model's")
+    parser.add_argument("--batch_size", type=Count, nargs="+", default=[1, 16], help="images per call")
+    parser.add_argument("--size", type=Side | None, help="image side in pixels; default: the model's")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="as in a recipe")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int | None, help="PyTorch threads on a CPU; default: PyTorch's own choice")
+    parser.add_argument(
+        "--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice"
+    )
     parser.add_argument(
         "--allocator",
         choices=("large", "default"),
         default="large",
         help="glibc's, on a CPU: keep large allocations for reuse, as smt train does, or its default",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each model at each batch size")
-    parser.add_argument("--seconds", type=float, default=1.0, help="duration of a turn")
+    parser.add_argument("--rounds", type=Count, default=5, help="turns of each model at each batch size")
+    parser.add_argument("--seconds", type=Seconds, default=1.0, help="duration of a turn")
     parser.add_argument("--memory", type=bool, default=True, help="measure peak memory, in one process per model")
     parser.add_argument(
         "--out", type=Path, help="folder for bench.json, table.md and, if accuracies are published, bench.png"

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from ..bounds import check, describe, has_bound
+
 EXIT_ERROR, EXIT_USAGE = 1, 2
 # Messages of jsonargparse about an unknown option or an unknown key in a file, with the prefix to show before the name.
 UNKNOWN = (
@@ -46,11 +48,41 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Formats options like jsonargparse and keeps the line breaks of the description."""
+    """Formats options like jsonargparse, keeps the line breaks of the description, and shows the range of an option."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        hint = getattr(action, "_typehint", None)
+        return describe(hint) if has_bound(hint) else super()._get_type_str(action)
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors suggest the most similar option or key for an unknown one."""
+    """A parser whose errors suggest the most similar option or key for an unknown one.
+
+    An option's type may have a range, see :mod:`smt_vision.bounds`; :meth:`check` checks it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._fields: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
+        self._fields += added
+        return added
+
+    def check(self, args: Any) -> None:
+        """Check the options that have a range; the fields of a class are checked when an instance is made.
+
+        Raises:
+            ValueError: A value is not in the range of its option; the message has both.
+        """
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            if has_bound(hint) and action.dest not in self._fields:
+                value = args[action.dest]
+                for item in value if isinstance(value, list) and action.nargs else [value]:
+                    if item is not None:
+                        check(f"--{action.dest}", item, hint, separator=" ")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]

@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..bounds import Count, CountOrZero, Workers
 from ..recipe import Engine, from_plain
 from .common import Output, Parser, new_parser
 from .overrides import add_overrides, overrides_of
@@ -31,9 +32,13 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--data", type=str | None, help="the images, as for smt train; default: the run's own")
     parser.add_argument("--out", type=Path, help="output folder for metrics.json and pictures")
-    parser.add_argument("--batch_size", type=int | None, help="images per batch; default: 64 for a classifier, else 4")
-    parser.add_argument("--workers", type=int, default=8, help="data loading processes per process")
-    parser.add_argument("--max_unreadable", type=int, default=10, help="unreadable images to skip before giving up")
+    parser.add_argument(
+        "--batch_size", type=Count | None, help="images per batch; default: 64 for a classifier, else 4"
+    )
+    parser.add_argument("--workers", type=Workers, default=8, help="data loading processes per process")
+    parser.add_argument(
+        "--max_unreadable", type=CountOrZero, default=10, help="unreadable images to skip before giving up"
+    )
     add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
@@ -46,7 +51,7 @@ def run(args: Any) -> Output:
     from ..engine.evaluation import evaluate_with_details
     from ..engine.launch import runs_on_cuda
 
-    engine = from_plain(Engine, vars(args.engine))
+    engine = from_plain(Engine, vars(args.engine), "engine")
     if not runs_on_cuda(engine):
         keep_large_allocations()
     with progress_callback("evaluating batches") as on_progress:

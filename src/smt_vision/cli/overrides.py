@@ -17,7 +17,7 @@ FIELDS = {
 def add_overrides(parser: Parser) -> None:
     """Add an option for each field; by default the model's own value is kept."""
     for (group, name), declared in FIELDS.items():
-        kind = get_type_hints(declared)[name] | None
+        kind = get_type_hints(declared, include_extras=True)[name] | None
         parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe; default: the model's own")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..bounds import Count, Fraction
 from .common import EXIT_ERROR, Output, Parser, new_parser
 from .overrides import add_overrides, overrides_of
 from .progress import track
@@ -29,12 +30,12 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
     parser.add_argument("--out", type=Path | None, help="output folder; default: predictions, for classifiers none")
     parser.add_argument(
-        "--batch_size", type=int | None, help="images per forward pass; default: 32 to classify, else 4"
+        "--batch_size", type=Count | None, help="images per forward pass; default: 32 to classify, else 4"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
-    parser.add_argument("--top_k", type=int | None, help="classes reported per image; default: 3 (classifiers only)")
+    parser.add_argument("--top_k", type=Count | None, help="classes reported per image; default: 3 (classifiers only)")
     parser.add_argument(
-        "--score", type=float | None, help="lowest score that is drawn and reported; default: 0.4 (detectors only)"
+        "--score", type=Fraction | None, help="lowest score that is drawn and reported; default: 0.4 (detectors only)"
     )
     parser.add_argument(
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
@@ -48,8 +49,6 @@ def run(args: Any) -> Output:
     from ..data.files import find_images
     from ..tasks.load import load
 
-    if args.top_k is not None and args.top_k < 1:
-        raise ValueError(f"invalid --top_k {args.top_k}: expected at least 1")
     if args.device == "cpu":
         keep_large_allocations()
     images = find_images(args.images)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..bounds import Count, Processes
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 from .progress import progress_callback
 
@@ -43,10 +44,12 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; one thread each on a CPU, one GPU each")
+    parser.add_argument(
+        "--jobs", type=Processes, default=1, help="cells at a time; one thread each on a CPU, one GPU each"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
-    parser.add_argument("--seeds", type=int | None, help="number of seeds; default: the study's")
+    parser.add_argument("--seeds", type=Count | None, help="number of seeds; default: the study's")
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -128,8 +131,6 @@ def _chosen(study: "Study", args: Any) -> "Study":
         for claim in study.claims
         if (than := tuple(name for name in claim.than if name in variants)) and claim.better in variants
     )
-    if args.seeds is not None and args.seeds < 1:
-        raise ValueError(f"invalid seeds={args.seeds}: expected at least 1")
     return replace(study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds)
 
 

@@ -6,11 +6,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.markup import escape
 
+from ..bounds import CountOrZero
 from ..recipe import Recipe
-from ..tasks import RECIPES, TASKS, read_recipe
+from ..recipe_files import read_recipe_file, read_yaml
+from ..tasks import RECIPES, TASKS
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 
 HELP = "train a recipe, from the start or from where it stopped"
@@ -37,10 +38,18 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
     )
+    for path in map(Path, _values(words, "--config")):
+        try:
+            if path.is_file():
+                read_yaml(path)
+        except ValueError as error:
+            parser.error(f"--config {error}")
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}; smt recipes describes them")
     parser.add_argument("--run", type=Path, help="the run's folder; default: runs/RECIPE, numbered if it exists")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
-    parser.add_argument("--max_steps", type=int, help="stop, resumable, after this many optimizer steps in total")
+    parser.add_argument(
+        "--max_steps", type=CountOrZero | None, help="stop, resumable, after this many optimizer steps in total"
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
     parser.add_argument("--task", choices=[recipe.task] if recipe else list(TASKS), help="the recipe's own task")
@@ -55,10 +64,19 @@ def build_parser(words: list[str]) -> Parser:
 
 def _resumed(words: list[str]) -> Recipe | None:
     """The recipe of the run that ``--resume`` names."""
-    folder = next((w.partition("=")[2] or "".join(words[i + 1 : i + 2]) for i, w in enumerate(words)
-                   if w == "--resume" or w.startswith("--resume=")), None)  # fmt: skip
+    folder = next(iter(_values(words, "--resume")), None)
     path = Path(folder or "") / "recipe.yaml"
-    return read_recipe(yaml.safe_load(path.read_text())) if folder and path.is_file() else None
+    return read_recipe_file(path) if folder and path.is_file() else None
+
+
+def _values(words: list[str], option: str) -> list[str]:
+    """The values of an option in the arguments of the command."""
+    pairs = zip(words, [*words[1:], ""], strict=False)
+    return [
+        following if word == option else word.partition("=")[2]
+        for word, following in pairs
+        if word.partition("=")[0] == option
+    ]
 
 
 def run(args: Any) -> Output:

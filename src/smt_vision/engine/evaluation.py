@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..bounds import Count, CountOrZero, Workers, checked
 from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
@@ -47,7 +48,8 @@ def evaluate(
         the number of evaluated images that it was trained or calibrated on; a warning is logged if there are any.
 
     Raises:
-        ValueError: The dataset's classes are not the model's, or ``data`` is neither given nor known.
+        ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not
+            in its range.
     """
     return evaluate_with_details(
         source,
@@ -61,14 +63,15 @@ def evaluate(
     )[0]
 
 
+@checked
 def evaluate_with_details(
     source: str | Path,
     data: str | Path | None = None,
     *,
     engine: Engine,
-    batch_size: int | None,
-    workers: int,
-    max_unreadable: int,
+    batch_size: Count | None,
+    workers: Workers,
+    max_unreadable: CountOrZero,
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
+from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..recipe import Recipe
 from ..seeding import stable_hash
@@ -50,8 +51,9 @@ class Plan:
     images_per_step: int
 
 
+@checked
 def train(
-    recipe: Recipe, folder: str | Path, display: bool = True, max_steps: int | None = None, command: str = ""
+    recipe: Recipe, folder: str | Path, display: bool = True, max_steps: CountOrZero | None = None, command: str = ""
 ) -> Run:
     """Train a recipe to its end, continuing from the last checkpoint in the folder if there is one.
 

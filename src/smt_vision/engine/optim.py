@@ -46,15 +46,13 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
             kernel undoes the scale inside its step, too late for gradient clipping.
 
     Raises:
-        ValueError: ``layer_decay`` with a model without ``group_matcher``, or with ``no_decay="norm"``.
+        ValueError: ``layer_decay`` with a model without ``group_matcher``.
     """
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ValueError(
             f"optim.layer_decay={config.layer_decay} requires a model with group_matcher(), which "
             f"{type(model).__name__} does not have: set it to null"
         )
-    if config.layer_decay is not None and config.no_decay == "norm":
-        raise ValueError(f"optim.layer_decay={config.layer_decay} requires optim.no_decay=1d, not norm")
     adam: dict[str, Any] = (
         {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
     )

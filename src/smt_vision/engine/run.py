@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from ..files import remove_temporary, write_atomic, write_text_atomic
 from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
+from ..recipe_files import write_recipe
 from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
@@ -94,7 +94,7 @@ class Run:
         if training_checkpoints(folder):
             self._restore(self._newest_readable())
         elif fabric.is_global_zero:
-            write_text_atomic(folder / RECIPE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+            write_recipe(recipe, folder / RECIPE)
         if fabric.is_global_zero and self._used_images is None:
             self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
         fabric.barrier()

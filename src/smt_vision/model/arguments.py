@@ -20,7 +20,7 @@ def expand_pattern(pattern: str, depth: int) -> str:
     Raises:
         ValueError: The pattern is malformed or has more letters without a star than ``depth``.
     """
-    letters = re.fullmatch(r"([SAF]\*?)+", pattern) is not None
+    letters = isinstance(pattern, str) and re.fullmatch(r"([SAF]\*?)+", pattern) is not None
     expected = "letters S (SAM), A (MSA) and F (FocalNet's modulation), e.g. 'S', 'SA', or 'S*A*' for halves"
     check(letters, "mixers", pattern, expected)
     tokens = re.findall(r"[SAF]\*?", pattern)
@@ -36,6 +36,18 @@ def expand_pattern(pattern: str, depth: int) -> str:
 def check(valid: bool, name: str, value: Any, expected: str) -> None:
     if not valid:
         raise ValueError(f"invalid {name}={value!r}: expected {expected}")
+
+
+def check_numbers(kind: type, limit: float, **arguments: Any) -> None:
+    """Raise a ValueError unless each argument is a number, or several, of a type and at most ``limit``.
+
+    An integer is a float too.
+    """
+    types, described = ((int,), "integers") if kind is int else ((int, float), "numbers")
+    for name, value in arguments.items():
+        values = value if isinstance(value, list | tuple) else (value,)
+        valid = all(isinstance(v, types) and not isinstance(v, bool) and abs(v) <= limit for v in values)
+        check(valid, name, value, f"{described} of at most {limit}")
 
 
 def per_stage(name: str, value: Any, num_stages: int) -> tuple[Any, ...]:
@@ -108,4 +120,4 @@ def check_head(num_classes: int, global_pool: str) -> None:
 
 def check_rates(**rates: float) -> None:
     for name, rate in rates.items():
-        check(0 <= rate < 1, name, rate, "a probability, at least 0 and below 1")
+        check(isinstance(rate, int | float) and 0 <= rate < 1, name, rate, "a probability, at least 0 and below 1")

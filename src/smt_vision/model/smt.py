@@ -32,6 +32,7 @@ from .arguments import (
     check_heads,
     check_modulation,
     check_network,
+    check_numbers,
     check_rates,
     expand_pattern,
     per_stage,
@@ -236,6 +237,13 @@ class SMT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check(isinstance(embed_dims, list | tuple), "embed_dims", embed_dims, "positive numbers, one per stage")
+        check_numbers(int, 16_384, in_chans=in_chans, embed_dims=embed_dims, conv_heads=conv_heads)
+        check_numbers(int, 16_384, attn_heads=attn_heads)
+        check_numbers(int, 1_000_000, num_classes=num_classes)
+        check_numbers(int, 1000, depths=depths)
+        check_numbers(int, 255, stem_kernel=stem_kernel, stem_stride=stem_stride, conv_kernels=conv_kernels or ())
+        check_numbers(float, 100, mlp_ratios=mlp_ratios, expand_ratio=expand_ratio, layer_scale=layer_scale or 0)
         num_stages = len(embed_dims)
         depths = per_stage("depths", depths, num_stages)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios, num_stages)

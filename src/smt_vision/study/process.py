@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from .._version import __version__
 from ..allocator import keep_large_allocations
@@ -24,8 +23,9 @@ from ..engine.loop import train
 from ..engine.run import Run
 from ..files import write_text_atomic
 from ..hardware import describe_hardware
+from ..recipe_files import read_recipe_file
 from ..signals import Stopped
-from ..tasks import get_task, read_recipe
+from ..tasks import get_task
 from .results import CellResult
 
 # Files in the folder of a cell.
@@ -55,8 +55,8 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until a process of an earlier runner, which was killed, has stopped
-        recipe = read_recipe(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")))
         try:
+            recipe = read_recipe_file(folder / RECIPE)
             result = _result(train(recipe, folder, display=False), folder, key, label)
         except Stopped as stopped:
             print(stopped, flush=True)

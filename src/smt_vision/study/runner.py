@@ -13,11 +13,12 @@ from statistics import mean
 from typing import Any
 
 import torch
-import yaml
 
+from ..bounds import Processes, checked
 from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
 from ..recipe import Recipe
+from ..recipe_files import write_recipe
 from ..signals import Stopped, stop_signals
 from ..tasks import get_task
 from ..tasks.build import create_model
@@ -73,12 +74,13 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / cell.key
 
 
+@checked
 def run_cells(
     cells: Sequence[Cell],
     folder: Path,
     *,
     data: Mapping[str, str] | None = None,
-    jobs: int = 1,
+    jobs: Processes = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, CellResult]:
     """Train the cells that have no result yet.
@@ -103,8 +105,6 @@ def run_cells(
         CellsFailed: Some cells failed. The others were trained nevertheless.
         StudyStopped: A signal was received.
     """
-    if jobs < 1:
-        raise ValueError(f"invalid jobs={jobs}: expected at least 1")
     cells = unique_cells(cells)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder), stop_signals() as signals:
@@ -195,7 +195,7 @@ class _Runner:
             own = cell_folder(self.folder, cell)
             own.mkdir(parents=True, exist_ok=True)
             recipe = with_data(cell.recipe, self.data)
-            (own / process.RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+            write_recipe(recipe, own / process.RECIPE)
             (own / process.RESULT).unlink(missing_ok=True)
             child = self._context.Process(
                 target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..bounds import Count, check
 from ..engine.run import FREE_FIELDS, flat_fields
 from ..recipe import PAPER, Recipe
 
@@ -62,11 +63,12 @@ class Study:
     variants: Mapping[str, Overrides]
     claims: tuple[Claim, ...] = ()
     budgets: Mapping[str, Overrides] = field(default_factory=lambda: {"": {}})
-    seeds: int = 4
+    seeds: Count = 4
     debug: Overrides = field(default_factory=dict)
     debug_variants: Mapping[str, Overrides] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check("seeds", self.seeds, Count)
         for claim in self.claims:
             unknown = {claim.better, *claim.than, *claim.published} - self.variants.keys()
             if unknown:
@@ -141,9 +143,10 @@ def recipe_key(recipe: Recipe) -> str:
     Fields with their default are left out, so that a field that is new in a later version does not change the hash.
     Studies that share a run have the same hash for it, and it is trained once.
     """
-    defaults = flat_fields(type(recipe)(name="", model="", data="", epochs=0, batch_size=0))
+    required: dict[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
+    defaults = flat_fields(type(recipe)(**required))
     decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
-    changed = {name: value for name, value in decisive.items() if value != defaults[name]}
+    changed = {name: value for name, value in decisive.items() if name in required or value != defaults[name]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -161,23 +164,26 @@ def with_overrides(recipe: Recipe, overrides: Overrides) -> Recipe:
     """A recipe with other values, by dotted field name.
 
     Raises:
-        ValueError: A field is unknown; the message lists those of its group.
+        ValueError: A field is unknown; the message lists those of its group. Or a value is not in its field's range.
     """
     groups = recipe.groups()
+    changed: dict[str, Any] = {}
+    in_groups: dict[str, dict[str, Any]] = {}  # changed at once, since the values of fields may depend on each other
     for name, value in overrides.items():
         group, _, entry = name.partition(".")
         known: Sequence[str] = [f.name for f in fields(recipe)]
         if group in known and group == "model_args":
-            arguments = {**recipe.model_args, entry: value} if entry else dict(value)
-            recipe = replace(recipe, model_args=arguments)
+            before = changed.get("model_args", recipe.model_args)
+            changed["model_args"] = {**before, entry: value} if entry else dict(value)
         elif group in groups and entry:
-            known = [f.name for f in fields(groups[group])]
-            _check_known(recipe, name, entry, known)
-            recipe = replace(recipe, **{group: replace(getattr(recipe, group), **{entry: value})})
+            _check_known(recipe, name, entry, [f.name for f in fields(groups[group])])
+            in_groups.setdefault(group, {})[entry] = value
         else:
             _check_known(recipe, name, name, [n for n in known if n not in groups])
-            recipe = replace(recipe, **{name: value})
-    return recipe
+            changed[name] = value
+    for group, values in in_groups.items():
+        changed[group] = replace(getattr(recipe, group), **values)
+    return replace(recipe, **changed)
 
 
 def _check_known(recipe: Recipe, name: str, entry: str, known: Sequence[str]) -> None:

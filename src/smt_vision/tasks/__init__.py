@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..bounds import short
 from ..legacy import upgrade
 from ..recipe import Recipe
 from ..spec import ModelSpec
@@ -50,19 +51,28 @@ def read_recipe(values: Mapping[str, Any]) -> Recipe:
     """A recipe of any task from the output of :meth:`Recipe.to_dict`, of this or an earlier version.
 
     Raises:
-        ValueError: The task is unknown.
+        ValueError: The values are not a recipe: the task is unknown, a field is unknown or missing, or its value is not
+            of its type or not in its range.
     """
-    values = upgrade(values)
-    return recipe_class(values["task"]).from_dict(values)
+    kind = recipe_class(_task_of(values, "recipe"))
+    return kind.from_dict(upgrade(values))
 
 
 def read_spec(values: Mapping[str, Any]) -> ModelSpec:
     """A model spec from the output of :meth:`ModelSpec.to_dict`.
 
     Raises:
-        ValueError: The task is unknown.
+        ValueError: The values are not a model spec, as for :func:`read_recipe`.
     """
-    return ModelSpec.from_dict(values, recipe_class(values["task"]))
+    return ModelSpec.from_dict(values, recipe_class(_task_of(values, "model spec")))
+
+
+def _task_of(values: Any, what: str) -> str:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"invalid {what}: found {short(values)}; expected a mapping of fields")
+    if not isinstance(values.get("task"), str):
+        raise ValueError(f"invalid {what}: task is {short(values.get('task'))}; expected one of {', '.join(TASKS)}")
+    return str(values["task"])
 
 
 def _module(task: str, name: str) -> Any:

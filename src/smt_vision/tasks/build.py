@@ -45,8 +45,8 @@ def create_model(name: str, **arguments: Any) -> Any:
         raise UnknownModelError(f"unknown timm model {name!r}{hint}")
     try:
         return create_timm_model(name, **arguments)
-    except TypeError as error:
-        raise ValueError(f"model {name!r} does not accept {arguments}: {error}") from error
+    except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"model {name!r} does not accept {arguments}: {error or type(error).__name__}") from error
 
 
 def initial_weights(recipe: Recipe) -> Checkpoint | None:

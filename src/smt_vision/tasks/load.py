@@ -93,10 +93,14 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
             )
         spec = override(spec, overrides)
         return _predictor(model, spec, f"{variant} ({checkpoint.path.name})", device)
-    spec = override(read_spec(checkpoint.spec), overrides)
+    try:
+        trained = read_spec(checkpoint.spec)
+        recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}; the checkpoint is damaged") from error
+    spec = override(trained, overrides)
     model = get_task(spec.task).build_model(spec)
     model.load_state_dict(checkpoint.weights)
-    recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
     return _predictor(model, spec, str(checkpoint.path), device, recipe, UsedImages.from_checkpoint(checkpoint))
 
 

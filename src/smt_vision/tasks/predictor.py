@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..bounds import Count, checked
 from ..data.decode import UnreadableImage, channels_of, decode
 from ..data.fingerprint import UsedImages
 from ..deploy.export import export_model
@@ -79,11 +80,12 @@ class Predictor(ABC, Generic[R]):
         self.recipe = recipe
         self.used_images = used_images
 
-    def __call__(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> list[R]:
+    def __call__(self, images: Iterable[Source], batch_size: Count | None = None, **options: Any) -> list[R]:
         """The result of each image; see :meth:`stream`."""
         return list(self.stream(images, batch_size, **options))
 
-    def stream(self, images: Iterable[Source], batch_size: int | None = None, **options: Any) -> Iterator[R]:
+    @checked
+    def stream(self, images: Iterable[Source], batch_size: Count | None = None, **options: Any) -> Iterator[R]:
         """Yield the result of each image in order, computed one batch at a time.
 
         The result of an unreadable image has its ``error`` set.
@@ -96,6 +98,7 @@ class Predictor(ABC, Generic[R]):
 
         Raises:
             TypeError: ``images`` is a single image, or one of them is neither a path nor a PIL image.
+            ValueError: ``batch_size`` is below 1.
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"images is a single {type(images).__name__}; expected a list of paths or PIL images")

@@ -1,12 +1,30 @@
 """The fields of a classification recipe."""
 
+import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from ...recipe import Augment, Input, Recipe
+from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
+from ...recipe import INTERPOLATIONS, Augment, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {"input": ("size", "crop_pct", "exact", "allow_damaged")}
+
+# timm's policy strings. Its own parser ignores sections that it does not know, or fails in them.
+_NUMBER = r"\d{1,3}(\.\d+)?"
+AUTO_AUGMENT = re.compile(
+    rf"(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"
+    rf"|rand(-(m\d{{1,3}}|n[1-9]\d?|p(0(\.\d+)?|1(\.0+)?)|mstd{_NUMBER}|mmax[1-9]\d{{0,2}}|inc[01]|t(weights|3a|3aw)))*"
+    rf"|augmix(-(m\d{{1,3}}|w[1-9]\d?|d[1-9]\d?|b[01]|a{_NUMBER}|mstd{_NUMBER}))*"
+)
+Policy = Annotated[
+    str,
+    Where(
+        lambda policy: AUTO_AUGMENT.fullmatch(policy) is not None,
+        "a timm policy, e.g. rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, v0 or 3a",
+    ),
+]
+PositiveRatio = Annotated[float, Range(gt=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -15,8 +33,8 @@ class ClassificationInput(Input):
 
     Args:
         channels: Image channels: 3 for RGB, 1 for grayscale.
-        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest`` or ``random`` (training
-            only).
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming``,
+            ``lanczos``, or ``random`` (bilinear or bicubic per training image, bicubic otherwise).
         mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
             weights were trained with.
         std: Standard deviation that divides each channel; ``None`` as for mean.
@@ -32,10 +50,11 @@ class ClassificationInput(Input):
         allow_damaged: Use a damaged tar up to the damage, with a warning; otherwise it is an error.
     """
 
-    size: int = 224
-    crop_pct: float = 224 / 256
+    interpolation: Annotated[str, OneOf((*INTERPOLATIONS, "random"))] = "bicubic"
+    size: Side = 224
+    crop_pct: Annotated[float, Range(ge=0.1, le=2)] = 224 / 256
     crop_mode: Literal["center", "squash", "border"] = "center"
-    val_fraction: float = 0.1
+    val_fraction: PositiveFraction = 0.1
     allow_damaged: bool = False
 
 
@@ -62,18 +81,18 @@ class ClassificationAugment(Augment):
     """
 
     crop: Literal["rrc", "pad", "none"] = "rrc"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    pad: int = 4
-    color_jitter: float = 0.4
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    random_erasing: float = 0.25
+    scale: Annotated[tuple[PositiveFraction, PositiveFraction], Ascending()] = (0.08, 1.0)
+    ratio: Annotated[tuple[PositiveRatio, PositiveRatio], Ascending()] = (3 / 4, 4 / 3)
+    pad: Annotated[int, Range(ge=0, le=16_384)] = 4
+    color_jitter: Annotated[float, Range(ge=0, le=10)] = 0.4
+    auto_augment: Policy | None = "rand-m9-mstd0.5-inc1"
+    random_erasing: Fraction = 0.25
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
-    mixup: float = 0.2
-    cutmix: float = 1.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    label_smoothing: float = 0.1
+    mixup: Annotated[float, Range(ge=0, le=1000)] = 0.2
+    cutmix: Annotated[float, Range(ge=0, le=1000)] = 1.0
+    mix_prob: Fraction = 1.0
+    switch_prob: Fraction = 0.5
+    label_smoothing: FractionBelow1 = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...bounds import Count, checked
 from ..predictor import Predictor, PreparedImage
 from ..results import Source
 from .data.transforms import eval_transform
@@ -58,7 +59,8 @@ class Classifier(Predictor[Prediction]):
         return eval_transform(self.input)
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: list[PreparedImage], top_k: int = TOP_K, **options: Any) -> Sequence[Prediction]:
+    @checked
+    def _predict_batch(self, batch: list[PreparedImage], top_k: Count = TOP_K, **options: Any) -> Sequence[Prediction]:
         logits = self.model(torch.stack([image.pixels for image in batch]).to(self.device))
         values, indices = logits.float().softmax(-1).cpu().topk(min(top_k, len(self.classes)))
         out = []

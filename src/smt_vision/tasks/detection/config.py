@@ -1,9 +1,10 @@
 """Configuration of a detection recipe."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from ...recipe import Augment, Recipe
+from ...bounds import Channels, Count, Fraction, NotEmpty, Range, Side
+from ...recipe import Augment, Group, Recipe
 
 # Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
@@ -23,11 +24,11 @@ class DetectionAugment(Augment):
         color_jitter: Strength of brightness, contrast and saturation changes.
     """
 
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, Range(ge=0, le=10)] = 0.0
 
 
 @dataclass(frozen=True)
-class DetectConfig:
+class DetectConfig(Group):
     """Detection head and image sizes.
 
     Args:
@@ -53,22 +54,24 @@ class DetectConfig:
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
     """
 
+    group: ClassVar[str] = "detect"
+
     head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
-    short_side: int = 800
-    long_side: int = 1333
-    train_short_sides: tuple[int, ...] = (800,)
+    short_side: Side = 800
+    long_side: Side = 1333
+    train_short_sides: Annotated[tuple[Side, ...], NotEmpty()] = (800,)
     crop_branch: bool = False
     norm: Literal["train", "frozen", "sync"] = "train"
     head_norm: Literal["none", "group"] = "none"
     box_loss: Literal["l1", "giou"] = "l1"
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    fpn_channels: int = 256
-    head_channels: int = 1024
-    rois: int = 512
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_detections: int = 100
-    min_box: float = 1.0
+    anchor_sizes: Annotated[tuple[Side, ...], NotEmpty()] = (32, 64, 128, 256, 512)
+    fpn_channels: Channels = 256
+    head_channels: Channels = 1024
+    rois: Count = 512
+    score_threshold: Fraction = 0.05
+    nms_threshold: Fraction = 0.5
+    max_detections: Count = 100
+    min_box: Annotated[float, Range(ge=0, le=16_384)] = 1.0
 
     @property
     def has_masks(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...bounds import Fraction, checked
 from ...data.padding import pad_together
 from ..predictor import Predictor, PreparedImage
 from ..results import Source
@@ -34,13 +35,14 @@ class Detector(Predictor[Detections]):
     def input_description(self) -> str:
         return f"short side {self.config.short_side} px, at most {self.config.long_side}, {self.input.interpolation}"
 
+    @checked
     def save(
         self,
         results: Iterable[Detections],
         folder: str | Path,
         *,
         images: Sequence[Source] | None = None,
-        score: float = DRAWN_SCORE,
+        score: Fraction = DRAWN_SCORE,
         annotations: str | Path | None = None,
         **options: Any,
     ) -> list[Path]:

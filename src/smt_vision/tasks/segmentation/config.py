@@ -1,9 +1,10 @@
 """Configuration of a segmentation recipe."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from ...recipe import Recipe
+from ...bounds import Ascending, Channels, FractionBelow1, NotEmpty, PositiveFraction, Range, Side
+from ...recipe import Group, Recipe
 
 IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
@@ -12,9 +13,11 @@ INFERENCE_OVERRIDES = {
     "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip"),
 }
 
+Scale = Annotated[float, Range(ge=0.01, le=16)]
+
 
 @dataclass(frozen=True)
-class SegmentConfig:
+class SegmentConfig(Group):
     """Segmentation head, image sizes and test-time options.
 
     Args:
@@ -40,23 +43,33 @@ class SegmentConfig:
         zero_is_ignored: Label 0 is ignored and class k is stored as k + 1, as in ADE20K.
     """
 
+    group: ClassVar[str] = "segment"
+
     head: Literal["upernet"] = "upernet"
     kind: Literal["classes", "binary"] = "classes"
-    short_side: int = 512
-    long_side: int = 2048
-    crop: tuple[int, int] = (512, 512)
-    scale: tuple[float, float] = (0.5, 2.0)
-    max_class_share: float = 0.75
+    short_side: Annotated[int, Range(ge=0, le=16_384)] = 512
+    long_side: Side = 2048
+    crop: tuple[Side, Side] = (512, 512)
+    scale: Annotated[tuple[Scale, Scale], Ascending()] = (0.5, 2.0)
+    max_class_share: PositiveFraction = 0.75
     photometric: bool = True
-    channels: int = 512
-    dropout: float = 0.1
-    aux_weight: float = 0.4
-    aux_channels: int = 256
+    channels: Channels = 512
+    dropout: FractionBelow1 = 0.1
+    aux_weight: Annotated[float, Range(ge=0, le=1000)] = 0.4
+    aux_channels: Channels = 256
     test: Literal["whole", "slide"] = "whole"
-    stride: tuple[int, int] = (341, 341)
-    test_scales: tuple[float, ...] = (1.0,)
+    stride: tuple[Side, Side] = (341, 341)
+    test_scales: Annotated[tuple[Scale, ...], NotEmpty()] = (1.0,)
     test_flip: bool = False
     zero_is_ignored: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test == "slide" and any(step > side for step, side in zip(self.stride, self.crop, strict=True)):
+            raise ValueError(
+                f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop} in each direction, "
+                "otherwise windows do not cover every pixel"
+            )
 
     @property
     def is_binary(self) -> bool:
