@@ -28,7 +28,7 @@ LAYERS = (
     {"model", "kernels"},
     {"checkpoints"},
     {"spec", "legacy", "files"},
-    {"recipe", "seeding", "hardware", "allocator", "extras", "_version"},
+    {"recipe", "seeding", "hardware", "allocator", "extras", "text", "_version"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
 

@@ -1,7 +1,6 @@
 """Tensor files: read without executing pickled code, written atomically."""
 
 import argparse
-import logging
 import os
 import pickle
 import re
@@ -15,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from .text import get_logger
+
+log = get_logger(__name__)
 
 # Entries of a checkpoint that hold the weights. Averaged weights come first, as they are the ones that were evaluated.
 AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema")

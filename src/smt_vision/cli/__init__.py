@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from rich.console import Console
-
+from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
+from .console import PlainConsole
 
 COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
 ABOUT = """\
@@ -40,6 +40,7 @@ def _module(command: str) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an encoding may lack a name's letters
     if arguments[:1] in (["--version"], ["-V"]):
         from .._version import __version__
 
@@ -73,16 +74,18 @@ def _run(command: str, arguments: list[str]) -> int:
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         rank = f" (rank {_rank()})" if _rank() else ""
         message = error.for_command(command) if isinstance(error, PretrainedWeightsError) else error
-        print(f"smt {command}{rank}: error: {message}", file=sys.stderr)
+        # The package's own errors, which are these, have one line.
+        shown = printable(message, multiline=not isinstance(error, ValueError | OSError))
+        print(f"smt {command}{rank}: error: {shown}", file=sys.stderr)
         return EXIT_ERROR
     if _rank():  # every process has the same result; only the first prints it
         return output.code
     if args.json:
         print(json.dumps(output.data, indent=1))
     else:
-        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        console = PlainConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         for part in output.show:
-            console.print(part, highlight=False)
+            console.print(part)
     return output.code
 
 

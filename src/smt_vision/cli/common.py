@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from ..text import printable
+
 EXIT_ERROR, EXIT_USAGE = 1, 2
 # Messages of jsonargparse about an unknown option or an unknown key in a file, with the prefix to show before the name.
 UNKNOWN = (
@@ -27,7 +29,7 @@ class Output:
 
     Args:
         data: Result as plain data, printed with ``--json``.
-        show: Strings and rich renderables, printed without ``--json``.
+        show: Strings, each a line, and rich renderables; printed without ``--json``.
         code: Exit code.
     """
 
@@ -59,7 +61,7 @@ class Parser(ArgumentParser):
                 hint = nearest(name, options)
                 message = f"there is no {dashes}{name}" + hint.replace("mean ", f"mean {dashes}")
                 break
-        print(f"{self.prog}: error: {message}\nsee {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(message, multiline=True)}\nsee {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 

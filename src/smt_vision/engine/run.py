@@ -1,7 +1,6 @@
 """The state of a run (model, averaged model, optimizer, step) and its folder, saved and restored."""
 
 import json
-import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +23,12 @@ from ..recipe import Recipe
 from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
+from ..text import get_logger
 from .log import read_log
 from .optim import build_optimizer
 from .summary import write_summary
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
 FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",

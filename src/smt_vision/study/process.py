@@ -26,6 +26,7 @@ from ..engine.signals import Stopped
 from ..files import write_text_atomic
 from ..hardware import describe_hardware
 from ..tasks import get_task, read_recipe
+from ..text import printable
 from .results import CellResult
 
 # Files in the folder of a cell.
@@ -62,7 +63,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
             print(stopped, flush=True)
             sys.exit(128 + stopped.signal)
         except EXPECTED_ERRORS as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
+            print(f"{type(error).__name__}: {printable(error)}", flush=True)
             sys.exit(1)
         write_text_atomic(folder / RESULT, json.dumps(asdict(result)))
 
