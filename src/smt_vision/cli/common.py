@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from ..text import printable
 
@@ -21,6 +22,8 @@ UNKNOWN = (
     (r"Group ['\"]([\w.\-]+)['\"] does not accept option ['\"]([\w.\-]+)['\"]", ""),
     (r"[Kk]ey ['\"]([\w.\-]+)['\"]", ""),
 )
+# Arguments are tried as YAML first. File names that are not UTF-8 are not YAML, like names with control characters.
+set_loader("yaml", get_loader("yaml"), (yaml.YAMLError, UnicodeEncodeError))
 
 
 @dataclass(frozen=True)

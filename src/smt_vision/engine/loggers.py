@@ -49,6 +49,13 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
     """Writes event files to ``tensorboard/`` in the run's folder; a resumed run drops the steps that it repeats."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{folder}: TensorBoard cannot write to a folder whose name is not UTF-8; choose another folder (--run), "
+                "or train without it (--engine.loggers [])"
+            ) from error
         super().__init__(folder, "tensorboard", version="", default_hp_metric=False, purge_step=start_step + 1)
 
     def log_image(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:

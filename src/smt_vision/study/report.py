@@ -141,7 +141,8 @@ def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Map
         changed = ", ".join(code(f"{name}={value}") for name, value in study.variants[variant.variant].items())
         rows.append(
             [variant.variant, Markdown(changed), str(len(variant.results)), f"{variant.mean:.2f}",
-             _number(variant.deviation), f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
+             _number(variant.deviation),
+             f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
              f"{median(result.seconds for result in variant.results) / 60:.1f}"]
         )  # fmt: skip
     return [*table_lines(header, rows), ""]
