@@ -5,6 +5,7 @@ and ``run(args)``, which executes the command and returns an :class:`Output`.
 """
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def _module(command: str) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an encoding may lack a name's letters
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters of a name
     if arguments[:1] in (["--version"], ["-V"]):
         from .._version import __version__
 
