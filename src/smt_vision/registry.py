@@ -196,8 +196,8 @@ def create_timm_model(name: str, **arguments: Any) -> Any:
     """
     if "checkpoint_path" in arguments:  # may come from the spec in a checkpoint
         raise ValueError(
-            f"invalid model_args.checkpoint_path={arguments['checkpoint_path']!r}: a model's arguments cannot name a file "
-            "of weights; remove it, and train from a file with --checkpoint FILE"
+            f"invalid model_args.checkpoint_path={arguments['checkpoint_path']!r}: a model's arguments cannot name a "
+            "file of weights; remove it, and train from a file with --checkpoint FILE"
         )
     scheme, _, location = name.rpartition(":")
     if not arguments.get("pretrained") and scheme in ("", "local-dir"):

@@ -53,7 +53,7 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
             str(folder).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{folder}: TensorBoard cannot write to a folder whose name is not UTF-8; choose another folder (--run), "
+                f"{folder}: TensorBoard cannot write to a folder whose name is not UTF-8; choose another (--run), "
                 "or train without it (--engine.loggers [])"
             ) from error
         super().__init__(folder, "tensorboard", version="", default_hp_metric=False, purge_step=start_step + 1)

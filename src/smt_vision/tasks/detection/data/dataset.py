@@ -306,7 +306,8 @@ class _Packed:
 
     def __getitem__(self, i: int) -> Any:
         # The bytes were pickled in __init__: no data from a file is unpickled.
-        return pickle.loads(self._bytes[self._ends[i] : self._ends[i + 1]].tobytes()) if self.filled[i] else None
+        packed = self._bytes[self._ends[i] : self._ends[i + 1]].tobytes()
+        return pickle.loads(packed) if self.filled[i] else None  # noqa: S301
 
 
 def check_boxes(
