@@ -68,7 +68,7 @@ def _run(command: str, arguments: list[str]) -> int:
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:
-            print(f"smt {command}: {stopped}", file=sys.stderr)
+            print(f"smt {command}: {printable(stopped)}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"smt {command}: interrupted", file=sys.stderr)

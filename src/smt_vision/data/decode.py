@@ -33,7 +33,10 @@ _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"
 
 
 class UnreadableImage(ValueError):
-    """Raised for an image that cannot be decoded; the message names the file and the reason."""
+    """Raised for an image that cannot be decoded; the message, of one printable line, names the file and the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @contextlib.contextmanager
@@ -42,7 +45,6 @@ def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> 
 
     An image in memory is passed through and not closed; its pixels may not have been decoded yet.
     """
-    name = printable(name)
     try:
         with warnings.catch_warnings():
             # max_pixels is the limit; Pillow's warning at half of its own would only be noise for large photographs.

@@ -23,7 +23,7 @@ from ..recipe import Recipe
 from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
-from ..text import get_logger
+from ..text import get_logger, shell_word
 from .log import read_log
 from .optim import build_optimizer
 from .summary import write_summary
@@ -151,7 +151,7 @@ class Run:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
             raise ValueError(
                 f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
-                f"{self.folder}) or choose another folder with --run."
+                f"{shell_word(self.folder)}) or choose another folder with --run."
             )
         classes = tuple(state["spec"]["classes"])
         if classes != self.task.spec.classes:

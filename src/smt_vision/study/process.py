@@ -60,7 +60,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
         try:
             result = _result(train(recipe, folder, display=False), folder, key, label)
         except Stopped as stopped:
-            print(stopped, flush=True)
+            print(printable(stopped), flush=True)
             sys.exit(128 + stopped.signal)
         except EXPECTED_ERRORS as error:
             print(f"{type(error).__name__}: {printable(error)}", flush=True)
