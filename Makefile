@@ -10,13 +10,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types audit clean
 
 help:
 	@echo "make demo     train a small SMT on handwritten digits, a few minutes on two cores, and classify unseen ones"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff: lint and format"
 	@echo "make types    mypy"
+	@echo "make audit    look the installed packages up in a database of vulnerabilities"
 	@echo "make clean    remove the environment and what tools left behind; runs/ stays"
 	@echo
 	@echo "The first call of each installs what it needs into $(VENV)/: several gigabytes, mostly torch."
@@ -45,6 +46,10 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@echo "==> mypy"
 	@$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev
+	@echo "==> pip-audit"
+	@$(BIN)/python tools/audit.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info

@@ -30,7 +30,7 @@ LAYERS = (
     {"checkpoints"},
     {"spec", "legacy", "files"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
-    {"bounds"},
+    {"bounds", "text"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
 

@@ -77,3 +77,25 @@ def test_publish_study(tmp_path: Path) -> None:
     (verdict,) = [line for line in lines if line.startswith("| 4 convolution heads are better than one")]
     assert "mhmc_heads, 10 epochs | heads_1: +2.00" in verdict
     assert verdict in (results / "studies.md").read_text().splitlines()
+
+
+def test_audit_tells_vulnerabilities_from_a_database_that_cannot_be_reached() -> None:
+    report = script("audit")["report"]
+    clean = {"name": "a", "version": "1", "vulns": []}
+    absent = {"name": "b", "skip_reason": "not found on PyPI"}
+    bad = {
+        "name": "c",
+        "version": "2",
+        "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}, {"id": "X", "fix_versions": []}],
+    }
+
+    def of(*packages: dict[str, Any]) -> Any:
+        return report(json.dumps({"dependencies": packages}), "")
+
+    assert of(clean, absent) == (["0 known vulnerabilities in 1 packages; 1 others are not in the database"], 0)
+    lines, code = of(clean, bad, absent)
+    assert lines[:2] == ["c 2: CVE-1, fixed in 3", "c 2: X, without a fix"]
+    assert code == 1
+    for lines, code in (of(absent), of(), report("", "ConnectionError: no route"), report("[]", "")):
+        assert lines[0].startswith("NOT DONE")
+        assert code == 0

@@ -393,7 +393,8 @@ def test_a_prefix_is_told(literal: LiteralSMT, tmp_path: Path, caplog: pytest.Lo
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     count = len(literal.state_dict())
     assert record.getMessage() == (
-        f"{path}: took {count} tensors under 'net.rgb_encoder.'; ignored 2 others, e.g. neck.conv.weight, head_2.bias"
+        f"{path}: took {count} tensors under 'net.rgb_encoder.'; ignored 2 others, e.g. 'neck.conv.weight', "
+        "'head_2.bias'"
     )
 
 

@@ -31,7 +31,7 @@ def main(run: Path, results: Path) -> None:
         if (run / file).is_file():
             shutil.copy(run / file, results / file)
     epoch = checkpoints.load(run).state["epoch"]
-    with Image.open(run / "samples" / f"epoch_{epoch:03d}.png") as picture:
+    with Image.open(run / "samples" / f"epoch_{epoch:03d}.png", formats=["PNG"]) as picture:
         picture.convert("RGB").save(results / "samples.jpg", quality=QUALITY, optimize=True)
     print(f"{results}: epoch {epoch}; {', '.join(sorted(path.name for path in results.iterdir()))}")
 

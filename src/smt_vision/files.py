@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import logging
 import os
 import pickle
 import re
@@ -19,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from .text import get_logger
+
+log = get_logger(__name__)
 
 TEMPORARY = ".writing-"  # in the names of temporary files
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

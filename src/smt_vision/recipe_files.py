@@ -78,7 +78,7 @@ def _read_text(path: Path) -> str:
 def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         _check_events(text, path)
-        values = yaml.load(text, _Loader)
+        values = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark: Any = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

@@ -192,8 +192,13 @@ def create_timm_model(name: str, **arguments: Any) -> Any:
 
     Raises:
         PretrainedWeightsError: The weights, or the configuration on the Hub, do not exist or cannot be downloaded.
-        ValueError: The file of the weights is damaged.
+        ValueError: The file of the weights is damaged, or an argument would make timm read another file.
     """
+    if "checkpoint_path" in arguments:  # may come from the spec in a checkpoint
+        raise ValueError(
+            f"invalid model_args.checkpoint_path={arguments['checkpoint_path']!r}: a model's arguments cannot name a "
+            "file of weights; remove it, and train from a file with --checkpoint FILE"
+        )
     scheme, _, location = name.rpartition(":")
     if not arguments.get("pretrained") and scheme in ("", "local-dir"):
         return timm.create_model(name, **arguments)

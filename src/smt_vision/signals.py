@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .text import shell_word
+
 # Ctrl-C; what schedulers and process managers send; the end of a terminal session; SLURM's --signal=USR1@SECONDS.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -28,7 +30,8 @@ class RunStopped(Stopped):
 
     def __init__(self, folder: Path, step: int, total_steps: int, received: list[int]) -> None:
         super().__init__(
-            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume {folder}",
+            f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume "
+            f"{shell_word(folder)}",
             received[0] if received else int(signal.SIGTERM),  # none: another process received it
         )
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..pictures.drawing import PALETTE
 from ..pictures.style import EVAL, GRAY, TRAIN, save, short
+from ..text import printable
 from .attention import AttentionMaps
 from .class_activation import ClassActivation
 from .modulation import ModulationMaps
@@ -153,7 +154,7 @@ def distance_picture(models: Sequence[tuple[str, Sequence[AttentionMaps]]], titl
     def draw() -> Figure:
         widths = [max(4.6, 1.6 + 0.32 * len(blocks)) for _, blocks in models]
         figure = Figure(figsize=(sum(widths), 3.9), dpi=DPI)
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=11, fontweight="bold")
         grid = figure.subplots(1, len(models), squeeze=False, width_ratios=widths, sharey=True)[0]
         for axes, (name, blocks) in zip(grid, models, strict=True):
             places = np.arange(len(blocks))
@@ -195,7 +196,7 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
         sizes = [fields[0].map.shape for _, fields in models]
         heights = [2.15 * h / w + 0.4 for h, w in sizes]
         figure = Figure(figsize=(2.15 * columns + 1.1, sum(heights) + 0.6), dpi=DPI)
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=11, fontweight="bold")
         grid = figure.subplots(len(models), columns, squeeze=False, height_ratios=heights)
         norm = LogNorm(SMALLEST_SHOWN, 1)
         for row, (name, fields) in zip(grid, models, strict=True):
@@ -233,7 +234,7 @@ def spectrum_picture(models: Sequence[tuple[str, Sequence[BlockSpectrum]]], titl
         columns = min(3, len(models) + 1)
         rows = math.ceil((len(models) + 1) / columns)
         figure = Figure(figsize=(4.3 * columns, 3.6 * rows + 0.4), dpi=DPI)
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=11, fontweight="bold")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes in panels[len(models) + 1 :]:
             axes.axis("off")
@@ -279,7 +280,7 @@ def class_activation_picture(
     def draw() -> Figure:
         height, width = picture.shape[:2]
         figure = Figure(figsize=(6.6, 2.75 * height / width + 0.75), dpi=DPI)
-        figure.suptitle(title, fontsize=10, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=10, fontweight="bold")
         left, right = figure.subplots(1, 2)
         _image(left, picture, "")
         left.set_title("image", fontsize=8.5, fontweight="normal", loc="center")
@@ -312,7 +313,7 @@ def neighbors_picture(
     def draw() -> Figure:
         columns = 1 + max(len(neighbors) for _, _, neighbors in rows)
         figure = Figure(figsize=(1.25 * columns + 0.2, 1.6 * len(rows) + 0.3), dpi=DPI)
-        figure.suptitle(title, fontsize=10, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=10, fontweight="bold")
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for line, (query, caption, neighbors) in zip(grid, rows, strict=True):
             for axes in line:
@@ -335,7 +336,7 @@ def _grid(rows: int, columns: int, picture: Picture, title: str, caption: str) -
     height, width = picture.shape[:2]
     size = (CELL * columns + 1.5, (CELL * height / width + 0.28) * rows + 0.7)
     figure = Figure(figsize=size, dpi=DPI)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.suptitle(printable(title), fontsize=11, fontweight="bold")
     figure.supxlabel(caption, fontsize=8.5)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

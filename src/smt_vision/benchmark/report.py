@@ -11,6 +11,7 @@ import torch
 
 from .._version import __version__
 from ..hardware import describe_hardware
+from ..text import markdown
 from .compare import Result
 
 
@@ -52,6 +53,7 @@ def result_table(results: Sequence[Result], train: bool) -> tuple[list[str], lis
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table padded to be readable as plain text; the first column is aligned left, the others right."""
+    columns, rows = [markdown(column) for column in columns], [[markdown(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(row[i]) for row in (columns, *rows))) for i in range(len(columns))]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines = []

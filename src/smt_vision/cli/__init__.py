@@ -5,15 +5,16 @@ and ``run(args)``, which executes the command and returns an :class:`Output`.
 """
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from rich.console import Console
-
 from .._interrupt import raise_on_interrupt
+from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
+from .console import PlainConsole
 
 COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
 ABOUT = """\
@@ -41,6 +42,8 @@ def _module(command: str) -> ModuleType:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters of a name
     if arguments[:1] in (["--version"], ["-V"]):
         from .._version import __version__
 
@@ -69,7 +72,7 @@ def _run(command: str, arguments: list[str]) -> int:
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:
-            print(f"smt {command}: {stopped}", file=sys.stderr)
+            print(f"smt {command}: {printable(stopped)}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"smt {command}: interrupted", file=sys.stderr)
@@ -77,16 +80,18 @@ def _run(command: str, arguments: list[str]) -> int:
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         rank = f" (rank {_rank()})" if _rank() else ""
         message = error.for_command(command) if isinstance(error, PretrainedWeightsError) else error
-        print(f"smt {command}{rank}: error: {message}", file=sys.stderr)
+        # The package's own errors, which are these, have one line.
+        shown = printable(message, multiline=not isinstance(error, ValueError | OSError))
+        print(f"smt {command}{rank}: error: {shown}", file=sys.stderr)
         return EXIT_ERROR
     if _rank():  # every process has the same result; only the first prints it
         return output.code
     if args.json:
         print(json.dumps(output.data, indent=1))
     else:
-        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        console = PlainConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         for part in output.show:
-            console.print(part, highlight=False)
+            console.print(part)
     return output.code
 
 

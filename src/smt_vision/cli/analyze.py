@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from ..bounds import Count, Fraction
 from .common import Output, Parser, new_parser
+from .console import styled
 from .overrides import add_overrides, overrides_of
 from .progress import status_callback
 
@@ -75,10 +74,10 @@ def run(args: Any) -> Output:
             on_status(f"loading {source}")
             subject = load_subject(source, name, args.device, overrides_of(args), args.untrained)
             outcomes, undefined, notes = _analyze(subject, images, args, options, args.out / name, on_status)
-            show.append(f"[bold]{escape(subject.name)}[/]")
-            show += [f"  {kind:<12}{escape(outcome.summary)}" for kind, outcome in outcomes.items()]
-            show += [f"  {kind:<12}[yellow]not defined:[/] {escape(why)}" for kind, why in undefined.items()]
-            show += [f"  {escape(note)}" for note in notes]
+            show.append(styled((subject.name, "bold")))
+            show += [f"  {kind:<12}{outcome.summary}" for kind, outcome in outcomes.items()]
+            show += [styled(f"  {kind:<12}", ("not defined:", "yellow"), f" {why}") for kind, why in undefined.items()]
+            show += [f"  {note}" for note in notes]
             files = [path for outcome in outcomes.values() for path in outcome.written]
             written += files
             for kind, outcome in outcomes.items():
@@ -93,7 +92,7 @@ def run(args: Any) -> Output:
                 comparison.draw(models, comparison.title, path)
                 written.append(path)
     show.append("written:")
-    show += [f"  {escape(str(path))}" for path in written]
+    show += [f"  {path}" for path in written]
     return Output({"models": data, "written": [str(path) for path in written]}, show)
 
 

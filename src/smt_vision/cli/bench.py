@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..bounds import Count, Processes, Seconds, Side
@@ -98,11 +97,11 @@ def run(args: Any) -> Output:
         weights="random for model names, trained for files",
     )
     data = {**conditions, "peak_gflops": peak / 1e9, "results": [result.to_dict() for result in results]}
-    heading = f"{conditions_line(conditions)}\npeak of matrix products: {peak / 1e9:,.0f} GFLOP/s"
-    show: list[Any] = [escape(heading), _table(*result_table(results, args.train))]
+    heading = [conditions_line(conditions), f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"]
+    show: list[Any] = [*heading, _table(*result_table(results, args.train))]
     if args.out:
-        written = _write(args.out, data, heading, results, conditions)
-        show.append(escape(f"written: {', '.join(map(str, written))}"))
+        written = _write(args.out, data, "\n".join(heading), results, conditions)
+        show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show)
 
 
@@ -143,7 +142,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

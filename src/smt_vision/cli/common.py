@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from ..bounds import check, describe, has_bound
+from ..text import printable
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 # Messages of jsonargparse about an unknown option or an unknown key in a file, with the prefix to show before the name.
@@ -21,6 +23,8 @@ UNKNOWN = (
     (r"Group ['\"]([\w.\-]+)['\"] does not accept option ['\"]([\w.\-]+)['\"]", ""),
     (r"[Kk]ey ['\"]([\w.\-]+)['\"]", ""),
 )
+# Arguments are tried as YAML first. File names that are not UTF-8 are not YAML, like names with control characters.
+set_loader("yaml", get_loader("yaml"), (yaml.YAMLError, UnicodeEncodeError))
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Output:
 
     Args:
         data: Result as plain data, printed with ``--json``.
-        show: Strings and rich renderables, printed without ``--json``.
+        show: Strings, each a line, and rich renderables; printed without ``--json``.
         code: Exit code.
     """
 
@@ -91,7 +95,7 @@ class Parser(ArgumentParser):
                 hint = nearest(name, options)
                 message = f"there is no {dashes}{name}" + hint.replace("mean ", f"mean {dashes}")
                 break
-        print(f"{self.prog}: error: {message}\nsee {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(message, multiline=True)}\nsee {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 

@@ -1,17 +1,17 @@
 """``smt eval``."""
 
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..bounds import Count, CountOrZero, Workers
 from ..recipe import Engine, from_plain
+from ..text import Markdown
 from .common import Output, Parser, new_parser
+from .console import styled
 from .overrides import add_overrides, overrides_of
 from .progress import progress_callback
 
@@ -84,9 +84,14 @@ def _metrics(metrics: dict[str, Any], evaluation: Any) -> Table:
 
 
 def _rendered(table: Any) -> Table:
-    """A summary's table, which is Markdown, for the terminal."""
-    shown = Table(*map(escape, table.header), title=table.title, box=None, header_style="bold", title_justify="left")
+    """A summary's table for the terminal."""
+    shown = Table(*table.header, title=table.title, box=None, header_style="bold", title_justify="left")
     for row in table.rows:
-        cells = (f"{cell:.2f}" if isinstance(cell, float) else escape(str(cell)) for cell in row)
-        shown.add_row(*(re.sub(r"\*\*(.+)\*\*", r"[bold]\1[/]", cell) for cell in cells))
+        shown.add_row(*map(_cell, row))
     return shown
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Markdown):  # bold, in the tables of a summary
+        return styled((value.strip("*"), "bold"))
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -4,10 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
+from ..text import shell_word
 from .common import Output, Parser, new_parser
+from .console import styled
 from .overrides import add_overrides, overrides_of
 from .progress import status_callback
 
@@ -67,8 +68,8 @@ def run(args: Any) -> Output:
         "any height and width" if any_size else f"{manifest.spec['input']['size']} x {manifest.spec['input']['size']}"
     )
     show = [
-        f"[bold]{escape(str(folder))}[/]: {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {sides}",
+        styled((str(folder), "bold"), f": {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {sides}"),
         table,
-        f"use it: smt predict {escape(str(folder))} IMAGE_OR_FOLDER",
+        f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER",
     ]
     return Output({"folder": str(folder), **asdict(manifest)}, show)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ..bounds import Side
 from .common import Output, Parser, new_parser
+from .console import styled
 
 HELP = "print a model's parameters, GMAC and feature shapes per stage"
 EXAMPLES = """\
@@ -51,8 +52,9 @@ def run(args: Any) -> Output:
         table.add_row(stage.name, shape, stage.mixers or "", f"{stage.parameters:,}", f"{stage.gmac:.3f}")
     table.add_section()
     table.add_row("all", "", "", f"{info.parameters:,}", f"{info.gmac:.3f}")
-    head = (
-        f"[bold]{args.model}[/] at {' x '.join(map(str, info.input_size))}: {info.parameters / 1e6:.2f} M parameters, "
-        f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations"
+    head = styled(
+        (args.model, "bold"),
+        f" at {' x '.join(map(str, info.input_size))}: {info.parameters / 1e6:.2f} M parameters, "
+        f"{info.gmac:.2f} GMAC, {info.activations / 1e6:.1f} M activations",
     )
     return Output(info.to_dict(), [head, table] if info.stages else [head])

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..bounds import Count, Fraction
 from .common import EXIT_ERROR, Output, Parser, new_parser
+from .console import styled
 from .overrides import add_overrides, overrides_of
 from .progress import track
 
@@ -78,10 +78,10 @@ def run(args: Any) -> Output:
 
     table = Table("image", *model.columns, box=None, header_style="bold")
     for id, error, cells in rows:
-        table.add_row(escape(id), *(("[red]unreadable[/]", escape(error)) if error else map(escape, cells)))
+        table.add_row(id, *((styled(("unreadable", "red")), error) if error else cells))
     show: list[Any] = [table]
     if written:
-        show.append(f"written: {', '.join(escape(str(path)) for path in written)}")
+        show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show, EXIT_ERROR if all(error for _, error, _ in rows) else 0)
 
 

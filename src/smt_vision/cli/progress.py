@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .console import styled
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def status_callback() -> Iterator[Callable[[str], None]]:
         yield lambda text: None
         return
     with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(escape(text))
+        yield lambda text: status.update(styled(text))
 
 
 def _progress_bar(auto_refresh: bool = True) -> Progress:

@@ -31,7 +31,9 @@ def run(args: Any) -> Output:
         for r in RECIPES.values():
             result = next((f"{metric} {value:.1f} %" for metric, value in r.expected.items()), "-")
             table.add_row(r.name, result, f"{r.about}; {r.epochs} epochs on {r.hardware}")
-        return Output([r.to_dict() for r in RECIPES.values()], [table, "\neach recipe names the source of its result."])
+        return Output(
+            [r.to_dict() for r in RECIPES.values()], [table, "", "each recipe names the source of its result."]
+        )
     if args.name not in RECIPES:
         hint = nearest(args.name, RECIPES)
         print(f"smt recipes: error: unknown recipe {args.name!r}{hint} (smt recipes lists them)", file=sys.stderr)

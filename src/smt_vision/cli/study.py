@@ -1,7 +1,6 @@
 """``smt study``."""
 
 import importlib.util
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..bounds import Count, Processes
+from ..text import printable, shell_word
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
+from .console import PlainConsole
 from .progress import progress_callback
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(args: Any) -> Output:
         results = run_cells(cells, args.run, data=data, jobs=args.jobs, on_progress=on_progress)
     rows = [{"cell": cell.label, "value": results[cell.key].value} for cell in cells]
     options = [*args.studies, *(["--debug"] if args.debug else []), "--run", str(args.run), "--report"]
-    show = [f"all {len(cells)} cells are done; report: smt study {shlex.join(options)}"]
+    show = [f"all {len(cells)} cells are done; report: smt study {' '.join(map(shell_word, options))}"]
     return Output({"run": str(args.run), "cells": rows}, show)
 
 
@@ -199,8 +199,8 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
     from ..study.throughput import read_throughput
 
     results = read_results([args.run / RESULTS, *args.results])
-    names = " ".join(args.studies)
-    data = " ".join(f"{name}=PATH" for name in dict.fromkeys(study.base.data for study in studies))
+    names = " ".join(map(shell_word, args.studies))
+    data = " ".join(shell_word(f"{name}=PATH") for name in dict.fromkeys(study.base.data for study in studies))
     command = f"smt study {names} --data {data}\nsmt study {names} --report"
     summaries = {study.name: summarize(study, results) for study in studies}
     files = write_report(
@@ -220,7 +220,7 @@ def _throughput(cells: "Sequence[Cell]", args: Any) -> Output:
 @contextmanager
 def _display(json: bool) -> "Iterator[Any]":
     """A callback that shows progress on standard error: bars on a terminal, a line per finished cell elsewhere."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if not console.is_terminal:
         yield lambda progress: None if json else _print_events(progress, console)
         return
@@ -230,30 +230,30 @@ def _display(json: bool) -> "Iterator[Any]":
         tasks: dict[str, Any] = {}
 
         def on_progress(progress: "CellProgress") -> None:
-            _print_events(progress, bars.console)
+            _print_events(progress, console)
             bars.update(total, completed=progress.done, total=progress.total)
             for label in tasks.keys() - progress.running.keys():
                 bars.remove_task(tasks.pop(label))
             for label, fraction in progress.running.items():
                 if label not in tasks:
-                    tasks[label] = bars.add_task(label, total=1.0)
+                    tasks[label] = bars.add_task(printable(label), total=1.0)
                 bars.update(tasks[label], completed=fraction)
 
         yield on_progress
 
 
-def _print_events(progress: "CellProgress", console: Console) -> None:
+def _print_events(progress: "CellProgress", console: PlainConsole) -> None:
     if progress.finished is not None:
         cell, result = progress.finished
         left = "" if progress.seconds_left is None else f"; about {_duration(progress.seconds_left)} left"
         console.print(
             f"[{progress.done}/{progress.total}] {cell.label}: {result.metric} {result.value:.2f} %, "
             f"{_duration(result.seconds)}{left}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            soft_wrap=True,
+        )
     if progress.failed is not None:
         cell, reason = progress.failed
-        console.print(f"failed: {cell.label}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {cell.label}: {reason}", soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -1,18 +1,17 @@
 """``smt train``."""
 
-import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from ..bounds import CountOrZero
 from ..recipe import Recipe
 from ..recipe_files import read_recipe_file, read_yaml
 from ..tasks import RECIPES, TASKS
+from ..text import shell_word
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
+from .console import styled
 
 HELP = "train a recipe, from the start or from where it stopped"
 EXAMPLES = """\
@@ -103,18 +102,18 @@ def run(args: Any) -> Output:
 
     if not runs_on_cuda(recipe.engine):
         keep_large_allocations()
-    command = "smt " + shlex.join(["train", *sys.argv[2:]])
+    command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
     if done.step < done.total_steps:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
-        return Output(data, [f"{where}; resume with: smt train --resume {escape(str(folder))}"])
+        return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
     metric = done.task.primary_metric
-    show = [f"\n[bold]{escape(str(folder))}[/]: {metric} {numbers[metric]:.2f} % "
-            f"(best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"]  # fmt: skip
+    result = f": {metric} {numbers[metric]:.2f} % (best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"
+    show: list[Any] = ["", styled((str(folder), "bold"), result)]
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
-    show.append(f"use it: smt predict {escape(str(folder))} IMAGE_OR_FOLDER")
+    show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
     return Output(data, show)
 
 

@@ -4,7 +4,6 @@ import bz2
 import functools
 import gzip
 import hashlib
-import logging
 import lzma
 import os
 import posixpath
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..text import get_logger
 from .files import is_image
 from .fingerprint import hash_content
 from .tar import DamagedTar, read_members
@@ -26,7 +26,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz
 MIN_FREE = 1 << 28  # bytes that unpacking leaves free on the disk
 _CHUNK = 1 << 20
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def cache_dir() -> Path:

@@ -1,4 +1,4 @@
-"""The image decoder: any file that Pillow reads, and any image in memory, to 8-bit RGB or grayscale."""
+"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or grayscale."""
 
 import contextlib
 import io
@@ -11,8 +11,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from ..recipe import Input
+from ..text import printable
+from .files import FORMATS, image_formats
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
+_EXPECTED = f"expected one of {', '.join(FORMATS)}; convert it, e.g. to PNG"
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 _TRANSPOSE = Image.Transpose
 _UPRIGHT = {  # by EXIF orientation: what turns the stored pixels upright
@@ -30,12 +33,15 @@ _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"
 
 
 class UnreadableImage(ValueError):
-    """Raised for an image that cannot be decoded; the message names the file and the reason."""
+    """Raised for an image that cannot be decoded; the message, of one printable line, names the file and the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @contextlib.contextmanager
 def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """Open an image with Pillow and check its size; every error becomes UnreadableImage.
+    """Open an image with Pillow and check its format and size; every error becomes UnreadableImage.
 
     An image in memory is passed through and not closed; its pixels may not have been decoded yet.
     """
@@ -43,7 +49,7 @@ def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> 
         with warnings.catch_warnings():
             # max_pixels is the limit; Pillow's warning at half of its own would only be noise for large photographs.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = data if isinstance(data, Image.Image) else Image.open(_file(data))
+            image = data if isinstance(data, Image.Image) else Image.open(_file(data), formats=image_formats())
         with contextlib.nullcontext() if image is data else image:
             width, height = image.size
             if not width * height:
@@ -66,6 +72,8 @@ def _check_readable(image: Image.Image, name: str) -> None:
         raise UnreadableImage(
             f"{name}: the image was closed before its pixels were loaded; pass its path, or call load() before close()"
         )
+    if image.format not in (*image_formats(), "MPO", None):
+        raise UnreadableImage(f"{name}: an image in the format {image.format}, which is not read; {_EXPECTED}")
     if image.format == "BMP" and image.mode == "1":
         tile = image.tile[0]
         stride = tile.args[1] if tile.codec_name == "raw" and isinstance(tile.args, tuple) else None
@@ -97,7 +105,9 @@ def decode(
     ``ImageOps.exif_transpose`` does, and if it was opened but not yet decoded, it can turn out to be unreadable.
 
     Args:
-        data: Content of an image file, its path, or an image in memory, which is neither modified nor closed.
+        data: Content of an image file, its path, or an image in memory, which is neither modified nor closed. The
+            format of a file is recognized by its content; :func:`smt_vision.data.files.image_formats` lists those that
+            are read.
         channels: 3 for RGB, 1 for grayscale.
         name: Name of the image in error messages.
         max_pixels: Maximum width x height, checked before any pixel is decoded. Pillow never opens files with more than
@@ -188,7 +198,9 @@ def _reason(data: bytes | Path | Image.Image, error: Exception) -> str:
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError) and not isinstance(data, Image.Image):
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
-        return "an empty file" if length == 0 else f"not an image that Pillow can read ({length} bytes)"
+        return (
+            "an empty file" if length == 0 else f"not an image in a format that is read ({length} bytes); {_EXPECTED}"
+        )
     return f"{error} ({type(error).__name__})"
 
 

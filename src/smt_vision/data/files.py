@@ -10,26 +10,21 @@ from typing import NamedTuple
 
 from PIL import Image, features
 
-log = logging.getLogger(__name__)
+from ..text import get_logger
+
+log = get_logger(__name__)
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")  # the first that exists is the validation split
 TEST_NAMES = ("test", "testing", "te")  # a test split beside a validation split is usual
 
+# Pillow's names of the formats of photographs, scans and label maps. Its other readers, of some thirty formats, are
+# never called: most are rarely used and so rarely tested, and that of EPS runs Ghostscript, whatever a file's suffix.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA")
+_LIBRARIES = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+
 Image.init()  # registers all formats
-_NOT_DECODED = {
-    # Only identified; decoding needs a handler of the application, or Windows.
-    *("BUFR", "GRIB", "HDF5", "MPEG", "WMF"),
-    # A program, run by Ghostscript where that is installed: a dataset must not differ between machines.
-    "EPS",
-    # Only written.
-    *("PALM", "PDF"),
-    # Formats whose library this build of Pillow lacks.
-    *(
-        format
-        for format, library in {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}.items()
-        if format in Image.OPEN and not features.check(library)
-    ),
-}
+_OF_PILLOW = frozenset(name for name, (reader, _) in Image.OPEN.items() if reader.__module__.startswith("PIL."))
+_DECODED = tuple(f for f in FORMATS if f in Image.OPEN and (f not in _LIBRARIES or features.check(_LIBRARIES[f])))
 
 # Files and folders of file managers, network drives and editors, in lower case. Names that start with a dot, e.g.
 # ._1.jpg, .DS_Store, .git and .ipynb_checkpoints, need no entry.
@@ -60,14 +55,19 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name has the suffix, in any case, of a format that Pillow decodes here.
-
-    Formats that an application registers with Pillow, e.g. HEIC with pillow-heif, are included.
+def image_formats() -> list[str]:
+    """Pillow's names of the formats that are read: those of :data:`FORMATS` that this build of Pillow can decode, and
+    those that an application has registered with Pillow, e.g. HEIF with pillow-heif.
     """
+    return [*_DECODED, *(Image.OPEN.keys() - _OF_PILLOW)]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix, in any case, of a format that is read; see :func:`image_formats`."""
     format = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
     # MPO has no reader of its own: it is read as JPEG.
-    return format is not None and format not in _NOT_DECODED and ("JPEG" if format == "MPO" else format) in Image.OPEN
+    format = "JPEG" if format == "MPO" else format
+    return format in _DECODED or (format in Image.OPEN and format not in _OF_PILLOW)
 
 
 def is_hidden(name: str) -> bool:
@@ -178,7 +178,7 @@ def warn_ignored(where: object, names: Collection[str]) -> None:
     """Log how many files of a dataset are not images, by suffix."""
     if names:
         log.warning(
-            "%s: ignored %d files that are not images Pillow can decode: %s",
+            "%s: ignored %d files that are not images in a format that is read: %s",
             where, len(names), describe_suffixes(names),
         )  # fmt: skip
 

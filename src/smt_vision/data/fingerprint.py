@@ -1,7 +1,6 @@
 """Fingerprints of images: which images a model was trained, validated and calibrated on, wherever they are stored."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import Checkpoint
+from ..text import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed

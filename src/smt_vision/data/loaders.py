@@ -1,6 +1,5 @@
 """Data loaders of all tasks: decoding and seeded augmentation in worker processes, unreadable images, exact resume."""
 
-import logging
 import os
 import random
 import sys
@@ -20,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ..recipe import Input
 from ..seeding import stable_hash
 from ..signals import ignore_stop_signals
+from ..text import get_logger
 from .dataset import RawDataset
 from .decode import UnreadableImage, channels_of, decode
 from .samplers import EvalSampler, TrainSampler
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 CLOSE_SECONDS = 2.0  # that worker processes have to end by themselves
 T = TypeVar("T")  # target of an image in a dataset
 B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "image", "index" and "unreadable"

@@ -1,15 +1,15 @@
 """A fixed part of a dataset's images."""
 
-import logging
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..text import get_logger
 from .dataset import RawDataset
 from .fingerprint import hash_bytes
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 Images = TypeVar("Images", bound=RawDataset[Any])
 
 

@@ -1,9 +1,10 @@
 """Validation of datasets: problems are collected, then reported together."""
 
-import logging
 from collections import defaultdict
 
-log = logging.getLogger(__name__)
+from ..text import get_logger, printable
+
+log = get_logger(__name__)
 SHOWN = 5  # examples listed per kind of problem
 
 
@@ -47,4 +48,4 @@ def _messages(problems: dict[tuple[str, str], list[str]]) -> list[str]:
 
 def first_few(cases: list[str]) -> str:
     """List the first few cases, with an ellipsis if there are more."""
-    return ", ".join(cases[:SHOWN]) + (" ..." if len(cases) > SHOWN else "")
+    return ", ".join(map(printable, cases[:SHOWN])) + (" ..." if len(cases) > SHOWN else "")

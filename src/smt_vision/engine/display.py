@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch import Tensor
 
+from ..text import printable
+
 LIVE_SECONDS = 0.25  # between two refreshes of a terminal
 PLAIN_SECONDS = 30.0  # between two status lines where there is no terminal
 FIRST_PLAIN_SECONDS = 5.0
@@ -79,7 +81,7 @@ class PlainDisplay:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
     @contextmanager
     def evaluating(self, total: int) -> Iterator[Callable[[int], None]]:
@@ -138,7 +140,7 @@ class LiveDisplay(PlainDisplay):
         self._next_refresh = self._started
 
     def line(self, text: str) -> None:
-        self._console.print(text)  # above the bars
+        self._console.print(printable(text))  # above the bars
 
     @contextmanager
     def evaluating(self, total: int) -> Iterator[Callable[[int], None]]:
@@ -169,7 +171,7 @@ class LiveDisplay(PlainDisplay):
 
 def open_display(**state: Any) -> PlainDisplay:
     """The display that suits the standard output; arguments as :class:`PlainDisplay` takes them."""
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     if sys.stdout.isatty() and not console.is_dumb_terminal:
         return LiveDisplay(console, **state)
     return PlainDisplay(**state)

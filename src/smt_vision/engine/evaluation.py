@@ -1,6 +1,5 @@
 """Evaluation of any model on labeled images: timm's models, runs, checkpoints and exports, all the same way."""
 
-import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -12,10 +11,11 @@ from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
 from ..tasks.task import Evaluation
+from ..text import get_logger
 from .launch import launch
 from .loop import run_evaluation
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 CPU_FLOAT32 = Engine(precision="32-true")
 
 

@@ -18,7 +18,8 @@ class TrainingLog:
 
     A line has a ``kind`` (``train``, ``eval``, ``note`` or ``resume``), a ``time`` in seconds since 1970, and the
     values passed to :meth:`write`. Where the log already has lines, or the run starts after step 0, the first line
-    written is of kind ``resume``: :func:`read_log` then drops earlier lines of later steps.
+    written is of kind ``resume``: :func:`read_log` then drops earlier lines of later steps. Lines are ASCII: names with
+    other characters have JSON's escape sequences, so that they can be shown anywhere and always be written.
 
     Args:
         folder: The run's folder; created if missing.
@@ -39,7 +40,7 @@ class TrainingLog:
         fields = {"kind": kind, "time": round(time.time(), 3), **values}
         encodable = {name: _encodable(value) for name, value in fields.items()}
         try:
-            self._file.write(json.dumps(encodable, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+            self._file.write(json.dumps(encodable, allow_nan=False, default=str) + "\n")
         except OSError as error:  # e.g. a full disk; the error of a write does not name its file
             raise OSError(error.errno, error.strerror, self._file.name) from error
 

@@ -19,6 +19,7 @@ from lightning_fabric.loggers.logger import Logger
 
 from ..extras import require
 from ..files import write_atomic
+from ..text import printable
 
 PROJECT = "smt-vision"  # where runs are listed together, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
 IDS_NAME = "loggers.json"  # in a run's folder: the identifiers by which a resumed run is found again
@@ -48,6 +49,13 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
     """Writes event files to ``tensorboard/`` in the run's folder; a resumed run drops the steps that it repeats."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{folder}: TensorBoard cannot write to a folder whose name is not UTF-8; choose another (--run), "
+                "or train without it (--engine.loggers [])"
+            ) from error
         super().__init__(folder, "tensorboard", version="", default_hp_metric=False, purge_step=start_step + 1)
 
     def log_image(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
@@ -67,7 +75,7 @@ class WandB(ExperimentLogger):
         self.version = _run_id(folder, "wandb")
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=folder.name,
+            name=printable(folder.name),
             id=self.version,
             dir=str(folder),
             config=dict(config),
@@ -94,7 +102,7 @@ class Trackio(ExperimentLogger):
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start_step: int) -> None:
         self._trackio = require("trackio", "track")
-        self.version = f"{folder.name}-{_run_id(folder, 'trackio')}"
+        self.version = f"{printable(folder.name)}-{_run_id(folder, 'trackio')}"
         with redirect_stdout(sys.stderr):  # the standard output may be JSON
             self._run = self._trackio.init(
                 project=PROJECT,
@@ -125,7 +133,7 @@ class MLflow(ExperimentLogger):
         mlflow = require("mlflow", "track")
         self._entities = mlflow.entities
         self._client = mlflow.MlflowClient()
-        self.version = _run_id(folder, "mlflow", lambda: self._create_run(folder.name, config))
+        self.version = _run_id(folder, "mlflow", lambda: self._create_run(printable(folder.name), config))
         self._client.update_run(self.version, status="RUNNING")
 
     def _create_run(self, name: str, config: Mapping[str, Any]) -> str:
@@ -187,6 +195,7 @@ def build_loggers(
         ImportError: The package of a logger is not installed.
     """
     check_loggers(names)
+    config = {key: printable(value) if isinstance(value, str) else value for key, value in config.items()}
     return [LOGGERS[name](folder, config, start_step) for name in names]
 
 

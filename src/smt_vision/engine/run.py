@@ -1,7 +1,6 @@
 """The state of a run (model, averaged model, optimizer, step) and its folder, saved and restored."""
 
 import json
-import logging
 import math
 import shutil
 import time
@@ -28,11 +27,12 @@ from ..recipe_files import write_recipe
 from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
+from ..text import get_logger, shell_word
 from .log import read_log
 from .optim import build_optimizer
 from .summary import write_summary
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 RECIPE = "recipe.yaml"
 SAMPLED = 10_000  # training images whose content is compared when a run is resumed
 # Entries of a training checkpoint and their types.
@@ -253,7 +253,7 @@ class Run:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
             raise ValueError(
                 f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
-                f"{self.folder}) or choose another folder with --run."
+                f"{shell_word(self.folder)}) or choose another folder with --run."
             )
         classes = tuple(state["spec"]["classes"])
         if classes != self.task.spec.classes:

@@ -13,6 +13,7 @@ from .._version import __version__
 from ..cost import ModelInfo
 from ..tasks import RECIPES
 from ..tasks.task import MetricFormat, Table
+from ..text import Markdown, code, markdown, printable, shell_word
 from .log import LOG_NAME, read_log
 
 
@@ -35,6 +36,8 @@ def write_summary(
 ) -> None:
     """Write ``summary.md``: model, data, results, typical errors, and the commands that use or continue the run.
 
+    Names from the recipe and the data are escaped, so that they are shown and nothing else.
+
     Args:
         folder: The run's folder.
         recipe: The recipe, as a dictionary.
@@ -44,7 +47,7 @@ def write_summary(
         best_epoch: The epoch of ``metrics``.
         seconds: Training time.
         hardware: The hardware, in one line.
-        command: The exact command line.
+        command: The exact command line, printable and in one line.
         classes: Number of classes.
         input_description: Description of the model's input.
         cost: Size and cost of the model.
@@ -54,21 +57,21 @@ def write_summary(
     height, width = cost.input_size[1:]
     model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
     facts = {
-        "model": f"`{recipe['model']}`: {model}",
-        "data": f"`{recipe['data']}`: {classes} {'class' if classes == 1 else 'classes'}, {input_description}",
+        "model": f"{code(recipe['model'])}: {model}",
+        "data": f"{code(recipe['data'])}: {classes} {'class' if classes == 1 else 'classes'}, {input_description}",
         "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images per batch and process",
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
-        "hardware": hardware,
+        "hardware": markdown(hardware),
         "versions": f"smt_vision {__version__}, torch {torch.__version__}, timm {timm.__version__}",
     }
     result = (
-        f"`{recipe['model']}` on `{recipe['data']}`: **{metrics[primary_metric]:.2f} % "
+        f"{code(recipe['model'])} on {code(recipe['data'])}: **{metrics[primary_metric]:.2f} % "
         f"{formats[primary_metric].label}** on {metrics['count']} images, with the weights of epoch {best_epoch} of "
         f"{recipe['epochs']}, the best epoch on these same images."
     )
     page = [
-        f"# {recipe['name']}",
+        f"# {markdown(recipe['name'])}",
         "",
         result,
         "",
@@ -81,7 +84,7 @@ def write_summary(
         *(f"- {name}: {fact}" for name, fact in facts.items()),
         "",
         "```sh",
-        command,
+        printable(command),
         "```",
         "",
         *(line for table in tables for line in (f"## {table.title}", "", *table_lines(table.header, table.rows), "")),
@@ -89,9 +92,9 @@ def write_summary(
         "## Next steps",
         "",
         "```sh",
-        f"smt predict {folder} IMAGE_OR_FOLDER   # predict images",
-        f"smt eval {folder}                      # repeat this evaluation",
-        f"smt train --resume {folder}            # continue from the last checkpoint",
+        f"smt predict {shell_word(folder)} IMAGE_OR_FOLDER   # predict images",
+        f"smt eval {shell_word(folder)}                      # repeat this evaluation",
+        f"smt train --resume {shell_word(folder)}            # continue from the last checkpoint",
         "```",
     ]
     (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
@@ -110,21 +113,27 @@ def _result(metrics: dict[str, Any], formats: Mapping[str, MetricFormat], expect
 def _source(recipe: dict[str, Any]) -> list[str]:
     """Source of the expected results, and their model where the run has another."""
     named = RECIPES.get(recipe["name"])
-    of = f" of `{named.model}`" if named is not None and named.model != recipe["model"] else ""
+    of = f" of {code(named.model)}" if named is not None and named.model != recipe["model"] else ""
     source = recipe.get("expected_source", "")
-    return [f"Expected{of}: {source}.", ""] if source else []
+    return [f"Expected{of}: {markdown(source)}.", ""] if source else []
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> list[str]:
-    """The lines of a Markdown table; columns that contain numbers are right-aligned, floats have two decimals."""
+    """The lines of a Markdown table; columns that contain numbers are right-aligned, floats have two decimals, and text
+    is escaped unless it is :class:`~smt_vision.text.Markdown`."""
     right = [any(not isinstance(cell, str) for cell in column) for column in zip(*rows, strict=True)]
     rules = ["---:" if r else "---" for r in right] or ["---"] * len(header)
     return [_row(header), f"|{'|'.join(rules)}|", *map(_row, rows)]
 
 
 def _row(cells: Sequence[str | int | float]) -> str:
-    texts = (f"{cell:.2f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(texts)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, Markdown):
+        return value.replace("|", "\\|")
+    return f"{value:.2f}" if isinstance(value, float) else markdown(value)
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -116,7 +116,7 @@ class RunTracker:
     def image(self, name: str, step: int, path: Path) -> None:
         """Pass an image file to the loggers."""
         if self._active and self._loggers:
-            with Image.open(path) as image:
+            with Image.open(path, formats=["PNG"]) as image:
                 pixels = np.array(image.convert("RGB"))
             for logger in self._loggers:
                 logger.log_image(name, pixels, step)

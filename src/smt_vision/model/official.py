@@ -121,7 +121,7 @@ def without_prefix(
     taken = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     if prefix:
         others = [key for key in state_dict if not key.startswith(prefix)]
-        ignored = f"; ignored {len(others)} others, e.g. {', '.join(others[:3])}" if others else ""
+        ignored = f"; ignored {len(others)} others, e.g. {', '.join(map(repr, others[:3]))}" if others else ""
         log.warning("%s: took %d tensors under %r%s", where, len(taken), prefix, ignored)
     return taken
 

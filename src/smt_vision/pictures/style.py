@@ -1,11 +1,14 @@
 """Style of all pictures; figures are created without pyplot's global state and need no display."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from ..text import printable
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
@@ -29,14 +32,18 @@ TRAIN, EVAL, BEST, GRAY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
 
 def save(draw: Callable[[], Figure], path: Path) -> Figure:
     """Create a figure by calling ``draw`` in the package's style, and write it to ``path``."""
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        # Names may be in a script that the font lacks; its characters are drawn as boxes.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")
         figure = draw()
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return figure
 
 
 def short(name: str, length: int = 22) -> str:
-    """Shorten a long name in the middle, because fine-grained class names and file names differ at their ends."""
+    """A name for a picture: printable, and a long one shortened in the middle, because fine-grained class names and
+    file names differ at their ends."""
+    name = printable(name)
     if len(name) <= length:
         return name
     head = length // 3

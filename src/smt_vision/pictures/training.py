@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..text import printable
 from .style import BEST, EVAL, GRAY, TRAIN, save
 
 LOSS_TERM_COLORS = ("#8a63b8", "#2f9ca6", "#b5852a", "#b6507d", "#6f8f3a", "#5c6b7a")
@@ -35,7 +36,7 @@ def curves(
 
     def draw() -> Figure:
         figure = Figure(figsize=(13, 4))
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(printable(title), fontsize=12, fontweight="bold")
         loss_axes, metric_axes, lr_axes = figure.subplots(1, 3)
         eval_style: dict[str, Any] = dict(color=EVAL, linewidth=1.8, marker="o", markersize=3.5)
         epochs, losses = _series(train, "loss")

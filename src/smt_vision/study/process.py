@@ -26,6 +26,7 @@ from ..hardware import describe_hardware
 from ..recipe_files import read_recipe_file
 from ..signals import Stopped
 from ..tasks import get_task
+from ..text import printable
 from .results import CellResult
 
 # Files in the folder of a cell.
@@ -59,10 +60,10 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
             recipe = read_recipe_file(folder / RECIPE)
             result = _result(train(recipe, folder, display=False), folder, key, label)
         except Stopped as stopped:
-            print(stopped, flush=True)
+            print(printable(stopped), flush=True)
             sys.exit(128 + stopped.signal)
         except EXPECTED_ERRORS as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
+            print(f"{type(error).__name__}: {printable(error)}", flush=True)
             sys.exit(1)
         write_text_atomic(folder / RESULT, json.dumps(asdict(result)))
 

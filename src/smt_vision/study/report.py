@@ -12,6 +12,7 @@ from typing import Any
 
 from ..engine.summary import table_lines
 from ..extras import require
+from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
 from .statistics import BudgetSummary, Comparison, Trend, trends
@@ -61,7 +62,7 @@ def write_report(
     Raises:
         ValueError: No study has results.
     """
-    markdown = require("markdown", "study")
+    renderer = require("markdown", "study")
     if not any(summaries.values()):
         raise ValueError(f"no results of {', '.join(summaries)}; train cells first: smt study NAME --run FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def write_report(
             for variant in summary.variants for result in variant.results}  # fmt: skip
     page += _conditions(list(used.values()), throughput, command)
     text = "\n".join(page) + "\n"
-    html = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    html = renderer.markdown(text, extensions=["tables", "fenced_code"])
     files = folder / "studies.md", folder / "studies.html"
     files[0].write_text(text, encoding="utf-8")
     files[1].write_text(_html_page("Studies", _with_pictures(html, folder)), encoding="utf-8")
@@ -97,7 +98,7 @@ def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[Bud
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
                     published = "; ".join(f"{c.published:+.1f}" for c in found if c.published is not None)
-                    rows.append([claim.text, where, measured, published, f"**{summary.verdict(claim)}**"])
+                    rows.append([claim.text, where, measured, published, Markdown(f"**{summary.verdict(claim)}**")])
     return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
 
@@ -137,9 +138,10 @@ def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Map
     for variant in summary.variants:
         first = variant.results[0]
         speed = speed_of.get(variant.variant)
-        changed = ", ".join(f"`{name}={value}`" for name, value in study.variants[variant.variant].items())
+        changed = ", ".join(code(f"{name}={value}") for name, value in study.variants[variant.variant].items())
         rows.append(
-            [variant.variant, changed, str(len(variant.results)), f"{variant.mean:.2f}", _number(variant.deviation),
+            [variant.variant, Markdown(changed), str(len(variant.results)), f"{variant.mean:.2f}",
+             _number(variant.deviation),
              f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
              f"{median(result.seconds for result in variant.results) / 60:.1f}"]
         )  # fmt: skip
@@ -222,15 +224,16 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
         "",
         f"- cells: {len(used)}, {timedelta(seconds=round(sum(r.seconds for r in used)))} of training in total",
         f"- seeds: {', '.join(str(seed) for seed in sorted({r.seed for r in used}))}",
-        f"- hardware: {'; '.join(sorted({r.hardware for r in used}))}",
-        f"- versions: {'; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used}))}",
-        f"- dates: {min(r.date for r in used)} to {max(r.date for r in used)}",
+        f"- hardware: {markdown('; '.join(sorted({r.hardware for r in used})))}",
+        f"- versions: {markdown('; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used})))}",
+        f"- dates: {markdown(min(r.date for r in used))} to {markdown(max(r.date for r in used))}",
         "- minutes: median wall-clock time of a cell; cells that ran at the same time shared the machine",
     ]
     if conditions := throughput.get("conditions"):
         lines.append(
-            f"- images/s: inference, {conditions['precision']}, batch {conditions['batch_size']}, in turn in one "
-            f"process, {conditions['hardware']}, torch {conditions['versions']['torch']}, {conditions['date'][:10]}"
+            f"- images/s: inference, {markdown(conditions['precision'])}, batch {conditions['batch_size']:d}, in turn "
+            f"in one process, {markdown(conditions['hardware'])}, torch {markdown(conditions['versions']['torch'])}, "
+            f"{markdown(conditions['date'][:10])}"
         )
     if command:
         lines += ["", "```sh", command, "```"]

@@ -1,7 +1,6 @@
 """Building models from their specs, and loading initial weights."""
 
 import difflib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from ..model.official import our_state, require_smt, without_prefix
 from ..recipe import Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
+from ..text import get_logger
 from .backbone import Backbone
 from .classes import some_names
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
 
 

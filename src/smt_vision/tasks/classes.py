@@ -1,7 +1,6 @@
 """Matching the classes of a dataset with those of a model, by name."""
 
 import difflib
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -9,8 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ..data.dataset import RawDataset
+from ..text import get_logger, printable
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 Images = TypeVar("Images", bound=RawDataset[Any])
 Key = TypeVar("Key", str, int)
 _SEPARATORS = re.compile(r"\s+|(?<=\w)[-_\s]+(?=\w)|_+")  # not the sign of a number
@@ -141,4 +141,4 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 def some_names(names: Sequence[str]) -> str:
     """The first few names, and the number of the others, for messages."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(map(printable, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

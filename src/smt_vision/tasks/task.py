@@ -47,7 +47,8 @@ class Table:
     Args:
         title: Heading.
         header: Column names.
-        rows: Text and numbers; floats are shown with two decimals.
+        rows: Text and numbers; floats are shown with two decimals, and text is escaped unless it is
+            :class:`~smt_vision.text.Markdown`.
     """
 
     title: str

@@ -41,7 +41,7 @@ def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
     shown: list[tuple[Prediction, Image.Image]] = []
-    with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "class_id", "score", "others", "error"])
         for result in results:

@@ -1,6 +1,5 @@
 """Image classification: training and evaluation."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ...data.fingerprint import MAX_TRAIN, UsedImages
 from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
+from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
 from ..samples import top_rows
@@ -32,7 +32,7 @@ from .pictures import Mistake, mistakes
 from .predictor import Classifier
 from .published import class_synonyms
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 WORST = 25  # mistakes in the picture
 
 
@@ -191,7 +191,7 @@ def _class_table(per_class: list[dict[str, Any]]) -> Table:
     length = min(5, len(ranked) // 2) or len(ranked)  # so that no class is both among the best and the worst
     rows: list[tuple[str | int | float, ...]] = []
     for title, group in (("best", ranked[:length]), ("worst", ranked[::-1][:length])):
-        rows.append((f"**{title} {len(group)}**", "", ""))
+        rows.append((Markdown(f"**{title} {len(group)}**"), "", ""))
         rows += [(row["class"], row["count"], row["accuracy"]) for row in group]
     return Table("Classes", ("class", "images", "accuracy (%)"), rows)
 

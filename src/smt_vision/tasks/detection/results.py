@@ -1,7 +1,6 @@
 """Detection results and the files that hold them. Shapes: N detections of an image of H x W pixels, K classes."""
 
 import json
-import logging
 import os
 import unicodedata
 from collections import defaultdict
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...extras import require
 from ...files import write_atomic
+from ...text import get_logger
 from ..classes import class_candidates, some_names
 from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
 from .data.coco import file_name, own_categories
@@ -22,7 +22,7 @@ from .metrics import encode_rle
 from .pictures import draw_detections
 
 RESULTS = "detections.json"
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

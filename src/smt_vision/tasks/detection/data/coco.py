@@ -1,7 +1,6 @@
 """COCO JSON: boxes, polygons, RLE masks, crowds, images without objects, category ids with gaps."""
 
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,12 @@ import numpy.typing as npt
 from ....data.dataset import Split
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.validation import ValidationReport, first_few
+from ....text import get_logger
 from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
 from .fields import INT64, parse_flag, parse_integer, parse_number, shown
 from .segmentations import are_finite, check_segmentations
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 KINDS = ("images", "annotations", "categories")
 PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
 ROBOFLOW = "_annotations.coco.json"  # the annotation file in the folder of each split, beside the images

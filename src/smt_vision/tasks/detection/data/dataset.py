@@ -19,11 +19,13 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ....data.dataset import RawDataset
+from ....data.files import image_formats
 from ....data.fingerprint import hash_bytes
 from ....data.subset import group_by
 from ....data.validation import ValidationReport, first_few
+from ....text import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
 PROBED = 16  # images whose header is read when a dataset is opened
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
@@ -310,7 +312,8 @@ class _Packed:
 
     def __getitem__(self, i: int) -> Any:
         # The bytes were pickled in __init__: no data from a file is unpickled.
-        return pickle.loads(self._bytes[self._ends[i] : self._ends[i + 1]].tobytes()) if self.filled[i] else None
+        packed = self._bytes[self._ends[i] : self._ends[i + 1]].tobytes()
+        return pickle.loads(packed) if self.filled[i] else None  # noqa: S301
 
 
 def check_boxes(
@@ -387,7 +390,7 @@ class FileIndex:
 def _stored_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image file, from its header; ``None`` for an unreadable image."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=image_formats()) as image:
             width, height = image.size
             return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
     except Exception:  # Pillow's readers can raise almost any exception on a damaged file

@@ -1,9 +1,9 @@
 """Detection datasets by folder layout; data loaders and transforms."""
 
-import logging
 from pathlib import Path
 
 from ....data.dataset import Split
+from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
 from .dataset import DetectionDataset, DetectionTarget
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
@@ -22,7 +22,7 @@ __all__ = [
     "rasterize_masks",
 ]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def open_detection(data: str, split: Split) -> DetectionDataset:

@@ -4,7 +4,6 @@ Shapes: an image and its label map have H x W pixels.
 """
 
 import copy
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,10 @@ from ....data.decode import UnreadableImage, decode
 from ....data.fingerprint import hash_bytes, hash_file, map_images
 from ....data.label_maps import OBJECT_ABOVE, decode_labels, decode_mask
 from ....data.validation import ValidationReport
+from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
 LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # Pillow's names of formats that may change class indices
 Labels = npt.NDArray[np.uint8]

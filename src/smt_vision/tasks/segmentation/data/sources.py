@@ -1,7 +1,6 @@
 """Segmentation datasets from folders of images and label maps."""
 
 import json
-import logging
 import os
 import re
 import unicodedata
@@ -21,10 +20,11 @@ from ....data.files import (
     warn_ignored,
 )
 from ....data.validation import ValidationReport, first_few
+from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import SegmentationDataset
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Compared with the last word of a folder name in lower case, or with all of it: DUTS-TR-Image and Imgs are both image
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
