@@ -26,6 +26,7 @@ from typing import Any
 from smt_vision.files import write_text_atomic
 
 TIME_LIMIT = 30.0  # seconds per input, after which it hangs
+MAX_ALLOCATED = 6144  # MiB that one input may allocate; what is touched of it is limited per target
 MAX_GROWTH = 128  # MiB that a worker may hold more after LIFE inputs than after WARM_UP
 WARM_UP, LIFE = 1000, 10_000  # inputs of a worker
 MAX_MESSAGE = 20_000  # characters of an error
@@ -141,25 +142,40 @@ def work(seed: int, folder: Path, names: Sequence[str]) -> None:
     print("ready", file=out)
     for count, line in enumerate(iter(sys.stdin.readline, ""), start=1):
         target, path = inputs.write(int(line))
-        limit = _data_bytes() + (target.memory << 20)
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         print(json.dumps([target.name, str(path.relative_to(folder / "case"))]), file=out)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-        result = judge(target.read, path, folder / "case")
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        with _Memory() as memory:
+            result = judge(target.read, path, folder / "case")
+        if memory.growth > target.memory and result[0] in ("accepted", "refused"):
+            result = "memory", f"more than {target.memory} MiB", f"{memory.growth} MiB; {result[2]}"
         held = _held_mib() if count % WARM_UP == 0 else None
         print(json.dumps([*result, held]), file=out)
 
 
-def _data_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * resource.getpagesize()
+class _Memory:
+    """Peak growth of the process's resident memory in MiB; what it allocates is limited to MAX_ALLOCATED."""
+
+    growth = 0
+
+    def __enter__(self) -> "_Memory":
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self.before = _status_mib("VmRSS")
+        _, self.hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, ((_status_mib("VmData") + MAX_ALLOCATED) << 20, self.hard))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (self.hard, self.hard))
+        self.growth = _status_mib("VmHWM") - self.before
+
+
+def _status_mib(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status[status.index(f"{field}:") :].split(maxsplit=2)[1]) >> 10
 
 
 def _held_mib() -> int:
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() >> 20
+    return _status_mib("VmRSS")
 
 
 class _Worker:

@@ -94,7 +94,7 @@ class Target:
         read: Reads the file at a path, and uses what is in it as the package does.
         mutators: What may become of the foreign file.
         share: Share of the inputs, relative to the other targets.
-        memory: Largest growth of the process's memory in reading one input, in MiB.
+        memory: Largest growth of the resident memory while one input is read, in MiB.
     """
 
     name: str
@@ -200,7 +200,9 @@ def _read_detection(path: Path) -> None:
     # Both files are one folder below the dataset's, or two.
     root = path.parent.parent if path.suffix != ".txt" else path.parent.parent.parent
     images = open_detection(str(root), "train")
-    config = DetectConfig(short_side=32, long_side=64)
+    if images.has_masks:
+        images.require_masks()
+    config = DetectConfig(head="mask_rcnn" if images.has_masks else "faster_rcnn", short_side=32, long_side=64)
     transform = DetectionTransform(ClassificationInput(mean=MEAN, std=STD), config, DetectionAugment())
     evaluation = DetectionTransform(ClassificationInput(mean=MEAN, std=STD), config, None)
     for i in range(min(len(images), 8)):
