@@ -18,6 +18,11 @@ def main() -> int:
     fuzz.add_argument("--workers", type=int, default=2)
     fuzz.add_argument("--targets", nargs="*", default=[], help="names of targets; default: all")
     fuzz.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder of the report")
+    kills = commands.add_parser("kills", help="runs that are killed, and continued")
+    kills.add_argument("--kills", type=int, default=300, help="kills in total; those done before count")
+    kills.add_argument("--seed", type=int, default=0)
+    kills.add_argument("--cifar10", metavar="DATA", help="only the recipe cifar10, with its data here")
+    kills.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder of the report")
     replay = commands.add_parser("replay", help="one input again, with its traceback")
     replay.add_argument("index", type=int)
     replay.add_argument("--seed", type=int, default=0)
@@ -38,6 +43,15 @@ def main() -> int:
             print(f"{row['count']:6} x {row['target']}: {row['kind']}: {row['place']} (input {row['index']}): "
                   f"{row['message'][:200]!r}")  # fmt: skip
         print(summary(report))
+        return 1 if report["failures"] else 0
+    elif args.command == "kills":
+        from . import kills as killed  # imports torch
+
+        cases = {"cifar10": killed.cifar10(args.cifar10)} if args.cifar10 else None
+        report = killed.Killing(args.out, args.seed, cases).run(args.kills)
+        for row in report["failures"]:
+            print(f"chain {row['chain']} ({row['case']}), {row['kills']} kills: {row['problem']}\n{row['output']}")
+        print(killed.summary(report))
         return 1 if report["failures"] else 0
     elif args.command == "replay":
         with tempfile.TemporaryDirectory() as folder:
