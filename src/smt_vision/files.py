@@ -6,12 +6,13 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,7 +65,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         FileNotFoundError: If the file does not exist.
         PermissionError: If the file may not be read.
-        ValueError: If the file is truncated, is not a tensor file, or contains other pickled objects.
+        ValueError: If the file is truncated, is not a tensor file, contains other pickled objects, or has tensors that
+            are not dense or describe more data than the file has.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
@@ -75,10 +77,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             with safe_open(path, "pt") as tensors:
                 metadata = tensors.metadata() or {}
             return load_file(path), metadata
+        _check_not_compressed(path)
         # Of a path, torch.load would take the suffix for the format.
         with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the description of a tensor in a damaged file can raise almost any exception
         unreadable = f"{path}: not a readable {path.suffix} tensor file"
         if types := _refused_types(path, error):
             raise ValueError(
@@ -91,7 +94,40 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
+    _check_tensors(content, path)
     return content, {}
+
+
+def _check_not_compressed(path: Path) -> None:
+    """Raise a ValueError if a zip unpacks to more than its size: torch.save does not compress."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if unpacked > size:
+        raise ValueError(f"a compressed zip of {size} bytes that unpacks to {unpacked}; torch.save does not compress")
+
+
+def _check_tensors(content: Mapping[Any, Any], path: Path) -> None:
+    """Raise a ValueError if a tensor in nested containers is not dense, or describes more data than the file has."""
+    size = path.stat().st_size
+    pending: list[tuple[str, Any]] = [("", content)]
+    seen: set[int] = set()  # containers may contain themselves
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Tensor):
+            kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)
+            if kind != "torch.strided":
+                raise ValueError(f"{path}: {name[1:]} is a {kind} tensor; expected a dense one: save it with .to_dense()")
+            if (needed := value.numel() * value.element_size()) > size:
+                raise ValueError(
+                    f"{path}: {name[1:]} of shape {tuple(value.shape)} has {needed} bytes, but the file has {size}; "
+                    "it is damaged, or the tensor is an expanded view: save it with .contiguous()"
+                )
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(f"{name}.{key}", item) for key, item in items]
 
 
 def _found_instead(start: bytes, error: Exception) -> str:

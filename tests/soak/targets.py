@@ -378,7 +378,7 @@ def _read_onnx(path: Path) -> None:
     manifest = json.loads((GOLDEN / "classify-onnx" / MANIFEST).read_text())
     manifest["files"]["model.onnx"] = sha256(path)
     (path.parent / MANIFEST).write_text(json.dumps(manifest))
-    load(path.parent)([Image.new("RGB", (40, 40))])
+    load(path.parent)
 
 
 # --- runs
@@ -570,8 +570,8 @@ TARGETS = {
         Target("tar", "data", _tars, _read_tar, [mutate_tar], share=20),
         Target("shard classes", "data", _shard_classes, _read_tar, [mutate_text], share=8),
         Target("compressed tar", "data", _compressed_tars, _read_tar, [_pack_as_before], share=12),
-        Target("model", "weights", _models, _read_model, [mutate_zip, mutate_state], share=3, memory=512),
-        Target("safetensors", "weights", _safetensors, _read_model, [mutate_safetensors], share=6, memory=512),
+        Target("model", "weights", _models, _read_model, [mutate_zip, mutate_state], share=3, memory=1024),
+        Target("safetensors", "weights", _safetensors, _read_model, [mutate_safetensors], share=6, memory=1024),
         Target("state dict", "weights", _state_dicts, _read_state_dict, [_mutate_pth], share=3, memory=512),
         Target("manifest", "weights", _export, _read_export, [mutate_json], share=10, memory=512),
         Target("used images", "weights", _used_images, lambda path: load_used_images(path.parent), [mutate_safetensors]),
