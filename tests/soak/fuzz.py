@@ -6,6 +6,7 @@ to accept it, or to raise ``ValueError`` or ``OSError`` with a message that name
 
 import ctypes
 import json
+import math
 import os
 import resource
 import selectors
@@ -18,17 +19,20 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TextIO
 
 from smt_vision.files import write_text_atomic
 
-TIME_LIMIT = 30.0  # seconds per input, after which it hangs
+TIME_LIMIT = 20.0  # seconds per input, after which it hangs
 MAX_ALLOCATED = 6144  # MiB that one input may allocate; what is touched of it is limited per target
 MAX_GROWTH = 128  # MiB that a worker may hold more after LIFE inputs than after WARM_UP
-WARM_UP, LIFE = 1000, 10_000  # inputs of a worker
+WARM_UP, LIFE = 1000, 10_000  # inputs of a worker's child
+CLOSED, USED_UP = 70, 71  # exit codes of a child
 MAX_MESSAGE = 20_000  # characters of an error
 PACKAGE = "smt_vision"
 REPORT = "fuzz.json"
@@ -44,7 +48,7 @@ class Failure:
         target: Name of the target.
         place: Exception and innermost function of the package, or a description.
         message: The error.
-        index: The first input with this failure.
+        index: The first input with this failure; negative for the corpus, from its end.
     """
 
     kind: str
@@ -90,22 +94,31 @@ class Inputs:
     """
 
     def __init__(self, seed: int, folder: Path, names: Sequence[str] = ()) -> None:
-        from .targets import TARGETS  # imports torch
+        from .corpus import corpus  # import torch
+        from .targets import TARGETS
 
         self.seed, self.folder = seed, folder
         self.targets = [TARGETS[name] for name in names or TARGETS]
         self._shares = [target.share for target in self.targets]
+        self._by_name = {target.name: target for target in self.targets}
         self._examples: dict[str, list[Any]] = {}
-        self._case, self._last = folder / "case", ("", -1, "")
+        for target in self.targets:
+            (folder / target.name).mkdir()
+            self._examples[target.name] = list(target.examples(folder / target.name))
+        self.corpus = corpus(self._examples)
+        self.case = folder / "case"
 
     def write(self, index: int) -> tuple[Any, Path]:
-        """Write an input; returns its target and the path of its foreign file."""
+        """Write an input; returns its target and the path of its foreign file.
+
+        Args:
+            index: Of the input; negative for the corpus, from its end.
+        """
+        if index < 0:
+            name, _, example = self.corpus[index]
+            return self._by_name[name], self._write(example)
         rng = Random(f"{self.seed}/{index}")
         (target,) = rng.choices(self.targets, self._shares)
-        if target.name not in self._examples:
-            support = self.folder / target.name
-            support.mkdir()
-            self._examples[target.name] = list(target.examples(support))
         examples = self._examples[target.name]
         number = rng.randrange(len(examples))
         example = examples[number]
@@ -114,21 +127,25 @@ class Inputs:
             content = rng.choice(target.mutators)(content, rng)
         except Exception:  # a mutation that cannot be written down, e.g. text that is not Unicode
             content = content[: rng.randrange(len(content) + 1)]
-        # The reader may have changed the folder: it is written anew, except after another input of the same file.
-        if self._last != (target.name, number, "clean"):
-            shutil.rmtree(self._case, ignore_errors=True)
-            for name, data in example.files.items():
-                path = self._case / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-        self._last = target.name, number, "clean" if len(example.files) == 1 else ""
-        path = self._case / example.foreign
-        path.write_bytes(content)
-        return target, path
+        return target, self._write(replace(example, files={**example.files, example.foreign: content}))
+
+    def _write(self, example: Any) -> Path:
+        """Write an example into an empty folder; returns the path of its foreign file."""
+        shutil.rmtree(self.case, ignore_errors=True)
+        for name, data in example.files.items():
+            path = self.case / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        path: Path = self.case / example.foreign
+        return path
 
 
 def work(seed: int, folder: Path, names: Sequence[str]) -> None:
-    """A worker: reads an index per line from the standard input, writes a line of JSON per input."""
+    """A worker: children of it read an index per line from the standard input, and write lines of JSON.
+
+    The lines are the size of the corpus; the process id of each child; per input, the target and the file before it is
+    read, and the result then; and how a child died.
+    """
     import logging
     import warnings
 
@@ -139,16 +156,38 @@ def work(seed: int, folder: Path, names: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     inputs = Inputs(seed, folder, names)
-    print("ready", file=out)
-    for count, line in enumerate(iter(sys.stdin.readline, ""), start=1):
+    print(len(inputs.corpus), file=out)
+    code = 0
+    while code != CLOSED:  # imports and examples are made once; what ends a child costs a fork
+        if not (child := os.fork()):
+            try:
+                os._exit(_serve(inputs, out))
+            finally:  # an error of the fuzzer's own
+                traceback.print_exc()
+                os._exit(1)
+        print(child, file=out)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in (CLOSED, USED_UP):
+            print(json.dumps(["died", code]), file=out)
+
+
+def _serve(inputs: Inputs, out: TextIO) -> int:
+    """Read inputs until the standard input is closed, or LIFE inputs are read."""
+    for count in range(1, LIFE + 1):
+        line = b""
+        while not line.endswith(b"\n"):
+            if not (byte := os.read(0, 1)):
+                return CLOSED
+            line += byte
         target, path = inputs.write(int(line))
-        print(json.dumps([target.name, str(path.relative_to(folder / "case"))]), file=out)
+        print(json.dumps([target.name, str(path.relative_to(inputs.case))]), file=out)
         with _Memory() as memory:
-            result = judge(target.read, path, folder / "case")
+            result = judge(target.read, path, inputs.case)
         if memory.growth > target.memory and result[0] in ("accepted", "refused"):
             result = "memory", f"more than {target.memory} MiB", f"{memory.growth} MiB; {result[2]}"
         held = _held_mib() if count % WARM_UP == 0 else None
-        print(json.dumps([*result, held]), file=out)
+        print(json.dumps([*result, count, held]), file=out)
+    return USED_UP
 
 
 class _Memory:
@@ -179,36 +218,42 @@ def _held_mib() -> int:
 
 
 class _Worker:
+    """A worker process, as :func:`work` describes it."""
+
     def __init__(self, seed: int, names: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="soak-"))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONPATH": path}
         words = [sys.executable, "-m", "soak", "worker", str(seed), str(self.folder), *names]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, bufsize=0)
+        self.corpus: int | None = None  # number of its entries, once the worker is ready
+        self.child = 0
         self.index: int | None = None
         self.target, self.file = "", ""
-        self.deadline = time.monotonic() + 10 * TIME_LIMIT
-        self.lines: list[bytes] = []
-        self.rest = b""
-        self.count = 0
-        self.held: list[int] = []
+        self.deadline = math.inf
+        self.held = 0
+        self._rest = b""
 
     def send(self, index: int) -> None:
         assert self.process.stdin is not None
         self.index, self.target = index, ""
-        self.deadline = time.monotonic() + TIME_LIMIT + (60 if self.count < WARM_UP else 0)  # examples are made
+        self.deadline = time.monotonic() + TIME_LIMIT
         self.process.stdin.write(f"{index}\n".encode())
 
-    def read(self) -> Iterator[Any] | None:
-        """Lines that have arrived; ``None`` at the end of the process."""
+    def read(self) -> list[Any]:
+        """The lines that have arrived."""
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 1 << 20)
         if not data:
-            return None
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        return (json.loads(line) if line != b"ready" else None for line in lines)
+            raise RuntimeError(f"a worker ended: {(self.folder / 'output.txt').read_text()[-2000:]}")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def close(self) -> None:
+        if self.child:
+            with suppress(ProcessLookupError):
+                os.kill(self.child, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
@@ -231,12 +276,13 @@ class Fuzzing:
         self.out, self.seed, self.names, self.workers = out, seed, list(names), workers
         self.counts: dict[str, Counter[str]] = {}
         self.failures: dict[tuple[str, str, str], list[Any]] = {}  # failure and number of inputs
-        self.done, self.seconds, self.growth = 0, 0.0, 0
+        self.done, self.corpus, self.seconds, self.growth = 0, 0, 0.0, 0
         before = out / REPORT
         if before.is_file():
             report = json.loads(before.read_text())
             if (report["seed"], report["targets"]) == (seed, self.names):
-                self.done, self.seconds, self.growth = report["inputs"], report["seconds"], report["growth_mib"]
+                self.done, self.corpus = report["inputs"], report["corpus"]
+                self.seconds, self.growth = report["seconds"], report["growth_mib"]
                 self.counts = {name: Counter(counts) for name, counts in report["by_target"].items()}
                 for row in report["failures"]:
                     count = row.pop("count")
@@ -244,59 +290,46 @@ class Fuzzing:
                     self.failures[failure.kind, failure.target, failure.place] = [failure, count]
 
     def run(self, inputs: int, progress: bool = True) -> dict[str, Any]:
-        """Run up to this number of inputs in total; returns the report."""
+        """Run up to this number of inputs in total, and the corpus if it is new; returns the report."""
         start, before, shown = time.monotonic(), self.seconds, 0.0
-        pending = iter(range(self.done, inputs))
+        pending: Iterator[int] = iter(range(self.done, inputs))
         selector = selectors.DefaultSelector()
-        active: list[_Worker] = []
-
-        def open_worker() -> None:
-            worker = _Worker(self.seed, self.names)
-            active.append(worker)
+        workers = [_Worker(self.seed, self.names) for _ in range(self.workers if self.done < inputs else 0)]
+        for worker in workers:
             selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
-
-        def close_worker(worker: _Worker) -> None:
-            selector.unregister(worker.process.stdout)  # type: ignore[arg-type]
-            active.remove(worker)
-            worker.close()
-
-        def replace(worker: _Worker, kind: str, place: str) -> None:
-            if worker.index is None:
-                raise RuntimeError(f"a worker could not start: {(worker.folder / 'output.txt').read_text()[-2000:]}")
-            self._add(worker, kind, place, "")
-            self.done += 1
-            close_worker(worker)
-            open_worker()
-
-        for _ in range(self.workers if self.done < inputs else 0):
-            open_worker()
+        active = set(workers)
         try:
             while active:
                 for key, _ in selector.select(timeout=0.5):
                     worker = key.data
-                    lines = worker.read()
-                    if lines is None:
-                        code = worker.process.wait()
-                        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                        replace(worker, "crash", name)
-                        continue
-                    for line in lines:
-                        if line is not None and not worker.target:
-                            worker.target, worker.file = line
+                    for line in worker.read():
+                        if worker.corpus is None:
+                            worker.corpus = line
+                            if not self.done and not self.corpus:
+                                self.corpus = line
+                                pending = chain(range(-line, 0), pending)
                             continue
-                        if line is not None:
+                        if isinstance(line, int):
+                            worker.child = line
+                        elif not worker.target and line[0] != "died":
+                            worker.target, worker.file = line
+                        elif line[0] == "died":
+                            is_late = time.monotonic() > worker.deadline
+                            name = signal.Signals(-line[1]).name if line[1] < 0 else f"exit code {line[1]}"
+                            late = "hang", f"more than {TIME_LIMIT:g} s"
+                            self._finish(worker, *(late if is_late else ("crash", name)), "", 0, None)
+                        else:
                             self._finish(worker, *line)
-                        index = next(pending, None)
-                        if index is None or worker.count >= LIFE:
-                            close_worker(worker)
-                            if index is not None:
-                                open_worker()
-                                pending = _chain(index, pending)
-                            break
-                        worker.send(index)
-                for worker in list(active):
-                    if time.monotonic() > worker.deadline:
-                        replace(worker, "hang", f"more than {TIME_LIMIT:g} s")
+                        if worker.index is None and worker in active and (isinstance(line, int) or line[0] != "died"):
+                            index = next(pending, None)
+                            if index is None:
+                                active.remove(worker)
+                            else:
+                                worker.send(index)
+                for worker in active:
+                    if worker.index is not None and time.monotonic() > worker.deadline:
+                        with suppress(ProcessLookupError):
+                            os.kill(worker.child, signal.SIGKILL)
                 self.seconds = before + time.monotonic() - start
                 if time.monotonic() - shown > 5:
                     shown = time.monotonic()
@@ -305,20 +338,20 @@ class Fuzzing:
                         print(f"fuzz: {self.done:,} of {inputs:,} inputs, {self.done / self.seconds:.0f} per second, "
                               f"{len(self.failures)} kinds of failures", flush=True)  # fmt: skip
         finally:
-            for worker in list(active):
-                close_worker(worker)
+            for worker in workers:
+                worker.close()
         return self.write()
 
-    def _finish(self, worker: _Worker, kind: str, place: str, message: str, held: int | None) -> None:
-        worker.count += 1
-        self.done += 1
+    def _finish(self, worker: _Worker, kind: str, place: str, message: str, count: int, held: int | None) -> None:
+        assert worker.index is not None
+        self.done += worker.index >= 0
         self._add(worker, kind, place, message)
         if held is not None:
-            worker.held.append(held)
-            growth = held - worker.held[0]
+            worker.held = held if count == WARM_UP else worker.held
+            growth = held - worker.held
             self.growth = max(self.growth, growth)
             if growth > MAX_GROWTH:
-                self._add(worker, "growth", f"more than {MAX_GROWTH} MiB", f"{growth} MiB after {worker.count} inputs")
+                self._add(worker, "growth", f"more than {MAX_GROWTH} MiB", f"{growth} MiB after {count} inputs")
         worker.index, worker.target = None, ""
 
     def _add(self, worker: _Worker, kind: str, place: str, message: str) -> None:
@@ -344,6 +377,7 @@ class Fuzzing:
             "seed": self.seed,
             "targets": self.names,
             "inputs": self.done,
+            "corpus": self.corpus,
             "seconds": round(self.seconds, 1),
             "growth_mib": self.growth,
             "time_limit_s": TIME_LIMIT,
@@ -354,17 +388,12 @@ class Fuzzing:
         return report
 
 
-def _chain(first: int, rest: Iterator[int]) -> Iterator[int]:
-    yield first
-    yield from rest
-
-
 def summary(report: dict[str, Any]) -> str:
     """The line at the end."""
     failed = sum(row["count"] for row in report["failures"])
     kinds = Counter(row["kind"] for row in report["failures"])
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     return (
-        f"fuzz: {report['inputs']:,} inputs in {report['seconds']:.0f} s, {failed} failed; kinds: {named}; "
+        f"fuzz: {report['inputs']:,} inputs and a corpus of {report['corpus']} in {report['seconds']:.0f} s, {failed} failed; kinds: {named}; "
         f"memory grew by {report['growth_mib']} MiB at most"
     )

@@ -393,11 +393,15 @@ def _only_read(recipe: Recipe, *_: Any, **__: Any) -> None:
     raise _Read
 
 
+class RefusedOption(ValueError):
+    """A parser's error, which names the option or field."""
+
+
 def run_command(words: Sequence[str]) -> None:
     """``smt`` in this process, where errors pass that :func:`smt_vision.cli.main` would turn into a line.
 
     Raises:
-        ValueError: The parser refused the words, with the last line that it wrote.
+        RefusedOption: The parser refused the words; the message is what it wrote.
     """
     errors = io.StringIO()
     module = cli._module(words[0])
@@ -410,7 +414,7 @@ def run_command(words: Sequence[str]) -> None:
             text = errors.getvalue()
             assert end.code == 2, f"exit code {end.code}"
             assert "Traceback" not in text
-            raise ValueError(text) from None
+            raise RefusedOption(text) from None
 
 
 def _recipes(folder: Path) -> Iterable[Example]:
@@ -435,7 +439,10 @@ def _configs(folder: Path) -> Iterable[Example]:
 def _read_config(path: Path) -> None:
     task = next((t for t in ("detect", "segment") if f"task: {t}".encode() in path.read_bytes()), "classify")
     name = next(name for name, recipe in RECIPES.items() if recipe.task == task)
-    run_command(["train", name, "--config", str(path)])
+    try:
+        run_command(["train", name, "--config", str(path)])
+    except RefusedOption as error:  # of a field in the file
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _log(folder: Path) -> Iterable[Example]:
