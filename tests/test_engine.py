@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from same_run import assert_identical, assert_same_run
 from smt_vision import checkpoints
 from smt_vision.cli import main
 from smt_vision.engine import loop
@@ -35,7 +36,6 @@ from smt_vision.engine.signals import Stopped, stop_signals
 from smt_vision.recipe import Optim, Recipe
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.task import MetricFormat
-from same_run import assert_identical, assert_same_run
 from tiny_run import COLORS, MODEL_ARGS, tiny, write_config, write_images
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.

@@ -99,7 +99,10 @@ if "worker" in sys.orig_argv:
 
 
 @property_test
-@given(content=st.binary(max_size=200), prefix=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"GIF89a", b"P6 "]))
+@given(
+    content=st.binary(max_size=200),
+    prefix=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"GIF89a", b"P6 "]),
+)
 def test_bytes_that_are_not_an_image(content: bytes, prefix: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(prefix + content)
@@ -107,20 +110,24 @@ def test_bytes_that_are_not_an_image(content: bytes, prefix: bytes, tmp_path: Pa
         try:
             read()
         except UnreadableImage as error:
-            assert str(path) in str(error)
+            assert str(path) in str(error)  # noqa: PT017
 
 
 @property_test
 @given(values=PLAIN)
 def test_plain_data_that_is_not_a_checkpoint(values: Any, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    for content in (values, {"format": 2, "model": values, "spec": values}, {"format": values, "spec": {"task": values}}):
+    for content in (
+        values,
+        {"format": 2, "model": values, "spec": values},
+        {"format": values, "spec": {"task": values}},
+    ):
         torch.save(content, path)
         try:
             checkpoint = checkpoints.load(path)
             assert isinstance(checkpoint.weights, dict)
         except ValueError as error:
-            assert str(path) in str(error)
+            assert str(path) in str(error)  # noqa: PT017
 
 
 @property_test

@@ -118,7 +118,9 @@ def _check_tensors(content: Mapping[Any, Any], path: Path) -> None:
         if isinstance(value, Tensor):
             kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)
             if kind != "torch.strided":
-                raise ValueError(f"{path}: {name[1:]} is a {kind} tensor; expected a dense one: save it with .to_dense()")
+                raise ValueError(
+                    f"{path}: {name[1:]} is a {kind} tensor; expected a dense one: save it with .to_dense()"
+                )
             if (needed := value.numel() * value.element_size()) > size:
                 raise ValueError(
                     f"{path}: {name[1:]} of shape {tuple(value.shape)} has {needed} bytes, but the file has {size}; "

@@ -27,6 +27,10 @@ def main() -> int:
     replay.add_argument("index", type=int)
     replay.add_argument("--seed", type=int, default=0)
     replay.add_argument("--targets", nargs="*", default=[])
+    guided = commands.add_parser("guided", help="one target, guided by coverage (needs Atheris)")
+    guided.add_argument("target")
+    guided.add_argument("--runs", type=int, default=10_000)
+    guided.add_argument("--out", type=Path, default=Path("runs/soak/guided"), help="folder of the input that failed")
     read = commands.add_parser("read", help="a file, e.g. one that failed")
     read.add_argument("target")
     read.add_argument("file", type=Path)
@@ -53,6 +57,10 @@ def main() -> int:
             print(f"chain {row['chain']} ({row['case']}), {row['kills']} kills: {row['problem']}\n{row['output']}")
         print(killed.summary(report))
         return 1 if report["failures"] else 0
+    elif args.command == "guided":
+        from .guided import run
+
+        run(args.target, args.runs, args.out)
     elif args.command == "replay":
         with tempfile.TemporaryDirectory() as folder:
             inputs = Inputs(args.seed, Path(folder), args.targets)

@@ -1,6 +1,7 @@
 """Inputs that once were a traceback, a hang, a crash or out of memory: files in ``tests/corpus/``, and those made here.
 
-A file is in the folder of its target and called ``WHAT--NAME``; NAME is the file of an example that it takes the place of.
+A file is in the folder of its target and called ``WHAT--NAME``; NAME is the file of an example that it takes the
+place of.
 """
 
 import gzip
@@ -23,7 +24,12 @@ def png(width: int, height: int, *, data_length: int | None = None) -> bytes:
     """A gray PNG file of one color; ``data_length`` is what it says of the length of its data."""
 
     def chunk(kind: bytes, body: bytes, length: int | None = None) -> bytes:
-        return struct.pack(">I", len(body) if length is None else length) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body) if length is None else length)
+            + kind
+            + body
+            + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     rows = zlib.compress(bytes((width + 1) * height), 9)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
@@ -104,10 +110,10 @@ def _label(text: str) -> Callable[[bytes], bytes]:
 MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
     ("image", "one column of 20,000 pixels", "image.png", lambda _: png(1, 20_000)),
     ("image", "data of 2 GiB", "image.png", lambda _: png(24, 17, data_length=2**31 - 1)),
-    ("image", "more pixels than allowed", "image.png", lambda _: png(24, 17).replace(struct.pack(">II", 24, 17), struct.pack(">II", 10**6, 10**6))),
+    ("image", "more pixels than allowed", "image.png", lambda _: png(24, 17).replace(struct.pack(">II", 24, 17), struct.pack(">II", 10**6, 10**6))),  # noqa: E501
     ("label map", "one row of 20,000 pixels", "labels.png", lambda _: png(20_000, 1)),
     ("coco", "a coordinate of 10^7", "instances_train.json", _edited_json(_huge_polygon)),
-    ("coco", "polygons that are numbers", "instances_train.json", _edited_json(lambda c: c["annotations"][0].update(segmentation=3))),
+    ("coco", "polygons that are numbers", "instances_train.json", _edited_json(lambda c: c["annotations"][0].update(segmentation=3))),  # noqa: E501
     ("coco", "nested beyond the recursion limit", "instances_train.json", lambda _: b"[" * 100_000),
     ("tar", "a member of negative size", "set.tar", _negative_size),
     ("tar", "a class index of 2^31", "set-0.tar", _label(str(2**31))),
@@ -120,16 +126,16 @@ MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
     ("config", "aliases that expand", "config.yaml", _aliases),
     ("config", "nested beyond the recursion limit", "config.yaml", lambda _: b"model_args: " + b"[" * 5000),
     ("log", "half of the last line", "log.jsonl", lambda content: content[:-20]),
-    ("log", "half of a line in the middle", "log.jsonl", lambda content: content[:30] + content[content.index(b"\n") :]),
+    ("log", "half of a line in the middle", "log.jsonl", lambda content: content[:30] + content[content.index(b"\n") :]),  # noqa: E501
     ("log", "lines that are not objects", "log.jsonl", lambda content: b"[]\n3\nnull\n" + content),
     ("run", "optimizer state of other shapes", "last.pt", _edited_state(_reshaped_optimizer_state)),
     ("run", "optimizer state that is expanded", "last.pt", _edited_state(_expanded_optimizer_state)),
     ("run", "no step", "last.pt", _edited_state(lambda state: state.pop("step"))),
-    ("run", "weights that are not finite", "last.pt", _edited_state(lambda state: next(iter(state["model"].values())).fill_(torch.nan))),
-    ("model", "a huge model", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(embed_dims=[8, 8, 10**5, 16]))),
-    ("model", "a million blocks", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(depths=[1, 1, 10**6, 1]))),
-    ("state dict", "an expanded tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(2**40)}))),
-    ("state dict", "a sparse tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.ones(9).to_sparse()}))),
+    ("run", "weights that are not finite", "last.pt", _edited_state(lambda state: next(iter(state["model"].values())).fill_(torch.nan))),  # noqa: E501
+    ("model", "a huge model", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(embed_dims=[8, 8, 10**5, 16]))),  # noqa: E501
+    ("model", "a million blocks", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(depths=[1, 1, 10**6, 1]))),  # noqa: E501
+    ("state dict", "an expanded tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(2**40)}))),  # noqa: E501
+    ("state dict", "a sparse tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.ones(9).to_sparse()}))),  # noqa: E501
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Fuzzing: mutated inputs for every reader, in worker processes that may crash, hang or run out of memory.
 
-Input ``i`` of a seed is a pure function of both: its target, its example and its mutation. What a reader may do with it is
-to accept it, or to raise ``ValueError`` or ``OSError`` with a message that names the file. Everything else is a failure.
+Input ``i`` of a seed is a pure function of both: its target, its example and its mutation. What a reader may do with
+it is to accept it, or to raise ``ValueError`` or ``OSError`` with a message that names the file. Everything else is a
+failure.
 """
 
 import ctypes
@@ -101,11 +102,11 @@ class Inputs:
         self.targets = [TARGETS[name] for name in names or TARGETS]
         self._shares = [target.share for target in self.targets]
         self._by_name = {target.name: target for target in self.targets}
-        self._examples: dict[str, list[Any]] = {}
+        self.examples: dict[str, list[Any]] = {}
         for target in self.targets:
             (folder / target.name).mkdir()
-            self._examples[target.name] = list(target.examples(folder / target.name))
-        self.corpus = corpus(self._examples)
+            self.examples[target.name] = list(target.examples(folder / target.name))
+        self.corpus = corpus(self.examples)
         self.case = folder / "case"
 
     def write(self, index: int) -> tuple[Any, Path]:
@@ -116,10 +117,10 @@ class Inputs:
         """
         if index < 0:
             name, _, example = self.corpus[index]
-            return self._by_name[name], self._write(example)
+            return self._by_name[name], self.write_example(example)
         rng = Random(f"{self.seed}/{index}")
         (target,) = rng.choices(self.targets, self._shares)
-        examples = self._examples[target.name]
+        examples = self.examples[target.name]
         number = rng.randrange(len(examples))
         example = examples[number]
         content = example.files[example.foreign]
@@ -127,9 +128,9 @@ class Inputs:
             content = rng.choice(target.mutators)(content, rng)
         except Exception:  # a mutation that cannot be written down, e.g. text that is not Unicode
             content = content[: rng.randrange(len(content) + 1)]
-        return target, self._write(replace(example, files={**example.files, example.foreign: content}))
+        return target, self.write_example(replace(example, files={**example.files, example.foreign: content}))
 
-    def _write(self, example: Any) -> Path:
+    def write_example(self, example: Any) -> Path:
         """Write an example into an empty folder; returns the path of its foreign file."""
         shutil.rmtree(self.case, ignore_errors=True)
         for name, data in example.files.items():
@@ -394,6 +395,6 @@ def summary(report: dict[str, Any]) -> str:
     kinds = Counter(row["kind"] for row in report["failures"])
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     return (
-        f"fuzz: {report['inputs']:,} inputs and a corpus of {report['corpus']} in {report['seconds']:.0f} s, {failed} failed; kinds: {named}; "
+        f"fuzz: {report['inputs']:,} inputs and a corpus of {report['corpus']} in {report['seconds']:.0f} s, {failed} failed; kinds: {named}; "  # noqa: E501
         f"memory grew by {report['growth_mib']} MiB at most"
     )

@@ -1,7 +1,7 @@
 """Chains of runs that are killed at random moments, and compared with the run that is left alone.
 
-Each run is a process of its own, forked from this one, so that a chain costs no imports. Kill ``i`` of a seed has the same
-kind and delay each time; what the run was doing then depends on the machine.
+Each run is a process of its own, forked from this one, so that a chain costs no imports. Kill ``i`` of a seed has the
+same kind and delay each time; what the run was doing then depends on the machine.
 """
 
 import json
@@ -41,7 +41,9 @@ def _classification(folder: Path) -> Recipe:
         epochs=3,
         model_args={**MODEL_ARGS, "stem_stride": 2, "drop_path_rate": 0.3, "drop_rate": 0.1},
         input=dict(workers=2),
-        augment=dict(crop="rrc", hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.2, cutmix=1.0),
+        augment=dict(
+            crop="rrc", hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.2, cutmix=1.0
+        ),
         engine=dict(ema=0.9, accumulate=2, checkpoint_minutes=0.0, loggers=()),
     )
 
@@ -158,7 +160,9 @@ def _lines(log: Path) -> int:
 
 def _parts(folder: Path) -> set[str]:
     """Names of checkpoints that are being written."""
-    return {p.name for p in folder.iterdir() if p.name.startswith(".") and p.suffix == ".pt"} if folder.is_dir() else set()
+    return (
+        {p.name for p in folder.iterdir() if p.name.startswith(".") and p.suffix == ".pt"} if folder.is_dir() else set()
+    )
 
 
 class Killing:
@@ -172,7 +176,7 @@ class Killing:
 
     def __init__(self, out: Path, seed: int = 0, cases: dict[str, Callable[[Path], Recipe]] | None = None) -> None:
         self.out, self.seed, self.cases = out, seed, CASES if cases is None else cases
-        self.report: dict[str, Any] = {"seed": seed, "kills": 0, "chains": 0, "seconds": 0.0, "by_case": {}, "by_moment": {},
+        self.report: dict[str, Any] = {"seed": seed, "kills": 0, "chains": 0, "seconds": 0.0, "by_case": {}, "by_moment": {},  # noqa: E501
                                        "failures": []}  # fmt: skip
         self._alone: dict[str, tuple[Recipe, Path, float]] = {}
         before = out / REPORT
@@ -208,7 +212,9 @@ class Killing:
             recipe = self.cases[name](folder / "data")
             began = time.monotonic()
             if code := wait(start(recipe, folder / "alone")):
-                raise RuntimeError(f"the run that is left alone ended with {code}: {(folder / 'alone.txt').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the run that is left alone ended with {code}: {(folder / 'alone.txt').read_text()[-2000:]}"
+                )
             self._alone[name] = recipe, folder / "alone", time.monotonic() - began
         return self._alone[name]
 
@@ -239,7 +245,9 @@ class Killing:
             problem = _difference(folder, alone)
         if problem:
             text = folder.with_suffix(".txt").read_text()[-3000:]
-            self.report["failures"].append({"case": name, "chain": chain, "kills": done, "problem": problem, "output": text})
+            self.report["failures"].append(
+                {"case": name, "chain": chain, "kills": done, "problem": problem, "output": text}
+            )
         else:
             shutil.rmtree(folder)
             folder.with_suffix(".txt").unlink()

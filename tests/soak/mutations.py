@@ -1,7 +1,7 @@
 """Mutations of files: of their bytes, and of the values that they describe.
 
-A mutator is a function ``(content, rng) -> content``. Those that know a format keep what a reader checks first (checksums,
-lengths, archives around the content) valid, so that the values behind it are reached.
+A mutator is a function ``(content, rng) -> content``. Those that know a format keep what a reader checks first
+(checksums, lengths, archives around the content) valid, so that the values behind it are reached.
 """
 
 import copy
@@ -47,9 +47,9 @@ VALUES: tuple[Any, ...] = (
     [0], [0, 0], [-1, 1e9], {"": 0}, {"a": {"b": []}}, 10**25, *INTEGERS, *STRINGS,
 )  # fmt: skip
 TOKENS = (
-    b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 400, b"[" * 3000, b'{"a":' * 3000, b"{}", b"[]", b",",
+    b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 400, b"[" * 3000, b'{"a":' * 3000, b"{}", b"[]", b",",  # noqa: E501
     b":", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbf", b"\x00", b"\\ud800", b"\\u0000", b"&a ", b"*a", b"<<: ", b"!!set ",
-    b"!!python/object/apply:os.system [exit]", b"!!timestamp 2026-99-99", b"---\n", b"? ", b"- ", b"\t", b"0x", b"1:2:3",
+    b"!!python/object/apply:os.system [exit]", b"!!timestamp 2026-99-99", b"---\n", b"? ", b"- ", b"\t", b"0x", b"1:2:3",  # noqa: E501
     b"&lol;", b"<!DOCTYPE a [<!ENTITY lol 'lol'>]>", b"<![CDATA[", b"</", b"<a>" * 500, b'"', b"'", b"%",
 )  # fmt: skip
 NESTING = (5, 50, 2000)  # levels; the last is beyond Python's recursion limit
@@ -240,7 +240,7 @@ def mutate_safetensors(content: bytes, rng: Random) -> bytes:
 
 
 def mutate_zip(content: bytes, rng: Random) -> bytes:
-    """A zip, e.g. of PyTorch, with a member that is changed, dropped, renamed or compressed; the zip itself is valid."""
+    """A zip, e.g. of PyTorch, with a member that is changed, dropped, renamed or compressed; the zip itself is valid."""  # noqa: E501
     if rng.random() < 0.2:
         return mutate_bytes(content, rng)
     with zipfile.ZipFile(io.BytesIO(content)) as source:
@@ -272,9 +272,11 @@ def mutate_tar(content: bytes, rng: Random) -> bytes:
         headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
         for _ in range(rng.choice((1, 1, 2))):
             at = rng.choice(headers)
-            start, size = rng.choice(((0, 100), (100, 8), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155)))
-            value = rng.choice((b"-1", b"\x80" + b"\0" * 10 + b"\x01", b"\xff" * 12, b"77777777777", b"", b"abc", b"\xc3\x28",
-                                b"../../x", b"/etc/passwd", b"L", b"x", b"g", b"K", b"1", b"2", b"S", b"5", b"\x1b[31m"))  # fmt: skip
+            start, size = rng.choice(
+                ((0, 100), (100, 8), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (345, 155))
+            )
+            value = rng.choice((b"-1", b"\x80" + b"\0" * 10 + b"\x01", b"\xff" * 12, b"77777777777", b"", b"abc", b"\xc3\x28",  # noqa: E501
+                                b"../../x", b"/etc/passwd", b"L", b"x", b"g", b"K", b"1", b"2", b"S", b"5", b"\x1b[31m"))  # fmt: skip  # noqa: E501
             data[at + start : at + start + size] = value[:size].ljust(size, b"\0")
             data[at + 148 : at + 156] = b" " * 8
             data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
@@ -344,7 +346,7 @@ def _other_tensor(tensor: Tensor, rng: Random) -> Any:
         lambda: tensor.sum(),
         lambda: torch.empty(0),
         lambda: torch.empty(0, 3, 2**40),
-        lambda: torch.zeros(1).expand(2**rng.choice((20, 31, 40))),
+        lambda: torch.zeros(1).expand(2 ** rng.choice((20, 31, 40))),
         lambda: torch.zeros(1).expand(tensor.shape or (3,)),
         lambda: tensor.double() if tensor.dtype != torch.float64 else tensor.half(),
         lambda: tensor.to(rng.choice((torch.int8, torch.int64, torch.bool, torch.bfloat16, torch.complex64))),

@@ -50,7 +50,6 @@ from study_results import made_up_result
 from tiny_run import COLORS, tiny, write_images, write_split
 
 from .mutations import (
-    STRINGS,
     VALUES,
     Mutator,
     compressed,
@@ -111,13 +110,17 @@ class Target:
 
 def _images(folder: Path) -> Iterable[Example]:
     gradient = np.add.outer(np.arange(17) * 5, np.arange(24) * 5).astype(np.uint8)
-    color = Image.merge("RGB", [Image.fromarray(gradient), Image.fromarray(255 - gradient), Image.new("L", (24, 17), 9)])
+    color = Image.merge(
+        "RGB", [Image.fromarray(gradient), Image.fromarray(255 - gradient), Image.new("L", (24, 17), 9)]
+    )
     suffixes = {format: suffix for suffix, format in Image.registered_extensions().items() if is_image(f"a{suffix}")}
     for format, suffix in sorted(suffixes.items()):
         for mode in ("RGB", "RGBA", "L", "P", "1", "I;16", "CMYK"):
             out = io.BytesIO()
             try:
-                (color.convert("L").convert("I").convert(mode) if mode == "I;16" else color.convert(mode)).save(out, format)
+                (color.convert("L").convert("I").convert(mode) if mode == "I;16" else color.convert(mode)).save(
+                    out, format
+                )
             except (OSError, KeyError, ValueError):  # the format does not have this mode
                 continue
             yield Example({f"image{suffix}": out.getvalue()}, f"image{suffix}")
@@ -156,7 +159,14 @@ def _is_one_in(count: int, path: Path) -> bool:
 
 def _label_maps(folder: Path) -> Iterable[Example]:
     labels = np.arange(24 * 17).reshape(17, 24) % 3
-    for suffix, kind in ((".png", "uint8"), (".png", "uint16"), (".tif", "int32"), (".tif", "float32"), (".bmp", "uint8"), (".tif", "uint8")):
+    for suffix, kind in (
+        (".png", "uint8"),
+        (".png", "uint16"),
+        (".tif", "int32"),
+        (".tif", "float32"),
+        (".bmp", "uint8"),
+        (".tif", "uint8"),
+    ):
         out = io.BytesIO()
         Image.fromarray(labels.astype(kind)).save(out, Image.registered_extensions()[suffix])
         yield Example({f"labels{suffix}": out.getvalue()}, f"labels{suffix}")
@@ -412,7 +422,7 @@ def run_command(words: Sequence[str]) -> None:
             pass
         except SystemExit as end:
             text = errors.getvalue()
-            assert end.code == 2, f"exit code {end.code}"
+            assert end.code == 2, f"exit code {end.code}"  # noqa: PT017
             assert "Traceback" not in text
             raise RefusedOption(text) from None
 
@@ -529,7 +539,9 @@ def _command_lines(folder: Path) -> Iterable[Example]:
             owner = getattr(recipe, group) if group else recipe
             for name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
                 if name not in recipe.groups():
-                    yield _line([*words, f"--{group}.{name}" if group else f"--{name}", json.dumps(getattr(owner, name))])
+                    yield _line(
+                        [*words, f"--{group}.{name}" if group else f"--{name}", json.dumps(getattr(owner, name))]
+                    )
         yield _line([*words, "--max_steps", "3"])
     for options in (["--top_k", "2"], ["--batch_size", "2"], ["--input.size", "32"], ["--input.crop_pct", "1.0"],
                     ["--input.interpolation", "bicubic"], ["--device", "cpu"], ["--out", str(folder / "out")],
@@ -547,8 +559,8 @@ def _mutate_words(content: bytes, rng: Random) -> bytes:
     """Another value of the last option, or of a further one."""
     words = json.loads(content)
     value = rng.choice(VALUES)
-    words[-1] = rng.choice((str(value), json.dumps(value), words[-1][:-1], words[-1] * 2, f"-{words[-1]}", f"[{words[-1]}]",
-                            f"{words[-1]}e9", str(rng.randrange(-3, 4)), str(rng.choice((0.0, 1.0, 1.5, -0.5, 1e-300)))))  # fmt: skip
+    words[-1] = rng.choice((str(value), json.dumps(value), words[-1][:-1], words[-1] * 2, f"-{words[-1]}", f"[{words[-1]}]",  # noqa: E501
+                            f"{words[-1]}e9", str(rng.randrange(-3, 4)), str(rng.choice((0.0, 1.0, 1.5, -0.5, 1e-300)))))  # fmt: skip  # noqa: E501
     words[-1] = words[-1].replace("\0", "")
     return json.dumps(words).encode()
 
@@ -561,7 +573,7 @@ def _read_words(path: Path) -> None:
         option = words[-2].lstrip("-").rpartition(".")[2]
         text = str(error).lower()
         named = option in text or option.replace("_", " ") in text
-        assert named, f"the error does not name the option {words[-2]}: {error}"
+        assert named, f"the error does not name the option {words[-2]}: {error}"  # noqa: PT017
 
 
 TARGETS = {
@@ -581,7 +593,7 @@ TARGETS = {
         Target("safetensors", "weights", _safetensors, _read_model, [mutate_safetensors], share=6, memory=1024),
         Target("state dict", "weights", _state_dicts, _read_state_dict, [_mutate_pth], share=3, memory=512),
         Target("manifest", "weights", _export, _read_export, [mutate_json], share=10, memory=512),
-        Target("used images", "weights", _used_images, lambda path: load_used_images(path.parent), [mutate_safetensors]),
+        Target("used images", "weights", _used_images, lambda path: load_used_images(path.parent), [mutate_safetensors]),  # noqa: E501
         Target("onnx", "weights", _onnx, _read_onnx, [mutate_bytes], share=1, memory=1024),
         Target("recipe", "recipe", _recipes, _read_recipe, [mutate_yaml], share=3),
         Target("config", "recipe", _configs, _read_config, [mutate_yaml], share=3),
