@@ -57,7 +57,7 @@ def _edited_state(edit: Callable[[Any], None]) -> Callable[[bytes], bytes]:
 
 
 def _huge_polygon(content: Any) -> None:
-    content["annotations"][0]["segmentation"] = [[0, 0, 10**7, 0, 10**7, 10**7, 0, 10**7]]
+    content["annotations"][0]["segmentation"][0][2] = 10**7
 
 
 def _reshaped_optimizer_state(state: Any) -> None:

@@ -27,6 +27,7 @@ Overrides = Mapping[str, Mapping[str, Any]]
 # A model may have this many times the parameters of its file, and so many more, while it is built: heads are replaced,
 # and backbones are built with a classifier first.
 MAX_TIMES, MAX_MORE = 4, 150_000_000
+MAX_MORE_TENSORS = 20_000
 
 
 def load(
@@ -103,7 +104,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
         stored = read_spec(checkpoint.spec)
     spec = override(stored, overrides)
     with _named(checkpoint.path):
-        with _limited_parameters(sum(tensor.numel() for tensor in weights.values())):
+        with _limited_parameters(weights):
             model = get_task(spec.task).build_model(spec)
         model.load_state_dict(weights)
         recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
@@ -124,15 +125,17 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _limited_parameters(stored: int) -> Iterator[None]:
+def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Raise a ValueError as soon as a model that is built has many more parameters than its file."""
-    left = MAX_TIMES * stored + MAX_MORE
+    left = MAX_TIMES * sum(tensor.numel() for tensor in weights.values()) + MAX_MORE
+    tensors_left = MAX_TIMES * len(weights) + MAX_MORE_TENSORS
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal left
+        nonlocal left, tensors_left
         left -= 0 if parameter is None else parameter.numel()
-        if left < 0:
-            raise ValueError(f"the spec describes a model that is much larger than its {stored} weights")
+        tensors_left -= 1
+        if left < 0 or tensors_left < 0:
+            raise ValueError(f"the spec describes a model that is much larger than its {len(weights)} tensors")
 
     hook = register_module_parameter_registration_hook(count)
     try:
