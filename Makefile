@@ -3,6 +3,11 @@
 
 VENV := .venv
 RUN := runs/demo
+SOAK := runs/soak
+KILLS := 300
+INPUTS := 100000
+SEED := 0
+WORKERS := 2
 PYTHON := $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
@@ -10,11 +15,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types audit clean
+.PHONY: help demo test soak lint types audit clean
 
 help:
 	@echo "make demo     train a small SMT on handwritten digits, a few minutes on two cores, and classify unseen ones"
 	@echo "make test     run the tests"
+	@echo "make soak     the long form of the tests for faults: KILLS=300 killed runs, INPUTS=100000 fuzzed inputs, about two hours"
 	@echo "make lint     ruff: lint and format"
 	@echo "make types    mypy"
 	@echo "make audit    look the installed packages up in a database of vulnerabilities"
@@ -37,6 +43,17 @@ test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 	@echo "==> the Triton kernels, in Triton's interpreter"
 	@TRITON_INTERPRET=1 SMT_VISION_KERNELS=auto $(BIN)/python -m pytest tests/test_kernels.py
+
+# What is done is kept in $(SOAK)/; the same command, or one with larger numbers, continues.
+soak: $(VENV)/.installed-dev
+	@echo "==> the fuzzer itself"
+	@$(BIN)/python -m pytest -m slow tests/test_soak.py
+	@failed=; \
+	echo "==> $(INPUTS) fuzzed inputs, report in $(SOAK)/fuzz.json"; \
+	PYTHONPATH=tests $(BIN)/python -m soak fuzz --inputs $(INPUTS) --seed $(SEED) --workers $(WORKERS) --out $(SOAK) || failed=1; \
+	echo "==> $(KILLS) killed runs, report in $(SOAK)/kills.json"; \
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak kills --kills $(KILLS) --seed $(SEED) --out $(SOAK) || failed=1; \
+	test -z "$$failed"
 
 lint: $(VENV)/.installed-dev
 	@echo "==> ruff"

@@ -119,7 +119,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is not a checkpoint, is truncated, or has a later format.
+        ValueError: The file is not a checkpoint, is damaged, or has a later format.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -129,7 +129,7 @@ def load(path: Path) -> Checkpoint:
     content, metadata = read_tensors(path)
     if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(content, metadata.get(METADATA, "")):
         raise ValueError(f"{path}: damaged: its checksum is wrong; use another checkpoint, or a copy of this file")
-    state = {**json.loads(metadata[METADATA]), "model": content} if METADATA in metadata else content
+    state = {**_read_metadata(metadata[METADATA], path), "model": content} if METADATA in metadata else content
     if not _is_own(state):
         return Checkpoint(path, state)
     version = state["format"]
@@ -137,7 +137,29 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path}: checkpoint format {version} is newer than the supported format {FORMAT}; update smt-vision"
         )
-    return Checkpoint(path, upgrade(state))
+    try:
+        state = upgrade(state)
+        damaged = next((name for name in ("spec", "recipe") if not isinstance(state.get(name, {}), Mapping)), None)
+        if damaged or not isinstance(state.get("spec", {"task": ""})["task"], str):
+            raise TypeError(f"{damaged or 'the task in spec'} has another type")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its model spec or recipe is damaged ({type(error).__name__}: {error}); use another checkpoint"
+        ) from error
+    return Checkpoint(path, state)
+
+
+def _read_metadata(text: str, path: Path) -> dict[str, Any]:
+    """The plain data in a safetensors file."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} instead of an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: the metadata {METADATA!r} of this safetensors file is not valid JSON ({error}); download it again"
+        ) from error
+    return values
 
 
 def _is_own(state: Mapping[str, Any]) -> bool:

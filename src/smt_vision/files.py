@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -117,18 +117,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         FileNotFoundError: If the file does not exist.
         PermissionError: If the file may not be read.
-        ValueError: If the file is truncated, is not a tensor file, or contains other pickled objects.
+        ValueError: If the file is truncated, is not a tensor file, contains other pickled objects, or has tensors that
+            are not dense or describe more data than the file has.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
     with open(path, "rb") as file:
         start = file.read(64)
-    if damage := _damage(path):
-        raise ValueError(
-            f"{path}: damaged: the checksum of {damage} is wrong; use another checkpoint, or a copy of this "
-            "file (one that was written without checksums has to be saved again; see "
-            "torch.serialization.set_crc32_options)"
-        )
+    _check_zip(path)
     try:
         if start[8:9] == b"{":  # safetensors: the length of a JSON header in 8 bytes, and the header
             with safe_open(path, "pt") as tensors:
@@ -137,7 +133,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         # Of a path, torch.load would take the suffix for the format.
         with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the description of a tensor in a damaged file can raise almost any exception
         unreadable = f"{path}: not a readable {path.suffix} tensor file"
         if types := _refused_types(path, error):
             raise ValueError(
@@ -150,18 +146,54 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
+    _check_tensors(content, path)
     return content, {}
 
 
-def _damage(path: Path) -> str:
-    """Name of the first record of a zip file, as PyTorch's files are, with a wrong checksum; empty if there is none."""
+def _check_zip(path: Path) -> None:
+    """Raise a ValueError for a zip file, as PyTorch's files are, that is damaged, or unpacks to more than its size."""
     try:
         if not zipfile.is_zipfile(path):
-            return ""
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() or ""
-    except Exception as error:  # zipfile raises many kinds
-        return f"its directory ({error})"
+            return
+        with zipfile.ZipFile(path) as archive:
+            size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+            damaged = None if unpacked > size else archive.testzip()
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{path}: damaged: its directory cannot be read ({error}); use a copy of the file") from error
+    if unpacked > size:
+        raise ValueError(
+            f"{path}: a compressed zip of {size} bytes that unpacks to {unpacked}; expected a file of torch.save, which "
+            "does not compress"
+        )
+    if damaged is not None:
+        raise ValueError(
+            f"{path}: damaged: the checksum of {damaged} is wrong; use another checkpoint, or a copy of this file (one "
+            "that was written without checksums has to be saved again; see torch.serialization.set_crc32_options)"
+        )
+
+
+def _check_tensors(content: Mapping[Any, Any], path: Path) -> None:
+    """Raise a ValueError if a tensor in nested containers is not dense, or describes more data than the file has."""
+    size = path.stat().st_size
+    pending: list[tuple[str, Any]] = [("", content)]
+    seen: set[int] = set()  # containers may contain themselves
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Tensor):
+            kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)
+            if kind != "torch.strided":
+                raise ValueError(
+                    f"{path}: {name[1:]} is a {kind} tensor; expected a dense one: save it with .to_dense()"
+                )
+            if (needed := value.numel() * value.element_size()) > size:
+                raise ValueError(
+                    f"{path}: {name[1:]} of shape {tuple(value.shape)} has {needed} bytes, but the file has {size}; "
+                    "it is damaged, or the tensor is an expanded view: save it with .contiguous()"
+                )
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [(f"{name}.{key}", item) for key, item in items]
 
 
 def _found_instead(start: bytes, error: Exception) -> str:

@@ -107,7 +107,15 @@ class UsedImages:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "UsedImages":
-        """The inverse of :meth:`to_tensors`."""
+        """The inverse of :meth:`to_tensors`.
+
+        Raises:
+            ValueError: These are not fingerprints.
+        """
+        names = [f.name for f in fields(cls)]
+        for name, value in tensors.items() if isinstance(tensors, Mapping) else [(tensors, None)]:
+            if name not in names or not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1:
+                raise ValueError(f"invalid fingerprints of images {name!r}: expected 1-D int64 {', '.join(names)}")
         return cls(**{name: value.numpy() for name, value in tensors.items()})
 
     @classmethod
@@ -115,4 +123,7 @@ class UsedImages:
         """The images of a run's checkpoint; ``None`` if they are not known."""
         if checkpoint is None or checkpoint.spec is None or "images" not in checkpoint.state:
             return None
-        return cls.from_tensors(checkpoint.state["images"])
+        try:
+            return cls.from_tensors(checkpoint.state["images"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}; use another checkpoint") from error

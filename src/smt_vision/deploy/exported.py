@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ class Manifest:
             raise FileNotFoundError(f"{folder} is not an export: there is no {MANIFEST} in it")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}); export the model again") from error
         if not isinstance(values, dict) or not isinstance(values.get("version"), int):
             raise ValueError(f"{path} is not the manifest of an export: it has no version")
@@ -86,12 +87,13 @@ class Manifest:
         known = {field.name for field in fields(cls)}
         try:
             values = upgrade(values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not the manifest of an export, or was changed: {error!r}; export the model again"
             ) from error
-        if values.keys() != known or values["format"] not in FILES:
-            wrong = ", ".join(sorted(values.keys() ^ known)) or f"format {values['format']!r}"
+        damaged = [name for name in ("spec", "parity", "versions", "files") if not isinstance(values.get(name), dict)]
+        if values.keys() != known or values["format"] not in list(FILES) or damaged:
+            wrong = ", ".join(sorted(values.keys() ^ known) or damaged) or f"format {values['format']!r}"
             raise ValueError(f"{path} is not the manifest of an export, or was edited: {wrong}; export the model again")
         return cls(**values)
 
@@ -147,13 +149,29 @@ def load_exported(folder: str | Path) -> ExportedModel:
                 f"{folder / name} is not the file that was exported: its SHA-256 differs from the one in {MANIFEST}. "
                 "It is truncated or was modified; copy it again, or export the model again"
             )
-    return ExportedModel(open_program(folder, manifest.format), manifest)
+    try:
+        program = open_program(folder, manifest.format)
+    except ImportError:
+        raise
+    except Exception as error:  # each runtime has its own exceptions
+        raise ValueError(
+            f"{folder}: the {manifest.format} program cannot be loaded ({type(error).__name__}: {error}); export the "
+            "model again"
+        ) from error
+    return ExportedModel(program, manifest)
 
 
 def load_used_images(folder: Path) -> UsedImages | None:
-    """The images that an exported model was trained and calibrated on; ``None`` if they are not known."""
+    """The images that an exported model was trained and calibrated on; ``None`` if they are not known.
+
+    Raises:
+        ValueError: The file with them is damaged.
+    """
     path = folder / IMAGES
-    return UsedImages.from_tensors(load_file(path)) if path.is_file() else None
+    try:
+        return UsedImages.from_tensors(load_file(path)) if path.is_file() else None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); export the model again") from error
 
 
 def open_program(folder: Path, format: str) -> Program:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 from ..files import write_text_atomic
 from ..recipe import from_plain
@@ -61,7 +62,10 @@ def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
     """
     results: dict[str, CellResult] = {}
     for path in paths:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); expected lines of JSON, one per result") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 result = read_result(line, f"{path}, line {number}")
@@ -84,6 +88,14 @@ def read_result(line: str, where: str) -> CellResult:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise TypeError(f"it is a {type(values).__name__} instead of an object")
-        return from_plain(CellResult, values)
-    except (ValueError, TypeError) as error:
+        result = from_plain(CellResult, values)
+        for name, kind in get_type_hints(CellResult).items():
+            value = getattr(result, name)
+            entries = value if isinstance(value, tuple) else (value,)
+            wanted = {str: str, int: int}.get(kind, (int, float))
+            is_right = all(isinstance(entry, wanted) and not isinstance(entry, bool) for entry in entries)
+            if isinstance(value, tuple) != (get_origin(kind) is tuple) or not is_right:
+                raise TypeError(f"its {name} is {value!r}"[:200])
+        return result
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}: not a result of a study ({error}): {line[:80]!r}") from error

@@ -57,5 +57,12 @@ def measure_throughput(
 def read_throughput(folder: Path) -> dict[str, Any]:
     """The content of ``throughput.json``, or an empty measurement where there is none."""
     path = folder / THROUGHPUT
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"images_per_s": {}}
+    if not path.is_file():
+        return {"images_per_s": {}}
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if not all(isinstance(speed, int | float) for speed in content["images_per_s"].values()):
+            raise TypeError("a throughput is not a number")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not measured throughputs ({error!r}); measure again with smt study bench") from error
     return content

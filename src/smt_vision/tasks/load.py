@@ -1,12 +1,14 @@
 """Loading predictors from runs, exports, checkpoints, released weights and timm."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .. import checkpoints
 from ..checkpoints import BEST, Checkpoint
@@ -22,6 +24,10 @@ from .classification.published import published_spec
 from .predictor import Predictor
 
 Overrides = Mapping[str, Mapping[str, Any]]
+# A model may have this many times the parameters of its file, and so many more, while it is built: heads are replaced,
+# and backbones are built with a classifier first.
+MAX_TIMES, MAX_MORE = 4, 150_000_000
+MAX_MORE_TENSORS = 20_000
 
 
 def load(
@@ -93,15 +99,49 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
             )
         spec = override(spec, overrides)
         return _predictor(model, spec, f"{variant} ({checkpoint.path.name})", device)
-    try:
-        trained = read_spec(checkpoint.spec)
+    weights = checkpoint.weights
+    with _named(checkpoint.path):
+        stored = read_spec(checkpoint.spec)
+    spec = override(stored, overrides)
+    with _named(checkpoint.path):
+        with _limited_parameters(weights):
+            model = get_task(spec.task).build_model(spec)
+        model.load_state_dict(weights)
         recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
-    except ValueError as error:
-        raise ValueError(f"{checkpoint.path}: {error}; the checkpoint is damaged") from error
-    spec = override(trained, overrides)
-    model = get_task(spec.task).build_model(spec)
-    model.load_state_dict(checkpoint.weights)
-    return _predictor(model, spec, str(checkpoint.path), device, recipe, UsedImages.from_checkpoint(checkpoint))
+        return _predictor(model, spec, str(checkpoint.path), device, recipe, UsedImages.from_checkpoint(checkpoint))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what a damaged model spec causes into a ValueError that names its file."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:1000]
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{path}: its model spec is invalid, or does not match its weights: {kind}{reason}; use another file"
+        ) from error
+
+
+@contextmanager
+def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raise a ValueError as soon as a model that is built has many more parameters than its file."""
+    left = MAX_TIMES * sum(tensor.numel() for tensor in weights.values()) + MAX_MORE
+    tensors_left = MAX_TIMES * len(weights) + MAX_MORE_TENSORS
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal left, tensors_left
+        left -= 0 if parameter is None else parameter.numel()
+        tensors_left -= 1
+        if left < 0 or tensors_left < 0:
+            raise ValueError(f"the spec describes a model that is much larger than its {len(weights)} tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _from_export(folder: Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
@@ -111,10 +151,12 @@ def _from_export(folder: Path, device: str | torch.device, overrides: Overrides)
             "cpu for smt eval), or load the model that was exported"
         )
     program = load_exported(folder)
-    exported = read_spec(program.manifest.spec)
+    with _named(folder / MANIFEST):
+        exported = read_spec(program.manifest.spec)
     spec = override(exported, overrides)
-    model = get_task(spec.task).export.as_model(program, exported, spec, folder)
-    return _predictor(model, spec, str(folder), device, used_images=load_used_images(folder))
+    with _named(folder / MANIFEST):
+        model = get_task(spec.task).export.as_model(program, exported, spec, folder)
+        return _predictor(model, spec, str(folder), device, used_images=load_used_images(folder))
 
 
 def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
