@@ -245,7 +245,7 @@ def test_leftovers_of_killed_saves_are_removed(colored: Path, tmp_path: Path) ->
 def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, suffix: str) -> None:
     path, changed = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     weights = {"w": torch.randn(40, 30), "b": torch.randn(40)}
-    checkpoints.save({"model": weights, "spec": {"a": 1}, "step": 3}, path)
+    checkpoints.save({"model": weights, "recipes": [{"a": 1}], "step": 3}, path)
     content = path.read_bytes()
     refused = 0
     for position in range(0, len(content), 17):
@@ -262,7 +262,7 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, suffix: str) -> None
             refused += 1
         else:
             assert all(torch.equal(found["model"][name], value) for name, value in weights.items())
-            assert (found["step"], found["spec"]) == (3, {"a": 1})
+            assert (found["step"], found["recipes"]) == (3, [{"a": 1}])
     assert refused > 0.8 * len(range(0, len(content), 17))
 
 

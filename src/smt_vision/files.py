@@ -162,8 +162,8 @@ def _check_zip(path: Path) -> None:
         raise ValueError(f"{path}: damaged: its directory cannot be read ({error}); use a copy of the file") from error
     if unpacked > size:
         raise ValueError(
-            f"{path}: a compressed zip of {size} bytes that unpacks to {unpacked}; expected a file of torch.save, which "
-            "does not compress"
+            f"{path}: a compressed zip of {size} bytes that unpacks to {unpacked}; expected a file of torch.save, "
+            "which does not compress"
         )
     if damaged is not None:
         raise ValueError(
