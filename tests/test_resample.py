@@ -200,7 +200,8 @@ def test_extreme_aspect_ratios_have_a_bounded_cost(size, mode, monkeypatch) -> N
     out = eval_transform(ClassificationInput(size=64, crop_mode=mode, exact=True))(image)
     assert out.shape == (3, 64, 64)
     assert max(computed) <= 2_000_000
-    assert out[:, 32, 32].tolist() == eval_transform(ClassificationInput(size=64))(image.resize((64, 64)))[:, 0, 0].tolist()
+    color = eval_transform(ClassificationInput(size=64))(image.resize((64, 64)))[:, 0, 0]
+    assert (out == color[:, None, None]).all(0).sum() >= (1 if mode == "border" else 64 * 64)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
