@@ -68,8 +68,8 @@ def probability_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> 
         for scale, flipped in itertools.product(config.test_scales, (False, True) if config.test_flip else (False,))
     ]
     if config.test == "slide" or len(variants) == 1:
-        for rows in zip(*variants, strict=True):
-            yield sum(rows[1:], rows[0]) / len(variants)
+        for first, *others in zip(*variants, strict=True):
+            yield sum(others, first) / len(variants)
         return
     # A pass returns the logits of all pixels: those of one variant at a time are in memory.
     total: Tensor | None = None
@@ -147,9 +147,7 @@ class _OutputMap:
         device: Device of the probabilities.
     """
 
-    def __init__(
-        self, size: tuple[int, int], original: tuple[int, int], binary: bool, device: torch.device
-    ) -> None:
+    def __init__(self, size: tuple[int, int], original: tuple[int, int], binary: bool, device: torch.device) -> None:
         self.values = torch.empty(original, dtype=torch.float32 if binary else torch.int16, device=device)
         self._binary = binary
         self._rows = ResizedRows(size, original)
@@ -176,6 +174,8 @@ def _variant_rows(
     for logits in _logit_rows(model, image.flip(-1) if flipped else image, config):
         for rows in resized.add(logits.flip(-1) if flipped else logits):
             yield rows.sigmoid() if config.is_binary else rows.softmax(dim=1)
+            del rows
+        del logits  # otherwise kept while the next are computed
 
 
 def _logit_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
@@ -191,6 +191,7 @@ def _logit_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Itera
         for rows in _slide(model, padded, config.crop, config.stride):
             yield rows[..., : height - top, :width]
             top += rows.shape[-2]
+            del rows
 
 
 def _slide(model: nn.Module, image: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[Tensor]:
