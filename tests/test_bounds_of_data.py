@@ -1,4 +1,4 @@
-"""Files of a dataset whose content claims, or expands to, far more than they hold: refused early, with a clear error."""
+"""Files of a dataset that claim, or expand to, far more than they hold: refused early, with a clear error."""
 
 import gzip
 import io

@@ -1,7 +1,7 @@
 """Inference of a segmenter on images of any size: in one pass or in sliding windows, at several scales, flipped.
 
-Values of all classes are computed in rows, from top to bottom, and only the rows that are still needed are kept: those of
-all pixels of a photograph would take gigabytes.
+Values of all classes are computed in rows, from top to bottom, and only the rows that are still needed are kept: those
+of all pixels of a photograph would take gigabytes.
 
 Shapes: B images of h x w pixels as the model sees them and of H x W pixels as stored, K classes.
 """
