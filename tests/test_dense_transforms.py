@@ -215,8 +215,8 @@ def test_segmentation_eval_transform_keeps_labels_at_file_size(short_side: int, 
     config = SegmentConfig(short_side=short_side, long_side=96)
     sample = segmentation.SegmentationTransform(RAW, config, None)(picture(60, 80), halves(), "x.png")
     assert sample["image"].shape == (3, *size)
-    assert torch.equal(sample["label"], torch.from_numpy(halves()).long())
-    assert sample["label"].dtype == torch.int64
+    assert torch.equal(sample["label"], torch.from_numpy(halves()))
+    assert sample["label"].dtype == torch.uint8
 
 
 def test_segmentation_train_crops() -> None:

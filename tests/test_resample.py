@@ -182,3 +182,41 @@ def test_torch_and_pillow_predict_same_classes_photographs(shared: Path) -> None
     )
     assert len(torch_classes) == len(files)
     assert torch_classes == pillow_classes
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 2_000_000), (1, 1), (2, 1)])
+def test_extreme_aspect_ratios_have_a_bounded_cost(size, mode, monkeypatch) -> None:
+    computed: list[int] = []
+    resize = Image.Image.resize
+
+    def recorded(self, *args, **kwargs):
+        out = resize(self, *args, **kwargs)
+        computed.append(out.width * out.height)
+        return out
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    image = Image.new("RGB", size, (10, 100, 200))
+    out = eval_transform(ClassificationInput(size=64, crop_mode=mode, exact=True))(image)
+    assert out.shape == (3, 64, 64)
+    assert max(computed) <= 2_000_000
+    color = eval_transform(ClassificationInput(size=64))(image.resize((64, 64)))[:, 0, 0]
+    assert (out == color[:, None, None]).all(0).sum() >= (1 if mode == "border" else 64 * 64)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(3, 301), (901, 7), (1, 40), (4000, 90)])
+def test_center_of_a_long_image_is_that_of_the_complete_one(size, interpolation, monkeypatch) -> None:
+    width, height = size
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    transform = eval_transform(ClassificationInput(size=63, crop_pct=0.9, interpolation=interpolation, exact=True))
+    found = transform(image)
+    monkeypatch.setattr("smt_vision.data.resample.LONGEST", 10**9)
+    assert (found - transform(image)).abs().max() * 255 * 0.225 < 1.1  # levels
+
+
+def test_training_crops_of_tiny_images_are_not_empty() -> None:
+    crop = RandomCrop((0.08, 1.0), (3 / 4, 4 / 3))
+    for size in ((1, 1), (2, 1), (1, 2)):
+        image = Image.new("RGB", size, (200, 100, 10))
+        assert {crop(image).getpixel((0, 0)) for _ in range(50)} == {(200, 100, 10)}

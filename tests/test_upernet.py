@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import debug_model
 from smt_vision.cost import describe
@@ -20,7 +23,8 @@ from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone
 from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.segmentation.config import SegmentConfig
-from smt_vision.tasks.segmentation.heads.sliding import label_map, predict_probabilities, window_starts
+from smt_vision.tasks.segmentation.heads import sliding
+from smt_vision.tasks.segmentation.heads.sliding import ResizedRows, probability_rows, segment, window_starts
 from smt_vision.tasks.segmentation.heads.upernet import UPerNet, mean_pool, resize
 
 SMALL = SegmentConfig(channels=32, aux_channels=16)
@@ -190,49 +194,50 @@ def sizes(*pairs: tuple[int, int]) -> Tensor:
     return torch.tensor(pairs)
 
 
+def probabilities_of(model: nn.Module, image: Tensor, config: SegmentConfig) -> Tensor:
+    return torch.cat(list(probability_rows(model, image, config)), dim=-2)
+
+
 def test_full_image_probabilities_are_the_softmax_of_the_model():
     model = build().eval()
     image = debug_model.images(2, 3, 64, 96)
     with torch.no_grad():
-        found = predict_probabilities(model, image, sizes((64, 96), (64, 96)), SMALL)
-        torch.testing.assert_close(torch.stack(found), model(image).softmax(1))
+        torch.testing.assert_close(probabilities_of(model, image, SMALL), model(image).softmax(1))
 
 
 def test_result_does_not_depend_on_the_rest_of_the_batch():
-    model = build().eval()
+    model = build(num_classes=1).eval()
+    binary = replace(SMALL, kind="binary")
     first, second = debug_model.images(1, 3, 50, 40), debug_model.images(1, 3, 90, 96, seed=1)
     batch = torch.cat([F.pad(first, (0, 56, 0, 46)), F.pad(second, (0, 0, 0, 6))])
+    originals = [(50, 40), (180, 100)]
     with torch.no_grad():
-        together = predict_probabilities(model, batch, sizes((50, 40), (90, 96)), SMALL)
-        for image, found in zip((first, second), together, strict=True):
-            (single,) = predict_probabilities(model, image, sizes(tuple(image.shape[-2:])), SMALL)
-            assert found.shape == (5, *image.shape[-2:])
+        together = segment(model, batch, sizes((50, 40), (90, 96)), originals, binary)
+        for image, original, found in zip((first, second), originals, together, strict=True):
+            (single,) = segment(model, image, sizes(tuple(image.shape[-2:])), [original], binary)
+            assert found.shape == original
             torch.testing.assert_close(found, single)
 
 
-def test_one_window_over_the_image_equals_the_full_image():
+@pytest.mark.parametrize("size", [(60, 96), (64, 90)])
+def test_one_window_over_the_image_equals_the_full_image(size):
     model = build().eval()
-    image = debug_model.images(2, 3, 64, 96)
-    own_sizes = sizes((60, 96), (64, 90))
+    image = debug_model.images(2, 3, *size)
+    slide = replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32))
     with torch.no_grad():
-        full = predict_probabilities(model, image, own_sizes, SMALL)
-        windows = predict_probabilities(
-            model, image, own_sizes, replace(SMALL, test="slide", crop=(64, 96), stride=(32, 32))
-        )
-    for expected, found in zip(full, windows, strict=True):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(probabilities_of(model, image, slide), probabilities_of(model, image, SMALL))
 
 
 def test_windows_cover_all_pixels_and_overlaps_are_averaged():
     model = Pointwise()
     image = debug_model.images(1, 3, 96, 160)
     config = replace(SMALL, test="slide", crop=(64, 64), stride=(40, 40))
-    (found,) = predict_probabilities(model, image, sizes((96, 160)), config)
+    found = probabilities_of(model, image, config)
     assert model.sizes == [(1, 3, 64, 64)] * 2 * 4
-    torch.testing.assert_close(found, torch.cat([image, -image], 1).softmax(1)[0])
+    torch.testing.assert_close(found, torch.cat([image, -image], 1).softmax(1))
 
-    (numbers,) = predict_probabilities(WindowNumber(), image, sizes((96, 160)), replace(config, kind="binary"))
-    row = numbers[0, 0].logit()  # the windows of the first row start at 0, 40, 80 and 96
+    numbers = probabilities_of(WindowNumber(), image, replace(config, kind="binary"))
+    row = numbers[0, 0, 0].logit()  # the windows of the first row start at 0, 40, 80 and 96
     assert row[[0, 39, 40, 63, 64, 96]].tolist() == pytest.approx([1, 1, 1.5, 1.5, 2, 3], abs=1e-4)
 
 
@@ -261,9 +266,9 @@ def test_flip_averaging_is_equivariant():
     config = replace(SMALL, test_flip=True)
     image = debug_model.images(1, 3, 64, 90)
     with torch.no_grad():
-        (found,) = predict_probabilities(model, image, sizes((64, 90)), config)
-        (flipped,) = predict_probabilities(model, image.flip(-1), sizes((64, 90)), config)
-        (plain,) = predict_probabilities(model, image, sizes((64, 90)), SMALL)
+        found = probabilities_of(model, image, config)
+        flipped = probabilities_of(model, image.flip(-1), config)
+        plain = probabilities_of(model, image, SMALL)
     torch.testing.assert_close(found, flipped.flip(-1))
     assert (found - plain).abs().max() > 1e-3
 
@@ -273,14 +278,12 @@ def test_scale_probabilities_are_averaged():
     image = debug_model.images(1, 3, 64, 96)
     scales = (0.5, 1.0, 1.5)
     with torch.no_grad():
-        (found,) = predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=scales))
-        per_scale = [
-            predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(s,)))[0] for s in scales
-        ]
+        found = probabilities_of(model, image, replace(SMALL, test_scales=scales))
+        per_scale = [probabilities_of(model, image, replace(SMALL, test_scales=(s,))) for s in scales]
     torch.testing.assert_close(found, torch.stack(per_scale).mean(0))
-    torch.testing.assert_close(found.sum(0), torch.ones(64, 96))
+    torch.testing.assert_close(found.sum(1), torch.ones(1, 64, 96))
     model = Pointwise()
-    predict_probabilities(model, image, sizes((64, 96)), replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
+    probabilities_of(model, image, replace(SMALL, test_scales=(0.75, 1.5), test_flip=True))
     assert model.sizes == [(1, 3, 64, 96)] * 2 + [(1, 3, 96, 160)] * 2  # 48 x 72 and 96 x 144, padded
 
 
@@ -288,13 +291,74 @@ def test_binary_probabilities_are_the_sigmoid_of_the_model():
     model = build(num_classes=1).eval()
     image = debug_model.images(1, 3, 64, 64)
     with torch.no_grad():
-        (found,) = predict_probabilities(model, image, sizes((64, 64)), replace(SMALL, kind="binary"))
-        torch.testing.assert_close(found, model(image).sigmoid()[0])
+        found = probabilities_of(model, image, replace(SMALL, kind="binary"))
+        torch.testing.assert_close(found, model(image).sigmoid())
 
 
-@pytest.mark.parametrize("classes", [3, 40])
-def test_label_map_is_the_argmax_at_the_original_size(classes):
-    probabilities = debug_model.images(classes, 20, 30).softmax(0)
-    found = label_map(probabilities, (47, 61))
-    assert found.dtype == torch.int64
-    assert torch.equal(found, resize(probabilities[None], (47, 61))[0].argmax(0))
+@pytest.mark.parametrize("target", [(47, 61), (20, 30), (9, 200), (200, 9), (1, 1)])
+def test_rows_are_resized_as_the_complete_map(target, monkeypatch):
+    maps = debug_model.images(2, 5, 20, 30)
+    monkeypatch.setattr(sliding, "BAND", 4000)  # several bands
+    resized = ResizedRows((20, 30), target)
+    found = torch.cat([rows for part in maps.split([1, 3, 9, 7], dim=-2) for rows in resized.add(part)], dim=-2)
+    torch.testing.assert_close(found, resize(maps, target))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.75)])
+@pytest.mark.parametrize("test", ["whole", "slide"])
+def test_label_map_is_the_argmax_of_the_probabilities_at_the_original_size(test, scales, flip, monkeypatch):
+    model = build().eval()
+    image = debug_model.images(2, 3, 75, 90)
+    config = replace(SMALL, test=test, crop=(64, 64), stride=(40, 33), test_scales=scales, test_flip=flip)
+    originals = [(75, 90), (201, 121)]
+    with torch.no_grad():
+        complete = probabilities_of(model, image, config)
+        expected = [resize(p[None], size)[0].argmax(0) for p, size in zip(complete, originals, strict=True)]
+        monkeypatch.setattr(sliding, "BAND", 4000)
+        found = segment(model, image, sizes((75, 90), (75, 90)), originals, config)
+    for labels, wanted in zip(found, expected, strict=True):
+        assert torch.equal(labels.long(), wanted)
+
+
+class PeakBytes(TorchDispatchMode):
+    """The largest number of bytes of the tensors that operations returned and that were alive at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+class ManyClasses(nn.Module):
+    """The logits of 40 classes."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, :1] * torch.linspace(-1, 1, 40).view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("test", "size", "scales"),
+    [("whole", (64, 96), (1.0,)), ("slide", (800, 96), (1.0,)), ("slide", (800, 96), (0.5, 1.0))],
+)
+def test_memory_does_not_grow_with_classes_times_pixels(test, size, scales, monkeypatch):
+    monkeypatch.setattr(sliding, "BAND", 60_000)
+    config = replace(SMALL, test=test, crop=(64, 64), stride=(48, 48), test_scales=scales)
+    original = (800, 300)
+    image = debug_model.images(1, 3, 32, 96).repeat(1, 1, size[0] // 32, 1)
+    with torch.no_grad(), PeakBytes() as memory:
+        (labels,) = segment(ManyClasses(), image, torch.tensor([size]), [original], config)
+    assert labels.shape == original
+    # The label map, copies of the image, per scale three rows of windows, and the temporary results of a band.
+    bound = 2 * 800 * 300 + 4 * (3 * image.numel() + len(scales) * 3 * 40 * 64 * 96 + 16 * sliding.BAND)
+    assert memory.peak < bound < 4 * 40 * 800 * 300 / 2

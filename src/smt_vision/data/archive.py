@@ -24,6 +24,7 @@ from .tar import DamagedTar, read_members
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MIN_FREE = 1 << 28  # bytes that unpacking leaves free on the disk
+MAX_RATIO, ALWAYS_UNPACKED = 200, 1 << 26  # unpacked over compressed bytes, in files of more than 64 MB unpacked
 _CHUNK = 1 << 20
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 log = get_logger(__name__)
@@ -95,8 +96,9 @@ class TarIndex:
             damage = damage or str(error)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        followed = _follow(links, rows)
         for name in links:
-            row = _follow(name, links, rows)
+            row = followed[name]
             if row is None:
                 ignored.append(name)
             elif name not in rows:
@@ -132,6 +134,10 @@ class TarIndex:
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"names": [], "folders": []}  # worker processes read by row and need no names
 
+    def size(self, row: int) -> int:
+        """Length of file ``row`` in bytes."""
+        return int(self._sizes[row])
+
     def read(self, row: int) -> bytes:
         """Return the content of file ``row``, counted in the order of :attr:`names`."""
         return self._read(row, 0, int(self._sizes[row]))
@@ -160,13 +166,18 @@ def _normalized(name: str) -> str:
     return posixpath.normpath("/" + name.lstrip("/"))[1:]
 
 
-def _follow(name: str, links: dict[str, str], rows: dict[str, int]) -> int | None:
-    """Row of the file that a link points to, directly or through other links; ``None`` if there is none."""
-    passed: set[str] = set()
-    while name in links and name not in passed:
-        passed.add(name)
-        name = links[name]
-    return rows.get(name)
+def _follow(links: dict[str, str], rows: dict[str, int]) -> dict[str, int | None]:
+    """Row of the file that each link points to, directly or through other links; ``None`` if there is none."""
+    followed: dict[str, int | None] = {}
+    for start in links:
+        passed: dict[str, None] = {}
+        name = start
+        while name in links and name not in passed and name not in followed:
+            passed[name] = None
+            name = links[name]
+        row = followed[name] if name in followed else None if name in passed else rows.get(name)
+        followed.update(dict.fromkeys(passed, row))
+    return followed
 
 
 class _OpenFile:
@@ -238,6 +249,7 @@ def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool
 def _unpack(packed: Any, out: Any, path: Path, folder: Path) -> str | None:
     """Write the unpacked content to ``out``; returns the damage in the compressed file, if there is any."""
     length = 0
+    packed_size = path.stat().st_size
     while True:
         try:
             chunk = packed.read1(_CHUNK)  # read() would lose the last bytes before the damage
@@ -245,6 +257,11 @@ def _unpack(packed: Any, out: Any, path: Path, folder: Path) -> str | None:
             return f"the compressed data is invalid or ends early after {length} unpacked bytes ({error})"
         if not chunk:
             return None
+        if length + len(chunk) > max(ALWAYS_UNPACKED, MAX_RATIO * packed_size):
+            raise ValueError(
+                f"{path}: {packed_size} bytes that unpack to more than {MAX_RATIO} times as many, as no archive of "
+                "images does; if this one does, unpack it to an uncompressed .tar or a directory, and use that"
+            )
         try:
             if shutil.disk_usage(folder).free < MIN_FREE + len(chunk):
                 raise OSError("the disk is full")

@@ -58,8 +58,10 @@ def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> 
                 raise UnreadableImage(f"{name}: {width} x {height} pixels, more than max_pixels={max_pixels}")
             _check_readable(image, name)
             yield image
-    except (UnreadableImage, MemoryError):
+    except UnreadableImage:
         raise
+    except MemoryError as error:
+        raise UnreadableImage(f"{name}: not enough memory to decode it; save it with fewer pixels") from error
     except Exception as error:  # Pillow's readers can raise almost any exception on a damaged file
         raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
 
@@ -178,13 +180,13 @@ def _to_mode(image: Image.Image, mode: Literal["L", "RGB"], name: str) -> Image.
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns most 16-bit images white.
-    pixels = np.asarray(image).astype(np.int64)
+    pixels = np.asarray(image)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise UnreadableImage(
             f"{name}: integer pixels from {pixels.min()} to {pixels.max()}, outside 16 bits (0 to 65535); "
             "save the image with 8 or 16 bits"
         )
-    gray = ((pixels + 128) // 257).astype(np.uint8)
+    gray = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     gray[pixels == image.info.get("transparency", -1)] = 255
     return Image.fromarray(gray)
 

@@ -1,5 +1,6 @@
 """Image resizing with PyTorch, a fraction of the time of Pillow's, which takes longer than decoding the JPEG."""
 
+import math
 import random
 
 from PIL import Image
@@ -9,6 +10,8 @@ from torch.nn.functional import interpolate
 from .pixels import to_image, to_tensor
 
 FILTERS = ("bilinear", "bicubic")  # those that PyTorch implements for uint8
+LONGEST = 16  # aspect ratio above which an image is resized in another way, which bounds the memory
+WIDEST_FILTER = 3  # support of Pillow's widest filter, Lanczos, in pixels of the smaller resolution
 
 
 def resize(image: Image.Image, width: int, height: int, interpolation: str, exact: bool) -> Image.Image:
@@ -27,6 +30,9 @@ def resize(image: Image.Image, width: int, height: int, interpolation: str, exac
         exact: Whether to use Pillow. It is also used for modes other than RGB and for filters that PyTorch does not
             implement for uint8.
     """
+    if width * image.height > LONGEST * max(image.width * image.height, width * height):
+        # Filtered first in rows, a narrow and very high image would take a multiple of the memory of both.
+        image = image.resize((image.width, height), str_to_pil_interp(interpolation))
     if exact or image.mode != "RGB" or interpolation not in FILTERS:
         return image.resize((width, height), str_to_pil_interp(interpolation))
     # (1, 4, H, W), channels last in memory: PyTorch has a fast path for this layout.
@@ -41,7 +47,8 @@ class ResizeTo:
     An image that already has the size is returned unchanged.
 
     Args:
-        size: Side of the square, or short side, in pixels. The long side is rounded down, as in torchvision.
+        size: Side of the square, or short side, in pixels. The long side is rounded down, as in torchvision. If it
+            exceeds 16 short sides, only its center is computed, by Pillow: the result is for a center crop.
         interpolation: timm's name of the filter; ``random`` chooses bilinear or bicubic for each image, as timm does.
         square: Whether to resize to a square, ignoring the aspect ratio.
         exact: Whether to use Pillow, as in :func:`resize`.
@@ -60,7 +67,29 @@ class ResizeTo:
             width, height = (int(self.size * side / min(image.size)) for side in image.size)
         if image.size == (width, height):
             return image
+        if max(width, height) > LONGEST * self.size:
+            return _resize_center(image, width, height, LONGEST * self.size, interpolation)
         return resize(image, width, height, interpolation, self.exact)
+
+
+def _resize_center(image: Image.Image, width: int, height: int, longest: int, interpolation: str) -> Image.Image:
+    """Resize an image to a width and height of which only the center of the long side is computed.
+
+    A center crop of the result is that of the complete image: the number of pixels left out is a multiple of four, so
+    that the crop's start is rounded in the same direction.
+    """
+    sides = []
+    for length, resized in zip(image.size, (width, height), strict=True):
+        kept = min(resized, longest + (resized - longest) % 4)
+        scale = length / resized
+        start, end = ((resized - kept) / 2 * scale, (resized + kept) / 2 * scale)
+        margin = WIDEST_FILTER * max(1.0, scale)
+        first, last = max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
+        sides.append((kept, first, last, start - first, end - first))
+    (columns, left, right, *x), (rows, top, bottom, *y) = sides
+    # The box is relative to a small crop, because Pillow stores it with 24 bits of precision.
+    crop = image.crop((left, top, right, bottom))
+    return crop.resize((columns, rows), str_to_pil_interp(interpolation), box=(x[0], y[0], x[1], y[1]))
 
 
 class RandomCrop:
@@ -77,4 +106,6 @@ class RandomCrop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
+        height, width = max(1, height), max(1, width)  # of an image of one or two pixels, timm may crop nothing
+        top, left = min(top, image.height - height), min(left, image.width - width)
         return image.crop((left, top, left + width, top + height))

@@ -4,7 +4,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,6 +22,7 @@ from . import get_task
 from .results import Source
 
 R = TypeVar("R")
+MAX_VALUES = 1 << 27  # of the network input of a batch, 0.5 GB: no further image is added to a larger batch
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,9 @@ class Predictor(ABC, Generic[R]):
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"images is a single {type(images).__name__}; expected a list of paths or PIL images")
-        items = iter(enumerate(images))
-        # Each image is prepared before the next is taken, so that an iterator may close it then.
-        while prepared := [self._prepare(i, image) for i, image in islice(items, batch_size or self.batch_size)]:
+        for prepared in self._batches(images, batch_size or self.batch_size):
             readable = [image for image in prepared if isinstance(image, PreparedImage)]
-            results = iter(self._predict_batch(readable, **options) if readable else ())
+            results = self._predict(readable, **options)
             for image in prepared:
                 yield next(results) if isinstance(image, PreparedImage) else self._unreadable(*image)
 
@@ -157,6 +155,43 @@ class Predictor(ABC, Generic[R]):
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing, from a decoded image to ``(C, h, w)``."""
 
+    def _batches(
+        self, images: Iterable[Source], batch_size: int
+    ) -> Iterator[list[PreparedImage | tuple[Source, str, str]]]:
+        """Yield up to ``batch_size`` images at a time, prepared; fewer where their network input would be large."""
+        batch: list[PreparedImage | tuple[Source, str, str]] = []
+        values = 0
+        # Each image is prepared before the next is taken, so that an iterator may close it then.
+        for i, source in enumerate(images):
+            image = self._prepare(i, source)
+            batch.append(image)
+            values += image.pixels.numel() if isinstance(image, PreparedImage) else 0
+            if len(batch) == batch_size or values >= MAX_VALUES:
+                yield batch
+                batch, values = [], 0
+        if batch:
+            yield batch
+
+    def _predict(self, batch: list[PreparedImage], **options: Any) -> Iterator[R]:
+        """Results of a batch; where memory does not suffice, of one image at a time, and then an error."""
+        done = 0
+        try:
+            if batch:
+                for result in self._predict_batch(batch, **options):
+                    yield result
+                    done += 1
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if len(batch) == 1:
+            height, width = batch[0].size
+            error_text = f"{batch[0].id}: not enough memory to predict {width} x {height} pixels; reduce the image"
+            yield self._unreadable(batch[0].source, batch[0].id, error_text)
+            return
+        for image in batch[done:]:
+            yield from self._predict([image], **options)
+
     def _prepare(self, i: int, image: Source) -> PreparedImage | tuple[Source, str, str]:
         """The preprocessed image; for an unreadable image its source, id and error."""
         if not isinstance(image, str | os.PathLike | Image.Image):
@@ -168,14 +203,23 @@ class Predictor(ABC, Generic[R]):
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
             picture = decode(source, channels_of(self.spec.input), name=id)
+            return PreparedImage(image, id, (picture.height, picture.width), self.transform(picture))
         except UnreadableImage as error:
             return image, id, str(error)
-        return PreparedImage(image, id, (picture.height, picture.width), self.transform(picture))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return image, id, f"{id}: not enough memory to resize {picture.width} x {picture.height} pixels"
 
     @abstractmethod
-    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[R]:
+    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Iterable[R]:
         """Results of a non-empty batch, in order."""
 
     @abstractmethod
     def _unreadable(self, source: Source, id: str, error: str) -> R:
         """The result of an unreadable image."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error tells that memory could not be allocated, on the CPU or on another device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -13,6 +13,7 @@ from ...pictures.style import GRAY, save, short
 
 GRID = 25  # images in a grid, at most
 COLUMNS = 5
+THUMBNAIL_SIDE = 320  # maximum side in pixels
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ def predictions(items: Sequence[LabeledImage], path: Path) -> Figure:
     return _grid(items, path, "Predictions", "No images.")
 
 
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A copy of an image of any mode in RGB, reduced to the size at which a grid shows it."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return small
+
+
 def _grid(items: Sequence[Mistake | LabeledImage], path: Path, title: str, empty_text: str) -> Figure:
     items = items[:GRID]
 
@@ -106,8 +114,7 @@ def _grid(items: Sequence[Mistake | LabeledImage], path: Path, title: str, empty
         for axes, item in zip(grid, items, strict=False):
             axes.set(xticks=[], yticks=[], anchor="N")
             axes.spines[:].set_visible(False)
-            image = item.image.convert("RGB")
-            image.thumbnail((320, 320))
+            image = thumbnail(item.image)
             small = max(image.size) < 160
             axes.imshow(np.asarray(image), interpolation="nearest" if small else "antialiased")
             axes.set_title(item.caption, fontsize=8.5, fontweight="normal", loc="center")

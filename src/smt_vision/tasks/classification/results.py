@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..results import Source, decode_source, image_names
-from .pictures import GRID, LabeledImage, predictions
+from .pictures import GRID, LabeledImage, predictions, thumbnail
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]
                  f"{result.score:.6f}" if known else "", others, result.error or ""]
             )  # fmt: skip
             if result.label is not None and len(shown) < GRID:
-                shown.append((result, decode_source(result.source)))
+                shown.append((result, thumbnail(decode_source(result.source))))
     names = image_names([result.source for result, _ in shown])
     items = [
         LabeledImage(

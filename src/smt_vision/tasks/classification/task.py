@@ -28,7 +28,7 @@ from .data.loaders import classification_eval_loader, classification_train_loade
 from .data.sources import open_dataset
 from .export import ClassifierExport
 from .metrics import ClassificationMetrics
-from .pictures import Mistake, mistakes
+from .pictures import Mistake, mistakes, thumbnail
 from .predictor import Classifier
 from .published import class_synonyms
 
@@ -81,7 +81,7 @@ class ClassificationEvaluation:
             raw, _, name = self.val_set.read(mistake["index"])
             items.append(
                 Mistake(
-                    image=decode(raw, 3, name=name),
+                    image=thumbnail(decode(raw, 3, name=name)),
                     target=self.classes[mistake["target"]],
                     prediction=self.classes[mistake["prediction"]],
                     score=mistake["score"],

@@ -190,7 +190,7 @@ def _read_annotations(annotations: Path) -> _Annotations:
         ids = [_stored_id(category, "category", category["name"]) for category in categories]
         if len(set(ids)) < len(ids):
             raise ValueError(f"category ids that occur more than once: {ids}")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(
             f"{annotations}: not a COCO annotation file with images, their file_name and id: {error!r}"
         ) from error

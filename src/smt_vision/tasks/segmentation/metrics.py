@@ -27,6 +27,7 @@ BINARY_METRICS = {  # by name: how it is displayed
 MEANS = ("mae", "weighted_f", "s_measure", "adaptive_e", "adaptive_f")  # metrics that are means over images
 CURVES = ("e", "f")  # metrics by threshold, of which the mean curve is evaluated
 LEVELS = 256  # thresholds
+PIXELS = 1 << 22  # counted at a time, which limits the memory
 AllReduce = Callable[[Tensor], Tensor]
 
 
@@ -57,6 +58,16 @@ class SegmentationMetrics:
             ValueError: The shapes differ, or a label is neither a class index nor 255.
         """
         _check_shapes(prediction, label)
+        rows = max(1, PIXELS // label.shape[1])
+        parts = zip(prediction.split(rows), label.split(rows), strict=True)
+        counts = torch.stack([self._count(*part) for part in parts]).sum(0)
+        self._sums[:-1] += counts.to(self._sums)
+        self._sums[-1] += 1
+        total = int(counts.sum())
+        return 1 - float(counts[:: self.num_classes + 1].sum()) / total if total else 0.0
+
+    def _count(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Pixels (K * K,) by true and predicted class."""
         label = label.to(prediction.device, torch.long)
         counted = label != IGNORE_INDEX
         k = self.num_classes
@@ -66,10 +77,7 @@ class SegmentationMetrics:
             raise ValueError(
                 f"invalid labels {invalid[:5]}: expected 0 to {k - 1}, or {IGNORE_INDEX} for ignored pixels"
             )
-        counts = pairs.bincount(minlength=k * k)
-        self._sums[:-1] += counts.to(self._sums)
-        self._sums[-1] += 1
-        return 1 - float(counts[:: k + 1].sum()) / len(pairs) if len(pairs) else 0.0
+        return pairs.bincount(minlength=k * k)
 
     def reduce(self, all_reduce_sum: AllReduce) -> None:
         """Sum the state over all processes; call it once, after the last image."""

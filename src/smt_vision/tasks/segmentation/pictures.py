@@ -9,6 +9,8 @@ from PIL import Image
 from ...pictures.drawing import BACKGROUND, class_color, resize_long_side, with_legend
 from .config import IGNORE_INDEX
 
+PIXELS = 1 << 20  # drawn at a time, which limits the memory
+
 
 def draw_label_map(
     image: Image.Image,
@@ -35,11 +37,15 @@ def draw_label_map(
     values = np.asarray(label)
     if values.shape != image.size[::-1]:
         raise ValueError(f"invalid label map of shape {values.shape}: expected ({image.height}, {image.width})")
-    known = values != IGNORE_INDEX
     colors = np.array([class_color(k) for k in range(len(classes))] + [BACKGROUND], dtype=np.float64)
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    blended = (1 - opacity) * pixels + opacity * colors[np.where(known, values, len(classes))]
-    canvas, _ = resize_long_side(
-        Image.fromarray(np.where(known[..., None], blended, pixels).round().astype(np.uint8)), side
-    )
-    return with_legend(canvas, np.unique(values[known]).tolist(), classes) if legend else canvas
+    pixels = np.array(image.convert("RGB"))
+    found: set[int] = set()
+    rows = max(1, PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        part, labels = pixels[top : top + rows], values[top : top + rows]
+        known = labels != IGNORE_INDEX
+        blended = (1 - opacity) * part + opacity * colors[np.where(known, labels, len(classes))]
+        part[known] = blended[known].round().astype(np.uint8)
+        found.update(np.unique(labels[known]).tolist())
+    canvas, _ = resize_long_side(Image.fromarray(pixels), side)
+    return with_legend(canvas, found, classes) if legend else canvas

@@ -1,6 +1,6 @@
 """Prediction with segmenters. Shapes: an image of H x W pixels, K classes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from ...data.padding import pad_together
 from ..predictor import Predictor, PreparedImage
 from ..results import Source
 from .data.transforms import segmentation_eval_transform
-from .heads.sliding import label_map, predict_probabilities
-from .heads.upernet import resize
+from .heads.sliding import segment
 from .results import SegmentationResult, write_label_maps
 
 MAX_CLASSES = 4  # classes per image in a table row
@@ -82,18 +81,13 @@ class Segmenter(Predictor[SegmentationResult]):
         return segmentation_eval_transform(self.input, self.config)
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[SegmentationResult]:
+    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Iterator[SegmentationResult]:
         pixels, sizes = pad_together([image.pixels for image in batch])
-        probabilities = predict_probabilities(self.model, pixels.to(self.device), sizes, self.config)
-        out = []
-        for image, image_probabilities in zip(batch, probabilities, strict=True):
-            class_ids = scores = None
-            if self.config.is_binary:
-                scores = resize(image_probabilities[None], image.size)[0, 0].cpu()
-            else:
-                class_ids = label_map(image_probabilities, image.size).cpu()
-            out.append(SegmentationResult(image.source, image.id, image.size, class_ids, scores))
-        return out
+        maps = segment(self.model, pixels.to(self.device), sizes, [image.size for image in batch], self.config)
+        for image, values in zip(batch, maps, strict=True):
+            class_ids = None if self.config.is_binary else values.cpu().long()
+            scores = values.cpu() if self.config.is_binary else None
+            yield SegmentationResult(image.source, image.id, image.size, class_ids, scores)
 
     def _unreadable(self, source: Source, id: str, error: str) -> SegmentationResult:
         return SegmentationResult(source, id, (0, 0), None, None, error)

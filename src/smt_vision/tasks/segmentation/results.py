@@ -52,7 +52,7 @@ def write_label_maps(
             continue
         if result.class_ids is not None:
             label = result.class_ids
-            stored = (label + config.zero_is_ignored).to(torch.uint8)
+            stored = label.to(torch.uint8) + config.zero_is_ignored
         else:
             assert result.scores is not None
             label = torch.where(result.scores >= 0.5, 0, IGNORE_INDEX)

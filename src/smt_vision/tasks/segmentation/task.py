@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ from .data.loaders import segmentation_eval_loader, segmentation_train_loader
 from .data.sources import open_segmentation
 from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
-from .heads.sliding import label_map, predict_probabilities
-from .heads.upernet import UPerNet, resize
+from .heads.sliding import segment
+from .heads.upernet import UPerNet
 from .losses import binary_losses, class_losses
 from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
@@ -73,11 +73,8 @@ class SegmentationEvaluation:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Class indices or object probabilities ``(H, W)`` per image, at the size of its label map."""
-        probabilities = predict_probabilities(model, batch["image"], batch["sizes"], self.config)
-        sizes = [(label.shape[0], label.shape[1]) for label in batch["label"]]
-        if self.binary:
-            return [resize(p[None], size)[0, 0] for p, size in zip(probabilities, sizes, strict=True)]
-        return [label_map(p, size) for p, size in zip(probabilities, sizes, strict=True)]
+        originals = [(label.shape[0], label.shape[1]) for label in batch["label"]]
+        return segment(model, batch["image"], batch["sizes"], originals, self.config)
 
     def metric(self, device: torch.device) -> "SegmentationMetric":
         return SegmentationMetric(self.classes, self.binary, device)
@@ -104,7 +101,7 @@ class SegmentationEvaluation:
         for entry in metrics["worst"]:
             raw, truth, name = self.val_set.read(entry["index"])
             caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
-            items.append((decode(raw, 3, name=name), truth, _decode_png(entry["prediction"]), caption))
+            items.append(_sample(decode(raw, 3, name=name), truth, _decode_png(entry["prediction"]), caption))
         if items:
             files.append(folder / "worst.png")
             self._grid(items).save(files[-1])
@@ -122,17 +119,15 @@ class SegmentationEvaluation:
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
             (prediction,) = self.predict(model, batch)
-            items.append((decode(raw, 3, name=name), truth, _thumbnail(prediction), self.val_set.id(row)))
+            items.append(_sample(decode(raw, 3, name=name), truth, _thumbnail(prediction), self.val_set.id(row)))
         return self._grid(items) if items else None
 
-    def _grid(self, items: Sequence[tuple[Image.Image, np.ndarray, np.ndarray, str]]) -> Image.Image:
-        """A row per item of (image, ground truth, prediction thumbnail, caption)."""
+    def _grid(self, items: Sequence["_Sample"]) -> Image.Image:
+        """A row per sample."""
         rows = []
         legend: set[int] = set()
-        for image, truth, prediction, _ in items:
-            height, width = prediction.shape
-            small = image.convert("RGB").resize((width, height))
-            maps = (_resize_nearest(truth, (width, height)), prediction)
+        for small, truth, prediction, _ in items:
+            maps = (truth, prediction)
             if self.binary:
                 # The mask has values 0 and 1, the prediction 256 levels.
                 panels = [Image.fromarray(255 * (maps[0] == 1).astype(np.uint8)), Image.fromarray(prediction)]
@@ -140,7 +135,7 @@ class SegmentationEvaluation:
                 panels = [draw_label_map(small, labels, self.classes, legend=False) for labels in maps]
                 legend.update(*(np.unique(labels).tolist() for labels in maps))
             rows.append((small, *panels))
-        captions = [caption for *_, caption in items]
+        captions = [item.caption for item in items]
         return sample_grid(rows, PANELS, captions, legend - {IGNORE_INDEX}, self.classes)
 
 
@@ -283,6 +278,22 @@ def _thumbnail(prediction: Tensor) -> np.ndarray:
     height, width = small.shape
     scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
     return _resize_nearest(small, (max(1, round(scale * width)), max(1, round(scale * height))))
+
+
+class _Sample(NamedTuple):
+    """An image with ground truth and prediction, at the size of a thumbnail, and its caption."""
+
+    image: Image.Image
+    truth: np.ndarray
+    prediction: np.ndarray
+    caption: str
+
+
+def _sample(image: Image.Image, truth: np.ndarray, prediction: np.ndarray, caption: str) -> _Sample:
+    """Reduce an image and its ground truth ``(H, W)`` to the size of the prediction's thumbnail."""
+    height, width = prediction.shape
+    small = image.convert("RGB").resize((width, height))
+    return _Sample(small, _resize_nearest(truth, (width, height)), prediction, caption)
 
 
 def _resize_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

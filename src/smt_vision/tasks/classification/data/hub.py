@@ -58,7 +58,7 @@ class HubDataset(ImageDataset):
 
     def _read(self, row: int, name: str) -> bytes | Path:
         image = self.dataset[row][self.column]
-        if image is None:
+        if image is None or not (image["bytes"] or image["path"]):
             raise UnreadableImage(f"{self.where}{name}: the image column is empty")
         return image["bytes"] if image["bytes"] else Path(image["path"])
 

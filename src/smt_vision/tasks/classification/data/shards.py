@@ -1,6 +1,7 @@
 """WebDataset shards: tars of samples; a sample is a group of files with one stem, e.g. 17.jpg and 17.cls."""
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -29,16 +30,37 @@ from .folders import TarDataset
 
 log = get_logger(__name__)
 _TARGET_FILES = ("cls", "json")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
+MAX_SHARDS, MAX_DIGITS = 1_000_000, 18
+MAX_TARGET_BYTES = 1 << 24  # of a .cls or .json file
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """List the files of a pattern such as ``set/train-{000..003}.tar`` or ``set/train-*.tar``, in order."""
-    if match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
-        first, last = match.groups()
-        numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-        head, tail = pattern[: match.start()], pattern[match.end() :]
-        return [path for number in numbers for path in expand_shards(head + number + tail)]
-    return [Path(path) for path in sorted(glob.glob(pattern))] if glob.has_magic(pattern) else [Path(pattern)]
+    """List the files of a pattern such as ``set/train-{000..003}.tar`` or ``set/train-*.tar``, in order.
+
+    Raises:
+        ValueError: A range of numbers is invalid, or the ranges stand for more than ``MAX_SHARDS`` files.
+    """
+    texts = _RANGE.split(pattern)  # text, first, last, text, ..., text
+    count = 1
+    for first, last in zip(texts[1::3], texts[2::3], strict=True):
+        if max(len(first), len(last)) > MAX_DIGITS or int(first) > int(last):
+            raise ValueError(
+                f"{pattern}: invalid range {{{first}..{last}}}: expected ascending numbers of at most {MAX_DIGITS} "
+                "digits, e.g. {000..003}"
+            )
+        count *= int(last) - int(first) + 1
+    if count > MAX_SHARDS:
+        raise ValueError(f"{pattern}: the ranges stand for more than {MAX_SHARDS} files; list fewer")
+    parts: list[list[str]] = [texts[:1]]
+    for first, last, text in zip(texts[1::3], texts[2::3], texts[3::3], strict=True):
+        parts.append([f"{number:0{len(first)}d}{text}" for number in range(int(first), int(last) + 1)])
+    names = ["".join(name) for name in itertools.product(*parts)]
+    return [
+        path
+        for name in names
+        for path in (map(Path, sorted(glob.glob(name))) if glob.has_magic(name) else [Path(name)])
+    ]
 
 
 def list_shards(root: Path) -> list[Path]:
@@ -130,12 +152,15 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
 
 def _read_target(tar: TarIndex, files: dict[str, int], name: str) -> int:
     text = ""
-    if "cls" in files:
+    extension = next((extension for extension in _TARGET_FILES if extension in files), None)
+    if extension and (size := tar.size(files[extension])) > MAX_TARGET_BYTES:
+        raise ValueError(f"{name}.{extension}: {size} bytes; expected at most {MAX_TARGET_BYTES}; pack the shard again")
+    if extension == "cls":
         text = tar.read(files["cls"]).decode(errors="replace").strip()
-    elif "json" in files:
+    elif extension == "json":
         try:
             values = json.loads(tar.read(files["json"]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}.json: invalid JSON ({error}); pack the shard again") from error
         if isinstance(values, dict):
             text = str(values.get("label", values.get("cls", "")))
@@ -152,7 +177,11 @@ def _read_classes(shard: Path, max_target: int) -> list[str]:
         path = folder / "classes.txt"
         if path.is_file():
             # Editors of Windows write a byte order mark.
-            classes = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+            try:
+                text = path.read_text(encoding="utf-8-sig")
+            except ValueError as error:
+                raise ValueError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+            classes = [line.strip() for line in text.rstrip().splitlines()]
             if "" in classes:
                 raise ValueError(
                     f"{path}: line {classes.index('') + 1} is empty; expected one class name per line, in the order of "

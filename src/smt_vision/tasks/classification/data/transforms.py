@@ -1,11 +1,14 @@
 """Preprocessing and augmentation: timm's, with faster resizing."""
 
+import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
@@ -30,7 +33,7 @@ def eval_transform(input: ClassificationInput) -> Transform:
     if input.crop_mode != "border":
         return square_transform(input, input.size, input.crop_pct, squash=input.crop_mode == "squash")
     mean, std = channel_statistics(input)
-    return create_transform(
+    transform = create_transform(
         input_size=(input.channels, input.size, input.size),
         is_training=False,
         interpolation=resize_filter(input),
@@ -40,6 +43,9 @@ def eval_transform(input: ClassificationInput) -> Transform:
         crop_mode=input.crop_mode,
         normalize=True,
     )
+    size = math.floor(input.size / input.crop_pct)
+    transform.transforms[0] = ResizeLongSide((size, size), interpolation=resize_filter(input), longest=1.0)
+    return transform
 
 
 def train_transform(input: ClassificationInput, augment: ClassificationAugment) -> Compose:
@@ -80,6 +86,14 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         replace_posterize(step)
     erasing = [step for step in final.transforms if isinstance(step, RandomErasing)]
     return Compose([*geometry, *color, ToNormalized(mean, std), *erasing])
+
+
+class ResizeLongSide(ResizeKeepRatio):
+    """timm's resize, but to at least one pixel: the short side of a very long image would be rounded to 0."""
+
+    @staticmethod
+    def get_params(*args: Any, **kwargs: Any) -> list[int]:
+        return [max(1, side) for side in ResizeKeepRatio.get_params(*args, **kwargs)]
 
 
 class PadCrop:

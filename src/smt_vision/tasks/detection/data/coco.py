@@ -16,14 +16,13 @@ from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
-from .fields import INT64, parse_flag, parse_integer, parse_number, shown
+from .fields import INT64, MAX_SIDE, parse_flag, parse_integer, parse_number, shown
 from .segmentations import are_finite, check_segmentations
 
 log = get_logger(__name__)
 KINDS = ("images", "annotations", "categories")
 PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
 ROBOFLOW = "_annotations.coco.json"  # the annotation file in the folder of each split, beside the images
-MAX_SIDE = 2**31 - 1  # pixels
 PROBED = 100  # file names by which the folder of the images is found
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # fields of LVIS images
 UNUSED = (  # fields of an annotation that have no effect here: field, kind of warning, consequence

@@ -4,6 +4,7 @@ import math
 import re
 
 INT64 = 2**63
+MAX_SIDE = 2**31 - 1  # pixels of an image
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 

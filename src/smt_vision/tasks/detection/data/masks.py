@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ....data.region import Region
+from ....data.region import Floats, Region
 from ....extras import require
 from .dataset import Segmentation
+
+FAR = 16  # sides of the picture by which a polygon may extend outside of it before it is clipped
 
 
 def rasterize_masks(
@@ -42,10 +44,41 @@ def rasterize_masks(
             out[i, y, x] = coco_mask.decode(rle)[rows[y, None], columns[x]]
             continue
         points = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation if len(polygon) >= 6]
-        polygons = [region.points(xy).ravel().tolist() for xy in points]
+        polygons = [clip_polygon(region.points(xy), region.width, region.height).ravel().tolist() for xy in points]
+        polygons = [polygon for polygon in polygons if polygon]
         if polygons:
             out[i] = coco_mask.decode(coco_mask.segmToRle(polygons, region.width, region.height))
     return out
+
+
+def clip_polygon(points: Floats, width: int, height: int) -> Floats:
+    """Clip a polygon that extends far outside of the picture: rasterizing takes memory for the length of its edges.
+
+    Args:
+        points: Corners (n, 2), x and y in pixels.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+
+    Returns:
+        The corners as they are, if they extend by at most ``FAR`` sides of the picture; otherwise those of a polygon
+        that covers the same part of the picture, or none.
+    """
+    for axis, side in enumerate((width, height)):
+        for sign, limit in ((1, (1 + FAR) * side), (-1, FAR * side)):
+            values = sign * points[:, axis]
+            inside = values <= limit
+            if inside.all():
+                continue
+            # The cut of each edge from a corner to the next one that crosses the limit, after its corner.
+            following, next_values = np.roll(points, -1, axis=0), np.roll(values, -1)
+            crosses = inside != np.roll(inside, -1)
+            cuts = points.copy()
+            share = (limit - values[crosses]) / (next_values[crosses] - values[crosses])
+            cuts[crosses] += share[:, None] * (following[crosses] - points[crosses])
+            cuts[crosses, axis] = sign * limit
+            both = np.stack([points, cuts], axis=1).reshape(-1, 2)
+            points = both[np.stack([inside, crosses], axis=1).ravel()]
+    return points
 
 
 def _slice_within(pixels: npt.NDArray[np.int64], start: float, length: float) -> slice:

@@ -16,7 +16,7 @@ from ....data.dataset import Split
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_image, list_files
 from ....data.validation import ValidationReport
 from .dataset import DetectionDataset, Objects, are_shares, check_boxes
-from .fields import parse_flag, parse_number, shown
+from .fields import MAX_SIDE, parse_flag, parse_number, shown
 
 LAYOUT = (
     "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and "
@@ -93,8 +93,9 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
             case(m),
             "read as Pascal VOC, whose coordinates count from 1; if yours count from 0, add 1 to all of them",
         )
-    boxes = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], axis=1)
-    check_boxes(report, boxes, sizes[image], case)
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
+        boxes = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], axis=1)
+        check_boxes(report, boxes, sizes[image], case)
     report.raise_errors()
     objects = Objects(
         image=image,
@@ -183,7 +184,7 @@ def _parse(folder: Path, name: str, report: ValidationReport) -> tuple[tuple[int
         parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314  the builder refuses what is dangerous in XML
         tree = ElementTree.fromstring(_decode(data), parser)  # noqa: S314
         height, width = _find_number(tree, "size/height"), _find_number(tree, "size/width")
-        if min(height, width) < 1 or not (height.is_integer() and width.is_integer()):
+        if min(height, width) < 1 or max(height, width) > MAX_SIDE or not (height.is_integer() and width.is_integer()):
             raise ValueError(f"size {width:g} x {height:g}")
         return (int(height), int(width)), list(_objects(tree))
     except (ElementTree.ParseError, ValueError, LookupError) as error:

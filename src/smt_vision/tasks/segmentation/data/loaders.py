@@ -21,7 +21,7 @@ class SegmentationBatch(TypedDict):
 
     Args:
         image: (B, C, H, W) float32.
-        label: In training (B, H, W) int64; in evaluation a list of label maps (h, w), as stored.
+        label: In training (B, H, W) int64; in evaluation a list of label maps (h, w) uint8, at the stored size.
         sizes: In evaluation, (B, 2) int64, heights and widths without the padding.
         index: (B,) int64, indices of the images in their dataset.
         unreadable: One message per unreadable image.

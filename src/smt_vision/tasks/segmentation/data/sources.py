@@ -4,7 +4,7 @@ import json
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +189,11 @@ def _class_names(root: Path) -> _Names:
     if json_file.is_file():
         where, names = json_file, _read_classes_json(json_file)
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
-        rows = [line.split("\t") for line in ade20k.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        try:
+            lines = ade20k.read_text(encoding="utf-8").splitlines()[1:]
+        except ValueError as error:
+            raise ValueError(f"{ade20k}: not text in UTF-8 ({error}); download it again") from error
+        rows = [line.split("\t") for line in lines if line.strip()]
         where, names = ade20k, _Names([row[-1].split(",")[0].strip() for row in rows], IGNORE_INDEX)
     else:
         raise ValueError(
@@ -197,7 +201,7 @@ def _class_names(root: Path) -> _Names:
             "masks need none: --segment.kind binary)"
         )
     stripped = [name.strip() for name in names.classes]
-    repeated = sorted({name for name in stripped if stripped.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(stripped).items() if count > 1)
     if not 2 <= len(stripped) <= IGNORE_INDEX or repeated or "" in stripped:
         problem = f" (repeated: {first_few(repeated)})" if repeated else " (one is empty)" if "" in stripped else ""
         raise ValueError(
@@ -211,7 +215,7 @@ def _read_classes_json(file: Path) -> _Names:
     form = "a list of names, or {'classes': [...], 'ignore_index': 255}"
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error}); expected {form}") from error
     fields = content if isinstance(content, dict) else {"classes": content}
     classes = fields.get("classes")

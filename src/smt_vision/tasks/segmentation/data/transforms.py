@@ -103,7 +103,7 @@ class SegmentationTransform:
         check_size(image.size, labels, name)
         if self.augment is None:
             region = eval_region(*image.size, self.config)
-            return {"image": self.pixels(image, region), "label": torch.from_numpy(labels).long()}
+            return {"image": self.pixels(image, region), "label": torch.from_numpy(labels)}
         region = train_region(labels, self.config, self.augment)
         pixels = self.pixels(image, region, self.photometric)
         label = torch.from_numpy(np.ascontiguousarray(region.labels(labels))).long()
