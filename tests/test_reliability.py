@@ -407,6 +407,15 @@ def test_changed_data_is_refused_unless_accepted(tmp_path: Path, change: Any) ->
         assert train(accepted, tmp_path / "run", display=False, max_steps=3).step == 3
 
 
+def test_another_number_of_steps_per_epoch_is_refused(tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+    train(tiny(data), tmp_path / "run", display=False, max_steps=2)
+    for i in range(4):
+        (data / f"train/red/{i}.png").unlink()
+    with pytest.raises(ValueError, match="started with 6 steps per epoch and would continue with 5"):
+        train(tiny(data, engine=dict(allow_changed_data=True)), tmp_path / "run", display=False)
+
+
 def test_run_follows_its_data_to_another_path(whole: Path, tmp_path: Path) -> None:
     data = write_split(tmp_path / "data")
     train(tiny(data), tmp_path / "run", display=False, max_steps=4)

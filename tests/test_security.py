@@ -131,8 +131,11 @@ def test_pickles_and_archives_are_read_nowhere_else() -> None:
                "tarfile.open", ".extractall", "unpack_archive", "marshal.loads", "shelve.open", "joblib.load",
                "np.load")  # fmt: skip
     found = {(path.relative_to(REPO).as_posix(), name) for path, name, _ in all_calls() if name.endswith(readers)}
-    # It packs values of a dataset for worker processes, and unpacks its own bytes only.
-    assert found == {("src/smt_vision/tasks/detection/data/dataset.py", "pickle.loads")}
+    assert found == {
+        # It packs values of a dataset for worker processes, and unpacks its own bytes only.
+        ("src/smt_vision/tasks/detection/data/dataset.py", "pickle.loads"),
+        ("src/smt_vision/recipe_files.py", "yaml.load"),  # with a SafeLoader
+    }
 
 
 def test_a_spec_cannot_name_a_file_of_weights(tmp_path: Path) -> None:
@@ -185,3 +188,20 @@ def test_the_tests_of_the_promises_exist() -> None:
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (REPO / "SECURITY.md").read_text(encoding="utf-8"))
     assert len(named) > 10
     assert [test for file, test in named if f"\ndef {test}(" not in (REPO / file).read_text(encoding="utf-8")] == []
+
+
+def test_the_tests_of_the_faults_exist() -> None:
+    page = (REPO / "docs" / "reliability.md").read_text(encoding="utf-8")
+    faults = [
+        row for row in page[page.index("## Faults") :].splitlines() if row.startswith("| ") and "fault |" not in row
+    ]
+    assert len(faults) >= 30
+    tests = {file.name: file.read_text(encoding="utf-8") for file in (REPO / "tests").glob("test_*.py")}
+    general = tests["test_reliability.py"] + tests["test_engine.py"]
+    for file, test in re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", page):
+        assert f"\ndef {test}(" in (tests[file] if file else general), f"{file}::{test}"
+    for file in re.findall(r"`(test_\w+\.py)`", page):
+        assert file in tests
+    assert [
+        row for row in faults if "test_" not in row and "Fuzz" not in row and "corpus" not in row and "soak" not in row
+    ] == []
