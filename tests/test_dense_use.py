@@ -653,7 +653,7 @@ def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequ
     for result, unfiltered in zip(strict(images), expected, strict=True):
         assert len(result) == min(3, int((unfiltered.scores > 0.5).sum()))
     for name, value in (("score_threshold", -1.0), ("nms_threshold", 0.4), ("max_detections", 31)):
-        with pytest.raises(ValueError, match=rf"--detect\.{name} {value}"):
+        with pytest.raises(ValueError, match=rf"detect\.{name}[= ]{value}"):
             load_detector(folder, **{name: value})
 
 

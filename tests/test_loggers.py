@@ -44,7 +44,7 @@ def record_twice(name: str, folder: Path) -> None:
 
 def test_unknown_name_is_refused_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smt_vision.engine.loop.launch", lambda engine: pytest.fail("launched"))
-    with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord'.*tensorboard, wandb"):
+    with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord'.*'tensorboard', 'wandb'"):
         train(tiny(tmp_path, engine=dict(loggers=("tensorbord",))), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

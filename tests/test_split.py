@@ -201,7 +201,9 @@ def test_run_is_resumed_with_the_same_images_only(unsplit: Path, tmp_path: Path,
     train(tiny(copy, epochs=2), run, display=False, max_steps=4)
     assert not caplog.text
     others = write_images(tmp_path / "others", COLORS, [20] * 3, seed=8)
-    with pytest.raises(ValueError, match=r"other images .*others: 54 training images and 6 validation images are new"):
+    with pytest.raises(
+        ValueError, match=r"others is not the data .*54 training images are new, 6 validation images are new"
+    ):
         train(tiny(others, epochs=2), run, display=False)
     shutil.copy(others / "red" / "0.png", copy / "red" / "new.png")
     with caplog.at_level(logging.WARNING):

@@ -9,6 +9,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 
 from .._interrupt import raise_on_interrupt
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters of a name
+        with suppress(OSError):  # a stream that cannot be flushed now
+            sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack characters of a name
     if arguments[:1] in (["--version"], ["-V"]):
         from .._version import __version__
 

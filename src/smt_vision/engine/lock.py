@@ -22,7 +22,7 @@ class FolderLock:
     reach other machines: there, a lock without a sign of life for 90 seconds is that of a process that has died.
 
     Args:
-        folder: The folder; created if missing.
+        folder: The folder; created if missing, and removed again if nothing was written into it.
 
     Raises:
         ValueError: On entering: another process holds the lock.
@@ -33,6 +33,7 @@ class FolderLock:
         self._beat = 0.0
 
     def __enter__(self) -> Self:
+        self._made_folder = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+", encoding="utf-8")
         try:
@@ -96,6 +97,9 @@ class FolderLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._file.truncate(0)
         self._file.close()
+        if self._made_folder and list(self.path.parent.iterdir()) == [self.path]:  # nothing was written
+            self.path.unlink()
+            self.path.parent.rmdir()
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,13 +1,14 @@
 """The training log: ``log.jsonl`` in a run's folder, one JSON object per line."""
 
 import json
-import logging
 import math
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-log = logging.getLogger(__name__)
+from ..text import get_logger
+
+log = get_logger(__name__)
 LOG_NAME = "log.jsonl"
 KINDS = ("train", "eval", "note", "resume")
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # numbers that JSON cannot represent

@@ -108,7 +108,8 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
             model = get_task(spec.task).build_model(spec)
         model.load_state_dict(weights)
         recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
-        return _predictor(model, spec, str(checkpoint.path), device, recipe, UsedImages.from_checkpoint(checkpoint))
+        used = UsedImages.from_checkpoint(checkpoint)
+    return _predictor(model, spec, str(checkpoint.path), device, recipe, used)
 
 
 @contextmanager
