@@ -331,7 +331,7 @@ def test_full_disk_is_named_with_the_space_that_is_missing(tmp_path: Path) -> No
 def test_second_run_in_a_folder_is_refused(colored: Path, tmp_path: Path) -> None:
     with FolderLock(tmp_path / "run"), pytest.raises(ValueError, match=rf"process {os.getpid()} on .*--run"):
         train(tiny(colored), tmp_path / "run", display=False)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert not (tmp_path / "run").exists()  # nothing was written
     assert train(tiny(colored), tmp_path / "run", display=False, max_steps=1).step == 1
 
 

@@ -206,9 +206,10 @@ def test_run_is_resumed_with_the_same_images_only(unsplit: Path, tmp_path: Path,
     ):
         train(tiny(others, epochs=2), run, display=False)
     shutil.copy(others / "red" / "0.png", copy / "red" / "new.png")
+    accepted = tiny(copy, epochs=2, engine=dict(allow_changed_data=True))
     with caplog.at_level(logging.WARNING):
-        train(tiny(copy, epochs=2), run, display=False, max_steps=6)
-    assert "1 training images and 0 validation images are new" in caplog.text
+        train(accepted, run, display=False, max_steps=6)
+    assert "1 training images are new, names or order of the images differ, labels differ" in caplog.text
     assert len(checkpoints.load(run / "last.pt").state["images"]["train"]) == IMAGES - HELD_OUT + 1
     (copy / "blue").rename(copy / "violet")
     with pytest.raises(ValueError, match="other classes: blue, green, red there and green, red, violet"):
