@@ -1,13 +1,8 @@
 """Studies: what a cell is, training cells that can be stopped, results files, the report, and the command."""
 
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +29,11 @@ TINY_STUDY = Study(
     (Claim("SAA is better than none", "saa", ("none",), {"none": 1.6}),),
     seeds=2,
 )
-LONG = {"epochs": 30, "engine.eval_every": 30, "engine.log_every": 5}
+
+
 COMMAND = """\
 from smt_vision.study.study import *
-from test_study import LONG, TINY_STUDY
+from test_study import TINY_STUDY
 STUDY = replace(TINY_STUDY, {changes})
 """
 
@@ -123,44 +119,6 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
     again = run_cells(list(TINY_STUDY.cells()), finished, data={"shapes": str(shapes)})
     assert again == results
     assert (finished / RESULTS).read_bytes() == before
-
-
-def start(study_file: Path, folder: Path, data: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """``smt study`` in a process of its own."""
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "smt_vision", "study", str(study_file), "--run", str(folder), "--data", str(data)]
-    return subprocess.Popen(
-        [*command, *arguments], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL, text=True
-    )
-
-
-def wait_for(path: Path, process: "subprocess.Popen[str]", text: str) -> None:
-    """Wait until a file contains a text, which a process that is still running writes."""
-    for _ in range(1200):
-        assert process.poll() is None
-        if path.exists() and text in path.read_text():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {text} in {path}")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_study_continues(number: int, shapes: Path, tmp_path: Path) -> None:
-    """A killed runner cannot stop its cells: they stop by themselves, and the next runner waits for that."""
-    file = tmp_path / "study.py"
-    file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
-    cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
-    folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
-    process = start(file, folder, shapes)
-    wait_for(log, process, '"step": 20')
-    process.send_signal(number)
-    assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    assert not (folder / RESULTS).exists()
-    process = start(file, folder, shapes)
-    assert process.wait(120) == 0
-    assert read_results([folder / RESULTS])[cell.key].steps == 180
-    kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
-    assert kinds.count("resume") == 1
 
 
 def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) -> None:

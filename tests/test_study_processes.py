@@ -1,0 +1,68 @@
+"""A study that is stopped from outside, and continues."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smt_vision.study.debug import write_debug_data
+from smt_vision.study.results import RESULTS, read_results
+from smt_vision.study.runner import cell_folder
+from test_study import TINY_STUDY
+
+LONG = {"epochs": 30, "engine.eval_every": 30, "engine.log_every": 5}
+COMMAND = """\
+from smt_vision.study.study import *
+from test_study import TINY_STUDY
+from test_study_processes import LONG
+STUDY = replace(TINY_STUDY, {changes})
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_debug_data(TINY_STUDY.base, tmp_path_factory.mktemp("debug_data"))
+
+
+def start(study_file: Path, folder: Path, data: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """``smt study`` in a process of its own."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "smt_vision", "study", str(study_file), "--run", str(folder), "--data", str(data)]
+    return subprocess.Popen(
+        [*command, *arguments], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", text: str) -> None:
+    """Wait until a file contains a text, which a process that is still running writes."""
+    for _ in range(1200):
+        assert process.poll() is None
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {text} in {path}")
+
+
+def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
+    """A killed runner cannot stop its cells: they stop by themselves, and the next runner waits for that."""
+    file = tmp_path / "study.py"
+    file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
+    cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
+    folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
+    for step, number in ((10, signal.SIGINT), (40, signal.SIGKILL)):
+        process = start(file, folder, shapes)
+        wait_for(log, process, f'"step": {step}')
+        process.send_signal(number)
+        assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert not (folder / RESULTS).exists()
+    process = start(file, folder, shapes)
+    assert process.wait(120) == 0
+    assert read_results([folder / RESULTS])[cell.key].steps == 180
+    kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+    assert kinds.count("resume") == 2
