@@ -5,7 +5,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..bounds import CountOrZero
+from jsonargparse import Namespace
+
+from ..bounds import CountOrZero, short
 from ..recipe import Recipe
 from ..recipe_files import read_recipe_file, read_yaml
 from ..tasks import RECIPES, TASKS
@@ -94,7 +96,11 @@ def run(args: Any) -> Output:
         raise SystemExit(EXIT_USAGE)
     kind = type(resumed or RECIPES[args.recipe])
     chosen = {f.name: args[f.name] for f in fields(kind)}
-    recipe = kind.from_dict({k: vars(v) if k in kind.groups() else v for k, v in chosen.items()})
+    try:
+        recipe = kind.from_dict({k: _plain(k, v) if k in kind.groups() else v for k, v in chosen.items()})
+    except ValueError as error:
+        files = ", ".join(map(str, args.config or ()))
+        raise ValueError(f"{error} (values are from {files} and the command line)" if files else str(error)) from error
 
     from ..allocator import keep_large_allocations
     from ..engine.launch import runs_on_cuda
@@ -115,6 +121,17 @@ def run(args: Any) -> Output:
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
     return Output(data, show)
+
+
+def _plain(name: str, group: Any) -> dict[str, Any]:
+    """The values of a group of fields, by name.
+
+    Raises:
+        ValueError: A file has another value in the place of the group.
+    """
+    if not isinstance(group, Namespace):
+        raise ValueError(f"invalid {name}={short(group)}: expected the fields of a group")
+    return vars(group)
 
 
 def _free_folder(wanted: Path) -> Path:

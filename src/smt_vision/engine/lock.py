@@ -7,11 +7,23 @@ import socket
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 LOCK = "run.lock"
 BEAT_SECONDS = 15.0  # between two signs of life
 STALE_SECONDS = 90.0  # without one: the process on another machine has died
+
+
+_held: set[TextIO] = set()
+
+
+def _close_in_child() -> None:
+    """In a forked process: close the files of locks, which it would hold on to when the process it came from dies."""
+    for file in _held:
+        os.close(file.fileno())
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class FolderLock:
@@ -41,6 +53,7 @@ class FolderLock:
         except BaseException:
             self._file.close()
             raise
+        _held.add(self._file)
         return self
 
     def _acquire(self) -> None:
@@ -95,6 +108,7 @@ class FolderLock:
             os.utime(self.path)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        _held.discard(self._file)
         self._file.truncate(0)
         self._file.close()
         if self._made_folder and list(self.path.parent.iterdir()) == [self.path]:  # nothing was written

@@ -244,7 +244,11 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, self._used_images = checkpoint.state, UsedImages.from_checkpoint(checkpoint)
         # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
-        theirs, ours = (flat_fields(recipe) for recipe in (read_recipe(state["recipe"]), self.recipe))
+        try:
+            stored = read_recipe(state["recipe"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: its recipe is invalid: {error}") from error
+        theirs, ours = flat_fields(stored), flat_fields(self.recipe)
         different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
         moved = "data" in different and self._used_images is not None
         if moved:
@@ -291,6 +295,11 @@ class Run:
                 f"{checkpoint.path}: not the state of this run's model and optimizer ({type(error).__name__}: "
                 f"{error}); use an earlier checkpoint, or choose another folder with --run"
             ) from error
+        if broken := self._not_finite() - self._never_finite:
+            raise ValueError(
+                f"{checkpoint.path}: {', '.join(sorted(broken)[:3])} not finite; use an earlier checkpoint, or choose "
+                "another folder with --run"
+            )
 
     def _compare_images(self, before: UsedImages, state: Mapping[str, Any]) -> UsedImages:
         """The images that the run has used, with those of now.
