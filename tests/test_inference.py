@@ -148,7 +148,7 @@ def test_top_k_is_at_most_the_number_of_classes(classifier: Classifier, top_k: i
 def test_device(trained: Path) -> None:
     classifier = load(trained, device="cpu")
     assert classifier.device == torch.device("cpu")
-    with pytest.raises(RuntimeError, match="nonsense"):
+    with pytest.raises(ValueError, match="invalid device='nonsense'"):
         load(trained, device="nonsense")
 
 

@@ -102,7 +102,7 @@ def test_incomplete_last_line_is_dropped(tmp_path):
     ],
 )
 def test_unreadable_line_in_the_middle_is_left_out(tmp_path, caplog, torn):
-    (tmp_path / "log.jsonl").write_text(torn + '\n{"kind": "train", "step": 1, "loss": 2.0}\n')
+    (tmp_path / "log.jsonl").write_text(torn + '\n{"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0}\n')
     assert [line["loss"] for line in read_log(tmp_path)] == [2.0]
     assert re.search(r"log\.jsonl.*: 1\b", caplog.text)
 

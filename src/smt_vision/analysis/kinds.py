@@ -253,7 +253,7 @@ def class_index(target: str, classes: Sequence[str]) -> int:
     """
     if target in classes:
         return list(classes).index(target)
-    if target.isdecimal() and int(target) < len(classes):
+    if target.isdecimal() and len(target) < 20 and int(target) < len(classes):
         return int(target)
     raise ValueError(
         f"invalid class {target!r}: expected an index from 0 to {len(classes) - 1}, or one of {some_names(classes)}"

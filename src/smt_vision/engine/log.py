@@ -98,7 +98,8 @@ def _parsed(text: str) -> dict[str, Any] | None:
         return None
     line = {name: NOT_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
     numbers = {name: value for name, value in line.items() if name != "kind"}
-    if line["kind"] != "note" and not ("step" in line and all(map(_is_number, numbers.values()))):
+    needed = {"note": set(), "resume": {"step"}}.get(line["kind"], {"step", "epoch"})
+    if not needed <= line.keys() or (line["kind"] != "note" and not all(map(_is_number, numbers.values()))):
         return None
     return line
 

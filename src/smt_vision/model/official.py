@@ -156,7 +156,11 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`to_ours`: merged layers are split, unknown keys are kept."""
+    """The inverse of :func:`to_ours`: merged layers are split, unknown keys are kept.
+
+    Raises:
+        ValueError: A tensor has a shape that cannot be split.
+    """
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         if (found := _find(key, official=False)) is None:
@@ -167,6 +171,8 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(names) == 1:
             out[names[0]] = value
         else:
+            if value.ndim == 0 or len(value) % sum(rule.shares):
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, which cannot be split into {', '.join(names)}")
             rows = [share * len(value) // sum(rule.shares) for share in rule.shares]
             out |= {name: part.clone() for name, part in zip(names, value.split(rows), strict=True)}
     return out

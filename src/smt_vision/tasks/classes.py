@@ -1,6 +1,7 @@
 """Matching the classes of a dataset with those of a model, by name."""
 
 import difflib
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +16,7 @@ Images = TypeVar("Images", bound=RawDataset[Any])
 Key = TypeVar("Key", str, int)
 _SEPARATORS = re.compile(r"\s+|(?<=\w)[-_\s]+(?=\w)|_+")  # not the sign of a number
 SHOWN = 5  # names listed in a message
+MAX_DIGITS = 100  # of a name that is taken for a number
 
 
 def with_classes(
@@ -69,7 +71,7 @@ def match_classes(
                 f"{where}: several of {owner}'s classes are called {name!r} (indices {', '.join(map(str, indices))}); "
                 f"name the classes as {owner} does, in its order"
             )
-    if _are_numbers(names) and not any(map(str.isdecimal, classes)) and max(map(int, names)) < len(classes):
+    if _are_numbers(names) and not any(map(str.isdecimal, classes)) and max(map(_number, names)) < len(classes):
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
         return [int(name) for name in names]
     unnamed = tuple(classes) == tuple(map(str, range(len(classes))))
@@ -130,9 +132,14 @@ def _indices(names: Iterable[Iterable[Key]]) -> dict[Key, list[int]]:
 
 def _normalize(name: str) -> str:
     if name.isdecimal():
-        return str(int(name))  # folders are often called 000, 001, ...
+        return str(int(name)) if len(name) <= MAX_DIGITS else name  # folders are often called 000, 001, ...
     words = _SEPARATORS.sub(" ", unicodedata.normalize("NFC", name)).strip(" _") or name
     return unicodedata.normalize("NFC", words.casefold())
+
+
+def _number(name: str) -> int | float:
+    """The number that a name of digits stands for; infinity if it is no index by any means."""
+    return int(name) if len(name) <= MAX_DIGITS else math.inf
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

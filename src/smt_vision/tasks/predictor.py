@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..bounds import Count, checked
+from ..bounds import Count, checked, short
 from ..data.decode import UnreadableImage, channels_of, decode
 from ..data.fingerprint import UsedImages
 from ..deploy.export import export_model
@@ -69,7 +69,11 @@ class Predictor(ABC, Generic[R]):
         recipe: Recipe | None = None,
         used_images: UsedImages | None = None,
     ) -> None:
-        self.model = model.eval().to(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"invalid device={short(device)}: expected e.g. cpu, cuda, cuda:1 or mps") from error
+        self.model = model.eval().to(self.device)
         self.spec = spec
         self.input: Any = spec.input
         self.config: Any = spec.head  # None for a classifier
