@@ -74,6 +74,12 @@ class Parser(ArgumentParser):
         self._fields += added
         return added
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().parse_args(*args, **kwargs)
+        except ValueError as error:  # of the YAML library, e.g. about a number of 5,000 digits
+            self.error(f"a value cannot be read: {error}")
+
     def check(self, args: Any) -> None:
         """Check the options that have a range; the fields of a class are checked when an instance is made.
 
