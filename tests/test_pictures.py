@@ -350,7 +350,7 @@ def summary(tmp_path, **changes) -> str:
 
 def test_summary_contains_the_numbers(tmp_path):
     (tmp_path / "log.jsonl").write_text(
-        "".join(f'{{"kind": "train", "step": {s}, "images_per_s": {400 + s}}}\n' for s in (1, 2, 3))
+        "".join(f'{{"kind": "train", "step": {s}, "epoch": 1, "images_per_s": {400 + s}}}\n' for s in (1, 2, 3))
     )
     text = summary(tmp_path)
     assert re.search(r"\*\*81\.25 % top-1\*\*.*\b160 images", text)

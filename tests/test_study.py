@@ -1,5 +1,6 @@
 """Studies: what a cell is, training cells that can be stopped, results files, the report, and the command."""
 
+import functools
 import json
 import re
 import shlex
@@ -271,6 +272,7 @@ def test_a_debug_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 COMMITTED = REPO / "docs" / "results" / "study"
 
 
+@functools.cache
 def committed_rows() -> list[str]:
     """The lines of the table of verdicts, from the committed results."""
     results = read_results([COMMITTED / RESULTS])

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from ..bounds import Count, check
@@ -137,17 +138,25 @@ class Cell:
         return recipe_key(self.recipe)
 
 
+# Fields without a default, which are always part of the hash.
+REQUIRED: Mapping[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
+
+
 def recipe_key(recipe: Recipe) -> str:
     """Hash of the fields that decide a run's result, 12 hexadecimal digits.
 
     Fields with their default are left out, so that a field that is new in a later version does not change the hash.
     Studies that share a run have the same hash for it, and it is trained once.
     """
-    required: dict[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
-    defaults = flat_fields(type(recipe)(**required))
+    defaults = _defaults(type(recipe))
     decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
-    changed = {name: value for name, value in decisive.items() if name in required or value != defaults[name]}
+    changed = {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def _defaults(kind: type[Recipe]) -> Mapping[str, Any]:
+    return flat_fields(kind(**REQUIRED))
 
 
 def model_key(recipe: Recipe) -> str:
