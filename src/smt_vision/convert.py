@@ -71,7 +71,10 @@ def convert_file(source: str | Path, target: str | Path) -> ConversionReport:
 
     state = smt_state(checkpoints.load(source).weights, source)
     official = is_official(state)
-    result = to_ours(state) if official else to_official(state)
+    try:
+        result = to_ours(state) if official else to_official(state)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     variant, num_classes, in_chans, parameters = identify(result if official else state, source)
     result = {key: value.contiguous() for key, value in result.items()}
 

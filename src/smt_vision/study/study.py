@@ -148,7 +148,7 @@ def recipe_key(recipe: Recipe) -> str:
     Fields with their default are left out, so that a field that is new in a later version does not change the hash.
     Studies that share a run have the same hash for it, and it is trained once.
     """
-    defaults = _defaults(type(recipe))
+    defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is no Hashable
     decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
     changed = {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
