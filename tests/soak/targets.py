@@ -495,7 +495,10 @@ def _read_run(path: Path) -> None:
     recipe = yaml.safe_load((path.parent / "recipe.yaml").read_text())
     from smt_vision.tasks import read_recipe
 
-    loop.train(read_recipe(recipe), path.parent, display=False, max_steps=2)
+    try:
+        loop.train(read_recipe(recipe), path.parent, display=False, max_steps=2)
+    except FloatingPointError as error:  # documented: the state was finite, and the weights after a step were not
+        raise ValueError(f"{path}: {error}") from None
 
 
 # --- studies
@@ -581,7 +584,7 @@ TARGETS = {
     for target in (
         Target("image", "data", _images, _read_image, [mutate_png, mutate_bytes], share=120, memory=2048),
         Target("label map", "data", _label_maps, _read_label_map, [mutate_png, mutate_bytes], share=40, memory=2048),
-        Target("mask", "data", _label_maps, _read_mask, [mutate_png, mutate_bytes], share=40, memory=2048),
+        Target("mask", "data", _label_maps, _read_mask, [mutate_png, mutate_bytes], share=40, memory=2560),
         Target("coco", "data", _coco, _read_detection, [mutate_json]),
         Target("voc", "data", _voc, _read_detection, [mutate_text, mutate_bytes], share=12),
         Target("annotations", "data", _annotations, _read_annotations, [mutate_json], share=30),

@@ -435,6 +435,8 @@ def _check_optimizer(state: Any, optimizer: Any) -> None:
         if values.keys() != states[0].keys():
             raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(states[0])}")
         for name, value in values.items():
+            if name == "step" and isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"step of parameter {number} has shape {tuple(value.shape)} instead of one element")
             if name in MOMENTS and (not isinstance(value, Tensor) or value.shape != parameter.shape):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"{name} of parameter {number} is {found} instead of {tuple(parameter.shape)}")

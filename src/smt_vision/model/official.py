@@ -139,6 +139,9 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the release's keys to this package's and merge layers; unknown keys are kept.
 
     The parts of a merged layer are kept as they are where one of them is missing, so that a strict load names them.
+
+    Raises:
+        ValueError: Tensors that are merged have shapes that do not fit.
     """
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
@@ -151,6 +154,9 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[key] = value
         elif key == parts[0]:
             values = [state_dict[part] for part in parts]
+            if len({(value.ndim, value.shape[1:]) for value in values}) > 1:
+                shapes = ", ".join(f"{part} {tuple(state_dict[part].shape)}" for part in parts)
+                raise ValueError(f"the shapes of tensors that are merged do not fit: {shapes}")
             out[rule.ours.format(match, shift=-1)] = values[0] if len(values) == 1 else torch.cat(values)
     return out
 
