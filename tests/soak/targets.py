@@ -582,9 +582,9 @@ def _read_words(path: Path) -> None:
 TARGETS = {
     target.name: target
     for target in (
-        Target("image", "data", _images, _read_image, [mutate_png, mutate_bytes], share=120, memory=2048),
+        Target("image", "data", _images, _read_image, [mutate_png, mutate_bytes], share=120, memory=3072),
         Target("label map", "data", _label_maps, _read_label_map, [mutate_png, mutate_bytes], share=40, memory=2048),
-        Target("mask", "data", _label_maps, _read_mask, [mutate_png, mutate_bytes], share=40, memory=2560),
+        Target("mask", "data", _label_maps, _read_mask, [mutate_png, mutate_bytes], share=40, memory=3072),
         Target("coco", "data", _coco, _read_detection, [mutate_json]),
         Target("voc", "data", _voc, _read_detection, [mutate_text, mutate_bytes], share=12),
         Target("annotations", "data", _annotations, _read_annotations, [mutate_json], share=30),
