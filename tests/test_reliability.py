@@ -270,6 +270,15 @@ def _shape(state: Any) -> None:
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
 
 
+def _expanded(state: Any) -> None:
+    moment = state["optimizer"]["state"][0]["exp_avg"]
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(moment.shape)
+
+
+def _steps(state: Any) -> None:
+    state["optimizer"]["state"][0]["step"] = torch.zeros(2)
+
+
 def _group(state: Any) -> None:
     state["optimizer"]["param_groups"][0]["params"].append(999)
 
@@ -298,7 +307,9 @@ def _no_spec(state: Any) -> None:
     del state["spec"]
 
 
-@pytest.mark.parametrize("change", [_shape, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec])
+@pytest.mark.parametrize(
+    "change", [_shape, _expanded, _steps, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec]
+)
 def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, change: Any) -> None:
     recipe, folder = tiny(colored, engine=dict(keep_last=1)), tmp_path / "run"
     train(recipe, folder, display=False, max_steps=2)

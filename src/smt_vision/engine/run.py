@@ -245,10 +245,10 @@ class Run:
         state, self._used_images = checkpoint.state, UsedImages.from_checkpoint(checkpoint)
         # Through a Recipe, a field that is newer than the checkpoint has its default, which is how the run behaved.
         try:
-            stored = read_recipe(state["recipe"])
-        except ValueError as error:
+            theirs = flat_fields(read_recipe(state["recipe"]))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{checkpoint.path}: its recipe is invalid: {error}") from error
-        theirs, ours = flat_fields(stored), flat_fields(self.recipe)
+        ours = flat_fields(self.recipe)
         different = [k for k in sorted({*theirs, *ours} - FREE_FIELDS) if theirs.get(k) != ours.get(k)]
         moved = "data" in different and self._used_images is not None
         if moved:
@@ -440,6 +440,10 @@ def _check_optimizer(state: Any, optimizer: Any) -> None:
             if name in MOMENTS and (not isinstance(value, Tensor) or value.shape != parameter.shape):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"{name} of parameter {number} is {found} instead of {tuple(parameter.shape)}")
+            if name in MOMENTS:
+                end = (value.storage_offset() + value.numel()) * value.element_size()
+                if value.untyped_storage().nbytes() < end:
+                    raise ValueError(f"{name} of parameter {number} is a view of fewer numbers than it has")
 
 
 def _used_images(task: Training, data: str) -> UsedImages:
