@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -36,7 +35,7 @@ from smt_vision.recipe import Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.task import MetricFormat
-from tiny_run import COLORS, MODEL_ARGS, tiny, write_config, write_images
+from tiny_run import COLORS, MODEL_ARGS, environment, tiny, write_config, write_images
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
 RANDOM: dict[str, Any] = dict(
@@ -470,12 +469,6 @@ def test_checkpoint_older_than_a_recipe_field_is_resumed(colored: Path, tmp_path
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "smt_vision", *words]
-
-
-def environment() -> dict[str, str]:
-    """One thread per process, without variables of a distributed run."""
-    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
 
 
 def test_signal_from_outside_and_resume(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

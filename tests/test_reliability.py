@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from same_run import assert_identical
 from smt_vision import checkpoints
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
@@ -31,7 +32,7 @@ from smt_vision.engine.run import Run
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.files import write_atomic
 from smt_vision.signals import stop_signals
-from tiny_run import tiny, write_config, write_split
+from tiny_run import environment, tiny, write_config, write_split
 
 STEPS = 6  # per epoch
 
@@ -54,9 +55,7 @@ def state(folder: Path, name: str = "last.pt") -> Any:
 
 
 def assert_same_weights(folder: Path, other: Path) -> None:
-    a, b = state(folder)["model"], state(other)["model"]
-    assert all(torch.equal(a[name], b[name]) for name in b)
-    assert a.keys() == b.keys()
+    assert_identical(state(folder)["model"], state(other)["model"])
 
 
 @contextmanager
@@ -436,11 +435,6 @@ def test_run_follows_its_data_to_another_path(whole: Path, tmp_path: Path) -> No
 
 
 # --- signals and waits
-
-
-def environment() -> dict[str, str]:
-    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Folders of colored images and a debug-size recipe, for tests that train."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,9 @@ def write_config(recipe: ClassificationRecipe, path: Path) -> str:
     """Write a recipe as YAML for ``smt train --config``; returns the path."""
     path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     return str(path)
+
+
+def environment() -> dict[str, str]:
+    """One thread per process, without variables of a distributed run."""
+    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}

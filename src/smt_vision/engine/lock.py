@@ -43,6 +43,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
         self._beat = 0.0
+        self._is_held = False
 
     def __enter__(self) -> Self:
         self._made_folder = not self.path.parent.exists()
@@ -54,6 +55,7 @@ class FolderLock:
             self._file.close()
             raise
         _held.add(self._file)
+        self._is_held = True
         return self
 
     def _acquire(self) -> None:
@@ -102,8 +104,8 @@ class FolderLock:
         )
 
     def beat(self) -> None:
-        """Show a sign of life, at most every 15 seconds."""
-        if time.monotonic() - self._beat > BEAT_SECONDS:
+        """Show a sign of life, at most every 15 seconds; nothing in a process that does not hold the lock."""
+        if self._is_held and time.monotonic() - self._beat > BEAT_SECONDS:
             self._beat = time.monotonic()
             os.utime(self.path)
 
