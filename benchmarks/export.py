@@ -27,7 +27,7 @@ from smt_vision.deploy.samples import evenly_spaced
 from smt_vision.engine.evaluation import evaluate
 from smt_vision.recipe import Engine
 from smt_vision.spec import ModelSpec
-from smt_vision.tasks.classification.config import ClassificationInput
+from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.predictor import Classifier
 from smt_vision.tasks.load import load
@@ -54,7 +54,8 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     pixels = torch.randint(256, (args.size, args.size, 3), generator=torch.Generator().manual_seed(0))
     noise = folder / "noise.png"
     Image.fromarray(pixels.byte().numpy()).save(noise)
-    spec = ModelSpec("classify", args.model, tuple(map(str, range(1000))), ClassificationInput(size=args.size))
+    classes, input = tuple(map(str, range(1000))), ClassificationInput(size=args.size)
+    spec = ModelSpec("classify", args.model, classes, input, head=ClassifyConfig())
     classifier = Classifier(ours, spec, args.model)
     candidates = [Candidate("reference", reference.eval(), size, ours)]
     for name, export in export_openvino(classifier, folder, [noise], [noise]).items():

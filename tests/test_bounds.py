@@ -186,7 +186,7 @@ def test_python_yaml_and_command_line_have_one_check(tmp_path: Path, capsys: pyt
 
 
 def test_values_of_a_checkpoint_are_checked() -> None:
-    spec = dict(task="classify", model="smt_atto", classes=["a", "b"], input=TINY.to_dict()["input"])
+    spec = dict(task="classify", model="smt_atto", classes=["a", "b"], input=TINY.to_dict()["input"], head={})
     assert read_spec(spec).input == TINY.input
     for name, value in (("classes", [1, 2]), ("input", None), ("input", {"size": 0}), ("model", 3), ("task", [])):
         with pytest.raises(ValueError, match=name):

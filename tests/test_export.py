@@ -27,7 +27,7 @@ from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
-from smt_vision.tasks.classification.config import ClassificationInput
+from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
 
@@ -51,7 +51,7 @@ def model() -> nn.Module:
 
 
 def classifier_spec(classes: Iterable[str]) -> ModelSpec:
-    return ModelSpec("classify", "smt_atto", tuple(classes), INPUT)
+    return ModelSpec("classify", "smt_atto", tuple(classes), INPUT, head=ClassifyConfig())
 
 
 def export_classifier(

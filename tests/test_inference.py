@@ -20,7 +20,7 @@ from smt_vision import checkpoints, load
 from smt_vision.data.files import find_images
 from smt_vision.registry import CIFAR10_CLASSES
 from smt_vision.spec import ModelSpec
-from smt_vision.tasks.classification.config import ClassificationInput
+from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.predictor import Classifier
 from tiny_run import COLORS
 
@@ -155,7 +155,7 @@ def test_device(trained: Path) -> None:
 def test_grayscale_models_take_color_images() -> None:
     model = timm.create_model("smt_atto", in_chans=1, num_classes=2, stem_stride=2)
     input = ClassificationInput(size=32, channels=1, mean=(0.5,), std=(0.5,))
-    classifier = Classifier(model, ModelSpec("classify", "smt_atto", ("a", "b"), input))
+    classifier = Classifier(model, ModelSpec("classify", "smt_atto", ("a", "b"), input, head=ClassifyConfig()))
     (prediction,) = classifier([picture()])
     assert prediction.label in ("a", "b")
 

@@ -11,10 +11,11 @@ _CLASSIFICATION_ONLY = {
         "mix_prob", "switch_prob", "label_smoothing",
     },
 }  # fmt: skip
-# Recipe files without a checksum may lack these fields: they are of versions that did not have them yet. A field that
-# is newer than the checksum belongs here too.
+# Recipe files without a checksum may lack these fields and groups: they are of versions that did not have them yet. A
+# field that is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
-    "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "classify", "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last",
+    "engine.loggers",
     "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
     "optim.milestones", "optim.no_decay", "optim.schedule",
 }  # fmt: skip
@@ -29,6 +30,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     - Recipes had the groups of all tasks, and ``input.max_broken``.
     - The model argument ``aggregation`` was true or false.
     - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
+    - Model specs of classifiers had no head.
     - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
     """
     out = dict(values)
@@ -48,8 +50,12 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         return _renamed(out)
     if "card" in out:
         out |= {"spec": _spec(out.pop("card")), "format": 2}
-    if isinstance(out.get("spec"), Mapping) and isinstance(out["spec"].get("model_args"), Mapping):
-        out["spec"] = {**out["spec"], "model_args": _model_args(out["spec"]["model_args"])}
+    if isinstance(out.get("spec"), Mapping):
+        out["spec"] = spec = dict(out["spec"])
+        if isinstance(spec.get("model_args"), Mapping):
+            spec["model_args"] = _model_args(spec["model_args"])
+        if spec.get("task") == "classify" and spec.get("head") is None:
+            spec["head"] = {}
     return out
 
 
@@ -71,7 +77,7 @@ def _recipe(values: dict[str, Any]) -> dict[str, Any]:
 def _spec(card: Mapping[str, Any]) -> dict[str, Any]:
     task = card["task"]
     known = {name: card[name] for name in ("model", "model_args", "classes", "category_ids") if name in card}
-    return {"task": task, **known, "input": _fields(card["input"], "input", task), "head": card.get(task)}
+    return {"task": task, **known, "input": _fields(card["input"], "input", task), "head": card.get(task, {})}
 
 
 def _fields(values: Mapping[str, Any], group: str, task: str) -> dict[str, Any]:

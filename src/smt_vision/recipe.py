@@ -240,7 +240,7 @@ class Recipe:
     """
 
     task: ClassVar[str]
-    head_group: ClassVar[str | None] = None  # name of the field that holds the task's head
+    head_group: ClassVar[str]  # name of the field that holds the task's head
 
     name: str
     about: str = ""
@@ -274,7 +274,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON and YAML hold it (dicts, lists, numbers and strings), with its ``task``."""
-        return {"task": self.task, **json.loads(json.dumps(asdict(self)))}
+        values = json.loads(json.dumps(asdict(self)))
+        # Not last, where it would not be missed in a file that is cut off: there was a version without it.
+        head = {self.head_group: values.pop(self.head_group)}
+        return {"task": self.task, **head, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":

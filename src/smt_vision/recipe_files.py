@@ -135,7 +135,11 @@ def _check_complete(text: str, values: Mapping[str, Any], recipe: Recipe, path: 
     given = {f"{k}.{name}" for k in groups for name in values.get(k, ())} | values.keys()
     expected = {f"{k}.{name}" for k in groups for name in plain[k]} | plain.keys()
     renamed = {name.replace("max_broken", "max_unreadable") for name in given}
-    missing = sorted(expected - renamed - FIELDS_ADDED_BEFORE_CHECKSUMS)
+    missing = sorted(
+        name
+        for name in expected - renamed
+        if not {name, name.partition(".")[0]} & FIELDS_ADDED_BEFORE_CHECKSUMS  # a field, or its group
+    )
     if missing or not re.search(r"\n\s*\Z", text):
         what = (
             f"it lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''}" if missing else "its last line is cut"

@@ -19,7 +19,7 @@ class ModelSpec:
         classes: Class names by class index.
         input: How images become tensors; an instance of the task's input class.
         model_args: Further constructor arguments of the model.
-        head: Options of the task's head, e.g. a ``DetectConfig``; ``None`` for tasks without one.
+        head: Options of the task's head, e.g. a ``DetectConfig``.
         category_ids: COCO category ids by class index; detectors only.
     """
 
@@ -49,7 +49,6 @@ class ModelSpec:
         """
         groups = recipe.groups()
         spec = from_plain(cls, {**values, "input": from_plain(groups["input"], values.get("input"), "input")})
-        if recipe.head_group is not None:
-            spec = replace(spec, head=from_plain(groups[recipe.head_group], spec.head, "head"))
+        spec = replace(spec, head=from_plain(groups[recipe.head_group], spec.head, "head"))
         check_fields(spec)
         return spec

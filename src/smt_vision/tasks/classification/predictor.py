@@ -55,6 +55,11 @@ class Classifier(Predictor[Prediction]):
             "error": result.error,
         }
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """Calibrated scores (B, K) in [0, 1] from logits (B, K): of all classes together, or of each by itself."""
+        logits = logits.float() / self.config.temperature
+        return logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
+
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return eval_transform(self.input)
 
@@ -62,7 +67,7 @@ class Classifier(Predictor[Prediction]):
     @checked
     def _predict_batch(self, batch: list[PreparedImage], top_k: Count = TOP_K, **options: Any) -> Sequence[Prediction]:
         logits = self.model(torch.stack([image.pixels for image in batch]).to(self.device))
-        values, indices = logits.float().softmax(-1).cpu().topk(min(top_k, len(self.classes)))
+        values, indices = self.scores(logits).cpu().topk(min(top_k, len(self.classes)))
         out = []
         for image, scores, class_ids in zip(batch, values.tolist(), indices.tolist(), strict=True):
             top = tuple((self.classes[i], score) for i, score in zip(class_ids, scores, strict=True))

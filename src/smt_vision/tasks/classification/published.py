@@ -5,7 +5,7 @@ from typing import Any
 from timm.data import ImageNetInfo, resolve_model_data_config
 
 from ...spec import ModelSpec
-from .config import ClassificationInput
+from .config import ClassificationInput, ClassifyConfig
 
 
 def published_spec(model: Any, name: str) -> ModelSpec:
@@ -18,7 +18,7 @@ def published_spec(model: Any, name: str) -> ModelSpec:
     Raises:
         ValueError: The model's input cannot be expressed: not square, or another crop mode.
     """
-    return ModelSpec("classify", name, class_names(model), published_input(model))
+    return ModelSpec("classify", name, class_names(model), published_input(model), head=ClassifyConfig())
 
 
 def published_input(model: Any) -> ClassificationInput:

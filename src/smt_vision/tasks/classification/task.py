@@ -109,7 +109,7 @@ class ClassificationTraining(ClassificationEvaluation):
         super().__init__(
             self.train_set.classes, with_classes(val_set, self.train_set.classes, owner="the training set")
         )
-        spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args))
+        spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args), recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)

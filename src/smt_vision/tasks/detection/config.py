@@ -90,7 +90,7 @@ class DetectionRecipe(Recipe):
     """
 
     task: ClassVar[str] = "detect"
-    head_group: ClassVar[str | None] = "detect"
+    head_group: ClassVar[str] = "detect"
 
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     detect: DetectConfig = field(default_factory=DetectConfig)

@@ -87,6 +87,6 @@ class SegmentationRecipe(Recipe):
     """
 
     task: ClassVar[str] = "segment"
-    head_group: ClassVar[str | None] = "segment"
+    head_group: ClassVar[str] = "segment"
 
     segment: SegmentConfig = field(default_factory=SegmentConfig)
