@@ -21,7 +21,7 @@ def main() -> int:
     kills = commands.add_parser("kills", help="runs that are killed, and continued")
     kills.add_argument("--kills", type=int, default=300, help="kills in total; those done before count")
     kills.add_argument("--seed", type=int, default=0)
-    kills.add_argument("--cifar10", metavar="DATA", help="only the recipe cifar10, with its data here")
+    kills.add_argument("--cifar10", metavar="DATA", help="only the recipe cifar10, with its data here, in one chain")
     kills.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder of the report")
     replay = commands.add_parser("replay", help="one input again, with its traceback")
     replay.add_argument("index", type=int)
@@ -51,8 +51,13 @@ def main() -> int:
     elif args.command == "kills":
         from . import kills as killed  # imports torch
 
-        cases = {"cifar10": killed.cifar10(args.cifar10)} if args.cifar10 else None
-        report = killed.Killing(args.out, args.seed, cases).run(args.kills)
+        if args.cifar10:  # one run, killed so often
+            cases = {"cifar10": killed.cifar10(args.cifar10)}
+            report = killed.Killing(args.out, args.seed, cases).run(
+                args.kills, (args.kills, args.kills), 1 / args.kills
+            )
+        else:
+            report = killed.Killing(args.out, args.seed).run(args.kills)
         for row in report["failures"]:
             print(f"chain {row['chain']} ({row['case']}), {row['kills']} kills: {row['problem']}\n{row['output']}")
         print(killed.summary(report))

@@ -88,9 +88,9 @@ class Kill:
 
 
 def draw_kill(rng: Random, seconds: float, lines: int) -> Kill:
-    """A random moment of a run that takes this long and writes this many lines."""
+    """A random moment of the first so many seconds and lines of a run."""
     kind = rng.choice(("time", "step", "save", "save"))
-    number = {"time": rng.uniform(0, seconds), "step": rng.randint(1, lines // 2), "save": rng.randint(1, 4)}[kind]
+    number = {"time": rng.uniform(0, seconds), "step": rng.randint(1, lines), "save": rng.randint(1, 4)}[kind]
     return Kill(kind, number, 0.0 if kind == "time" else rng.choice((0.0, 0.001, 0.003, rng.uniform(0, 0.03))))
 
 
@@ -186,15 +186,24 @@ class Killing:
         for task in TASKS:
             get_task(task)  # imported once, before the forks
 
-    def run(self, kills: int, per_chain: tuple[int, int] = (2, 8), progress: bool = True) -> dict[str, Any]:
-        """Go on to this number of kills in total; returns the report."""
+    def run(
+        self, kills: int, per_chain: tuple[int, int] = (2, 8), within: float = 1.0, progress: bool = True
+    ) -> dict[str, Any]:
+        """Go on to this number of kills in total; returns the report.
+
+        Args:
+            kills: Kills in total.
+            per_chain: Fewest and most kills of a chain; a run may come to its end before.
+            within: Each kill comes within this fraction of the duration of the run that is left alone.
+            progress: Print a line after each chain.
+        """
         names = list(self.cases)
         while self.report["kills"] < kills:
             chain = self.report["chains"]
             name = names[chain % len(names)]
             began = time.monotonic()
             rng = Random(f"{self.seed}/{chain}")
-            self._chain(name, chain, rng, min(rng.randint(*per_chain), kills - self.report["kills"]))
+            self._chain(name, chain, rng, min(rng.randint(*per_chain), kills - self.report["kills"]), within)
             self.report["chains"] += 1
             self.report["seconds"] = round(self.report["seconds"] + time.monotonic() - began, 1)
             write_text_atomic(self.out / REPORT, json.dumps(self.report, indent=1) + "\n")
@@ -218,7 +227,7 @@ class Killing:
             self._alone[name] = recipe, folder / "alone", time.monotonic() - began
         return self._alone[name]
 
-    def _chain(self, name: str, chain: int, rng: Random, count: int) -> None:
+    def _chain(self, name: str, chain: int, rng: Random, count: int, within: float) -> None:
         recipe, alone, seconds = self._left_alone(name)
         folder = self.out / name / f"chain-{chain}"
         lines = _lines(alone / "log.jsonl")
@@ -226,7 +235,7 @@ class Killing:
         done = 0
         problem = ""
         while done < count and not problem:
-            kill = draw_kill(rng, seconds, lines)
+            kill = draw_kill(rng, within * seconds, max(1, int(within * lines // 2)))
             leftover = _parts(folder)
             code = kill_at(start(recipe, folder), kill, folder)
             if code == 0:  # it came to its end before

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import timm
 import torch
@@ -32,6 +33,7 @@ from smt_vision.data.label_maps import decode_labels, decode_mask
 from smt_vision.deploy.exported import MANIFEST, load_used_images, sha256
 from smt_vision.engine import loop
 from smt_vision.engine.log import read_log
+from smt_vision.engine.loggers import read_ids
 from smt_vision.model.official import to_official
 from smt_vision.recipe import Recipe
 from smt_vision.study.results import read_results
@@ -313,6 +315,29 @@ def _read_tar(path: Path) -> None:
             shutil.rmtree(cache, ignore_errors=True)
 
 
+def _hub(folder: Path) -> Iterable[Example]:
+    """A folder as the Hugging Face Hub has it: images in a Parquet file."""
+    images = [path.read_bytes() for path in sorted(write_images(folder / "hub", COLORS, [3, 3, 3]).rglob("*.png"))]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=sorted(COLORS)))
+    rows = {"image": [{"bytes": content, "path": None} for content in images], "label": [i % 3 for i in range(9)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    yield Example({"set/train.parquet": (folder / "train.parquet").read_bytes()}, "set/train.parquet")
+
+
+def _read_hub(path: Path) -> None:
+    cache = path.parent.parent / "cache"
+    try:
+        with (
+            patch.object(datasets.config, "HF_DATASETS_CACHE", cache),
+            patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+        ):
+            images = open_dataset(f"hfds/{path.parent}", "train", val_fraction=0.4)
+            for i in range(min(len(images), 9)):
+                images.read(i)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
 # --- weights
 
 
@@ -473,6 +498,10 @@ def _read_log(path: Path) -> None:
         curves(lines, path.parent / "curves.png", "name", metric="top1", label="top-1", loss_label="loss")
 
 
+def _ids(folder: Path) -> Iterable[Example]:
+    return [Example({"run/loggers.json": b'{"wandb": "1f3a", "mlflow": "9c2e"}'}, "run/loggers.json")]
+
+
 def _run_folder(folder: Path) -> Iterable[Example]:
     """A run that has done one step of two."""
     data, shapes, scenes = (folder / name for name in ("colored", "shapes", "scenes"))
@@ -592,6 +621,7 @@ TARGETS = {
         Target("tar", "data", _tars, _read_tar, [mutate_tar], share=20),
         Target("shard classes", "data", _shard_classes, _read_tar, [mutate_text], share=8),
         Target("compressed tar", "data", _compressed_tars, _read_tar, [_pack_as_before], share=12),
+        Target("hub", "data", _hub, _read_hub, [mutate_bytes], share=1, memory=512),
         Target("model", "weights", _models, _read_model, [mutate_zip, mutate_state], share=3, memory=1024),
         Target("safetensors", "weights", _safetensors, _read_model, [mutate_safetensors], share=6, memory=1024),
         Target("state dict", "weights", _state_dicts, _read_state_dict, [_mutate_pth], share=3, memory=512),
@@ -601,6 +631,7 @@ TARGETS = {
         Target("recipe", "recipe", _recipes, _read_recipe, [mutate_yaml], share=3),
         Target("config", "recipe", _configs, _read_config, [mutate_yaml], share=3),
         Target("log", "engine", _log, _read_log, [mutate_json_lines], share=60),
+        Target("logger ids", "engine", _ids, read_ids, [mutate_json, mutate_bytes], share=20),
         Target("run", "engine", _run_folder, _read_run, [mutate_state, mutate_zip], share=2, memory=512),
         Target("results", "study", _results, _read_results, [mutate_json_lines], share=50),
         Target("throughput", "study", _throughput, _read_throughput, [mutate_json], share=20),

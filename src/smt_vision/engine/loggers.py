@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.loggers.logger import Logger
 
+from ..bounds import short
 from ..extras import require
 from ..files import write_atomic
 from ..text import printable
@@ -200,9 +201,13 @@ def build_loggers(
 
 
 def _run_id(folder: Path, logger: str, create: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> str:
-    """The identifier of a folder's run at a logger: made once, and kept in the folder for when the run is resumed."""
+    """The identifier of a folder's run at a logger: made once, and kept in the folder for when the run is resumed.
+
+    Raises:
+        ValueError: The file of the identifiers is damaged.
+    """
     path = folder / IDS_NAME
-    ids: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    ids = read_ids(path) if path.exists() else {}
     if logger not in ids:
         ids[logger] = create()
 
@@ -211,3 +216,21 @@ def _run_id(folder: Path, logger: str, create: Callable[[], str] = lambda: uuid.
 
         write_atomic(path, write)
     return ids[logger]
+
+
+def read_ids(path: Path) -> dict[str, str]:
+    """Read the identifiers of a run, by logger.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        ids = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        ids = error
+    if not isinstance(ids, dict) or not all(isinstance(each, str) for each in ids.values()):
+        raise ValueError(
+            f"{path}: damaged: expected an identifier per experiment logger, found {short(ids)}; restore the file, or "
+            "remove it: the loggers then start another run"
+        )
+    return ids

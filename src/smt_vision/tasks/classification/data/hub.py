@@ -101,10 +101,12 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     """Open an image dataset of the Hugging Face Hub, or a local directory in the same format."""
     datasets = require("datasets", "data")
     where = f"hfds/{name}"
+    # Files are read while a dataset is prepared: whatever a damaged one raises is the cause of a DatasetsError.
+    failures = (OSError, RuntimeError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError)
     fix = "check the name, or download the dataset and use hfds/DIRECTORY"
     try:
         splits = datasets.get_dataset_split_names(name)
-    except (OSError, RuntimeError, ValueError) as error:  # includes the Hub's own errors, and those without a network
+    except failures as error:  # includes the Hub's own errors, and those without a network
         raise _unavailable(where, error, fix) from error
     train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
     split_name = train if split == "train" else val or train
@@ -112,7 +114,7 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
         raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
     try:
         dataset = datasets.load_dataset(name, split=split_name)
-    except (OSError, RuntimeError, ValueError) as error:
+    except failures as error:
         raise _unavailable(where, error, fix) from error
     features = dataset.features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -152,6 +154,7 @@ def _digits() -> ArrayDataset:
 
 
 def _unavailable(where: str, error: Exception, fix: str) -> ValueError:
+    reason = error.__cause__ or error
     return ValueError(
-        f"{where}: cannot be opened or downloaded ({type(error).__name__}: {error}); connect to the network, or {fix}"
+        f"{where}: cannot be opened or downloaded ({type(reason).__name__}: {reason}); connect to the network, or {fix}"
     )
