@@ -420,6 +420,16 @@ def test_one_of_several_hub_columns_is_used_and_told(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.usefixtures("hub_home")
+@pytest.mark.parametrize("part", [slice(0, -40), slice(100, None), slice(0, 0)], ids=["cut", "no start", "empty"])
+def test_damaged_hub_dataset_raises(tmp_path: Path, part: slice) -> None:
+    parquet(tmp_path / "set", "train", list(range(10)))
+    (file,) = (tmp_path / "set").iterdir()
+    file.write_bytes(file.read_bytes()[part])
+    with pytest.raises(ValueError, match=r"hfds/.*set: cannot be opened"):
+        open_dataset(f"hfds/{tmp_path}/set", "train")
+
+
+@pytest.mark.usefixtures("hub_home")
 def test_missing_hub_dataset_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hfds/.*nowhere: "):
         open_dataset(f"hfds/{tmp_path}/nowhere", "train")

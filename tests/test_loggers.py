@@ -42,6 +42,14 @@ def record_twice(name: str, folder: Path) -> None:
     resumed.finalize("success")
 
 
+@pytest.mark.parametrize("content", ["", '{"wandb": "1f', "[]", '{"wandb": 3}', "[" * 100_000])
+def test_damaged_file_of_identifiers_is_named(content: str, tmp_path: Path) -> None:
+    file = tmp_path / loggers.IDS_NAME
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"{loggers.IDS_NAME}: damaged"):
+        loggers.read_ids(file)
+
+
 def test_unknown_name_is_refused_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smt_vision.engine.loop.launch", lambda engine: pytest.fail("launched"))
     with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord'.*'tensorboard', 'wandb'"):

@@ -53,9 +53,8 @@ def main() -> int:
 
         if args.cifar10:  # one run, killed so often
             cases = {"cifar10": killed.cifar10(args.cifar10)}
-            report = killed.Killing(args.out, args.seed, cases).run(
-                args.kills, (args.kills, args.kills), 1 / args.kills
-            )
+            killing = killed.Killing(args.out, args.seed, cases)
+            report = killing.run(args.kills, per_chain=(args.kills, args.kills), within=1 / args.kills)
         else:
             report = killed.Killing(args.out, args.seed).run(args.kills)
         for row in report["failures"]:
