@@ -17,8 +17,10 @@ from smt_vision.spec import ModelSpec
 from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone
 from smt_vision.tasks.build import build_backbone
+from smt_vision.tasks.detection import box_masks
+from smt_vision.tasks.detection.box_masks import BoxMasks, paste_masks
 from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, paste_masks, to_original
+from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, RCNN, giou_loss
 
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
@@ -138,7 +140,8 @@ def test_no_detections(head: str) -> None:
     assert [len(f["boxes"]) for f in found] == [0, 0]
     assert [f["boxes"].shape for f in original] == [(0, 4), (0, 4)]
     if "mask" in head:
-        assert [f["masks"].shape for f in original] == [(0, 120, 192), (0, 128, 140)]
+        masks = [BoxMasks(f["masks"], f["boxes"], (120, 192)) for f in original]
+        assert [(len(m), m.stacked().shape, list(m.chunks())) for m in masks] == [(0, (0, 120, 192), [])] * 2
 
 
 def test_strides_are_independent_of_padding() -> None:
@@ -267,6 +270,20 @@ def test_paste_half_mask() -> None:
 
 def test_paste_mask_outside_the_image() -> None:
     assert not paste_masks(torch.ones(1, 28, 28), torch.tensor([[30.0, 30, 40, 40]]), (20, 20)).any()
+
+
+def test_masks_of_a_large_image_are_made_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(5, 2, 2, generator=generator).sort(dim=1).values * torch.tensor([30.0, 20])
+    masks = BoxMasks(torch.rand(5, 28, 28, generator=generator), corners.flatten(1), (20, 30))
+    expected = paste_masks(masks.probabilities, masks.boxes, (20, 30))
+    assert torch.equal(torch.stack(list(masks)), expected)
+    assert torch.equal(masks[torch.tensor([False, True, False, False, True])].stacked(), expected[[1, 4]])
+    for limit, counts in ((1, [1] * 5), (2 * 20 * 30, [2, 2, 1]), (64_000_000, [5])):
+        monkeypatch.setattr(box_masks, "PIXELS_AT_ONCE", limit)
+        chunks = list(masks.chunks())
+        assert [len(chunk) for chunk in chunks] == counts
+        assert torch.equal(torch.cat(chunks), expected)
 
 
 def test_boxes_are_scaled_to_stored_size() -> None:

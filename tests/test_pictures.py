@@ -259,7 +259,7 @@ def test_mismatched_lengths_and_sizes_are_refused():
     blank = Image.new("RGB", (30, 20), GRAY)
     with pytest.raises(ValueError, match=r"boxes.*\[1, 2\]"):
         draw_detections(blank, [[1, 1, 5, 5]], [0, 1], classes=CLASSES)
-    with pytest.raises(ValueError, match=r"masks.*\(1, 30, 20\).*20, 30\)"):
+    with pytest.raises(ValueError, match=r"mask.*\(30, 20\).*\(20, 30\)"):
         draw_detections(blank, [[1, 1, 5, 5]], [0], None, np.zeros((1, 30, 20)), classes=CLASSES)
     with pytest.raises(ValueError, match=r"\(30, 20\).*\(20, 30\)"):
         draw_label_map(blank, np.zeros((30, 20), int), CLASSES)

@@ -29,7 +29,8 @@ from typing import Any, TextIO
 
 from smt_vision.files import write_text_atomic
 
-TIME_LIMIT = 20.0  # seconds per input, after which it hangs
+TIME_LIMIT = 20.0  # seconds to read an input, after which it hangs
+WRITING_LIMIT = 300.0  # seconds to make it
 MAX_ALLOCATED = 6144  # MiB that one input may allocate; what is touched of it is limited per target
 MAX_GROWTH = 128  # MiB that a worker may hold more after LIFE inputs than after WARM_UP
 WARM_UP, LIFE = 1000, 10_000  # inputs of a worker's child
@@ -239,7 +240,7 @@ class _Worker:
     def send(self, index: int) -> None:
         assert self.process.stdin is not None
         self.index, self.target = index, ""
-        self.deadline = time.monotonic() + TIME_LIMIT
+        self.deadline = time.monotonic() + WRITING_LIMIT
         self.process.stdin.write(f"{index}\n".encode())
 
     def read(self) -> list[Any]:
@@ -314,6 +315,7 @@ class Fuzzing:
                             worker.child = line
                         elif not worker.target and line[0] != "died":
                             worker.target, worker.file = line
+                            worker.deadline = time.monotonic() + TIME_LIMIT
                         elif line[0] == "died":
                             is_late = time.monotonic() > worker.deadline
                             name = signal.Signals(-line[1]).name if line[1] < 0 else f"exit code {line[1]}"

@@ -1,6 +1,6 @@
 """Drawing of boxes and masks on an image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ def draw_detections(
     boxes: Any,
     labels: Any,
     scores: Any = None,
-    masks: Any = None,
+    masks: Sequence[Any] | None = None,
     *,
     classes: Sequence[str],
     legend: bool = True,
@@ -34,7 +34,7 @@ def draw_detections(
             tensor on the CPU.
         labels: Class indices (N,).
         scores: Scores (N,) in [0, 1]; ``None`` for ground truth, which is labeled without a score.
-        masks: Masks (N, H, W) of the image's size, true inside the object.
+        masks: Masks (H, W) of the image's size, true inside the object; each is read once.
         classes: Class names, by class index.
         legend: Whether to add a legend of the classes below the image.
         side: Long side in pixels to which the image is resized first.
@@ -44,16 +44,14 @@ def draw_detections(
     """
     boxes, labels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(labels, dtype=np.int64)
     scores = None if scores is None else np.asarray(scores, dtype=np.float64)
-    masks = None if masks is None else np.asarray(masks, dtype=bool)
     lengths = [len(values) for values in (boxes, labels, scores, masks) if values is not None]
     if len(set(lengths)) > 1:
         raise ValueError(f"boxes, labels, scores and masks must have the same length, got {lengths}")
-    if masks is not None and masks.shape[1:] != image.size[::-1]:
-        raise ValueError(f"invalid masks of shape {masks.shape}: expected (N, {image.height}, {image.width})")
     canvas, scale = resize_long_side(image.convert("RGB"), side)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable").tolist()
     if masks is not None:
-        canvas = _with_masks(canvas, [masks[i] for i in order], [class_color(labels[i]) for i in order])
+        colored = ((np.asarray(masks[i], dtype=bool), class_color(labels[i])) for i in order)
+        canvas = _with_masks(canvas, colored, image.size[::-1])
     draw, width = ImageDraw.Draw(canvas), _line_width(canvas)
     for i in order:
         x0, y0, x1, y1 = boxes[i] * scale
@@ -68,10 +66,14 @@ def draw_detections(
     return with_legend(canvas, labels.tolist(), classes) if legend else canvas
 
 
-def _with_masks(image: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Blend masks in their colors, each with an outline that separates adjacent objects of one class."""
-    pixels = np.asarray(image, dtype=np.float64).copy()
-    for mask, color in zip(masks, colors, strict=True):
+def _with_masks(
+    image: Image.Image, masks: Iterable[tuple[np.ndarray, tuple[int, int, int]]], size: tuple[int, int]
+) -> Image.Image:
+    """Blend masks (H, W) in their colors, each with an outline that separates adjacent objects of one class."""
+    pixels = np.array(image)
+    for mask, color in masks:
+        if mask.shape != size:
+            raise ValueError(f"invalid mask of shape {mask.shape}: expected {size}, as the image")
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             continue
@@ -83,9 +85,9 @@ def _with_masks(image: Image.Image, masks: Sequence[np.ndarray], colors: Sequenc
         padded = np.pad(inside, 1)
         core = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         target = pixels[top:bottom, left:right]
-        target[core] = (1 - FILL) * target[core] + FILL * np.array(color)
+        target[core] = ((1 - FILL) * target[core] + FILL * np.array(color)).round()
         target[inside & ~core] = color
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    return Image.fromarray(pixels)
 
 
 def _scaled(start: int, end: int, factor: float) -> tuple[int, int]:

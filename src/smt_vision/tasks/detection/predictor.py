@@ -13,6 +13,7 @@ from ...bounds import Fraction, checked
 from ...data.padding import pad_together
 from ..predictor import Predictor, PreparedImage
 from ..results import Source
+from .box_masks import BoxMasks
 from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
@@ -98,7 +99,7 @@ class Detector(Predictor[Detections]):
                 output["boxes"],
                 output["scores"],
                 output["labels"],
-                output.get("masks"),
+                BoxMasks(output["masks"], output["boxes"], image.size) if "masks" in output else None,
                 tuple(self.classes[k] for k in output["labels"].tolist()),
             )
             for image, output in zip(batch, outputs, strict=True)

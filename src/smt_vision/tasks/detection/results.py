@@ -17,6 +17,7 @@ from ...files import write_atomic
 from ...text import get_logger
 from ..classes import class_candidates, some_names
 from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
+from .box_masks import BoxMasks
 from .data.coco import file_name, own_categories
 from .metrics import encode_rle
 from .pictures import draw_detections
@@ -36,7 +37,8 @@ class Detections:
         boxes: Boxes (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the stored image.
         scores: Scores (N,) float32 in [0, 1].
         class_ids: Class indices (N,) int64, 0 to K - 1.
-        masks: Masks (N, H, W) bool, or ``None`` for a detector without masks.
+        box_masks: Masks, each made when it is read: the i-th (H, W) bool is ``box_masks[i]``; ``None`` for a detector
+            without masks.
         labels: Class name of each detection.
         error: Reason why the image could not be read; N is then 0.
     """
@@ -47,12 +49,17 @@ class Detections:
     boxes: Tensor
     scores: Tensor
     class_ids: Tensor
-    masks: Tensor | None
+    box_masks: BoxMasks | None
     labels: tuple[str, ...]
     error: str | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def masks(self) -> Tensor | None:
+        """All masks (N, H, W) bool, made anew at each access; of large images, read ``box_masks`` one by one."""
+        return None if self.box_masks is None else self.box_masks.stacked()
 
     def above(self, score: float) -> "Detections":
         """The detections with at least this score."""
@@ -62,15 +69,15 @@ class Detections:
             boxes=self.boxes[keep],
             scores=self.scores[keep],
             class_ids=self.class_ids[keep],
-            masks=None if self.masks is None else self.masks[keep],
+            box_masks=None if self.box_masks is None else self.box_masks[keep],
             labels=tuple(label for label, kept in zip(self.labels, keep.tolist(), strict=True) if kept),
         )
 
     def to_torchvision(self) -> dict[str, Tensor]:
         """The dict of torchvision's detection models: ``boxes``, ``labels`` (class indices from 0), ``scores`` and,
         with masks, ``masks`` (N, 1, H, W) float32."""
-        out = {"boxes": self.boxes, "labels": self.class_ids, "scores": self.scores}
-        return out if self.masks is None else out | {"masks": self.masks[:, None].float()}
+        out, masks = {"boxes": self.boxes, "labels": self.class_ids, "scores": self.scores}, self.masks
+        return out if masks is None else out | {"masks": masks[:, None].float()}
 
     def to_supervision(self) -> Any:
         """A ``supervision.Detections``, with the class names as ``data["class_name"]``.
@@ -80,10 +87,10 @@ class Detections:
         """
         import numpy as np
 
-        supervision = require("supervision")
+        supervision, masks = require("supervision"), self.masks
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
-            mask=None if self.masks is None else self.masks.numpy(),
+            mask=None if masks is None else masks.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.class_ids.numpy(),
             data={"class_name": np.array(self.labels, dtype=str)},
@@ -225,7 +232,9 @@ def coco_results(
         category_ids: COCO category ids, by class index.
     """
     count = len(detections)
-    masks: Sequence[bytes | None] = [None] * count if detections.masks is None else encode_rle(detections.masks)
+    masks: list[bytes | None] = [None] * count
+    if detections.box_masks is not None:
+        masks = [mask for chunk in detections.box_masks.chunks() for mask in encode_rle(chunk)]
     rows = []
     for box, score, class_id, label, mask in zip(
         detections.boxes.tolist(),
@@ -275,7 +284,7 @@ def write_detections(
         rows += coco_results(result, image_id, name, written_ids)
         shown = result.above(score)
         drawn = draw_detections(
-            decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.masks, classes=classes
+            decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.box_masks, classes=classes
         )
         save_image(drawn, folder / DRAWN / output)
 

@@ -1,7 +1,7 @@
 """Object detection and instance segmentation: training and evaluation."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from ..build import build_backbone, initial_weights, load_head_checkpoint, resol
 from ..classes import with_classes
 from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
+from .box_masks import BoxMasks
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
 from .data.dataset import DetectionDataset, DetectionTarget
 from .data.loaders import detection_eval_loader, detection_train_loader
@@ -38,7 +39,6 @@ from .predictor import Detector
 SAMPLE_SIDE = 480  # long side of a sample panel in pixels
 SIZES = ("small", "medium", "large")  # object sizes of COCO's metrics
 COCO_DETECTIONS = 100  # detections per image that COCO's metrics count
-MASKS_AT_ONCE = 64  # full-size masks per image in memory
 
 
 class DetectionEvaluation:
@@ -174,16 +174,18 @@ class DetectionTraining(DetectionEvaluation):
             keep = detections["scores"] >= DRAWN_SCORE
             detections = {key: value[keep] for key, value in detections.items()}
             (detections,) = to_original([detections], sizes, torch.tensor([target["size"]]))
-            detections = {key: value.cpu() for key, value in detections.items()}
+            found: dict[str, Any] = {key: value.cpu() for key, value in detections.items()}
+            if self.config.has_masks:
+                found["masks"] = BoxMasks(found["masks"], found["boxes"], target["size"])
             truth = _truth(target, masks=self.config.has_masks)
             panels.append(
                 [
                     draw_detections(picture, **objects, classes=self.classes, legend=False, side=SAMPLE_SIDE)
-                    for objects in (truth, detections)
+                    for objects in (truth, found)
                 ]
             )
             names.append(self.val_set.id(row))
-            class_ids |= {*truth["labels"].tolist(), *detections["labels"].tolist()}
+            class_ids |= {*truth["labels"].tolist(), *found["labels"].tolist()}
         if not panels:
             return None
         return sample_grid(panels, ("truth", "prediction"), names, class_ids, self.classes)
@@ -212,16 +214,15 @@ class DetectionMetric:
     def update(self, output: list[dict[str, Tensor]], batch: Batch) -> None:
         rows = zip(output, batch["sizes"], batch["original"], batch["index"].tolist(), strict=True)
         for detections, size, original, row in rows:
+            (detections,) = to_original([detections], size[None], original[None])
             masks: list[bytes] = []
-            boxes: list[Tensor] = []
-            for start in range(0, max(len(detections["boxes"]), 1), MASKS_AT_ONCE):
-                chunk = {key: value[start : start + MASKS_AT_ONCE] for key, value in detections.items()}
-                (chunk,) = to_original([chunk], size[None], original[None])
-                boxes.append(chunk["boxes"])
-                masks += encode_rle(chunk["masks"]) if self.metrics.masks else []
+            if self.metrics.masks:
+                height, width = original.tolist()
+                for chunk in BoxMasks(detections["masks"], detections["boxes"], (height, width)).chunks():
+                    masks += encode_rle(chunk)
             self.metrics.update(
                 self.image_ids[row],
-                torch.cat(boxes).cpu(),
+                detections["boxes"].cpu(),
                 detections["scores"].cpu(),
                 detections["labels"].cpu(),
                 masks,
@@ -239,11 +240,25 @@ def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
     keep = np.flatnonzero(~target["crowd"])
     truth: dict[str, Any] = {"boxes": target["boxes"][keep], "labels": target["labels"][keep]}
     if masks:
-        stored, (height, width) = target["masks"] or [], target["size"]
-        truth["masks"] = rasterize_masks(
-            [stored[i] for i in keep], Region(0, 0, width, height, width, height), height, width
-        )
+        stored = target["masks"] or []
+        truth["masks"] = _StoredMasks([stored[i] for i in keep], target["size"])
     return truth
+
+
+@dataclass(frozen=True)
+class _StoredMasks(Sequence[Any]):
+    """Masks (H, W) of an image's objects, each rasterized when it is read."""
+
+    stored: Sequence[Any]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: Any) -> Any:
+        height, width = self.size
+        region = Region(0, 0, width, height, width, height)
+        return rasterize_masks([self.stored[index]], region, height, width)[0]
 
 
 def _format_ap(percent: float | None) -> str | float:

@@ -3,11 +3,8 @@
 Shapes: B images of H x W pixels, K classes; N objects or detections per image, boxes ``(x1, y1, x2, y2)``.
 """
 
-from math import ceil
 from typing import Literal, Protocol
 
-import torch
-import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -123,7 +120,7 @@ def run_detector(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[st
 
 
 def to_original(detections: list[dict[str, Tensor]], sizes: Tensor, original: Tensor) -> list[dict[str, Tensor]]:
-    """Scale detections to the original images.
+    """Scale the boxes of detections to the original images; masks stay as they are, relative to their boxes.
 
     Args:
         detections: Detections of B resized images.
@@ -131,42 +128,9 @@ def to_original(detections: list[dict[str, Tensor]], sizes: Tensor, original: Te
         original: Height and width of the original images (B, 2).
 
     Returns:
-        Detections with ``boxes`` in pixels of the original images, and ``masks`` (N, H, W) bool of their size.
+        Detections with ``boxes`` in pixels of the original images.
     """
-    out = []
-    for resized, (h, w), (H, W) in zip(detections, sizes.tolist(), original.tolist(), strict=True):
-        boxes = resized["boxes"] * resized["boxes"].new_tensor([W / w, H / h, W / w, H / h])
-        result = {**resized, "boxes": boxes}
-        if "masks" in resized:
-            result["masks"] = paste_masks(resized["masks"], boxes, (H, W))
-        out.append(result)
-    return out
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resample masks from their boxes into the image.
-
-    Box coordinates keep their fractional part; torchvision's ``paste_masks_in_image`` truncates them to integers, which
-    distorts the masks of objects of a few pixels.
-
-    Args:
-        masks: Probabilities (N, M, M) inside the boxes.
-        boxes: Boxes (N, 4) in pixels of the image.
-        size: Image height H and width W.
-
-    Returns:
-        Masks (N, H, W) bool, true where the probability is at least 0.5.
-    """
-    H, W = size
-    out = torch.zeros(len(masks), H, W, dtype=torch.bool, device=masks.device)
-    for mask, (x1, y1, x2, y2), image in zip(masks.float(), boxes.tolist(), out, strict=True):
-        left, top, right, bottom = max(int(x1), 0), max(int(y1), 0), min(ceil(x2), W), min(ceil(y2), H)
-        if left >= right or top >= bottom:
-            continue
-        # Pixel centers in coordinates of the box, from -1 to 1.
-        x = (torch.arange(left, right, device=masks.device) + 0.5 - x1) * (2 / (x2 - x1)) - 1
-        y = (torch.arange(top, bottom, device=masks.device) + 0.5 - y1) * (2 / (y2 - y1)) - 1
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        probabilities = F.grid_sample(mask[None, None], grid[None], align_corners=False)
-        image[top:bottom, left:right] = probabilities[0, 0] >= 0.5
-    return out
+    return [
+        {**resized, "boxes": resized["boxes"] * resized["boxes"].new_tensor([W / w, H / h, W / w, H / h])}
+        for resized, (h, w), (H, W) in zip(detections, sizes.tolist(), original.tolist(), strict=True)
+    ]
