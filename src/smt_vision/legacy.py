@@ -15,8 +15,9 @@ _CLASSIFICATION_ONLY = {
 # is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
-    "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
-    "optim.milestones", "optim.no_decay", "optim.schedule",
+    "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
+    "freeze", "input.allow_damaged", "input.exact", "lora", "lora.alpha", "lora.dropout", "lora.norms", "lora.rank",
+    "lora.targets", "optim.milestones", "optim.no_decay", "optim.schedule",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

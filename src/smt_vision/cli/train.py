@@ -111,8 +111,17 @@ def run(args: Any) -> Output:
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
-    data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
-    if done.step < done.total_steps:
+    data = {
+        "run": str(folder),
+        "step": done.step,
+        "best_epoch": done.best_epoch,
+        "stopped_early": done.stopped_early,
+        "parameters": done.parameters,
+        "trained_parameters": done.trained_parameters,
+        "seconds": done.seconds,
+        **numbers,
+    }
+    if not done.is_finished:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
     metric = done.task.primary_metric

@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn, optim
 
 from ..recipe import Optim
+from ..tasks.finetune import is_norm
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:
@@ -72,7 +73,7 @@ def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     """Two groups: the second, normalization layers and what modules list in ``no_weight_decay()``, has no decay."""
     no_decay: set[int] = set()
     for module in model.modules():
-        if "norm" in type(module).__name__.lower():
+        if is_norm(module):
             no_decay.update(id(p) for p in module.parameters(recurse=False))
         if callable(names := getattr(module, "no_weight_decay", None)):
             named = dict(module.named_parameters())
