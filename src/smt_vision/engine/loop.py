@@ -81,17 +81,12 @@ def train(
     """
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
-    fabric = launch(recipe.engine)
-    seed_everything(recipe.seed, verbose=False)
-    torch.use_deterministic_algorithms(recipe.engine.deterministic)
-
+    fabric = start(recipe)
     with _locked(fabric, folder) as lock:
         # A run that is resumed takes all weights from its last checkpoint: its initial weights may be out of reach.
         resumed = bool(training_checkpoints(folder))
         built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
-        with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
-            task = get_task(recipe.task).training(built)
-        _check_images(task, recipe.data)
+        task = open_task(fabric, built)
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
         eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
         run = Run(fabric, task, recipe, folder)
@@ -131,15 +126,30 @@ def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
         yield lock
 
 
-def _check_images(task: Training, data: str) -> None:
-    """Raise a ValueError if there are no images to train or evaluate on."""
+def start(recipe: Recipe) -> Fabric:
+    """Start the processes of a recipe, and seed their random numbers."""
+    fabric = launch(recipe.engine)
+    seed_everything(recipe.seed, verbose=False)
+    torch.use_deterministic_algorithms(recipe.engine.deterministic)
+    return fabric
+
+
+def open_task(fabric: Fabric, recipe: Recipe) -> Training:
+    """Open the data of a recipe and build its model.
+
+    Raises:
+        ValueError: The recipe is invalid, or there are no images to train or evaluate on.
+    """
+    with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
+        task = get_task(recipe.task).training(recipe)
     if not len(task.train_set):
-        raise ValueError(f"{data}: no training images; add some")
+        raise ValueError(f"{recipe.data}: no training images; add some")
     if not len(task.val_set):
         raise ValueError(
-            f"{data}: {len(task.train_set)} training images and none to validate on; add a validation split, or enough "
-            "images (two or more per class) for some to be held out"
+            f"{recipe.data}: {len(task.train_set)} training images and none to validate on; add a validation split, or "
+            "enough images (two or more per class) for some to be held out"
         )
+    return task
 
 
 def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:
@@ -243,13 +253,13 @@ class _Loop:
         run, plan, recipe, fabric = self.run, self.plan, self.run.recipe, self.fabric
         epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
         batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
-        groups, start = _groups(batches, plan.accumulate), run.step
+        groups, start = step_batches(batches, plan.accumulate), run.step
         speed = _Speed(plan.images_per_step)
         run.train_mode()
         while (group := self._next(groups)) is not None:
             self.watchdog.at(f"training step {run.step + 1}")
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
-            losses, grad_norm, reason = _train_step(run, group, lr)
+            losses, grad_norm, reason = train_step(run, group, lr)
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
             if reason:
@@ -273,7 +283,7 @@ class _Loop:
                 if checkpoint_due:
                     self._save()
         if run.step == start and not self.signals:
-            raise ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
+            raise no_batch(recipe)
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
         """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them."""
@@ -334,7 +344,12 @@ class _Loop:
                 self.tracker.image("samples", run.step, samples)
 
 
-def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def no_batch(recipe: Recipe) -> ValueError:
+    """The error of an epoch without a batch."""
+    return ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
+
+
+def step_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of ``size`` batches, those of one optimizer step; an incomplete one at the end is left out."""
     group: list[Batch] = []
     for batch in batches:
@@ -344,7 +359,7 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
 
 
-def _train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
+def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
     """One optimizer step, or none if the loss or the gradient is not finite.
 
     Returns:
