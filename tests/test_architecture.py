@@ -28,6 +28,7 @@ LAYERS = (
     {"forms", "baselines"},
     {"model", "kernels"},
     {"checkpoints"},
+    {"lora"},
     {"spec", "legacy", "files"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
     {"bounds", "text"},

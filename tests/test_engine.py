@@ -637,6 +637,8 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     jobs["halves"] = train_arguments("halves", random, "--max_steps", "4")
     jobs["rest"] = ["train", "--resume", str(root / "halves"), "--json"]
     jobs["vit"] = train_arguments("vit", tiny(colored, **VIT), "--max_steps", "1")
+    frozen = tiny(colored, checkpoint=str(whole), freeze=2, model_args=RANDOM["model_args"])
+    jobs["frozen"] = train_arguments("frozen", frozen, "--max_steps", "2")
     (root / "jobs").write_text(json.dumps(list(jobs.values())))
     (root / "script.py").write_text(SCRIPT)
     done = subprocess.run(
@@ -700,6 +702,15 @@ def test_two_processes_equal_one_with_twice_the_batch(two: SimpleNamespace, colo
     theirs = checkpoints.load(two.root / "vit" / "last.pt").state["model"]
     for name, value in run.raw.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_keep_what_is_frozen(two: SimpleNamespace, whole: Path) -> None:
+    before = checkpoints.load(whole).weights
+    after = checkpoints.load(two.root / "frozen" / "last.pt").state["model"]
+    kept = {name for name in before if name.startswith(("stem.", "stages.0.", "stages.1."))}
+    assert any("running_var" in name for name in kept)
+    assert {name for name in before if torch.equal(before[name], after[name])} == kept
+    assert two.out["frozen"]["trained_parameters"] < two.out["frozen"]["parameters"]
 
 
 def test_average_is_the_mean_over_processes() -> None:

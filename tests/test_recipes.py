@@ -85,7 +85,7 @@ def test_to_dict_has_only_the_fields_of_its_task(recipe: Recipe) -> None:
     plain = recipe.to_dict()
     head = {recipe.task}
     assert plain.keys() == {"task"} | {f.name for f in fields(Recipe)} | head
-    assert set(recipe.groups()) == {"input", "augment", "optim", "engine"} | head
+    assert set(recipe.groups()) == {"lora", "input", "augment", "optim", "engine"} | head
     assert recipe.head_group == recipe.task
     for group, shared in (("input", Input), ("augment", Augment)):
         own = plain[group].keys() - {f.name for f in fields(shared)}

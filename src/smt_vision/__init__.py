@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .api import export, predict
     from .engine.evaluation import evaluate
     from .engine.loop import train
+    from .engine.lr_finder import find_lr
     from .forms.inference import fuse
     from .recipe import Recipe
     from .tasks import RECIPES
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "load": ".tasks.load",
     "train": ".engine.loop",
+    "find_lr": ".engine.lr_finder",
     "evaluate": ".engine.evaluation",
     "predict": ".api",
     "export": ".api",
@@ -62,6 +64,7 @@ __all__ = [
     "backbone",
     "evaluate",
     "export",
+    "find_lr",
     "fuse",
     "load",
     "predict",

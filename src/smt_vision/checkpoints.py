@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .files import find_state_dict, read_tensors, write_atomic
 from .legacy import upgrade
+from .lora import has_adapters, merge_state
 
 LAST, BEST = "last.pt", "best.pt"
 EARLIER, KEPT = "last-{:08}.pt", "step-{:08}.pt"  # checkpoints of earlier steps: the last few, and those kept for good
@@ -43,15 +44,22 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict; see :func:`smt_vision.files.find_state_dict`.
+        """The state dict, with low-rank adapters merged; see :func:`smt_vision.files.find_state_dict`.
 
         Raises:
             ValueError: The file does not contain a state dict.
         """
         try:
-            return find_state_dict(self.state)
+            state = find_state_dict(self.state)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+        if not has_adapters(state) or not _is_own(self.state):
+            return state
+        try:
+            lora = self.state["recipe"]["lora"]
+            return merge_state(state, lora["alpha"] / lora["rank"])
+        except (KeyError, TypeError, RuntimeError, ZeroDivisionError) as error:
+            raise ValueError(f"{self.path}: damaged adapters ({error}); use another checkpoint") from error
 
     @property
     def spec(self) -> dict[str, Any] | None:

@@ -14,10 +14,10 @@ _CLASSIFICATION_ONLY = {
 # Recipe files without a checksum may lack these fields and groups: they are of versions that did not have them yet. A
 # field that is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
-    "classify", "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last",
-    "engine.loggers",
-    "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
-    "optim.milestones", "optim.no_decay", "optim.schedule",
+    "classify", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
+    "freeze", "input.allow_damaged", "input.exact", "lora", "optim.milestones", "optim.no_decay", "optim.schedule",
+    "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

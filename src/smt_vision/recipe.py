@@ -154,6 +154,33 @@ class Optim(Group):
             raise ValueError(f"optim.layer_decay={self.layer_decay} requires optim.no_decay=1d, not norm")
 
 
+Freeze = Literal["none", "stem", "backbone"] | Annotated[int, Range(ge=1, le=1000)]
+
+
+@dataclass(frozen=True)
+class Lora(Group):
+    """Low-rank adapters (Hu et al., ICLR 2022, arXiv 2106.09685) in the linear layers of the backbone.
+
+    The weights of the backbone stay as they are; the adapters and the head are trained. The best weights are saved with
+    the adapters merged into the linear layers, as those of any other run.
+
+    Args:
+        rank: Rank of the adapters; 0 for none.
+        alpha: The output of the adapters is multiplied by ``alpha / rank``.
+        dropout: Dropout rate of the adapters' input.
+        targets: Names of the linear layers that get adapters, e.g. ``qkv`` and ``proj``; empty for all linear layers.
+        norms: Train the normalization layers of the backbone too.
+    """
+
+    group: ClassVar[str] = "lora"
+
+    rank: Annotated[int, Range(ge=0, le=16_384)] = 0
+    alpha: Annotated[float, Range(gt=0, le=1_000_000)] = 16.0
+    dropout: FractionBelow1 = 0.0
+    targets: tuple[Annotated[str, NotEmpty()], ...] = ()
+    norms: bool = False
+
+
 @dataclass(frozen=True)
 class Engine(Group):
     """How a run is carried out.
@@ -172,6 +199,9 @@ class Engine(Group):
             best; ``None`` for none.
         log_every: Steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
+        patience: Stop the run after this many evaluations in a row without an improvement of the primary metric;
+            ``None`` trains all epochs.
+        min_delta: Smallest improvement of the primary metric that counts for ``patience``, in percentage points.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
         keep_last: Number of checkpoints that are kept, the newest of them as ``last.pt``.
         keep_every_hours: Keep a checkpoint for good each time that the run has taken this many hours; ``None`` for
@@ -201,6 +231,8 @@ class Engine(Group):
     ema: FractionBelow1 | None = None
     log_every: Annotated[int, Range(ge=1)] = 50
     eval_every: Annotated[int, Range(ge=1)] = 1
+    patience: Count | None = None
+    min_delta: Annotated[float, Range(ge=0, le=100)] = 0.0
     checkpoint_minutes: Annotated[float, Range(ge=0)] = 10.0
     keep_last: Annotated[int, Range(ge=1, le=1000)] = 2
     keep_every_hours: Annotated[float, Range(gt=0)] | None = None
@@ -223,6 +255,9 @@ class Recipe:
         pretrained: Start from the model's published weights.
         checkpoint: Start from the weights in this file or run folder; layers with an output per class are
             reinitialized where the classes differ.
+        freeze: The part of the backbone that keeps its weights and its BatchNorm statistics: ``none``; ``stem``; a
+            number k for the stem and the first k stages; ``backbone`` for everything below the head.
+        lora: Low-rank adapters.
         data: Where the images are; see the task's guide for the layouts.
         train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
             at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
@@ -248,6 +283,8 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     checkpoint: Annotated[str, NotEmpty()] | None = None
+    freeze: Freeze = "none"
+    lora: Lora = field(default_factory=Lora)
     data: str
     train_fraction: PositiveFraction = 1.0
     epochs: Count
@@ -264,6 +301,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.freeze == "backbone" and self.lora.rank:
+            raise ValueError(
+                f"freeze=backbone leaves no layer for the adapters of lora.rank={self.lora.rank}: set freeze to none, "
+                "stem or a number of stages, or lora.rank to 0"
+            )
 
     @classmethod
     @cache

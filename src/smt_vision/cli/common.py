@@ -45,9 +45,9 @@ class Output:
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` with the most similar known word, or an empty string if none is similar."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close:  # a field without its group, e.g. --lr instead of --optim.lr
-        close = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    # A field without its group, or with another, e.g. --lr instead of --optim.lr, before those that look like it.
+    close = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -14,6 +14,7 @@ from ..tasks import RECIPES, TASKS
 from ..text import shell_word
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 from .console import styled
+from .progress import progress_callback
 
 HELP = "train a recipe, from the start or from where it stopped"
 EXAMPLES = """\
@@ -22,6 +23,7 @@ smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
 smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
 smt train finetune --config my.yaml             my.yaml has any of the fields below
 smt train --resume runs/finetune                resume after a stop
+smt train finetune --data MY_IMAGES --find_lr   find a learning rate before training
 """
 
 
@@ -50,6 +52,11 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
     parser.add_argument(
         "--max_steps", type=CountOrZero | None, help="stop, resumable, after this many optimizer steps in total"
+    )
+    parser.add_argument(
+        "--find_lr",
+        action="store_true",
+        help="instead of training, raise the learning rate over 100 steps, and suggest a value of optim.lr",
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
@@ -82,6 +89,10 @@ def _values(words: list[str], option: str) -> list[str]:
 
 def run(args: Any) -> Output:
     """Train; the metrics of the best weights are the result."""
+    if args.find_lr and (args.resume or args.max_steps is not None):
+        other = "--resume" if args.resume else "--max_steps"
+        print(f"smt train: error: --find_lr starts from a recipe and trains no run; omit {other}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
     resumed = None
     if args.resume:
         folder = args.resume
@@ -108,11 +119,22 @@ def run(args: Any) -> Output:
 
     if not runs_on_cuda(recipe.engine):
         keep_large_allocations()
+    if args.find_lr:
+        return _find_lr(recipe, folder)
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
-    data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
-    if done.step < done.total_steps:
+    data = {
+        "run": str(folder),
+        "step": done.step,
+        "best_epoch": done.best_epoch,
+        "stopped_early": done.stopped_early,
+        "parameters": done.parameters,
+        "trained_parameters": done.trained_parameters,
+        "seconds": done.seconds,
+        **numbers,
+    }
+    if not done.is_finished:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
     metric = done.task.primary_metric
@@ -121,6 +143,25 @@ def run(args: Any) -> Output:
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
     return Output(data, show)
+
+
+def _find_lr(recipe: Recipe, folder: Path) -> Output:
+    from ..engine.lr_finder import PICTURE, find_lr
+
+    with progress_callback("finding a learning rate") as on_progress:
+        curve = find_lr(recipe, folder, on_progress=on_progress)
+    data = {"folder": str(folder), **asdict(curve)}
+    where = f"curve: {folder / PICTURE}"
+    if curve.steepest is None:
+        return Output(data, [f"no suggestion: the loss does not fall at any learning rate; {where}"])
+    return Output(
+        data,
+        [
+            styled(("suggested: ", "bold"), f"--optim.lr {curve.steepest:.2g}, where the loss falls fastest"),
+            f"also usual: --optim.lr {curve.tenth:.2g}, a tenth of where it is lowest",
+            where,
+        ],
+    )
 
 
 def _plain(name: str, group: Any) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from ..recipe import Recipe
 from ..seeding import stable_hash
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
+from ..tasks.finetune import check_adapters
 from ..tasks.task import Batch, EvalLoader, Evaluation, Training, TrainLoader
 from .launch import launch
 from .lock import FolderLock
 from .loggers import check_loggers
 from .optim import learning_rate, set_learning_rate
 from .run import Run, flat_fields
+from .state import TrainingState
 from .tracker import RunTracker
 from .watchdog import Watchdog
 
@@ -79,22 +81,17 @@ def train(
     """
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
-    fabric = launch(recipe.engine)
-    seed_everything(recipe.seed, verbose=False)
-    torch.use_deterministic_algorithms(recipe.engine.deterministic)
-
+    fabric = start(recipe)
     with _locked(fabric, folder) as lock:
         # A run that is resumed takes all weights from its last checkpoint: its initial weights may be out of reach.
         resumed = bool(training_checkpoints(folder))
         built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
-        with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
-            task = get_task(recipe.task).training(built)
-        _check_images(task, recipe.data)
+        task = open_task(fabric, built)
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
         eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
         run = Run(fabric, task, recipe, folder)
         plan = _plan(run, train_loader.batches_per_epoch, max_steps)
-        finished_before = run.step == run.total_steps and not _evaluation_due(run, plan)
+        finished_before = run.is_finished and not _evaluation_due(run, plan)
         with (
             closing(train_loader),
             closing(eval_loader),
@@ -103,10 +100,13 @@ def train(
         ):
             with _tracker(run, display) as tracker:
                 if finished_before:
-                    tracker.note(f"the run in {folder} is finished: all {run.total_steps} steps are done")
+                    done = _early(run) if run.stopped_early else f"all {run.total_steps} steps are done"
+                    tracker.note(f"the run in {folder} is finished: {done}")
+                elif run.is_partial:
+                    tracker.note(f"training {run.trained_description}")
                 loop = _Loop(run, plan, tracker, signals, watchdog)
                 loop.run_to_end(train_loader, eval_loader)
-            if run.step == run.total_steps and not (finished_before and (folder / "summary.md").exists()):
+            if run.is_finished and not (finished_before and (folder / "summary.md").exists()):
                 loop.report(command)
     return run
 
@@ -126,15 +126,30 @@ def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
         yield lock
 
 
-def _check_images(task: Training, data: str) -> None:
-    """Raise a ValueError if there are no images to train or evaluate on."""
+def start(recipe: Recipe) -> Fabric:
+    """Start the processes of a recipe, and seed their random numbers."""
+    fabric = launch(recipe.engine)
+    seed_everything(recipe.seed, verbose=False)
+    torch.use_deterministic_algorithms(recipe.engine.deterministic)
+    return fabric
+
+
+def open_task(fabric: Fabric, recipe: Recipe) -> Training:
+    """Open the data of a recipe and build its model.
+
+    Raises:
+        ValueError: The recipe is invalid, or there are no images to train or evaluate on.
+    """
+    with fabric.rank_zero_first():  # one process downloads weights and data, the others find them there
+        task = get_task(recipe.task).training(recipe)
     if not len(task.train_set):
-        raise ValueError(f"{data}: no training images; add some")
+        raise ValueError(f"{recipe.data}: no training images; add some")
     if not len(task.val_set):
         raise ValueError(
-            f"{data}: {len(task.train_set)} training images and none to validate on; add a validation split, or enough "
-            "images (two or more per class) for some to be held out"
+            f"{recipe.data}: {len(task.train_set)} training images and none to validate on; add a validation split, or "
+            "enough images (two or more per class) for some to be held out"
         )
+    return task
 
 
 def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:
@@ -155,6 +170,16 @@ def _evaluation_due(run: Run, plan: Plan) -> bool:
     epoch, rest = divmod(run.step, plan.steps_per_epoch)
     wanted = epoch % run.recipe.engine.eval_every == 0 or run.step == run.total_steps
     return run.step > run.evaluated_step and rest == 0 and wanted
+
+
+def _early(run: Run) -> str:
+    """That a run was stopped early, for messages."""
+    primary, engine = run.task.metric_formats[run.task.primary_metric].label, run.recipe.engine
+    by = f" by more than {engine.min_delta:g}" if engine.min_delta else ""
+    return (
+        f"stopped early after epoch {run.epochs:g} of {run.recipe.epochs}: {primary} has not improved{by} in "
+        f"{engine.patience} evaluation{'s' * (engine.patience != 1)}"
+    )
 
 
 def _tracker(run: Run, display: bool) -> RunTracker:
@@ -186,13 +211,16 @@ class _Loop:
         run, plan = self.run, self.plan
         if run.recipe.engine.on_nonfinite == "rollback" and run.step == 0:
             run.save_last()
-        while run.step < plan.stop_at or _evaluation_due(run, plan):
+        while (run.step < plan.stop_at and not run.stopped_early) or _evaluation_due(run, plan):
             if not _evaluation_due(run, plan):
                 self._train_epoch(train_loader)
                 self._save()  # before an evaluation, so that one that fails or is killed costs no training
             if _evaluation_due(run, plan):
                 self._evaluate(eval_loader, run.step // plan.steps_per_epoch)
                 self._save()
+                if run.stopped_early:
+                    self.tracker.note(_early(run))
+                    return
             if run.step < plan.stop_at and _any_rank(self.fabric, bool(self.signals))[0]:
                 raise self._stopped()
 
@@ -225,13 +253,13 @@ class _Loop:
         run, plan, recipe, fabric = self.run, self.plan, self.run.recipe, self.fabric
         epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
         batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
-        groups, start = _groups(batches, plan.accumulate), run.step
+        groups, start = step_batches(batches, plan.accumulate), run.step
         speed = _Speed(plan.images_per_step)
-        run.model.train()
+        run.train_mode()
         while (group := self._next(groups)) is not None:
             self.watchdog.at(f"training step {run.step + 1}")
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
-            losses, grad_norm, reason = _train_step(run, group, lr)
+            losses, grad_norm, reason = train_step(run, group, lr)
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
             if reason:
@@ -255,7 +283,7 @@ class _Loop:
                 if checkpoint_due:
                     self._save()
         if run.step == start and not self.signals:
-            raise ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
+            raise no_batch(recipe)
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
         """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them."""
@@ -301,21 +329,27 @@ class _Loop:
             on_progress(n)
 
         self.watchdog.at("evaluating, no batch done")
-        try:
-            with self.signals.interruptible(), self.tracker.evaluating(len(loader)) as on_progress:
-                metrics = run_evaluation(self.fabric, run.task, run.weights, loader, count)
-        except Interrupted:
-            raise self._stopped() from None
-        self.watchdog.at("recording the evaluation")
-        run.keep_if_best(metrics, epoch)
-        run.evaluated_step = run.step
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        self.tracker.evaluation(run.step, epoch, numbers)
-        if (samples := run.draw_samples(epoch)) is not None:
-            self.tracker.image("samples", run.step, samples)
+        with run.merged():
+            try:
+                with self.signals.interruptible(), self.tracker.evaluating(len(loader)) as on_progress:
+                    metrics = run_evaluation(self.fabric, run.task, run.weights, loader, count)
+            except Interrupted:
+                raise self._stopped() from None
+            self.watchdog.at("recording the evaluation")
+            run.keep_if_best(metrics, epoch)
+            run.evaluated_step = run.step
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+            self.tracker.evaluation(run.step, epoch, numbers)
+            if (samples := run.draw_samples(epoch)) is not None:
+                self.tracker.image("samples", run.step, samples)
 
 
-def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def no_batch(recipe: Recipe) -> ValueError:
+    """The error of an epoch without a batch."""
+    return ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
+
+
+def step_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of ``size`` batches, those of one optimizer step; an incomplete one at the end is left out."""
     group: list[Batch] = []
     for batch in batches:
@@ -325,7 +359,7 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
 
 
-def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
+def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
     """One optimizer step, or none if the loss or the gradient is not finite.
 
     Returns:
@@ -334,7 +368,7 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
     """
     fabric, recipe = run.fabric, run.recipe
     torch.manual_seed(stable_hash("step", recipe.seed, run.step, fabric.global_rank))  # drop path, mixup, proposals
-    buffers = list(run.raw.buffers())  # statistics of BatchNorm
+    buffers = run.statistics()
     before = [buffer.clone() for buffer in buffers] if recipe.engine.on_nonfinite != "stop" else []
     means: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
@@ -346,6 +380,8 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
             fabric.backward(torch.stack(list(losses.values())).sum() / len(batches))
         for name, loss in losses.items():
             means[name] = means.get(name, 0) + loss.detach() / len(batches)
+    if run.step == 0:
+        check_adapters(run.raw)
     average(fabric, [*(buffer for buffer in buffers if buffer.is_floating_point()), *means.values()])
     grad_norm = _clip_gradients(run)
     run.step += 1
@@ -361,7 +397,7 @@ def _train_step(run: Run, batches: list[Batch], lr: float) -> tuple[dict[str, Te
     return means, grad_norm, reason
 
 
-def _clip_gradients(run: Run) -> Tensor | None:
+def _clip_gradients(run: TrainingState) -> Tensor | None:
     """Clip the gradients as the recipe says; returns their norm before.
 
     ``None`` where float16 makes it infinite now and then: the loss scale is then lowered, and the step left out, by the

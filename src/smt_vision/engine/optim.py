@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn, optim
 
 from ..recipe import Optim
+from ..tasks.finetune import is_norm
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:
@@ -22,7 +23,7 @@ def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: i
         steps_per_epoch: Optimizer steps per epoch.
         images_per_step: Images per optimizer step, over all processes and accumulated batches.
     """
-    scale = images_per_step / config.lr_batch if config.lr_batch else 1.0
+    scale = learning_rate_scale(config, images_per_step)
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
     if step < warmup:
         return scale * (config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup)
@@ -32,6 +33,11 @@ def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: i
     progress = (step - warmup) / max(total_steps - warmup, 1)
     left = 1 - progress if config.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
     return scale * (config.min_lr + (config.lr - config.min_lr) * left)
+
+
+def learning_rate_scale(config: Optim, images_per_step: int) -> float:
+    """The factor on the recipe's learning rates for this many images per optimizer step."""
+    return images_per_step / config.lr_batch if config.lr_batch else 1.0
 
 
 def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) -> optim.Optimizer:
@@ -72,7 +78,7 @@ def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     """Two groups: the second, normalization layers and what modules list in ``no_weight_decay()``, has no decay."""
     no_decay: set[int] = set()
     for module in model.modules():
-        if "norm" in type(module).__name__.lower():
+        if is_norm(module):
             no_decay.update(id(p) for p in module.parameters(recurse=False))
         if callable(names := getattr(module, "no_weight_decay", None)):
             named = dict(module.named_parameters())

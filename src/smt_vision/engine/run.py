@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checkpoints
 from ..checkpoints import BEST, EARLIER, KEPT, LAST, Checkpoint, training_checkpoints
@@ -29,7 +28,7 @@ from ..tasks.classes import some_names
 from ..tasks.task import Training
 from ..text import get_logger, shell_word
 from .log import read_log
-from .optim import build_optimizer
+from .state import TrainingState
 from .summary import write_summary
 
 log = get_logger(__name__)
@@ -47,40 +46,31 @@ FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
     "engine.checkpoint_minutes", "engine.keep_last", "engine.keep_every_hours", "engine.on_nonfinite",
     "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
-    "engine.loggers", "input.workers", "input.max_unreadable", "input.allow_damaged",
+    "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable", "input.allow_damaged",
 }  # fmt: skip
 
 
-class Run:
+class Run(TrainingState):
     """A run's state, restored from the newest checkpoint in its folder that can be read, if there is one.
 
     Attributes:
-        raw: The model itself; ``model`` is the same, wrapped for the devices.
-        ema: The averaged model, or ``None``.
-        weights: The model to evaluate and to save as best: the averaged one if there is one.
-        step: Optimizer steps done.
         evaluated_step: The step of the last evaluation.
         total_steps: Optimizer steps of the whole run; 0 before :meth:`plan`.
         left_out: The steps that changed nothing, because of a loss or gradient that was not finite.
         metrics: Metrics of the best weights so far; empty before the first evaluation.
+        history: The primary metric at each evaluation.
 
     Raises:
         ValueError: The folder holds a run of another recipe or on other data, or none of its checkpoints can be read.
     """
 
     def __init__(self, fabric: Fabric, task: Training, recipe: Recipe, folder: Path) -> None:
-        self.fabric, self.task, self.recipe, self.folder = fabric, task, recipe, folder
-        self.raw = task.model
-        model: Any = torch.compile(self.raw) if recipe.engine.compile else self.raw
-        optimizer = build_optimizer(self.raw, recipe.optim, scaled=recipe.engine.precision == "16-mixed")
-        self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.ema = (
-            ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
-        )
-        self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
-        self.step = self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
+        super().__init__(fabric, task, recipe)
+        self.folder = folder
+        self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
+        self.history: list[float] = []
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
         self._labels = task.train_set.hash_labels(), task.val_set.hash_labels()
@@ -113,6 +103,27 @@ class Run:
         self._steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * self.recipe.epochs
         return self.total_steps
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done."""
+        return self.step / self._steps_per_epoch
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the evaluation just done is one too many without an improvement: the run ends before its last step.
+
+        A function of the evaluations so far, so that a resumed run stops where an uninterrupted one does.
+        """
+        engine = self.recipe.engine
+        if engine.patience is None or self.step == self.total_steps or self.step != self.evaluated_step:
+            return False
+        return evaluations_without_improvement(self.history, engine.min_delta) >= engine.patience
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train: all steps are done, or the run was stopped early."""
+        return self.step == self.total_steps or self.stopped_early
 
     @property
     def seconds(self) -> float:
@@ -152,6 +163,7 @@ class Run:
             kept_at=self._kept_at,
             best_epoch=self.best_epoch,
             metrics=self.metrics,
+            history=self.history,
             left_out=self.left_out,
         )
         if keep and self.fabric.is_global_zero:
@@ -200,8 +212,9 @@ class Run:
         self._load_state(checkpoint)
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
-        """Write ``best.pt`` if the primary metric is above that of every earlier evaluation."""
+        """Add an evaluation; write ``best.pt`` if its primary metric is above that of every earlier one."""
         primary = self.task.primary_metric
+        self.history.append(metrics[primary])
         if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch = metrics, epoch
             self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
@@ -272,7 +285,7 @@ class Run:
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         # Checkpoints used to be written after the evaluation only.
         self.evaluated_step = state.get("evaluated_step", self.step)
-        self.left_out = list(state.get("left_out", []))
+        self.left_out, self.history = list(state.get("left_out", [])), list(state.get("history", []))
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
         self._kept_at = state.get("kept_at", 0.0)
 
@@ -373,7 +386,9 @@ class Run:
         )
         drawn = task.pictures(self.folder, self.metrics)
         samples = self._samples(self.best_epoch)
-        module, input_size = get_task(task.spec.task).flops_model(task.model, task.spec)
+        with self.merged():
+            module, input_size = get_task(task.spec.task).flops_model(self.weights, task.spec)
+            cost = describe(module, input_size)
         write_summary(
             self.folder,
             recipe=self.recipe.to_dict(),
@@ -386,10 +401,25 @@ class Run:
             command=command,
             classes=len(task.spec.classes),
             input_description=task.input_description,
-            cost=describe(module, input_size),
+            cost=cost,
+            trained=self.trained_description,
+            stopped_after=round(self.epochs) if self.stopped_early else None,
             tables=task.tables(self.metrics),
             pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
+
+
+def evaluations_without_improvement(values: Sequence[float], min_delta: float) -> int:
+    """Evaluations since the last one that improved a metric.
+
+    Args:
+        values: The metric at each evaluation; higher is better.
+        min_delta: An evaluation improves the metric if it is above the last such value by more than this.
+    """
+    best, since = -math.inf, 0
+    for value in values:
+        best, since = (value, 0) if value > best + min_delta else (best, since + 1)
+    return since
 
 
 def _link(source: Path, target: Path) -> None:

@@ -31,6 +31,8 @@ def write_summary(
     classes: int,
     input_description: str,
     cost: ModelInfo,
+    trained: str,
+    stopped_after: int | None,
     tables: Sequence[Table],
     pictures: Sequence[Path],
 ) -> None:
@@ -51,15 +53,21 @@ def write_summary(
         classes: Number of classes.
         input_description: Description of the model's input.
         cost: Size and cost of the model.
+        trained: The parameters that were trained, in words; empty if they are all.
+        stopped_after: The epoch after which the run was stopped early; ``None`` if it was not.
         tables: Further tables.
         pictures: Image files below the folder to show.
     """
     height, width = cost.input_size[1:]
     model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
+    length = f"{recipe['epochs']} epochs" if stopped_after is None else (
+        f"stopped early after epoch {stopped_after} of {recipe['epochs']}"
+    )
     facts = {
         "model": f"{code(recipe['model'])}: {model}",
+        **({"trained": trained} if trained else {}),
         "data": f"{code(recipe['data'])}: {classes} {'class' if classes == 1 else 'classes'}, {input_description}",
-        "length": f"{recipe['epochs']} epochs, {recipe['batch_size']} images per batch and process",
+        "length": f"{length}, {recipe['batch_size']} images per batch and process",
         "seed": str(recipe["seed"]),
         "time": str(timedelta(seconds=round(seconds))) + _speed(folder),
         "hardware": markdown(hardware),

@@ -1,5 +1,6 @@
 """Training curves."""
 
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,47 @@ def curves(
         lr_axes.plot(*_series(train, "lr"), color=TRAIN, linewidth=1.8)
         lr_axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
         _format_axes(lr_axes, "Learning rate", "learning rate", has_data=bool(train))
+        return figure
+
+    return save(draw, path)
+
+
+def lr_curve(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    steepest: float | None,
+    tenth: float | None,
+    diverged: bool,
+    *,
+    path: Path,
+    title: str,
+) -> Figure:
+    """Draw the loss over a rising learning rate.
+
+    Args:
+        lrs, losses, smoothed, steepest, tenth, diverged: As in ``LearningRateCurve``.
+        path: Path of the image file to write.
+        title: Title of the figure.
+
+    Returns:
+        The figure as written.
+    """
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(7, 4.2))
+        axes = figure.subplots()
+        axes.plot(lrs, losses, color=TRAIN, alpha=0.25, linewidth=0.8, label="loss")
+        axes.plot(lrs, smoothed, color=TRAIN, linewidth=1.8, label="loss, smoothed")
+        for value, color, label in ((steepest, BEST, "falls fastest"), (tenth, EVAL, "a tenth of the minimum")):
+            if value is not None:
+                axes.axvline(value, color=color, linestyle="--", label=f"{value:.2g}: {label}")
+        low, high = min(smoothed), max(smoothed[: len(smoothed) // 2 + 1])
+        margin = 0.5 * (high - low) or 1.0
+        axes.set(xscale="log", ylim=(low - margin, high + margin), xlabel="optim.lr", ylabel="loss")
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        axes.set_title(f"{printable(title)}{', until the loss diverged' if diverged else ''}")
+        axes.legend()
         return figure
 
     return save(draw, path)

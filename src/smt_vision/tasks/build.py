@@ -1,7 +1,7 @@
 """Building models from their specs, and loading initial weights."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,8 +118,7 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     """
     same_classes = classes is None or checkpoint.spec is None or _same_classes(checkpoint, classes)
     own = model.state_dict()
-    heads = model.pretrained_cfg.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    heads = classifier_layers(model)
     state = _state_for(model, [key for key in own if key.rpartition(".")[0] not in heads], checkpoint)
     convs = model.pretrained_cfg.get("first_conv") or ()
     for key in [f"{conv}.weight" for conv in ((convs,) if isinstance(convs, str) else convs)]:
@@ -131,6 +130,12 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
         elif key not in state or state[key].shape != own[key].shape or not same_classes:
             state[key] = own[key]
     _load_state(model, state, checkpoint, "model and model_args")
+
+
+def classifier_layers(model: Any) -> tuple[str, ...]:
+    """Names of the layers of a timm model that have an output per class."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _state_for(model: nn.Module, keys: list[str], checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -204,13 +209,15 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Check
 
 
 def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:
-    """Rename a classifier's weights to the keys of its ``features_only`` model, e.g. ``stages.0`` to ``stages_0``."""
-    out = {}
-    for name in features:
-        first, _, rest = name.partition(".")
-        parent, _, child = first.rpartition("_")
-        out[name] = classifier[name] if name in classifier else classifier[f"{parent}.{child}.{rest}"]
-    return out
+    """Rename a classifier's weights to the keys of its ``features_only`` model."""
+    return {name: classifier[classifier_key(name, classifier)] for name in features}
+
+
+def classifier_key(name: str, classifier: Container[str]) -> str:
+    """The classifier's key for one of its ``features_only`` model, e.g. ``stages.0.norm`` for ``stages_0.norm``."""
+    first, _, rest = name.partition(".")
+    parent, _, child = first.rpartition("_")
+    return name if name in classifier else f"{parent}.{child}.{rest}"
 
 
 def resolve_input(config: AnyInput, model: nn.Module) -> AnyInput:
