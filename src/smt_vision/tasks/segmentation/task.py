@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..class_weights import class_weights
 from ..classes import with_classes
 from ..samples import sample_rows, top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -170,11 +172,20 @@ class SegmentationTraining(SegmentationEvaluation):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
+        self.class_weights = self._class_weights()
         height, width = self.config.crop
         self.input_description = f"crops of {self.input.channels} x {height} x {width} pixels"
 
     def _open(self, split: Literal["train", "val"]) -> SegmentationDataset:
         return open_segmentation(self.recipe.data, split, self.recipe.segment)
+
+    def _class_weights(self) -> Tensor | None:
+        loss = self.recipe.loss
+        classes = ("background", "object") if self.binary else self.classes
+        computed = isinstance(loss.class_weights, str) and loss.class_weights != "none"
+        # Reads all label maps.
+        pixels = self.train_set.count_pixels() if computed else np.zeros((0, len(classes)), dtype=np.int64)
+        return class_weights(loss, classes, pixels.sum(axis=0), samples=(pixels > 0).sum(axis=0))
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -192,6 +203,7 @@ class SegmentationTraining(SegmentationEvaluation):
             seed=recipe.seed,
             rank=rank,
             world=world,
+            sampling=recipe.sampling,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
@@ -200,8 +212,13 @@ class SegmentationTraining(SegmentationEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """``cross_entropy``, or ``bce`` and ``iou``; and ``auxiliary``, the weighted loss of the auxiliary head."""
-        compute = binary_losses if self.binary else class_losses
+        """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; and
+        ``auxiliary``, the weighted loss of the auxiliary head."""
+        compute = partial(
+            binary_losses if self.binary else class_losses,
+            gamma=self.recipe.loss.gamma if self.recipe.loss.name == "focal" else None,
+            weight=None if self.class_weights is None else self.class_weights.to(batch["image"].device),
+        )
         logits, auxiliary = model(batch["image"])
         losses = compute(logits, batch["label"])
         if auxiliary is not None:
