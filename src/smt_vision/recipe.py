@@ -111,7 +111,7 @@ class Augment(Group):
 
 @dataclass(frozen=True)
 class Sampling(Group):
-    """How often an epoch has each training image; a class here is a class of any of an image's labels, objects or pixels.
+    """How often an epoch has each training image, by the classes of its labels, objects or pixels.
 
     Args:
         method: ``uniform``: each image once. ``balanced``: each class equally often, and ``sqrt``: in proportion to the
@@ -135,7 +135,7 @@ class Loss(Group):
     Args:
         class_weights: Weight of each class: ``none``; ``balanced``: inverse to its frequency in the training images;
             ``effective``: inverse to its effective number (Cui et al., CVPR 2019); or a list, one per class in their
-            order. Those that are computed have a mean of 1 over the training labels, so that the scale of the loss stays.
+            order. Computed weights have a mean of 1 over the training labels, so that the scale of the loss stays.
         beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n samples; 0 weights all
             classes equally, towards 1 the weights become those of ``balanced``.
         gamma: Of ``focal``: exponent by which well classified examples count less.
@@ -321,8 +321,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON and YAML hold it (dicts, lists, numbers and strings), with its ``task``."""
         values = json.loads(json.dumps(asdict(self)))
-        # A task's own groups are not last, where they would not be missed in a file that is cut off: there were versions
-        # without them.
+        # A task's own groups are not last, where they would not be missed in a file that is cut off: there were
+        # versions without them.
         own = {name: values.pop(name) for name in list(values) if name not in Recipe.__dataclass_fields__}
         return {"task": self.task, **own, **values}
 

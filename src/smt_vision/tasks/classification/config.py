@@ -122,8 +122,8 @@ class ClassificationLoss(Loss):
     Args:
         class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of training images;
             ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019); or a list, one
-            per class in their order. Those that are computed have a mean of 1 over the training labels, so that the
-            scale of the loss stays. A weight multiplies the terms of its class as a target.
+            per class in their order. Computed weights have a mean of 1 over the training labels, so that the scale of
+            the loss stays. A weight multiplies the terms of its class as a target.
         beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
             classes equally, towards 1 the weights become those of ``balanced``.
         gamma: Of ``focal``: exponent by which well classified images count less.
@@ -167,6 +167,6 @@ class ClassificationRecipe(Recipe):
         super().__post_init__()
         if self.classify.multi_label and self.loss.name == "cross_entropy":
             raise ValueError(
-                "invalid loss.name=cross_entropy: an image with classify.multi_label has any number of classes; expected "
-                "auto, bce, focal or asymmetric"
+                "invalid loss.name=cross_entropy: images have any number of classes with classify.multi_label; "
+                "expected auto, bce, focal or asymmetric"
             )

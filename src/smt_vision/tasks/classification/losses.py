@@ -60,7 +60,7 @@ def classification_loss(
         if name == "cross_entropy":
             if weight is None:
                 return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-            # Not its own mean, which of class indices divides by the weights of the batch, and of soft targets does not.
+            # PyTorch's mean divides by the weights in the batch for class indices, and not for soft targets.
             terms = F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing, reduction="none")
             return terms.mean()
         if target.ndim == 1:
@@ -105,10 +105,10 @@ def one_vs_all(
 ) -> Tensor:
     """Asymmetric loss (B, K) of Ridnik et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021.
 
-    With p the sigmoid of the logit, and q = max(p - clip, 0), the sum of -weight target (1 - p)^gamma_positive log(p) and
-    -(1 - target) q^gamma_negative log(1 - q). Binary cross-entropy is the case of zeros; the focal loss of Lin et al.
-    (ICCV 2017) that of equal exponents without clipping. All three follow from this form for soft targets too, which the
-    libraries' functions treat each in another way.
+    With p the sigmoid of the logit and q = max(p - clip, 0), the sum of -weight target (1 - p)^gamma_positive log(p)
+    and -(1 - target) q^gamma_negative log(1 - q). Without exponents and clipping it is binary cross-entropy, with equal
+    exponents and no clipping the focal loss of Lin et al. (ICCV 2017). For targets of 0 and 1 it equals the functions of
+    PyTorch, torchvision and timm; these treat soft targets in different ways, or have no class weights.
 
     Args:
         logits: (B, K) float32.

@@ -84,9 +84,9 @@ class SegmentationLoss(Loss):
     Args:
         class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of pixels in the training
             images; ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019; the
-            pixels of an image are no independent samples); or a list, one per class in their order. Those that are
-            computed have a mean of 1 over the labeled pixels, so that the scale of the loss stays. For ``binary``, the
-            classes are background and object; the IoU loss has no weights.
+            pixels of an image are not independent samples); or a list, one per class in their order. Computed weights
+            have a mean of 1 over the labeled pixels, so that the scale of the loss stays. For ``binary``, the classes
+            are background and object; the IoU loss has no weights.
         beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
             classes equally, towards 1 the weights become inverse to the number of images.
         gamma: Of ``focal``: exponent by which well classified pixels count less.
