@@ -1,6 +1,7 @@
 """Write a long-tailed part of a classification dataset as class folders, e.g. CIFAR-10-LT (Cui et al., CVPR 2019).
 
-Of K classes with N training images each, class k keeps the first N / RATIO^(k / (K - 1)); all validation images are kept.
+Of K classes with N training images each, class k keeps the first N / RATIO^(k / (K - 1)). All validation images are
+kept.
 
 Usage: python examples/long_tail.py DATA FOLDER [RATIO]
 """
@@ -15,7 +16,7 @@ from smt_vision.tasks.classification.data.sources import open_dataset
 
 
 def main(data: str, folder: Path, ratio: float) -> None:
-    train, val = (open_dataset(data, split, val_fraction=0.1, seed=0) for split in ("train", "val"))  # type: ignore[arg-type]
+    train, val = open_dataset(data, "train"), open_dataset(data, "val")
     largest, steps = int(np.bincount(train.targets).max()), len(train.classes) - 1
     counts = [int(largest / ratio ** (k / steps)) for k in range(steps + 1)]
     rows = np.concatenate([np.flatnonzero(train.targets == k)[:count] for k, count in enumerate(counts)])

@@ -41,7 +41,7 @@ class Draws:
 
     def per_image(self) -> npt.NDArray[np.float64]:
         """Expected draws per epoch of each image (N,)."""
-        return np.bincount(self.image, weights=self.expected, minlength=self.images)
+        return np.bincount(self.image, weights=self.expected, minlength=self.images).astype(np.float64)
 
     def sample(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """The draws of an epoch (L,), in random order.

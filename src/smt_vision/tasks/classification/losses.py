@@ -107,8 +107,8 @@ def one_vs_all(
 
     With p the sigmoid of the logit and q = max(p - clip, 0), the sum of -weight target (1 - p)^gamma_positive log(p)
     and -(1 - target) q^gamma_negative log(1 - q). Without exponents and clipping it is binary cross-entropy, with equal
-    exponents and no clipping the focal loss of Lin et al. (ICCV 2017). For targets of 0 and 1 it equals the functions of
-    PyTorch, torchvision and timm; these treat soft targets in different ways, or have no class weights.
+    exponents and no clipping the focal loss of Lin et al. (ICCV 2017). For targets of 0 and 1 it equals the functions
+    of PyTorch, torchvision and timm; these treat soft targets in different ways, or have no class weights.
 
     Args:
         logits: (B, K) float32.
