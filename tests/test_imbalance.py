@@ -30,7 +30,7 @@ from smt_vision.tasks.classification.losses import classification_loss
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.config import IGNORE_INDEX, SegmentationLoss, SegmentConfig
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
-from smt_vision.tasks.segmentation.losses import binary_losses, class_losses
+from smt_vision.tasks.segmentation.losses import binary_losses, class_losses, dice_loss
 from tiny_run import COLORS, tiny, write_images
 
 NAMES = ("a", "b", "c")
@@ -425,6 +425,20 @@ def test_binary_segmentation_losses_by_hand() -> None:
     same(plain["iou"], weighted["iou"])
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_dice_loss_by_hand(binary: bool) -> None:
+    logits = torch.randn(2, 1 if binary else 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(32).reshape(2, 4, 4) % 2  # of three classes, the last does not occur
+    label[0, :2] = IGNORE_INDEX
+    known = label != IGNORE_INDEX
+    p = logits.sigmoid() if binary else logits.softmax(1)
+    of_class = [(p[:, 0], 1)] if binary else [(p[:, k], k) for k in range(2)]
+    dice = [
+        1 - 2 * score[known & (label == k)].sum() / (score[known].sum() + (label == k).sum()) for score, k in of_class
+    ]
+    same(dice_loss(binary)(logits, label), sum(dice) / logits.shape[1])
+
+
 # Runs
 
 
@@ -463,11 +477,11 @@ def test_dense_tasks_take_sampling_and_weights(shapes: Path, scenes: Path) -> No
     recipe = scenes_recipe(scenes)
     plain: Any = get_task("segment").training(recipe)
     weighted: Any = get_task("segment").training(
-        replace(recipe, sampling=sampling, loss=SegmentationLoss("balanced", name="focal"))
+        replace(recipe, sampling=sampling, loss=SegmentationLoss("balanced", name="focal", dice=0.5))
     )
     pixels = weighted.train_set.count_pixels().sum(axis=0)
     assert weighted.class_weights.numpy() == pytest.approx(pixels.sum() / (len(pixels) * pixels))
     assert plain.class_weights is None
     batch = next(iter(weighted.train_loader(0, 1).epoch(0)))
-    assert set(weighted.loss(weighted.model, batch)) == {"focal", "auxiliary"}
+    assert set(weighted.loss(weighted.model, batch)) == {"focal", "dice", "auxiliary"}
     assert set(plain.loss(plain.model, batch)) == {"cross_entropy", "auxiliary"}

@@ -92,9 +92,12 @@ class SegmentationLoss(Loss):
         gamma: Of ``focal``: exponent by which well classified pixels count less.
         name: ``cross_entropy``; ``focal`` (Lin et al., ICCV 2017): cross-entropy of which well classified pixels count
             less. For ``binary``, both are of the sigmoid.
+        dice: Weight of the Dice loss (Milletari et al., 3DV 2016), which is added; 0 for none. It needs the extra
+            ``segment``.
     """
 
     name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    dice: Annotated[float, Range(ge=0, le=1000)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

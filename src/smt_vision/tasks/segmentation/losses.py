@@ -5,9 +5,12 @@ cross-entropy: each pixel's term is multiplied by (1 - p)^gamma, p being the pro
 means over the labeled pixels, see :mod:`smt_vision.tasks.class_weights`; 0 without any.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...extras import require
 from .config import IGNORE_INDEX
 from .heads.upernet import resize
 
@@ -63,6 +66,26 @@ def binary_losses(
     intersection = (probability * target).sum(dim=(1, 2))
     union = (probability + target - probability * target).sum(dim=(1, 2))
     return {name: total / known.sum().clamp(min=1), "iou": (1 - (intersection + 1) / (union + 1)).mean()}
+
+
+def dice_loss(binary: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Mean over the classes of 1 - soft Dice coefficient of a batch, by segmentation_models.pytorch.
+
+    A class without a pixel in the batch counts as 0.
+
+    Args:
+        binary: Whether there is one class, the object. The loss has the arguments of :func:`binary_losses`, otherwise
+            those of :func:`class_losses`.
+
+    Returns:
+        ``(logits, label) -> loss``.
+
+    Raises:
+        ImportError: segmentation_models.pytorch is not installed.
+    """
+    module = require("segmentation_models_pytorch.losses", "segment")
+    compute = module.DiceLoss("binary" if binary else "multiclass", ignore_index=IGNORE_INDEX)
+    return lambda logits, label: compute(resize(logits.float(), label.shape[-2:]), label)
 
 
 def _focal(cross_entropy: Tensor, gamma: float) -> Tensor:

@@ -7,7 +7,6 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +36,7 @@ from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
 from .heads.sliding import segment
 from .heads.upernet import UPerNet
-from .losses import binary_losses, class_losses
+from .losses import binary_losses, class_losses, dice_loss
 from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
@@ -172,6 +171,7 @@ class SegmentationTraining(SegmentationEvaluation):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
+        self.dice = dice_loss(self.binary) if recipe.loss.dice > 0 else None
         self.class_weights = self._class_weights()
         height, width = self.config.crop
         self.input_description = f"crops of {self.input.channels} x {height} x {width} pixels"
@@ -212,18 +212,23 @@ class SegmentationTraining(SegmentationEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; and
+        """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; ``dice``; and
         ``auxiliary``, the weighted loss of the auxiliary head."""
-        compute = partial(
-            binary_losses if self.binary else class_losses,
-            gamma=self.recipe.loss.gamma if self.recipe.loss.name == "focal" else None,
-            weight=None if self.class_weights is None else self.class_weights.to(batch["image"].device),
-        )
         logits, auxiliary = model(batch["image"])
-        losses = compute(logits, batch["label"])
+        losses = self._losses(logits, batch["label"])
         if auxiliary is not None:
-            terms = compute(auxiliary, batch["label"]).values()
+            terms = self._losses(auxiliary, batch["label"]).values()
             losses["auxiliary"] = self.config.aux_weight * torch.stack(list(terms)).sum()
+        return losses
+
+    def _losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The losses of one head by name."""
+        loss = self.recipe.loss
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        compute = binary_losses if self.binary else class_losses
+        losses = compute(logits, label, loss.gamma if loss.name == "focal" else None, weight)
+        if self.dice is not None:
+            losses["dice"] = loss.dice * self.dice(logits, label)
         return losses
 
 
