@@ -16,8 +16,8 @@ _CLASSIFICATION_ONLY = {
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "classify", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
     "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
-    "freeze", "input.allow_damaged", "input.exact", "lora", "optim.milestones", "optim.no_decay", "optim.schedule",
-    "train_fraction",
+    "freeze", "input.allow_damaged", "input.exact", "lora", "loss", "optim.milestones", "optim.no_decay",
+    "optim.schedule", "sampling", "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

@@ -110,6 +110,50 @@ class Augment(Group):
 
 
 @dataclass(frozen=True)
+class Sampling(Group):
+    """How often an epoch has each training image, by the classes of its labels, objects or pixels.
+
+    Args:
+        method: ``uniform``: each image once. ``balanced``: each class equally often, and ``sqrt``: in proportion to the
+            square root of its number of images (Mahajan et al., ECCV 2018); the epoch has as many images as the
+            dataset, those without a class as often as before. ``repeat_factor``: images with a class that fewer than
+            ``threshold`` of the images have are repeated, by LVIS's repeat factors (Gupta et al., CVPR 2019); all
+            others are there once, so the epoch is longer.
+        threshold: Of ``repeat_factor``: fraction of the images below which a class is rare.
+    """
+
+    group: ClassVar[str] = "sampling"
+
+    method: Literal["uniform", "balanced", "sqrt", "repeat_factor"] = "uniform"
+    threshold: PositiveFraction = 0.001
+
+
+@dataclass(frozen=True)
+class Loss(Group):
+    """How the classes are weighted in a loss; each task adds the name of the loss.
+
+    Args:
+        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its frequency in the training images;
+            ``effective``: inverse to its effective number (Cui et al., CVPR 2019); or a list, one per class in their
+            order. Computed weights have a mean of 1 over the training labels, so that the scale of the loss stays.
+        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n samples; 0 weights all
+            classes equally, towards 1 the weights become those of ``balanced``.
+        gamma: Of ``focal``: exponent by which well classified examples count less.
+    """
+
+    group: ClassVar[str] = "loss"
+
+    class_weights: Literal["none", "balanced", "effective"] | tuple[Annotated[float, Range(ge=0, le=1e6)], ...] = "none"
+    beta: FractionBelow1 = 0.999
+    gamma: Annotated[float, Range(ge=0, le=100)] = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.class_weights, str) and not any(self.class_weights):
+            raise ValueError(f"invalid loss.class_weights={short(self.class_weights)}: expected a weight above 0")
+
+
+@dataclass(frozen=True)
 class Optim(Group):
     """The optimizer, and the learning rate as a function of the step.
 
@@ -266,6 +310,7 @@ class Recipe:
         seed: Seed of everything random.
         input: How images become tensors.
         augment: Training augmentation.
+        sampling: How often an epoch has each training image.
         optim: Optimizer and learning rate.
         engine: How the run is carried out.
         expected: Expected result, in percent by metric.
@@ -292,6 +337,7 @@ class Recipe:
     seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = 0
     input: Input = field(default_factory=Input)
     augment: Augment = field(default_factory=Augment)
+    sampling: Sampling = field(default_factory=Sampling)
     optim: Optim = field(default_factory=Optim)
     engine: Engine = field(default_factory=Engine)
     expected: dict[str, Annotated[float, Range()]] = field(default_factory=dict)
@@ -317,9 +363,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON and YAML hold it (dicts, lists, numbers and strings), with its ``task``."""
         values = json.loads(json.dumps(asdict(self)))
-        # Not last, where it would not be missed in a file that is cut off: there was a version without it.
-        head = {self.head_group: values.pop(self.head_group)}
-        return {"task": self.task, **head, **values}
+        # A task's own groups are not last, where they would not be missed in a file that is cut off: there were
+        # versions without them.
+        own = {name: values.pop(name) for name in list(values) if name not in Recipe.__dataclass_fields__}
+        return {"task": self.task, **own, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":

@@ -78,6 +78,10 @@ class RawDataset(ABC, Generic[T]):
         """
         return [np.arange(len(self))]
 
+    @abstractmethod
+    def presence(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Image index (P,) and class index (P,) of each pair of an image and a class that occurs in it, by class."""
+
     def unused_classes(self) -> list[int]:
         """Indices of the classes that are known not to occur."""
         return []

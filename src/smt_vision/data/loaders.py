@@ -16,20 +16,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..recipe import Input
+from ..recipe import Input, Sampling
 from ..seeding import stable_hash
 from ..signals import ignore_stop_signals
 from ..text import get_logger
 from .dataset import RawDataset
 from .decode import UnreadableImage, channels_of, decode
 from .samplers import EvalSampler, TrainSampler
+from .sampling import image_draws
 
 log = get_logger(__name__)
 CLOSE_SECONDS = 2.0  # that worker processes have to end by themselves
 T = TypeVar("T")  # target of an image in a dataset
 B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "image", "index" and "unreadable"
 
-Position = tuple[int, int]  # epoch and index of an image
+Position = tuple[int, int]  # epoch, and index of an image or of a repeat of it; see TrainSampler
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
 Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
 Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
@@ -39,7 +40,8 @@ class DecodedImages(Dataset[Item], Generic[T]):
     """Decoded and transformed images, indexed by (epoch, index).
 
     Random numbers depend on (seed, epoch, index) only, so that images are the same for any number of workers and
-    processes, and after a resume.
+    processes, and after a resume. An index is taken modulo the number of images: a repeat of an image in an epoch has
+    an index of its own, and so another augmentation.
 
     Args:
         images: Encoded images and their targets.
@@ -263,6 +265,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     groups: npt.NDArray[np.bool_] | None = None,
+    sampling: Sampling | None = None,
 ) -> TrainLoader[Any]:
     """Shuffled batches for training.
 
@@ -280,12 +283,14 @@ def train_loader(
         world: Number of processes.
         groups: (length,) which of two groups each image is in, e.g. portrait and landscape. At most one batch per epoch
             mixes the groups. ``None`` uses one group.
+        sampling: How often an epoch has each image; ``None`` for once.
 
     Raises:
         UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
     """
     dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
-    sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups)
+    draws = image_draws(images, sampling or Sampling())
+    sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups, draws=draws)
     return TrainLoader(dataset, stack, sampler, input)
 
 

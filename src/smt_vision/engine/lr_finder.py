@@ -104,7 +104,9 @@ def find_lr(
             if diverged:
                 break
     if len(losses) < 2:
-        raise ValueError(f"the loss is not finite at the learning rate {min_lr:g}: {failure}; check the data, or lower min_lr")
+        raise ValueError(
+            f"the loss is not finite at the learning rate {min_lr:g}: {failure}; check the data, or lower min_lr"
+        )
     curve = _curve(lrs[: len(losses)], losses, diverged)
     if folder is not None and fabric.is_global_zero:
         folder = Path(folder)

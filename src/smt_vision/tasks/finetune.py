@@ -82,7 +82,9 @@ def _frozen_names(network: nn.Module, heads: tuple[str, ...], spec: ModelSpec, p
     stages, count = _stages(network, spec)
     last = 0 if part == "stem" else int(part)
     if last > count:
-        raise ValueError(f"invalid freeze={part}: {spec.model} has {count} stages; expected at most {count}, or backbone")
+        raise ValueError(
+            f"invalid freeze={part}: {spec.model} has {count} stages; expected at most {count}, or backbone"
+        )
     matched = [i for i, name in enumerate(names) if stages[name] <= last]
     # What belongs to no stage and comes before, e.g. a token, is below the trained layers, too.
     return {name for i, name in enumerate(names) if stages[name] <= last or (stages[name] > count and i < matched[-1])}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
-from ...recipe import INTERPOLATIONS, Augment, Group, Input, Recipe
+from ...recipe import INTERPOLATIONS, Augment, Group, Input, Loss, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
@@ -115,6 +115,33 @@ class ClassifyConfig(Group):
     temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
 
 
+@dataclass(frozen=True)
+class ClassificationLoss(Loss):
+    """The loss of a classifier, and how it weights the classes.
+
+    Args:
+        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of training images;
+            ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019); or a list, one
+            per class in their order. Computed weights have a mean of 1 over the training labels, so that the scale of
+            the loss stays. A weight multiplies the terms of its class as a target.
+        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
+            classes equally, towards 1 the weights become those of ``balanced``.
+        gamma: Of ``focal``: exponent by which well classified images count less.
+        name: ``cross_entropy``; ``bce``: binary cross-entropy of each class, one-vs-all; ``focal`` (Lin et al., ICCV
+            2017): of the softmax, or with ``classify.multi_label`` of the sigmoid of each class; ``asymmetric``
+            (Ridnik et al., ICCV 2021): one-vs-all; ``auto``: ``cross_entropy``, or with ``classify.multi_label``
+            ``bce``.
+        gamma_positive: Of ``asymmetric``: exponent for the classes that an image has.
+        gamma_negative: Of ``asymmetric``: exponent for the classes that it does not have.
+        clip: Of ``asymmetric``: probability up to which a class that an image does not have costs nothing.
+    """
+
+    name: Literal["auto", "cross_entropy", "bce", "focal", "asymmetric"] = "auto"
+    gamma_positive: Annotated[float, Range(ge=0, le=100)] = 0.0
+    gamma_negative: Annotated[float, Range(ge=0, le=100)] = 4.0
+    clip: FractionBelow1 = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe):
     """A training run of a classifier.
@@ -125,6 +152,7 @@ class ClassificationRecipe(Recipe):
         input: How images become tensors.
         augment: Augmentation of images and labels.
         classify: What the outputs mean.
+        loss: The loss, and how it weights the classes.
     """
 
     task: ClassVar[str] = "classify"
@@ -133,3 +161,12 @@ class ClassificationRecipe(Recipe):
     input: ClassificationInput = field(default_factory=ClassificationInput)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    loss: ClassificationLoss = field(default_factory=ClassificationLoss)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classify.multi_label and self.loss.name == "cross_entropy":
+            raise ValueError(
+                "invalid loss.name=cross_entropy: images have any number of classes with classify.multi_label; "
+                "expected auto, bce, focal or asymmetric"
+            )

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -27,6 +26,7 @@ from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
 from .export import ClassifierExport
+from .losses import classification_loss
 from .metrics import ClassificationMetrics
 from .pictures import Mistake, mistakes, thumbnail
 from .predictor import Classifier
@@ -117,6 +117,13 @@ class ClassificationTraining(ClassificationEvaluation):
         self.spec = replace(spec, input=self.input)
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
         self.mix = _mix(recipe.augment, len(self.classes))
+        self.criterion = classification_loss(
+            recipe.loss,
+            self.classes,
+            np.bincount(self.train_set.presence()[1], minlength=len(self.classes)),
+            multi_label=recipe.classify.multi_label,
+            label_smoothing=recipe.augment.label_smoothing,
+        )
 
     def _open(self, split: Literal["train", "val"]) -> ImageDataset:
         recipe = self.recipe
@@ -131,7 +138,14 @@ class ClassificationTraining(ClassificationEvaluation):
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
         return classification_train_loader(
-            self.train_set, self.input, recipe.augment, recipe.batch_size, seed=recipe.seed, rank=rank, world=world
+            self.train_set,
+            self.input,
+            recipe.augment,
+            recipe.batch_size,
+            seed=recipe.seed,
+            rank=rank,
+            world=world,
+            sampling=recipe.sampling,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
@@ -144,7 +158,7 @@ class ClassificationTraining(ClassificationEvaluation):
         image, target = batch["image"], batch["target"]
         if self.mix is not None:
             image, target = self.mix(image, target)
-        return {"loss": F.cross_entropy(model(image), target, label_smoothing=self.recipe.augment.label_smoothing)}
+        return {"loss": self.criterion(model(image), target)}
 
 
 class ClassificationMetric:

@@ -146,6 +146,7 @@ class DetectionTraining(DetectionEvaluation):
             seed=recipe.seed,
             rank=rank,
             world=world,
+            sampling=recipe.sampling,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Channels, FractionBelow1, NotEmpty, PositiveFraction, Range, Side
-from ...recipe import Group, Recipe
+from ...recipe import Group, Loss, Recipe
 
 IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
@@ -77,6 +77,29 @@ class SegmentConfig(Group):
         return self.kind == "binary"
 
 
+@dataclass(frozen=True)
+class SegmentationLoss(Loss):
+    """The loss of a segmenter, and how it weights the classes.
+
+    Args:
+        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of pixels in the training
+            images; ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019; the
+            pixels of an image are not independent samples); or a list, one per class in their order. Computed weights
+            have a mean of 1 over the labeled pixels, so that the scale of the loss stays. For ``binary``, the classes
+            are background and object; the IoU loss has no weights.
+        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
+            classes equally, towards 1 the weights become inverse to the number of images.
+        gamma: Of ``focal``: exponent by which well classified pixels count less.
+        name: ``cross_entropy``; ``focal`` (Lin et al., ICCV 2017): cross-entropy of which well classified pixels count
+            less. For ``binary``, both are of the sigmoid.
+        dice: Weight of the Dice loss (Milletari et al., 3DV 2016), which is added; 0 for none. It needs the extra
+            ``segment``.
+    """
+
+    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    dice: Annotated[float, Range(ge=0, le=1000)] = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(Recipe):
     """A training run of a segmenter.
@@ -84,9 +107,11 @@ class SegmentationRecipe(Recipe):
     Args:
         data: Folder of images and label maps.
         segment: Segmentation head, image sizes and test-time options.
+        loss: The loss, and how it weights the classes.
     """
 
     task: ClassVar[str] = "segment"
     head_group: ClassVar[str] = "segment"
 
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    loss: SegmentationLoss = field(default_factory=SegmentationLoss)

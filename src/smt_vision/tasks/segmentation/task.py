@@ -24,6 +24,7 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..class_weights import class_weights
 from ..classes import with_classes
 from ..samples import sample_rows, top_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -35,7 +36,7 @@ from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
 from .heads.sliding import segment
 from .heads.upernet import UPerNet
-from .losses import binary_losses, class_losses
+from .losses import binary_losses, class_losses, dice_loss
 from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
@@ -170,11 +171,21 @@ class SegmentationTraining(SegmentationEvaluation):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
+        self.dice = dice_loss(self.binary) if recipe.loss.dice > 0 else None
+        self.class_weights = self._class_weights()
         height, width = self.config.crop
         self.input_description = f"crops of {self.input.channels} x {height} x {width} pixels"
 
     def _open(self, split: Literal["train", "val"]) -> SegmentationDataset:
         return open_segmentation(self.recipe.data, split, self.recipe.segment)
+
+    def _class_weights(self) -> Tensor | None:
+        loss = self.recipe.loss
+        classes = ("background", "object") if self.binary else self.classes
+        computed = isinstance(loss.class_weights, str) and loss.class_weights != "none"
+        # Reads all label maps.
+        pixels = self.train_set.count_pixels() if computed else np.zeros((0, len(classes)), dtype=np.int64)
+        return class_weights(loss, classes, pixels.sum(axis=0), samples=(pixels > 0).sum(axis=0))
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
@@ -192,6 +203,7 @@ class SegmentationTraining(SegmentationEvaluation):
             seed=recipe.seed,
             rank=rank,
             world=world,
+            sampling=recipe.sampling,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
@@ -200,13 +212,23 @@ class SegmentationTraining(SegmentationEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """``cross_entropy``, or ``bce`` and ``iou``; and ``auxiliary``, the weighted loss of the auxiliary head."""
-        compute = binary_losses if self.binary else class_losses
+        """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; ``dice``; and
+        ``auxiliary``, the weighted loss of the auxiliary head."""
         logits, auxiliary = model(batch["image"])
-        losses = compute(logits, batch["label"])
+        losses = self._losses(logits, batch["label"])
         if auxiliary is not None:
-            terms = compute(auxiliary, batch["label"]).values()
+            terms = self._losses(auxiliary, batch["label"]).values()
             losses["auxiliary"] = self.config.aux_weight * torch.stack(list(terms)).sum()
+        return losses
+
+    def _losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The losses of one head by name."""
+        loss = self.recipe.loss
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        compute = binary_losses if self.binary else class_losses
+        losses = compute(logits, label, loss.gamma if loss.name == "focal" else None, weight)
+        if self.dice is not None:
+            losses["dice"] = loss.dice * self.dice(logits, label)
         return losses
 
 

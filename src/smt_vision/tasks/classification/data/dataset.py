@@ -56,6 +56,10 @@ class ImageDataset(RawDataset[int]):
     def by_class(self) -> list[npt.NDArray[np.int64]]:
         return group_by(self.targets, np.arange(len(self)))
 
+    def presence(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        image = np.argsort(self.targets, kind="stable")
+        return image, self.targets[image]
+
     def describe(self) -> str:
         """Number of images and classes, and the smallest and largest class."""
         counts = np.bincount(self.targets, minlength=len(self.classes))

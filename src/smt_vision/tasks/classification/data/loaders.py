@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
+from ....recipe import Sampling
 from ..config import ClassificationAugment, ClassificationInput
 from .dataset import ImageDataset
 from .transforms import eval_transform, train_transform
@@ -60,10 +61,11 @@ def classification_train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    sampling: Sampling | None = None,
 ) -> TrainLoader[ClassificationBatch]:
     """Shuffled and augmented batches; see :func:`smt_vision.data.loaders.train_loader`."""
     transform = _LabeledTransform(train_transform(input, augment))
-    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world)
+    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, sampling=sampling)
 
 
 def classification_eval_loader(

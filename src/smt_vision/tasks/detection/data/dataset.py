@@ -256,10 +256,14 @@ class DetectionDataset(RawDataset[DetectionTarget]):
 
     def by_class(self) -> list[npt.NDArray[np.int64]]:
         """See the base class. Crowds do not count."""
+        image, label = self.presence()
+        return [*group_by(label, image), np.setdiff1d(np.arange(len(self)), image)]
+
+    def presence(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """See the base class. Crowds do not count."""
         image = np.repeat(np.arange(len(self)), np.diff(self._first))[~self._crowd]
         pairs = np.unique(np.stack([self._labels[~self._crowd], image], axis=1), axis=0)
-        others = np.setdiff1d(np.arange(len(self)), image)
-        return [*group_by(pairs[:, 0], pairs[:, 1]), others]
+        return pairs[:, 1], pairs[:, 0]
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         """See the base class. Classes that the dataset does not have get category ids above its own."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
-from ....recipe import Input
+from ....recipe import Input, Sampling
 from ..config import DetectConfig, DetectionAugment
 from .dataset import DetectionDataset
 from .transforms import DetectionTransform
@@ -50,6 +50,7 @@ def detection_train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    sampling: Sampling | None = None,
 ) -> TrainLoader[DetectionBatch]:
     """Shuffled, augmented batches of either portrait or landscape images.
 
@@ -61,7 +62,8 @@ def detection_train_loader(
     if detect.has_masks:
         images.require_masks()
     transform = DetectionTransform(input, detect, augment)
-    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, groups=images.portrait())
+    groups = images.portrait()
+    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, groups, sampling)
 
 
 def detection_eval_loader(

@@ -6,6 +6,7 @@ Shapes: an image and its label map have H x W pixels.
 import copy
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ from ..config import IGNORE_INDEX, SegmentConfig
 
 log = get_logger(__name__)
 CHECKED = 64  # pairs read when a dataset is opened, so that systematic errors are found before a run starts
+COUNTING_THREADS = 4  # each holds a decoded label map
 LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # Pillow's names of formats that may change class indices
 Labels = npt.NDArray[np.uint8]
 
@@ -60,6 +62,7 @@ class SegmentationDataset(RawDataset[Labels]):
         self._num_labels = len(classes)
         self._indices = np.arange(256, dtype=np.uint8)  # class index of each label
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
+        self._pixels: npt.NDArray[np.int64] | None = None
 
     def raw(self, i: int) -> Path:
         return self.images / self.id(i)
@@ -92,12 +95,40 @@ class SegmentationDataset(RawDataset[Labels]):
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
         subset = super().select(keep)
         subset._label_ids = self._label_ids[keep]
+        if self._pixels is not None:
+            subset._pixels = self._pixels[keep]
         return subset
+
+    def count_pixels(self) -> npt.NDArray[np.int64]:
+        """Labeled pixels of each class in each image (N, K); of binary masks (N, 2), background and object.
+
+        All label maps are read, once; one that cannot be read has no pixels: the data loaders report it.
+        """
+        if self._pixels is None:
+            log.info("%s: counting the pixels of each class in %s label maps", self.where, f"{len(self):,}")
+            with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+                histograms = list(pool.map(self._histogram, range(len(self))))
+            counts = np.array(histograms, dtype=np.int64).reshape(len(self), 256)
+            self._pixels = counts[:, : 2 if self.binary else len(self.classes)]
+        return self._pixels
+
+    def _histogram(self, i: int) -> list[int]:
+        try:
+            return Image.fromarray(self.read(i)[1]).histogram()
+        except UnreadableImage:
+            return [0] * 256
+
+    def presence(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """See the base class; of binary masks, only the object is a class. All label maps are read, once."""
+        pixels = self.count_pixels()[:, -len(self.classes) :]
+        label, image = np.nonzero(pixels.T)
+        return image, label
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         relabeled = copy.copy(self)
         relabeled._indices = np.full(256, IGNORE_INDEX, dtype=np.uint8)
         relabeled._indices[: len(indices)] = indices
+        relabeled._pixels = None
         relabeled.classes = tuple(classes)
         return relabeled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
-from ....recipe import Augment, Input
+from ....recipe import Augment, Input, Sampling
 from ..config import SegmentConfig
 from .dataset import SegmentationDataset
 from .transforms import SegmentationTransform
@@ -52,10 +52,11 @@ def segmentation_train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    sampling: Sampling | None = None,
 ) -> TrainLoader[SegmentationBatch]:
     """Shuffled, augmented crops; see :func:`smt_vision.data.loaders.train_loader`."""
     transform = SegmentationTransform(input, segment, augment)
-    return train_loader(images, transform, _stack_crops, input, batch_size, seed, rank, world)
+    return train_loader(images, transform, _stack_crops, input, batch_size, seed, rank, world, sampling=sampling)
 
 
 def segmentation_eval_loader(
