@@ -60,8 +60,10 @@ def write_summary(
     """
     height, width = cost.input_size[1:]
     model = f"{cost.parameters / 1e6:.2f} M parameters, {cost.gmac:.3g} GMAC at {height} x {width}"
-    length = f"{recipe['epochs']} epochs" if stopped_after is None else (
-        f"stopped early after epoch {stopped_after} of {recipe['epochs']}"
+    length = (
+        f"{recipe['epochs']} epochs"
+        if stopped_after is None
+        else (f"stopped early after epoch {stopped_after} of {recipe['epochs']}")
     )
     facts = {
         "model": f"{code(recipe['model'])}: {model}",

@@ -82,7 +82,9 @@ def _frozen_names(network: nn.Module, heads: tuple[str, ...], spec: ModelSpec, p
     stages, count = _stages(network, spec)
     last = 0 if part == "stem" else int(part)
     if last > count:
-        raise ValueError(f"invalid freeze={part}: {spec.model} has {count} stages; expected at most {count}, or backbone")
+        raise ValueError(
+            f"invalid freeze={part}: {spec.model} has {count} stages; expected at most {count}, or backbone"
+        )
     matched = [i for i, name in enumerate(names) if stages[name] <= last]
     # What belongs to no stage and comes before, e.g. a token, is below the trained layers, too.
     return {name for i, name in enumerate(names) if stages[name] <= last or (stages[name] > count and i < matched[-1])}
@@ -141,8 +143,8 @@ def _add_adapters(network: nn.Module, heads: tuple[str, ...], config: Lora, mode
     ]
     if not linear:
         raise ValueError(
-            f"lora.rank={config.rank} requires linear layers in the backbone that are not frozen, and {model} has none; "
-            "use freeze only, or another model"
+            f"lora.rank={config.rank} requires linear layers in the backbone that are not frozen, and {model} has "
+            "none; use freeze only, or another model"
         )
     kinds = sorted({name.rpartition(".")[2] for name in linear})
     if unknown := [target for target in config.targets if target not in kinds]:
