@@ -46,9 +46,12 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     """
     layers: list[tuple[nn.Module, str, Any, Tensor]] = []
     for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if hasattr(layer, "lora_A"):
-                layers.append((parent, name, layer, layer.base_layer.weight.data))
+        children: dict[str, Any] = dict(parent.named_children())
+        layers += [
+            (parent, name, layer, layer.base_layer.weight.data)
+            for name, layer in children.items()
+            if hasattr(layer, "lora_A")
+        ]
     try:
         for parent, name, layer, weight in layers:
             down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight

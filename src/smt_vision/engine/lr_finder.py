@@ -73,8 +73,8 @@ def find_lr(
         on_progress: Called after each step with the number of steps done, and of all.
 
     Returns:
-        The curve and the suggestions, as values of ``optim.lr``: if ``optim.lr_batch`` is set, the learning rates of the
-        steps are these times (images per step) / ``lr_batch``.
+        The curve and the suggestions, as values of ``optim.lr``: if ``optim.lr_batch`` is set, the learning rates of
+        the steps are these times (images per step) / ``lr_batch``.
 
     Raises:
         ValueError: The recipe is invalid, ``min_lr`` is not below ``max_lr``, or the loss is not finite from the start.

@@ -46,7 +46,8 @@ FREE_FIELDS = {
     "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
     "engine.checkpoint_minutes", "engine.keep_last", "engine.keep_every_hours", "engine.on_nonfinite",
     "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
-    "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable", "input.allow_damaged",
+    "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable",
+    "input.allow_damaged",
 }  # fmt: skip
 
 

@@ -143,8 +143,8 @@ def _add_adapters(network: nn.Module, heads: tuple[str, ...], config: Lora, mode
     ]
     if not linear:
         raise ValueError(
-            f"lora.rank={config.rank} requires linear layers in the backbone that are not frozen, and {model} has none; "
-            "use freeze only, or another model"
+            f"lora.rank={config.rank} requires linear layers in the backbone that are not frozen, and {model} has "
+            "none; use freeze only, or another model"
         )
     kinds = sorted({name.rpartition(".")[2] for name in linear})
     if unknown := [target for target in config.targets if target not in kinds]:
