@@ -28,7 +28,7 @@ LAYERS = (
     {"forms", "baselines"},
     {"model", "kernels"},
     {"checkpoints"},
-    {"spec", "legacy", "files"},
+    {"spec", "legacy", "files", "yaml_files"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
     {"bounds", "text"},
 )
