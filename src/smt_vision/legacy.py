@@ -14,8 +14,11 @@ _CLASSIFICATION_ONLY = {
 # Recipe files without a checksum may lack these fields: they are of versions that did not have them yet. A field that
 # is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
-    "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "train_fraction", "augment.close_mosaic", "augment.copy_paste", "augment.iou_crop", "augment.mosaic",
+    "augment.scale_jitter", "detect.tile_overlap", "detect.tiles", "engine.allow_changed_data",
+    "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
     "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
+    "input.val_fraction",  # of detection; classification has always had it
     "optim.milestones", "optim.no_decay", "optim.schedule",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}

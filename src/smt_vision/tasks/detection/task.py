@@ -15,7 +15,7 @@ from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
 from ...data.padding import pad_together
 from ...data.region import Region
-from ...data.subset import take_fraction
+from ...data.subset import held_out_in_training, take_fraction
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -130,7 +130,7 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        dataset = open_detection(self.recipe.data, split)
+        dataset = open_detection(self.recipe.data, split, self.recipe.input.val_fraction, self.recipe.seed)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset
@@ -272,8 +272,15 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[DetectionEvaluation, EvalLoader]:
-    """Evaluation of a detector on a dataset that has its classes, and the data loader."""
-    dataset = open_detection(data, "val")
+    """Evaluation of a detector on a dataset that has its classes, and the data loader.
+
+    Of the model's own training set without a validation split, the images that training held out are used; of any other
+    dataset without one, all.
+    """
+    dataset = open_detection(data, "val", val_fraction=1.0)
+    if model.used_images is not None:
+        fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+        dataset = held_out_in_training(dataset, model.used_images, fraction)
     dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()
