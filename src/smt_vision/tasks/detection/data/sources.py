@@ -43,8 +43,8 @@ LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any]
 )
 EXPECTED = (
     "COCO layout (annotations/instances_train*.json and instances_val*.json, images in train*/ and val*/; or "
-    f"{ROBOFLOW} beside the images in train/ and valid/), Pascal VOC layout ({VOC_LAYOUT}), YOLO layout ({YOLO_LAYOUT}; "
-    "--data may be its configuration file), or CVAT's annotations.xml and images/"
+    f"{ROBOFLOW} beside the images in train/ and valid/), Pascal VOC layout ({VOC_LAYOUT}), YOLO layout "
+    f"({YOLO_LAYOUT}, or that file), or CVAT's annotations.xml and images/"
 )
 
 

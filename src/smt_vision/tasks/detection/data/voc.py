@@ -82,17 +82,14 @@ def open_voc(root: Path, source: Path) -> DetectionDataset:
     files, parsed = _parse_folder(file_folder, report)
     names_elsewhere = set() if is_list else _names_in_other_splits(root, source, report)
     where = source.name if is_list else f"{source.name}/"
-    stems = (
-        _read_list(source, images, files.keys() | images.keys(), report) if is_list else sorted(images.keys() | files)
-    )
+    known = files.keys() | images.keys()
+    stems = _read_list(source, images, known, report) if is_list else sorted(known)
     for stem in stems:
         if stem not in images or stem not in parsed:
             report.error(
                 f"names in {where} without an image in {image_folder.name}/ or a file in {file_folder.name}/",
                 stem,
-                "download them, or remove them from the list"
-                if is_list
-                else "add what is missing, or remove the other",
+                f"download them, or remove them{' from the list' if is_list else ''}",
             )
         for names in (images.get(stem, []), files.get(stem, [])):
             if len(names) > 1:

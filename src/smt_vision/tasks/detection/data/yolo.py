@@ -1,7 +1,8 @@
-"""YOLO's layout: data.yaml, images, and a text file of boxes or polygons per image; also Darknet's, as CVAT writes it."""
+"""YOLO's layout: a configuration, images, and a text file of boxes or polygons per image; also Darknet's."""
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ LINE = (
 )
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
 NAMES = ("classes.txt", "labels/classes.txt")  # Label Studio's and LabelImg's, in place of a configuration
+ALL_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 THREADS = 8
 
 
@@ -76,19 +78,13 @@ def find_yolo(root: Path, split: DetectionSplit) -> YoloSplit | None:
     else:
         base = root
         names = _read_lines(file)
-        folders = [path.name for path in sorted((root / "images").iterdir()) if path.is_dir()]
-        splits = {name: f"images/{name}" for names_ in SPLIT_NAMES.values() for name in names_ if name in folders}
-        values = splits or {"train": "images"}
+        folders = {path.name.lower(): f"images/{path.name}" for path in (root / "images").iterdir() if path.is_dir()}
+        values = folders if ALL_SPLITS & folders.keys() else {"train": "images"}
     if not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"{file}: {len(names)} class names, {len(set(names))} of them different; expected one per class"
-        )
-    given = {key: entries for key in values if (entries := _entries(values[key])) and key in _ALL_NAMES}
+        raise ValueError(f"{file}: {len(names)} names, {len(set(names))} of them different; expected one per class")
+    given = {key: entries for key in ALL_SPLITS & values.keys() if (entries := _entries(values[key], key, file))}
     name = first_existing(SPLIT_NAMES[split], given, file)
     return YoloSplit(file, base, names, given[name]) if name else None
-
-
-_ALL_NAMES = {name for names in SPLIT_NAMES.values() for name in names}
 
 
 def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
@@ -122,7 +118,7 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
         for number, line in enumerate(read_text(label).split("\n") if label else (), 1):
             if not line.strip():
                 continue
-            place = f"{os.path.relpath(label or '', split.file.parent)}:{number}"
+            place = f"{os.path.relpath(label or '', split.base)}:{number}"
             values = _parse_line(line, len(split.names), place, report)
             if values is not None:
                 image.append(i)
@@ -186,10 +182,12 @@ def _base(path: Any, folder: Path, file: Path) -> Path:
     return folder
 
 
-def _entries(value: Any) -> list[str]:
-    """The paths of a split: text, or a list of texts."""
+def _entries(value: Any, split: str, file: Path) -> list[str]:
+    """The paths of a split: text, or a list of texts; none if it is empty."""
     values = value if isinstance(value, list) else [value]
-    return [path for path in values if isinstance(path, str) and path not in ("", "null", "~")]
+    if not all(isinstance(path, str) for path in values):
+        raise ValueError(f"{file}: {split} is {shown(value)}; expected a path, or a list of paths")
+    return [path for path in values if path not in ("", "null", "~")]
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -257,15 +255,10 @@ def _label_paths(image: Path) -> list[Path]:
 def _warn_unused_labels(images: list[Path], files: FileIndex, report: ValidationReport) -> None:
     """Tell label files beside those of a folder's images that belong to none of them."""
     expected = [_label_paths(image)[0] for image in images]
-    used = {path.with_suffix("") for path in expected}
     for folder in sorted({path.parent for path in expected}):
-        for name in files.names(folder):
-            if (
-                name.endswith(".txt")
-                and name != "classes.txt"
-                and not is_hidden(name)
-                and (folder / name).with_suffix("") not in used
-            ):
+        used = {unicodedata.normalize("NFC", path.name) for path in expected if path.parent == folder}
+        for name in sorted({unicodedata.normalize("NFC", name) for name in files.names(folder)} - used):
+            if name.endswith(".txt") and name != "classes.txt" and not is_hidden(name):
                 report.warning(f"label files in {folder} without an image", name, "not used")
 
 
