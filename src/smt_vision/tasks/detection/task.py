@@ -113,7 +113,7 @@ class DetectionTraining(DetectionEvaluation):
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        check_training_sizes(self.train_set, recipe.detect)
+        check_training_sizes(self.train_set, recipe.detect, recipe.augment)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
         val_set = with_classes(self._open("val"), classes, owner="the training set")
         spec = ModelSpec(
@@ -146,6 +146,7 @@ class DetectionTraining(DetectionEvaluation):
             seed=recipe.seed,
             rank=rank,
             world=world,
+            epochs=recipe.epochs,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:

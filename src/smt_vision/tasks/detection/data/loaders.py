@@ -10,6 +10,7 @@ from ....data.padding import pad_together
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
 from .dataset import DetectionDataset
+from .mixing import DetectionMix
 from .transforms import DetectionTransform
 
 
@@ -50,10 +51,12 @@ def detection_train_loader(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    epochs: int | None = None,
 ) -> TrainLoader[DetectionBatch]:
     """Shuffled, augmented batches of either portrait or landscape images.
 
-    See :func:`smt_vision.data.loaders.train_loader`.
+    See :func:`smt_vision.data.loaders.train_loader`. ``epochs`` is the length of the run, the last epochs of which have
+    no mosaic; ``None``: all have.
 
     Raises:
         ValueError: The head has masks and the dataset has none.
@@ -61,7 +64,10 @@ def detection_train_loader(
     if detect.has_masks:
         images.require_masks()
     transform = DetectionTransform(input, detect, augment)
-    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, groups=images.portrait())
+    mix = DetectionMix(augment, detect, epochs) if augment.mosaic or augment.copy_paste else None
+    return train_loader(
+        images, transform, _stack, input, batch_size, seed, rank, world, groups=images.portrait(), mix=mix
+    )
 
 
 def detection_eval_loader(
