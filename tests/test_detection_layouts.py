@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ import pytest
 from PIL import Image
 
 from dense_sets import Json, coco_content, write_coco, write_image, write_voc, write_yolo, yolo_content
+from drawn_sets import shapes_recipe
+from smt_vision.data.fingerprint import UsedImages
 from smt_vision.data.region import Region
+from smt_vision.tasks import get_task
 from smt_vision.tasks.detection.data.dataset import DetectionDataset
 from smt_vision.tasks.detection.data.masks import rasterize_masks
 from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.detection.predictor import Detector
+from smt_vision.tasks.detection.task import open_evaluation
 
 
 def same(one: DetectionDataset, other: DetectionDataset) -> None:
@@ -469,3 +475,23 @@ def test_nothing_is_held_out_beside_a_validation_split(tmp_path: Path) -> None:
     root = write_yolo(write_yolo(tmp_path, content), content, "val")
     for split in ("train", "val"):
         assert len(open_detection(str(root), split, val_fraction=0.3)) == 3  # type: ignore[arg-type]
+
+
+def test_evaluation_on_the_training_set_uses_the_images_that_training_held_out(tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval", reason="the extra detect is not installed")
+    root = many(tmp_path / "one")
+    recipe = shapes_recipe(root, head="retinanet")
+    recipe = replace(recipe, seed=7, input=replace(recipe.input, val_fraction=0.3))
+    training = get_task("detect").training(recipe)
+    assert (len(training.train_set), len(training.val_set)) == (14, 6)
+    used = UsedImages(np.unique(training.train_set.fingerprints()), np.unique(training.val_set.identities()))
+    model = Detector(training.model, training.spec, recipe=recipe, used_images=used)
+    shutil.copytree(root, tmp_path / "moved")
+    other = many(tmp_path / "other", 4)
+    (other / "images" / "train" / "0.png").unlink()
+    for data, expected in (
+        (tmp_path / "moved", names(training.val_set)),
+        (other, {f"images/train/{i}.png" for i in (1, 2, 3)}),
+    ):
+        evaluation, _ = open_evaluation(model, str(data), replace(model.input, workers=0), 2, 0, 1)
+        assert names(evaluation.val_set) == expected

@@ -98,8 +98,8 @@ class DetectConfig(Group):
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
         tiles: Side in pixels of the tiles in which larger images are evaluated and predicted, each tile resized like an
             image; 0 for none.
-        tile_overlap: Share of a tile's side by which neighboring tiles overlap at least. Objects up to this size are
-            found in the tiles, larger ones in the whole image.
+        tile_overlap: Share of a tile's side by which neighboring tiles overlap at least. Objects up to 0.8 of the
+            overlap are found in the tiles, larger ones in the whole image.
     """
 
     group: ClassVar[str] = "detect"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
-from ...data.padding import pad_together
 from ...data.region import Region
 from ...data.subset import held_out_in_training, take_fraction
+from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -28,12 +28,13 @@ from .data.dataset import DetectionDataset, DetectionTarget
 from .data.loaders import detection_eval_loader, detection_train_loader
 from .data.masks import rasterize_masks
 from .data.sources import open_detection
-from .data.transforms import check_training_sizes, detection_eval_transform
+from .data.transforms import check_training_sizes
 from .export import DetectorExport
 from .heads.detectors import build_detector, flops_view, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
 from .pictures import draw_detections
 from .predictor import Detector
+from .tiles import detect_image
 
 SAMPLE_SIDE = 480  # long side of a sample panel in pixels
 SIZES = ("small", "medium", "large")  # object sizes of COCO's metrics
@@ -55,6 +56,7 @@ class DetectionEvaluation:
         self.val_set = val_set
         self.input = input
         self.config = config
+        self.pixels = RegionPixels(input)
         self.kinds = ("mask", "box") if config.has_masks else ("box",)
         self.primary_metric = f"{self.kinds[0]}_ap"
         self.metric_formats: Mapping[str, MetricFormat] = {
@@ -64,8 +66,11 @@ class DetectionEvaluation:
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-        """Detections in pixels of the resized images; see
+        """Detections in pixels of the resized images, or with tiles of the stored ones; see
         :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
+        if self.config.tiles:
+            device = batch["sizes"].device
+            return [detect_image(model, image, self.pixels, self.config, device) for image in batch["image"]]
         return run_detector(model, batch["image"], batch["sizes"])
 
     def metric(self, device: torch.device) -> "DetectionMetric":
@@ -160,7 +165,6 @@ class DetectionTraining(DetectionEvaluation):
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images spread over the validation set, ground truth beside the detections with a score of at least 0.4."""
-        transform = detection_eval_transform(self.input, self.config)
         panels, names, class_ids = [], [], set[int]()
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
@@ -170,11 +174,10 @@ class DetectionTraining(DetectionEvaluation):
                 continue
             if (picture.height, picture.width) != target["size"]:
                 continue
-            image, sizes = pad_together([transform(picture)])
-            (detections,) = run_detector(model, image.to(device), sizes)
+            detections = detect_image(model, picture, self.pixels, self.config, device)
             keep = detections["scores"] >= DRAWN_SCORE
-            detections = {key: value[keep] for key, value in detections.items()}
-            (detections,) = to_original([detections], sizes, torch.tensor([target["size"]]))
+            size = torch.tensor([target["size"]])
+            (detections,) = to_original([{key: value[keep] for key, value in detections.items()}], size, size)
             detections = {key: value.cpu() for key, value in detections.items()}
             truth = _truth(target, masks=self.config.has_masks)
             panels.append(

@@ -3,15 +3,16 @@
 from typing import Any, NotRequired, TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
-from .dataset import DetectionDataset
+from .dataset import DetectionDataset, DetectionTarget
 from .mixing import DetectionMix
-from .transforms import DetectionTransform
+from .transforms import DetectionTransform, check_size
 
 
 class DetectionBatch(TypedDict):
@@ -75,6 +76,20 @@ def detection_eval_loader(
 ) -> EvalLoader[DetectionBatch]:
     """Batches in order, without targets, which evaluation takes from the dataset's ``ground_truth``.
 
+    With ``detect.tiles``, ``image`` is a list of decoded images: their tiles may need much more memory.
+
     See :func:`smt_vision.data.loaders.eval_loader`.
     """
+    if detect.tiles:
+        return eval_loader(images, _decoded, _stack_decoded, input, batch_size, rank, world)
     return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)
+
+
+def _decoded(image: Image.Image, target: DetectionTarget, name: str) -> Item:
+    check_size(image, target, name)
+    return {"image": image, "original": target["size"]}
+
+
+def _stack_decoded(items: list[Item]) -> dict[str, Any]:
+    original = torch.tensor([item["original"] for item in items])
+    return {"image": [item["image"] for item in items], "sizes": original, "original": original}

@@ -92,6 +92,16 @@ def detection_eval_transform(input: Input, detect: DetectConfig) -> Callable[[Im
     return lambda image: to_pixels(image, eval_region(*image.size, detect))
 
 
+def check_size(image: Image.Image, target: DetectionTarget, name: str) -> None:
+    """Raise an UnreadableImage if the size of a decoded image differs from its annotations."""
+    if (image.height, image.width) != target["size"]:
+        height, width = target["size"]
+        raise UnreadableImage(
+            f"{name}: {image.width} x {image.height} pixels, but the annotations have {width} x {height}; fix "
+            "one of them (the EXIF orientation is applied)"
+        )
+
+
 class DetectionTransform:
     """Convert an image and its objects to a sample.
 
@@ -115,12 +125,7 @@ class DetectionTransform:
         Raises:
             UnreadableImage: The image size differs from the annotations, or a mask is invalid.
         """
-        if (image.height, image.width) != target["size"]:
-            height, width = target["size"]
-            raise UnreadableImage(
-                f"{name}: {image.width} x {image.height} pixels, but the annotations have {width} x {height}; fix "
-                "one of them (the EXIF orientation is applied)"
-            )
+        check_size(image, target, name)
         if self.augment is None:
             region = eval_region(*image.size, self.detect)
             return {"image": self.pixels(image, region), "original": target["size"]}
