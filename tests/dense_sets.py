@@ -125,3 +125,30 @@ def yolo_content() -> Json:
     content["images"][1]["height"] = 64
     content["annotations"] = [entry for entry in content["annotations"] if not entry["iscrowd"]]
     return content
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+<meta><task><labels><label><name>dog</name></label><label><name>bottle</name></label></labels></task></meta>
+{images}</annotations>"""
+
+
+def write_cvat(root: Path, content: Json, polygons: bool, subset: str = "") -> Path:
+    """Write ``annotations.xml`` and ``images/`` of a COCO set without crowds."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    images = []
+    for k, image in enumerate(content["images"]):
+        write_image(root / "images" / subset / image["file_name"], image["width"], image["height"], seed=k)
+        shapes = []
+        for entry in content["annotations"]:
+            if entry["image_id"] == image["id"]:
+                (x, y, w, h), label = entry["bbox"], names[entry["category_id"]]
+                corners = np.reshape(entry["segmentation"][0], (-1, 2)).tolist()
+                points = ";".join(f"{a:.2f},{b:.2f}" for a, b in corners)
+                box = f'<box label="{label}" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" occluded="0" z_order="0"/>'
+                shapes.append(f'<polygon label="{label}" points="{points}"/>' if polygons else box)
+        attributes = f'id="{k}" name="{image["file_name"]}" subset="{subset}"'
+        size = f'width="{image["width"]}" height="{image["height"]}"'
+        images.append(f"<image {attributes} {size}>{''.join(shapes)}<tag label='good'/></image>\n")
+    (root / "annotations.xml").write_text(CVAT.format(images="".join(images)))
+    return root

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dense_sets import Json, coco_content, write_coco, write_image, write_voc, write_yolo, yolo_content
+from dense_sets import coco_content, write_coco, write_cvat, write_image, write_voc, write_yolo, yolo_content
 from drawn_sets import shapes_recipe
 from smt_vision.data.fingerprint import UsedImages
 from smt_vision.data.region import Region
@@ -374,32 +374,6 @@ def test_splits_of_roboflow_s_voc_have_the_same_classes(tmp_path: Path) -> None:
         open_detection(str(root), "val")
 
 
-CVAT = """<?xml version="1.0" encoding="utf-8"?>
-<annotations><version>1.1</version>
-<meta><task><labels><label><name>dog</name></label><label><name>bottle</name></label></labels></task></meta>
-{images}</annotations>"""
-
-
-def write_cvat(root: Path, content: Json, polygons: bool, subset: str = "") -> Path:
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    images = []
-    for k, image in enumerate(content["images"]):
-        write_image(root / "images" / subset / image["file_name"], image["width"], image["height"], seed=k)
-        shapes = []
-        for entry in content["annotations"]:
-            if entry["image_id"] == image["id"]:
-                (x, y, w, h), label = entry["bbox"], names[entry["category_id"]]
-                corners = np.reshape(entry["segmentation"][0], (-1, 2)).tolist()
-                points = ";".join(f"{a:.2f},{b:.2f}" for a, b in corners)
-                box = f'<box label="{label}" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" occluded="0" z_order="0"/>'
-                shapes.append(f'<polygon label="{label}" points="{points}"/>' if polygons else box)
-        attributes = f'id="{k}" name="{image["file_name"]}" subset="{subset}"'
-        size = f'width="{image["width"]}" height="{image["height"]}"'
-        images.append(f"<image {attributes} {size}>{''.join(shapes)}<tag label='good'/></image>\n")
-    (root / "annotations.xml").write_text(CVAT.format(images="".join(images)))
-    return root
-
-
 @pytest.mark.parametrize("polygons", [True, False])
 @pytest.mark.parametrize("subset", ["", "Train", "default"])
 def test_cvat_s_own_format_equals_coco_of_the_same_objects(tmp_path: Path, polygons: bool, subset: str) -> None:
@@ -489,9 +463,7 @@ def test_evaluation_on_the_training_set_uses_the_images_that_training_held_out(t
     shutil.copytree(root, tmp_path / "moved")
     other = many(tmp_path / "other", 4)
     (other / "images" / "train" / "0.png").unlink()
-    for data, expected in (
-        (tmp_path / "moved", names(training.val_set)),
-        (other, {f"images/train/{i}.png" for i in (1, 2, 3)}),
-    ):
+    others = {f"images/train/{i}.png" for i in (1, 2, 3)}
+    for data, expected in ((tmp_path / "moved", names(training.val_set)), (other, others)):
         evaluation, _ = open_evaluation(model, str(data), replace(model.input, workers=0), 2, 0, 1)
         assert names(evaluation.val_set) == expected
