@@ -144,7 +144,14 @@ def test_to_supervision(masks: bool, tmp_path: Path) -> None:
         assert np.array_equal(converted.mask, found.masks.numpy())
     else:
         assert converted.mask is None
-    assert len(unreadable.to_supervision()) == 0
+    none = found.above(1.0).to_supervision()
+    for empty in (unreadable.to_supervision(), none):
+        assert len(empty) == 0
+        assert empty.is_empty()
+        assert empty["class_name"].tolist() == []
+        assert len(supervision.Detections.merge([empty, empty])) == 0
+    assert (none.mask is None) != masks
+    assert none.mask is None or none.mask.shape == (0, 20, 40)
 
 
 def test_coco_results() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import smt_vision
 from dense_sets import coco_content, write_coco, write_cvat, write_image, write_voc, write_yolo, yolo_content
 from drawn_sets import shapes_recipe
 from smt_vision.data.fingerprint import UsedImages
@@ -467,3 +468,22 @@ def test_evaluation_on_the_training_set_uses_the_images_that_training_held_out(t
     for data, expected in ((tmp_path / "moved", names(training.val_set)), (other, others)):
         evaluation, _ = open_evaluation(model, str(data), replace(model.input, workers=0), 2, 0, 1)
         assert names(evaluation.val_set) == expected
+
+
+def test_split_that_is_evaluated(tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval", reason="the extra detect is not installed")
+    root = write_yolo(tmp_path)
+    _roboflow(root)
+    for split in ("valid", "test"):
+        shutil.copytree(root / "train", root / split)
+    recipe = shapes_recipe(root, head="retinanet")
+    training = get_task("detect").training(recipe)
+    model = Detector(training.model, training.spec, recipe=recipe)
+    for split, folder in (("val", "valid"), ("test", "test")):
+        evaluation, _ = open_evaluation(model, str(root), model.input, 2, 0, 1, split)  # type: ignore[arg-type]
+        assert all(name.startswith(f"{folder}/") for name in names(evaluation.val_set))
+
+
+def test_split_of_another_task_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"split='test'.* a segmenter, for which expected val; .*--data"):
+        smt_vision.evaluate(Path(__file__).parent / "golden" / "segment.pt", "images", workers=0, split="test")

@@ -25,6 +25,7 @@ from ..samples import sample_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
 from .data.dataset import DetectionDataset, DetectionTarget
+from .data.fields import DetectionSplit
 from .data.loaders import detection_eval_loader, detection_train_loader
 from .data.masks import rasterize_masks
 from .data.sources import open_detection
@@ -274,15 +275,15 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 
 
 def open_evaluation(
-    model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
+    model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int, split: DetectionSplit = "val"
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader.
 
     Of the model's own training set without a validation split, the images that training held out are used; of any other
     dataset without one, all.
     """
-    dataset = open_detection(data, "val", val_fraction=1.0)
-    if model.used_images is not None:
+    dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
+    if model.used_images is not None and split == "val":
         fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
         dataset = held_out_in_training(dataset, model.used_images, fraction)
     dataset = with_classes(dataset, model.classes)
@@ -297,4 +298,4 @@ def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int
     return flops_view(model, spec.input.channels, spec.head)
 
 
-TASK = TaskType(build_model, DetectionTraining, open_evaluation, flops_model, Detector, DetectorExport)
+TASK = TaskType(build_model, DetectionTraining, open_evaluation, flops_model, Detector, DetectorExport, ("val", "test"))
