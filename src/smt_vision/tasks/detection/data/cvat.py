@@ -4,18 +4,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 
 from ....data.files import first_existing
-from ....data.validation import ValidationReport
+from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from .annotation_files import parse_xml
-from .dataset import DetectionDataset, FileIndex, Objects, check_boxes
+from .dataset import DetectionDataset, FileIndex
 from .fields import MAX_SIDE, SPLIT_NAMES, DetectionSplit, parse_integer, parse_number, shown
-from .segmentations import check_segmentations
+from .shapes import Shape, check_shapes
 
 log = get_logger(__name__)
 FILE = "annotations.xml"
@@ -53,10 +53,15 @@ def find_cvat(root: Path, split: DetectionSplit) -> CvatSplit | None:
     subsets = Counter((image.get("subset") or "").lower() for image in images)
     labels = list(dict.fromkeys((label.findtext("name") or "").strip() for label in tree.findall("meta//labels/label")))
     name = first_existing(SPLIT_NAMES[split], subsets, file)
+    if others := [subset for subset in subsets if name and not _is_split(subset)]:
+        log.warning("%s: uses the subset %s, ignores images of %s", file, name, first_few(list(map(repr, others))))
     if name:
         return CvatSplit(file, [image for image in images if (image.get("subset") or "").lower() == name], labels)
-    are_splits = any(subset in names for names in SPLIT_NAMES.values() for subset in subsets)
-    return None if are_splits or split != "train" else CvatSplit(file, images, labels)
+    return None if any(map(_is_split, subsets)) or split != "train" else CvatSplit(file, images, labels)
+
+
+def _is_split(subset: str) -> bool:
+    return any(subset in names for names in SPLIT_NAMES.values())
 
 
 def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
@@ -67,7 +72,7 @@ def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
     """
     report = ValidationReport(str(split.file))
     files = FileIndex()
-    ids, sizes, shapes = list[str](), list[tuple[int, int]](), list[_Shape]()
+    ids, sizes, shapes = list[str](), list[tuple[int, int]](), list[Shape]()
     for i, image in enumerate(split.images):
         name = image.get("name") or ""
         ids.append(_find_image(root, name, image.get("subset") or "", files) or "")
@@ -92,35 +97,11 @@ def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
     def case(m: int) -> str:
         return f"{ids[shapes[m].image]} ({split.labels[shapes[m].label]})"
 
-    image = np.array([shape.image for shape in shapes], dtype=np.int64)
     all_sizes = np.array(sizes, dtype=np.int64)
-    measured = check_segmentations(report, [shape.polygon for shape in shapes], all_sizes[image], case)
-    corners = np.array([shape.box for shape in shapes], dtype=np.float64).reshape(-1, 4)
-    is_box = np.array([shape.polygon is None for shape in shapes], dtype=bool)
-    boxes = np.where(is_box[:, None], corners, measured.boxes)
-    boxes[:, 2:] -= boxes[:, :2]
-    check_boxes(report, boxes, all_sizes[image], case)
+    objects = check_shapes(report, shapes, all_sizes, case)
     report.raise_errors()
-    objects = Objects(
-        image=image,
-        boxes=boxes,
-        labels=np.array([shape.label for shape in shapes], dtype=np.int64),
-        crowd=np.zeros(len(shapes), dtype=bool),
-        areas=np.where(is_box, boxes[:, 2:].prod(1), measured.areas),
-        ids=np.arange(1, len(shapes) + 1),
-        segmentations=measured.values,
-    )
     image_ids, category_ids = np.arange(1, len(ids) + 1), range(1, len(split.labels) + 1)
     return DetectionDataset(root, ids, all_sizes, image_ids, split.labels, category_ids, objects)
-
-
-class _Shape(NamedTuple):
-    """An object: index of its image, class index, corners of a box, and the polygon of one."""
-
-    image: int
-    label: int
-    box: tuple[float, float, float, float]
-    polygon: Any
 
 
 def _find_image(root: Path, name: str, subset: str, files: FileIndex) -> str | None:
@@ -130,7 +111,7 @@ def _find_image(root: Path, name: str, subset: str, files: FileIndex) -> str | N
     return None
 
 
-def _shapes(element: Element, image: int, labels: list[str]) -> Iterator[_Shape]:
+def _shapes(element: Element, image: int, labels: list[str]) -> Iterator[Shape]:
     """The object of an element of an image; a tag, which is of the whole image, is none."""
     if element.tag == "tag":
         return
@@ -139,13 +120,13 @@ def _shapes(element: Element, image: int, labels: list[str]) -> Iterator[_Shape]
         raise ValueError(f"{element.tag} with the label {shown(label)}, which is not in meta")
     if element.tag == "box" and not parse_number(element.get("rotation") or "0"):
         left, top, right, bottom = (_number(element, side) for side in ("xtl", "ytl", "xbr", "ybr"))
-        yield _Shape(image, labels.index(label), (left, top, right, bottom), None)
+        yield Shape(image, labels.index(label), (left, top, right - left, bottom - top), None)
     elif element.tag == "polygon":
         points = [point.split(",") for point in (element.get("points") or "").split(";")]
-        values = [parse_number(value) for point in points for value in point]
-        if len(points) < 3 or any(len(point) != 2 for point in points) or None in values:
+        values = [number for point in points for value in point if (number := parse_number(value)) is not None]
+        if len(points) < 3 or any(len(point) != 2 for point in points) or len(values) < 2 * len(points):
             raise ValueError(f"polygon of {label}: points {shown(element.get('points'))}")
-        yield _Shape(image, labels.index(label), (np.nan,) * 4, [values])
+        yield Shape(image, labels.index(label), None, values)
     else:
         raise ValueError(f"{'rotated ' if element.tag == 'box' else ''}{element.tag} of {label}")
 

@@ -145,7 +145,7 @@ class DetectionTransform:
             return None, used
         boxes = BoundingBoxes(
             torch.from_numpy(target["boxes"][used]), format=BoundingBoxFormat.XYXY, canvas_size=target["size"]
-        )  # type: ignore[call-overload]
+        )
         found = self.iou_crop.make_params([image, boxes])
         if not found:  # one of torchvision's options is no crop
             return None, used

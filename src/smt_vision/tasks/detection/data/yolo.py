@@ -1,5 +1,6 @@
 """YOLO's layout: a configuration, images, and a text file of boxes or polygons per image; also Darknet's."""
 
+import itertools
 import os
 import re
 import unicodedata
@@ -15,9 +16,9 @@ from ....data.validation import ValidationReport
 from ....text import get_logger
 from ....yaml_files import parse_yaml, read_yaml_text
 from .annotation_files import read_text
-from .dataset import SHARES, DetectionDataset, FileIndex, Objects, check_boxes, stored_size
+from .dataset import SHARES, DetectionDataset, FileIndex, stored_size
 from .fields import SPLIT_NAMES, DetectionSplit, are_finite, parse_integer, shown
-from .segmentations import check_segmentations
+from .shapes import Shape, check_shapes
 
 log = get_logger(__name__)
 LAYOUT = "data.yaml with names, train and val, and labels/NAME.txt for images/NAME.jpg"
@@ -113,19 +114,15 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
         # An unreadable image is reported when it is decoded.
         sizes = np.array([size or (1, 1) for size in pool.map(stored_size, images)], dtype=np.int64)
 
-    image, where, lines = list[int](), list[str](), list[list[float]]()
+    shapes, places = list[Shape](), list[str]()
     for i, label in enumerate(labels):
         for number, line in enumerate(read_text(label).split("\n") if label else (), 1):
-            if not line.strip():
-                continue
             place = f"{os.path.relpath(label or '', split.base)}:{number}"
-            values = _parse_line(line, len(split.names), place, report)
-            if values is not None:
-                image.append(i)
-                where.append(place)
-                lines.append(values)
+            if line.strip() and (values := _parse_line(line, len(split.names), place, report)):
+                shapes.append(_shape(i, values, *sizes[i, ::-1].tolist()))
+                places.append(place)
     report.raise_errors()
-    objects = _objects(np.array(image, dtype=np.int64), where, lines, sizes, report)
+    objects = check_shapes(report, shapes, sizes, places.__getitem__)
     report.raise_errors()
     inside = all(path.is_relative_to(split.base) for path in images)
     folder = split.base if inside else Path(os.path.commonpath([path.parent for path in images]))
@@ -160,7 +157,7 @@ def _class_names(values: Mapping[str, Any], file: Path) -> list[str]:
     names, count = values.get("names"), values.get("nc")
     if isinstance(names, dict):
         indices = [parse_integer(key) for key in names]
-        if None in indices or sorted(indices) != list(range(len(names))):  # type: ignore[type-var]
+        if set(indices) != set(range(len(names))):
             raise ValueError(f"{file}: names has the keys {shown(list(names))}; expected the indices 0, 1, 2, ...")
         names = [name for _, name in sorted(zip(indices, names.values(), strict=True))]  # type: ignore[type-var]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
@@ -293,33 +290,11 @@ def _parse_line(line: str, classes: int, place: str, report: ValidationReport) -
     return None
 
 
-def _objects(
-    image: np.ndarray[Any, np.dtype[np.int64]],
-    where: list[str],
-    lines: list[list[float]],
-    sizes: np.ndarray[Any, np.dtype[np.int64]],
-    report: ValidationReport,
-) -> Objects:
-    """Columns of the objects, in pixels; ``where`` names each in messages."""
-    extents = sizes[image][:, ::-1].astype(np.float64)  # width and height
-    polygons = [
-        [(np.reshape(line[1:], (-1, 2)) * extents[m]).ravel().tolist()] if len(line) > 5 else None
-        for m, line in enumerate(lines)
-    ]
-    measured = check_segmentations(report, polygons, sizes[image], where.__getitem__)
-    is_box = np.array([polygon is None for polygon in polygons], dtype=bool)
-    shares = np.array([line[1:5] for line in lines], dtype=np.float64).reshape(-1, 4)
-    shares[:, :2] -= shares[:, 2:] / 2
-    corners = measured.boxes.copy()
-    corners[:, 2:] -= corners[:, :2]
-    boxes = np.where(is_box[:, None], shares * np.tile(extents, 2), corners)
-    check_boxes(report, boxes, sizes[image], where.__getitem__)
-    return Objects(
-        image=image,
-        boxes=boxes,
-        labels=np.array([line[0] for line in lines], dtype=np.int64),
-        crowd=np.zeros(len(lines), dtype=bool),
-        areas=np.where(is_box, boxes[:, 2:].prod(1), measured.areas),
-        ids=np.arange(1, len(lines) + 1),
-        segmentations=measured.values,
-    )
+def _shape(image: int, values: list[float], width: int, height: int) -> Shape:
+    """The object of a line, in pixels."""
+    label, *coordinates = values
+    if len(coordinates) > 4:
+        sides = itertools.cycle((width, height))
+        return Shape(image, int(label), None, [value * side for value, side in zip(coordinates, sides, strict=False)])
+    x, y, w, h = coordinates
+    return Shape(image, int(label), ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height), None)
