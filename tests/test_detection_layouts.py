@@ -185,6 +185,15 @@ def test_configuration_file_as_data(tmp_path: Path) -> None:
         open_detection(str(root), "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.zip", "is not a file that is read .unpack"), ("a.yaml", "is not a directory")]
+)
+def test_file_that_is_no_dataset_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{re.escape(name)}' {message}.*COCO.*YOLO.*CVAT"):
+        open_detection(str(tmp_path / name), "train")
+
+
 def test_class_names_are_read_as_written(tmp_path: Path) -> None:
     root = write_yolo(tmp_path)
     (root / "data.yaml").write_text("names: [no, 012]\ntrain: images/train\n")
@@ -232,6 +241,7 @@ INVALID: dict[str, tuple[Callable[[Path], object], str]] = {
     "two images of a label file": (
         lambda root: shutil.copy(root / "images/train/a.png", root / "images/train/a.jpg"), r"a\.jpg and .*a\.png",
     ),
+    "no class names": (lambda root: (root / "data.yaml").unlink(), r"no annotations for train: it has labels/, but no data\.yaml or classes\.txt"),
     "no labels": (lambda root: (root / "labels").rename(root / "annotations"), r"none of 3 images has a label file"),
     "no images": (lambda root: [path.unlink() for path in (root / "images").rglob("*.png")], "no images in images"),
     "keypoints": (_config(kpt_shape=[17, 3]), r"data\.yaml: has kpt_shape"),
@@ -443,6 +453,10 @@ def test_held_out_images_are_stratified_and_depend_on_ids_and_seed_only(tmp_path
         open_detection(str(root), "val")
     with pytest.raises(ValueError, match="no annotations for test"):
         open_detection(str(root), "test", val_fraction=0.3)
+    for i in range(1, 20):
+        (root / "images" / "train" / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="1 images, too few to hold any out"):
+        open_detection(str(root), "val", val_fraction=0.3)
 
 
 def test_nothing_is_held_out_beside_a_validation_split(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from .masks import rasterize_masks
 from .transforms import detection_eval_transform
 from .voc import LAYOUT as VOC_LAYOUT
 from .voc import find_voc, open_voc
+from .yolo import CONFIG_SUFFIXES, find_yolo, open_yolo
 from .yolo import LAYOUT as YOLO_LAYOUT
-from .yolo import find_yolo, open_yolo
 
 __all__ = [
     "DetectionBatch",
@@ -77,12 +77,22 @@ def open_detection(
     opened = _find(root, "train") if holds_out else own
     if opened is None:
         problem = f"has no annotations for {split}" if root.exists() else "is not a directory"
+        if root.is_file() and root.suffix not in CONFIG_SUFFIXES:
+            problem = "is not a file that is read (unpack an archive)"
+        if any(root.glob("labels/")) or any(root.glob("*/labels/")):
+            problem += ": it has labels/, but no data.yaml or classes.txt with the class names"
         raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")
     dataset = opened()
     dataset.check_sizes()
     dataset.check_crowds()
     if holds_out:
-        dataset = held_out(dataset, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
+        images = dataset
+        dataset = held_out(images, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
+        if not len(dataset):
+            raise ValueError(
+                f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
+                "validation split"
+            )
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
 

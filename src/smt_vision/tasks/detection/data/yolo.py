@@ -26,6 +26,7 @@ LINE = (
     "expected CLASS X_CENTER Y_CENTER WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 ... for a polygon, as shares of the "
     "image size, without scores"
 )
+CONFIG_SUFFIXES = (".yaml", ".yml", ".data")
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
 NAMES = ("classes.txt", "labels/classes.txt")  # Label Studio's and LabelImg's, in place of a configuration
 ALL_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
@@ -133,7 +134,7 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
 
 def _find_config(root: Path) -> Path | None:
     if root.is_file():
-        return root if root.suffix in (".yaml", ".yml", ".data") else None
+        return root if root.suffix in CONFIG_SUFFIXES else None
     if known := [root / name for name in CONFIGS if (root / name).is_file()]:
         return known[0]
     others = sorted(path for pattern in ("*.yaml", "*.yml") for path in root.glob(pattern) if path.is_file())
@@ -159,7 +160,7 @@ def _class_names(values: Mapping[str, Any], file: Path) -> list[str]:
         indices = [parse_integer(key) for key in names]
         if set(indices) != set(range(len(names))):
             raise ValueError(f"{file}: names has the keys {shown(list(names))}; expected the indices 0, 1, 2, ...")
-        names = [name for _, name in sorted(zip(indices, names.values(), strict=True))]  # type: ignore[type-var]
+        names = [name for _, name in sorted(zip(indices, names.values(), strict=True))]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{file}: names is {shown(names)}; expected a list of class names, or a mapping by index")
     if count not in (None, "") and parse_integer(count) != len(names):
