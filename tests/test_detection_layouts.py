@@ -115,6 +115,16 @@ def _darknet(root: Path) -> None:
     (root / "train.txt").write_text("".join(f"data/obj_train_data/{n}\n" for n in ("a.png", "b.png", "sub/c.png")))
 
 
+def _roboflow_darknet(root: Path) -> None:
+    (root / "train").mkdir()
+    for kind in ("images", "labels"):
+        for path in (root / kind / "train").rglob("*.*"):
+            path.rename(root / "train" / path.name)
+        shutil.rmtree(root / kind)
+    (root / "data.yaml").unlink()
+    (root / "train" / "_darknet.labels").write_text("dog\nbottle")
+
+
 def _label_studio(root: Path) -> None:
     (root / "data.yaml").unlink()
     (root / "classes.txt").write_text("dog\nbottle\n")
@@ -155,6 +165,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "list of CVAT": _list("data/"),
     "list of absolute paths": _list("{root}/"),
     "Roboflow": _roboflow,
+    "Roboflow's Darknet": _roboflow_darknet,
     "CVAT's YOLO 1.1": _darknet,
     "Label Studio": _label_studio,
     "labels beside the images": _beside,
@@ -241,7 +252,7 @@ INVALID: dict[str, tuple[Callable[[Path], object], str]] = {
     "two images of a label file": (
         lambda root: shutil.copy(root / "images/train/a.png", root / "images/train/a.jpg"), r"a\.jpg and .*a\.png",
     ),
-    "no class names": (lambda root: (root / "data.yaml").unlink(), r"no annotations for train: it has labels/, but no data\.yaml or classes\.txt"),
+    "no class names": (lambda root: (root / "data.yaml").unlink(), r"it has labels/, but no data\.yaml or classes"),
     "no labels": (lambda root: (root / "labels").rename(root / "annotations"), r"none of 3 images has a label file"),
     "no images": (lambda root: [path.unlink() for path in (root / "images").rglob("*.png")], "no images in images"),
     "keypoints": (_config(kpt_shape=[17, 3]), r"data\.yaml: has kpt_shape"),

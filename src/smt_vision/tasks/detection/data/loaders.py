@@ -76,12 +76,13 @@ def detection_eval_loader(
 ) -> EvalLoader[DetectionBatch]:
     """Batches in order, without targets, which evaluation takes from the dataset's ``ground_truth``.
 
-    With ``detect.tiles``, ``image`` is a list of decoded images: their tiles may need much more memory.
+    With ``detect.tiles``, a batch is one image, and ``image`` a list with the decoded image: all of its tiles may need
+    much more memory.
 
     See :func:`smt_vision.data.loaders.eval_loader`.
     """
     if detect.tiles:
-        return eval_loader(images, _decoded, _stack_decoded, input, batch_size, rank, world)
+        return eval_loader(images, _decoded, _stack_decoded, input, 1, rank, world)
     return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)
 
 

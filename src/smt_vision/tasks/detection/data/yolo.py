@@ -30,6 +30,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".data")
 CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
 NAMES = ("classes.txt", "labels/classes.txt")  # Label Studio's and LabelImg's, in place of a configuration
 ALL_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
+DARKNET = "*/_darknet.labels"  # Roboflow's names of classes, beside the images and text files of each split
 THREADS = 8
 
 
@@ -52,7 +53,8 @@ class YoloSplit(NamedTuple):
 def find_yolo(root: Path, split: DetectionSplit) -> YoloSplit | None:
     """Find a split in the configuration: ``root`` itself if it is a file, otherwise ``data.yaml`` or another in it.
 
-    A set without configuration has ``classes.txt``, ``images/`` and ``labels/``. What has no split is ``train``.
+    A set without configuration has ``classes.txt``, ``images/`` and ``labels/``, or Roboflow's ``_darknet.labels`` in
+    the folder of each split. What has no split is ``train``.
 
     Returns:
         ``None`` if there is no configuration or it does not have the split.
@@ -80,8 +82,9 @@ def find_yolo(root: Path, split: DetectionSplit) -> YoloSplit | None:
     else:
         base = root
         names = _read_lines(file)
-        folders = {path.name.lower(): f"images/{path.name}" for path in (root / "images").iterdir() if path.is_dir()}
-        values = folders if ALL_SPLITS & folders.keys() else {"train": "images"}
+        folders = [path.parent for path in root.glob(DARKNET)] or [*(root / "images").iterdir()]
+        splits = {path.name.lower(): str(path.relative_to(root)) for path in folders if path.is_dir()}
+        values = splits if ALL_SPLITS & splits.keys() else {"train": "images"}
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{file}: {len(names)} names, {len(set(names))} of them different; expected one per class")
     given = {key: entries for key in ALL_SPLITS & values.keys() if (entries := _entries(values[key], key, file))}
@@ -145,8 +148,8 @@ def _find_config(root: Path) -> Path | None:
         )
     if others:
         return others[0]
-    names_files = [root / name for name in NAMES if (root / name).is_file()]
-    return names_files[0] if names_files and (root / "images").is_dir() else None
+    names_files = [root / name for name in NAMES if (root / name).is_file() and (root / "images").is_dir()]
+    return next(iter(names_files or sorted(root.glob(DARKNET))), None)
 
 
 def _lower_keys(values: Mapping[str, Any]) -> dict[str, Any]:
