@@ -24,7 +24,7 @@ from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
 from smt_vision.tasks.classification.predictor import Classifier
-from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.config import DetectConfig, DetectionInput
 from smt_vision.tasks.detection.export import COORDINATES
 from smt_vision.tasks.detection.heads.detectors import run_detector
 from smt_vision.tasks.detection.predictor import Detector
@@ -612,7 +612,9 @@ def random_detector(head: Head, backbone: str) -> Detector:
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
         score_threshold=0.0, max_detections=30,
     )  # fmt: skip
-    spec = ModelSpec("detect", backbone, ("a", "b"), INPUT, head=config, category_ids=(1, 4))
+    spec = ModelSpec(
+        "detect", backbone, ("a", "b"), DetectionInput(interpolation="bilinear"), head=config, category_ids=(1, 4)
+    )
     return Detector(get_task("detect").build_model(spec), spec, "random")
 
 
