@@ -88,3 +88,67 @@ def write_voc(root: Path, objects: Mapping[str, Sequence[tuple[str, Sequence[flo
         (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{items}</annotation>")
     (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(objects) + "\n")
     return root
+
+
+def write_yolo(root: Path, content: Json | None = None, split: str = "train", polygons: bool = True) -> Path:
+    """Write ``images/SPLIT/``, ``labels/SPLIT/`` and ``data.yaml`` of a COCO set without crowds."""
+    content = content or yolo_content()
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    class_of = {category["id"]: k for k, category in enumerate(categories)}
+    for k, image in enumerate(content["images"]):
+        write_image(root / "images" / split / image["file_name"], image["width"], image["height"], seed=k)
+        rows = []
+        for entry in content["annotations"]:
+            if entry["image_id"] == image["id"]:
+                (x, y, w, h), (width, height) = entry["bbox"], (image["width"], image["height"])
+                box = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+                corners = zip(entry["segmentation"][0], [width, height] * 99, strict=False)
+                values = [value / side for value, side in corners] if polygons else box
+                rows.append(" ".join(map(repr, [class_of[entry["category_id"]], *values])))
+        label = (root / "labels" / split / image["file_name"]).with_suffix(".txt")
+        label.parent.mkdir(parents=True, exist_ok=True)
+        if rows:
+            label.write_text("\n".join(rows) + "\n")
+    names = {k: category["name"] for k, category in enumerate(categories)}
+    root.mkdir(parents=True, exist_ok=True)
+    config = root / "data.yaml"
+    before = config.read_text() if config.is_file() else json.dumps({"names": names})
+    config.write_text(json.dumps({**json.loads(before), split: f"images/{split}"}))
+    return root
+
+
+def yolo_content() -> Json:
+    """The content of :func:`coco_content` without crowds, in images whose sides are powers of two."""
+    content = coco_content()
+    for image in content["images"]:
+        image["width"], image["height"] = 64, 32
+    content["images"][1]["height"] = 64
+    content["annotations"] = [entry for entry in content["annotations"] if not entry["iscrowd"]]
+    return content
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+<meta><task><labels><label><name>dog</name></label><label><name>bottle</name></label></labels></task></meta>
+{images}</annotations>"""
+
+
+def write_cvat(root: Path, content: Json, polygons: bool, subset: str = "") -> Path:
+    """Write ``annotations.xml`` and ``images/`` of a COCO set without crowds."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    images = []
+    for k, image in enumerate(content["images"]):
+        write_image(root / "images" / subset / image["file_name"], image["width"], image["height"], seed=k)
+        shapes = []
+        for entry in content["annotations"]:
+            if entry["image_id"] == image["id"]:
+                (x, y, w, h), label = entry["bbox"], names[entry["category_id"]]
+                corners = np.reshape(entry["segmentation"][0], (-1, 2)).tolist()
+                points = ";".join(f"{a:.2f},{b:.2f}" for a, b in corners)
+                box = f'<box label="{label}" xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}" occluded="0" z_order="0"/>'
+                shapes.append(f'<polygon label="{label}" points="{points}"/>' if polygons else box)
+        attributes = f'id="{k}" name="{image["file_name"]}" subset="{subset}"'
+        size = f'width="{image["width"]}" height="{image["height"]}"'
+        images.append(f"<image {attributes} {size}>{''.join(shapes)}<tag label='good'/></image>\n")
+    (root / "annotations.xml").write_text(CVAT.format(images="".join(images)))
+    return root

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from debug_model import DEBUG
 from smt_vision import checkpoints
 from smt_vision.recipe import Augment, Engine, Input, Optim
-from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment, DetectionRecipe
+from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment, DetectionInput, DetectionRecipe
 from smt_vision.tasks.segmentation.config import SegmentationRecipe, SegmentConfig
 from tiny_run import MODEL_ARGS
 
@@ -70,7 +70,7 @@ def shapes_recipe(data: Path, head: str = "mask_rcnn", epochs: int = 1, **engine
         batch_size=4,
         hardware="any",
         citation="none",
-        input=Input(interpolation="bilinear", workers=0),
+        input=DetectionInput(interpolation="bilinear", workers=0),
         augment=DetectionAugment(hflip=0.0),
         optim=Optim(lr=5e-3, lr_batch=None, warmup_epochs=0.1 * epochs, weight_decay=0.0),
         detect=DetectConfig(

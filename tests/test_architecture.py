@@ -29,7 +29,7 @@ LAYERS = (
     {"model", "kernels"},
     {"checkpoints"},
     {"lora"},
-    {"spec", "legacy", "files"},
+    {"spec", "legacy", "files", "yaml_files"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
     {"bounds", "text"},
 )

@@ -24,7 +24,7 @@ from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
 from smt_vision.tasks.classification.predictor import Classifier
-from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.config import DetectConfig, DetectionInput
 from smt_vision.tasks.detection.export import COORDINATES
 from smt_vision.tasks.detection.heads.detectors import run_detector
 from smt_vision.tasks.detection.predictor import Detector
@@ -144,7 +144,14 @@ def test_to_supervision(masks: bool, tmp_path: Path) -> None:
         assert np.array_equal(converted.mask, found.masks.numpy())
     else:
         assert converted.mask is None
-    assert len(unreadable.to_supervision()) == 0
+    none = found.above(1.0).to_supervision()
+    for empty in (unreadable.to_supervision(), none):
+        assert len(empty) == 0
+        assert empty.is_empty()
+        assert empty["class_name"].tolist() == []
+        assert len(supervision.Detections.merge([empty, empty])) == 0
+    assert (none.mask is None) != masks
+    assert none.mask is None or none.mask.shape == (0, 20, 40)
 
 
 def test_coco_results() -> None:
@@ -605,7 +612,9 @@ def random_detector(head: Head, backbone: str) -> Detector:
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
         score_threshold=0.0, max_detections=30,
     )  # fmt: skip
-    spec = ModelSpec("detect", backbone, ("a", "b"), INPUT, head=config, category_ids=(1, 4))
+    spec = ModelSpec(
+        "detect", backbone, ("a", "b"), DetectionInput(interpolation="bilinear"), head=config, category_ids=(1, 4)
+    )
     return Detector(get_task("detect").build_model(spec), spec, "random")
 
 

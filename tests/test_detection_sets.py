@@ -19,7 +19,7 @@ from dense_sets import Json, annotation, coco_content, encode_rle, write_coco, w
 from smt_vision.data.decode import decode
 from smt_vision.data.region import Region
 from smt_vision.data.validation import ValidationReport
-from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment
 from smt_vision.tasks.detection.data.dataset import DetectionDataset
 from smt_vision.tasks.detection.data.masks import rasterize_masks
 from smt_vision.tasks.detection.data.segmentations import check_segmentations
@@ -612,9 +612,9 @@ def test_objects_below_min_box_are_counted(
     images.sizes[1] = (50, 30)
     if level is None:
         with pytest.raises(ValueError, match=rf"{message}.*min_box=9"):
-            check_training_sizes(images, small)
+            check_training_sizes(images, small, DetectionAugment())
     else:
-        check_training_sizes(images, small)
+        check_training_sizes(images, small, DetectionAugment())
         (record,) = caplog.records
         assert record.levelno == level
         assert re.search(message, record.getMessage())

@@ -11,8 +11,9 @@ import yaml
 
 from smt_vision.cli import main
 from smt_vision.recipe import Recipe
-from smt_vision.recipe_files import MAX_BYTES, read_recipe_file, read_yaml, write_recipe
+from smt_vision.recipe_files import read_recipe_file, read_yaml, write_recipe
 from smt_vision.tasks import RECIPES, TASKS
+from smt_vision.yaml_files import MAX_BYTES
 
 GOLDEN = Path(__file__).parent / "golden" / "recipe.yaml"
 RESULTS = sorted((Path(__file__).parents[1] / "docs" / "results").glob("*/recipe.yaml"))

@@ -291,7 +291,7 @@ def test_held_out_images_of_a_sampled_dataset_are_found(
     unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smt_vision.engine.run.MAX_TRAIN", 20)
-    monkeypatch.setattr("smt_vision.tasks.classification.task.MAX_TRAIN", 20)
+    monkeypatch.setattr("smt_vision.data.subset.MAX_TRAIN", 20)
     train(tiny(unsplit, epochs=1), tmp_path / "run", display=False)
     assert len(checkpoints.load(tmp_path / "run").state["images"]["train"]) == 20  # of 54
     assert smt_vision.evaluate(tmp_path / "run", unsplit, workers=0)["count"] == HELD_OUT

@@ -23,7 +23,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dense_sets import coco_content, write_coco, write_voc
+from dense_sets import coco_content, write_coco, write_cvat, write_voc, write_yolo, yolo_content
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision import RECIPES, checkpoints, cli, load
 from smt_vision.convert import convert_file
@@ -208,9 +208,35 @@ def _voc(folder: Path) -> Iterable[Example]:
     return _files(write_voc(folder / "voc", objects), "Annotations/a.xml", "ImageSets/Main/train.txt")
 
 
+def _yolo_config(folder: Path) -> Iterable[Example]:
+    yield from _files(write_yolo(folder / "yolo"), "data.yaml")
+    (folder / "yolo" / "train.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    text = "names:\n  0: dog\n  1: bottle\nnc: 2\npath: .\ntrain: [train.txt]\nval: ../images/train\ntest:\n"
+    (folder / "yolo" / "data.yaml").write_text(text)
+    yield from _files(folder / "yolo", "data.yaml")
+
+
+def _yolo_text(folder: Path) -> Iterable[Example]:
+    root = write_yolo(folder / "yolo")
+    yield from _files(root, "labels/train/a.txt")
+    yield from _files(write_yolo(folder / "boxes", polygons=False), "labels/train/a.txt")
+    (root / "data.yaml").unlink()
+    (root / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    (root / "obj.names").write_text("dog\nbottle\n")
+    (root / "train.txt").write_text("data/images/train/a.png\ndata/images/train/b.png\n")
+    yield from _files(root, "obj.data", "obj.names", "train.txt")
+
+
+def _cvat(folder: Path) -> Iterable[Example]:
+    for polygons in (True, False):
+        root = write_cvat(folder / f"cvat{polygons}", yolo_content(), polygons, "Train" if polygons else "")
+        yield from _files(root, "annotations.xml")
+
+
 def _read_detection(path: Path) -> None:
-    # Both files are one folder below the dataset's, or two.
-    root = path.parent.parent if path.suffix != ".txt" else path.parent.parent.parent
+    root = path.parent
+    while root.name != "case":
+        root = root.parent
     images = open_detection(str(root), "train")
     if images.has_masks:
         images.require_masks()
@@ -616,6 +642,9 @@ TARGETS = {
         Target("mask", "data", _label_maps, _read_mask, [mutate_png, mutate_bytes], share=40, memory=3072),
         Target("coco", "data", _coco, _read_detection, [mutate_json]),
         Target("voc", "data", _voc, _read_detection, [mutate_text, mutate_bytes], share=12),
+        Target("yolo", "data", _yolo_config, _read_detection, [mutate_yaml], share=6),
+        Target("yolo text", "data", _yolo_text, _read_detection, [mutate_text, mutate_bytes], share=12),
+        Target("cvat", "data", _cvat, _read_detection, [mutate_text, mutate_bytes], share=12),
         Target("annotations", "data", _annotations, _read_annotations, [mutate_json], share=30),
         Target("segmentation", "data", _segmentation, _read_segmentation, [mutate_json, mutate_png], share=12),
         Target("tar", "data", _tars, _read_tar, [mutate_tar], share=20),

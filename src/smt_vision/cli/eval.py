@@ -3,7 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -39,6 +39,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--max_unreadable", type=CountOrZero, default=10, help="unreadable images to skip before giving up"
     )
+    parser.add_argument(
+        "--split", type=Literal["val", "test"], default="val", help="split of the dataset; test for detectors only"
+    )
     add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
@@ -62,6 +65,7 @@ def run(args: Any) -> Output:
             batch_size=args.batch_size,
             workers=args.workers,
             max_unreadable=args.max_unreadable,
+            split=args.split,
             overrides=overrides_of(args),
             on_progress=on_progress,
         )

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -34,6 +35,8 @@ Position = tuple[int, int]  # epoch, and index of an image or of a repeat of it;
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
 Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
 Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
+# (an item, a function that returns the item of another random image, epoch) to an item composed of them
+Mix = Callable[[Item, Callable[[], Item], int], Item]
 
 
 class DecodedImages(Dataset[Item], Generic[T]):
@@ -51,16 +54,24 @@ class DecodedImages(Dataset[Item], Generic[T]):
         seed: Seed of the transform's random numbers.
         attempts: Number of images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
             so that the batch size is constant. If all are unreadable, the item's image is ``None``.
+        mix: Augmentation that composes transformed images; ``None`` for none.
     """
 
     def __init__(
-        self, images: RawDataset[T], transform: Transform[T], channels: Literal[1, 3], seed: int, attempts: int = 1
+        self,
+        images: RawDataset[T],
+        transform: Transform[T],
+        channels: Literal[1, 3],
+        seed: int,
+        attempts: int = 1,
+        mix: Mix | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
         self.channels = channels
         self.seed = seed
         self.attempts = attempts
+        self.mix = mix
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,13 +82,23 @@ class DecodedImages(Dataset[Item], Generic[T]):
         for attempt in range(self.attempts):
             row = (index + attempt) % len(self.images)
             try:
-                raw, target, name = self.images.read(row)
-                image = decode(raw, self.channels, name=name)
                 seed_all(self.seed, epoch, index)
-                return {**self.transform(image, target, name), "index": row, "unreadable": unreadable}
+                item = self._item(row)
+                if self.mix is not None:
+                    item = self.mix(item, partial(self._another, row), epoch)
+                return {**item, "index": row, "unreadable": unreadable}
             except UnreadableImage as error:
                 unreadable.append(str(error))
         return {"image": None, "index": index, "unreadable": unreadable}
+
+    def _item(self, row: int) -> Item:
+        raw, target, name = self.images.read(row)
+        return self.transform(decode(raw, self.channels, name=name), target, name)
+
+    def _another(self, row: int) -> Item:
+        """The item of a random other image; that of an unreadable image's replacement is another one, too."""
+        others = len(self.images) - 1
+        return self._item((row + 1 + random.randrange(others)) % len(self.images) if others else row)
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
         # Called once per batch. Without worker processes, the global generators are the caller's: restore them.
@@ -266,6 +287,7 @@ def train_loader(
     world: int = 1,
     groups: npt.NDArray[np.bool_] | None = None,
     sampling: Sampling | None = None,
+    mix: Mix | None = None,
 ) -> TrainLoader[Any]:
     """Shuffled batches for training.
 
@@ -284,11 +306,12 @@ def train_loader(
         groups: (length,) which of two groups each image is in, e.g. portrait and landscape. At most one batch per epoch
             mixes the groups. ``None`` uses one group.
         sampling: How often an epoch has each image; ``None`` for once.
+        mix: Augmentation that composes transformed images; ``None`` for none.
 
     Raises:
         UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
     """
-    dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
+    dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1, mix=mix)
     draws = image_draws(images, sampling or Sampling())
     sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups, draws=draws)
     return TrainLoader(dataset, stack, sampler, input)

@@ -1,13 +1,15 @@
-"""A fixed part of a dataset's images."""
+"""A fixed part of a dataset's images: a fraction for training, and those held out for validation."""
 
+import hashlib
+import os
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..text import get_logger
-from .dataset import RawDataset
-from .fingerprint import hash_bytes
+from .dataset import RawDataset, Split
+from .fingerprint import MAX_TRAIN, UsedImages, hash_bytes
 
 log = get_logger(__name__)
 Images = TypeVar("Images", bound=RawDataset[Any])
@@ -34,6 +36,66 @@ def take_fraction(images: Images, fraction: float) -> Images:
     subset = images.select(np.flatnonzero(kept))
     log.info("%s: train_fraction=%g of %d images: %s", images.where, fraction, len(images), subset.describe())
     return subset
+
+
+def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) -> Images:
+    """Split a dataset that has no validation split; stratified and seeded.
+
+    Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
+    training. Images with several classes are chosen for the rarest of them, so that the shares of the frequent classes
+    are approximate. The selection depends only on the image ids, their classes and the seed, not on the order or the
+    storage location, and adding images later moves few others.
+
+    Args:
+        images: The complete dataset.
+        split: The split to return.
+        val_fraction: Fraction of images held out, in (0, 1]. With 1, all images are for validation, e.g. for a dataset
+            that is only evaluated on.
+        seed: Random seed of the selection.
+
+    Raises:
+        ValueError: ``val_fraction`` is out of range, or is 1 and the training split is requested.
+    """
+    if val_fraction == 1.0:
+        if split == "train":
+            raise ValueError(
+                f"{images.where}: val_fraction=1.0 leaves no images for training; use a fraction below 1, e.g. 0.1"
+            )
+        return images
+    if not 0.0 < val_fraction < 1.0:
+        raise ValueError(
+            f"{images.where}: invalid val_fraction={val_fraction}: expected a fraction in (0, 1], e.g. 0.1, because "
+            "the dataset has no validation split"
+        )
+    keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
+    hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
+    in_val, decided = np.zeros(len(images), dtype=bool), np.zeros(len(images), dtype=bool)
+    for members in sorted(images.by_class(), key=len):
+        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1) - int(in_val[members].sum())
+        free = sorted(members[~decided[members]].tolist(), key=hashes.__getitem__)
+        in_val[free[: max(count, 0)]] = True
+        decided[members] = True
+    return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
+
+
+def held_out_in_training(images: Images, used: UsedImages, train_fraction: float) -> Images:
+    """The images that training held out of a dataset, if it is the one that the model was trained on.
+
+    It is if at least half of the held-out images are among its images, and at least half as many of the others as
+    training uses of them were trained on, of which at most ``MAX_TRAIN`` are known. Any other dataset is returned as it
+    is.
+    """
+    validated = np.isin(images.identities(), used.val)
+    trained = np.isin(images.fingerprints(), used.train) & ~validated
+    found, expected = int(validated.sum()), len(used.val)
+    others = min(round(train_fraction * (len(images) - found)), MAX_TRAIN)
+    if 2 * found < max(expected, 1) or 2 * trained.sum() < max(others, 1):
+        return images
+    log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
+    if found < expected:
+        log.warning("%s: %d of the %d images that training held out are missing", images.where, expected - found,
+                    expected)  # fmt: skip
+    return images.select(np.flatnonzero(validated))
 
 
 def group_by(keys: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

@@ -27,6 +27,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int = 8,
     max_unreadable: int = 10,
+    split: str = "val",
     overrides: Overrides | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def evaluate(
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
+        split: ``val``, or for a detector ``test``.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
@@ -58,6 +60,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         max_unreadable=max_unreadable,
+        split=split,
         overrides=overrides,
         on_progress=on_progress,
     )[0]
@@ -72,6 +75,7 @@ def evaluate_with_details(
     batch_size: Count | None,
     workers: Workers,
     max_unreadable: CountOrZero,
+    split: str,
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
@@ -82,11 +86,18 @@ def evaluate_with_details(
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
     data = str(data or (model.recipe.data if model.recipe else ""))
+    task = get_task(model.spec.task)
+    if split not in task.splits:
+        raise ValueError(
+            f"invalid split={split!r}: {model.name} is {model.kind}, for which expected {' or '.join(task.splits)}; "
+            "for other images pass their folder as data (--data)"
+        )
     input = replace(model.spec.input, workers=workers, max_unreadable=max_unreadable)
     with fabric.rank_zero_first():
-        evaluation, loader = get_task(model.spec.task).evaluation(
-            model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size
-        )
+        evaluation, loader = task.evaluation(
+            model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size,
+            **({} if split == "val" else {"split": split}),
+        )  # fmt: skip
     done = 0
 
     def count(n: int) -> None:

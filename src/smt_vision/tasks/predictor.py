@@ -33,7 +33,7 @@ class PreparedImage:
         source: Image as passed by the caller.
         id: Path of the image, or its index among the passed images.
         size: Height and width of the stored image, after EXIF orientation.
-        pixels: Model input ``(C, h, w)``.
+        pixels: Model input ``(C, h, w)``, or the decoded image if a predictor prepares it in parts.
     """
 
     source: Source
@@ -207,13 +207,17 @@ class Predictor(ABC, Generic[R]):
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
             picture = decode(source, channels_of(self.spec.input), name=id)
-            return PreparedImage(image, id, (picture.height, picture.width), self.transform(picture))
+            return PreparedImage(image, id, (picture.height, picture.width), self._pixels(picture))
         except UnreadableImage as error:
             return image, id, str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return image, id, f"{id}: not enough memory to resize {picture.width} x {picture.height} pixels"
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """What :meth:`_predict_batch` needs of a decoded image: the model's input, or as far as it is prepared."""
+        return self.transform(image)
 
     @abstractmethod
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Iterable[R]:

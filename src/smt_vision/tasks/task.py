@@ -168,11 +168,13 @@ class TaskType:
             ``checkpoint`` the weights of a :class:`smt_vision.checkpoints.Checkpoint`.
         training: ``(recipe) -> Training``. It opens the datasets and builds the model, so that invalid settings fail
             early.
-        evaluation: ``(predictor, data, input, batch_size, rank, world) -> (Evaluation, EvalLoader)``.
+        evaluation: ``(predictor, data, input, batch_size, rank, world) -> (Evaluation, EvalLoader)``; with ``split`` if
+            ``splits`` has others than ``val``.
         flops_model: ``(model, spec) -> (module, (C, H, W))``: a module called with one image batch, and the input size
             for which its parameters and GMAC are reported.
         predictor: Class of the task's predictors.
         export: Class that exports a predictor.
+        splits: Splits of a dataset that can be evaluated.
     """
 
     build_model: Callable[..., nn.Module]
@@ -181,3 +183,4 @@ class TaskType:
     flops_model: Callable[[nn.Module, ModelSpec], tuple[nn.Module, tuple[int, int, int]]]
     predictor: type[Predictor[Any]]
     export: type[ExportForm]
+    splits: tuple[str, ...] = ("val",)

@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
 from ...data.decode import decode
-from ...data.fingerprint import MAX_TRAIN, UsedImages
-from ...data.subset import take_fraction
+from ...data.fingerprint import UsedImages
+from ...data.subset import held_out_in_training, take_fraction
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
@@ -272,7 +272,7 @@ def open_evaluation(
             )  # fmt: skip
     images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
     if model.used_images is not None:
-        images = _held_out(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
+        images = held_out_in_training(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images), loader
@@ -282,26 +282,6 @@ def _same_source(data: str, trained_on: str) -> bool:
     """Whether two datasets are the same, e.g. one folder by a relative and an absolute path."""
     paths = Path(data).expanduser(), Path(trained_on).expanduser()
     return data == trained_on or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
-
-
-def _held_out(images: ImageDataset, used: UsedImages, train_fraction: float) -> ImageDataset:
-    """The images that training held out of a dataset, if it is the one that the model was trained on.
-
-    It is if at least half of the held-out images are among its images, and at least half as many of the others as
-    training uses of them were trained on, of which at most ``MAX_TRAIN`` are known. Any other dataset is returned as it
-    is.
-    """
-    validated = np.isin(images.identities(), used.val)
-    trained = np.isin(images.fingerprints(), used.train) & ~validated
-    found, expected = int(validated.sum()), len(used.val)
-    others = min(round(train_fraction * (len(images) - found)), MAX_TRAIN)
-    if 2 * found < max(expected, 1) or 2 * trained.sum() < max(others, 1):
-        return images
-    log.info("%s: evaluating the %d images of %d that training held out", images.where, found, len(images))
-    if found < expected:
-        log.warning("%s: %d of the %d images that training held out are missing", images.where, expected - found,
-                    expected)  # fmt: skip
-    return images.select(np.flatnonzero(validated))
 
 
 def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int, int, int]]:

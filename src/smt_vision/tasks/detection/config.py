@@ -3,28 +3,72 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ...bounds import Channels, Count, Fraction, NotEmpty, Range, Side
-from ...recipe import Augment, Group, Recipe
+from ...bounds import Ascending, Channels, Count, Fraction, NotEmpty, PositiveFraction, Range, Side
+from ...recipe import Augment, Group, Input, Recipe
 
 # Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
-    "detect": ("short_side", "long_side", "score_threshold", "nms_threshold", "max_detections"),
+    "detect": (
+        "short_side",
+        "long_side",
+        "score_threshold",
+        "nms_threshold",
+        "max_detections",
+        "tiles",
+        "tile_overlap",
+    ),
 }
 DRAWN_SCORE = 0.4  # detections with a lower score are not drawn
+ScaleFactor = Annotated[float, Range(ge=0.05, le=10)]
+
+
+@dataclass(frozen=True)
+class DetectionInput(Input):
+    """How images become tensors.
+
+    Args:
+        channels: Image channels: 3 for RGB, 1 for grayscale.
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
+            ``lanczos``.
+        mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
+            trained with.
+        std: Each channel is divided by it; ``None`` likewise.
+        workers: Data loading processes per training process; 0 loads in the training process.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error.
+        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
+            with torch, which is faster and differs by a level or two of 255.
+        val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
+    """
+
+    val_fraction: PositiveFraction = 0.1
 
 
 @dataclass(frozen=True)
 class DetectionAugment(Augment):
-    """Augmentation of images and objects.
+    """Augmentation of images and objects. All of it depends on the seed, the epoch and the image only.
 
     Args:
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         color_jitter: Strength of brightness, contrast and saturation changes.
+        scale_jitter: Range of a factor on the size of the resized image: above 1, a random crop of the size without
+            jitter; below 1, a smaller image. Large-scale jitter is (0.1, 2.0) (Ghiasi et al., CVPR 2021).
+        iou_crop: Probability of a random crop that has at least a random IoU with an object (Liu et al., SSD, ECCV
+            2016), and keeps the objects whose center is inside.
+        mosaic: Probability of composing an image of four, which meet at a random point (Bochkovskiy et al., YOLOv4,
+            2020).
+        close_mosaic: Last epochs, in which there is no mosaic.
+        copy_paste: Probability of pasting a random half of the objects of another image; for heads with masks (Ghiasi
+            et al., CVPR 2021).
     """
 
     color_jitter: Annotated[float, Range(ge=0, le=10)] = 0.0
+    scale_jitter: Annotated[tuple[ScaleFactor, ScaleFactor], Ascending()] = (1.0, 1.0)
+    iou_crop: Fraction = 0.0
+    mosaic: Fraction = 0.0
+    close_mosaic: Annotated[int, Range(ge=0, le=1_000_000)] = 10
+    copy_paste: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +96,10 @@ class DetectConfig(Group):
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
         max_detections: Detections kept per image.
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
+        tiles: Side in pixels of the tiles in which larger images are evaluated and predicted, each tile resized like an
+            image; 0 for none.
+        tile_overlap: Share of a tile's side by which neighboring tiles overlap at least. Objects up to 0.8 of the
+            overlap are found in the tiles, larger ones in the whole image.
     """
 
     group: ClassVar[str] = "detect"
@@ -72,6 +120,8 @@ class DetectConfig(Group):
     nms_threshold: Fraction = 0.5
     max_detections: Count = 100
     min_box: Annotated[float, Range(ge=0, le=16_384)] = 1.0
+    tiles: Literal[0] | Annotated[int, Range(ge=32, le=16_384)] = 0
+    tile_overlap: Annotated[float, Range(ge=0.05, le=0.75)] = 0.2
 
     @property
     def has_masks(self) -> bool:
@@ -84,7 +134,8 @@ class DetectionRecipe(Recipe):
     """A training run of a detector.
 
     Args:
-        data: Folder in COCO or Pascal VOC layout.
+        data: Folder in a layout of COCO, Pascal VOC, YOLO or CVAT, or YOLO's configuration file.
+        input: How images become tensors.
         augment: Augmentation of images and objects.
         detect: Detection head and image sizes.
     """
@@ -92,5 +143,19 @@ class DetectionRecipe(Recipe):
     task: ClassVar[str] = "detect"
     head_group: ClassVar[str] = "detect"
 
+    input: DetectionInput = field(default_factory=DetectionInput)
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     detect: DetectConfig = field(default_factory=DetectConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment.copy_paste and not self.detect.has_masks:
+            raise ValueError(
+                f"invalid augment.copy_paste={self.augment.copy_paste}: detect.head={self.detect.head!r} has no masks, "
+                "which objects are cut out with; set it to 0, or use mask_rcnn or cascade_mask_rcnn"
+            )
+        if self.augment.mosaic and self.augment.close_mosaic >= self.epochs:
+            raise ValueError(
+                f"invalid augment.close_mosaic={self.augment.close_mosaic}: no epoch of {self.epochs} would have a "
+                "mosaic; expected less than epochs, or augment.mosaic 0"
+            )

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...bounds import Fraction, checked
 from ...data.padding import pad_together
+from ...data.transforms import RegionPixels
 from ..predictor import Predictor, PreparedImage
 from ..results import Source
 from .box_masks import BoxMasks
@@ -18,6 +20,7 @@ from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
 from .results import Detections, write_detections
+from .tiles import detect_image
 
 
 class Detector(Predictor[Detections]):
@@ -34,7 +37,9 @@ class Detector(Predictor[Detections]):
 
     @property
     def input_description(self) -> str:
-        return f"short side {self.config.short_side} px, at most {self.config.long_side}, {self.input.interpolation}"
+        side, longest, tiles = self.config.short_side, self.config.long_side, self.config.tiles
+        text = f"short side {side} px, at most {longest}, {self.input.interpolation}"
+        return f"{text}, tiles of {tiles} px overlapping by {self.config.tile_overlap:g}" if tiles else text
 
     @checked
     def save(
@@ -85,12 +90,24 @@ class Detector(Predictor[Detections]):
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return detection_eval_transform(self.input, self.config)
 
+    def _pixels(self, image: Image.Image) -> Tensor:
+        # The tiles of an image are made when they are needed: they may need much more memory than the image.
+        return torch.from_numpy(np.array(image)) if self.config.tiles else super()._pixels(image)
+
     @torch.inference_mode()
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[Detections]:
-        pixels, sizes = pad_together([image.pixels for image in batch])
-        outputs = run_detector(self.model, pixels.to(self.device), sizes)
+        originals = torch.tensor([image.size for image in batch])
+        if self.config.tiles:
+            pixels, sizes = RegionPixels(self.input), originals
+            outputs = [
+                detect_image(self.model, Image.fromarray(image.pixels.numpy()), pixels, self.config, self.device)
+                for image in batch
+            ]
+        else:
+            images, sizes = pad_together([image.pixels for image in batch])
+            outputs = run_detector(self.model, images.to(self.device), sizes)
         outputs = [{name: value.cpu() for name, value in output.items()} for output in outputs]
-        outputs = to_original(outputs, sizes, torch.tensor([image.size for image in batch]))
+        outputs = to_original(outputs, sizes, originals)
         return [
             Detections(
                 image.source,

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from ...recipe import PAPER, Engine, Input, Optim
-from .config import DetectConfig, DetectionAugment, DetectionRecipe
+from ...recipe import PAPER, Engine, Optim
+from .config import DetectConfig, DetectionAugment, DetectionInput, DetectionRecipe
 
 WARMUP = 500 / (117_266 // 16)  # 500 steps of 16 images; 117,266 of COCO's 118,287 training images show an object
 
@@ -20,7 +20,7 @@ def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float |
         data="coco",
         epochs=36,
         batch_size=2,
-        input=Input(interpolation="bilinear", workers=4),
+        input=DetectionInput(interpolation="bilinear", workers=4),
         optim=Optim(
             lr=2e-4,
             warmup_lr=2e-7,
@@ -87,7 +87,7 @@ RECIPES: tuple[DetectionRecipe, ...] = (
         data="nuclei",
         epochs=15,
         batch_size=4,
-        input=Input(interpolation="bilinear", workers=1),
+        input=DetectionInput(interpolation="bilinear", workers=1),
         augment=DetectionAugment(vflip=0.5),
         optim=Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.0, clip_grad=1.0),
         detect=DetectConfig(
@@ -114,7 +114,7 @@ RECIPES: tuple[DetectionRecipe, ...] = (
         data="bccd",
         epochs=30,
         batch_size=4,
-        input=Input(interpolation="bilinear", workers=1),
+        input=DetectionInput(interpolation="bilinear", workers=1),
         augment=DetectionAugment(vflip=0.5),
         optim=Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=1.0, clip_grad=1.0),
         detect=DetectConfig(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
-from ...data.padding import pad_together
 from ...data.region import Region
-from ...data.subset import take_fraction
+from ...data.subset import held_out_in_training, take_fraction
+from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -26,15 +26,17 @@ from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .box_masks import BoxMasks
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
 from .data.dataset import DetectionDataset, DetectionTarget
+from .data.fields import DetectionSplit
 from .data.loaders import detection_eval_loader, detection_train_loader
 from .data.masks import rasterize_masks
 from .data.sources import open_detection
-from .data.transforms import check_training_sizes, detection_eval_transform
+from .data.transforms import check_training_sizes
 from .export import DetectorExport
 from .heads.detectors import build_detector, flops_view, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
 from .pictures import draw_detections
 from .predictor import Detector
+from .tiles import detect_image
 
 SAMPLE_SIDE = 480  # long side of a sample panel in pixels
 SIZES = ("small", "medium", "large")  # object sizes of COCO's metrics
@@ -55,6 +57,7 @@ class DetectionEvaluation:
         self.val_set = val_set
         self.input = input
         self.config = config
+        self.pixels = RegionPixels(input)
         self.kinds = ("mask", "box") if config.has_masks else ("box",)
         self.primary_metric = f"{self.kinds[0]}_ap"
         self.metric_formats: Mapping[str, MetricFormat] = {
@@ -64,8 +67,11 @@ class DetectionEvaluation:
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
-        """Detections in pixels of the resized images; see
+        """Detections in pixels of the resized images, or with tiles of the stored ones; see
         :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
+        if self.config.tiles:
+            device = batch["sizes"].device
+            return [detect_image(model, image, self.pixels, self.config, device) for image in batch["image"]]
         return run_detector(model, batch["image"], batch["sizes"])
 
     def metric(self, device: torch.device) -> "DetectionMetric":
@@ -113,7 +119,7 @@ class DetectionTraining(DetectionEvaluation):
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        check_training_sizes(self.train_set, recipe.detect)
+        check_training_sizes(self.train_set, recipe.detect, recipe.augment)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
         val_set = with_classes(self._open("val"), classes, owner="the training set")
         spec = ModelSpec(
@@ -130,7 +136,7 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        dataset = open_detection(self.recipe.data, split)
+        dataset = open_detection(self.recipe.data, split, self.recipe.input.val_fraction, self.recipe.seed)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset
@@ -147,6 +153,7 @@ class DetectionTraining(DetectionEvaluation):
             rank=rank,
             world=world,
             sampling=recipe.sampling,
+            epochs=recipe.epochs,
         )
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
@@ -160,7 +167,6 @@ class DetectionTraining(DetectionEvaluation):
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
         """Images spread over the validation set, ground truth beside the detections with a score of at least 0.4."""
-        transform = detection_eval_transform(self.input, self.config)
         panels, names, class_ids = [], [], set[int]()
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
@@ -170,12 +176,9 @@ class DetectionTraining(DetectionEvaluation):
                 continue
             if (picture.height, picture.width) != target["size"]:
                 continue
-            image, sizes = pad_together([transform(picture)])
-            (detections,) = run_detector(model, image.to(device), sizes)
+            detections = detect_image(model, picture, self.pixels, self.config, device)
             keep = detections["scores"] >= DRAWN_SCORE
-            detections = {key: value[keep] for key, value in detections.items()}
-            (detections,) = to_original([detections], sizes, torch.tensor([target["size"]]))
-            found: dict[str, Any] = {key: value.cpu() for key, value in detections.items()}
+            found: dict[str, Any] = {key: value[keep].cpu() for key, value in detections.items()}
             if self.config.has_masks:
                 found["masks"] = BoxMasks(found["masks"], found["boxes"], target["size"])
             truth = _truth(target, masks=self.config.has_masks)
@@ -286,10 +289,17 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 
 
 def open_evaluation(
-    model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
+    model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int, split: DetectionSplit = "val"
 ) -> tuple[DetectionEvaluation, EvalLoader]:
-    """Evaluation of a detector on a dataset that has its classes, and the data loader."""
-    dataset = open_detection(data, "val")
+    """Evaluation of a detector on a dataset that has its classes, and the data loader.
+
+    Of the model's own training set without a validation split, the images that training held out are used; of any other
+    dataset without one, all.
+    """
+    dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
+    if model.used_images is not None and split == "val":
+        fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+        dataset = held_out_in_training(dataset, model.used_images, fraction)
     dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()
@@ -302,4 +312,4 @@ def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int
     return flops_view(model, spec.input.channels, spec.head)
 
 
-TASK = TaskType(build_model, DetectionTraining, open_evaluation, flops_model, Detector, DetectorExport)
+TASK = TaskType(build_model, DetectionTraining, open_evaluation, flops_model, Detector, DetectorExport, ("val", "test"))

@@ -1,8 +1,6 @@
-"""Base class of the classification datasets, and the held-out validation split."""
+"""Base class of the classification datasets."""
 
 import copy
-import hashlib
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
@@ -10,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from ....data.dataset import Raw, RawDataset, Split
+from ....data.dataset import Raw, RawDataset
 from ....data.fingerprint import hash_bytes
 from ....data.subset import group_by
 
@@ -96,41 +94,3 @@ def numbered_classes(targets: npt.NDArray[np.int64], where: str) -> list[str]:
     if largest >= MAX_CLASSES:
         raise ValueError(f"{where}: class index {largest}; expected indices from 0 to {MAX_CLASSES - 1}")
     return [str(class_id) for class_id in range(largest + 1)]
-
-
-def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: int) -> ImageDataset:
-    """Split a dataset that has no validation split; stratified and seeded.
-
-    Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
-    training. The selection depends only on the image ids and the seed, not on the order or the storage location, and
-    adding images later moves few others.
-
-    Args:
-        images: The complete dataset.
-        split: The split to return.
-        val_fraction: Fraction of images held out, in (0, 1]. With 1, all images are for validation, e.g. for a dataset
-            that is only evaluated on.
-        seed: Random seed of the selection.
-
-    Raises:
-        ValueError: If ``val_fraction`` is out of range, or is 1 and the training split is requested.
-    """
-    if val_fraction == 1.0:
-        if split == "train":
-            raise ValueError(
-                f"{images.where}: val_fraction=1.0 leaves no images for training; use a fraction below 1, e.g. 0.1"
-            )
-        return images
-    if not 0.0 < val_fraction < 1.0:
-        raise ValueError(
-            f"{images.where}: invalid val_fraction={val_fraction}: expected a fraction in (0, 1], e.g. 0.1, because "
-            "the dataset has no validation split"
-        )
-    keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
-    hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
-    in_val = np.zeros(len(images), dtype=bool)
-    for target in range(len(images.classes)):
-        members = sorted(np.flatnonzero(images.targets == target).tolist(), key=hashes.__getitem__)
-        count = min(max(round(val_fraction * len(members)), 1), len(members) - 1)
-        in_val[members[: max(count, 0)]] = True
-    return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))

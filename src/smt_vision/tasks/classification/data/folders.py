@@ -24,9 +24,10 @@ from ....data.files import (
     split_in_name,
     warn_ignored,
 )
+from ....data.subset import held_out
 from ....data.validation import SHOWN, ValidationReport, first_few
 from ....text import get_logger
-from .dataset import ImageDataset, held_out
+from .dataset import ImageDataset
 
 log = get_logger(__name__)
 SPLIT_NAMES = TRAIN_NAMES + VAL_NAMES

@@ -15,9 +15,10 @@ from ....data.dataset import Split
 from ....data.decode import UnreadableImage
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
 from ....data.fingerprint import hash_bytes
+from ....data.subset import held_out
 from ....extras import require
 from ....text import get_logger
-from .dataset import ImageDataset, held_out, numbered_classes
+from .dataset import ImageDataset, numbered_classes
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,9 +23,10 @@ from ....data.files import (
     split_in_name,
     warn_ignored,
 )
+from ....data.subset import held_out
 from ....data.validation import first_few
 from ....text import get_logger
-from .dataset import MAX_CLASSES, ImageDataset, held_out
+from .dataset import MAX_CLASSES, ImageDataset
 from .folders import TarDataset
 
 log = get_logger(__name__)

@@ -11,17 +11,31 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
+from ....data.files import first_existing
 from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from .dataset import TOLERANCE, DetectionDataset, FileIndex, Objects, are_shares, check_boxes
-from .fields import INT64, MAX_SIDE, parse_flag, parse_integer, parse_number, shown
-from .segmentations import are_finite, check_segmentations
+from .fields import (
+    INT64,
+    MAX_SIDE,
+    SPLIT_NAMES,
+    DetectionSplit,
+    are_finite,
+    parse_flag,
+    parse_integer,
+    parse_number,
+    shown,
+)
+from .segmentations import check_segmentations
 
 log = get_logger(__name__)
 KINDS = ("images", "annotations", "categories")
-PREFIXES = {"train": ("train",), "val": ("val", "test")}  # of annotation file names; the first with a match is used
+# Prefixes of annotation file names; the first with a match is used. CVAT calls a set without splits "default".
+PREFIXES: Mapping[DetectionSplit, tuple[str, ...]] = {
+    "train": ("train", "default"),
+    "val": ("val", "test"),
+    "test": ("test",),
+}
 ROBOFLOW = "_annotations.coco.json"  # the annotation file in the folder of each split, beside the images
 PROBED = 100  # file names by which the folder of the images is found
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # fields of LVIS images
@@ -31,17 +45,22 @@ UNUSED = (  # fields of an annotation that have no effect here: field, kind of w
 )
 
 
-def find_coco(root: Path, split: Split) -> Path | None:
+def find_coco(root: Path, split: DetectionSplit) -> Path | None:
     """Find the annotation file of a split, e.g. ``annotations/instances_train2017.json``; ``None`` if there is none.
 
-    Roboflow's ``train/_annotations.coco.json`` is found, too.
+    Roboflow's ``train/_annotations.coco.json`` is found, too, and as ``train`` CVAT's ``instances_default.json`` and
+    ``_annotations.coco.json`` of a set without splits.
 
     Raises:
         ValueError: Several files match.
     """
     folder = root / "annotations"
+    listed = sorted(folder.glob("*.json"))
     for prefix in PREFIXES[split]:
-        named, others = (sorted(folder.glob(f"{start}{prefix}*.json")) for start in ("instances_", ""))
+        named, others = (
+            [file for file in listed if file.name.lower().startswith(f"{start}{prefix}")]
+            for start in ("instances_", "")
+        )
         files = named or others
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
@@ -51,8 +70,10 @@ def find_coco(root: Path, split: Split) -> Path | None:
         if files:
             return files[0]
     folders = [path.parent.name for path in root.glob(f"*/{ROBOFLOW}")]
-    name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, folders, root)
-    return root / name / ROBOFLOW if name else None
+    name = first_existing(SPLIT_NAMES[split], folders, root)
+    if name or split != "train" or not (root / ROBOFLOW).is_file():
+        return root / name / ROBOFLOW if name else None
+    return root / ROBOFLOW
 
 
 def open_coco(root: Path, file: Path) -> DetectionDataset:

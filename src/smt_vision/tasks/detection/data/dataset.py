@@ -197,7 +197,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         """
         differ = []
         for i in np.linspace(0, len(self) - 1, min(PROBED, len(self))).astype(int).tolist():
-            size = _stored_size(self.folder / self.id(i))
+            size = stored_size(self.folder / self.id(i))
             if size == tuple(self.sizes[i]):
                 return
             if size is not None:
@@ -379,19 +379,23 @@ class FileIndex:
     def __init__(self) -> None:
         self._listed: dict[Path, dict[str, str]] = {}
 
+    def names(self, folder: Path) -> dict[str, str]:
+        """Names of the files of a folder, as stored, by name and by name in Unicode's composed form."""
+        if folder not in self._listed:
+            self._listed[folder] = _list_files(folder)
+        return self._listed[folder]
+
     def find(self, folder: Path, name: str) -> str | None:
         """The path of a file relative to ``folder``, the shortest one; ``None`` if there is no such file."""
         for form in dict.fromkeys((name, name.replace("\\", "/"))):
             path = folder / form
-            if path.parent not in self._listed:
-                self._listed[path.parent] = _list_files(path.parent)
-            listed = self._listed[path.parent]
+            listed = self.names(path.parent)
             if found := listed.get(path.name) or listed.get(unicodedata.normalize("NFC", path.name)):
                 return found if form == path.name else os.path.relpath(path.parent / found, folder)
         return None
 
 
-def _stored_size(path: Path) -> tuple[int, int] | None:
+def stored_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image file, from its header; ``None`` for an unreadable image."""
     try:
         with Image.open(path, formats=image_formats()) as image:
@@ -402,7 +406,6 @@ def _stored_size(path: Path) -> tuple[int, int] | None:
 
 
 def _list_files(folder: Path) -> dict[str, str]:
-    """Names of the files of a folder by name, and by name in Unicode's composed form."""
     if not folder.is_dir():
         return {}
     names = [entry.name for entry in os.scandir(folder) if entry.is_file()]

@@ -1,7 +1,19 @@
-"""Values of annotation files, JSON values or XML text, in the forms in which annotation tools write them."""
+"""Values of annotation files, JSON values or text, and names of splits, as annotation tools write them."""
 
 import math
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from ....data.files import TRAIN_NAMES, VAL_NAMES
+
+DetectionSplit = Literal["train", "val", "test"]
+# The first name that exists is the split.
+SPLIT_NAMES: Mapping[DetectionSplit, tuple[str, ...]] = {
+    "train": TRAIN_NAMES,
+    "val": VAL_NAMES,
+    "test": ("test", "testing"),
+}
 
 INT64 = 2**63
 MAX_SIDE = 2**31 - 1  # pixels of an image
@@ -43,6 +55,14 @@ def parse_flag(value: object) -> bool | None:
     if isinstance(value, str) and value.strip().lower() in _FLAGS:
         return _FLAGS[value.strip().lower()]
     return {0.0: False, 1.0: True}.get(parse_number(value))  # type: ignore[arg-type]
+
+
+def are_finite(values: Iterable[Any]) -> bool:
+    """Whether all values are finite numbers."""
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # not a number; an integer beyond floating point
+        return False
 
 
 def shown(value: object) -> str:

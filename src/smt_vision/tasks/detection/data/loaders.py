@@ -3,14 +3,16 @@
 from typing import Any, NotRequired, TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
 from ....recipe import Input, Sampling
 from ..config import DetectConfig, DetectionAugment
-from .dataset import DetectionDataset
-from .transforms import DetectionTransform
+from .dataset import DetectionDataset, DetectionTarget
+from .mixing import DetectionMix
+from .transforms import DetectionTransform, check_size
 
 
 class DetectionBatch(TypedDict):
@@ -51,10 +53,12 @@ def detection_train_loader(
     rank: int = 0,
     world: int = 1,
     sampling: Sampling | None = None,
+    epochs: int | None = None,
 ) -> TrainLoader[DetectionBatch]:
     """Shuffled, augmented batches of either portrait or landscape images.
 
-    See :func:`smt_vision.data.loaders.train_loader`.
+    See :func:`smt_vision.data.loaders.train_loader`. ``epochs`` is the length of the run, the last epochs of which have
+    no mosaic; ``None``: all have.
 
     Raises:
         ValueError: The head has masks and the dataset has none.
@@ -62,8 +66,10 @@ def detection_train_loader(
     if detect.has_masks:
         images.require_masks()
     transform = DetectionTransform(input, detect, augment)
-    groups = images.portrait()
-    return train_loader(images, transform, _stack, input, batch_size, seed, rank, world, groups, sampling)
+    mix = DetectionMix(augment, detect, epochs) if augment.mosaic or augment.copy_paste else None
+    return train_loader(
+        images, transform, _stack, input, batch_size, seed, rank, world, images.portrait(), sampling, mix
+    )
 
 
 def detection_eval_loader(
@@ -71,6 +77,21 @@ def detection_eval_loader(
 ) -> EvalLoader[DetectionBatch]:
     """Batches in order, without targets, which evaluation takes from the dataset's ``ground_truth``.
 
+    With ``detect.tiles``, a batch is one image, and ``image`` a list with the decoded image: all of its tiles may need
+    much more memory.
+
     See :func:`smt_vision.data.loaders.eval_loader`.
     """
+    if detect.tiles:
+        return eval_loader(images, _decoded, _stack_decoded, input, 1, rank, world)
     return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)
+
+
+def _decoded(image: Image.Image, target: DetectionTarget, name: str) -> Item:
+    check_size(image, target, name)
+    return {"image": image, "original": target["size"]}
+
+
+def _stack_decoded(items: list[Item]) -> dict[str, Any]:
+    original = torch.tensor([item["original"] for item in items])
+    return {"image": [item["image"] for item in items], "sizes": original, "original": original}

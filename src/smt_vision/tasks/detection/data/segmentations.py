@@ -4,8 +4,7 @@ Everything that training and evaluation decode later is checked here, when a dat
 and the run lengths of RLE masks, compressed or not. The checks run on arrays of many annotations at once.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.validation import ValidationReport
-from .fields import parse_integer, shown
+from .fields import are_finite, parse_integer, shown
 
 CHUNK = 20_000  # annotations per array, which limits the memory
 EMPTY = "mask training ignores these objects, mask evaluation counts them as missed"
@@ -130,14 +129,6 @@ def _is_plain(value: dict[str, Any]) -> bool:
     """Whether the library that decodes RLE masks accepts it as stored: it requires ``int``, not ``float``."""
     counts = value["counts"]
     return set(map(type, value["size"])) == {int} and (isinstance(counts, str) or set(map(type, counts)) == {int})
-
-
-def are_finite(values: Iterable[Any]) -> bool:
-    """Whether all values are finite numbers."""
-    try:
-        return all(map(math.isfinite, values))
-    except (TypeError, OverflowError):  # not a number; an integer beyond floating point
-        return False
 
 
 def _measure_polygons(segmentations: list[list[list[float]]]) -> tuple[Floats, Floats]:

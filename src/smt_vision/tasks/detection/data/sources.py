@@ -1,15 +1,24 @@
 """Detection datasets by folder layout; data loaders and transforms."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from ....data.dataset import Split
+from ....data.subset import held_out
 from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
+from .cvat import find_cvat, open_cvat
 from .dataset import DetectionDataset, DetectionTarget
+from .fields import DetectionSplit
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
 from .masks import rasterize_masks
 from .transforms import detection_eval_transform
-from .voc import LAYOUT, find_voc, open_voc
+from .voc import LAYOUT as VOC_LAYOUT
+from .voc import find_voc, open_voc
+from .yolo import CONFIG_SUFFIXES, find_yolo, open_yolo
+from .yolo import LAYOUT as YOLO_LAYOUT
 
 __all__ = [
     "DetectionBatch",
@@ -25,15 +34,34 @@ __all__ = [
 log = get_logger(__name__)
 
 
-def open_detection(data: str, split: Split) -> DetectionDataset:
+# Per layout: what finds a split in a folder, and what opens it. The first that finds a split is used.
+LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any], DetectionDataset]], ...] = (
+    (find_coco, open_coco),
+    (find_cvat, open_cvat),
+    (find_voc, open_voc),
+    (find_yolo, open_yolo),
+)
+EXPECTED = (
+    "COCO layout (annotations/instances_train*.json and instances_val*.json, images in train*/ and val*/; or "
+    f"{ROBOFLOW} beside the images in train/ and valid/), Pascal VOC layout ({VOC_LAYOUT}), YOLO layout "
+    f"({YOLO_LAYOUT}, or that file), or CVAT's annotations.xml and images/"
+)
+
+
+def open_detection(
+    data: str, split: DetectionSplit, val_fraction: float | None = None, seed: int = 0
+) -> DetectionDataset:
     """Open and validate one split of a detection dataset.
 
     Args:
         data: Folder in COCO layout: ``annotations/instances_train*.json`` and ``instances_val*.json``, with images in
             ``train*/`` and ``val*/``; in Roboflow's: ``_annotations.coco.json`` and the images in ``train/`` and
-            ``valid/``; or in Pascal VOC layout: ``Annotations/``, ``JPEGImages/`` and
-            ``ImageSets/Main/``.
-        split: ``train`` or ``val``.
+            ``valid/``; in Pascal VOC layout: ``Annotations/``, ``JPEGImages/`` and ``ImageSets/Main/``; in YOLO's:
+            ``data.yaml``, ``images/`` and ``labels/``; or in CVAT's: ``annotations.xml`` and ``images/``.
+        split: ``train``, ``val`` or ``test``.
+        val_fraction: Fraction of the training images that is held out if there is no validation split; with 1, all are
+            for validation. ``None``: all are for training.
+        seed: Random seed of the held-out images.
 
     Returns:
         Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
@@ -44,18 +72,34 @@ def open_detection(data: str, split: Split) -> DetectionDataset:
             each and the first few cases.
     """
     root = Path(data).expanduser()
-    if file := find_coco(root, split):
-        dataset = open_coco(root, file)
-    elif names := find_voc(root, split):
-        dataset = open_voc(root, names)
-    else:
-        problem = f"has no annotations for {split}" if root.is_dir() else "is not a directory"
-        raise ValueError(
-            f"data {data!r} {problem}; expected COCO layout (annotations/instances_train*.json and "
-            f"instances_val*.json, images in train*/ and val*/; or {ROBOFLOW} beside the images in train/ and valid/) "
-            f"or Pascal VOC layout ({LAYOUT}); set --data"
-        )
+    own = _find(root, split)
+    holds_out = val_fraction is not None and split != "test" and _find(root, "val") is None
+    opened = _find(root, "train") if holds_out else own
+    if opened is None:
+        problem = f"has no annotations for {split}" if root.exists() else "is not a directory"
+        if root.is_file() and root.suffix not in CONFIG_SUFFIXES:
+            problem = "is not a file that is read (unpack an archive)"
+        if any(root.glob("labels/")) or any(root.glob("*/labels/")):
+            problem += ": it has labels/, but no data.yaml or classes.txt with the class names"
+        raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")
+    dataset = opened()
     dataset.check_sizes()
     dataset.check_crowds()
+    if holds_out:
+        images = dataset
+        dataset = held_out(images, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
+        if not len(dataset):
+            raise ValueError(
+                f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
+                "validation split"
+            )
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
+
+
+def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:
+    """A function that opens a split; ``None`` if there is none."""
+    for find, open_split in LAYOUTS:
+        if (found := find(root, split)) is not None:
+            return partial(open_split, root, found)
+    return None

@@ -1,6 +1,5 @@
 """Pascal VOC layout: a text file of image names per split, an XML file of boxes per image."""
 
-import codecs
 import os
 import re
 import unicodedata
@@ -12,19 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_image, list_files
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, is_hidden, is_image, list_files
 from ....data.validation import ValidationReport
+from .annotation_files import parse_xml, read_text
 from .dataset import DetectionDataset, Objects, are_shares, check_boxes
-from .fields import MAX_SIDE, parse_flag, parse_number, shown
+from .fields import MAX_SIDE, SPLIT_NAMES, DetectionSplit, parse_flag, parse_number, shown
 
 LAYOUT = (
     "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and "
-    "test.txt, with one NAME per line"
+    "test.txt, with one NAME per line; or NAME.xml beside NAME.jpg in train/ and valid/"
 )
 _LABELED = re.compile(r"(.*\S)\s+(-1|0|1)")  # as in ImageSets/Main/cat_train.txt of VOC
 _QUOTED = re.compile(r'^"([^"]+)"(\s.*)?$')
-_ENCODING = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
 class _Box(NamedTuple):
@@ -35,47 +33,73 @@ class _Box(NamedTuple):
     difficult: bool
 
 
-def find_voc(root: Path, split: Split) -> Path | None:
-    """Find the list of image names of a split; ``None`` if there is none."""
+_Parsed = tuple[tuple[int, int], list[_Box]]  # image height and width, and the objects
+
+
+def find_voc(root: Path, split: DetectionSplit) -> Path | None:
+    """Find the list of image names of a split, or, in a set without lists, the folder of its XML files.
+
+    In a set without lists, the XML files are beside the images in ``train/``, ``valid/`` and so on, as Roboflow writes
+    them, or all in ``Annotations/`` or beside the images, without splits. CVAT's list of a set without splits is called
+    ``default``.
+
+    Returns:
+        ``None`` if there is neither. What has no split is found as ``train``.
+    """
     lists = root / "ImageSets" / "Main"
-    existing = {path.stem for path in lists.glob("*.txt")}
-    name = first_existing(TRAIN_NAMES if split == "train" else VAL_NAMES, existing, lists)
-    if split == "train" and name is None and "trainval" in existing and existing.isdisjoint(set(VAL_NAMES) - {"test"}):
-        name = "trainval"  # beside test, as usual for VOC 2007; it has the images of val
-    return lists / f"{name}.txt" if name else None
+    by_name = {path.stem.lower(): path for path in sorted(lists.glob("*.txt"))}
+    if by_name:
+        name = first_existing(SPLIT_NAMES[split], by_name, lists)
+        if split == "train" and name is None and by_name.keys().isdisjoint(set(VAL_NAMES) - {"test"}):
+            # Beside test, as usual for VOC 2007; trainval has the images of val.
+            name = next((name for name in ("trainval", "default") if name in by_name), None)
+        return by_name[name] if name else None
+    folders = _folders_with_xml(root)
+    name = first_existing(SPLIT_NAMES[split], folders, root)
+    if name or split != "train" or not folders.keys().isdisjoint(VAL_NAMES):
+        return folders[name] if name else None
+    return folders.get("annotations") or (root if any(map(_is_xml, root.glob("*.xml"))) else None)
 
 
-def open_voc(root: Path, list_file: Path) -> DetectionDataset:
-    """Open the images of a Pascal VOC list.
+def open_voc(root: Path, source: Path) -> DetectionDataset:
+    """Open the images of a Pascal VOC list, or of a folder of XML files; see :func:`find_voc`.
 
-    The classes are the sorted names in all files of ``Annotations/``, so that all splits have the same. Box coordinates
-    count from one and include the last pixel. Objects marked difficult are ignored, like COCO's crowds. An XML file
-    belongs to the image of its own name, not to the one in its field ``filename``.
+    The classes are the sorted names in all files of ``Annotations/``, or of the folders of all splits, so that all
+    splits have the same. Box coordinates count from one and include the last pixel. Objects marked difficult are
+    ignored, like COCO's crowds. An XML file belongs to the image of its own name, not to the one in its field
+    ``filename``.
 
     Raises:
         ValueError: The data is invalid; the message lists the first few cases of each kind of error.
     """
     report = ValidationReport(str(root))
-    images = _files_by_stem(root / "JPEGImages", is_image)
-    files = _files_by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
-    parsed = {stem: _parse(root / "Annotations", names[0], report) for stem, names in files.items()}
-    stems = _read_list(list_file, images, files.keys() | images.keys(), report)
+    is_list = not source.is_dir()
+    file_folder = root / "Annotations" if is_list else source
+    beside = file_folder.name.lower() != "annotations"
+    image_folders = [file_folder] if beside else [root / name for name in ("JPEGImages", "images", file_folder.name)]
+    image_folder = next((folder for folder in image_folders if folder.is_dir()), image_folders[0])
+    images = _files_by_stem(image_folder, is_image)
+    files, parsed = _parse_folder(file_folder, report)
+    names_elsewhere = set() if is_list else _names_in_other_splits(root, source, report)
+    where = source.name if is_list else f"{source.name}/"
+    known = files.keys() | images.keys()
+    stems = _read_list(source, images, known, report) if is_list else sorted(known)
     for stem in stems:
         if stem not in images or stem not in parsed:
             report.error(
-                f"names in {list_file.name} without an image in JPEGImages/ or a file in Annotations/",
+                f"names in {where} without an image in {image_folder.name}/ or a file in {file_folder.name}/",
                 stem,
-                "download them, or remove them from the list",
+                f"download them, or remove them{' from the list' if is_list else ''}",
             )
         for names in (images.get(stem, []), files.get(stem, [])):
             if len(names) > 1:
-                report.error(f"names in {list_file.name} with several files", " and ".join(names), "keep one of each")
+                report.error(f"names in {where} with several files", " and ".join(names), "keep one of each")
     for stem in sorted(stem for stem, count in Counter(stems).items() if count > 1):
-        report.error(f"names that occur more than once in {list_file.name}", stem, "keep one of each")
+        report.error(f"names that occur more than once in {where}", stem, "keep one of each")
     report.raise_errors()
 
     report = ValidationReport(str(root))
-    classes = sorted({box.name for _, boxes in parsed.values() for box in boxes})
+    classes = sorted(names_elsewhere | {box.name for _, boxes in parsed.values() for box in boxes})
     class_ids = {name: k for k, name in enumerate(classes)}
     rows = [(row, box) for row, stem in enumerate(stems) for box in parsed[stem][1]]
     sizes = np.array([parsed[stem][0] for stem in stems], dtype=np.int64)
@@ -108,7 +132,32 @@ def open_voc(root: Path, list_file: Path) -> DetectionDataset:
     )
     ids = [images[stem][0] for stem in stems]
     image_ids, category_ids = np.arange(1, len(ids) + 1), range(1, len(classes) + 1)
-    return DetectionDataset(root / "JPEGImages", ids, sizes, image_ids, classes, category_ids, objects)
+    return DetectionDataset(image_folder, ids, sizes, image_ids, classes, category_ids, objects)
+
+
+def _parse_folder(folder: Path, report: ValidationReport) -> tuple[dict[str, list[str]], dict[str, _Parsed]]:
+    """Names of the XML files of a folder, and the content of the first one of each, by path without suffix."""
+    files = _files_by_stem(folder, lambda name: name.lower().endswith(".xml"))
+    return files, {stem: _parse(folder, names[0], report) for stem, names in files.items()}
+
+
+def _names_in_other_splits(root: Path, source: Path, report: ValidationReport) -> set[str]:
+    """Names of the objects in the XML files of the other splits' folders."""
+    others = [
+        folder
+        for name, folder in _folders_with_xml(root).items()
+        if name in TRAIN_NAMES + VAL_NAMES and folder != source
+    ]
+    return {box.name for other in others for _, boxes in _parse_folder(other, report)[1].values() for box in boxes}
+
+
+def _folders_with_xml(root: Path) -> dict[str, Path]:
+    """The folders in ``root`` that have XML files, by name in lower case."""
+    return {path.parent.name.lower(): path.parent for path in sorted(root.glob("*/*.xml")) if _is_xml(path)}
+
+
+def _is_xml(path: Path) -> bool:
+    return path.is_file() and not is_hidden(path.name)
 
 
 def _files_by_stem(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
@@ -133,7 +182,7 @@ def _read_list(
     A line is the name of an image, with blanks, or its file name with the suffix. CVAT writes names with blanks in
     quotation marks.
     """
-    lines = [line.strip() for line in _read_text(list_file).split("\n") if line.strip()]
+    lines = [line.strip() for line in read_text(list_file).split("\n") if line.strip()]
     lines = [line if line in known else _QUOTED.sub(r"\1\2", line) for line in lines]
     if not lines:
         raise ValueError(f"{list_file}: no image names; expected one name per line")
@@ -149,40 +198,11 @@ def _read_list(
     return [line if line in known else file_names.get(line, line) for line in lines]
 
 
-def _read_text(path: Path) -> str:
-    """Text in UTF-8, or in UTF-16 with a byte order mark, as Windows' shell writes it; names are composed Unicode."""
-    data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-class _Builder(ElementTree.TreeBuilder):
-    """Refuses document types: they can define entities that expand to gigabytes, and VOC has none."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("it has a DOCTYPE; remove it")
-
-
-def _decode(data: bytes) -> str | bytes:
-    """XML as text if it declares its encoding: the parser does not know encodings of several bytes such as GB2312."""
-    declared = _ENCODING.match(data)
-    if not declared:
-        return data
-    encoding = declared[1].decode()
-    # A declaration that is readable as ASCII is not in UTF-16, whatever it says; .NET writes such files in UTF-8.
-    return data.decode("utf-8" if encoding.lower().startswith("utf-16") else encoding)
-
-
-def _parse(folder: Path, name: str, report: ValidationReport) -> tuple[tuple[int, int], list[_Box]]:
+def _parse(folder: Path, name: str, report: ValidationReport) -> _Parsed:
     """Image height and width, and the objects."""
     try:
         data = (folder / name).read_bytes()
-        parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314  the builder refuses what is dangerous in XML
-        tree = ElementTree.fromstring(_decode(data), parser)  # noqa: S314
+        tree = parse_xml(data)
         height, width = _find_number(tree, "size/height"), _find_number(tree, "size/width")
         if min(height, width) < 1 or max(height, width) > MAX_SIDE or not (height.is_integer() and width.is_integer()):
             raise ValueError(f"size {width:g} x {height:g}")
@@ -191,7 +211,7 @@ def _parse(folder: Path, name: str, report: ValidationReport) -> tuple[tuple[int
         fix = (
             "expected the size of the image, and per object a name and a bndbox of xmin, ymin, xmax and ymax in pixels"
         )
-        report.error("files in Annotations/ that are invalid", f"{name} ({error})", fix)
+        report.error(f"files in {folder.name}/ that are invalid", f"{name} ({error})", fix)
         return (1, 1), []
 
 
