@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.loop import train
     from .engine.lr_finder import find_lr
     from .forms.inference import fuse
+    from .inspection.inspect import inspect
     from .recipe import Recipe
     from .tasks import RECIPES
     from .tasks.classification.predictor import Classifier
@@ -40,6 +41,7 @@ _LAZY = {
     "predict": ".api",
     "export": ".api",
     "fuse": ".forms.inference",
+    "inspect": ".inspection.inspect",
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
     "Classifier": ".tasks.classification.predictor",
@@ -66,6 +68,7 @@ __all__ = [
     "export",
     "find_lr",
     "fuse",
+    "inspect",
     "load",
     "predict",
     "train",

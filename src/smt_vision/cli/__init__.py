@@ -17,7 +17,9 @@ from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 from .console import PlainConsole
 
-COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
+COMMANDS = (
+    "inspect", "train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert",
+)  # fmt: skip
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 

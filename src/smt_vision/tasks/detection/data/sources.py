@@ -11,7 +11,7 @@ from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
 from .cvat import find_cvat, open_cvat
 from .dataset import DetectionDataset, DetectionTarget
-from .fields import DetectionSplit
+from .fields import SPLIT_NAMES, DetectionSplit
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
 from .masks import rasterize_masks
 from .transforms import detection_eval_transform
@@ -95,6 +95,11 @@ def open_detection(
             )
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
+
+
+def find_splits(root: Path) -> list[DetectionSplit]:
+    """The splits that a folder has annotations for."""
+    return [split for split in SPLIT_NAMES if _find(root, split) is not None]
 
 
 def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:
