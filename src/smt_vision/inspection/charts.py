@@ -54,7 +54,7 @@ def image_sizes(splits: Mapping[str, Values], path: Path) -> Figure:
         sizes, ratios = figure.subplots(1, 2)
         for k, (split, values) in enumerate(splits.items()):
             some = values[np.linspace(0, len(values) - 1, min(len(values), POINTS)).astype(int)]
-            sizes.scatter(some["width"], some["height"], s=14, alpha=0.4, color=COLORS[k % 3], label=split, linewidth=0)
+            sizes.scatter(some["width"], some["height"], s=24, alpha=0.4, color=COLORS[k % 3], label=split, linewidth=0)
         sizes.set(title="Image sizes", xlabel="width (pixels)", ylabel="height (pixels)")
         sizes.margins(0.1)
         sizes.legend()
@@ -111,7 +111,10 @@ def _histogram(axes: Any, splits: Mapping[str, Values]) -> None:
         return
     low, high = float(together.min()), float(together.max())
     margin = 0.5 if low == high else 0.0
-    edges = np.linspace(low - margin, high + margin, BINS + 1)
+    if together.dtype.kind == "i" and high - low < BINS:  # a bin per integer
+        edges = np.arange(low, high + 2) - 0.5
+    else:
+        edges = np.linspace(low - margin, high + margin, BINS + 1)
     for k, (split, values) in enumerate(splits.items()):
         if len(values):
             weights = np.full(len(values), 100 / len(values))

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from ..data.subset import group_by
 
 BITS, BANDS = 6, 8  # bits in which two hashes may differ, and parts of a hash of which two are compared if one is equal
-LEVELS = 6.0  # mean difference of two reduced images, in gray levels of 255
+BRIGHTNESS = 10.0  # gray levels of 255 by which the brightness of two reduced images may differ
+DETAIL = 0.15  # deviation of their difference, as a share of the contrast, that counts as the same
+NOISE = 2.0  # gray levels; a smaller deviation is none, e.g. of images of one color
 
 
 def same_files(fingerprints: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
@@ -25,7 +27,7 @@ def near_duplicates(hashes: npt.NDArray[np.uint64], cells: npt.NDArray[np.uint8]
     """Groups of images that differ little, e.g. in size or compression.
 
     Two images are near duplicates if their difference hashes differ in at most ``BITS`` of 64 bits, and their reduced
-    images by at most ``LEVELS`` gray levels on average. A group is connected by such pairs. Only images with an equal
+    images little in brightness and little compared with their contrast. A group is connected by such pairs. Only images with an equal
     part of the hash are compared, which all pairs that differ in fewer than ``BANDS`` bits have.
 
     Args:
@@ -47,8 +49,9 @@ def near_duplicates(hashes: npt.NDArray[np.uint64], cells: npt.NDArray[np.uint8]
                 others = members[k + 1 :]
                 bits = np.unpackbits(parts[others] ^ parts[i], axis=1).sum(axis=1)
                 close = others[bits <= BITS]
-                levels = np.abs(cells[close].astype(np.int16) - cells[i]).mean(axis=1)
-                for j in close[levels <= LEVELS].tolist():
+                change = cells[close].astype(np.float32) - cells[i]
+                same = change.std(axis=1) <= max(NOISE, DETAIL * float(cells[i].std()))
+                for j in close[same & (np.abs(change.mean(axis=1)) <= BRIGHTNESS)].tolist():
                     parent[root(j)] = root(i)
     roots = np.array([root(i) for i in range(len(parent))], dtype=np.int64)
     return same_files(roots)

@@ -157,6 +157,10 @@ def _duplicates(splits: Mapping[str, SplitInspection]) -> dict[str, Any]:
     once = np.setdiff1d(np.arange(len(rows)), copies)  # the first of each group of the same files
     near = [once[group] for group in near_duplicates(values["hash"][once], values["cells"][once])]
 
+    def image(i: int) -> dict[str, Any]:
+        name = names[split[i]]
+        return {"split": name, "index": int(rows[i]), "id": splits[name].images.id(int(rows[i]))}
+
     def report(groups: list[npt.NDArray[np.int64]]) -> dict[str, Any]:
         return {
             "groups": len(groups),
@@ -167,11 +171,8 @@ def _duplicates(splits: Mapping[str, SplitInspection]) -> dict[str, Any]:
                 for (first, own), count in sorted(count_between_splits(groups, split).items())
             ],
             "listed": [
-                [{"split": names[split[i]], "id": splits[names[split[i]]].images.id(int(rows[i]))} for i in group]
-                for group in (
-                    group[:LISTED_IMAGES]
-                    for group in sorted(groups, key=lambda group: len(set(split[group])), reverse=True)[:LISTED_GROUPS]
-                )
+                [image(i) for i in group[:LISTED_IMAGES]]
+                for group in sorted(groups, key=lambda group: len(set(split[group])), reverse=True)[:LISTED_GROUPS]
             ],
         }
 

@@ -14,7 +14,7 @@ from ..pictures.drawing import resize_long_side, sample_grid
 from ..tasks.inspection import Counts, TaskInspection
 from ..text import code, markdown
 from . import charts
-from .duplicates import BITS, LEVELS
+from .duplicates import BITS
 
 if TYPE_CHECKING:
     from .inspect import SplitInspection
@@ -198,7 +198,7 @@ def _duplicates(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection
     lines = []
     for key, title in (("duplicates", "The same files"), ("near_duplicates", "Near duplicates")):
         found = report[key]
-        lines += [f"## {title}", "", f"{found['groups']} groups with {found['images']} images.", ""]
+        lines += [f"## {title}", "", f"Groups: {found['groups']}; images in them: {found['images']}.", ""]
         if found["groups"]:
             rows = [
                 (", ".join(f"{image['split']}: {image['id']}" for image in group[:GROUP])
@@ -207,17 +207,14 @@ def _duplicates(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection
             ]  # fmt: skip
             title = "group" if found["groups"] <= GROUPS else f"group (the first {GROUPS})"
             lines += [*table_lines([title], rows), ""]
-    pairs = [group[:2] for group in report["near_duplicates"]["listed"][:PAIRS]]
-    if pairs:
-        rows_of = {name: {split.images.id(int(i)): int(i) for i in split.measured.rows} for name, split in splits.items()}
-        panels = [
-            [
-                resize_long_side(_read(splits[image["split"]], rows_of[image["split"]][image["id"]])[0], DRAWN_SIDE // 2)[0]
-                for image in pair
-            ]
-            for pair in pairs
-        ]
-        names = [" and ".join(f"{image['split']}: {image['id']}" for image in pair) for pair in pairs]
+    if report["near_duplicates"]["groups"]:
+        panels, names = [], []
+        for group in report["near_duplicates"]["listed"][:PAIRS]:
+            # The first image, and if there is one, an image of another split.
+            pair = (group[0], next((image for image in group if image["split"] != group[0]["split"]), group[1]))
+            images = [_read(splits[image["split"]], image["index"])[0] for image in pair]
+            panels.append([resize_long_side(image, DRAWN_SIDE // 2)[0] for image in images])
+            names.append(" and ".join(f"{image['split']}: {image['id']}" for image in pair))
         sample_grid(panels, ("", ""), names, [], ()).save(folder / "near.png")
         lines += ["![pairs of near duplicates](near.png)", ""]
     return lines
@@ -243,8 +240,8 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         "## Method", "",
         f"{read} Splits are those that training uses; a dataset without a validation split has images held out. The same "
         "files are found by a hash of their content, near duplicates by a difference hash of 64 bits (at most "
-        f"{BITS} differ) and the mean difference of the reduced images (at most {LEVELS:g} of 255 gray levels): copies of "
-        "another size or compression, not flipped or cropped ones, and also consecutive frames of a still camera. "
+        f"{BITS} differ) and the difference of the reduced images: copies of another size or compression, not flipped or "
+        "cropped ones, and also frames of a still camera and plain shapes that look alike, e.g. digits. "
         "Brightness and contrast are the mean and the standard deviation of an image's gray values, 0 to 1. "
         f"smt_vision {report['version']}.", "",
     ]  # fmt: skip
