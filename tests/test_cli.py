@@ -279,7 +279,7 @@ def test_train_output_and_files(working_folder: Path) -> None:
     assert "top-1 100.00 %" in evaluated[-1]
     assert any(line.startswith("runs/quickstart: top1 100.00 %") for line in lines)
     assert "smt predict runs/quickstart" in lines[-1]
-    for name in ("recipe.yaml", "log.jsonl", "best.pt", "last.pt", "metrics.json", "summary.md", "curves.png",
+    for name in ("recipe.yaml", "log.jsonl", "best.pt", "last.pt", "metrics.json", "summary.md", "summary.html", "curves.png",
                  "confusion.png", "mistakes.png"):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
         if name.endswith(".png"):

@@ -24,7 +24,7 @@ from smt_vision import checkpoints
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loggers import build_loggers
 from smt_vision.engine.loop import train
-from smt_vision.engine.summary import table_lines
+from smt_vision.pages import table_lines
 from smt_vision.pictures.style import short
 from smt_vision.study.report import write_report
 from smt_vision.study.statistics import summarize
@@ -195,6 +195,14 @@ def test_a_run_keeps_exact_names_and_shows_printable_ones(run_folder: Path, data
     assert commands.count("\n") == 0
     page = python_markdown.markdown(summary, extensions=["tables", "fenced_code"])
     assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"curves.png", "confusion.png", "mistakes.png"}
+    page = (run_folder / "summary.html").read_text(encoding="utf-8")
+    assert not unprintable(page)
+    assert len(re.findall(r' src="data:image/(?:png|jpeg);base64,', page)) == page.count("<img") == 3
+    assert set(re.findall(r"<([\w-]+)", page)) <= {
+        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "img", "strong", "code", "pre",
+        "table", "thead", "tbody", "tr", "th", "td",
+    }  # fmt: skip
+    assert f"<td>optim.lr</td>\n<td>{yaml.safe_load((run_folder / 'recipe.yaml').read_text())['optim']['lr']}</td>" in page
 
 
 def test_prediction_tables(run_folder: Path, data: Path, classes: list[str], tmp_path: Path, capsys: Capture) -> None:

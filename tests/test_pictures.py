@@ -328,6 +328,9 @@ RECIPE = {
 
 def summary(tmp_path, **changes) -> str:
     classes = changes.pop("classes", ("cat", "d|g", "owl"))
+    (tmp_path / "samples").mkdir(exist_ok=True)
+    for name in ("curves.png", "confusion.png", "samples/epoch_291.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
     metrics = changes.pop("metrics", METRICS)
     values = {
         "recipe": RECIPE,
@@ -341,6 +344,8 @@ def summary(tmp_path, **changes) -> str:
         "classes": len(classes),
         "input_description": "3 x 224 x 224 pixels",
         "cost": ModelInfo("smt_tiny", (3, 224, 224), 11_500_000, 2.4, 0, ()),
+        "trained": "",
+        "stopped_after": None,
         "tables": changes["tables"] if "tables" in changes else ClassificationEvaluation(classes, None).tables(metrics),
         "pictures": [tmp_path / "confusion.png", tmp_path / "samples" / "epoch_291.png"],
     }
