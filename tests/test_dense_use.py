@@ -562,7 +562,7 @@ def test_eval_refuses_other_classes(segmenter_run: Path, scenes: Path, tmp_path:
 
 # Tracing an SMT takes most of a minute; test_export.py does it once.
 BACKBONES = ["test_resnet", pytest.param("smt_atto", marks=pytest.mark.slow)]
-Head = Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
+Head = Literal["retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn"]
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -614,6 +614,10 @@ def random_detector(head: Head, backbone: str) -> Detector:
     [
         ("retinanet", "onnx"),
         pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
+        ("fcos", "onnx"),
+        ("fcos", "openvino"),
+        ("dino", "onnx"),
+        ("dino", "openvino"),
         pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
         ("mask_rcnn", "openvino"),
         ("cascade_mask_rcnn", "onnx"),

@@ -21,12 +21,16 @@ from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, paste_masks, to_original
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, RCNN, giou_loss
 
-HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
-SMALL = DetectConfig(fpn_channels=16, head_channels=32, rois=32, anchor_sizes=(8, 16, 32, 64, 128))
+HEADS = ("retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn")
+SMALL = DetectConfig(
+    fpn_channels=16, head_channels=32, layers=2, queries=50, rois=32, anchor_sizes=(8, 16, 32, 64, 128)
+)
 STAGE_LOSSES = ("class", "box", "mask")
 LOSSES = {
     "retinanet": {"class", "box"},
+    "fcos": {"class", "box", "centerness"},
     "faster_rcnn": {"objectness", "proposal", "class", "box"},
+    "dino": {"class", "box", "giou", "denoising"},
     "mask_rcnn": {"objectness", "proposal", "class", "box", "mask"},
     "cascade_mask_rcnn": {"objectness", "proposal", *(f"{name}{i}" for name in STAGE_LOSSES for i in (1, 2, 3))},
 }
