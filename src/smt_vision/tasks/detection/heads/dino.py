@@ -235,7 +235,7 @@ class DINO(nn.Module):
         usable = cells.inside & ((cells.centers > BORDER) & (cells.centers < 1 - BORDER)).all(dim=-1)
         x = self.proposal(memory * usable[..., None])
         sides = cells.sides[None, :, None].expand(len(memory), -1, 2)
-        anchors = torch.cat([cells.centers.clamp(BORDER, 1 - BORDER), sides], dim=-1).logit()
+        anchors = _logit(torch.cat([cells.centers, sides], dim=-1))
         logits = self.classifiers[-1](x)
         boxes = self.box_heads[-1](x) + anchors
         best = logits.max(dim=-1).values.masked_fill(~usable, -torch.inf)
@@ -260,8 +260,8 @@ class DINO(nn.Module):
                 **_attention_arguments(cells),
             )  # fmt: skip
             delta = box_head(x)
-            predictions.append(Prediction(classifier(x), (delta + previous.logit(1e-5)).sigmoid()))
-            previous = (delta + reference.logit(1e-5)).sigmoid()
+            predictions.append(Prediction(classifier(x), (delta + _logit(previous)).sigmoid()))
+            previous = (delta + _logit(reference)).sigmoid()
             reference = previous.detach()
         return predictions
 
@@ -322,6 +322,12 @@ def _loss(
 def _attention_arguments(cells: Cells) -> dict[str, Any]:
     sides = [torch.as_tensor(side, device=cells.centers.device) for shape in cells.shapes for side in shape]
     return {"spatial_shapes": torch.stack(sides).view(-1, 2), "spatial_shapes_list": cells.shapes}
+
+
+def _logit(fraction: Tensor) -> Tensor:
+    """The inverse of the sigmoid, finite at 0 and 1; exporters do not support ``torch.logit``."""
+    fraction = fraction.clamp(1e-5, 1 - 1e-5)
+    return (fraction / (1 - fraction)).log()
 
 
 def _sine(position: Tensor, features: int, temperature: float) -> Tensor:
