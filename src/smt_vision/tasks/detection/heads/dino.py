@@ -286,7 +286,9 @@ class DINO(nn.Module):
                 (positive, torch.arange(len(o["boxes"]), device=positive.device).repeat(groups))
                 for positive, o in zip(noise["dn_positive_idx"], objects, strict=True)
             ]
-            terms = [_loss(p.logits[:, :copies], p.boxes[:, :copies], objects, pairs, count * groups) for p in predictions]
+            terms = [
+                _loss(p.logits[:, :copies], p.boxes[:, :copies], objects, pairs, count * groups) for p in predictions
+            ]
             denoising = torch.stack(terms).sum()
         return {"class": total[0], "box": total[1], "giou": total[2], "denoising": denoising}
 

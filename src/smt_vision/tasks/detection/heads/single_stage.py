@@ -118,9 +118,7 @@ class FCOS(SingleStage, TorchvisionFCOS):
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
         channels = config.fpn_channels
         head = FCOSHead(channels, 1, num_classes, num_convs=0)
-        head.classification_head = FCOSClassificationHead(
-            channels, 1, num_classes, FCOS_CONVS, norm_layer=group_norm
-        )
+        head.classification_head = FCOSClassificationHead(channels, 1, num_classes, FCOS_CONVS, norm_layer=group_norm)
         head.regression_head = FCOSRegressionHead(channels, 1, FCOS_CONVS, norm_layer=group_norm)
         super().__init__(
             pyramid,
