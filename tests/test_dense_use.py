@@ -661,10 +661,11 @@ def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequ
             load_detector(folder, **{name: value})
 
 
-def test_quantized_detector_keeps_its_coordinates(backbone: str, shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["retinanet", pytest.param("fcos", marks=pytest.mark.slow)])
+def test_quantized_detector_keeps_its_coordinates(head: Head, backbone: str, shapes: Path, tmp_path: Path) -> None:
     """The network is quantized to 8 bits, the arithmetic of anchors and boxes is not."""
     pytest.importorskip("nncf")
-    model, folder = random_detector("retinanet", backbone), tmp_path / "export"
+    model, folder = random_detector(head, backbone), tmp_path / "export"
     paths = sorted((shapes / "val").iterdir())
     assert model.export(folder, "openvino", calibrate=paths).precision == "int8"
     quantized = re.findall(r'name="([^"]+)/fq_', (folder / "model.xml").read_text())

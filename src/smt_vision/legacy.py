@@ -16,7 +16,8 @@ _CLASSIFICATION_ONLY = {
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
     "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "input.allow_damaged", "input.exact",
-    "optim.milestones", "optim.no_decay", "optim.schedule",
+    "optim.milestones", "optim.no_decay", "optim.schedule", "optim.backbone_lr_scale", "detect.layers",
+    "detect.queries",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

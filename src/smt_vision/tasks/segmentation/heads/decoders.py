@@ -45,7 +45,7 @@ class DecoderHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, config: SegmentConfig) -> None:
         super().__init__()
         name, channels = config.head, config.channels
-        multiple = {"fpn": 64, "segformer": 1}.get(name, 2 ** (BLOCKS - 1))
+        multiple = {"fpn": 128, "segformer": 1}.get(name, 2 ** (BLOCKS - 1))
         if channels % multiple:
             raise ValueError(
                 f"invalid segment.channels={channels}: segment.head={name} needs a multiple of {multiple}, e.g. 256"
