@@ -62,8 +62,8 @@ def initial_weights(recipe: Recipe) -> Checkpoint | None:
     """
     if recipe.data == OWN_DATA and not Path(OWN_DATA).exists():
         raise ValueError(
-            f"recipe {recipe.name!r} has no data of its own: pass the folder of your images (--data MY_FOLDER); the guide "
-            f"of task {recipe.task!r} describes the layouts"
+            f"recipe {recipe.name!r} has no data of its own: pass the folder of your images (--data MY_FOLDER); the "
+            f"guide of task {recipe.task!r} describes the layouts"
         )
     if recipe.checkpoint is not None:
         return checkpoints.load(Path(recipe.checkpoint))

@@ -46,8 +46,8 @@ class DetectConfig(Group):
             heads of ``fcos`` and ``dino`` GroupNorm and LayerNorm, as published.
         box_loss: ``l1``: torchvision's default loss of the head; ``giou``: GIoU of decoded boxes. Without effect on
             ``fcos`` (GIoU) and ``dino`` (L1 and GIoU).
-        anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level; ``fcos`` and
-            ``dino`` have no anchors.
+        anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level. Not used by
+            ``fcos`` and ``dino``, which have no anchors.
         fpn_channels: Channels of the feature pyramid, or of the transformer of ``dino``.
         head_channels: Channels of the box head's linear layers, or of the feed-forward layers of ``dino``.
         layers: Layers of the encoder and of the decoder of ``dino``.

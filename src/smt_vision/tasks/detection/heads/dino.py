@@ -4,10 +4,10 @@ An encoder of deformable attention over four levels proposes boxes; the best are
 a decoder refines layer by layer. In training, noisy copies of the objects are queries too (contrastive denoising).
 Queries are matched with objects one to one, so no non-maximum suppression is needed.
 
-Padding has no influence: padded cells are masked, and coordinates are fractions of the image without padding.
+Padded cells are masked, and coordinates are fractions of the image without its padding.
 
-Shapes: B images of H x W pixels, K classes, D channels, Q queries; T cells of all levels; boxes are (center x, center y,
-width, height) as fractions of the image, or their logits.
+Shapes: B images of H x W pixels, K classes, D channels, Q queries; T cells of all levels; boxes are (center x,
+center y, width, height) as fractions of the image, or their logits.
 """
 
 import math
@@ -41,7 +41,8 @@ class Cells(NamedTuple):
 
     Args:
         shapes: Height and width of each level.
-        centers: Center (x, y) of each cell as a fraction of the image without padding (B, T, 2); above 1 in the padding.
+        centers: Center (x, y) of each cell (B, T, 2) as a fraction of the image without padding; above 1
+            in the padding.
         ratios: Width and height of the image without padding as a fraction of each level's (B, levels, 2).
         inside: Whether a cell is not padding (B, T).
         sides: Sides of the proposals (T,).
@@ -85,8 +86,8 @@ class DINO(nn.Module):
         dim = config.fpn_channels
         if dim % ATTENTION_HEADS:
             raise ValueError(
-                f"invalid detect.fpn_channels={dim}: detect.head=dino needs a multiple of {ATTENTION_HEADS}, its number "
-                "of attention heads, e.g. 256"
+                f"invalid detect.fpn_channels={dim}: detect.head=dino needs a multiple of {ATTENTION_HEADS}, its "
+                "number of attention heads, e.g. 256"
             )
         require("scipy", "detr")  # transformers matches queries and objects with it
         require("transformers", "detr")

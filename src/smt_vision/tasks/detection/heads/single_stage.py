@@ -1,7 +1,7 @@
 """Single-stage detectors over a feature pyramid, built from torchvision's modules.
 
-RetinaNet (Lin et al., ICCV 2017) classifies anchors; FCOS (Tian et al., ICCV 2019) needs none: it classifies the cells of
-the levels, each with the distances to the sides of its object and its closeness to the center.
+RetinaNet (Lin et al., ICCV 2017) classifies anchors. FCOS (Tian et al., ICCV 2019) needs none: it classifies the cells
+of the levels, and predicts the distances to the sides of each cell's object and the closeness to its center.
 """
 
 from typing import Any

@@ -1,8 +1,9 @@
 """Decoders of segmentation_models.pytorch on the four feature maps of any backbone.
 
 They are written for encoders that also have maps at strides 1 and 2. The decoders in the shape of a U (``unet``,
-``unetplusplus``, ``manet``, ``linknet``) therefore have four blocks instead of five here: from stride 32 to stride 2, with
-a skip connection from each of the three finer maps.
+``unetplusplus``, ``manet``, ``linknet``) therefore have four blocks instead of five here: from stride 32 to stride 2,
+with a skip connection from each of the three finer maps. Left out are DeepLabV3+, which needs a dilated backbone whose
+last map has stride 16, and PAN, which pools the last map three times: images would need sides of 256 pixels.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class DecoderHead(nn.Module):
         in_channels: Channels of the four maps, finest first.
         num_classes: Number of classes K.
         config: ``head``, ``channels`` and ``dropout``. Decoders in the shape of a U have ``channels`` in their first
-            block and half as many in each further one; ``fpn`` has ``channels`` in its pyramid and half as many after it.
+            block and half as many in each further one; ``fpn`` has ``channels`` in its pyramid and half as many after.
 
     Shape: feature maps, finest first, and the image ``(B, C, H, W)``, H and W multiples of 32, to logits
         ``(B, K, H / s, W / s)``; s is 2 for decoders in the shape of a U and 4 for ``fpn`` and ``segformer``.
