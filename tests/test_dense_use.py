@@ -614,10 +614,10 @@ def random_detector(head: Head, backbone: str) -> Detector:
     [
         ("retinanet", "onnx"),
         pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
-        ("fcos", "onnx"),
-        ("fcos", "openvino"),
+        pytest.param("fcos", "onnx", marks=pytest.mark.slow),
+        pytest.param("fcos", "openvino", marks=pytest.mark.slow),
         ("dino", "onnx"),
-        ("dino", "openvino"),
+        pytest.param("dino", "openvino", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
         ("mask_rcnn", "openvino"),
         ("cascade_mask_rcnn", "onnx"),
