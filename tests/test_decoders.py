@@ -84,8 +84,7 @@ def test_one_window_over_the_image_equals_the_full_image(head: str) -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_unet_equals_the_library_s_own() -> None:
-    """Four blocks over the four maps: those of ``smp.Unet`` of depth 4 on an encoder with the same maps."""
+def test_unet_has_four_blocks_and_a_skip_connection_from_each_finer_map() -> None:
     decoder = build("unet").head.decoder
     assert [tuple(block.conv1[0].weight.shape[:2]) for block in decoder.blocks] == [
         (128, 128 + 64), (64, 128 + 32), (32, 64 + 16), (16, 32)
