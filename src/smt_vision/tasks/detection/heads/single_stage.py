@@ -32,6 +32,7 @@ class SingleStage(nn.Module):
     backbone: Any
     head: Any
     anchor_generator: Any
+    compute_loss: Any
     postprocess_detections: Any
 
     def forward(
