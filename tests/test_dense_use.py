@@ -603,7 +603,7 @@ def random_detector(head: Head, backbone: str) -> Detector:
     torch.manual_seed(0)
     config = DetectConfig(
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
-        score_threshold=0.0, max_detections=30,
+        score_threshold=0.0, max_detections=30, layers=2, queries=40,
     )  # fmt: skip
     spec = ModelSpec("detect", backbone, ("a", "b"), INPUT, head=config, category_ids=(1, 4))
     return Detector(get_task("detect").build_model(spec), spec, "random")
