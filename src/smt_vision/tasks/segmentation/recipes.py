@@ -49,7 +49,7 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         batch_size=8,
         input=Input(interpolation="bilinear", workers=4),
         optim=Optim(
-            lr=4e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, backbone_lr_scale=0.5, clip_grad=1.0
+            lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, backbone_lr_scale=0.2, clip_grad=1.0
         ),
         segment=SegmentConfig(channels=256, aux_channels=128),
         engine=Engine(ema=0.99, log_every=10, eval_every=2),
