@@ -31,9 +31,12 @@ from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import average, train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.recipe import Optim, Recipe
+from smt_vision.recipe import Input, Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
+from smt_vision.spec import ModelSpec
+from smt_vision.tasks import get_task
 from smt_vision.tasks.classification.task import ClassificationTraining
+from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, environment, tiny, write_config, write_images
 
@@ -183,6 +186,28 @@ def test_layer_decay_is_strongest_at_the_stem() -> None:
         assert group["lr"] == pytest.approx(0.2 * group["lr_scale"])
     set_learning_rate(optimizer, 0.1)  # scales the factor, not the previous learning rate
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("no_decay", ["1d", "norm"])
+def test_backbone_lr_scale(no_decay: Literal["1d", "norm"]) -> None:
+    spec = ModelSpec("segment", "smt_atto", ("a", "b"), Input(), MODEL_ARGS, head=SegmentConfig(channels=8))
+    model = get_task("segment").build_model(spec)
+    plain = build_optimizer(model, Optim(no_decay=no_decay))
+    optimizer = build_optimizer(model, Optim(no_decay=no_decay, backbone_lr_scale=0.1))
+    set_learning_rate(optimizer, 0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    lr = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert lr == {name: 0.05 if name.startswith("backbone.") else 0.5 for name in names.values()}
+    decay, expected = (
+        {names[id(p)]: group["weight_decay"] for group in o.param_groups for p in group["params"]}
+        for o in (optimizer, plain)
+    )
+    assert decay == expected
+
+
+def test_backbone_lr_scale_of_a_classifier_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_lr_scale=0\.1 .* Linear has no separate backbone"):
+        build_optimizer(nn.Linear(2, 2), Optim(backbone_lr_scale=0.1))
 
 
 def test_one_learning_rate_without_layer_decay() -> None:

@@ -18,17 +18,18 @@ from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
 from smt_vision.legacy import upgrade
-from smt_vision.recipe import Augment, Engine, Input, Optim, Recipe
-from smt_vision.tasks import RECIPES, TASKS, read_recipe, recipe_class
+from smt_vision.recipe import OWN_DATA, Augment, Engine, Input, Optim, Recipe
+from smt_vision.tasks import RECIPES, TASKS, get_task, read_recipe, recipe_class
 from tiny_run import MODEL_ARGS, tiny
 
 LARGE = ("imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384")
 SCRATCH = ("tiny", "small", "base", "large")
 DETECTION = {
+    "detect", "instance", "coco_dino_small",
     "coco_mask_rcnn_1x_small", "coco_mask_rcnn_1x_base", "coco_mask_rcnn_3x_small", "coco_mask_rcnn_3x_base",
     "coco_cascade_3x_small", "coco_retinanet_3x_small", "nuclei_mask_rcnn", "bccd_retinanet",
 }  # fmt: skip
-SEGMENTATION = {"ade20k_upernet_160k_small", "ade20k_upernet_160k_base", "salient_upernet", "camvid_upernet"}
+SEGMENTATION = {"segment", "ade20k_upernet_160k_small", "ade20k_upernet_160k_base", "salient_upernet", "camvid_upernet"}
 CLASSIFICATION = {name: recipe for name, recipe in RECIPES.items() if recipe.task == "classify"}
 ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
@@ -284,7 +285,7 @@ def test_expected_results_are_the_papers(paper: dict[str, Any]) -> None:
 # --- the paper's values for detection and segmentation
 
 
-@pytest.mark.parametrize("name", sorted(name for name in DETECTION if name.startswith("coco")))
+@pytest.mark.parametrize("name", sorted(n for n in DETECTION if n.startswith("coco") and "dino" not in n))
 def test_detection_is_the_papers(paper: dict[str, Any], name: str) -> None:
     recipe, given = RECIPES[name], paper["recipes"]["detection"]
     schedule, variant = given["3x" if "3x" in name else "1x"], name.rpartition("_")[2]
@@ -345,19 +346,40 @@ def test_detection_warms_up_for_500_steps() -> None:
 
 def test_expected_results_of_dense_tasks_are_the_papers(paper: dict[str, Any]) -> None:
     heads = {"mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN", "retinanet": "RetinaNet"}
+    heads |= {"dino": "DINO 4-scale", "fcos": "FCOS"}
     coco = {(row["backbone"], row["method"], row["schedule"]): row for row in paper["coco"]}
     found = 0
     for name in DETECTION:
         recipe = RECIPES[name]
-        schedule = "3x" if "3x" in name else "1x"
+        schedule = "3x" if "3x" in name else "1x" if "dino" not in name else None
         if row := coco.get((recipe.model, heads[recipe.detect.head], schedule)):
             assert recipe.expected == {k: row[k] for k in ("box_ap", "mask_ap") if k in row}, name
             found += 1
-    assert found == 4
+    assert found == 5
     for row in paper["ade20k"]:
         recipe = RECIPES[f"ade20k_upernet_160k_{row['backbone'].removeprefix('smt_')}"]
         assert recipe.expected == {"miou": row["miou_ss"]}
         assert str(row["miou_ms"]) in recipe.expected_source
+
+
+# --- recipes for one's own images
+
+OWN = sorted(name for name, recipe in RECIPES.items() if recipe.data == OWN_DATA)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_images_must_be_given(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before weights are downloaded."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"'{name}' has no data of its own.*--data MY_FOLDER"):
+        get_task(RECIPES[name].task).training(RECIPES[name])
+
+
+def test_each_task_has_a_recipe_for_own_images_from_pretrained_weights() -> None:
+    assert {"finetune", "detect", "instance", "segment"} <= set(OWN)
+    assert all(RECIPES[name].pretrained for name in OWN)
+    assert RECIPES["instance"].detect.has_masks
+    assert not RECIPES["detect"].detect.has_masks
 
 
 # --- a printed recipe, read again

@@ -27,6 +27,7 @@ from .bounds import (
     short,
 )
 
+OWN_DATA = "PATH"  # ``data`` of the recipes for one's own images, in place of a folder
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
 
 T = TypeVar("T")
@@ -172,6 +173,7 @@ class Optim(Group):
         weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
         no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only.
         layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.
+        backbone_lr_scale: Factor on the learning rate of a detector's or segmenter's backbone.
         clip_grad: Largest gradient norm; ``None`` for no clipping.
     """
 
@@ -190,6 +192,7 @@ class Optim(Group):
     weight_decay: Annotated[float, Range(ge=0, le=1000)] = 0.05
     no_decay: Literal["1d", "norm"] = "1d"
     layer_decay: PositiveFraction | None = None
+    backbone_lr_scale: PositiveFraction = 1.0
     clip_grad: Annotated[float, Range(gt=0)] | None = 5.0
 
     def __post_init__(self) -> None:

@@ -26,8 +26,6 @@ from .quantize import CALIBRATION_IMAGES
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
 PARITY_IMAGES = 8
-# Largest difference allowed: of a logit as a fraction of max(largest logit, 1), of a detection as in parity.py.
-TOLERANCE = 1e-4
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 
@@ -97,7 +95,7 @@ def export_model(
             parameters=sum(p.numel() for p in form.model.parameters()),
             spec=form.spec.to_dict(),
             dynamic_image_size=form.dynamic_image_size,
-            parity={**parity, "tolerance": None if calibrate else TOLERANCE, "images": sample_names(samples)},
+            parity={**parity, "tolerance": None if calibrate else form.tolerance, "images": sample_names(samples)},
             versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
             files={file: sha256(new / file) for file in files},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,10 +118,10 @@ def _check_request(form: ExportForm, format: str, int8: bool) -> None:
 
 def _check_parity(form: ExportForm, parity: Mapping[str, Any]) -> None:
     """Raise a RuntimeError if the program's outputs differ from the model's, or are NaN."""
-    if not (parity["max_difference"] <= TOLERANCE and parity["agreement"] >= form.min_agreement):
+    if not (parity["max_difference"] <= form.tolerance and parity["agreement"] >= form.min_agreement):
         raise RuntimeError(
             f"the outputs of the exported {form.name} differ from the original model's: {form.outputs} by up to "
-            f"{parity['max_difference']:.1e} (tolerance: {TOLERANCE}), with {100 * parity['agreement']:.1f} % "
+            f"{parity['max_difference']:.1e} (tolerance: {form.tolerance}), with {100 * parity['agreement']:.1f} % "
             "agreement; nothing was written. Try another --format"
         )
 

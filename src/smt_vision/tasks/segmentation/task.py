@@ -34,8 +34,8 @@ from .data.loaders import segmentation_eval_loader, segmentation_train_loader
 from .data.sources import open_segmentation
 from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
+from .heads.network import SegmentationNetwork
 from .heads.sliding import segment
-from .heads.upernet import UPerNet
 from .losses import binary_losses, class_losses, dice_loss
 from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
@@ -189,10 +189,11 @@ class SegmentationTraining(SegmentationEvaluation):
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
-        if len(self.train_set) // world < 2:
+        if self.config.head == "upernet" and len(self.train_set) // world < 2:
             raise ValueError(
                 f"{self.train_set.where}: {len(self.train_set)} training images for {world} processes, but UPerNet "
-                "needs at least two images per process; add images, or use fewer processes (--engine.devices)"
+                "needs at least two images per process; add images, use fewer processes (--engine.devices), or another "
+                "head (--segment.head)"
             )
         return segmentation_train_loader(
             self.train_set,
@@ -283,7 +284,7 @@ class SegmentationMetric:
 
 def _check(recipe: SegmentationRecipe) -> None:
     """Raise a ValueError for a recipe that cannot be trained."""
-    if recipe.batch_size < 2:
+    if recipe.segment.head == "upernet" and recipe.batch_size < 2:
         raise ValueError(
             f"invalid batch_size={recipe.batch_size}: UPerNet needs at least two images per batch in training, because "
             "its coarsest pooling leaves BatchNorm one value per image and channel"
@@ -337,14 +338,14 @@ def _table_value(percent: float | None) -> str | float:
     return "none" if percent is None else percent
 
 
-def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> UPerNet:
+def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> SegmentationNetwork:
     """Build a segmenter from its model spec; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
         ValueError: The model or the head cannot be built, or the checkpoint does not fit.
     """
     backbone = build_backbone(spec, pretrained, checkpoint)
-    model = UPerNet(backbone, 1 if spec.head.is_binary else len(spec.classes), spec.head)
+    model = SegmentationNetwork(backbone, 1 if spec.head.is_binary else len(spec.classes), spec.head)
     load_head_checkpoint(model, spec, checkpoint, build_model)
     return model
 
