@@ -147,7 +147,7 @@ def test_no_confusion_matrix_above_a_thousand_classes():
     found = metrics.compute()
     assert found["confusion"] is None
     assert found["top1"] == 100
-    assert len(metrics.sums()) < 3000
+    assert len(metrics.sums()) < 4000
 
 
 def test_empty_metrics_are_an_error():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..bounds import Count, CountOrZero, Workers, checked
+from ..bounds import Count, CountOrZero, Resamples, Workers, checked
 from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
@@ -27,6 +27,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int = 8,
     max_unreadable: int = 10,
+    bootstrap: int = 0,
     overrides: Overrides | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -40,12 +41,14 @@ def evaluate(
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
+        bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
-        Metrics by name. If the model says which images it was trained on, also ``trained_on`` and ``calibrated_on``,
-        the number of evaluated images that it was trained or calibrated on; a warning is logged if there are any.
+        Metrics by name; with ``bootstrap`` also ``interval``: ``metric``, ``low`` and ``high``. If the model says which
+        images it was trained on, also ``trained_on`` and ``calibrated_on``, the number of evaluated images that it was
+        trained or calibrated on; a warning is logged if there are any.
 
     Raises:
         ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not
@@ -58,6 +61,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         max_unreadable=max_unreadable,
+        bootstrap=bootstrap,
         overrides=overrides,
         on_progress=on_progress,
     )[0]
@@ -72,6 +76,7 @@ def evaluate_with_details(
     batch_size: Count | None,
     workers: Workers,
     max_unreadable: CountOrZero,
+    bootstrap: Resamples,
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
@@ -104,5 +109,5 @@ def evaluate_with_details(
                 log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
                             len(images))  # fmt: skip
     with closing(loader):
-        metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
+        metrics = run_evaluation(fabric, evaluation, model.model, loader, count, bootstrap)
     return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation

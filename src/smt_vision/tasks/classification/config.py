@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
+from ...bounds import Ascending, Count, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
 from ...recipe import INTERPOLATIONS, Augment, Group, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
     "input": ("size", "crop_pct", "exact", "allow_damaged"),
-    "classify": ("threshold", "temperature"),
+    "classify": ("threshold", "temperature", "top_k"),
 }
 
 # timm's policy strings. Its own parser ignores sections that it does not know, or fails in them.
@@ -105,7 +105,8 @@ class ClassifyConfig(Group):
     Args:
         multi_label: An image may have any number of the classes: scores are sigmoids, not a softmax.
         threshold: Score from which an image has a class; with ``multi_label`` only.
-        temperature: Divides the logits of predictions, so that scores are calibrated.
+        temperature: Divides the logits of predictions, so that scores are calibrated; ``smt calibrate`` fits it.
+        top_k: The k of the top-k accuracy that evaluation reports beside top-1; not with ``multi_label``.
     """
 
     group: ClassVar[str] = "classify"
@@ -113,6 +114,7 @@ class ClassifyConfig(Group):
     multi_label: bool = False
     threshold: Fraction = 0.5
     temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
+    top_k: Count = 5
 
 
 @dataclass(frozen=True, kw_only=True)
