@@ -18,6 +18,7 @@ from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
+    from .engine.calibration import calibrate
     from .engine.evaluation import evaluate
     from .engine.loop import train
     from .forms.inference import fuse
@@ -35,6 +36,7 @@ _LAZY = {
     "load": ".tasks.load",
     "train": ".engine.loop",
     "evaluate": ".engine.evaluation",
+    "calibrate": ".engine.calibration",
     "predict": ".api",
     "export": ".api",
     "fuse": ".forms.inference",
@@ -60,6 +62,7 @@ __all__ = [
     "Segmenter",
     "__version__",
     "backbone",
+    "calibrate",
     "evaluate",
     "export",
     "fuse",

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+
 from ..bounds import Count, CountOrZero, Resamples, Workers, checked
 from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
-from ..tasks.task import Evaluation
+from ..tasks.predictor import Predictor
+from ..tasks.task import EvalLoader, Evaluation
 from ..text import get_logger
 from .launch import launch
 from .loop import run_evaluation
@@ -82,6 +85,35 @@ def evaluate_with_details(
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
     fabric = launch(engine)
+    model, data, evaluation, loader, progress = open_evaluation(
+        fabric, source, data, batch_size, workers, max_unreadable, overrides, on_progress
+    )
+    used = count_used(model, evaluation)
+    for use, number in used.items():
+        if number and fabric.is_global_zero:
+            log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
+                        len(evaluation.val_set))  # fmt: skip
+    with closing(loader):
+        metrics = run_evaluation(fabric, evaluation, model.model, loader, progress, bootstrap)
+    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation
+
+
+def open_evaluation(
+    fabric: Fabric,
+    source: str | Path,
+    data: str | Path | None,
+    batch_size: int | None,
+    workers: int,
+    max_unreadable: int,
+    overrides: Overrides | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Predictor[Any], str, Evaluation, EvalLoader, Callable[[int], None]]:
+    """Load a model and open the images to evaluate it on; the arguments are those of :func:`evaluate`.
+
+    Returns:
+        The model, the name of the data, the evaluation, this process's batches, and a function to call with the number
+        of batches that were evaluated.
+    """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
         model = load(source, fabric.device, overrides)
     if data is None and model.recipe is None:
@@ -94,20 +126,15 @@ def evaluate_with_details(
         )
     done = 0
 
-    def count(n: int) -> None:
+    def progress(n: int) -> None:
         nonlocal done
         done += n
         if on_progress is not None and fabric.is_global_zero:
             on_progress(done, len(loader))
 
-    used = {}
-    if model.used_images is not None:
-        images = evaluation.val_set
-        used = model.used_images.count_in(images.fingerprints())
-        for use, number in used.items():
-            if number and fabric.is_global_zero:
-                log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
-                            len(images))  # fmt: skip
-    with closing(loader):
-        metrics = run_evaluation(fabric, evaluation, model.model, loader, count, bootstrap)
-    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation
+    return model, data, evaluation, loader, progress
+
+
+def count_used(model: Predictor[Any], evaluation: Evaluation) -> dict[str, int]:
+    """Numbers of the evaluated images that the model was trained and calibrated on; empty if it does not know."""
+    return {} if model.used_images is None else model.used_images.count_in(evaluation.val_set.fingerprints())

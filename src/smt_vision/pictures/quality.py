@@ -76,7 +76,7 @@ def curves(
         if chance is not None:
             axes.plot([0, 1], chance, color=GRAY, linewidth=1, linestyle=":", label="chance  50.0")
         _unit_square(axes, labels)
-        axes.set_title(title)
+        axes.set(title=title, aspect="equal")
         legend = axes.legend(title=f"{value} (%)", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5)
         legend.set_alignment("left")
         return figure
@@ -118,4 +118,4 @@ def reliability(bins: Sequence[Mapping[str, float]], ece: float, path: Path) -> 
 
 
 def _unit_square(axes: Axes, labels: tuple[str, str]) -> None:
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel=labels[0], ylabel=labels[1], aspect="equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), xlabel=labels[0], ylabel=labels[1])

@@ -27,6 +27,7 @@ Policy = Annotated[
         "a timm policy, e.g. rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, v0 or 3a",
     ),
 ]
+TEMPERATURES = (0.01, 100)
 PositiveRatio = Annotated[float, Range(gt=0, le=100)]
 
 
@@ -113,7 +114,7 @@ class ClassifyConfig(Group):
 
     multi_label: bool = False
     threshold: Fraction = 0.5
-    temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
+    temperature: Annotated[float, Range(ge=TEMPERATURES[0], le=TEMPERATURES[1])] = 1.0
     top_k: Count = 5
 
 

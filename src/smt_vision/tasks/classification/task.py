@@ -195,6 +195,8 @@ def _class_table(per_class: list[dict[str, Any]], order: str) -> Table:
     """The best and the worst classes by one of their metrics; the metrics that they all have are the columns."""
     ranked = sorted((row for row in per_class if row["count"]), key=lambda row: -row[order])
     shown = [name for name in CLASS_COLUMNS if ranked and ranked[0].get(name) is not None]
+    if "accuracy" in shown and "recall" in shown:  # of a single class they are the same
+        shown.remove("recall")
     length = min(5, len(ranked) // 2) or len(ranked)  # so that no class is both among the best and the worst
     rows: list[tuple[str | int | float, ...]] = []
     for title, group in (("best", ranked[:length]), ("worst", ranked[::-1][:length])):
