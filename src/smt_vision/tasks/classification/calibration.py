@@ -106,8 +106,8 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     count = len(logits)
     if _slope(logits, target, highest) <= 0:
         raise ValueError(
-            f"no temperature fits: too few of the {count} images are classified incorrectly, so that the loss decreases "
-            "with any increase in confidence; use more images (--data)"
+            f"no temperature fits: too few of the {count} images are classified incorrectly, so that any increase in "
+            "confidence decreases the loss; use more images (--data)"
         )
     if _slope(logits, target, lowest) >= 0:
         raise ValueError(

@@ -51,7 +51,7 @@ class ClassificationMetric:
         target, logits = batch["target"], output.float() / self.config.temperature
         self.sums.update(logits, target)
         scores = logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
-        self.ranking.update(scores, target, batch["index"])
+        self.ranking.update(logits, target, batch["index"])
         mistakes = self._wrong_classes(scores, target) if self.config.multi_label else _wrong(scores, target)
         rows = torch.stack([t.double() for t in (mistakes[0], batch["index"], *mistakes[1:3])], dim=-1)
         self.worst = top_rows(torch.cat([self.worst, rows[mistakes[3]]]), WORST)

@@ -208,8 +208,10 @@ class MultiLabelMetrics(_Sums):
         scores = logits.sigmoid().nan_to_num(0.0)
         predicted = (scores >= self.threshold) & ~logits.isnan()
         exact = (predicted == truth).all(dim=1).sum()
-        loss = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none").mean(dim=1)
-        self._totals += torch.stack([exact.new_tensor(len(logits)).double(), exact.double(), loss.double().sum()])
+        loss = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none").double()
+        self._totals += torch.stack(
+            [exact.new_tensor(len(logits)).double(), exact.double(), loss.sum() / self.num_classes]
+        )
         self._class_correct += (predicted & truth).sum(0)
         self._class_predicted += predicted.sum(0)
         self._class_count += truth.sum(0)

@@ -52,15 +52,17 @@ class RankingMetrics:
         self._target = [empty.to(self.device)]
 
     @torch.no_grad()
-    def update(self, scores: Tensor, target: Tensor, index: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor, index: Tensor) -> None:
         """Add a batch.
 
         Args:
-            scores: Scores (B, K) in [0, 1]; NaN counts as 0.
+            logits: Logits (B, K); NaN ranks last.
             target: Class indices (B,); for multi-label classification, (B, K) with 1 for the classes of an image.
             index: Image indices (B,) in the dataset.
         """
-        scores = scores.to(self.device, torch.float32).nan_to_num(0.0)
+        # In float64: in float32, the scores of equal logits may differ by their place in the batch.
+        logits = logits.to(self.device, torch.float64)
+        scores = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).float().nan_to_num(0.0)
         target = target.to(self.device)
         if self.is_exact:
             self._index.append(index.to(self.device, torch.int64))
