@@ -12,10 +12,13 @@ from .drawing import class_color
 from .style import EVAL, GRAY, TRAIN, save, short
 
 MEAN_STYLE: dict[str, Any] = dict(color="#1b2430", linewidth=2.4, zorder=3)
+Line = tuple[str, Sequence[float], float, Mapping[str, Any]]  # name, values, area in percent, style
 SQUARE = (6.4, 4.6)  # inches, with the legend at the right
 
 
-def ranking_curves(metrics: Mapping[str, Any], classes: Sequence[str], precision_recall: Path, roc: Path) -> None:
+def ranking_curves(
+    metrics: Mapping[str, Any], classes: Sequence[str], precision_recall: Path, roc: Path
+) -> tuple[Figure, Figure]:
     """Draw the precision-recall and the ROC curves of a classifier: the mean over classes, and single classes.
 
     Args:
@@ -24,36 +27,41 @@ def ranking_curves(metrics: Mapping[str, Any], classes: Sequence[str], precision
         classes: K class names.
         precision_recall: Path of the image file with the precision-recall curves.
         roc: Path of the image file with the ROC curves.
+
+    Returns:
+        The two figures as written.
     """
-    found = metrics["curves"]
-    rows, drawn = metrics["per_class"], found["classes"]
+    found, rows = metrics["curves"], metrics["per_class"]
+    drawn = [entry["class"] for entry in found["classes"]]
     defined = sum(row["ap"] is not None and row["auroc"] is not None for row in rows)
-    which = "" if defined <= len(drawn) else f": the {len(drawn)} of {defined} classes with the lowest AP"
-    for path, curve, value, mean, label, chance in (
-        (precision_recall, "precision", "ap", "map", "AP", None),
-        (roc, "tpr", "auroc", "auroc_macro", "AUROC", [0, 1]),
-    ):
-        lines = [("mean", found["macro"][curve], metrics[mean], MEAN_STYLE)]
-        for entry in drawn if defined > 1 else ():
-            k = entry["class"]
-            style = dict(color=[v / 255 for v in class_color(k if defined <= len(drawn) else len(lines) - 1)])
-            lines.append((classes[k], entry[curve], rows[k][value], {**style, "linewidth": 1.2}))
-        title = ("Precision and recall" if curve == "precision" else "ROC") + which
-        axis_labels = ("recall", "precision") if curve == "precision" else ("false positive rate", "true positive rate")
-        curves(found["grid"], lines, path, title=title, labels=axis_labels, value=label, chance=chance)
+    which = "" if defined == len(drawn) else f": the {len(drawn)} of {defined} classes with the lowest AP"
+
+    def lines(curve: str, area: str, mean: str) -> list[Line]:
+        single = [
+            (classes[k], entry[curve], rows[k][area], {"color": [v / 255 for v in class_color(i)], "linewidth": 1.2})
+            for i, (k, entry) in enumerate(zip(drawn, found["classes"], strict=True))
+        ]
+        return [("mean", found["macro"][curve], metrics[mean], MEAN_STYLE), *(single if defined > 1 else [])]
+
+    return (
+        area_curves(found["grid"], lines("precision", "ap", "map"), precision_recall, area="AP",
+                    title=f"Precision and recall{which}", labels=("recall", "precision")),
+        area_curves(found["grid"], lines("tpr", "auroc", "auroc_macro"), roc, area="AUROC", title=f"ROC{which}",
+                    labels=("false positive rate", "true positive rate"), diagonal=True),
+    )  # fmt: skip
 
 
-def curves(
+def area_curves(
     grid: Sequence[float],
-    lines: Sequence[tuple[str, Sequence[float], float, Mapping[str, Any]]],
+    lines: Sequence[Line],
     path: Path,
     *,
     title: str,
     labels: tuple[str, str],
-    value: str,
-    chance: Sequence[float] | None = None,
+    area: str,
+    diagonal: bool = False,
 ) -> Figure:
-    """Draw curves in the unit square.
+    """Draw curves in the unit square, with the areas below them in the legend.
 
     Args:
         grid: Values of the horizontal axis.
@@ -61,8 +69,8 @@ def curves(
         path: Path of the image file to write.
         title: Title of the figure.
         labels: Labels of the horizontal and the vertical axis.
-        value: Name of the area, for the legend.
-        chance: First and last value of the diagonal that a random ranking gives; ``None`` for none.
+        area: Name of the area, for the legend.
+        diagonal: Whether to draw the diagonal, the curve of a random ranking.
 
     Returns:
         The figure as written.
@@ -71,26 +79,27 @@ def curves(
     def draw() -> Figure:
         figure = Figure(figsize=SQUARE)
         axes = figure.subplots()
-        for name, values, area, style in lines:
-            axes.plot(grid, values, label=f"{short(name)}  {area:.1f}", **style)
-        if chance is not None:
-            axes.plot([0, 1], chance, color=GRAY, linewidth=1, linestyle=":", label="chance  50.0")
+        for name, values, percent, style in lines:
+            axes.plot(grid, values, label=f"{short(name)}  {percent:.1f}", **style)
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, linestyle=":", label="chance  50.0")
         _unit_square(axes, labels)
         axes.set(title=title, aspect="equal")
-        legend = axes.legend(title=f"{value} (%)", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5)
+        legend = axes.legend(title=f"{area} (%)", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5)
         legend.set_alignment("left")
         return figure
 
     return save(draw, path)
 
 
-def reliability(bins: Sequence[Mapping[str, float]], ece: float, path: Path) -> Figure:
+def reliability(bins: Sequence[Mapping[str, float]], ece: float, path: Path, label: str = "accuracy") -> Figure:
     """Draw a reliability diagram: accuracy over confidence, and how many predictions have each confidence.
 
     Args:
         bins: ``count``, mean ``confidence`` and ``accuracy`` in percent of each bin.
         ece: Expected calibration error in percent.
         path: Path of the image file to write.
+        label: Label of the vertical axis.
 
     Returns:
         The figure as written.
@@ -106,7 +115,7 @@ def reliability(bins: Sequence[Mapping[str, float]], ece: float, path: Path) -> 
         axes.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=EVAL,
                     linewidth=5, alpha=0.35, label="gap")  # fmt: skip
         axes.plot(confidence, accuracy, color=TRAIN, linewidth=1.8, marker="o", markersize=4, label="observed")
-        _unit_square(axes, ("", "accuracy"))
+        _unit_square(axes, ("", label))
         axes.set_title("Reliability")
         axes.set_title(f"calibration error {ece:.2f} %", loc="right", fontsize=9.5, fontweight="normal", color=GRAY)
         axes.legend(loc="upper left")

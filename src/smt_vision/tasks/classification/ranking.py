@@ -112,9 +112,8 @@ class RankingMetrics:
             ap.append(100 * float(average_precision(tp, predicted)) if n_pos else None)
             auroc.append(100 * area if n_pos and n_neg else None)
             if n_pos and n_neg:
-                first = min(int(np.searchsorted(predicted, 0, side="right")), len(x) - 1)  # one is predicted
-                at = np.searchsorted(y[first:], GRID - 1e-6)
-                precisions[k] = (tp[first:] / predicted[first:].clip(1e-9))[at]
+                at = np.searchsorted(y, (GRID - 1e-6).clip(1e-9))  # the first threshold with this recall, above 0
+                precisions[k] = tp[at] / predicted[at]
                 rates[k] = np.interp(GRID, x, y)
         shown = sorted(precisions, key=lambda k: (ap[k], k))[:CURVES]
         curve = {"classes": [{"class": k, **_curve(precisions[k], rates[k])} for k in sorted(shown)]}

@@ -102,7 +102,8 @@ class ClassificationEvaluation:
             ranking_curves(metrics, self.classes, *paths[-2:])
         if metrics.get("calibration"):
             paths.append(folder / "reliability.png")
-            reliability(metrics["calibration"], metrics["ece"], paths[-1])
+            label = "share that has the class" if self.config.multi_label else "accuracy"
+            reliability(metrics["calibration"], metrics["ece"], paths[-1], label)
         items = []
         for mistake in metrics["worst"]:
             raw, _, name = self.val_set.read(mistake["index"])

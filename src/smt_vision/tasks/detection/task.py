@@ -17,7 +17,7 @@ from ...data.padding import pad_together
 from ...data.region import Region
 from ...data.subset import take_fraction
 from ...pictures.drawing import sample_grid
-from ...pictures.quality import curves
+from ...pictures.quality import area_curves
 from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -102,7 +102,7 @@ class DetectionEvaluation:
                 look = {"color": color, "linestyle": style, "linewidth": 1.8}
                 lines.append((label, metrics["curves"][kind][name], metrics[f"{kind}_{name}"], look))
         title = "Precision and recall, mean over classes"
-        curves(grid, lines, path, title=title, labels=("recall", "precision"), value="AP")
+        area_curves(grid, lines, path, title=title, labels=("recall", "precision"), area="AP")
         return [path]
 
 
