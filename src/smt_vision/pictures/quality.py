@@ -38,8 +38,13 @@ def ranking_curves(
 
     def lines(curve: str, area: str, mean: str) -> list[Line]:
         single = [
-            (classes[k], entry[curve], rows[k][area], {"color": [v / 255 for v in class_color(i)], "linewidth": 1.2})
-            for i, (k, entry) in enumerate(zip(drawn, found["classes"], strict=True))
+            (
+                classes[k],
+                entry[curve],
+                rows[k][area],
+                {"color": tuple(v / 255 for v in class_color(k)), "linewidth": 1.2},
+            )
+            for k, entry in zip(drawn, found["classes"], strict=True)
         ]
         return [("mean", found["macro"][curve], metrics[mean], MEAN_STYLE), *(single if defined > 1 else [])]
 
