@@ -37,16 +37,11 @@ def ranking_curves(
     which = "" if defined == len(drawn) else f": the {len(drawn)} of {defined} classes with the lowest AP"
 
     def lines(curve: str, area: str, mean: str) -> list[Line]:
-        single = [
-            (
-                classes[k],
-                entry[curve],
-                rows[k][area],
-                {"color": tuple(v / 255 for v in class_color(k)), "linewidth": 1.2},
-            )
-            for k, entry in zip(drawn, found["classes"], strict=True)
-        ]
-        return [("mean", found["macro"][curve], metrics[mean], MEAN_STYLE), *(single if defined > 1 else [])]
+        out: list[Line] = [("mean", found["macro"][curve], metrics[mean], MEAN_STYLE)]
+        for k, entry in zip(drawn, found["classes"], strict=True):
+            color = tuple(value / 255 for value in class_color(k))
+            out.append((classes[k], entry[curve], rows[k][area], {"color": color, "linewidth": 1.2}))
+        return out if defined > 1 else out[:1]
 
     return (
         area_curves(found["grid"], lines("precision", "ap", "map"), precision_recall, area="AP",

@@ -116,7 +116,7 @@ class RankingMetrics:
                 precisions[k] = tp[at] / predicted[at]
                 rates[k] = np.interp(GRID, x, y)
         shown = sorted(precisions, key=lambda k: (ap[k], k))[:CURVES]
-        curve = {"classes": [{"class": k, **_curve(precisions[k], rates[k])} for k in sorted(shown)]}
+        curve: dict[str, Any] = {"classes": [{"class": k, **_curve(precisions[k], rates[k])} for k in sorted(shown)]}
         if precisions:
             means = (np.mean(list(values.values()), axis=0) for values in (precisions, rates))
             curve |= {"grid": _rounded(GRID), "macro": _curve(*means)}
