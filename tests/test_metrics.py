@@ -300,9 +300,9 @@ def test_many_scores_are_counted_at_thresholds(multi_label: bool, monkeypatch: p
     assert results[0]["ap"] == pytest.approx(exact["ap"], abs=2.5)
     assert results[0]["auroc"] == pytest.approx(exact["auroc"], abs=0.5)
     assert results[0]["ap"] != exact["ap"]
-    metrics = RankingMetrics(CLASSES, len(logits), multi_label)
+    config = ClassifyConfig(multi_label=True)
     with pytest.raises(ValueError, match="bootstrap"):
-        metrics.map_interval(10)
+        ClassificationMetric(tuple("abcdefg"), torch.device("cpu"), config, len(logits), resamples=10)
 
 
 def test_undefined_average_precision_and_auroc() -> None:

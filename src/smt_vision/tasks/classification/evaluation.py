@@ -43,6 +43,11 @@ class ClassificationMetric:
             else ClassificationMetrics(len(classes), device, config.top_k)
         )
         self.ranking = RankingMetrics(len(classes), images, config.multi_label, device)
+        if resamples and config.multi_label and not self.ranking.is_exact:
+            raise ValueError(
+                f"the scores of {images} images x {len(classes)} classes are too many to keep, so that their mean "
+                "average precision has no bootstrap interval; omit it, or evaluate fewer images"
+            )
         # Rows of (score, image index, two columns of the mistake); unused rows are -1.
         self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
 

@@ -4,7 +4,7 @@ Shapes: B images per batch, N images in all, K classes.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..samples import gather_rows, with_float64
 SCORES_LIMIT = 1 << 26  # N x K scores that are kept, 256 MB; more are counted at thresholds
 THRESHOLDS = 200  # evenly spaced in the logit of the score, where those of many classes differ
 MAX_LOGIT = 16.0
-CHUNK = 1 << 22  # comparisons of scores with thresholds at a time, which limits the memory
+CHUNK = 1 << 24  # comparisons of scores with thresholds at a time, which limits the memory
 CURVES = 10  # classes of which the curves are returned: those with the lowest average precision
 GRID = np.linspace(0, 1, 101)  # recalls and false positive rates of the curves
 
@@ -36,20 +36,23 @@ class RankingMetrics:
     """
 
     def __init__(self, num_classes: int, images: int, multi_label: bool, device: torch.device | str = "cpu") -> None:
-        # Imported here: predictions do not need it, and it is slow to import.
-        from torchmetrics.classification import MulticlassROC, MultilabelROC
-
         self.num_classes, self.multi_label, self.device = num_classes, multi_label, with_float64(device)
         self.is_exact = images * num_classes <= SCORES_LIMIT
-        inner = torch.linspace(-MAX_LOGIT, MAX_LOGIT, THRESHOLDS - 2).sigmoid()
-        # All scores are above the first threshold, none is above the last one.
-        self.thresholds = None if self.is_exact else torch.cat([torch.zeros(1), inner, torch.tensor([1.1])])
-        metric = MultilabelROC if multi_label else MulticlassROC
-        self._roc: Any = metric(num_classes, thresholds=self.thresholds, validate_args=False).to(self.device)
-        self._index = [torch.zeros(0, dtype=torch.int64, device=self.device)]
-        self._scores = [torch.zeros(0, num_classes, device=self.device)]
-        empty = torch.zeros(0, num_classes, dtype=torch.uint8) if multi_label else torch.zeros(0, dtype=torch.int32)
-        self._target = [empty.to(self.device)]
+        # In the memory of the host, which has more of it than a GPU that trains.
+        self._index = [torch.zeros(0, dtype=torch.int64)]
+        self._scores = [torch.zeros(0, num_classes)]
+        self._target = [
+            torch.zeros(0, num_classes, dtype=torch.uint8) if multi_label else torch.zeros(0, dtype=torch.int32)
+        ]
+        if not self.is_exact:
+            # Imported here: predictions do not need it, and it is slow to import.
+            from torchmetrics.classification import MulticlassROC, MultilabelROC
+
+            inner = torch.linspace(-MAX_LOGIT, MAX_LOGIT, THRESHOLDS - 2).sigmoid()
+            # All scores are above the first threshold, none is above the last one.
+            thresholds = torch.cat([torch.zeros(1), inner, torch.tensor([1.1])])
+            metric: Any = MultilabelROC if multi_label else MulticlassROC
+            self._roc = metric(num_classes, thresholds=thresholds, validate_args=False).to(self.device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor, index: Tensor) -> None:
@@ -63,14 +66,13 @@ class RankingMetrics:
         # In float64: in float32, the scores of equal logits may differ by their place in the batch.
         logits = logits.to(self.device, torch.float64)
         scores = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).float().nan_to_num(0.0)
-        target = target.to(self.device)
         if self.is_exact:
-            self._index.append(index.to(self.device, torch.int64))
-            self._scores.append(scores)
-            self._target.append(target.to(self._target[0].dtype))
+            self._index.append(index.to("cpu", torch.int64))
+            self._scores.append(scores.cpu())
+            self._target.append(target.to("cpu", self._target[0].dtype))
             return
-        rows = max(1, CHUNK // (self.num_classes * THRESHOLDS))
-        for part, truth in zip(scores.split(rows), target.long().split(rows), strict=True):
+        rows = max(1, CHUNK // (self.num_classes * THRESHOLDS)) if self.multi_label else len(scores)
+        for part, truth in zip(scores.split(rows), target.to(self.device, torch.int64).split(rows), strict=True):
             self._roc.update(part, truth)
 
     def reduce(self, all_reduce_sum: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
@@ -79,7 +81,8 @@ class RankingMetrics:
             self._roc.confmat = all_reduce_sum(self._roc.confmat.clone())
             return
         index, scores, target = (
-            gather_rows(torch.cat(parts), all_gather) for parts in (self._index, self._scores, self._target)
+            gather_rows(torch.cat(parts).to(self.device), all_gather).cpu()
+            for parts in (self._index, self._scores, self._target)
         )
         order = index.argsort()  # so that nothing depends on the number of processes
         self._index, self._scores, self._target = [index[order]], [scores[order]], [target[order]]
@@ -95,19 +98,13 @@ class RankingMetrics:
             ``class``) the ``precision`` at each recall of the grid and the true positive rate (``tpr``) at each false
             positive rate.
         """
-        if self.is_exact:
-            self._roc.reset()
-            self._roc.update(torch.cat(self._scores), torch.cat(self._target))
         positives, negatives = self._counts()
-        with warnings.catch_warnings():  # classes without positives or without negatives: undefined here
-            warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
-            fpr, tpr, _ = self._roc.compute()
         ap: list[float | None] = []
         auroc: list[float | None] = []
         precisions, rates = {}, {}
-        for k, (n_pos, n_neg) in enumerate(zip(positives, negatives, strict=True)):
-            area = float(torch.trapezoid(tpr[k].double(), fpr[k].double()))
-            x, y = fpr[k].double().cpu().numpy(), tpr[k].double().cpu().numpy()
+        for k, (n_pos, n_neg, (fpr, tpr)) in enumerate(zip(positives, negatives, self._rates(), strict=True)):
+            area = float(torch.trapezoid(tpr.double(), fpr.double()))
+            x, y = fpr.double().cpu().numpy(), tpr.double().cpu().numpy()
             tp, predicted = n_pos * y, n_pos * y + n_neg * x
             ap.append(100 * float(average_precision(tp, predicted)) if n_pos else None)
             auroc.append(100 * area if n_pos and n_neg else None)
@@ -132,15 +129,9 @@ class RankingMetrics:
     def map_interval(self, resamples: int) -> tuple[float, float]:
         """Bootstrap interval of ``map``, by resampling the images.
 
-        Raises:
-            ValueError: The scores were not kept.
+        The scores must have been kept, see ``is_exact``.
         """
-        if not self.is_exact:
-            raise ValueError(
-                f"the scores of more than {SCORES_LIMIT:,} images x classes are not kept, so that their mean average "
-                "precision has no bootstrap interval; omit it, or evaluate fewer images"
-            )
-        scores, target = (torch.cat(parts).cpu().numpy() for parts in (self._scores, self._target))
+        scores, target = (torch.cat(parts).numpy() for parts in (self._scores, self._target))
         order = np.argsort(-scores, axis=0, kind="stable")
         found = []
         for weights in resampled_counts(len(scores), resamples):  # (R, N)
@@ -153,6 +144,22 @@ class RankingMetrics:
                 by_class.append(average_precision(tp, np.cumsum(ranked, axis=1)[:, ends]))
             found.append(np.nanmean(by_class, axis=0))
         return percentile_interval(100 * np.concatenate(found))
+
+    def _rates(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """False and true positive rates of each class, from the highest threshold to the lowest."""
+        from torchmetrics.functional.classification import binary_roc
+
+        if not self.is_exact:
+            fpr, tpr, _ = self._roc.compute()
+            yield from zip(fpr, tpr, strict=True)
+            return
+        scores, target = torch.cat(self._scores), torch.cat(self._target)
+        for k in range(self.num_classes):
+            truth = target[:, k] if self.multi_label else (target == k).int()
+            with warnings.catch_warnings():  # a class without positives or without negatives: undefined here
+                warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
+                fpr, tpr, _ = binary_roc(scores[:, k], truth, validate_args=False)
+            yield fpr, tpr
 
     def _counts(self) -> tuple[list[int], list[int]]:
         """Images with and without each class."""
