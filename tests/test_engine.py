@@ -655,7 +655,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     random = tiny(colored, **{**RANDOM, "engine": dict(ema=0.9)})
     jobs = {
         f"eval {count} {batch}": ["eval", str(whole), "--data", str(root / str(count)), "--json", *TWO,
-                                  "--batch_size", str(batch), "--workers", "0"]
+                                  "--batch_size", str(batch), "--workers", "0", "--bootstrap", "100"]
         for count in COUNTS for batch in BATCHES
     }  # fmt: skip
     jobs["whole"] = train_arguments("whole", random)
@@ -684,13 +684,16 @@ def test_evaluation_is_exact_on_two_processes(
     two: SimpleNamespace, whole: Path, count: int, batch: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(two.root / str(count))
-    assert main(["eval", str(whole), "--data", data, "--json", "--workers", "0", "--engine.accelerator", "cpu"]) == 0
+    assert main(["eval", str(whole), "--data", data, "--json", "--workers", "0", "--bootstrap", "100",
+                 "--engine.accelerator", "cpu"]) == 0  # fmt: skip
     alone, both = json.loads(capsys.readouterr().out), two.out[f"eval {count} {batch}"]
     assert alone["count"] == both["count"] == count
     assert [row["count"] for row in both["per_class"]] == COUNTS[count]
     assert 0 < len(both["worst"]) == count - round(count * both["top1"] / 100)
     for name in ("loss", "ece"):  # a forward pass of another batch size rounds otherwise in the 7th digit
         assert both.pop(name) == pytest.approx(alone.pop(name), rel=1e-5)
+    for row, other in zip(both.pop("calibration"), alone.pop("calibration"), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
     for row, other in zip(both["worst"], alone["worst"], strict=True):
         assert row.pop("score") == pytest.approx(other.pop("score"), rel=1e-5)
     assert both == alone

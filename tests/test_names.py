@@ -31,7 +31,7 @@ from smt_vision.study.statistics import summarize
 from smt_vision.study.studies import STUDIES
 from smt_vision.text import Markdown, code, get_logger, markdown, printable, shell_word
 from study_results import made_up_result
-from tiny_run import tiny, write_config, write_images
+from tiny_run import CLASSIFICATION_PICTURES, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
 NOT_UTF8 = os.fsdecode(b"gr\xfcn")
@@ -194,7 +194,7 @@ def test_a_run_keeps_exact_names_and_shows_printable_ones(run_folder: Path, data
     assert f" --data {shell_word(data)} --run {shell_word(run_folder)} " in commands
     assert commands.count("\n") == 0
     page = python_markdown.markdown(summary, extensions=["tables", "fenced_code"])
-    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"curves.png", "confusion.png", "mistakes.png"}
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"curves.png", *CLASSIFICATION_PICTURES}
 
 
 def test_prediction_tables(run_folder: Path, data: Path, classes: list[str], tmp_path: Path, capsys: Capture) -> None:

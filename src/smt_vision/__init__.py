@@ -18,6 +18,7 @@ from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
+    from .engine.calibration import calibrate
     from .engine.evaluation import evaluate
     from .engine.loop import train
     from .engine.lr_finder import find_lr
@@ -37,6 +38,7 @@ _LAZY = {
     "train": ".engine.loop",
     "find_lr": ".engine.lr_finder",
     "evaluate": ".engine.evaluation",
+    "calibrate": ".engine.calibration",
     "predict": ".api",
     "export": ".api",
     "fuse": ".forms.inference",
@@ -62,6 +64,7 @@ __all__ = [
     "Segmenter",
     "__version__",
     "backbone",
+    "calibrate",
     "evaluate",
     "export",
     "find_lr",

@@ -17,7 +17,19 @@ from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 from .console import PlainConsole
 
-COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
+COMMANDS = (
+    "train",
+    "eval",
+    "calibrate",
+    "predict",
+    "export",
+    "info",
+    "bench",
+    "study",
+    "analyze",
+    "recipes",
+    "convert",
+)
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 
@@ -52,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"smt-vision {__version__}")
         return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(ABOUT.format(commands="\n".join(f"  {name:<9}{_module(name).HELP}" for name in COMMANDS)), end="")
+        print(ABOUT.format(commands="\n".join(f"  {name:<11}{_module(name).HELP}" for name in COMMANDS)), end="")
         return 0 if arguments else EXIT_USAGE
     command, *arguments = arguments
     if command not in COMMANDS:

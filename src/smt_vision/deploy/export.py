@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -84,7 +85,9 @@ def export_model(
         files = [*FILES[format]]
         if calibrate:
             calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
-            used_images = dataclasses.replace(used_images or UsedImages(), calibration=calibration)
+            used_images = used_images or UsedImages()
+            calibration = np.union1d(used_images.calibration, calibration)  # with those of a temperature
+            used_images = dataclasses.replace(used_images, calibration=calibration)
         if used_images is not None:
             save_file(used_images.to_tensors(), new / IMAGES)
             files.append(IMAGES)

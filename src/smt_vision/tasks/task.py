@@ -35,8 +35,10 @@ class MetricFormat:
         """The label with its unit, e.g. ``top-1 (%)``."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    def text(self, value: float, sign: str = "") -> str:
-        """The value as displayed; ``sign="+"`` for a difference."""
+    def text(self, value: float | None, sign: str = "") -> str:
+        """The value as displayed, ``None`` as undefined; ``sign="+"`` for a difference."""
+        if value is None:
+            return "undefined"
         return f"{value:{sign}.{2 if self.unit == '%' else 4}f}"
 
 
@@ -115,7 +117,12 @@ class Evaluation(Protocol):
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output for a batch, as expected by ``Metric.update``."""
 
-    def metric(self, device: torch.device) -> Metric: ...
+    def metric(self, device: torch.device, resamples: int = 0) -> Metric:
+        """The metrics, accumulated on a device.
+
+        With ``resamples``, they include ``interval``, the bootstrap interval of the primary metric over that many
+        resamples of the images; see :func:`smt_vision.tasks.bootstrap.as_interval`.
+        """
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """Details beyond the scalar metrics."""

@@ -4,13 +4,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
+from ...bounds import Ascending, Count, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
 from ...recipe import INTERPOLATIONS, Augment, Group, Input, Loss, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
     "input": ("size", "crop_pct", "exact", "allow_damaged"),
-    "classify": ("threshold", "temperature"),
+    "classify": ("threshold", "temperature", "top_k"),
 }
 
 # timm's policy strings. Its own parser ignores sections that it does not know, or fails in them.
@@ -27,6 +27,7 @@ Policy = Annotated[
         "a timm policy, e.g. rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, v0 or 3a",
     ),
 ]
+TEMPERATURES = (0.01, 100)
 PositiveRatio = Annotated[float, Range(gt=0, le=100)]
 
 
@@ -105,14 +106,16 @@ class ClassifyConfig(Group):
     Args:
         multi_label: An image may have any number of the classes: scores are sigmoids, not a softmax.
         threshold: Score from which an image has a class; with ``multi_label`` only.
-        temperature: Divides the logits of predictions, so that scores are calibrated.
+        temperature: Divides the logits of predictions, so that scores are calibrated; ``smt calibrate`` fits it.
+        top_k: The k of the top-k accuracy that evaluation reports beside top-1; not with ``multi_label``.
     """
 
     group: ClassVar[str] = "classify"
 
     multi_label: bool = False
     threshold: Fraction = 0.5
-    temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
+    temperature: Annotated[float, Range(ge=TEMPERATURES[0], le=TEMPERATURES[1])] = 1.0
+    top_k: Count = 5
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,11 @@ from ...data.region import Region
 from ...data.subset import held_out_in_training, take_fraction
 from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
+from ...pictures.quality import area_curves
+from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
+from ..bootstrap import as_interval
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
 from ..samples import sample_rows
@@ -74,8 +77,8 @@ class DetectionEvaluation:
             return [detect_image(model, image, self.pixels, self.config, device) for image in batch["image"]]
         return run_detector(model, batch["image"], batch["sizes"])
 
-    def metric(self, device: torch.device) -> "DetectionMetric":
-        return DetectionMetric(self.val_set, self.config, device)
+    def metric(self, device: torch.device, resamples: int = 0) -> "DetectionMetric":
+        return DetectionMetric(self.val_set, self.config, device, resamples)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """AP and AR by object size, and AP per class, best first."""
@@ -93,8 +96,20 @@ class DetectionEvaluation:
         ]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """None; training saves samples of the best epoch."""
-        return []
+        """Write ``precision_recall.png``; training saves samples of the best epoch too."""
+        if "curves" not in metrics:  # of metrics that an earlier version computed
+            return []
+        path = folder / "precision_recall.png"
+        grid = [i / 100 for i in range(101)]
+        lines = []
+        for kind, color in zip(self.kinds, (TRAIN, EVAL), strict=False):
+            for name, style in (("ap50", "-"), ("ap75", "--")):
+                label = self.metric_formats[f"{kind}_{name}"].label
+                look = {"color": color, "linestyle": style, "linewidth": 1.8}
+                lines.append((label, metrics["curves"][kind][name], metrics[f"{kind}_{name}"], look))
+        title = "Precision and recall, mean over classes"
+        area_curves(grid, lines, path, title=title, labels=("recall", "precision"), area="AP")
+        return [path]
 
 
 class DetectionTraining(DetectionEvaluation):
@@ -202,9 +217,13 @@ class DetectionMetric:
         dataset: Images with ground truth.
         config: Detection head, which decides whether there are masks, and the maximum number of detections per image.
         device: Device on which processes exchange their detections.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
     """
 
-    def __init__(self, dataset: DetectionDataset, config: DetectConfig, device: torch.device) -> None:
+    def __init__(
+        self, dataset: DetectionDataset, config: DetectConfig, device: torch.device, resamples: int = 0
+    ) -> None:
+        self.resamples = resamples
         self.image_ids = dataset.image_ids.tolist()
         self.metrics = DetectionMetrics(
             dataset.ground_truth(),
@@ -236,7 +255,11 @@ class DetectionMetric:
         self.metrics.reduce(all_gather)
 
     def compute(self) -> dict[str, Any]:
-        return self.metrics.compute()
+        out = self.metrics.compute()
+        if self.resamples:
+            kind = "mask" if self.metrics.masks else "box"
+            out["interval"] = as_interval(f"{kind}_ap", self.metrics.interval(kind, self.resamples), self.resamples)
+        return out
 
 
 def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
+from ..bootstrap import as_interval, percentile_interval, resampled_counts
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
 from ..classes import with_classes
-from ..samples import sample_rows, top_rows
+from ..samples import gather_rows, sample_rows, top_rows, with_float64
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
@@ -77,8 +78,8 @@ class SegmentationEvaluation:
         originals = [(label.shape[0], label.shape[1]) for label in batch["label"]]
         return segment(model, batch["image"], batch["sizes"], originals, self.config)
 
-    def metric(self, device: torch.device) -> "SegmentationMetric":
-        return SegmentationMetric(self.classes, self.binary, device)
+    def metric(self, device: torch.device, resamples: int = 0) -> "SegmentationMetric":
+        return SegmentationMetric(self.classes, self.binary, device, resamples)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """A table of the classes, sorted by IoU from high to low."""
@@ -240,18 +241,23 @@ class SegmentationMetric:
         classes: Class names by class index.
         binary: Whether predictions are object probabilities.
         device: Device of the sums.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
     """
 
-    def __init__(self, classes: tuple[str, ...], binary: bool, device: torch.device) -> None:
-        self.classes = classes
+    def __init__(self, classes: tuple[str, ...], binary: bool, device: torch.device, resamples: int = 0) -> None:
+        self.classes, self.resamples, self.device = classes, resamples, with_float64(device)
         self.binary = binary
         self.sums = BinaryMetrics(device) if binary else SegmentationMetrics(len(classes), device)
         # Each row: error, image index, height, width, and a thumbnail of the prediction. Unused rows have error -1.
         self.worst = torch.full((WORST, 4 + THUMBNAIL_SIDE**2), -1.0, device=device)
+        # For the interval, of each image: its index, and what the primary metric is computed from.
+        self.images = [torch.zeros(0, 1 + (1 if binary else 2 * len(classes)), dtype=torch.float64)]
 
     def update(self, output: list[Tensor], batch: Batch) -> None:
         for prediction, label, index in zip(output, batch["label"], batch["index"].tolist(), strict=True):
             error = self.sums.update(prediction, label)
+            if self.resamples:
+                self.images.append(torch.cat([torch.tensor([float(index)]), self.sums.image_values])[None])
             if error <= self.worst[-1, 0]:
                 continue
             thumbnail = torch.from_numpy(_thumbnail(prediction))
@@ -263,6 +269,8 @@ class SegmentationMetric:
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         self.sums.reduce(all_reduce)
         self.worst = top_rows(all_gather(self.worst).reshape(-1, self.worst.shape[1]), WORST)
+        if self.resamples:
+            self.images = [gather_rows(torch.cat(self.images).to(self.device), all_gather)]
 
     def compute(self) -> dict[str, Any]:
         """The metrics, and ``worst``: image index, error in percent, and prediction thumbnail as base64 PNG."""
@@ -271,6 +279,8 @@ class SegmentationMetric:
             out["confusion"] = out["confusion"].tolist()
             for row in out["per_class"]:
                 row["class"] = self.classes[row["class"]]
+        if self.resamples:
+            out["interval"] = self._interval()
         out["worst"] = []
         for row in self.worst.cpu():
             error, index, height, width = row[:4].tolist()
@@ -280,6 +290,16 @@ class SegmentationMetric:
                     {"index": int(index), "error": 100 * error, "prediction": _encode_png(thumbnail.byte().numpy())}
                 )
         return out
+
+    def _interval(self) -> dict[str, Any]:
+        images = torch.cat(self.images).cpu()
+        values = images[images[:, 0].argsort(), 1:].numpy()
+        found = [
+            self.sums.primary_metric(counts @ values, len(values))
+            for counts in resampled_counts(len(values), self.resamples)
+        ]
+        name = "s_measure" if self.binary else "miou"
+        return as_interval(name, percentile_interval(np.concatenate(found)), self.resamples)
 
 
 def _check(recipe: SegmentationRecipe) -> None:
