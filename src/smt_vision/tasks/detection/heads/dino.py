@@ -119,7 +119,9 @@ class DINO(nn.Module):
         self.denoising_class = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
         # One of each per decoder layer, and the last for the proposals.
         self.classifiers: Any = nn.ModuleList(in_float32(nn.Linear(dim, num_classes)) for _ in range(config.layers + 1))
-        self.box_heads: Any = nn.ModuleList(in_float32(mlp(dim, dim, 4, num_layers=3)) for _ in range(config.layers + 1))
+        self.box_heads: Any = nn.ModuleList(
+            in_float32(mlp(dim, dim, 4, num_layers=3)) for _ in range(config.layers + 1)
+        )
         self._init_weights()
         losses = require("transformers.loss.loss_deformable_detr", "detr")
         self.match = losses.DeformableDetrHungarianMatcher(**COSTS)
