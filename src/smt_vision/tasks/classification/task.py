@@ -21,7 +21,7 @@ from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
 from ..samples import top_rows
-from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
+from ..task import Batch, EvalLoader, Metric, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
@@ -42,6 +42,7 @@ class ClassificationEvaluation:
     Args:
         classes: Class names, in the order of the model's outputs.
         val_set: Dataset to evaluate on.
+        multi_label: Whether an image may have any number of classes.
     """
 
     primary_metric = "top1"
@@ -53,18 +54,24 @@ class ClassificationEvaluation:
         "ece": MetricFormat("calibration error"),
     }
 
-    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset) -> None:
+    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset, multi_label: bool = False) -> None:
         self.classes = classes
         self.val_set = val_set
+        self.multi_label = multi_label
+        if multi_label:
+            self.primary_metric, self.metric_formats = "map", {"map": MetricFormat("mAP")}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(batch["image"])
 
-    def metric(self, device: torch.device) -> "ClassificationMetric":
-        return ClassificationMetric(self.classes, device)
+    def metric(self, device: torch.device) -> Metric:
+        kind = MultiLabelMetric if self.multi_label else ClassificationMetric
+        return kind(self.classes, device)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """Tables of the best and worst classes and, for up to 1000 classes, of the most frequent confusions."""
+        if self.multi_label:
+            return []
         tables = [_class_table(metrics["per_class"])]
         if metrics["confusion"] is not None:
             tables.append(_confusion_table(np.asarray(metrics["confusion"]), self.classes))
@@ -72,7 +79,9 @@ class ClassificationEvaluation:
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """Write ``confusion.png`` (up to 1000 classes) and ``mistakes.png``; returns their paths."""
-        paths = []
+        paths: list[Path] = []
+        if self.multi_label:
+            return paths
         if metrics["confusion"] is not None:
             paths.append(folder / "confusion.png")
             confusion(np.asarray(metrics["confusion"]), self.classes, paths[-1])
@@ -94,7 +103,7 @@ class ClassificationEvaluation:
 
 
 class ClassificationTraining(ClassificationEvaluation):
-    """Training of a classifier on images with one class each.
+    """Training of a classifier.
 
     Args:
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
@@ -107,7 +116,9 @@ class ClassificationTraining(ClassificationEvaluation):
         self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
         val_set = self._open("val")
         super().__init__(
-            self.train_set.classes, with_classes(val_set, self.train_set.classes, owner="the training set")
+            self.train_set.classes,
+            with_classes(val_set, self.train_set.classes, owner="the training set"),
+            recipe.classify.multi_label,
         )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args), recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
@@ -126,6 +137,8 @@ class ClassificationTraining(ClassificationEvaluation):
             val_fraction=recipe.input.val_fraction,
             seed=recipe.seed,
             allow_damaged=recipe.input.allow_damaged,
+            labels=recipe.labels,
+            multi_label=recipe.classify.multi_label,
         )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
@@ -144,6 +157,8 @@ class ClassificationTraining(ClassificationEvaluation):
         image, target = batch["image"], batch["target"]
         if self.mix is not None:
             image, target = self.mix(image, target)
+        if self.recipe.classify.multi_label:
+            return {"loss": F.binary_cross_entropy_with_logits(model(image), target)}
         return {"loss": F.cross_entropy(model(image), target, label_smoothing=self.recipe.augment.label_smoothing)}
 
 
@@ -184,6 +199,31 @@ class ClassificationMetric:
             if score >= 0
         ]
         return out
+
+
+class MultiLabelMetric:
+    """Mean average precision of a multi-label classifier, exact on any number of processes.
+
+    Args:
+        classes: Class names, in the order of class indices.
+        device: Device of the accumulated state.
+    """
+
+    def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
+        from torchmetrics.classification import MultilabelAveragePrecision
+
+        self.metric: Any = MultilabelAveragePrecision(len(classes), thresholds=200).to(device)
+        self.count = torch.zeros(1, device=device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        self.metric.update(output.float().sigmoid(), batch["target"].long())
+        self.count += len(output)
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        self.metric.confmat, self.count = all_reduce(self.metric.confmat.clone()), all_reduce(self.count)
+
+    def compute(self) -> dict[str, Any]:
+        return {"map": 100 * float(self.metric.compute()), "count": int(self.count)}
 
 
 def _class_table(per_class: list[dict[str, Any]]) -> Table:
@@ -256,12 +296,20 @@ def open_evaluation(
                 "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "
                 "here too, the metrics are too high", data, recipe.data,
             )  # fmt: skip
-    images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
+    images = open_dataset(
+        data,
+        "val",
+        val_fraction=fraction,
+        seed=seed,
+        allow_damaged=input.allow_damaged,
+        labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
+        multi_label=model.config.multi_label,
+    )
     if model.used_images is not None:
         images = _held_out(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
-    return ClassificationEvaluation(model.classes, images), loader
+    return ClassificationEvaluation(model.classes, images, model.config.multi_label), loader
 
 
 def _same_source(data: str, trained_on: str) -> bool:

@@ -12,41 +12,52 @@ import numpy.typing as npt
 
 from ....data.dataset import Raw, RawDataset, Split
 from ....data.fingerprint import hash_bytes
+from ....data.stratify import seeded_hashes, stratify
 from ....data.subset import group_by
 
 MAX_CLASSES = 1_000_000  # a larger class index is damage, not a class
 
 
-class ImageDataset(RawDataset[int]):
-    """Undecoded images with one class each.
+Target = int | npt.NDArray[np.bool_]  # class index, or which of K classes the image has
+Targets = npt.NDArray[np.int64] | npt.NDArray[np.bool_]
+
+
+class ImageDataset(RawDataset[Target]):
+    """Undecoded images with one class each, or with any number of classes.
 
     Args:
         classes: Class names, in the order of class indices.
-        targets: Class index of each image, (N,).
+        targets: Class index of each image, (N,), or which classes it has, (N, K) bool.
         ids: N image ids, unique within the dataset and independent of where it is stored.
         where: Prefix of image ids in messages, e.g. the directory with a trailing slash.
     """
 
     def __init__(
-        self, classes: Sequence[str], targets: Sequence[int] | npt.NDArray[np.int64], ids: Sequence[str], where: str
+        self, classes: Sequence[str], targets: Sequence[int] | Targets, ids: Sequence[str], where: str
     ) -> None:
         super().__init__(classes, ids, where)
-        self.targets: npt.NDArray[np.int64] = np.asarray(targets, dtype=np.int64)
-        if len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+        several = isinstance(targets, np.ndarray) and targets.ndim == 2
+        self.targets: Targets = targets if several else np.asarray(targets, dtype=np.int64)
+        if not several and len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise ValueError(
                 f"{where}: class indices from {self.targets.min()} to {self.targets.max()} for {len(self.classes)} "
                 f"classes; expected 0 to {len(self.classes) - 1} (-1 often marks unlabeled images)"
             )
         self._rows = np.arange(len(self.targets))  # row of each image in the source
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.targets.ndim == 2
+
     def raw(self, i: int) -> Raw:
         return self._read(int(self._rows[i]), self.id(i))
 
-    def read(self, i: int) -> tuple[Raw, int, str]:
-        return self.raw(i), int(self.targets[i]), self.name(i)
+    def read(self, i: int) -> tuple[Raw, Target, str]:
+        return self.raw(i), self.targets[i] if self.multi_label else int(self.targets[i]), self.name(i)
 
     def hash_labels(self) -> int:
-        return hash_bytes(self.targets.astype("<i8").tobytes())
+        return hash_bytes(self.targets.tobytes() if self.multi_label else self.targets.astype("<i8").tobytes())
 
     def select(self, keep: npt.NDArray[np.int64]) -> Self:
         subset = super().select(keep)
@@ -54,11 +65,21 @@ class ImageDataset(RawDataset[int]):
         return subset
 
     def by_class(self) -> list[npt.NDArray[np.int64]]:
-        return group_by(self.targets, np.arange(len(self)))
+        rows, targets = self.presence()
+        unlabeled = np.setdiff1d(np.arange(len(self)), rows)
+        return [*group_by(targets, rows), *([unlabeled] if len(unlabeled) else [])]
+
+    def presence(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Image index (P,) and class index (P,) of each pair of an image and a class that it has, by class."""
+        if self.multi_label:
+            targets, rows = np.nonzero(self.targets.T)
+            return rows, targets
+        rows = np.argsort(self.targets, kind="stable")
+        return rows, self.targets[rows].astype(np.int64)
 
     def describe(self) -> str:
         """Number of images and classes, and the smallest and largest class."""
-        counts = np.bincount(self.targets, minlength=len(self.classes))
+        counts = np.bincount(self.presence()[1], minlength=len(self.classes))
         smallest, largest = int(counts.argmin()), int(counts.argmax())
         return (
             f"{len(self)} images of {len(self.classes)} classes, {counts[smallest]} ({self.classes[smallest]}) to "
@@ -67,11 +88,16 @@ class ImageDataset(RawDataset[int]):
 
     def unused_classes(self) -> list[int]:
         """Indices of the classes without an image."""
-        return np.flatnonzero(np.bincount(self.targets, minlength=len(self.classes)) == 0).tolist()
+        return np.flatnonzero(np.bincount(self.presence()[1], minlength=len(self.classes)) == 0).tolist()
 
     def relabel(self, classes: Sequence[str], indices: Sequence[int]) -> Self:
         relabeled = copy.copy(self)
-        relabeled.targets = np.asarray(indices, dtype=np.int64)[self.targets]
+        if self.multi_label:
+            rows, targets = self.presence()
+            relabeled.targets = np.zeros((len(self), len(classes)), dtype=np.bool_)
+            relabeled.targets[rows, np.asarray(indices, dtype=np.int64)[targets]] = True
+        else:
+            relabeled.targets = np.asarray(indices, dtype=np.int64)[self.targets]
         relabeled.classes = tuple(classes)
         return relabeled
 
@@ -97,20 +123,23 @@ def numbered_classes(targets: npt.NDArray[np.int64], where: str) -> list[str]:
 def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: int) -> ImageDataset:
     """Split a dataset that has no validation split; stratified and seeded.
 
-    Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
+    With a ``val_fraction`` of 0, all images are for training. Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
     training. The selection depends only on the image ids and the seed, not on the order or the storage location, and
-    adding images later moves few others.
+    adding images later moves few others. Where images have several classes, these numbers are met as nearly as
+    possible (:func:`smt_vision.data.stratify.stratify`).
 
     Args:
         images: The complete dataset.
         split: The split to return.
-        val_fraction: Fraction of images held out, in (0, 1]. With 1, all images are for validation, e.g. for a dataset
+        val_fraction: Fraction of images held out, in [0, 1]. With 1, all images are for validation, e.g. for a dataset
             that is only evaluated on.
         seed: Random seed of the selection.
 
     Raises:
         ValueError: If ``val_fraction`` is out of range, or is 1 and the training split is requested.
     """
+    if val_fraction == 0.0 and split == "train":
+        return images
     if val_fraction == 1.0:
         if split == "train":
             raise ValueError(
@@ -122,6 +151,12 @@ def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: i
             f"{images.where}: invalid val_fraction={val_fraction}: expected a fraction in (0, 1], e.g. 0.1, because "
             "the dataset has no validation split"
         )
+    if images.multi_label:
+        groups = images.by_class()
+        held = [min(max(round(val_fraction * len(members)), 1), len(members) - 1) for members in groups]
+        demands = np.array([(len(m) - n, n) for m, n in zip(groups, held, strict=True)], dtype=np.float64)
+        subset = stratify(groups, seeded_hashes(images, seed), demands)
+        return images.select(np.flatnonzero(subset == (split == "val")))
     keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
     hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     in_val = np.zeros(len(images), dtype=bool)
