@@ -19,6 +19,7 @@ from .registry import backbone
 if TYPE_CHECKING:
     from .api import export, predict
     from .engine.evaluation import evaluate
+    from .engine.folds import CrossValidation, cross_validate
     from .engine.loop import train
     from .forms.inference import fuse
     from .recipe import Recipe
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _LAZY = {
     "load": ".tasks.load",
     "train": ".engine.loop",
+    "cross_validate": ".engine.folds",
+    "CrossValidation": ".engine.folds",
     "evaluate": ".engine.evaluation",
     "predict": ".api",
     "export": ".api",
@@ -52,6 +55,7 @@ __all__ = [
     "RECIPES",
     "SMT",
     "Classifier",
+    "CrossValidation",
     "Detections",
     "Detector",
     "Prediction",
@@ -60,6 +64,7 @@ __all__ = [
     "Segmenter",
     "__version__",
     "backbone",
+    "cross_validate",
     "evaluate",
     "export",
     "fuse",

@@ -22,6 +22,7 @@ smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
 smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
 smt train finetune --config my.yaml             my.yaml has any of the fields below
 smt train --resume runs/finetune                resume after a stop
+smt train finetune --data MY_IMAGES --folds 5   cross-validation: five runs, mean and deviation
 """
 
 
@@ -109,6 +110,8 @@ def run(args: Any) -> Output:
     if not runs_on_cuda(recipe.engine):
         keep_large_allocations()
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
+    if recipe.folds is not None and recipe.fold is None:
+        return _cross_validate(recipe, folder, args, command)
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {"run": str(folder), "step": done.step, "best_epoch": done.best_epoch, "seconds": done.seconds, **numbers}
@@ -121,6 +124,19 @@ def run(args: Any) -> Output:
     show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
     return Output(data, show)
+
+
+def _cross_validate(recipe: Recipe, folder: Path, args: Any, command: str) -> Output:
+    from ..engine.folds import cross_validate
+
+    result = cross_validate(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    data = {"run": str(folder), "folds": result.folds, "mean": result.mean, "std": result.std}
+    if not result.finished:
+        where = f"stopped in fold {len(result.folds) + 1} of {recipe.folds}, as --max_steps asks"
+        return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
+    name = result.primary_metric
+    summary = f": {name} {result.mean[name]:.2f} ± {result.std[name]:.2f} %, mean and deviation of {recipe.folds} folds"
+    return Output(data, ["", styled((str(folder), "bold"), summary), "  folds.json", "  summary.md"])
 
 
 def _plain(name: str, group: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
+from ...data.dataset import Split
 from ...data.decode import decode
 from ...data.fingerprint import MAX_TRAIN, UsedImages
-from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
 from ..samples import top_rows
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, Metric, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 from .data.dataset import ImageDataset
@@ -113,8 +114,7 @@ class ClassificationTraining(ClassificationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         super().__init__(
             self.train_set.classes,
             with_classes(val_set, self.train_set.classes, owner="the training set"),
@@ -129,12 +129,12 @@ class ClassificationTraining(ClassificationEvaluation):
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
         self.mix = _mix(recipe.augment, len(self.classes))
 
-    def _open(self, split: Literal["train", "val"]) -> ImageDataset:
+    def _open(self, split: Split) -> ImageDataset:
         recipe = self.recipe
         return open_dataset(
             recipe.data,
             split,
-            val_fraction=recipe.input.val_fraction,
+            val_fraction=recipe.input.val_fraction if recipe.folds is None else 0.0,
             seed=recipe.seed,
             allow_damaged=recipe.input.allow_damaged,
             labels=recipe.labels,
@@ -296,17 +296,23 @@ def open_evaluation(
                 "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "
                 "here too, the metrics are too high", data, recipe.data,
             )  # fmt: skip
-    images = open_dataset(
-        data,
-        "val",
-        val_fraction=fraction,
-        seed=seed,
-        allow_damaged=input.allow_damaged,
-        labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
-        multi_label=model.config.multi_label,
-    )
-    if model.used_images is not None:
-        images = _held_out(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
+
+    def open_split(split: Split, val_fraction: float) -> ImageDataset:
+        return open_dataset(
+            data,
+            split,
+            val_fraction=val_fraction,
+            seed=seed,
+            allow_damaged=input.allow_damaged,
+            labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
+            multi_label=model.config.multi_label,
+        )
+
+    images = held_out_fold(model, lambda: open_split("train", 0.0))
+    if images is None:
+        images = open_split("val", fraction)
+        if model.used_images is not None:
+            images = _held_out(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
     return ClassificationEvaluation(model.classes, images, model.config.multi_label), loader

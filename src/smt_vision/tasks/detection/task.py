@@ -15,13 +15,13 @@ from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
 from ...data.padding import pad_together
 from ...data.region import Region
-from ...data.subset import take_fraction
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
 from ..samples import sample_rows
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
 from .data.dataset import DetectionDataset, DetectionTarget
@@ -112,10 +112,10 @@ class DetectionTraining(DetectionEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
+        self.train_set, val_set = open_splits(recipe, self._open)
         check_training_sizes(self.train_set, recipe.detect)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
-        val_set = with_classes(self._open("val"), classes, owner="the training set")
+        val_set = with_classes(val_set, classes, owner="the training set")
         spec = ModelSpec(
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
@@ -273,7 +273,7 @@ def open_evaluation(
     model: Detector, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader."""
-    dataset = open_detection(data, "val")
+    dataset = held_out_fold(model, lambda: open_detection(data, "train")) or open_detection(data, "val")
     dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, channels_of, decode
 from ...data.fingerprint import UsedImages
-from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -26,6 +25,7 @@ from ...spec import ModelSpec
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
 from ..samples import sample_rows, top_rows
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
@@ -156,8 +156,7 @@ class SegmentationTraining(SegmentationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment
         )
@@ -331,7 +330,8 @@ def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
-    images = with_classes(open_segmentation(data, "val", model.config), model.classes)
+    images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
+    images = with_classes(images or open_segmentation(data, "val", model.config), model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 
