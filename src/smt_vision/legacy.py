@@ -17,7 +17,7 @@ FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "classify", "train_fraction", "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last",
     "engine.loggers",
     "engine.max_grad_norm", "engine.on_nonfinite", "engine.timeout_minutes", "fold", "folds", "input.allow_damaged",
-    "input.exact", "labels", "optim.milestones", "optim.no_decay", "optim.schedule",
+    "input.exact", "input.max_value", "labels", "optim.milestones", "optim.no_decay", "optim.schedule",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

@@ -84,6 +84,11 @@ class Input(Group):
     max_unreadable: CountOrZero = 10
     exact: bool = False
 
+    @property
+    def has_bands(self) -> bool:
+        """Whether images are arrays of any number of bands, not 8-bit RGB or grayscale."""
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, values in (("mean", self.mean), ("std", self.std)):

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..recipe import Input
@@ -21,7 +20,7 @@ from ..seeding import stable_hash
 from ..signals import ignore_stop_signals
 from ..text import get_logger
 from .dataset import RawDataset
-from .decode import UnreadableImage, channels_of, decode
+from .decode import UnreadableImage, decode_input
 from .samplers import EvalSampler, TrainSampler
 
 log = get_logger(__name__)
@@ -31,7 +30,7 @@ B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "
 
 Position = tuple[int, int]  # epoch and index of an image
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
-Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
+Transform = Callable[[Any, T, str], Item]  # (decoded image, target, name) to an item
 Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
 
 
@@ -45,18 +44,18 @@ class DecodedImages(Dataset[Item], Generic[T]):
         images: Encoded images and their targets.
         transform: Augmentation and preprocessing; may raise :class:`UnreadableImage`, e.g. if the image and its target
             differ in size.
-        channels: Image channels: 3 for RGB, 1 for grayscale.
+        input: How images are decoded.
         seed: Seed of the transform's random numbers.
         attempts: Number of images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
             so that the batch size is constant. If all are unreadable, the item's image is ``None``.
     """
 
     def __init__(
-        self, images: RawDataset[T], transform: Transform[T], channels: Literal[1, 3], seed: int, attempts: int = 1
+        self, images: RawDataset[T], transform: Transform[T], input: Input, seed: int, attempts: int = 1
     ) -> None:
         self.images = images
         self.transform = transform
-        self.channels = channels
+        self.input = input
         self.seed = seed
         self.attempts = attempts
 
@@ -70,7 +69,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
             row = (index + attempt) % len(self.images)
             try:
                 raw, target, name = self.images.read(row)
-                image = decode(raw, self.channels, name=name)
+                image = decode_input(raw, self.input, name=name)
                 seed_all(self.seed, epoch, index)
                 return {**self.transform(image, target, name), "index": row, "unreadable": unreadable}
             except UnreadableImage as error:
@@ -284,7 +283,7 @@ def train_loader(
     Raises:
         UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
     """
-    dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1)
+    dataset = DecodedImages(images, transform, input, seed, attempts=input.max_unreadable + 1)
     sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups)
     return TrainLoader(dataset, stack, sampler, input)
 
@@ -304,7 +303,7 @@ def eval_loader(
 
     Arguments and errors are those of :func:`train_loader`.
     """
-    dataset = DecodedImages(images, transform, channels_of(input), seed=0)
+    dataset = DecodedImages(images, transform, input, seed=0)
     return EvalLoader(dataset, stack, EvalSampler(len(images), batch_size, rank, world), input)
 
 

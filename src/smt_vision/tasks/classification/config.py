@@ -35,11 +35,14 @@ class ClassificationInput(Input):
     """How images become tensors: squares of one size.
 
     Args:
-        channels: Image channels: 3 for RGB, 1 for grayscale.
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
+            NumPy (.npy) files.
+        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
+            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming``,
             ``lanczos``, or ``random`` (bilinear or bicubic per training image, bicubic otherwise).
         mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
-            weights were trained with.
+            weights were trained with; their average over the channels where there are not three.
         std: Standard deviation that divides each channel; ``None`` as for mean.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Number of unreadable images to report and skip before the run stops with an error.
@@ -53,12 +56,33 @@ class ClassificationInput(Input):
         allow_damaged: Use a damaged tar up to the damage, with a warning; otherwise it is an error.
     """
 
+    channels: Annotated[int, Range(ge=1, le=1024)] = 3
+    max_value: Annotated[float, Range(gt=0, le=1e12)] | None = None
     interpolation: Annotated[str, OneOf((*INTERPOLATIONS, "random"))] = "bicubic"
     size: Side = 224
     crop_pct: Annotated[float, Range(ge=0.1, le=2)] = 224 / 256
     crop_mode: Literal["center", "squash", "border"] = "center"
     val_fraction: PositiveFraction = 0.1
     allow_damaged: bool = False
+
+    @property
+    def has_bands(self) -> bool:
+        return self.channels not in (1, 3) or self.max_value is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.has_bands:
+            return
+        for name, allowed in (
+            ("interpolation", ("nearest", "bilinear", "bicubic", "random")),
+            ("crop_mode", ("center", "squash")),
+            ("exact", (False,)),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"invalid input.{name}={value} for {self.channels} channels of any range (input.channels, "
+                    f"input.max_value): expected {' or '.join(map(str, allowed))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -167,3 +191,12 @@ class ClassificationRecipe(Recipe):
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input.has_bands and (self.augment.auto_augment is not None or self.augment.color_jitter):
+            raise ValueError(
+                f"augment.auto_augment={self.augment.auto_augment} and augment.color_jitter={self.augment.color_jitter} "
+                f"change 8-bit RGB images only, but input.channels={self.input.channels} and "
+                f"input.max_value={self.input.max_value}: set augment.auto_augment to null and augment.color_jitter to 0"
+            )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...bounds import Count, checked
@@ -44,7 +43,7 @@ class Classifier(Predictor[Prediction]):
             folder: Output folder; created if necessary.
             options: Unused.
         """
-        return write_predictions(results, Path(folder), self.config.multi_label)
+        return write_predictions(results, Path(folder), self.input, self.config.multi_label)
 
     def row(self, result: Prediction, **options: Any) -> tuple[str, ...]:
         if self.config.multi_label:
@@ -69,7 +68,7 @@ class Classifier(Predictor[Prediction]):
         logits = logits.float() / self.config.temperature
         return logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
 
-    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+    def _make_transform(self) -> Callable[[Any], Tensor]:
         return eval_transform(self.input)
 
     @torch.inference_mode()

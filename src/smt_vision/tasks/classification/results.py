@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...recipe import Input
 from ..results import Source, decode_source, image_names
 from .pictures import GRID, LabeledImage, predictions, thumbnail
 
@@ -37,13 +38,16 @@ class Prediction:
     labels: tuple[tuple[str, float], ...] | None = None
 
 
-def write_predictions(results: Iterable[Prediction], folder: Path, multi_label: bool = False) -> list[Path]:
+def write_predictions(
+    results: Iterable[Prediction], folder: Path, input: Input | None = None, multi_label: bool = False
+) -> list[Path]:
     """Write ``predictions.csv`` and ``predictions.png``; see
     :meth:`smt_vision.tasks.classification.predictor.Classifier.save`.
 
     Args:
         results: Predictions of one classifier.
         folder: Output folder; created if necessary.
+        input: Input of the classifier, for images of bands.
         multi_label: Whether the predictions are of a multi-label classifier.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,7 @@ def write_predictions(results: Iterable[Prediction], folder: Path, multi_label: 
         for result in results:
             writer.writerow([result.id, *_cells(result, multi_label), result.error or ""])
             if result.label is not None and len(shown) < GRID:
-                shown.append((result, thumbnail(decode_source(result.source))))
+                shown.append((result, thumbnail(decode_source(result.source, input))))
     names = image_names([result.source for result, _ in shown])
     items = [
         LabeledImage(

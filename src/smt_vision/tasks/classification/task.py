@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
 from ...data.dataset import Split
-from ...data.decode import decode
+from ...data.decode import decode_picture
 from ...data.fingerprint import MAX_TRAIN, UsedImages
 from ...pictures.confusion import confusion
 from ...spec import ModelSpec
@@ -44,6 +44,7 @@ class ClassificationEvaluation:
         classes: Class names, in the order of the model's outputs.
         val_set: Dataset to evaluate on.
         multi_label: Whether an image may have any number of classes.
+        input: How images become tensors, for pictures of them.
     """
 
     primary_metric = "top1"
@@ -55,8 +56,15 @@ class ClassificationEvaluation:
         "ece": MetricFormat("calibration error"),
     }
 
-    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset, multi_label: bool = False) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        val_set: ImageDataset,
+        multi_label: bool = False,
+        input: ClassificationInput | None = None,
+    ) -> None:
         self.classes = classes
+        self.input = input or ClassificationInput()
         self.val_set = val_set
         self.multi_label = multi_label
         if multi_label:
@@ -91,7 +99,7 @@ class ClassificationEvaluation:
             raw, _, name = self.val_set.read(mistake["index"])
             items.append(
                 Mistake(
-                    image=thumbnail(decode(raw, 3, name=name)),
+                    image=thumbnail(decode_picture(raw, self.input, name=name)),
                     target=self.classes[mistake["target"]],
                     prediction=self.classes[mistake["prediction"]],
                     score=mistake["score"],
@@ -315,7 +323,7 @@ def open_evaluation(
             images = _held_out(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
-    return ClassificationEvaluation(model.classes, images, model.config.multi_label), loader
+    return ClassificationEvaluation(model.classes, images, model.config.multi_label, input), loader
 
 
 def _same_source(data: str, trained_on: str) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.decode import UnreadableImage, decode
 from ...data.fingerprint import UsedImages
 from ...data.padding import pad_together
 from ...data.region import Region
@@ -164,7 +164,7 @@ class DetectionTraining(DetectionEvaluation):
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
             try:
-                picture = decode(raw, channels_of(self.input), name=name)
+                picture = decode(raw, 1 if self.input.channels == 1 else 3, name=name)
             except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:

@@ -12,13 +12,14 @@ from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
+from torchvision.transforms.functional import crop, get_image_size
 
-from ....data.resample import RandomCrop, ResizeTo
+from ....data.resample import AnyImage, RandomCrop, ResizeTo
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput
 from .operations import replace_posterize
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image | Tensor], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
@@ -102,7 +103,7 @@ class PadCrop:
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: AnyImage) -> AnyImage:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        # Pillow fills what is outside the image with zeros, so no padded copy is needed.
-        return image.crop((left, top, left + image.width, top + image.height))
+        width, height = get_image_size(image)
+        return crop(image, top, left, height, width)  # what is outside the image is filled with zeros
