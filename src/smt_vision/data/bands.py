@@ -20,7 +20,6 @@ from ..extras import require
 MAX_VALUES = 1 << 28  # H x W x bands of an image: 1 GB as float32
 NUMPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_HEADER = 10_000  # bytes of a NumPy file's header
 _RANGES = {"uint8": 255.0, "uint16": 65535.0}  # largest value by type, where there is a standard one
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}  # what Pillow's other modes are converted to
 _MIN_IS_WHITE = 0  # of a TIFF file's photometric interpretation
@@ -64,7 +63,7 @@ def read_array(data: bytes | Path) -> npt.NDArray[Any]:
 def _read_numpy(file: Any) -> npt.NDArray[Any]:
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read_header(file, max_header_size=MAX_HEADER)
+    shape, is_fortran, dtype = read_header(file)
     _check_size(shape)
     if dtype.hasobject or dtype.kind not in "iuf":
         raise ValueError(f"an array of type {dtype}; expected integers or floating point")
@@ -121,10 +120,14 @@ def bands_to_tensor(array: npt.NDArray[Any], channels: int, max_value: float | N
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] != channels:
         hint = "; its bands are first: transpose it" if array.shape[0] == channels else ""
-        raise ValueError(f"an array of shape {array.shape}; expected (H, W, {channels}), as input.channels={channels}{hint}")
+        raise ValueError(
+            f"an array of shape {array.shape}; expected (H, W, {channels}), as input.channels={channels}{hint}"
+        )
     scale = _RANGES.get(array.dtype.name) if max_value is None else max_value
     if scale is None:
-        raise ValueError(f"values of type {array.dtype.name} have no standard range; set input.max_value to the largest")
+        raise ValueError(
+            f"values of type {array.dtype.name} have no standard range; set input.max_value to the largest"
+        )
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
     if not tensor.isfinite().all():
         raise ValueError("values that are not finite; replace them, e.g. by 0")

@@ -1,4 +1,4 @@
-"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or grayscale, or bands."""
+"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or gray, or bands."""
 
 import contextlib
 import io

@@ -64,7 +64,9 @@ def result_names(images: Sequence[Source]) -> list[Path]:
 
 def decode_source(source: Source, input: Input | None = None) -> Image.Image:
     """Decode a result's image to RGB; ``input`` is that of its model."""
-    return decode_picture(source if isinstance(source, Image.Image) else Path(source), input or Input(), name=str(source))
+    return decode_picture(
+        source if isinstance(source, Image.Image) else Path(source), input or Input(), name=str(source)
+    )
 
 
 def save_image(image: Image.Image, path: Path) -> None:

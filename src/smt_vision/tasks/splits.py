@@ -31,8 +31,8 @@ def open_splits(recipe: Recipe, open_split: Callable[[Split], Images]) -> tuple[
         return take_fraction(open_split("train"), recipe.train_fraction), open_split("val")
     if recipe.fold is None:
         raise ValueError(
-            f"folds={recipe.folds} without a fold: choose one, e.g. fold=1, or train all with smt_vision.cross_validate "
-            "(smt train --folds)"
+            f"folds={recipe.folds} without a fold: choose one, e.g. fold=1, or train all with "
+            "smt_vision.cross_validate (smt train --folds)"
         )
     train, val = split_fold(open_split("train"), recipe.fold, recipe.folds, recipe.seed)
     return take_fraction(train, recipe.train_fraction), val

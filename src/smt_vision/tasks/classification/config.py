@@ -194,9 +194,18 @@ class ClassificationRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input.has_bands and (self.augment.auto_augment is not None or self.augment.color_jitter):
-            raise ValueError(
-                f"augment.auto_augment={self.augment.auto_augment} and augment.color_jitter={self.augment.color_jitter} "
-                f"change 8-bit RGB images only, but input.channels={self.input.channels} and "
-                f"input.max_value={self.input.max_value}: set augment.auto_augment to null and augment.color_jitter to 0"
-            )
+        check_augment(self.input, self.augment)
+
+
+def check_augment(input: Input, augment: ClassificationAugment) -> None:
+    """Check that the augmentation is defined for the images.
+
+    Raises:
+        ValueError: It changes the colors of images that are not 8-bit RGB or grayscale.
+    """
+    if input.has_bands and (augment.auto_augment is not None or augment.color_jitter):
+        raise ValueError(
+            f"augment.auto_augment={augment.auto_augment} and augment.color_jitter={augment.color_jitter} are for 8-bit "
+            f"RGB, not for images of input.channels={input.channels} with their own range: set augment.auto_augment to "
+            "null and augment.color_jitter to 0"
+        )

@@ -36,9 +36,13 @@ class ImageDataset(RawDataset[Target]):
         self, classes: Sequence[str], targets: Sequence[int] | Targets, ids: Sequence[str], where: str
     ) -> None:
         super().__init__(classes, ids, where)
-        several = isinstance(targets, np.ndarray) and targets.ndim == 2
-        self.targets: Targets = targets if several else np.asarray(targets, dtype=np.int64)
-        if not several and len(self.targets) and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+        array = np.asarray(targets)
+        self.targets: Targets = array if array.ndim == 2 else array.astype(np.int64)
+        if (
+            array.ndim == 1
+            and len(self.targets)
+            and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes)
+        ):
             raise ValueError(
                 f"{where}: class indices from {self.targets.min()} to {self.targets.max()} for {len(self.classes)} "
                 f"classes; expected 0 to {len(self.classes) - 1} (-1 often marks unlabeled images)"
@@ -123,8 +127,8 @@ def numbered_classes(targets: npt.NDArray[np.int64], where: str) -> list[str]:
 def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: int) -> ImageDataset:
     """Split a dataset that has no validation split; stratified and seeded.
 
-    With a ``val_fraction`` of 0, all images are for training. Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
-    training. The selection depends only on the image ids and the seed, not on the order or the storage location, and
+    With a ``val_fraction`` of 0, all images are for training. Of each class, round(val_fraction * number of images) are
+    held out: at least one, and at least one is left for training. The selection depends only on the image ids and the seed, not on the order or the storage location, and
     adding images later moves few others. Where images have several classes, these numbers are met as nearly as
     possible (:func:`smt_vision.data.stratify.stratify`).
 

@@ -19,7 +19,7 @@ from ....data.validation import ValidationReport, first_few
 from ....extras import require
 from ....text import get_logger, printable
 from ..config import LabelsConfig
-from .dataset import MAX_CLASSES, held_out
+from .dataset import MAX_CLASSES, ImageDataset, held_out
 from .folders import FolderDataset, natural_order
 
 log = get_logger(__name__)
@@ -110,8 +110,9 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
     """The label files of a folder of images.
 
     Returns:
-        By split (``train``, ``val``) the files of one, e.g. ``train.csv`` or ``train/metadata.csv``; under an empty name
-        that of all images, ``metadata.*`` or ``labels.*``; empty if there is none. A file without a path column is none.
+        By split (``train``, ``val``) the files of one, e.g. ``train.csv`` or ``train/metadata.csv``; under an empty
+        name that of all images, ``metadata.*`` or ``labels.*``; empty if there is none. A file without a path column is
+        none.
 
     Raises:
         ValueError: There are several for one split.
@@ -156,7 +157,7 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
 
 def open_label_files(
     files: dict[str, Path], split: Split, config: LabelsConfig, *, multi_label: bool, val_fraction: float, seed: int
-) -> LabeledFiles:
+) -> ImageDataset:
     """Open one split of the images of label files.
 
     Args:
@@ -190,7 +191,7 @@ def open_label_files(
     part = parts[split] if split in parts else parts["train"]
     entries = sorted(part.entries, key=lambda entry: natural_order(entry.id))
     index = {name: i for i, name in enumerate(classes)}
-    images = LabeledFiles(
+    images: ImageDataset = LabeledFiles(
         part.root, classes, _targets(entries, index, multi_label, where), [entry.id for entry in entries]
     )
     return images if "val" in parts else held_out(images, split, val_fraction=val_fraction, seed=seed)
@@ -431,8 +432,8 @@ def _find_columns(header: list[str], config: LabelsConfig) -> Columns | str:
     path = _path_column(header, config)
     if path is None:
         return (
-            f"no path column: expected one called {', '.join(PATH_COLUMNS)}, or labels.path to name it, and a header in "
-            f"the first line; it has {first_few(header)}"
+            f"no path column: expected one called {', '.join(PATH_COLUMNS)}, or labels.path to name it, and a header "
+            f"in the first line; it has {first_few(header)}"
         )
     split = _column(header, config.split, ("split",), "labels.split")
     given = config.label if isinstance(config.label, tuple) else ()
@@ -455,8 +456,8 @@ def _find_columns(header: list[str], config: LabelsConfig) -> Columns | str:
     names = [_name(header[i]) for i in rest]
     if len(rest) < 2 or len(set(names)) < len(names):
         return (
-            f"no label column: expected one called {', '.join(LABEL_COLUMNS)}, labels.label to name it, or a column of 0 "
-            f"and 1 per class; it has {first_few(header)}"
+            f"no label column: expected one called {', '.join(LABEL_COLUMNS)}, labels.label to name it, or a column of "
+            f"0 and 1 per class; it has {first_few(header)}"
         )
     return Columns(path, rest, split, per_class=True)
 
@@ -525,7 +526,7 @@ def _open_csv(path: Path, lines: Iterator[str], suffix: str) -> Table:
                 cells = next(reader, None)
             except csv.Error as error:
                 raise ValueError(
-                    f"{path}: {row}: {error}; expected cells separated by {delimiter!r}, and quoted by \" where they "
+                    f'{path}: {row}: {error}; expected cells separated by {delimiter!r}, and quoted by " where they '
                     "contain it"
                 ) from error
             if cells is None:

@@ -62,8 +62,8 @@ def open_dataset(
     images = _open(source, split, val_fraction, seed, download, allow_damaged, labels or LabelsConfig(), multi_label)
     if multi_label and not images.multi_label:
         raise ValueError(
-            f"{source}: each image has one class, but classify.multi_label is true; set it to false, or pass a label file "
-            f"({', '.join(SUFFIXES)}) or a folder with one"
+            f"{source}: each image has one class, but classify.multi_label is true; set it to false, or pass a label "
+            f"file ({', '.join(SUFFIXES)}) or a folder with one"
         )
     return images
 
@@ -109,5 +109,5 @@ def _open(
     problem = "is not a supported file (unpack any other archive)" if path.exists() else "does not exist"
     raise ValueError(
         f"data {source!r} {problem}; expected a directory of class folders, a tar of one ({', '.join(TAR_SUFFIXES)}), "
-        f"a label file ({', '.join(SUFFIXES)}), wds/PATTERN, torch/NAME, hfds/NAME or auto (on the command line: --data)"
+        f"a label file ({', '.join(SUFFIXES)}), wds/PATTERN, torch/NAME, hfds/NAME or auto (command line: --data)"
     )

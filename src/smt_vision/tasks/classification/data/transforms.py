@@ -16,7 +16,7 @@ from torchvision.transforms.functional import crop, get_image_size
 
 from ....data.resample import AnyImage, RandomCrop, ResizeTo
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
-from ..config import ClassificationAugment, ClassificationInput
+from ..config import ClassificationAugment, ClassificationInput, check_augment
 from .operations import replace_posterize
 
 Transform = Callable[[Image.Image | Tensor], Tensor]
@@ -60,6 +60,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
     """
+    check_augment(input, augment)
     mean, std = channel_statistics(input)
     _, secondary, final = transforms_imagenet_train(
         img_size=input.size,
