@@ -287,9 +287,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON and YAML hold it (dicts, lists, numbers and strings), with its ``task``."""
         values = json.loads(json.dumps(asdict(self)))
-        # Not last, where it would not be missed in a file that is cut off: there was a version without it.
-        head = {self.head_group: values.pop(self.head_group)}
-        return {"task": self.task, **head, **values}
+        # A task's own groups are not last, where they would not be missed in a file that is cut off: there were
+        # versions without them.
+        own = {name: values.pop(name) for name in list(values) if name not in Recipe.__dataclass_fields__}
+        return {"task": self.task, **own, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":

@@ -57,7 +57,7 @@ class ClassificationInput(Input):
     """
 
     channels: Annotated[int, Range(ge=1, le=1024)] = 3
-    max_value: Annotated[float, Range(gt=0, le=1e12)] | None = None
+    max_value: Annotated[float, Range(gt=0, le=1e11)] | None = None
     interpolation: Annotated[str, OneOf((*INTERPOLATIONS, "random"))] = "bicubic"
     size: Side = 224
     crop_pct: Annotated[float, Range(ge=0.1, le=2)] = 224 / 256
@@ -205,7 +205,7 @@ def check_augment(input: Input, augment: ClassificationAugment) -> None:
     """
     if input.has_bands and (augment.auto_augment is not None or augment.color_jitter):
         raise ValueError(
-            f"augment.auto_augment={augment.auto_augment} and augment.color_jitter={augment.color_jitter} are for 8-bit "
-            f"RGB, not for images of input.channels={input.channels} with their own range: set augment.auto_augment to "
+            f"augment.auto_augment={augment.auto_augment} and augment.color_jitter={augment.color_jitter} are for "
+            f"8-bit RGB, not for images of input.channels={input.channels} with their own range: set augment.auto_augment to "
             "null and augment.color_jitter to 0"
         )
