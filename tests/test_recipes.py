@@ -73,7 +73,7 @@ def test_every_field_is_documented(task: str) -> None:
 
 # The fields of a group that not all tasks have.
 CLASSIFICATION_OWN = {
-    "input": {"size", "crop_pct", "crop_mode", "val_fraction", "allow_damaged"},
+    "input": {"size", "crop_pct", "crop_mode", "val_fraction", "allow_damaged", "max_value"},
     "augment": {
         "crop", "scale", "ratio", "pad", "color_jitter", "auto_augment", "random_erasing", "erasing_mode", "mixup",
         "cutmix", "mix_prob", "switch_prob", "label_smoothing",
@@ -88,7 +88,7 @@ DETECTION_OWN = {
 @ALL
 def test_to_dict_has_only_the_fields_of_its_task(recipe: Recipe) -> None:
     plain = recipe.to_dict()
-    own = {recipe.task} if recipe.task == "detect" else {recipe.task, "loss"}
+    own = {recipe.task, *{"classify": ("loss", "labels"), "detect": (), "segment": ("loss",)}[recipe.task]}
     assert plain.keys() == {"task"} | {f.name for f in fields(Recipe)} | own
     assert set(recipe.groups()) == {"lora", "input", "augment", "sampling", "optim", "engine"} | own
     assert recipe.head_group == recipe.task
@@ -103,7 +103,7 @@ def earlier_form(recipe: Recipe) -> dict[str, Any]:
     every = {task: recipe_class(task).groups() for task in TASKS}
     for group in ("input", "augment"):
         plain[group] = {**json.loads(json.dumps(asdict(every["classify"][group]()))), **plain[group]}
-    del plain["input"]["allow_damaged"]  # newer than that form
+    del plain["input"]["allow_damaged"], plain["input"]["max_value"]  # newer than that form
     plain["input"]["max_broken"] = plain["input"].pop("max_unreadable")
     for head in ("detect", "segment"):
         plain.setdefault(head, json.loads(json.dumps(asdict(every[head][head]()))))

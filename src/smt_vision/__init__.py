@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .api import export, predict
     from .engine.calibration import calibrate
     from .engine.evaluation import evaluate
+    from .engine.folds import CrossValidation, cross_validate
     from .engine.loop import train
     from .engine.lr_finder import find_lr
     from .forms.inference import fuse
@@ -37,6 +38,8 @@ _LAZY = {
     "load": ".tasks.load",
     "train": ".engine.loop",
     "find_lr": ".engine.lr_finder",
+    "cross_validate": ".engine.folds",
+    "CrossValidation": ".engine.folds",
     "evaluate": ".engine.evaluation",
     "calibrate": ".engine.calibration",
     "predict": ".api",
@@ -56,6 +59,7 @@ __all__ = [
     "RECIPES",
     "SMT",
     "Classifier",
+    "CrossValidation",
     "Detections",
     "Detector",
     "Prediction",
@@ -65,6 +69,7 @@ __all__ = [
     "__version__",
     "backbone",
     "calibrate",
+    "cross_validate",
     "evaluate",
     "export",
     "find_lr",

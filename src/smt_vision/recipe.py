@@ -85,6 +85,11 @@ class Input(Group):
     max_unreadable: CountOrZero = 10
     exact: bool = False
 
+    @property
+    def has_bands(self) -> bool:
+        """Whether images are arrays of any number of bands, not 8-bit RGB or grayscale."""
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -308,6 +313,9 @@ class Recipe:
         data: Where the images are; see the task's guide for the layouts.
         train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
             at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
+        folds: Number of folds of a cross-validation: the training images (without a validation split, all images) are
+            divided into this many parts, stratified and seeded; ``None`` for none.
+        fold: The fold that this run validates on, from 1 on; it trains on the others. ``None``: all folds in turn.
         epochs: Passes over the training images.
         batch_size: Images per batch and process.
         seed: Seed of everything random.
@@ -335,6 +343,8 @@ class Recipe:
     lora: Lora = field(default_factory=Lora)
     data: str
     train_fraction: PositiveFraction = 1.0
+    folds: Annotated[int, Range(ge=2, le=1000)] | None = None
+    fold: Annotated[int, Range(ge=1, le=1000)] | None = None
     epochs: Count
     batch_size: Count
     seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = 0
@@ -355,6 +365,8 @@ class Recipe:
                 f"freeze=backbone leaves no layer for the adapters of lora.rank={self.lora.rank}: set freeze to none, "
                 "stem or a number of stages, or lora.rank to 0"
             )
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(f"invalid fold={self.fold}: expected 1 to the number of folds, with folds={self.folds}")
 
     @classmethod
     @cache

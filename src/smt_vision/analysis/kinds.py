@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..bounds import Count, Fraction, check_fields
-from ..data.decode import UnreadableImage, channels_of, decode
+from ..data.decode import UnreadableImage, decode_picture
 from ..tasks.classes import some_names
 from . import pictures
 from .attention import AttentionMaps, attention_maps, find_attention
@@ -327,6 +327,6 @@ def _number(value: float) -> float | None:
 
 
 def _thumbnail(path: Path, subject: Subject) -> Any:
-    image = decode(path, channels_of(subject.predictor.spec.input), name=str(path)).convert("RGB")
+    image = decode_picture(path, subject.predictor.spec.input, name=str(path))
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return image

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.decode import channels_of, decode
+from ..data.decode import decode_input
 from ..data.padding import pad_together
 from ..data.transforms import channel_statistics
 from ..deploy.exported import ExportedModel
@@ -82,7 +82,7 @@ class Subject:
         Raises:
             UnreadableImage: The file cannot be decoded.
         """
-        pixels = self.predictor.transform(decode(path, channels_of(self.predictor.spec.input), name=str(path)))
+        pixels = self.predictor.transform(decode_input(path, self.predictor.spec.input, name=str(path)))
         reduced = ""
         if not self.is_classifier:
             height, width = pixels.shape[-2:]
@@ -93,7 +93,8 @@ class Subject:
                 reduced = f"reduced from {height} x {width} to {size[0]} x {size[1]} pixels to bound memory"
             pixels = pad_together([pixels])[0][0]
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_statistics(self.predictor.spec.input))
-        picture = ((pixels * std + mean).clamp(0, 1) * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
+        shown = (pixels * std + mean).clamp(0, 1)[: 3 if len(pixels) >= 3 else 1]
+        picture = (shown * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
         return Sample(name, path, pixels[None].to(self.predictor.device), picture.numpy(), reduced)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
 smt train finetune --config my.yaml             my.yaml has any of the fields below
 smt train --resume runs/finetune                resume after a stop
 smt train finetune --data MY_IMAGES --find_lr   find a learning rate before training
+smt train finetune --data MY_IMAGES --folds 5   cross-validation: five runs, mean and deviation
 """
 
 
@@ -122,6 +123,8 @@ def run(args: Any) -> Output:
     if args.find_lr:
         return _find_lr(recipe, folder)
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
+    if recipe.folds is not None and recipe.fold is None:
+        return _cross_validate(recipe, folder, args, command)
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {
@@ -162,6 +165,19 @@ def _find_lr(recipe: Recipe, folder: Path) -> Output:
             where,
         ],
     )
+
+
+def _cross_validate(recipe: Recipe, folder: Path, args: Any, command: str) -> Output:
+    from ..engine.folds import cross_validate
+
+    result = cross_validate(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    data = {"run": str(folder), "folds": result.folds, "mean": result.mean, "std": result.std}
+    if not result.finished:
+        where = f"stopped in fold {len(result.folds) + 1} of {recipe.folds}, as --max_steps asks"
+        return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
+    name = result.primary_metric
+    summary = f": {name} {result.mean[name]:.2f} ± {result.std[name]:.2f} %, mean and deviation of {recipe.folds} folds"
+    return Output(data, ["", styled((str(folder), "bold"), summary), "  folds.json", "  summary.md"])
 
 
 def _plain(name: str, group: Any) -> dict[str, Any]:

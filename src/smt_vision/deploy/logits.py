@@ -41,7 +41,7 @@ class LogitsExport(ExportForm):
         return self._dynamic
 
     def trace(self, samples: Sequence[Path | Image.Image]) -> None:
-        self.preprocess = partial(image_to_tensor, channels=self.spec.input.channels, transform=self.transform)
+        self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.transform)
         self.batch = torch.stack([self.preprocess(image) for image in samples])
         self._check_output(self.batch[:1])
         self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size)

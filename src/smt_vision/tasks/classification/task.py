@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
-from ...data.decode import decode
+from ...data.dataset import Split
+from ...data.decode import decode_picture
 from ...data.fingerprint import UsedImages
-from ...data.subset import held_out_in_training, take_fraction
+from ...data.subset import held_out_in_training
 from ...pictures.confusion import confusion
 from ...pictures.quality import ranking_curves, reliability
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig
 from .data.dataset import ImageDataset
@@ -50,6 +52,7 @@ class ClassificationEvaluation:
         classes: Class names, in the order of the model's outputs.
         val_set: Dataset to evaluate on.
         config: What the outputs mean. With ``multi_label``, the target of a batch is 0 or 1 for each class.
+        input: How images become tensors, for pictures of them.
     """
 
     primary_metric = "top1"
@@ -67,8 +70,15 @@ class ClassificationEvaluation:
         "ece": MetricFormat("calibration error"),
     }
 
-    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset, config: ClassifyConfig | None = None) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        val_set: ImageDataset,
+        config: ClassifyConfig | None = None,
+        input: ClassificationInput | None = None,
+    ) -> None:
         self.classes = classes
+        self.input = input or ClassificationInput()
         self.val_set = val_set
         self.config = config or ClassifyConfig()
         if self.config.multi_label:
@@ -108,7 +118,7 @@ class ClassificationEvaluation:
         for mistake in metrics["worst"]:
             raw, _, name = self.val_set.read(mistake["index"])
             target, prediction = self._decision(mistake)
-            image = thumbnail(decode(raw, 3, name=name))
+            image = thumbnail(decode_picture(raw, self.input, name=name))
             items.append(Mistake(image=image, target=target, prediction=prediction, score=mistake["score"], id=name))
         paths.append(folder / "mistakes.png")
         mistakes(items, paths[-1])
@@ -137,7 +147,7 @@ MULTI_LABEL_FORMATS = {
 
 
 class ClassificationTraining(ClassificationEvaluation):
-    """Training of a classifier on images with one class each.
+    """Training of a classifier.
 
     Args:
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
@@ -147,8 +157,7 @@ class ClassificationTraining(ClassificationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         super().__init__(
             self.train_set.classes,
             with_classes(val_set, self.train_set.classes, owner="the training set"),
@@ -170,14 +179,16 @@ class ClassificationTraining(ClassificationEvaluation):
             label_smoothing=recipe.augment.label_smoothing,
         )
 
-    def _open(self, split: Literal["train", "val"]) -> ImageDataset:
+    def _open(self, split: Split) -> ImageDataset:
         recipe = self.recipe
         return open_dataset(
             recipe.data,
             split,
-            val_fraction=recipe.input.val_fraction,
+            val_fraction=recipe.input.val_fraction if recipe.folds is None else 0.0,
             seed=recipe.seed,
             allow_damaged=recipe.input.allow_damaged,
+            labels=recipe.labels,
+            multi_label=recipe.classify.multi_label,
         )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
@@ -284,12 +295,27 @@ def open_evaluation(
                 "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "
                 "here too, the metrics are too high", data, recipe.data,
             )  # fmt: skip
-    images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
-    if model.used_images is not None:
-        images = held_out_in_training(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
+
+    def open_split(split: Split, val_fraction: float) -> ImageDataset:
+        return open_dataset(
+            data,
+            split,
+            val_fraction=val_fraction,
+            seed=seed,
+            allow_damaged=input.allow_damaged,
+            labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
+            multi_label=model.config.multi_label,
+        )
+
+    images = held_out_fold(model, lambda: open_split("train", 0.0))
+    if images is None:
+        images = open_split("val", fraction)
+        if model.used_images is not None:
+            train_fraction = 1.0 if recipe is None else recipe.train_fraction
+            images = held_out_in_training(images, model.used_images, train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
-    return ClassificationEvaluation(model.classes, images, model.config), loader
+    return ClassificationEvaluation(model.classes, images, model.config, input), loader
 
 
 def _same_source(data: str, trained_on: str) -> bool:

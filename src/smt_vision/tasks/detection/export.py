@@ -94,7 +94,7 @@ class DetectorExport(ExportForm):
 
     def trace(self, samples: Sequence[Path | Image.Image]) -> None:
         transform = detection_eval_transform(self.spec.input, self.spec.head)
-        self.preprocess = partial(image_to_tensor, channels=self.spec.input.channels, transform=transform)
+        self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=transform)
         self.images = [self.preprocess(image) for image in samples]
         self.detector = DetectorForExport(self.model).eval()
         counts = [len(self.detector(image[None])[0]) for image in self.images]

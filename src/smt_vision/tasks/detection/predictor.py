@@ -90,7 +90,7 @@ class Detector(Predictor[Detections]):
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return detection_eval_transform(self.input, self.config)
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def _pixels(self, image: Any) -> Tensor:
         # The tiles of an image are made when they are needed: they may need much more memory than the image.
         return torch.from_numpy(np.array(image)) if self.config.tiles else super()._pixels(image)
 

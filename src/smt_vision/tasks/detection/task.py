@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.decode import UnreadableImage, decode
 from ...data.fingerprint import UsedImages
 from ...data.region import Region
-from ...data.subset import held_out_in_training, take_fraction
+from ...data.subset import held_out_in_training
 from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
 from ...pictures.quality import area_curves
@@ -25,6 +25,7 @@ from ..bootstrap import as_interval
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
 from ..samples import sample_rows
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .box_masks import BoxMasks
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
@@ -133,10 +134,10 @@ class DetectionTraining(DetectionEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
+        self.train_set, val_set = open_splits(recipe, self._open)
         check_training_sizes(self.train_set, recipe.detect, recipe.augment)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
-        val_set = with_classes(self._open("val"), classes, owner="the training set")
+        val_set = with_classes(val_set, classes, owner="the training set")
         spec = ModelSpec(
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
@@ -151,7 +152,8 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        dataset = open_detection(self.recipe.data, split, self.recipe.input.val_fraction, self.recipe.seed)
+        val_fraction = self.recipe.input.val_fraction if self.recipe.folds is None else 0.0
+        dataset = open_detection(self.recipe.data, split, val_fraction, self.recipe.seed)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset
@@ -186,7 +188,7 @@ class DetectionTraining(DetectionEvaluation):
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
             try:
-                picture = decode(raw, channels_of(self.input), name=name)
+                picture = decode(raw, 1 if self.input.channels == 1 else 3, name=name)
             except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:
@@ -316,13 +318,15 @@ def open_evaluation(
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader.
 
-    Of the model's own training set without a validation split, the images that training held out are used; of any other
-    dataset without one, all.
+    Of the model's own training set, the images of its fold are used, or without a validation split the images that
+    training held out; of any other dataset without one, all.
     """
-    dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
-    if model.used_images is not None and split == "val":
-        fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
-        dataset = held_out_in_training(dataset, model.used_images, fraction)
+    dataset = held_out_fold(model, lambda: open_detection(data, "train", 0.0)) if split == "val" else None
+    if dataset is None:
+        dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
+        if model.used_images is not None and split == "val":
+            fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+            dataset = held_out_in_training(dataset, model.used_images, fraction)
     dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()

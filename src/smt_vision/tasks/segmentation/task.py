@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.decode import UnreadableImage, decode
 from ...data.fingerprint import UsedImages
-from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -28,6 +27,7 @@ from ..build import build_backbone, initial_weights, load_head_checkpoint, resol
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..samples import gather_rows, sample_rows, top_rows, with_float64
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
@@ -116,7 +116,9 @@ class SegmentationEvaluation:
         for row in sample_rows(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
-                image = transform(decode(raw, channels_of(self.input), name=name), truth, name)["image"][None]
+                image = transform(decode(raw, 1 if self.input.channels == 1 else 3, name=name), truth, name)["image"][
+                    None
+                ]
             except UnreadableImage:  # already reported by the evaluation
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
@@ -158,8 +160,7 @@ class SegmentationTraining(SegmentationEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment
         )
@@ -374,7 +375,8 @@ def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
-    images = with_classes(open_segmentation(data, "val", model.config), model.classes)
+    images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
+    images = with_classes(images or open_segmentation(data, "val", model.config), model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 
