@@ -206,6 +206,6 @@ def check_augment(input: Input, augment: ClassificationAugment) -> None:
     if input.has_bands and (augment.auto_augment is not None or augment.color_jitter):
         raise ValueError(
             f"augment.auto_augment={augment.auto_augment} and augment.color_jitter={augment.color_jitter} are for "
-            f"8-bit RGB, not for images of input.channels={input.channels} with their own range: set augment.auto_augment to "
-            "null and augment.color_jitter to 0"
+            f"8-bit RGB, not for images of input.channels={input.channels} with their own range: set "
+            "augment.auto_augment to null and augment.color_jitter to 0"
         )

@@ -128,9 +128,9 @@ def held_out(images: ImageDataset, split: Split, *, val_fraction: float, seed: i
     """Split a dataset that has no validation split; stratified and seeded.
 
     With a ``val_fraction`` of 0, all images are for training. Of each class, round(val_fraction * number of images) are
-    held out: at least one, and at least one is left for training. The selection depends only on the
-    image ids and the seed, not on the order or the storage location, and adding images later moves few others. Where
-    images have several classes, these numbers are met as nearly as possible (:func:`smt_vision.data.stratify.stratify`).
+    held out: at least one, and at least one is left for training. The selection depends only on the image ids and
+    the seed, not on the order or the storage location, and adding images later moves few others. Where images have
+    several classes, these numbers are met as nearly as possible (:func:`smt_vision.data.stratify.stratify`).
 
     Args:
         images: The complete dataset.
