@@ -32,7 +32,7 @@ from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
 
 INPUT = ClassificationInput(size=32, crop_pct=1.0)
-preprocess = partial(image_to_tensor, channels=3, transform=eval_transform(INPUT))
+preprocess = partial(image_to_tensor, input=INPUT, transform=eval_transform(INPUT))
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch", "int8": "nncf"}
 Capture = pytest.CaptureFixture[str]
 
