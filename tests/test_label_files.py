@@ -374,6 +374,14 @@ def test_cross_validation_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (again["count"], again["trained_on"]) == (6, 0)
 
 
+def test_folds_that_stop_early_are_finished(tmp_path: Path) -> None:
+    early = dict(patience=1, min_delta=100.0, loggers=())  # no second evaluation is better by so much
+    recipe = tiny(write_split(tmp_path / "set", train=4, val=2), epochs=5, folds=2, engine=early)
+    result = cross_validate(recipe, tmp_path / "cv", display=False)
+    assert (len(result.folds), result.finished) == (2, True)
+    assert "epoch 2 of 5" in (tmp_path / "cv" / "fold-2" / "summary.md").read_text()
+
+
 def test_folds_of_a_detector(tmp_path: Path) -> None:
     recipe = replace(shapes_recipe(write_shapes(tmp_path / "shapes"), "faster_rcnn"), folds=2, fold=2)
     run = train(recipe, tmp_path / "run", display=False)

@@ -89,7 +89,7 @@ def cross_validate(
                 (folder / RECIPE).unlink(missing_ok=True)
             raise
         primary = run.task.primary_metric
-        if run.step < run.total_steps:
+        if not run.is_finished:
             return CrossValidation(folder, primary, tuple(folds), {}, {})
         left = None if left is None else max(left - run.step, 0)
         numbers = {name: float(v) for name, v in run.metrics.items() if isinstance(v, int | float)}
