@@ -452,7 +452,7 @@ def test_recipes_print_only_fields_of_their_task(capsys: Capture) -> None:
     assert recipe["task"] == "detect"
     assert "detect" in recipe
     assert "segment" not in recipe
-    assert not {"size", "crop_pct", "val_fraction"} & recipe["input"].keys()
+    assert not {"size", "crop_pct", "crop_mode"} & recipe["input"].keys()
     assert not {"mixup", "auto_augment", "label_smoothing"} & recipe["augment"].keys()
 
 

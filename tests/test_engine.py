@@ -590,7 +590,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 def test_safetensors_keep_the_spec(tmp_path: Path) -> None:
     path = tmp_path / "new" / "best.safetensors"
     weights = {"a": torch.randn(3, 4).t(), "b": torch.tensor(7), "c": torch.randn(2).half()}
-    spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
+    spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}, "head": {}}
     checkpoints.save({"model": weights, "spec": spec, "epoch": 3}, path)
     checkpoint = checkpoints.load(path)
     assert_identical(checkpoint.weights, {k: v.contiguous() for k, v in weights.items()})

@@ -378,6 +378,8 @@ def summary(tmp_path, **changes) -> str:
         "classes": len(classes),
         "input_description": "3 x 224 x 224 pixels",
         "cost": ModelInfo("smt_tiny", (3, 224, 224), 11_500_000, 2.4, 0, ()),
+        "trained": "",
+        "stopped_after": None,
         "tables": changes["tables"] if "tables" in changes else ClassificationEvaluation(classes, None).tables(metrics),
         "pictures": [tmp_path / "confusion.png", tmp_path / "samples" / "epoch_291.png"],
     }
