@@ -18,6 +18,7 @@ from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
+    from .embedding.embeddings import Embeddings, embed
     from .engine.evaluation import evaluate
     from .engine.loop import train
     from .engine.lr_finder import find_lr
@@ -39,6 +40,8 @@ _LAZY = {
     "evaluate": ".engine.evaluation",
     "predict": ".api",
     "export": ".api",
+    "embed": ".embedding.embeddings",
+    "Embeddings": ".embedding.embeddings",
     "fuse": ".forms.inference",
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
@@ -56,12 +59,14 @@ __all__ = [
     "Classifier",
     "Detections",
     "Detector",
+    "Embeddings",
     "Prediction",
     "Recipe",
     "SegmentationResult",
     "Segmenter",
     "__version__",
     "backbone",
+    "embed",
     "evaluate",
     "export",
     "find_lr",

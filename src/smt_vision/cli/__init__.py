@@ -17,7 +17,7 @@ from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 from .console import PlainConsole
 
-COMMANDS = ("train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert")
+COMMANDS = ("train", "eval", "predict", "embed", "export", "info", "bench", "study", "analyze", "recipes", "convert")
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 
