@@ -201,7 +201,7 @@ def write_report(
     if shown:
         neighbors_picture(
             [_picture_row(embeddings, *row) for row in shown],
-            f"Similar images: {embeddings.model}, cosine similarity of pooled features",
+            "Similar images",
             folder / "pairs.png",
         )
     else:
@@ -225,7 +225,7 @@ def _picture_row(embeddings: Embeddings, i: int, j: int, value: float) -> Any:
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         return image
 
-    return np.asarray(thumbnail(i)), caption(i), [(thumbnail(j), f"{value:.3f}\n{caption(j)}")]
+    return np.asarray(thumbnail(i)), caption(i), [(thumbnail(j), f"{value:.4f}\n{caption(j)}")]
 
 
 def _page(

@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...bounds import Count, checked
+from ...pictures.drawing import with_caption
+from ...pictures.style import short
 from ..predictor import Predictor, PreparedImage
-from ..results import Source
+from ..results import Source, decode_source
 from .data.transforms import eval_transform
 from .results import Prediction, write_predictions
 
@@ -40,6 +42,9 @@ class Classifier(Predictor[Prediction]):
             options: Unused.
         """
         return write_predictions(results, Path(folder))
+
+    def draw(self, result: Prediction, **options: Any) -> Image.Image:
+        return with_caption(decode_source(result.source), f"{short(result.label or '')} {100 * result.score:.0f} %")
 
     def row(self, result: Prediction, **options: Any) -> tuple[str, ...]:
         others = ", ".join(f"{label} {100 * score:.1f} %" for label, score in result.top[1:])
