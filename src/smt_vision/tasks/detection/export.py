@@ -75,10 +75,10 @@ class DetectorExport(ExportForm):
     dynamic_image_size = True
 
     def check(self, format: str, int8: bool) -> None:
-        if format == "torch":
+        if format not in ("onnx", "openvino"):
             raise ValueError(
-                "a detector cannot be exported to format 'torch': torch.export does not support torchvision's "
-                "batched_nms; use 'onnx' or 'openvino'"
+                f"a detector cannot be exported to format {format!r}: torch.export, which traces for it, does not "
+                "support torchvision's batched_nms; use 'onnx' or 'openvino'"
             )
         if int8 and self.spec.head.head != "retinanet":
             raise ValueError(
