@@ -7,9 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+import smt_vision
 from command import answer, refusal
 from smt_vision import load
 from smt_vision.deploy.exported import Manifest
+
+
+def _with_paths(folder: Path) -> list[Path]:
+    """The files of an export that have paths of this package in them, e.g. in stack traces."""
+    root = str(Path(smt_vision.__file__).parent).encode()
+    return [path for path in folder.rglob("*") if path.is_file() and root in path.read_bytes()]
 
 
 @pytest.mark.slow
@@ -21,6 +28,7 @@ def test_executorch_classifier(
     manifest = answer(capsys, "export", trained, "--format", "executorch", "--images", colored / "val", "--out", out)
     assert "model.pte" in manifest["files"]
     assert manifest["dynamic_image_size"] is False
+    assert not _with_paths(out)
     assert manifest["parity"]["max_difference"] < 1e-4
     assert [case["shape"] for case in manifest["parity"]["cases"]] == [[8, 3, 32, 32], [1, 3, 32, 32]]
     images = sorted((colored / "val").rglob("*.png"))
@@ -64,6 +72,7 @@ def test_coreml_has_the_shapes_of_the_model(
     expected = (1, classes) if fixture == "trained" else (1, classes, side, side)
     assert (logits.name, tuple(logits.type.multiArrayType.shape)) == ("logits", expected)
     assert Manifest.read(out).files.keys() >= {"model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"}
+    assert not _with_paths(out)
     if sys.platform != "darwin":
         assert "macOS" in manifest["parity"]["reason"]
         Image.new("RGB", (40, 40)).save(tmp_path / "a.png")

@@ -57,9 +57,7 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
     program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # would be written to the files, with paths of this machine
-    return program, dynamic_image_size
+    return _without_traces(program), dynamic_image_size
 
 
 def trace_one_shape(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -67,7 +65,14 @@ def trace_one_shape(model: nn.Module, example: Tensor) -> ExportedProgram:
     fused = copy.deepcopy(fused_if_smt(model))
     for parameter in fused.parameters():
         parameter.data = parameter.data.contiguous()
-    return torch.export.export(_NamedInput(fused), (example,))
+    return _without_traces(torch.export.export(_NamedInput(fused), (example,)))
+
+
+def _without_traces(program: ExportedProgram) -> ExportedProgram:
+    """Drop the stack traces of a program: they would be written to the files, with paths of this machine."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 class _NamedInput(nn.Module):
