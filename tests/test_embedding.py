@@ -127,6 +127,9 @@ def test_images_of_every_layout(trained: Path, tmp_path: Path, caplog: pytest.Lo
     found = embed(trained, write_shapes(tmp_path / "shapes"))
     assert set(found.splits) == {"train", "val"}
     assert any("|" in label for label in found.labels)  # objects of several classes
+    (tmp_path / "shapes" / "annotations" / "instances_val.json").unlink()
+    held_out = embed(trained, tmp_path / "shapes")  # one of four images, as in training
+    assert (held_out.splits.count("train"), held_out.splits.count("val")) == (3, 1)
     write_scenes(tmp_path / "scenes")
     scenes = embed(trained, tmp_path / "scenes")
     assert set(scenes.splits) == {"train", "val"}  # no label maps among them
@@ -165,5 +168,8 @@ def test_what_cannot_be_embedded_is_one_error(
     (tmp_path / "bad" / "x.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the 1 images.*x\.png"):
         embed(trained, tmp_path / "bad")
+    (tmp_path / "labels.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"labels\.json"):
+        embed(trained, tmp_path / "labels.json")
     with pytest.raises(ValueError, match="two or more"):
         write_report(embed(trained, file), tmp_path / "r")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import smt_vision
 from command import answer, refusal
 from smt_vision import load
 from smt_vision.data.video import VideoReader
@@ -77,12 +78,10 @@ def test_the_frames_of_a_telephone_are_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fixture", ["detector_run", "segmenter_run"])
 def test_videos_of_detectors_and_segmenters(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    from smt_vision.tasks.video import predict_video
-
     model = load(request.getfixturevalue(fixture))
     video = write_video(tmp_path / "clip.mp4", size=(66, 50))
     progress: list[tuple[int, int]] = []
-    lines, drawn = predict_video(
+    lines, drawn = smt_vision.predict_video(
         model, video, tmp_path / "out", every=5, on_progress=lambda done, total: progress.append((done, total))
     )
     assert progress == [(1, 2), (2, 2)]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .tasks.load import load
     from .tasks.segmentation.predictor import Segmenter
     from .tasks.segmentation.results import SegmentationResult
+    from .tasks.video import predict_video
 
 _LAZY = {
     "load": ".tasks.load",
@@ -39,6 +40,7 @@ _LAZY = {
     "find_lr": ".engine.lr_finder",
     "evaluate": ".engine.evaluation",
     "predict": ".api",
+    "predict_video": ".tasks.video",
     "export": ".api",
     "embed": ".embedding.embeddings",
     "Embeddings": ".embedding.embeddings",
@@ -73,6 +75,7 @@ __all__ = [
     "fuse",
     "load",
     "predict",
+    "predict_video",
     "train",
 ]
 

@@ -67,7 +67,8 @@ def run(args: Any) -> Output:
     show = [f"{len(found):,} images ({splits}), {found.features.shape[1]} features each"]
     show += [f"unreadable, left out: {text}" for text in found.unreadable]
     if args.report:
-        report = write_report(found, args.report, device=args.device, **options)
+        with progress_callback("comparing images") as on_progress:
+            report = write_report(found, args.report, device=args.device, on_progress=on_progress, **options)
         data["report"] = report["counts"]
         data["written"] += [str(path) for path in sorted(args.report.iterdir()) if path.stem in ("report", "pairs")]
         show += [f"{name.replace('_', ' ')}: {number:,}" for name, number in report["counts"].items()]

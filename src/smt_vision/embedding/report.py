@@ -5,7 +5,7 @@ Shapes: ``N`` images with ``D`` features each.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def search(
     threshold: Fraction = 0.95,
     top_k: Count = 5,
     device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Similarities:
     """Compare all images with all others, exactly, one chunk of rows at a time.
 
@@ -79,6 +80,7 @@ def search(
         threshold: Smallest cosine similarity of a similar pair.
         top_k: Neighbors per image, at most N - 1.
         device: Device to run on.
+        on_progress: Called with the number of images compared with all others, and of all.
 
     Raises:
         ValueError: A value is out of range.
@@ -103,6 +105,7 @@ def search(
         for same, largest in found.items():
             kept = (split[i + start] == split[j]) == same
             largest.add(i[kept] + start, j[kept], similar[i[kept], j[kept]])
+        on_progress(chunk.stop, count)
     return Similarities(Neighbors(nearest, values), found[True].result(), found[False].result())
 
 
@@ -141,6 +144,7 @@ def write_report(
     threshold: Fraction = 0.95,
     top_k: Count = 5,
     device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write ``report.md``, ``report.json`` and, if there are similar images, the contact sheet ``pairs.png``.
 
@@ -151,6 +155,7 @@ def write_report(
             model: look at the contact sheet.
         top_k: Nearest neighbors per image.
         device: Device to search on.
+        on_progress: As for :func:`search`.
 
     Returns:
         The content of ``report.json``: numbers of images and pairs, exact duplicates, near duplicates, leakage between
@@ -163,7 +168,9 @@ def write_report(
         raise ValueError(f"a report compares images, but there is only {len(embeddings)}; pass two or more")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = search(embeddings.features, embeddings.splits, threshold=threshold, top_k=top_k, device=device)
+    found = search(
+        embeddings.features, embeddings.splits, threshold=threshold, top_k=top_k, device=device, on_progress=on_progress
+    )
     groups = copies(embeddings.fingerprints)
     leaked = [group for group in groups if len({embeddings.splits[i] for i in group}) > 1]
     names = [f"{split}/{id}" for split, id in zip(embeddings.splits, embeddings.ids, strict=True)]

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.archive import is_tar
 from ..data.dataset import RawDataset, Split
-from ..data.files import find_images, list_files
+from ..data.files import find_images, is_image, list_files
 from ..data.images import ImageFiles
 from ..recipe import Recipe
 from ..tasks.classification.data.sources import open_dataset
@@ -48,12 +47,13 @@ def _one(source: str, recipe: Recipe | None) -> dict[str, RawDataset[Any]]:
     if recipe is not None and recipe.data == source:
         fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed
     if found := detection_splits(path):
-        return {s: open_detection(source, s, fraction, seed) for s in dict.fromkeys(["train", "val", *found])}
+        held_out = ["val"] if "train" in found and "val" not in found else []
+        return {s: open_detection(source, s, fraction, seed) for s in (*found, *held_out)}
     images = {s: folder for s in SPLITS if (folder := image_folder(path, s))}
     if images:
         return {s: ImageFiles(find_images([folder])) for s, folder in images.items()}
     listing = list_files(path) if path.is_dir() else None
-    if (path.is_file() and not is_tar(path.name)) or (
+    if (path.is_file() and is_image(path.name)) or (
         listing and listing.images and not any("/" in name for name in listing.images)
     ):  # one image, or images without subfolders
         return {"all": ImageFiles(find_images([path]))}
