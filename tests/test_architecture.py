@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"embedding"},
     {"study", "analysis"},
     {"benchmark"},
     {"__init__"},

@@ -18,6 +18,7 @@ from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
+    from .embedding.embeddings import Embeddings, embed
     from .engine.calibration import calibrate
     from .engine.evaluation import evaluate
     from .engine.folds import CrossValidation, cross_validate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .tasks.load import load
     from .tasks.segmentation.predictor import Segmenter
     from .tasks.segmentation.results import SegmentationResult
+    from .tasks.video import predict_video
 
 _LAZY = {
     "load": ".tasks.load",
@@ -43,7 +45,10 @@ _LAZY = {
     "evaluate": ".engine.evaluation",
     "calibrate": ".engine.calibration",
     "predict": ".api",
+    "predict_video": ".tasks.video",
     "export": ".api",
+    "embed": ".embedding.embeddings",
+    "Embeddings": ".embedding.embeddings",
     "fuse": ".forms.inference",
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
@@ -62,6 +67,7 @@ __all__ = [
     "CrossValidation",
     "Detections",
     "Detector",
+    "Embeddings",
     "Prediction",
     "Recipe",
     "SegmentationResult",
@@ -70,12 +76,14 @@ __all__ = [
     "backbone",
     "calibrate",
     "cross_validate",
+    "embed",
     "evaluate",
     "export",
     "find_lr",
     "fuse",
     "load",
     "predict",
+    "predict_video",
     "train",
 ]
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "eval",
     "calibrate",
     "predict",
+    "embed",
     "export",
     "info",
     "bench",

@@ -43,7 +43,7 @@ def quantize(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
     # NNCF prints progress bars to stdout, which may be JSON.
-    with _errors_only(logging.getLogger("nncf")), contextlib.redirect_stdout(sys.stderr):
+    with errors_only(logging.getLogger("nncf")), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
             nncf.Dataset(selected, sample),
@@ -54,7 +54,7 @@ def quantize(
 
 
 @contextlib.contextmanager
-def _errors_only(logger: logging.Logger) -> Iterator[None]:
+def errors_only(logger: logging.Logger) -> Iterator[None]:
     """Log errors only, for a while; ``nncf.set_log_level`` would change the application's own handlers, for good."""
     level = logger.level
     logger.setLevel(logging.ERROR)

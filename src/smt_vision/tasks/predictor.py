@@ -118,6 +118,10 @@ class Predictor(ABC, Generic[R]):
         """Write results to a folder; returns the files and folders written."""
 
     @abstractmethod
+    def draw(self, result: R, **options: Any) -> Image.Image:
+        """A readable image with its result drawn over it, in the size of the image, without a legend."""
+
+    @abstractmethod
     def row(self, result: R, **options: Any) -> tuple[str, ...]:
         """A result as a table row with the columns :attr:`columns`."""
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...bounds import Count, checked
+from ...pictures.drawing import with_caption
+from ...pictures.style import short
 from ..predictor import Predictor, PreparedImage
-from ..results import Source
+from ..results import Source, decode_source
 from .data.transforms import eval_transform
 from .results import Prediction, write_predictions
 
@@ -44,6 +47,12 @@ class Classifier(Predictor[Prediction]):
             options: Unused.
         """
         return write_predictions(results, Path(folder), self.input, self.config.multi_label)
+
+    def draw(self, result: Prediction, **options: Any) -> Image.Image:
+        """The image with its class, or its classes."""
+        name, *more = self.row(result)
+        caption = name if self.config.multi_label else f"{short(name)} {more[0]}"
+        return with_caption(decode_source(result.source, self.input), caption)
 
     def row(self, result: Prediction, **options: Any) -> tuple[str, ...]:
         if self.config.multi_label:

@@ -81,10 +81,10 @@ class DetectorExport(ExportForm):
         self.tolerance = 1e-2 if spec.head.head == "dino" else self.tolerance
 
     def check(self, format: str, int8: bool) -> None:
-        if format == "torch":
+        if format not in ("onnx", "openvino"):
             raise ValueError(
-                "a detector cannot be exported to format 'torch': torch.export does not support torchvision's "
-                "batched_nms; use 'onnx' or 'openvino'"
+                f"a detector cannot be exported to format {format!r}: torch.export, which traces for it, does not "
+                "support torchvision's batched_nms; use 'onnx' or 'openvino'"
             )
         if int8 and self.spec.head.head not in QUANTIZED:
             raise ValueError(

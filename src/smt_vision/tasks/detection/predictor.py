@@ -19,7 +19,7 @@ from .box_masks import BoxMasks
 from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
-from .results import Detections, write_detections
+from .results import Detections, draw_result, write_detections
 from .tiles import detect_image
 
 
@@ -72,6 +72,9 @@ class Detector(Predictor[Detections]):
             results, images, Path(folder), classes=self.classes, category_ids=self.category_ids, score=score,
             annotations=None if annotations is None else Path(annotations),
         )  # fmt: skip
+
+    def draw(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> Image.Image:
+        return draw_result(result, score, self.classes, legend=False)
 
     def row(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> tuple[str, ...]:
         counts = Counter(result.above(score).labels)

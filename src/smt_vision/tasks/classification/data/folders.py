@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from timm.utils.misc import natural_key
 
 from ....data.archive import TarIndex, open_tar
 from ....data.dataset import Split
@@ -78,9 +78,11 @@ class TarDataset(ImageDataset):
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sort key of class names and image ids: timm's natural order, for equal class indices.
 
-    It ignores case, so the name itself decides if only the case differs.
+    It ignores case, so the name itself decides if only the case differs. Decimal numbers are read as hexadecimal, which
+    keeps their order, because Python limits the length of decimal ones only.
     """
-    return natural_key(name), name
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part, 16) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:

@@ -41,6 +41,7 @@ LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any]
     (find_voc, open_voc),
     (find_yolo, open_yolo),
 )
+SPLITS: tuple[DetectionSplit, ...] = ("train", "val", "test")
 EXPECTED = (
     "COCO layout (annotations/instances_train*.json and instances_val*.json, images in train*/ and val*/; or "
     f"{ROBOFLOW} beside the images in train/ and valid/), Pascal VOC layout ({VOC_LAYOUT}), YOLO layout "
@@ -95,6 +96,11 @@ def open_detection(
             )
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
+
+
+def detection_splits(root: Path) -> list[DetectionSplit]:
+    """The splits that a folder has, in one of the layouts of :func:`open_detection`."""
+    return [split for split in SPLITS if _find(root, split) is not None]
 
 
 def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:
