@@ -7,7 +7,6 @@ are traced with TorchScript, which does, and are written to ONNX and OpenVINO on
 import contextlib
 import copy
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,7 +158,7 @@ def quiet() -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
-        errors_only(logging.getLogger("coremltools")),
+        errors_only("coremltools"),
     ):
         warnings.simplefilter("ignore")
         yield
