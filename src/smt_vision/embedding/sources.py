@@ -47,8 +47,9 @@ def _one(source: str, recipe: Recipe | None) -> dict[str, RawDataset[Any]]:
     if recipe is not None and recipe.data == source:
         fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed
     if found := detection_splits(path):
-        held_out = ["val"] if "train" in found and "val" not in found else []
-        return {s: open_detection(source, s, fraction, seed) for s in (*found, *held_out)}
+        if "train" in found and "val" not in found:
+            found.append("val")  # held out
+        return {s: open_detection(source, s, fraction, seed) for s in found}
     images = {s: folder for s in SPLITS if (folder := image_folder(path, s))}
     if images:
         return {s: ImageFiles(find_images([folder])) for s, folder in images.items()}
