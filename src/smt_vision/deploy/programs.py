@@ -7,7 +7,6 @@ are traced with TorchScript, which does, and are written to ONNX and OpenVINO on
 import contextlib
 import copy
 import io
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -101,10 +100,15 @@ def write(
         graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
         graph.save(path, external_data=False)
         return {"opset": str(graph.model.opset_imports[""])}
-    if format == "executorch":
-        return _write_executorch(program, path)
-    if format == "coreml":
-        return _write_coreml(program, path.parent)
+    if format in ONE_SHAPE:
+        try:
+            return _write_executorch(program, path) if format == "executorch" else _write_coreml(program, path.parent)
+        except Exception as error:  # the converters raise almost any exception for operators that they do not support
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the converter of format {format!r} failed ({type(error).__name__}: {reason}); it may not support an "
+                "operator of this model: use 'onnx' or another format"
+            ) from error
     _save_openvino(require("openvino", "export").convert_model(program), path, ["logits"], calibrate, preprocess)
     return {}
 
@@ -154,7 +158,7 @@ def quiet() -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
-        errors_only(logging.getLogger("coremltools")),
+        errors_only("coremltools"),
     ):
         warnings.simplefilter("ignore")
         yield

@@ -107,7 +107,8 @@ def _bin_weights(length: int, n: int, like: Tensor) -> Tensor:
     """
     index = torch.arange(n, device=like.device)[:, None]
     pixel = torch.arange(length, device=like.device)
-    inside = ((pixel + 1) * n > index * length) & (pixel * n < (index + 1) * length)  # integer arithmetic: exact
+    # Integer arithmetic: exact. Core ML's converter does not support the operator &.
+    inside = torch.logical_and((pixel + 1) * n > index * length, pixel * n < (index + 1) * length)
     return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
 
 
