@@ -219,7 +219,9 @@ class Run(TrainingState):
         self.history.append(metrics[primary])
         if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch = metrics, epoch
-            self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
+            weights = self.weights.state_dict()
+            kept = {name: value for name, value in weights.items() if not name.startswith(self.task.training_modules)}
+            self._save(BEST, model=kept, metrics=metrics, epoch=epoch)
 
     def _save(self, name: str, **state: Any) -> None:
         if self.fabric.is_global_zero:

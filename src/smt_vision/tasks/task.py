@@ -141,6 +141,7 @@ class Training(Evaluation, Protocol):
         train_set: The training images.
         initial_images: Images that the initial weights or the teacher were trained on, if these are of a run.
         distillation: The teacher to learn from, if there is one.
+        training_modules: Prefixes of the parameters that only training needs, which the best weights are saved without.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
@@ -153,6 +154,7 @@ class Training(Evaluation, Protocol):
     spec: ModelSpec
     initial_images: UsedImages | None
     distillation: Distillation | None
+    training_modules: tuple[str, ...]
     input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...

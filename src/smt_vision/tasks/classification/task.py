@@ -155,6 +155,8 @@ class ClassificationTraining(ClassificationEvaluation):
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
     """
 
+    training_modules = ()
+
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)

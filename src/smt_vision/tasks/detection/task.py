@@ -126,6 +126,8 @@ class DetectionTraining(DetectionEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules = ()
+
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
             raise ValueError(

@@ -156,6 +156,8 @@ class SegmentationTraining(SegmentationEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules = ()
+
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
         self.recipe = recipe
