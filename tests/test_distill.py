@@ -93,9 +93,11 @@ def test_feature_maps_are_those_of_timm(name: str) -> None:
     with torch.no_grad(), feature_maps(model) as maps:
         model(image)
     with torch.no_grad():
-        expected = model.forward_intermediates(image, indices=[len(model.stages) - 1], intermediates_only=True) if (
-            name == "smt_atto"
-        ) else [maps[-1]]
+        expected = (
+            model.forward_intermediates(image, indices=[len(model.stages) - 1], intermediates_only=True)
+            if (name == "smt_atto")
+            else [maps[-1]]
+        )
     assert torch.equal(maps[-1], expected[0])
     info = model.feature_info
     assert [m.shape[1:] for m in maps] == [(i["num_chs"], 64 // i["reduction"], 64 // i["reduction"]) for i in info]

@@ -136,9 +136,7 @@ def test_metric_of_known_features() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, dict(engine=replace(TINY.engine, ema=0.9))])
-def test_resumed_equals_uninterrupted(
-    unlabeled: Path, tmp_path: Path, fields: dict[str, Any], no_report: None
-) -> None:
+def test_resumed_equals_uninterrupted(unlabeled: Path, tmp_path: Path, fields: dict[str, Any], no_report: None) -> None:
     recipe = small(unlabeled, **fields)
     train(recipe, tmp_path / "whole", display=False)
     train(recipe, tmp_path / "halves", display=False, max_steps=1)
@@ -158,9 +156,7 @@ def test_best_weights_are_those_of_a_network_without_classifier(pretrained: Path
         load(pretrained)
 
 
-def test_classifier_starts_from_the_weights(
-    colored: Path, pretrained: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_classifier_starts_from_the_weights(colored: Path, pretrained: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = get_task("classify").training(tiny(colored, checkpoint=str(pretrained))).model
     state = model.state_dict()
     for name, value in checkpoints.load(pretrained).weights.items():
@@ -181,7 +177,9 @@ def test_backbone_of_a_dense_task_starts_from_the_weights(
     assert torch.equal(weight, checkpoints.load(pretrained).weights["stages.0.blocks.0.ffn.fc1.weight"])
 
 
-@pytest.mark.parametrize(("model", "layer"), [("test_resnet", "fc."), ("test_vit", "head."), ("test_convnext", "head.fc.")])
+@pytest.mark.parametrize(
+    ("model", "layer"), [("test_resnet", "fc."), ("test_vit", "head."), ("test_convnext", "head.fc.")]
+)
 def test_other_models(unlabeled: Path, model: str, layer: str) -> None:
     arguments = {"img_size": 32} if model == "test_vit" else {}
     task = PretrainingTraining(small(unlabeled, model=model, model_args=arguments))
@@ -193,7 +191,7 @@ def test_other_models(unlabeled: Path, model: str, layer: str) -> None:
 
 def test_command(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
-        "--model", "smt_atto", "--model_args", "{stem_stride: 2, embed_dims: [8, 16, 32, 64], attn_heads: [1, 1, 2, 4]}",
+        "--model", "smt_atto", "--model_args", "{stem_stride: 2, embed_dims: [8, 16, 32, 64]}",
         "--input.size", "32", "--input.workers", "0", "--batch_size", "4", "--epochs", "1",
     ]  # fmt: skip
     assert main(["train", "pretrain", "--data", str(colored), "--run", str(tmp_path / "run"), *arguments]) == 0

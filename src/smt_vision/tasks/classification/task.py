@@ -155,7 +155,7 @@ class ClassificationTraining(ClassificationEvaluation):
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
     """
 
-    training_modules = ()
+    training_modules: tuple[str, ...] = ()
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
@@ -182,7 +182,7 @@ class ClassificationTraining(ClassificationEvaluation):
             multi_label=recipe.classify.multi_label,
             label_smoothing=recipe.augment.label_smoothing,
         )
-        self.distillation = None
+        self.distillation: Distillation | None = None
         if recipe.distill.teacher is not None:
             self.distillation = Distillation(recipe, self.model, self.input, resize=True)
             self.initial_images = self.distillation.with_initial(self.initial_images)

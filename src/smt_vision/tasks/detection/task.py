@@ -126,7 +126,7 @@ class DetectionTraining(DetectionEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
-    training_modules = ()
+    training_modules: tuple[str, ...] = ()
 
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
@@ -149,7 +149,7 @@ class DetectionTraining(DetectionEvaluation):
             backbone.network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
         self.spec = replace(spec, input=self.input)
-        self.distillation = None
+        self.distillation: Distillation | None = None
         if recipe.distill.teacher is not None:
             self.distillation = Distillation(recipe, self.model, self.input)
             self.initial_images = self.distillation.with_initial(self.initial_images)

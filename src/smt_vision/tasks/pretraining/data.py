@@ -48,9 +48,7 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     fraction = input.val_fraction if recipe.folds is None else 0.0
 
     def labeled(split: Split) -> ImageDataset:
-        return open_dataset(
-            recipe.data, split, val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged
-        )
+        return open_dataset(recipe.data, split, val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
 
     def unlabeled(split: Split) -> ImageDataset:
         return held_out(images, split, val_fraction=fraction, seed=seed)
@@ -62,7 +60,9 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
         if not folder.is_dir() or find_label_files(folder, LabelsConfig()):
             raise
         images = _all_images(folder)
-        log.warning("%s: %d images without labels, because it is no set of class folders: %s", folder, len(images), error)
+        log.warning(
+            "%s: %d images without labels, because it is no set of class folders: %s", folder, len(images), error
+        )
     return open_splits(recipe, unlabeled)
 
 

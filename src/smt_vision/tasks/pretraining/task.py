@@ -17,6 +17,7 @@ from ...extras import require
 from ...spec import ModelSpec
 from .. import get_task, read_spec
 from ..build import classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
+from ..distill import Distillation
 from ..samples import gather_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
 from .config import PretrainingRecipe
@@ -37,7 +38,7 @@ class PretrainingTraining:
         ImportError: lightly is not installed.
     """
 
-    distillation = None
+    distillation: Distillation | None = None
 
     def __init__(self, recipe: PretrainingRecipe) -> None:
         self.recipe = recipe
@@ -127,7 +128,10 @@ class NeighborMetric:
         rows = rows[rows[:, 0].argsort()]
         target = rows[:, 1].long()
         images, views = (nn.functional.normalize(part.float()) for part in rows[:, 2:].chunk(2, dim=1))
-        out: dict[str, Any] = {"count": len(rows), "retrieval": _percent(_nearest(views, images), torch.arange(len(rows)))}
+        out: dict[str, Any] = {
+            "count": len(rows),
+            "retrieval": _percent(_nearest(views, images), torch.arange(len(rows))),
+        }
         if self.classes > 1:
             out["knn"] = _percent(_vote(images, target, self.neighbors, self.classes), target)
         return out
@@ -145,7 +149,9 @@ def _vote(images: Tensor, target: Tensor, neighbors: int, classes: int) -> Tenso
         similarity.diagonal(start).fill_(-torch.inf)
         top = similarity.topk(min(neighbors, max(len(images) - 1, 1)), dim=1)
         weights = (top.values / VOTE_TEMPERATURE).softmax(dim=1)
-        votes.append(weights.new_zeros(len(weights), classes).scatter_add_(1, target[top.indices], weights).argmax(dim=1))
+        votes.append(
+            weights.new_zeros(len(weights), classes).scatter_add_(1, target[top.indices], weights).argmax(dim=1)
+        )
     return torch.cat(votes)
 
 

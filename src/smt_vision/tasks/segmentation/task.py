@@ -25,8 +25,8 @@ from ...spec import ModelSpec
 from ..bootstrap import as_interval, percentile_interval, resampled_counts
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
-from ..distill import Distillation, with_teacher
 from ..classes import with_classes
+from ..distill import Distillation, with_teacher
 from ..samples import gather_rows, sample_rows, top_rows, with_float64
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -156,7 +156,7 @@ class SegmentationTraining(SegmentationEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
-    training_modules = ()
+    training_modules: tuple[str, ...] = ()
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
@@ -173,7 +173,7 @@ class SegmentationTraining(SegmentationEvaluation):
             network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, network), recipe.segment)
         self.spec = replace(spec, input=self.input)
-        self.distillation = None
+        self.distillation: Distillation | None = None
         if recipe.distill.teacher is not None:
             self.distillation = Distillation(recipe, self.model, self.input)
             self.initial_images = self.distillation.with_initial(self.initial_images)
