@@ -17,6 +17,6 @@ RECIPES: tuple[PretrainingRecipe, ...] = (
         engine=Engine(log_every=10),
         expected_source="depends on your data",
         hardware="one GPU of 16 GB; with images of 32 to 64 pixels, a CPU",
-        citation="Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, arXiv 2002.05709",
+        citation="Chen et al., SimCLR, ICML 2020, arXiv 2002.05709",
     ),
 )
