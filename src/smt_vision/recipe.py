@@ -234,6 +234,29 @@ class Lora(Group):
 
 
 @dataclass(frozen=True)
+class Distill(Group):
+    """A frozen teacher that the model learns from, beside the labels.
+
+    Args:
+        teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.
+        features: Weight of the loss between the feature maps of model and teacher (attention transfer: Zagoruyko and
+            Komodakis, ICLR 2017); 0 for none.
+    """
+
+    group: ClassVar[str] = "distill"
+    weights: ClassVar[tuple[str, ...]] = ("features",)  # fields that weight the losses
+
+    teacher: Annotated[str, NotEmpty()] | None = None
+    features: Annotated[float, Range(ge=0, le=1_000_000)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher is not None and not any(getattr(self, name) for name in self.weights):
+            names = " or ".join(f"distill.{name}" for name in self.weights)
+            raise ValueError(f"distill.teacher={self.teacher} has no effect: set {names} above 0")
+
+
+@dataclass(frozen=True)
 class Engine(Group):
     """How a run is carried out.
 
@@ -310,6 +333,7 @@ class Recipe:
         freeze: The part of the backbone that keeps its weights and its BatchNorm statistics: ``none``; ``stem``; a
             number k for the stem and the first k stages; ``backbone`` for everything below the head.
         lora: Low-rank adapters.
+        distill: A teacher to learn from.
         data: Where the images are; see the task's guide for the layouts.
         train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
             at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
@@ -341,6 +365,7 @@ class Recipe:
     checkpoint: Annotated[str, NotEmpty()] | None = None
     freeze: Freeze = "none"
     lora: Lora = field(default_factory=Lora)
+    distill: Distill = field(default_factory=Distill)
     data: str
     train_fraction: PositiveFraction = 1.0
     folds: Annotated[int, Range(ge=2, le=1000)] | None = None
@@ -364,6 +389,11 @@ class Recipe:
             raise ValueError(
                 f"freeze=backbone leaves no layer for the adapters of lora.rank={self.lora.rank}: set freeze to none, "
                 "stem or a number of stages, or lora.rank to 0"
+            )
+        if self.distill.teacher is not None and self.distill.features and self.engine.compile:
+            raise ValueError(
+                f"distill.features={self.distill.features} requires engine.compile=false: a compiled model does not "
+                "give its feature maps"
             )
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
             raise ValueError(f"invalid fold={self.fold}: expected 1 to the number of folds, with folds={self.folds}")

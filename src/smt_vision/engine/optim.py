@@ -7,7 +7,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn, optim
 
 from ..recipe import Optim
-from ..tasks.backbone import Backbone
+from ..tasks.backbone import find_backbone
 from ..tasks.finetune import is_norm
 
 
@@ -97,7 +97,7 @@ def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any
 
 def _scale_backbone(model: nn.Module, groups: list[dict[str, Any]], config: Optim) -> list[dict[str, Any]]:
     """The groups, each split into the parameters of the backbone, with a factor, and the others."""
-    backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
+    backbone = find_backbone(model)
     if backbone is None:
         raise ValueError(
             f"optim.backbone_lr_scale={config.backbone_lr_scale} requires a detector or segmenter, but "

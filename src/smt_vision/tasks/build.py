@@ -200,7 +200,7 @@ def load_head_checkpoint(
 def _same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> bool:
     assert checkpoint.spec is not None
     known = checkpoint.spec["classes"]
-    if tuple(known) == tuple(classes):
+    if tuple(known) == tuple(classes) or not known:  # none: there is no classifier to initialize anew
         return True
     log.warning(
         "checkpoint %s is of %d other classes (%s), here are %d (%s): layers with an output per class are initialized "

@@ -13,6 +13,7 @@ from ..data.dataset import RawDataset
 from ..data.fingerprint import UsedImages
 from ..deploy.form import ExportForm
 from ..spec import ModelSpec
+from .distill import Distillation
 from .predictor import Predictor
 
 Batch = dict[str, Any]
@@ -138,7 +139,9 @@ class Training(Evaluation, Protocol):
         model: The network with its initial weights.
         spec: Model spec that is stored in every checkpoint.
         train_set: The training images.
-        initial_images: Images that the initial weights were trained on, if these are of a run.
+        initial_images: Images that the initial weights or the teacher were trained on, if these are of a run.
+        distillation: The teacher to learn from, if there is one.
+        training_modules: Prefixes of the parameters that only training needs, which the best weights are saved without.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
@@ -150,6 +153,8 @@ class Training(Evaluation, Protocol):
 
     spec: ModelSpec
     initial_images: UsedImages | None
+    distillation: Distillation | None
+    training_modules: tuple[str, ...]
     input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...

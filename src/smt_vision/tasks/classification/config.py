@@ -17,7 +17,7 @@ from ...bounds import (
     Where,
     short,
 )
-from ...recipe import INTERPOLATIONS, Augment, Group, Input, Loss, Recipe
+from ...recipe import INTERPOLATIONS, Augment, Distill, Group, Input, Loss, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
@@ -182,6 +182,26 @@ class ClassificationLoss(Loss):
 
 
 @dataclass(frozen=True)
+class ClassificationDistill(Distill):
+    """A frozen teacher that the classifier learns from, beside the labels.
+
+    Args:
+        teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.
+        features: Weight of the loss between the feature maps of model and teacher (attention transfer: Zagoruyko and
+            Komodakis, ICLR 2017); 0 for none.
+        alpha: Share of the teacher's scores in the loss, the rest being that of the labels (Hinton et al., 2015, arXiv
+            1503.02531); 0 for none.
+        temperature: Divides the logits of model and teacher where their scores are compared.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("alpha", "features")
+
+    features: Annotated[float, Range(ge=0, le=1_000_000)] = 0.0
+    alpha: Fraction = 0.5
+    temperature: Annotated[float, Range(gt=0, le=100)] = 2.0
+
+
+@dataclass(frozen=True)
 class LabelsConfig(Group):
     """How a label file is read: a table (CSV, TSV, Parquet or JSON lines) with a path and labels per image.
 
@@ -224,6 +244,7 @@ class ClassificationRecipe(Recipe):
         augment: Augmentation of images and labels.
         classify: What the outputs mean.
         loss: The loss, and how it weights the classes.
+        distill: A teacher to learn from.
         labels: How a label file is read.
     """
 
@@ -234,6 +255,7 @@ class ClassificationRecipe(Recipe):
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     loss: ClassificationLoss = field(default_factory=ClassificationLoss)
+    distill: ClassificationDistill = field(default_factory=ClassificationDistill)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:

@@ -21,12 +21,14 @@ from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
+from ..distill import Distillation, with_teacher
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig
 from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
+from .distill import SoftTargets
 from .evaluation import ClassificationMetric
 from .export import ClassifierExport
 from .losses import classification_loss
@@ -153,6 +155,8 @@ class ClassificationTraining(ClassificationEvaluation):
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
@@ -178,6 +182,12 @@ class ClassificationTraining(ClassificationEvaluation):
             multi_label=recipe.classify.multi_label,
             label_smoothing=recipe.augment.label_smoothing,
         )
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input, resize=True)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
+            if recipe.distill.alpha:
+                self.soft_targets = SoftTargets(recipe, self.classes, self.distillation.predictor)
 
     def _open(self, split: Split) -> ImageDataset:
         recipe = self.recipe
@@ -214,7 +224,11 @@ class ClassificationTraining(ClassificationEvaluation):
         image, target = batch["image"], batch["target"]
         if self.mix is not None:
             image, target = self.mix(image, target)
-        return {"loss": self.criterion(model(image), target)}
+        logits, teacher, losses = with_teacher(self.distillation, lambda: model(image), image)
+        loss, alpha = self.criterion(logits, target), self.recipe.distill.alpha
+        if self.distillation is None or not alpha:
+            return {"loss": loss, **losses}
+        return {"loss": (1 - alpha) * loss, "distill": alpha * self.soft_targets(logits, teacher), **losses}
 
 
 def _class_table(per_class: list[dict[str, Any]], order: str) -> Table:

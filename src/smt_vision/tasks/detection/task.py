@@ -24,6 +24,7 @@ from ...spec import ModelSpec
 from ..bootstrap import as_interval
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
+from ..distill import Distillation, with_teacher
 from ..samples import sample_rows
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -125,6 +126,8 @@ class DetectionTraining(DetectionEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
             raise ValueError(
@@ -146,6 +149,10 @@ class DetectionTraining(DetectionEvaluation):
             backbone.network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
         self.spec = replace(spec, input=self.input)
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
         self.input_description = (
             f"{recipe.input.channels} channels, short side {self.config.short_side} pixels, "
             f"long side at most {self.config.long_side}"
@@ -179,7 +186,11 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return model(batch["image"], batch["sizes"], batch["targets"])
+        image = batch["image"]
+        losses, _, features = with_teacher(
+            self.distillation, lambda: model(image, batch["sizes"], batch["targets"]), image
+        )
+        return {**losses, **features}
 
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:

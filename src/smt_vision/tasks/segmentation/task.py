@@ -26,6 +26,7 @@ from ..bootstrap import as_interval, percentile_interval, resampled_counts
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
 from ..classes import with_classes
+from ..distill import Distillation, with_teacher
 from ..samples import gather_rows, sample_rows, top_rows, with_float64
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -155,6 +156,8 @@ class SegmentationTraining(SegmentationEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
         self.recipe = recipe
@@ -170,6 +173,10 @@ class SegmentationTraining(SegmentationEvaluation):
             network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, network), recipe.segment)
         self.spec = replace(spec, input=self.input)
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
@@ -217,12 +224,13 @@ class SegmentationTraining(SegmentationEvaluation):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; ``dice``; and
         ``auxiliary``, the weighted loss of the auxiliary head."""
-        logits, auxiliary = model(batch["image"])
+        image = batch["image"]
+        (logits, auxiliary), _, features = with_teacher(self.distillation, lambda: model(image), image)
         losses = self._losses(logits, batch["label"])
         if auxiliary is not None:
             terms = self._losses(auxiliary, batch["label"]).values()
             losses["auxiliary"] = self.config.aux_weight * torch.stack(list(terms)).sum()
-        return losses
+        return {**losses, **features}
 
     def _losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The losses of one head by name."""
