@@ -21,7 +21,7 @@ LAYERS = (
     {"benchmark"},
     {"__init__"},
     {"api"},
-    {"engine"},
+    {"engine", "inspection"},
     {"recipe_files"},
     {"tasks"},
     {"deploy", "cost", "convert"},
@@ -30,7 +30,7 @@ LAYERS = (
     {"model", "kernels"},
     {"checkpoints"},
     {"lora"},
-    {"spec", "legacy", "files", "yaml_files"},
+    {"spec", "legacy", "files", "yaml_files", "pages"},
     {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
     {"bounds", "text"},
 )

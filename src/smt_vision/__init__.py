@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine.loop import train
     from .engine.lr_finder import find_lr
     from .forms.inference import fuse
+    from .inspection.inspect import inspect
     from .recipe import Recipe
     from .tasks import RECIPES
     from .tasks.classification.predictor import Classifier
@@ -50,6 +51,7 @@ _LAZY = {
     "embed": ".embedding.embeddings",
     "Embeddings": ".embedding.embeddings",
     "fuse": ".forms.inference",
+    "inspect": ".inspection.inspect",
     "Recipe": ".recipe",
     "RECIPES": ".tasks",
     "Classifier": ".tasks.classification.predictor",
@@ -81,6 +83,7 @@ __all__ = [
     "export",
     "find_lr",
     "fuse",
+    "inspect",
     "load",
     "predict",
     "predict_video",

@@ -18,6 +18,7 @@ from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 from .console import PlainConsole
 
 COMMANDS = (
+    "inspect",
     "train",
     "eval",
     "calibrate",

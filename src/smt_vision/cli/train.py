@@ -145,7 +145,7 @@ def run(args: Any) -> Output:
     metric = done.task.primary_metric
     result = f": {metric} {numbers[metric]:.2f} % (best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"
     show: list[Any] = ["", styled((str(folder), "bold"), result)]
-    show += [f"  {path.name}" for path in (*folder.glob("summary.md"), *sorted(folder.glob("*.png")))]
+    show += [f"  {path.name}" for path in (*sorted(folder.glob("summary.*")), *sorted(folder.glob("*.png")))]
     show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
     return Output(data, show)
 

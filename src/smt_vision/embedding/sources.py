@@ -9,7 +9,7 @@ from ..data.files import find_images, is_image, list_files
 from ..data.images import ImageFiles
 from ..recipe import Recipe
 from ..tasks.classification.data.sources import open_dataset
-from ..tasks.detection.data.sources import detection_splits, open_detection
+from ..tasks.detection.data.sources import find_splits, open_detection
 from ..tasks.segmentation.data.sources import image_folder
 from ..text import get_logger
 
@@ -46,7 +46,7 @@ def _one(source: str, recipe: Recipe | None) -> dict[str, RawDataset[Any]]:
     fraction, seed = 0.1, 0
     if recipe is not None and recipe.data == source:
         fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed
-    if found := detection_splits(path):
+    if found := find_splits(path):
         if "train" in found and "val" not in found:
             found = [*found, "val"]
         return {s: open_detection(source, s, fraction, seed) for s in found}

@@ -1,6 +1,7 @@
-"""A run's results on one page of Markdown."""
+"""A run's results on one page, as Markdown and as self-contained HTML."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -11,9 +12,11 @@ import torch
 
 from .._version import __version__
 from ..cost import ModelInfo
+from ..files import write_text_atomic
+from ..pages import html_page, table_lines
 from ..tasks import RECIPES
 from ..tasks.task import MetricFormat, Table
-from ..text import Markdown, code, markdown, printable, shell_word
+from ..text import code, markdown, printable, shell_word
 from .log import LOG_NAME, read_log
 
 
@@ -37,6 +40,8 @@ def write_summary(
     pictures: Sequence[Path],
 ) -> None:
     """Write ``summary.md``: model, data, results, typical errors, and the commands that use or continue the run.
+
+    ``summary.html`` is the same page with its pictures in it, and the recipe.
 
     Names from the recipe and the data are escaped, so that they are shown and nothing else.
 
@@ -107,7 +112,18 @@ def write_summary(
         f"smt train --resume {shell_word(folder)}            # continue from the last checkpoint",
         "```",
     ]
-    (Path(folder) / "summary.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    write_text_atomic(folder / "summary.md", "\n".join(page) + "\n")
+    fields = ["## Recipe", "", *table_lines(["field", "value"], _recipe_rows(recipe))]
+    write_text_atomic(folder / "summary.html", html_page(recipe["name"], "\n".join([*page, "", *fields]), folder))
+
+
+def _recipe_rows(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of the fields of a recipe; those of a group begin with its name and a dot."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and not group:
+            yield from _recipe_rows(value, f"{name}.")
+        else:
+            yield f"{group}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _result(metrics: dict[str, Any], formats: Mapping[str, MetricFormat], expected: dict[str, float]) -> list[str]:
@@ -128,24 +144,6 @@ def _source(recipe: dict[str, Any]) -> list[str]:
     of = f" of {code(named.model)}" if named is not None and named.model != recipe["model"] else ""
     source = recipe.get("expected_source", "")
     return [f"Expected{of}: {markdown(source)}.", ""] if source else []
-
-
-def table_lines(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> list[str]:
-    """The lines of a Markdown table; columns that contain numbers are right-aligned, floats have two decimals, and text
-    is escaped unless it is :class:`~smt_vision.text.Markdown`."""
-    right = [any(not isinstance(cell, str) for cell in column) for column in zip(*rows, strict=True)]
-    rules = ["---:" if r else "---" for r in right] or ["---"] * len(header)
-    return [_row(header), f"|{'|'.join(rules)}|", *map(_row, rows)]
-
-
-def _row(cells: Sequence[str | int | float]) -> str:
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _cell(value: str | int | float) -> str:
-    if isinstance(value, Markdown):
-        return value.replace("|", "\\|")
-    return f"{value:.2f}" if isinstance(value, float) else markdown(value)
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -1,17 +1,13 @@
 """The report of studies: one page of Markdown and one of HTML, which contains its pictures."""
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from html import escape
 from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..engine.summary import table_lines
-from ..extras import require
+from ..pages import html_page, table_lines
 from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
@@ -27,15 +23,6 @@ four pairs and a two-sided p-value below 0.05 after Holm's correction for all co
 budget: `supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`. A claim
 about several variants is supported by all of its comparisons, and contradicted by any. Published differences are of
 full training on ImageNet-1K.
-"""
-STYLE = """\
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2430;max-width:72rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
-th,td{padding:.3rem .7rem;border-bottom:1px solid #e3e6ea;text-align:left}
-th{border-bottom:2px solid #8a8f98}
-code,pre{font:13px ui-monospace,monospace;background:#f4f5f7;border-radius:4px;padding:.1rem .3rem}
-pre{padding:.8rem;overflow-x:auto}
-img{max-width:100%}
 """
 
 
@@ -62,7 +49,6 @@ def write_report(
     Raises:
         ValueError: No study has results.
     """
-    renderer = require("markdown", "study")
     if not any(summaries.values()):
         raise ValueError(f"no results of {', '.join(summaries)}; train cells first: smt study NAME --run FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,10 +67,9 @@ def write_report(
             for variant in summary.variants for result in variant.results}  # fmt: skip
     page += _conditions(list(used.values()), throughput, command)
     text = "\n".join(page) + "\n"
-    html = renderer.markdown(text, extensions=["tables", "fenced_code"])
     files = folder / "studies.md", folder / "studies.html"
     files[0].write_text(text, encoding="utf-8")
-    files[1].write_text(_html_page("Studies", _with_pictures(html, folder)), encoding="utf-8")
+    files[1].write_text(html_page("Studies", text, folder), encoding="utf-8")
     return [*files, *pictures]
 
 
@@ -242,20 +227,3 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
 
 def _number(value: float, format_spec: str = ".2f") -> str:
     return "" if isnan(value) else format(value, format_spec)
-
-
-def _with_pictures(html: str, folder: Path) -> str:
-    """The page with its pictures as data instead of references."""
-
-    def data(match: re.Match[str]) -> str:
-        content = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/svg+xml;base64,{content}"'
-
-    return re.sub(r'src="([^":]+\.svg)"', data, html)
-
-
-def _html_page(title: str, body: str) -> str:
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{STYLE}</style>\n{body}\n</html>\n"
-    )

@@ -15,6 +15,7 @@ from ..recipe import Recipe
 from ..spec import ModelSpec
 
 if TYPE_CHECKING:
+    from .inspection import TaskInspection
     from .task import TaskType
 
 # Task name in recipes and checkpoints -> subpackage.
@@ -29,6 +30,16 @@ def get_task(name: str) -> "TaskType":
     """
     task: TaskType = _module(name, "task").TASK
     return task
+
+
+def get_inspection(name: str) -> "TaskInspection[Any]":
+    """A task's part of the inspection of datasets.
+
+    Raises:
+        ValueError: The task is unknown.
+    """
+    inspection: TaskInspection[Any] = _module(name, "inspection").INSPECTION
+    return inspection
 
 
 def recipe_class(name: str) -> type[Recipe]:

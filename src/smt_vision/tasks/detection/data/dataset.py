@@ -138,6 +138,21 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         columns = (self._first, self._boxes, self._labels, self._crowd)
         return hash_bytes(*(column.tobytes() for column in columns))
 
+    def objects(self) -> dict[str, npt.NDArray[Any]]:
+        """All objects except crowds: ``image`` (M,), ``boxes`` (M, 4), ``labels`` and ``areas`` as in :class:`Objects`."""
+        keep = ~self._crowd
+        columns = {
+            "image": np.repeat(np.arange(len(self)), np.diff(self._first)),
+            "boxes": self._boxes,
+            "labels": self._labels,
+            "areas": self._areas,
+        }
+        return {name: values[keep] for name, values in columns.items()}
+
+    def crowds(self) -> npt.NDArray[np.bool_]:
+        """Crowd flags (M,) of all objects."""
+        return self._crowd
+
     @property
     def has_masks(self) -> bool:
         """Whether any object has a mask."""

@@ -11,7 +11,7 @@ from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
 from .cvat import find_cvat, open_cvat
 from .dataset import DetectionDataset, DetectionTarget
-from .fields import DetectionSplit
+from .fields import SPLIT_NAMES, DetectionSplit
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
 from .masks import rasterize_masks
 from .transforms import detection_eval_transform
@@ -41,7 +41,6 @@ LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any]
     (find_voc, open_voc),
     (find_yolo, open_yolo),
 )
-SPLITS: tuple[DetectionSplit, ...] = ("train", "val", "test")
 EXPECTED = (
     "COCO layout (annotations/instances_train*.json and instances_val*.json, images in train*/ and val*/; or "
     f"{ROBOFLOW} beside the images in train/ and valid/), Pascal VOC layout ({VOC_LAYOUT}), YOLO layout "
@@ -98,9 +97,9 @@ def open_detection(
     return dataset
 
 
-def detection_splits(root: Path) -> list[DetectionSplit]:
+def find_splits(root: Path) -> list[DetectionSplit]:
     """The splits that a folder has, in one of the layouts of :func:`open_detection`."""
-    return [split for split in SPLITS if _find(root, split) is not None]
+    return [split for split in SPLIT_NAMES if _find(root, split) is not None]
 
 
 def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:

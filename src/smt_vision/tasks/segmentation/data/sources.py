@@ -5,7 +5,8 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ log = get_logger(__name__)
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
 IMAGES = ("images", "image", "imgs", "img", "im", "rgb")
 LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
-SPLITS = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
+SPLITS: Mapping[Split, tuple[str, ...]] = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
     "training/ and validation/), or labels/ without subfolders, or train/images/ and train/masks/ (or Imgs/ and GT/); "
@@ -45,7 +46,18 @@ class _Names(NamedTuple):
     ignore: int | None
 
 
-def open_segmentation(data: str, split: Split, config: SegmentConfig) -> SegmentationDataset:
+def find_splits(data: str) -> list[Split]:
+    """The splits that a folder of images and label maps has."""
+    root = Path(data).expanduser()
+    found: list[Split] = []
+    for split in SPLITS if root.is_dir() else ():
+        with suppress(ValueError):
+            _folders(root, split)
+            found.append(split)
+    return found
+
+
+def open_segmentation(data: str, split: Split, config: SegmentConfig, *, check: bool = True) -> SegmentationDataset:
     """Open one split of a dataset of images and label maps, and check that each image has a label map.
 
     Args:
@@ -54,10 +66,11 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
             ``{"classes": [...], "ignore_index": 255}``) or ADE20K's ``objectInfo150.txt``; binary masks need none.
         split: ``train`` or ``val``. A dataset without splits can only be opened as ``val``, which is all of it.
         config: ``kind`` and ``zero_is_ignored`` are used.
+        check: Read pairs evenly spaced over the dataset, to find systematic errors.
 
     Returns:
-        The dataset; images are not decoded. Pairs evenly spaced over it have been checked; invalid labels in other
-        pairs are found when they are read, and count as unreadable images.
+        The dataset; images are not decoded. Invalid labels in pairs that were not checked are found when they are
+        read, and count as unreadable images.
 
     Raises:
         ValueError: The folder has another layout, or label maps are missing or invalid; the message names the first
@@ -72,7 +85,8 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig) -> Segment
     dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
     )
-    dataset.check()
+    if check:
+        dataset.check()
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
 

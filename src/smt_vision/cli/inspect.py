@@ -1,0 +1,53 @@
+"""``smt inspect``."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..bounds import PositiveFraction
+from ..inspection.inspect import MAX_IMAGES, PAGE_NAME, Limit, Seed, inspect
+from ..tasks import TASKS
+from ..text import printable
+from .common import Output, Parser, new_parser
+from .progress import progress_callback
+
+HELP = "look at a dataset before training: classes, sizes, broken and duplicate images, labels"
+EXAMPLES = """\
+smt inspect MY_IMAGES                                     inspect/inspect.html and inspect.json
+smt inspect cells --task detect --out cells_inspected
+smt inspect DUTS --task segment --segment.kind binary
+smt inspect imagenet --max_images 50000                   read a sample of 50,000 images per split
+"""
+OPTIONS = ("input.val_fraction", "input.allow_damaged", "segment.kind", "segment.zero_is_ignored")
+
+
+def build_parser(words: list[str]) -> Parser:
+    parser = new_parser("inspect", f"{HELP}.", EXAMPLES)
+    parser.add_argument("data", help="the images, as for smt train --data")
+    parser.add_argument("--task", choices=list(TASKS), help="default: the task whose layout the data have")
+    parser.add_argument("--out", type=Path, default=Path("inspect"), help="output folder; default: inspect")
+    parser.add_argument(
+        "--max_images", type=Limit, default=MAX_IMAGES, help="images per split that are read; of more, a random sample"
+    )
+    parser.add_argument(
+        "--seed", type=Seed, default=0, help="seed of the sample and of held-out images, as in a recipe"
+    )
+    for option, kind in zip(OPTIONS, (PositiveFraction, bool, str, bool), strict=True):
+        parser.add_argument(f"--{option}", type=kind | None, help="as in a recipe")
+    return parser
+
+
+def run(args: Any) -> Output:
+    options = {option.partition(".")[2]: args[option] for option in OPTIONS}
+    with progress_callback("reading images") as on_progress:
+        report = inspect(
+            args.data, args.out, task=args.task, max_images=args.max_images, seed=args.seed, on_progress=on_progress,
+            **options,
+        )  # fmt: skip
+    table = Table("split", "images", "read", "broken", "classes", box=None, header_style="bold")
+    for split, facts in report["splits"].items():
+        numbers = (facts["images"], facts["read"], len(facts["broken"]), len(facts["classes"]))
+        table.add_row(split, *map(str, numbers))
+    findings = [f"- {printable(text)}" for text in report["findings"]]
+    return Output(report, [f"task: {report['task']}", table, "", *findings, f"written: {args.out / PAGE_NAME}"])

@@ -1,0 +1,1 @@
+"""Inspection of a dataset before training: what is in it, and what is wrong with it."""

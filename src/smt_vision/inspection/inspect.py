@@ -1,0 +1,221 @@
+"""Inspection of a dataset: its content as plain data, and as one HTML page."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._version import __version__
+from ..bounds import Range, checked
+from ..data.dataset import RawDataset
+from ..files import write_text_atomic
+from ..tasks import get_inspection
+from ..tasks.inspection import Labels
+from .duplicates import count_between_splits, near_duplicates, same_files
+from .measure import Measured, measure_images
+from .page import inspection_page
+
+JSON_NAME, PAGE_NAME = "inspect.json", "inspect.html"
+MAX_IMAGES = 10_000
+LISTED_GROUPS, LISTED_IMAGES = 1000, 20  # groups of duplicates, and images of each, in the JSON
+BY_LAYOUT = ("detect", "segment", "classify")  # the order in which tasks are asked whether a layout is theirs
+Limit = Annotated[int, Range(ge=1, le=100_000_000)]
+Seed = Annotated[int, Range(ge=0, le=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class SplitInspection:
+    """A split, what was measured of its images, and what its labels say."""
+
+    images: RawDataset[Any]
+    measured: Measured
+    labels: Labels
+
+
+@checked
+def inspect(
+    data: str | Path,
+    folder: str | Path | None = None,
+    *,
+    task: str | None = None,
+    max_images: Limit = MAX_IMAGES,
+    seed: Seed = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Describe a dataset before training: classes, sizes, brightness, broken and duplicate images, boxes, label maps.
+
+    Args:
+        data: The images, as for training.
+        folder: Where to write ``inspect.html``, a self-contained page, and ``inspect.json``, the returned data; ``None``
+            writes nothing.
+        task: ``classify``, ``detect`` or ``segment``; ``None``: the one whose layout the data have.
+        max_images: Images per split that are read, sampled at random if there are more. The classes of images and
+            objects are counted in all images, everything else in those that are read.
+        seed: Seed of this sample, and of the images held out from data without a validation split.
+        on_progress: Called with the number of images read, and of all that will be.
+        options: How the data are opened, with the defaults of a recipe: ``val_fraction`` (to classify and detect),
+            ``allow_damaged`` (to classify), ``kind`` and ``zero_is_ignored`` (to segment).
+
+    Returns:
+        Plain data, ready for JSON; per split and class, and for all splits ``findings``, what should be looked at.
+
+    Raises:
+        ValueError: The data cannot be opened as those of the task, the task is unknown, or an option is of another task.
+    """
+    data = str(data)
+    name = task or next(each for each in BY_LAYOUT if get_inspection(each).recognizes(data))
+    parts = get_inspection(name)
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in options:
+        if key not in parts.options:
+            raise ValueError(f"{key} does not apply to task {name}: expected {' or '.join(parts.options)}; omit it")
+    opened = parts.open(data, seed, **options)
+    samples = {split: _sample(len(images), max_images, seed) for split, images in opened.items()}
+    done, total = 0, sum(map(len, samples.values()))
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        if on_progress is not None:
+            on_progress(done, total)
+
+    splits = {}
+    for split, images in opened.items():
+        measured = measure_images(images, samples[split], parts, count)
+        splits[split] = SplitInspection(images, measured, parts.labels(images, measured.rows, measured.labels))
+    report: dict[str, Any] = {
+        "data": data,
+        "task": name,
+        "version": __version__,
+        "seed": seed,
+        "max_images": max_images,
+        "splits": {split: _describe(each) for split, each in splits.items()},
+        **_duplicates(splits),
+    }
+    report["findings"] = find_problems(report)
+    if folder is not None:
+        folder = Path(folder)
+        write_text_atomic(folder / JSON_NAME, json.dumps(report, indent=1))
+        write_text_atomic(folder / PAGE_NAME, inspection_page(report, splits, parts, seed))
+    return report
+
+
+def _sample(count: int, limit: int, seed: int) -> npt.NDArray[np.int64]:
+    """At most ``limit`` of ``count`` indices, in order."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+
+
+def _describe(split: SplitInspection) -> dict[str, Any]:
+    values = split.measured.values
+    out: dict[str, Any] = {
+        "images": len(split.images),
+        "read": len(values) + len(split.measured.broken),
+        "broken": [{"id": id, "error": error} for id, error in split.measured.broken],
+        "classes": split.labels.classes,
+        **split.labels.facts,
+    }
+    if len(values):
+        mean, gray = values["mean"].mean(axis=0), values["brightness"].mean()
+        gray_square = (values["contrast"] ** 2 + values["brightness"] ** 2).mean()
+        out |= {
+            "width": _spread(values["width"]),
+            "height": _spread(values["height"]),
+            "aspect_ratio": _spread(values["width"] / values["height"]),
+            "brightness": _spread(values["brightness"]),
+            "contrast": _spread(values["contrast"]),
+            "gray_images": int(values["is_gray"].sum()),
+            "mean": mean.tolist(),
+            "std": np.sqrt((values["square"].mean(axis=0) - mean**2).clip(0)).tolist(),
+            "gray_mean": float(gray),
+            "gray_std": float(np.sqrt(max(gray_square - gray**2, 0))),
+        }
+    return out
+
+
+def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0, 0.5, 1)).tolist()
+    return {"min": low, "median": median, "max": high}
+
+
+def _duplicates(splits: Mapping[str, SplitInspection]) -> dict[str, Any]:
+    """The groups of the same files and of near duplicates, over all splits."""
+    names = list(splits)
+    parts = [each.measured for each in splits.values()]
+    split = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+    rows = np.concatenate([part.rows for part in parts])
+    values = np.concatenate([part.values for part in parts])
+    fingerprints = [each.images.select(each.measured.rows).fingerprints() for each in splits.values()]
+    same = same_files(np.concatenate(fingerprints))
+    copies = np.concatenate([group[1:] for group in same]) if same else np.zeros(0, dtype=np.int64)
+    once = np.setdiff1d(np.arange(len(rows)), copies)  # the first of each group of the same files
+    near = [once[group] for group in near_duplicates(values["hash"][once], values["cells"][once])]
+
+    def report(groups: list[npt.NDArray[np.int64]]) -> dict[str, Any]:
+        return {
+            "groups": len(groups),
+            "images": sum(map(len, groups)),
+            "groups_between_splits": sum(len(set(split[group])) > 1 for group in groups),
+            "between_splits": [
+                {"split": names[own], "in": names[first], "images": count}
+                for (first, own), count in sorted(count_between_splits(groups, split).items())
+            ],
+            "listed": [
+                [{"split": names[split[i]], "id": splits[names[split[i]]].images.id(int(rows[i]))} for i in group]
+                for group in (
+                    group[:LISTED_IMAGES]
+                    for group in sorted(groups, key=lambda group: len(set(split[group])), reverse=True)[:LISTED_GROUPS]
+                )
+            ],
+        }
+
+    return {"duplicates": report(same), "near_duplicates": report(near)}
+
+
+def find_problems(report: Mapping[str, Any]) -> list[str]:
+    """What should be looked at before training, one sentence each, with names as they are."""
+    found = []
+    splits = report["splits"]
+    for split, facts in splits.items():
+        if facts["broken"]:
+            found.append(f"{split}: {_number(len(facts['broken']), 'image')} or labels cannot be read or used")
+        if facts["read"] and not facts.get("mean"):
+            found.append(f"{split}: no image can be used")
+    for key, what in (("duplicates", "the same file as"), ("near_duplicates", "nearly the same picture as")):
+        for pair in report[key]["between_splits"]:
+            found.append(
+                f"{_number(pair['images'], 'image')} of {pair['split']}: {what} an image of {pair['in']}, so metrics on "
+                f"{pair['split']} would be too high"
+            )
+        if within := report[key]["groups"] - report[key]["groups_between_splits"]:
+            found.append(f"{_number(within, 'group')} of images of one split: {what} another image of the group")
+    train = splits.get("train")
+    if train:
+        unit = "objects" if report["task"] == "detect" else "pixels" if report["task"] == "segment" else "images"
+        counts = {row["class"]: row[unit] for row in train["classes"]}
+        if missing := [name for name, count in counts.items() if not count]:
+            found.append(f"train: {_number(len(missing), 'class', 'es')} without {unit}: {', '.join(missing[:10])}")
+        present = [count for count in counts.values() if count]
+        if present and max(present) >= 10 * min(present):
+            found.append(
+                f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the rarest: "
+                "see loss.class_weights and sampling.method"
+            )
+    for split, facts in splits.items():
+        if facts.get("ignored_pixels", 0) > 50:
+            found.append(f"{split}: {facts['ignored_pixels']:.1f} % of the pixels are ignored")
+        if facts.get("images_without_objects", 0) > facts["images"] / 2:
+            found.append(f"{split}: {facts['images_without_objects']} of {facts['images']} images have no objects")
+        if facts.get("gray_images") and facts["gray_images"] == facts["read"] - len(facts["broken"]):
+            found.append(f"{split}: all images are gray: input.channels=1 trains a smaller first layer")
+    return found
+
+
+def _number(count: int, unit: str, plural: str = "s") -> str:
+    return f"{count:,} {unit}{'' if count == 1 else plural}"
