@@ -15,7 +15,6 @@ from torch import Tensor
 
 from smt_vision.benchmark.timing import one_thread
 from smt_vision.data.dataset import Raw
-from smt_vision.data.decode import channels_of
 from smt_vision.data.loaders import DecodedImages, Position, seed_all
 from smt_vision.data.transforms import channel_statistics, resize_filter
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
@@ -182,7 +181,7 @@ def _measure_core(
 
 
 def _our_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
-    dataset = DecodedImages(images, lambda image, target, name: {"image": transform(image)}, channels_of(input), seed=0)
+    dataset = DecodedImages(images, lambda image, target, name: {"image": transform(image)}, input, seed=0)
 
     def convert(position: Position) -> Tensor:
         item = dataset[position]

@@ -38,7 +38,10 @@ def page_blocks(page: Path) -> list[Block]:
 
 
 def write_photos(folder: Path) -> None:
-    """Write ``MY_IMAGES`` (three class folders), ``PHOTOS`` and ``PHOTO.jpg``."""
+    """Write ``MY_IMAGES`` and ``MY_TEST_IMAGES`` (three class folders), ``PHOTOS`` and ``PHOTO.jpg``.
+
+    One of four test images of a class looks like another class.
+    """
     pixels = np.random.default_rng(0)
 
     def photo(path: Path, colour: tuple[int, int, int]) -> None:
@@ -52,3 +55,6 @@ def write_photos(folder: Path) -> None:
             photo(folder / "MY_IMAGES" / flower / f"{i}.jpg", colour)
         photo(folder / "PHOTOS" / f"{flower}.jpg", colour)
     photo(folder / "PHOTO.jpg", colours["rose"])
+    for flower, other in zip(colours, ("rose", "tulip", "daisy"), strict=True):
+        for i in range(4):
+            photo(folder / "MY_TEST_IMAGES" / flower / f"{i}.jpg", colours[flower if i else other])

@@ -16,6 +16,8 @@ from PIL import Image
 from smt_vision.data.archive import open_tar
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.region import Region
+from smt_vision.recipe import Input
+from smt_vision.spec import ModelSpec
 from smt_vision.tasks import predictor as predictors
 from smt_vision.tasks.classification.data.shards import expand_shards, open_shards
 from smt_vision.tasks.detection.data import masks
@@ -72,7 +74,7 @@ class Squares(predictors.Predictor[tuple[str, str | None]]):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.spec = type("Spec", (), {"input": type("Input", (), {"channels": 3})})  # type: ignore[assignment]
+        self.spec = ModelSpec("classify", "none", (), Input())
         self.transform = lambda image: torch.zeros(3, image.height, image.width)
 
     def _make_transform(self):

@@ -34,7 +34,7 @@ from smt_vision.model.official import to_official
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import RECIPES, get_task
 from smt_vision.tasks.classification.config import ClassificationAugment
-from tiny_run import COLORS, tiny, write_config, write_images
+from tiny_run import CLASSIFICATION_PICTURES, COLORS, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -279,8 +279,8 @@ def test_train_output_and_files(working_folder: Path) -> None:
     assert "top-1 100.00 %" in evaluated[-1]
     assert any(line.startswith("runs/quickstart: top1 100.00 %") for line in lines)
     assert "smt predict runs/quickstart" in lines[-1]
-    for name in ("recipe.yaml", "log.jsonl", "best.pt", "last.pt", "metrics.json", "summary.md", "summary.html", "curves.png",
-                 "confusion.png", "mistakes.png"):  # fmt: skip
+    for name in ("recipe.yaml", "log.jsonl", "best.pt", "last.pt", "metrics.json", "summary.md", "summary.html",
+                 "curves.png", *CLASSIFICATION_PICTURES):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
         if name.endswith(".png"):
             with Image.open(folder / name) as picture:
@@ -409,7 +409,7 @@ def test_eval_reproduces_metrics_of_run(trained: Path, colored: Path, tmp_path: 
     assert run("eval", trained, "--data", colored, "--workers", "0", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "100.00" in text
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.json", "confusion.png", "mistakes.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"metrics.json", *CLASSIFICATION_PICTURES}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["count"] == 12
 
 
@@ -452,7 +452,7 @@ def test_recipes_print_only_fields_of_their_task(capsys: Capture) -> None:
     assert recipe["task"] == "detect"
     assert "detect" in recipe
     assert "segment" not in recipe
-    assert not {"size", "crop_pct", "val_fraction"} & recipe["input"].keys()
+    assert not {"size", "crop_pct", "crop_mode"} & recipe["input"].keys()
     assert not {"mixup", "auto_augment", "label_smoothing"} & recipe["augment"].keys()
 
 

@@ -569,7 +569,7 @@ def test_eval_refuses_other_classes(segmenter_run: Path, scenes: Path, tmp_path:
 
 # Tracing an SMT takes most of a minute; test_export.py does it once.
 BACKBONES = ["test_resnet", pytest.param("smt_atto", marks=pytest.mark.slow)]
-Head = Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"]
+Head = Literal["retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn"]
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -610,7 +610,7 @@ def random_detector(head: Head, backbone: str) -> Detector:
     torch.manual_seed(0)
     config = DetectConfig(
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
-        score_threshold=0.0, max_detections=30,
+        score_threshold=0.0, max_detections=30, layers=2, queries=40,
     )  # fmt: skip
     spec = ModelSpec(
         "detect", backbone, ("a", "b"), DetectionInput(interpolation="bilinear"), head=config, category_ids=(1, 4)
@@ -623,6 +623,10 @@ def random_detector(head: Head, backbone: str) -> Detector:
     [
         ("retinanet", "onnx"),
         pytest.param("retinanet", "openvino", marks=pytest.mark.slow),
+        pytest.param("fcos", "onnx", marks=pytest.mark.slow),
+        pytest.param("fcos", "openvino", marks=pytest.mark.slow),
+        ("dino", "onnx"),
+        pytest.param("dino", "openvino", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
         ("mask_rcnn", "openvino"),
         ("cascade_mask_rcnn", "onnx"),
@@ -666,10 +670,11 @@ def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequ
             load_detector(folder, **{name: value})
 
 
-def test_quantized_detector_keeps_its_coordinates(backbone: str, shapes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["retinanet", pytest.param("fcos", marks=pytest.mark.slow)])
+def test_quantized_detector_keeps_its_coordinates(head: Head, backbone: str, shapes: Path, tmp_path: Path) -> None:
     """The network is quantized to 8 bits, the arithmetic of anchors and boxes is not."""
     pytest.importorskip("nncf")
-    model, folder = random_detector("retinanet", backbone), tmp_path / "export"
+    model, folder = random_detector(head, backbone), tmp_path / "export"
     paths = sorted((shapes / "val").iterdir())
     assert model.export(folder, "openvino", calibrate=paths).precision == "int8"
     quantized = re.findall(r'name="([^"]+)/fq_', (folder / "model.xml").read_text())

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import smt_vision
 from drawn_sets import CHECKPOINT_FORMS, checkpoint_in_form, shapes_recipe, write_shapes
 from smt_vision import checkpoints
 from smt_vision.engine.launch import launch
@@ -18,6 +19,7 @@ from smt_vision.recipe import Engine, Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task, read_recipe, read_spec
 from smt_vision.tasks.build import build_backbone
+from smt_vision.tasks.detection.config import DetectionRecipe
 from smt_vision.tasks.detection.task import DetectionTraining
 
 # --- training ---
@@ -71,6 +73,38 @@ def test_training_with_ema_and_bfloat16(shapes: Path, tmp_path: Path) -> None:
     assert run.ema is not None
     assert 0 <= run.metrics["box_ap"] <= 100
     assert "mask_ap" not in run.metrics
+
+
+def small_recipe(shapes: Path, head: str, **engine: Any) -> DetectionRecipe:
+    recipe = shapes_recipe(shapes, head, **engine)
+    return replace(recipe, detect=replace(recipe.detect, layers=1, queries=20, score_threshold=0.0))
+
+
+@pytest.mark.parametrize("head", ["fcos", "dino"])
+def test_resumed_run_of_a_head_equals_an_uninterrupted_one(head: str, shapes: Path, tmp_path: Path) -> None:
+    recipe = replace(small_recipe(shapes, head, ema=0.9), batch_size=2)  # two steps; DINO's noise is random
+    whole = train(recipe, tmp_path / "whole", display=False)
+    train(recipe, tmp_path / "parts", display=False, max_steps=1)
+    parts = train(recipe, tmp_path / "parts", display=False)
+    assert parts.metrics == whole.metrics
+    first, second = (checkpoints.load(folder).weights for folder in (whole.folder, parts.folder))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    detector = smt_vision.load(whole.folder)
+    assert detector.spec.head == recipe.detect
+    (detections,) = detector([shapes / "val" / "1.png"])
+    assert len(detections) == 40 if head == "dino" else 0 < len(detections) <= 100
+
+
+@pytest.mark.parametrize(("head", "renewed"), [("fcos", {"cls_logits"}), ("dino", {"classifiers", "denoising_class"})])
+def test_layers_with_an_output_per_class(head: str, renewed: set[str], shapes: Path) -> None:
+    recipe = small_recipe(shapes, head)
+    spec = ModelSpec("detect", recipe.model, ("square",), recipe.input, recipe.model_args, recipe.detect)
+    fewer, more = (
+        get_task("detect").build_model(replace(spec, classes=("a", "b")[:count])).state_dict() for count in (1, 2)
+    )
+    changed = {name for name in more if more[name].shape != fewer[name].shape}
+    assert {next(part for part in name.split(".") if part in renewed) for name in changed} == renewed
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])

@@ -1,7 +1,6 @@
 """COCO average precision: known answers, agreement with the library, reduction over processes."""
 
 import json
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import Tensor
 
+from processes import run_on_processes
+from smt_vision.tasks.bootstrap import resampled_counts
 from smt_vision.tasks.detection.metrics import METRIC_NAMES, DetectionMetrics, encode_rle
 
 SIDE = 200  # pixels of every image
@@ -225,30 +226,6 @@ def test_agrees_with_library() -> None:
     assert None not in [out[f"mask_{name}"] for name in METRIC_NAMES]
 
 
-def run_on_processes(work: Callable[[int, Callable[[Tensor], Tensor]], Any], world: int) -> list[Any]:
-    """Run ``work(rank, all_gather)`` on threads whose ``all_gather``, like that of processes, needs equal shapes."""
-    slots: list[Any] = [None] * world
-    barrier = threading.Barrier(world, timeout=20)
-    results: list[Any] = [None] * world
-
-    def run(rank: int) -> None:
-        def all_gather(value: Tensor) -> Tensor:
-            slots[rank] = value
-            barrier.wait()
-            gathered = torch.stack(slots)
-            barrier.wait()
-            return gathered
-
-        results[rank] = work(rank, all_gather)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 @pytest.mark.parametrize("world", [2, 3, 9])  # rank 8 has no image
 def test_result_does_not_depend_on_number_of_processes(world: int) -> None:
     ground_truth, found = random_dataset()
@@ -276,6 +253,51 @@ def single_process() -> Any:
         add(metric, image, *detections)
     metric.reduce(lambda value: value[None])
     return metric.compute(), metric.detections()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_bootstrap_interval_is_that_of_evaluations_of_resampled_images(world: int) -> None:
+    """Of each resample, a dataset in which images occur as often as they were drawn, under ids of their own."""
+    ground_truth, found = random_dataset()
+    ids = [image["id"] for image in ground_truth["images"]]
+    expected: dict[str, list[float]] = {"box": [], "mask": []}
+    for counts in next(resampled_counts(len(ids), 8)):
+        drawn = [id for id, count in zip(ids, counts, strict=True) for _ in range(count)]
+        sample = {**ground_truth, "images": [], "annotations": []}
+        for number, id in enumerate(drawn, start=1):
+            (image,) = (image for image in ground_truth["images"] if image["id"] == id)
+            sample["images"].append({**image, "id": number})
+            objects = [a for a in ground_truth["annotations"] if a["image_id"] == id]
+            sample["annotations"] += [
+                {**a, "image_id": number, "id": len(sample["annotations"]) + k} for k, a in enumerate(objects, start=1)
+            ]
+        metric = metrics(sample)
+        for number, id in enumerate(drawn, start=1):
+            add(metric, number, *found[id])
+        out = metric.compute()
+        for kind, values in expected.items():
+            values.append(out[f"{kind}_ap"])
+
+    def work(rank: int, all_gather: Callable[[Tensor], Tensor]) -> Any:
+        metric = metrics(ground_truth)
+        for image, detections in list(found.items())[rank::world]:
+            add(metric, image, *detections)
+        metric.reduce(all_gather)
+        return {kind: metric.interval(kind, 8) for kind in expected}
+
+    for intervals in run_on_processes(work, world):
+        for kind, values in expected.items():
+            assert max(values) - min(values) > 1
+            assert intervals[kind] == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=1e-9)
+
+
+def test_precision_recall_curves_have_the_area_of_the_average_precision() -> None:
+    out, _ = single_process()
+    for kind in ("box", "mask"):
+        for name, curve in out["curves"][kind].items():
+            assert len(curve) == 101
+            assert 100 * np.mean(curve) == pytest.approx(out[f"{kind}_{name}"], abs=0.01)
+    assert out["curves"]["box"]["ap50"] != out["curves"]["box"]["ap75"]
 
 
 def test_detections_in_coco_results_format() -> None:

@@ -1,13 +1,17 @@
 """Detectors: losses, detections, backbones, and parameters and GMAC as the paper has them."""
 
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -20,15 +24,22 @@ from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.detection import box_masks
 from smt_vision.tasks.detection.box_masks import BoxMasks, paste_masks
 from smt_vision.tasks.detection.config import DetectConfig
+from smt_vision.tasks.detection.heads import dino
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
-from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, RCNN, giou_loss
+from smt_vision.tasks.detection.heads.dino import DINO
+from smt_vision.tasks.detection.heads.pyramid import Pyramid
+from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, giou_loss
 
-HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
-SMALL = DetectConfig(fpn_channels=16, head_channels=32, rois=32, anchor_sizes=(8, 16, 32, 64, 128))
+HEADS: tuple[Any, ...] = ("retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn")
+SMALL = DetectConfig(
+    fpn_channels=16, head_channels=32, layers=2, queries=50, rois=32, anchor_sizes=(8, 16, 32, 64, 128)
+)
 STAGE_LOSSES = ("class", "box", "mask")
 LOSSES = {
     "retinanet": {"class", "box"},
+    "fcos": {"class", "box", "centerness"},
     "faster_rcnn": {"objectness", "proposal", "class", "box"},
+    "dino": {"class", "box", "giou", "denoising"},
     "mask_rcnn": {"objectness", "proposal", "class", "box", "mask"},
     "cascade_mask_rcnn": {"objectness", "proposal", *(f"{name}{i}" for name in STAGE_LOSSES for i in (1, 2, 3))},
 }
@@ -84,7 +95,8 @@ def head(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize(("box_loss", "head_norm"), [("l1", "none"), ("giou", "group")])
 def test_every_parameter_has_a_gradient(head: str, box_loss: str, head_norm: str) -> None:
     model = detector(head, box_loss=box_loss, head_norm=head_norm)
-    assert any(isinstance(part, nn.GroupNorm) for part in model.modules()) == (head_norm == "group")
+    own_norm = head in ("fcos", "dino")  # as published
+    assert any(isinstance(part, nn.GroupNorm) for part in model.modules()) == (own_norm or head_norm == "group")
     found = losses(model, objects())
     assert found.keys() == LOSSES[head]
     assert all(loss.dtype == torch.float32 and loss.isfinite() and loss > 0 for loss in found.values())
@@ -212,6 +224,93 @@ def test_giou_loss_known_answers() -> None:
     assert class_loss.item() == pytest.approx(torch.tensor(4.0).log().item())
     # The first fits; the second overlaps by a third and fills its hull: 1 - 1/3, over three regions.
     assert box_loss.item() == pytest.approx(GIOU_WEIGHT * (2 / 3) / 3, rel=1e-5)
+
+
+# --- FCOS ---
+
+
+def test_fcos_has_one_anchor_per_cell_and_takes_no_anchor_sizes() -> None:
+    model = detector("fcos", anchor_sizes=(1, 2))
+    levels = list(model.backbone(batch()[0]).values())
+    (anchors,) = model.anchor_generator(ImageList(batch()[0][:1], [(64, 96)]), levels)
+    assert len(anchors) == sum(level[0, 0].numel() for level in levels)
+    assert (anchors[:, 2] - anchors[:, 0]).unique().tolist() == [8, 16, 32, 64, 128]  # the strides
+
+
+# --- DINO ---
+
+
+def test_dino_cells_of_padded_images() -> None:
+    """Two images of 60 x 96 and 64 x 70 pixels, padded to 64 x 96: levels of 8 x 12, 4 x 6, 2 x 3 and 1 x 2 cells."""
+    cells = detector("dino")._cells([torch.zeros(2, 1, 8 // 2**i, -(-12 // 2**i)) for i in range(4)], SIZES.tolist())
+    assert cells.shapes == [(8, 12), (4, 6), (2, 3), (1, 2)]
+    assert cells.inside.sum(dim=1).tolist() == [12 * 8 + 6 * 4 + 3 * 2 + 2, 9 * 8 + 5 * 4 + 3 * 2 + 2]
+    first, last = cells.centers[1, 0], cells.centers[1, -1]
+    assert first.tolist() == pytest.approx([4 / 70, 4 / 64])
+    assert last.tolist() == pytest.approx([96 / 70, 32 / 64])  # beyond the image, in the second cell of 64 pixels
+    # What layers sample is relative to the padded level: the center of the first and of the last cell of each.
+    where = (cells.centers[:, [95, 119, 125, 127]] * cells.ratios).tolist()
+    for positions in where:
+        assert positions == [
+            pytest.approx(p) for p in ([23 / 24, 15 / 16], [11 / 12, 7 / 8], [5 / 6, 3 / 4], [3 / 4, 1 / 2])
+        ]
+
+
+def test_dino_ignores_what_is_in_the_padding() -> None:
+    """With maps that do not spread the padding: averages, and projections without GroupNorm."""
+    model = detector("dino", score_threshold=0.0).eval()
+
+    class Averages(nn.Module):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            wide = image.repeat(1, 128, 1, 1)
+            return [F.avg_pool2d(wide[:, :c], s) for c, s in zip((16, 32, 64, 128), STRIDES, strict=True)]
+
+    model.backbone = Averages()
+    for projection in model.projections:
+        projection[1] = nn.Identity()
+    image = images(1, 3, 128, 192)
+    other = image.clone()
+    image[..., 64:, :] = image[..., 128:] = 0
+    size = torch.tensor([[64, 128]])
+    with torch.inference_mode():
+        (one,), (two,) = model(image, size), model(other, size)
+    # The level of stride 64 has a convolution over the border, so only nearly the same.
+    assert two["boxes"].max() <= 128
+    torch.testing.assert_close(one["scores"], two["scores"], rtol=0.05, atol=0.0)
+
+
+def test_dino_losses_known_answers() -> None:
+    objects = [
+        {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])},
+        {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+    ]
+    logits = torch.zeros(2, 2, 3)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(2, 2, 4).clone()
+    boxes[0, 1, 0] = 0.6  # half of the truth's width to the right
+    pairs = [(torch.tensor([1]), torch.tensor([0])), (torch.zeros(0, dtype=torch.int64),) * 2]
+    focal, l1, giou = dino._loss(logits, boxes, objects, pairs, 1).tolist()
+    half = 0.25 * math.log(2)  # (1 - 0.5)^2 x cross-entropy of probability 0.5
+    assert focal == pytest.approx(0.25 * half + 11 * 0.75 * half)
+    assert l1 == pytest.approx(dino.BOX_WEIGHT * 0.1)
+    assert giou == pytest.approx(dino.GIOU_WEIGHT * (1 - 1 / 3), rel=1e-5)  # 1/3 overlap, no gap in the hull
+
+
+def test_dino_detects_at_most_its_queries() -> None:
+    model = detector("dino", queries=3, score_threshold=0.0).eval()
+    with torch.inference_mode():
+        assert [len(f["boxes"]) for f in model(*batch())] == [9, 9]  # three classes each
+
+
+def test_dino_needs_channels_for_its_attention_heads() -> None:
+    with pytest.raises(ValueError, match=r"fpn_channels=20.*multiple of 8"):
+        detector("dino", fpn_channels=20)
+
+
+@pytest.mark.parametrize("module", ["transformers", "scipy"])
+def test_dino_names_the_extra_that_is_missing(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"'{module}'.*smt-vision\[detr\]"):
+        detector("dino")
 
 
 # --- BatchNorm ---
@@ -353,6 +452,20 @@ def parameters(model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
+def test_parameters_of_dino_match_paper() -> None:
+    assert parameters(build_on_meta("coco_dino_small", 80)) - 2.05 == pytest.approx(40, rel=0.002)
+
+
+@pytest.mark.slow
+def test_gmac_of_dino() -> None:
+    """The paper states 309 without the image size; DINO's authors average over images of COCO."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = FlopsView(build_on_meta("coco_dino_small", 80)).eval()
+        model(torch.empty(1, 3, 800, 1280, device="meta"))
+    counts = counter.get_flop_counts()["Global"]
+    assert sum(flops for op, flops in counts.items() if "bmm" not in str(op)) / 2e9 == pytest.approx(282.1, abs=0.1)
+
+
 # The paper's SMT-S has 20.5 M parameters, the release's (and ours) 22.55 M: detectors have 2.05 M more.
 @pytest.mark.parametrize(
     ("name", "ours", "paper", "more", "gmac"),
@@ -383,7 +496,7 @@ DETECTION = sorted(name for name, recipe in RECIPES.items() if recipe.task == "d
 @pytest.mark.parametrize("name", DETECTION)
 def test_recipes_build(name: str) -> None:
     model: Any = build_on_meta(name, 2)
-    pyramid = model.pyramid if isinstance(model, RCNN) else model.backbone
-    assert isinstance(pyramid.backbone, Backbone)
-    assert pyramid.out_channels == RECIPES[name].detect.fpn_channels
-    assert parameters(pyramid.backbone) < parameters(model) < 100
+    (backbone,) = (module for module in model.modules() if isinstance(module, Backbone))
+    assert parameters(backbone) < parameters(model) < 100
+    pyramids = [module for module in model.modules() if isinstance(module, Pyramid)]
+    assert [p.out_channels for p in pyramids] == [RECIPES[name].detect.fpn_channels] * (not isinstance(model, DINO))

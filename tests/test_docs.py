@@ -34,9 +34,8 @@ from smt_vision.cost import describe
 from smt_vision.registry import VARIANTS
 
 GUIDES = (
-    "analysis", "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "libraries", "moving",
-    "segmentation", "study", "training",
-    "weights",
+    "analysis", "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "labels", "libraries",
+    "moving", "segmentation", "study", "training", "weights",
 )  # fmt: skip
 
 

@@ -31,9 +31,12 @@ from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import average, train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.recipe import Optim, Recipe
+from smt_vision.recipe import Input, Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
+from smt_vision.spec import ModelSpec
+from smt_vision.tasks import get_task
 from smt_vision.tasks.classification.task import ClassificationTraining
+from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, environment, tiny, write_config, write_images
 
@@ -183,6 +186,28 @@ def test_layer_decay_is_strongest_at_the_stem() -> None:
         assert group["lr"] == pytest.approx(0.2 * group["lr_scale"])
     set_learning_rate(optimizer, 0.1)  # scales the factor, not the previous learning rate
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("no_decay", ["1d", "norm"])
+def test_backbone_lr_scale(no_decay: Literal["1d", "norm"]) -> None:
+    spec = ModelSpec("segment", "smt_atto", ("a", "b"), Input(), MODEL_ARGS, head=SegmentConfig(channels=8))
+    model = get_task("segment").build_model(spec)
+    plain = build_optimizer(model, Optim(no_decay=no_decay))
+    optimizer = build_optimizer(model, Optim(no_decay=no_decay, backbone_lr_scale=0.1))
+    set_learning_rate(optimizer, 0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    lr = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert lr == {name: 0.05 if name.startswith("backbone.") else 0.5 for name in names.values()}
+    decay, expected = (
+        {names[id(p)]: group["weight_decay"] for group in o.param_groups for p in group["params"]}
+        for o in (optimizer, plain)
+    )
+    assert decay == expected
+
+
+def test_backbone_lr_scale_of_a_classifier_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_lr_scale=0\.1 .* Linear has no separate backbone"):
+        build_optimizer(nn.Linear(2, 2), Optim(backbone_lr_scale=0.1))
 
 
 def test_one_learning_rate_without_layer_decay() -> None:
@@ -565,7 +590,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
 def test_safetensors_keep_the_spec(tmp_path: Path) -> None:
     path = tmp_path / "new" / "best.safetensors"
     weights = {"a": torch.randn(3, 4).t(), "b": torch.tensor(7), "c": torch.randn(2).half()}
-    spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}}
+    spec = {"task": "classify", "classes": ["a", "ä"], "input": {"size": 32, "mean": [0.5]}, "head": {}}
     checkpoints.save({"model": weights, "spec": spec, "epoch": 3}, path)
     checkpoint = checkpoints.load(path)
     assert_identical(checkpoint.weights, {k: v.contiguous() for k, v in weights.items()})
@@ -630,7 +655,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     random = tiny(colored, **{**RANDOM, "engine": dict(ema=0.9)})
     jobs = {
         f"eval {count} {batch}": ["eval", str(whole), "--data", str(root / str(count)), "--json", *TWO,
-                                  "--batch_size", str(batch), "--workers", "0"]
+                                  "--batch_size", str(batch), "--workers", "0", "--bootstrap", "100"]
         for count in COUNTS for batch in BATCHES
     }  # fmt: skip
     jobs["whole"] = train_arguments("whole", random)
@@ -659,13 +684,16 @@ def test_evaluation_is_exact_on_two_processes(
     two: SimpleNamespace, whole: Path, count: int, batch: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(two.root / str(count))
-    assert main(["eval", str(whole), "--data", data, "--json", "--workers", "0", "--engine.accelerator", "cpu"]) == 0
+    assert main(["eval", str(whole), "--data", data, "--json", "--workers", "0", "--bootstrap", "100",
+                 "--engine.accelerator", "cpu"]) == 0  # fmt: skip
     alone, both = json.loads(capsys.readouterr().out), two.out[f"eval {count} {batch}"]
     assert alone["count"] == both["count"] == count
     assert [row["count"] for row in both["per_class"]] == COUNTS[count]
     assert 0 < len(both["worst"]) == count - round(count * both["top1"] / 100)
     for name in ("loss", "ece"):  # a forward pass of another batch size rounds otherwise in the 7th digit
         assert both.pop(name) == pytest.approx(alone.pop(name), rel=1e-5)
+    for row, other in zip(both.pop("calibration"), alone.pop("calibration"), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
     for row, other in zip(both["worst"], alone["worst"], strict=True):
         assert row.pop("score") == pytest.approx(other.pop("score"), rel=1e-5)
     assert both == alone

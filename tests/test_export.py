@@ -32,7 +32,8 @@ from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
 
 INPUT = ClassificationInput(size=32, crop_pct=1.0)
-preprocess = partial(image_to_tensor, channels=3, transform=eval_transform(INPUT))
+preprocess = partial(image_to_tensor, input=INPUT, transform=eval_transform(INPUT))
+ANY_SHAPE = ("onnx", "openvino", "torch")  # the formats of one shape are in test_export_mobile.py
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch", "int8": "nncf"}
 Capture = pytest.CaptureFixture[str]
 
@@ -95,7 +96,7 @@ def exported(
 # Parity
 
 
-@pytest.mark.parametrize("format", FILES)
+@pytest.mark.parametrize("format", ANY_SHAPE)
 def test_logits_equal_model(format: str, model: nn.Module, exported: Callable[[str], Path]) -> None:
     program = load_exported(exported(format))
     for shape in ((1, 3, 32, 32), (3, 3, 33, 34), (1, 3, 35, 70), (5, 3, 97, 61)):
@@ -110,14 +111,14 @@ def test_logits_equal_model(format: str, model: nn.Module, exported: Callable[[s
     assert torch.allclose(channels_last, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("format", FILES)
+@pytest.mark.parametrize("format", ANY_SHAPE)
 def test_program_contains_no_source_paths(format: str, exported: Callable[[str], Path]) -> None:
     """Exporters record stack traces, with paths of the exporting machine."""
     root = str(Path(smt_vision.__file__).parent).encode()
     assert not [path.name for path in exported(format).iterdir() if root in path.read_bytes()]
 
 
-@pytest.mark.parametrize("format", FILES)
+@pytest.mark.parametrize("format", ANY_SHAPE)
 def test_manifest(format: str, model: nn.Module, exported: Callable[[str], Path]) -> None:
     folder = exported(format)
     manifest = Manifest.read(folder)
@@ -398,7 +399,7 @@ def test_command_errors(arguments: str, code: int, expected: str, capsys: Captur
 
 
 def test_missing_package_raises_before_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(export.PACKAGES, "onnx", ("no_such_package",))
+    monkeypatch.setitem(export.PACKAGES, "onnx", ("export", ("no_such_package",)))
     monkeypatch.setattr(ClassifierExport, "trace", lambda self, samples: pytest.fail("traced"))
     with pytest.raises(ImportError, match=r"no_such_package.*smt-vision\[export\]"):
         export_classifier(OneSize(), "ab", tmp_path / "x", "onnx")
@@ -489,3 +490,15 @@ def test_sample_names_are_unique_and_independent_of_the_place() -> None:
     assert sample_names(paths) == ["cam1/1.png", "cam2/1.png"]
     assert sample_names(paths[:1]) == ["1.png"]
     assert sample_names([Image.new("L", (1, 1))] * 2) == ["2 crops of matplotlib's grace_hopper.jpg"]
+
+
+def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> None:
+    folder = exported("onnx")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_exported(folder, ["CPUExecutionProvider"])(images), load_exported(folder)(images))
+    with pytest.raises(ValueError, match=r"providers.*CPUExecutionProvider.*NoSuchProvider"):
+        load_exported(folder, ["NoSuchProvider", "CPUExecutionProvider"])
+    with pytest.raises(ValueError, match=r"providers.*torch"):
+        load_exported(exported("torch"), ["CPUExecutionProvider"])
+    with pytest.raises(ValueError, match="providers"):
+        smt_vision.load(trained, providers=["CPUExecutionProvider"])

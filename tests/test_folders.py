@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, features
+from timm.utils.misc import natural_key
 
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.files import find_images, is_hidden, is_image, list_files
 from smt_vision.tasks.classification.data.dataset import ImageDataset
+from smt_vision.tasks.classification.data.folders import natural_order
 from smt_vision.tasks.classification.data.sources import open_dataset
 
 OF_TOOLS = [  # left by file managers, network drives and editors
@@ -460,3 +462,15 @@ def test_folders_that_differ_in_unicode_normalization_are_refused(opened: Opener
 def test_class_names_that_differ_in_case_between_splits_are_refused(opened: Opener) -> None:
     with pytest.raises(ValueError, match=r"Cat \(only in train/\), cat \(only in val/\)"):
         opened([*in_classes("train/", "Cat", "dog"), *in_classes("val/", "cat", "dog")])
+
+
+def test_order_of_numbers_in_names_is_timms_at_any_length() -> None:
+    names = ["b10", "B2", "a", "a02", "a2", "10", "9", "a-1", "x9y10", "x9y9", "٣", "2²", ""]
+    assert sorted(names, key=natural_order) == sorted(names, key=lambda name: (timm_order(name), name))
+    long = ["a" + "9" * 5000, "a1" + "0" * 5000, "a²"]  # longer than what Python reads as a decimal number
+    assert sorted(long, key=natural_order) == long
+
+
+def timm_order(name: str) -> list[str | int]:
+    order: list[str | int] = natural_key(name.replace("²", "_"))
+    return order

@@ -21,7 +21,7 @@ from same_run import assert_same_run
 from smt_vision.data.loaders import DecodedImages, train_loader
 from smt_vision.data.samplers import TrainSampler
 from smt_vision.data.sampling import Draws, image_draws
-from smt_vision.recipe import Loss, Sampling
+from smt_vision.recipe import Input, Loss, Sampling
 from smt_vision.tasks import get_task, read_recipe
 from smt_vision.tasks.class_weights import class_weights
 from smt_vision.tasks.classification.config import ClassificationLoss, ClassifyConfig
@@ -138,7 +138,7 @@ def test_repeats_of_an_image_are_augmented_differently() -> None:
     def augment(image: Any, target: int, name: str) -> dict[str, Any]:
         return {"image": torch.rand(1), "target": target}
 
-    dataset = DecodedImages(images, augment, 3, seed=0)
+    dataset = DecodedImages(images, augment, Input(), seed=0)
     items = dataset.__getitems__([(0, 9), (0, 19), (0, 29), (1, 9)])
     assert [item["index"] for item in items] == [9] * 4
     assert len({item["image"].item() for item in items}) == 4

@@ -31,7 +31,7 @@ from smt_vision.study.statistics import summarize
 from smt_vision.study.studies import STUDIES
 from smt_vision.text import Markdown, code, get_logger, markdown, printable, shell_word
 from study_results import made_up_result
-from tiny_run import tiny, write_config, write_images
+from tiny_run import CLASSIFICATION_PICTURES, tiny, write_config, write_images
 
 Capture = pytest.CaptureFixture[str]
 NOT_UTF8 = os.fsdecode(b"gr\xfcn")
@@ -194,15 +194,18 @@ def test_a_run_keeps_exact_names_and_shows_printable_ones(run_folder: Path, data
     assert f" --data {shell_word(data)} --run {shell_word(run_folder)} " in commands
     assert commands.count("\n") == 0
     page = python_markdown.markdown(summary, extensions=["tables", "fenced_code"])
-    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"curves.png", "confusion.png", "mistakes.png"}
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"curves.png", *CLASSIFICATION_PICTURES}
     page = (run_folder / "summary.html").read_text(encoding="utf-8")
     assert not unprintable(page)
-    assert len(re.findall(r' src="data:image/(?:png|jpeg);base64,', page)) == page.count("<img") == 3
+    pictures = re.findall(r' src="data:image/(?:png|jpeg);base64,', page)
+    assert len(pictures) == page.count("<img") == 1 + len(CLASSIFICATION_PICTURES)
     assert set(re.findall(r"<([\w-]+)", page)) <= {
         "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "img", "strong", "code", "pre",
         "table", "thead", "tbody", "tr", "th", "td",
     }  # fmt: skip
-    assert f"<td>optim.lr</td>\n<td>{yaml.safe_load((run_folder / 'recipe.yaml').read_text())['optim']['lr']}</td>" in page
+    assert (
+        f"<td>optim.lr</td>\n<td>{yaml.safe_load((run_folder / 'recipe.yaml').read_text())['optim']['lr']}</td>" in page
+    )
 
 
 def test_prediction_tables(run_folder: Path, data: Path, classes: list[str], tmp_path: Path, capsys: Capture) -> None:

@@ -13,6 +13,7 @@ from smt_vision.cost import ModelInfo
 from smt_vision.engine.summary import write_summary
 from smt_vision.pictures.confusion import confusion
 from smt_vision.pictures.drawing import class_color, sample_grid
+from smt_vision.pictures.quality import ranking_curves, reliability
 from smt_vision.pictures.training import curves
 from smt_vision.tasks.classification.pictures import LabeledImage, Mistake, mistakes, predictions
 from smt_vision.tasks.classification.results import Prediction, write_predictions
@@ -117,6 +118,42 @@ def test_confusion_of_many_classes_shows_those_with_most_errors(tmp_path):
 def test_confusion_requires_one_name_per_row(tmp_path):
     with pytest.raises(ValueError, match=r"\(2, 2\).*\b3\b"):
         confusion(np.eye(2), ["a", "b", "c"], tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize("classes", [1, 3, 14])
+def test_ranking_curves_show_the_mean_and_single_classes(tmp_path, classes):
+    drawn = list(range(min(classes, 10)))
+    curve = {"precision": [1.0, 0.5], "tpr": [0.0, 1.0]}
+    metrics = {
+        "map": 50.0,
+        "auroc_macro": 60.0,
+        "per_class": [{"ap": 40.0 + k, "auroc": 80.0 + k} for k in range(classes)] + [{"ap": None, "auroc": None}],
+        "curves": {"grid": [0.0, 1.0], "macro": curve, "classes": [{"class": k, **curve} for k in drawn]},
+    }
+    paths = tmp_path / "precision_recall.png", tmp_path / "roc.png"
+    figures = ranking_curves(metrics, [f"c{k}" for k in range(classes + 1)], *paths)
+    for figure, path, mean, first, chance in zip(
+        figures, paths, (50, 60), (40, 80), ([], ["chance  50.0"]), strict=True
+    ):
+        (axes,) = figure.axes
+        texts = [text.get_text() for text in axes.get_legend().get_texts()]
+        singles = [f"c{k}  {first + k}.0" for k in drawn] if classes > 1 else []
+        assert texts == [f"mean  {mean}.0", *singles, *chance]
+        assert len({line.get_color() for line in axes.lines}) == len(texts)
+        assert ("10 of 14 classes" in axes.get_title(loc="left")) == (classes == 14)
+        assert size(path)[0] > size(path)[1] > 500
+
+
+def test_reliability_shows_accuracy_over_confidence(tmp_path):
+    bins = [{"count": 30, "confidence": 52.0, "accuracy": 40.0}, {"count": 90, "confidence": 98.0, "accuracy": 99.0}]
+    figure = reliability(bins, 12.345, tmp_path / "reliability.png", "share")
+    axes, shares = figure.axes
+    observed = axes.lines[-1]
+    assert (observed.get_xdata().tolist(), observed.get_ydata().tolist()) == ([0.52, 0.98], [0.4, 0.99])
+    assert [bar.get_height() for bar in shares.patches] == [25, 75]
+    assert axes.get_title(loc="right") == "calibration error 12.35 %"
+    assert axes.get_ylabel() == "share"
+    assert size(tmp_path / "reliability.png") == (576, 672)
 
 
 def test_mistakes_are_sorted_by_score(tmp_path):
@@ -387,6 +424,19 @@ def test_summary_without_optional_parts(tmp_path):
     assert "onfusion" not in text
     assert "| top-1 (%) | 81.25 |  |  |" in text
     assert "images/s" not in text
+
+
+def test_summary_shows_the_metrics_of_each_class_that_there_are(tmp_path):
+    rows = [
+        {**row, "precision": 75.0, "recall": row["accuracy"], "f1": 80.0, "ap": 90.0, "auroc": None}
+        for row in METRICS["per_class"]
+    ]
+    text = summary(tmp_path, metrics=METRICS | {"per_class": rows, "kappa": None, "f1_macro": 80.0})
+    assert "| class | images | accuracy (%) | precision (%) | F1 (%) | AP (%) |" in text
+    assert "| cat | 80 | 95.00 | 75.00 | 80.00 | 90.00 |" in text
+    assert "| F1, macro (%) | 80.00 |  |  |" in text
+    assert "| Cohen's kappa | undefined |  |  |" in text
+    assert "AUROC" not in text  # neither of a class nor of all, as in the metrics of an earlier version
 
 
 def test_summary_accepts_a_tensor(tmp_path):

@@ -18,17 +18,18 @@ from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
 from smt_vision.engine.run import Run
 from smt_vision.legacy import upgrade
-from smt_vision.recipe import Augment, Engine, Input, Optim, Recipe
-from smt_vision.tasks import RECIPES, TASKS, read_recipe, recipe_class
+from smt_vision.recipe import OWN_DATA, Augment, Engine, Input, Optim, Recipe
+from smt_vision.tasks import RECIPES, TASKS, get_task, read_recipe, recipe_class
 from tiny_run import MODEL_ARGS, tiny
 
 LARGE = ("imagenet22k_large", "imagenet1k_large_ft224", "imagenet1k_large_ft384")
 SCRATCH = ("tiny", "small", "base", "large")
 DETECTION = {
+    "detect", "instance", "coco_dino_small",
     "coco_mask_rcnn_1x_small", "coco_mask_rcnn_1x_base", "coco_mask_rcnn_3x_small", "coco_mask_rcnn_3x_base",
     "coco_cascade_3x_small", "coco_retinanet_3x_small", "nuclei_mask_rcnn", "bccd_retinanet",
 }  # fmt: skip
-SEGMENTATION = {"ade20k_upernet_160k_small", "ade20k_upernet_160k_base", "salient_upernet", "camvid_upernet"}
+SEGMENTATION = {"segment", "ade20k_upernet_160k_small", "ade20k_upernet_160k_base", "salient_upernet", "camvid_upernet"}
 CLASSIFICATION = {name: recipe for name, recipe in RECIPES.items() if recipe.task == "classify"}
 ALL = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
@@ -47,7 +48,7 @@ def test_descriptions_and_sources(recipe: Recipe) -> None:
         assert len(text) > 3
         assert "\n" not in text
     detect = {f"{kind}_{number}" for kind in ("box", "mask") for number in ("ap", "ap50")}
-    known = {"classify": {"top1", "top5"}, "detect": detect, "segment": {"miou", "pixel_accuracy"}}
+    known = {"classify": {"top1", "top5"}, "detect": detect, "segment": {"miou", "pixel_accuracy"}, "pretrain": {"knn"}}
     assert set(recipe.expected) <= known[recipe.task]
     assert not recipe.expected or recipe.expected_source
 
@@ -60,7 +61,7 @@ def test_plain_data_round_trip(recipe: Recipe) -> None:
     assert read_recipe(plain) == replace(recipe, model_args=plain["model_args"])
 
 
-@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
+@pytest.mark.parametrize("task", TASKS)
 def test_every_field_is_documented(task: str) -> None:
     groups = recipe_class(task).groups()
     for kind in (Recipe, Input, Augment, Optim, Engine, *groups.values()):
@@ -72,7 +73,7 @@ def test_every_field_is_documented(task: str) -> None:
 
 # The fields of a group that not all tasks have.
 CLASSIFICATION_OWN = {
-    "input": {"size", "crop_pct", "crop_mode", "val_fraction", "allow_damaged"},
+    "input": {"size", "crop_pct", "crop_mode", "val_fraction", "allow_damaged", "max_value"},
     "augment": {
         "crop", "scale", "ratio", "pad", "color_jitter", "auto_augment", "random_erasing", "erasing_mode", "mixup",
         "cutmix", "mix_prob", "switch_prob", "label_smoothing",
@@ -82,18 +83,23 @@ DETECTION_OWN = {
     "input": {"val_fraction"},
     "augment": {"color_jitter", "scale_jitter", "iou_crop", "mosaic", "close_mosaic", "copy_paste"},
 }
+PRETRAINING_OWN = {"input": CLASSIFICATION_OWN["input"], "augment": {"scale", "color_jitter", "grayscale", "blur"}}
+GROUPS = {"classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "pretrain": PRETRAINING_OWN}
 
 
 @ALL
 def test_to_dict_has_only_the_fields_of_its_task(recipe: Recipe) -> None:
     plain = recipe.to_dict()
-    own = {recipe.task} if recipe.task == "detect" else {recipe.task, "loss"}
+    own = {
+        recipe.task,
+        *{"classify": ("loss", "labels"), "detect": (), "segment": ("loss",), "pretrain": ()}[recipe.task],
+    }
     assert plain.keys() == {"task"} | {f.name for f in fields(Recipe)} | own
-    assert set(recipe.groups()) == {"lora", "input", "augment", "sampling", "optim", "engine"} | own
+    assert set(recipe.groups()) == {"lora", "distill", "input", "augment", "sampling", "optim", "engine"} | own
     assert recipe.head_group == recipe.task
     for group, shared in (("input", Input), ("augment", Augment)):
         more = plain[group].keys() - {f.name for f in fields(shared)}
-        assert more == {"classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN}.get(recipe.task, {}).get(group, set())
+        assert more == GROUPS.get(recipe.task, {}).get(group, set())
 
 
 def earlier_form(recipe: Recipe) -> dict[str, Any]:
@@ -102,15 +108,16 @@ def earlier_form(recipe: Recipe) -> dict[str, Any]:
     every = {task: recipe_class(task).groups() for task in TASKS}
     for group in ("input", "augment"):
         plain[group] = {**json.loads(json.dumps(asdict(every["classify"][group]()))), **plain[group]}
-    del plain["input"]["allow_damaged"]  # newer than that form
+    del plain["input"]["allow_damaged"], plain["input"]["max_value"]  # newer than that form
     plain["input"]["max_broken"] = plain["input"].pop("max_unreadable")
     for head in ("detect", "segment"):
         plain.setdefault(head, json.loads(json.dumps(asdict(every[head][head]()))))
     return plain
 
 
-@ALL
-def test_earlier_form_is_read(recipe: Recipe) -> None:
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.task != "pretrain"])
+def test_earlier_form_is_read(name: str) -> None:
+    recipe = RECIPES[name]
     assert read_recipe(earlier_form(recipe)).to_dict() == recipe.to_dict()
 
 
@@ -284,7 +291,7 @@ def test_expected_results_are_the_papers(paper: dict[str, Any]) -> None:
 # --- the paper's values for detection and segmentation
 
 
-@pytest.mark.parametrize("name", sorted(name for name in DETECTION if name.startswith("coco")))
+@pytest.mark.parametrize("name", sorted(n for n in DETECTION if n.startswith("coco") and "dino" not in n))
 def test_detection_is_the_papers(paper: dict[str, Any], name: str) -> None:
     recipe, given = RECIPES[name], paper["recipes"]["detection"]
     schedule, variant = given["3x" if "3x" in name else "1x"], name.rpartition("_")[2]
@@ -345,19 +352,40 @@ def test_detection_warms_up_for_500_steps() -> None:
 
 def test_expected_results_of_dense_tasks_are_the_papers(paper: dict[str, Any]) -> None:
     heads = {"mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN", "retinanet": "RetinaNet"}
+    heads |= {"dino": "DINO 4-scale", "fcos": "FCOS"}
     coco = {(row["backbone"], row["method"], row["schedule"]): row for row in paper["coco"]}
     found = 0
     for name in DETECTION:
         recipe = RECIPES[name]
-        schedule = "3x" if "3x" in name else "1x"
+        schedule = "3x" if "3x" in name else "1x" if "dino" not in name else None
         if row := coco.get((recipe.model, heads[recipe.detect.head], schedule)):
             assert recipe.expected == {k: row[k] for k in ("box_ap", "mask_ap") if k in row}, name
             found += 1
-    assert found == 4
+    assert found == 5
     for row in paper["ade20k"]:
         recipe = RECIPES[f"ade20k_upernet_160k_{row['backbone'].removeprefix('smt_')}"]
         assert recipe.expected == {"miou": row["miou_ss"]}
         assert str(row["miou_ms"]) in recipe.expected_source
+
+
+# --- recipes for one's own images
+
+OWN = sorted(name for name, recipe in RECIPES.items() if recipe.data == OWN_DATA)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_images_must_be_given(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before weights are downloaded."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"'{name}' has no data of its own.*--data MY_FOLDER"):
+        get_task(RECIPES[name].task).training(RECIPES[name])
+
+
+def test_each_task_has_a_recipe_for_own_images_from_pretrained_weights() -> None:
+    assert {"finetune", "detect", "instance", "segment"} <= set(OWN)
+    assert all(RECIPES[name].pretrained for name in OWN if name != "pretrain")
+    assert RECIPES["instance"].detect.has_masks
+    assert not RECIPES["detect"].detect.has_masks
 
 
 # --- a printed recipe, read again

@@ -134,7 +134,7 @@ def test_pickles_and_archives_are_read_nowhere_else() -> None:
     assert found == {
         # It packs values of a dataset for worker processes, and unpacks its own bytes only.
         ("src/smt_vision/tasks/detection/data/dataset.py", "pickle.loads"),
-        ("src/smt_vision/recipe_files.py", "yaml.load"),  # with a SafeLoader
+        ("src/smt_vision/yaml_files.py", "yaml.load"),  # with a SafeLoader
     }
 
 

@@ -1,6 +1,8 @@
 """Segmentation metrics: known answers, agreement with torchmetrics, reduction over processes."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import py_sod_metrics
@@ -9,7 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
+from processes import run_on_processes
+from smt_vision.tasks.bootstrap import resampled_counts
 from smt_vision.tasks.segmentation.metrics import BinaryMetrics, SegmentationMetrics
+from smt_vision.tasks.segmentation.task import SegmentationMetric
 
 CLASSES = 5
 
@@ -86,6 +91,34 @@ def test_reduced_shards_give_the_metrics_of_one_process():
         found = shard.compute()
         assert torch.equal(found.pop("confusion"), confusion)
         assert found == expected
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("world", [1, 2])
+def test_bootstrap_interval_is_that_of_evaluations_of_resampled_images(binary: bool, world: int) -> None:
+    pairs, resamples = random_maps(), 5 if binary else 40
+    if binary:
+        pairs = [((prediction / 8).float(), (label == 1).long()) for prediction, label in pairs]
+    expected = []
+    for counts in next(resampled_counts(len(pairs), resamples)):
+        metrics = BinaryMetrics() if binary else SegmentationMetrics(CLASSES)
+        for pair, count in zip(pairs, counts, strict=True):
+            for _ in range(count):
+                metrics.update(*pair)
+        expected.append(metrics.compute()["s_measure" if binary else "miou"])
+
+    def work(rank: int, all_gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        metric = SegmentationMetric(tuple("abcde"), binary, torch.device("cpu"), resamples=resamples)
+        for i in range(len(pairs) - 1 - rank, -1, -world):  # in another order
+            metric.update([pairs[i][0]], {"label": [pairs[i][1]], "index": torch.tensor([i])})
+        metric.reduce(lambda value: all_gather(value).sum(0), all_gather)
+        return metric.compute()["interval"]
+
+    low, high = np.percentile(expected, [2.5, 97.5])
+    assert high - low > 0.1
+    for interval in run_on_processes(work, world):
+        assert (interval["low"], interval["high"]) == pytest.approx((low, high), rel=1e-9)
+        assert (interval["metric"], interval["resamples"]) == ("s_measure" if binary else "miou", resamples)
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 254])

@@ -23,8 +23,11 @@ from smt_vision.engine.loop import train
 from smt_vision.tasks import classes as classes_module
 from smt_vision.tasks import get_task, read_spec
 from smt_vision.tasks.classes import match_classes
+from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.sources import open_dataset
+from smt_vision.tasks.classification.predictor import Classifier
 from smt_vision.tasks.classification.published import class_names, class_synonyms
+from smt_vision.tasks.classification.task import open_evaluation
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
 from tiny_run import COLORS, tiny, write_images, write_split
@@ -57,6 +60,12 @@ def export(unsplit_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def models(unsplit_run: Path, export: Path) -> list[Classifier]:
+    """A run, its checkpoint and its export."""
+    return [smt_vision.load(path) for path in (unsplit_run, unsplit_run / "best.pt", export)]  # type: ignore[misc]
+
+
 def copy_as_tar(folder: Path, tar: Path) -> Path:
     with tarfile.open(tar, "w:gz") as file:
         file.add(folder, arcname="set")
@@ -70,7 +79,7 @@ def copy_as_tar(folder: Path, tar: Path) -> Path:
     "spelling", ["name", "slash", "dot", "absolute", "up", "link", "parent", "copy", "tar", "another folder"]
 )
 def test_run_is_evaluated_on_its_held_out_images_under_any_path(
-    spelling: str, unsplit: Path, unsplit_run: Path, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spelling: str, unsplit: Path, models: list[Classifier], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(unsplit.parent)
     monkeypatch.setenv("SMT_CACHE_DIR", str(tmp_path / "cache"))
@@ -95,21 +104,19 @@ def test_run_is_evaluated_on_its_held_out_images_under_any_path(
     elif spelling == "another folder":
         (unsplit.parent / "cwd").mkdir(exist_ok=True)
         monkeypatch.chdir(unsplit.parent / "cwd")
-    held_out = {row["id"] for row in _evaluated(unsplit_run, unsplit)}
-    for model in (unsplit_run, unsplit_run / "best.pt", export):
-        metrics = smt_vision.evaluate(model, data, workers=0)
-        assert (metrics["count"], metrics["trained_on"], metrics["calibrated_on"]) == (HELD_OUT, 0, 0)
-    assert {row["id"] for row in _evaluated(export, Path(data))} == held_out
-    # The split of training itself.
-    assert held_out == set(_ids(open_dataset(str(unsplit), "val")))
+    held_out = _ids(open_dataset(str(unsplit), "val"))
+    assert len(held_out) == HELD_OUT
+    for model in models:
+        images = _evaluated(model, data)
+        assert sorted(_ids(images)) == sorted(held_out)
+        assert model.used_images is not None
+        assert model.used_images.count_in(images.fingerprints()) == {"trained_on": 0, "calibrated_on": 0}
 
 
-def _evaluated(model: Path, data: Path) -> list[dict[str, str]]:
-    from smt_vision.tasks.classification.task import open_evaluation
-
-    predictor = smt_vision.load(model)
-    evaluation, _ = open_evaluation(predictor, str(data), replace(predictor.input, workers=0), 4, 0, 1)
-    return [{"id": name} for name in _ids(evaluation.val_set)]
+def _evaluated(model: Classifier, data: str) -> ImageDataset:
+    """The images that an evaluation of the model takes of a dataset."""
+    evaluation, _ = open_evaluation(model, data, replace(model.input, workers=0), 4, 0, 1)
+    return evaluation.val_set
 
 
 def _ids(images: object) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from smt_vision.recipe import Engine, Optim
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 
+CLASSIFICATION_PICTURES = ("confusion.png", "precision_recall.png", "roc.png", "reliability.png", "mistakes.png")
 COLORS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 MODEL_ARGS: dict[str, Any] = dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 2, 1), attn_heads=(1, 1, 2, 4))
 PLAIN = ClassificationAugment(

@@ -18,7 +18,10 @@ from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
+    from .embedding.embeddings import Embeddings, embed
+    from .engine.calibration import calibrate
     from .engine.evaluation import evaluate
+    from .engine.folds import CrossValidation, cross_validate
     from .engine.loop import train
     from .engine.lr_finder import find_lr
     from .forms.inference import fuse
@@ -32,14 +35,21 @@ if TYPE_CHECKING:
     from .tasks.load import load
     from .tasks.segmentation.predictor import Segmenter
     from .tasks.segmentation.results import SegmentationResult
+    from .tasks.video import predict_video
 
 _LAZY = {
     "load": ".tasks.load",
     "train": ".engine.loop",
     "find_lr": ".engine.lr_finder",
+    "cross_validate": ".engine.folds",
+    "CrossValidation": ".engine.folds",
     "evaluate": ".engine.evaluation",
+    "calibrate": ".engine.calibration",
     "predict": ".api",
+    "predict_video": ".tasks.video",
     "export": ".api",
+    "embed": ".embedding.embeddings",
+    "Embeddings": ".embedding.embeddings",
     "fuse": ".forms.inference",
     "inspect": ".inspection.inspect",
     "Recipe": ".recipe",
@@ -56,14 +66,19 @@ __all__ = [
     "RECIPES",
     "SMT",
     "Classifier",
+    "CrossValidation",
     "Detections",
     "Detector",
+    "Embeddings",
     "Prediction",
     "Recipe",
     "SegmentationResult",
     "Segmenter",
     "__version__",
     "backbone",
+    "calibrate",
+    "cross_validate",
+    "embed",
     "evaluate",
     "export",
     "find_lr",
@@ -71,6 +86,7 @@ __all__ = [
     "inspect",
     "load",
     "predict",
+    "predict_video",
     "train",
 ]
 

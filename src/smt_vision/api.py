@@ -43,7 +43,7 @@ def export(
     Args:
         source: The model, as :func:`smt_vision.load` takes it.
         folder: Output folder.
-        format: ``onnx``, ``openvino`` or ``torch``.
+        format: ``onnx``, ``openvino``, ``torch``, ``executorch`` or ``coreml``.
         overrides: Fields that differ from training.
         options: Further arguments of :meth:`smt_vision.tasks.predictor.Predictor.export`, e.g. ``images``.
 

@@ -127,6 +127,7 @@ class Where(Bound):
 # Upper limits are far above useful values: beyond them, the machine would fail later and with another message.
 Count = Annotated[int, Range(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Range(ge=0)]
+Resamples = Annotated[int, Range(ge=0, le=100_000)]
 Seconds = Annotated[float, Range(ge=0, le=1_000_000)]
 Processes = Annotated[int, Range(ge=1, le=1024)]
 Workers = Annotated[int, Range(ge=0, le=1024)]

@@ -82,7 +82,7 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     if path.suffix == ".safetensors":
         tensors = {k: v.detach().cpu().contiguous() for k, v in state["model"].items()}
         rest = json.dumps({"format": FORMAT, **{k: v for k, v in state.items() if k != "model"}})
-        metadata = {"format": "pt", METADATA: rest, CHECKSUM: _checksum(tensors, rest)}
+        metadata = {"format": "pt", METADATA: rest, CHECKSUM: checksum(tensors, rest)}
         write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata), _size(tensors))
     else:
 
@@ -101,7 +101,7 @@ def _size(content: Any) -> int:
     return sum(map(_size, values))
 
 
-def _checksum(tensors: Mapping[str, Tensor], rest: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], rest: str = "") -> str:
     """Hash of names, dtypes, shapes and values of tensors, and of a text."""
     digest = hashlib.blake2b(rest.encode(), digest_size=16)
     for name in sorted(tensors):
@@ -135,7 +135,7 @@ def load(path: Path) -> Checkpoint:
             raise FileNotFoundError(f"{path}: there is no {BEST} in this folder; expected a run's folder, or a file")
         path = path / BEST
     content, metadata = read_tensors(path)
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(content, metadata.get(METADATA, "")):
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(content, metadata.get(METADATA, "")):
         raise ValueError(f"{path}: damaged: its checksum is wrong; use another checkpoint, or a copy of this file")
     state = {**_read_metadata(metadata[METADATA], path), "model": content} if METADATA in metadata else content
     if not _is_own(state):

@@ -15,10 +15,12 @@ _CLASSIFICATION_ONLY = {
 # field that is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "augment.close_mosaic", "augment.copy_paste", "augment.iou_crop", "augment.mosaic", "augment.scale_jitter",
-    "classify", "detect.tile_overlap", "detect.tiles", "engine.allow_changed_data", "engine.keep_every_hours",
-    "engine.keep_last", "engine.loggers", "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite",
-    "engine.patience", "engine.timeout_minutes", "freeze", "input.allow_damaged", "input.exact", "input.val_fraction",
-    "lora", "loss", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling", "train_fraction",
+    "classify", "detect.layers", "detect.queries", "detect.tile_overlap", "detect.tiles", "distill",
+    "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
+    "fold", "folds", "freeze", "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels",
+    "lora", "loss", "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling",
+    "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

@@ -27,6 +27,7 @@ from .bounds import (
     short,
 )
 
+OWN_DATA = "PATH"  # ``data`` of the recipes for one's own images, in place of a folder
 PAPER = "Lin et al., Scale-Aware Modulation Meet Transformer, ICCV 2023, arXiv 2307.08579"
 
 T = TypeVar("T")
@@ -83,6 +84,11 @@ class Input(Group):
     workers: Workers = 8
     max_unreadable: CountOrZero = 10
     exact: bool = False
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether images are arrays of any number of bands, not 8-bit RGB or grayscale."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,6 +178,7 @@ class Optim(Group):
         weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
         no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only.
         layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.
+        backbone_lr_scale: Factor on the learning rate of a detector's or segmenter's backbone.
         clip_grad: Largest gradient norm; ``None`` for no clipping.
     """
 
@@ -190,6 +197,7 @@ class Optim(Group):
     weight_decay: Annotated[float, Range(ge=0, le=1000)] = 0.05
     no_decay: Literal["1d", "norm"] = "1d"
     layer_decay: PositiveFraction | None = None
+    backbone_lr_scale: PositiveFraction = 1.0
     clip_grad: Annotated[float, Range(gt=0)] | None = 5.0
 
     def __post_init__(self) -> None:
@@ -223,6 +231,29 @@ class Lora(Group):
     dropout: FractionBelow1 = 0.0
     targets: tuple[Annotated[str, NotEmpty()], ...] = ()
     norms: bool = False
+
+
+@dataclass(frozen=True)
+class Distill(Group):
+    """A frozen teacher that the model learns from, beside the labels.
+
+    Args:
+        teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.
+        features: Weight of the loss between the feature maps of model and teacher (attention transfer: Zagoruyko and
+            Komodakis, ICLR 2017); 0 for none.
+    """
+
+    group: ClassVar[str] = "distill"
+    weights: ClassVar[tuple[str, ...]] = ("features",)  # fields that weight the losses
+
+    teacher: Annotated[str, NotEmpty()] | None = None
+    features: Annotated[float, Range(ge=0, le=1_000_000)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher is not None and not any(getattr(self, name) for name in self.weights):
+            names = " or ".join(f"distill.{name}" for name in self.weights)
+            raise ValueError(f"distill.teacher={self.teacher} has no effect: set {names} above 0")
 
 
 @dataclass(frozen=True)
@@ -302,9 +333,13 @@ class Recipe:
         freeze: The part of the backbone that keeps its weights and its BatchNorm statistics: ``none``; ``stem``; a
             number k for the stem and the first k stages; ``backbone`` for everything below the head.
         lora: Low-rank adapters.
+        distill: A teacher to learn from.
         data: Where the images are; see the task's guide for the layouts.
         train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
             at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
+        folds: Number of folds of a cross-validation: the training images (without a validation split, all images) are
+            divided into this many parts, stratified and seeded; ``None`` for none.
+        fold: The fold that this run validates on, from 1 on; it trains on the others. ``None``: all folds in turn.
         epochs: Passes over the training images.
         batch_size: Images per batch and process.
         seed: Seed of everything random.
@@ -330,8 +365,11 @@ class Recipe:
     checkpoint: Annotated[str, NotEmpty()] | None = None
     freeze: Freeze = "none"
     lora: Lora = field(default_factory=Lora)
+    distill: Distill = field(default_factory=Distill)
     data: str
     train_fraction: PositiveFraction = 1.0
+    folds: Annotated[int, Range(ge=2, le=1000)] | None = None
+    fold: Annotated[int, Range(ge=1, le=1000)] | None = None
     epochs: Count
     batch_size: Count
     seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = 0
@@ -352,6 +390,13 @@ class Recipe:
                 f"freeze=backbone leaves no layer for the adapters of lora.rank={self.lora.rank}: set freeze to none, "
                 "stem or a number of stages, or lora.rank to 0"
             )
+        if self.distill.teacher is not None and self.distill.features and self.engine.compile:
+            raise ValueError(
+                f"distill.features={self.distill.features} requires engine.compile=false: a compiled model does not "
+                "give its feature maps"
+            )
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(f"invalid fold={self.fold}: expected 1 to the number of folds, with folds={self.folds}")
 
     @classmethod
     @cache

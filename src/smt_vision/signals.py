@@ -29,11 +29,16 @@ class RunStopped(Stopped):
     """A run was stopped by a signal, with a checkpoint."""
 
     def __init__(self, folder: Path, step: int, total_steps: int, received: list[int]) -> None:
+        self.step, self.total_steps, self.received = step, total_steps, received
         super().__init__(
             f"stopped after step {step} of {total_steps} and saved; resume with: smt train --resume "
             f"{shell_word(folder)}",
             received[0] if received else int(signal.SIGTERM),  # none: another process received it
         )
+
+    def within(self, folder: Path) -> "RunStopped":
+        """The same of a run that is a part of what is resumed with another folder."""
+        return RunStopped(folder, self.step, self.total_steps, self.received)
 
 
 class Interrupted(BaseException):

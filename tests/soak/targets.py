@@ -27,7 +27,7 @@ from dense_sets import coco_content, write_coco, write_cvat, write_voc, write_yo
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision import RECIPES, checkpoints, cli, load
 from smt_vision.convert import convert_file
-from smt_vision.data.decode import MAX_PIXELS, decode
+from smt_vision.data.decode import MAX_PIXELS, decode, decode_input
 from smt_vision.data.files import is_image
 from smt_vision.data.label_maps import decode_labels, decode_mask
 from smt_vision.deploy.exported import MANIFEST, load_used_images, sha256
@@ -364,6 +364,75 @@ def _read_hub(path: Path) -> None:
         shutil.rmtree(cache, ignore_errors=True)
 
 
+def _label_files(folder: Path) -> Iterable[Example]:
+    root = write_images(folder / "labeled", COLORS, [3, 3, 3])
+    names = [str(path.relative_to(root)) for path in sorted(root.rglob("*.png"))]
+    images = {name: (root / name).read_bytes() for name in names}
+    single = [name.split("/")[0] for name in names]
+    several = ["|".join(sorted(COLORS)[: i % 4]) for i in range(len(names))]
+    splits = ["val" if i % 3 == 0 else "train" for i in range(len(names))]
+    rows = list(zip(names, splits, single, several, strict=True))
+    lines = {
+        "labels.csv": ["path,split,label", *(f"{p},{s},{label}" for p, s, label, _ in rows)],
+        "quoted.csv": ["image,tags", *(f'"{p}","{tags}"' for p, _, _, tags in rows)],
+        "labels.tsv": ["path\tlabel", *(f"{p}\t{label}" for p, _, label, _ in rows)],
+        "flags.csv": ["file_name,a,b", *(f"{p},{i % 2},{i // 4}" for i, (p, *_) in enumerate(rows))],
+        "metadata.jsonl": [json.dumps({"file_name": p, "labels": tags.split("|")}) for p, _, _, tags in rows if tags],
+    }
+    for name, content in lines.items():
+        yield Example({**images, name: "\n".join(content).encode() + b"\n"}, name)
+
+
+def _parquet_labels(folder: Path) -> Iterable[Example]:
+    import pyarrow
+    from pyarrow import parquet
+
+    first, *_ = _label_files(folder)
+    names = [name for name in first.files if name.endswith(".png")]
+    images = {name: first.files[name] for name in names}
+    for compression in ("none", "snappy", "zstd"):
+        for values in ([n.split("/")[0] for n in names], [i % 3 for i in range(len(names))], [["a", "b"]] * len(names)):
+            out = io.BytesIO()
+            parquet.write_table(pyarrow.table({"path": names, "label": values}), out, compression=compression)
+            yield Example({**images, "labels.parquet": out.getvalue()}, "labels.parquet")
+
+
+def _read_label_file(path: Path) -> None:
+    multi_label = _is_one_in(2, path)
+    for split in ("train", "val"):
+        images = open_dataset(str(path), split, val_fraction=0.4, multi_label=multi_label)
+        for i in range(min(len(images), 5)):
+            images.read(i)
+        assert images.multi_label == multi_label
+
+
+def _bands(folder: Path) -> Iterable[Example]:
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(0, 1000, (17, 24, 5)).astype(np.uint16)
+    for order in ("C", "F"):
+        out = io.BytesIO()
+        np.save(out, np.asarray(pixels, order=order))  # type: ignore[call-overload]
+        yield Example({"image.npy": out.getvalue()}, "image.npy")
+    for options in (
+        dict(planarconfig="contig"), dict(planarconfig="separate"), dict(compression="zlib"), dict(tile=(16, 16)),
+        dict(bigtiff=True), dict(byteorder=">"), {},
+    ):  # fmt: skip
+        out = io.BytesIO()
+        bands = pixels if options.get("planarconfig") == "contig" else pixels.transpose(2, 0, 1)
+        tifffile.imwrite(out, bands, photometric="minisblack", **options)  # type: ignore[arg-type]
+        yield Example({"image.tif": out.getvalue()}, "image.tif")
+
+
+def _read_bands(path: Path) -> None:
+    input = ClassificationInput(channels=5, size=64, mean=(0.5,) * 5, std=(0.25,) * 5)
+    pixels = decode_input(path, input, name=str(path))
+    assert isinstance(pixels, torch.Tensor)
+    assert len(pixels) == 5
+    if _is_one_in(3, path):
+        assert eval_transform(input)(pixels).shape == (5, 64, 64)
+
+
 # --- weights
 
 
@@ -651,6 +720,9 @@ TARGETS = {
         Target("shard classes", "data", _shard_classes, _read_tar, [mutate_text], share=8),
         Target("compressed tar", "data", _compressed_tars, _read_tar, [_pack_as_before], share=12),
         Target("hub", "data", _hub, _read_hub, [mutate_bytes], share=1, memory=512),
+        Target("label file", "data", _label_files, _read_label_file, [mutate_text, mutate_bytes], share=12),
+        Target("parquet labels", "data", _parquet_labels, _read_label_file, [mutate_bytes], share=12),
+        Target("bands", "data", _bands, _read_bands, [mutate_bytes], share=20, memory=3072),
         Target("model", "weights", _models, _read_model, [mutate_zip, mutate_state], share=3, memory=1024),
         Target("safetensors", "weights", _safetensors, _read_model, [mutate_safetensors], share=6, memory=1024),
         Target("state dict", "weights", _state_dicts, _read_state_dict, [_mutate_pth], share=3, memory=512),

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from ..bounds import Count, Fraction, check_fields
-from ..data.decode import UnreadableImage, channels_of, decode
+from ..data.decode import UnreadableImage, decode_picture
 from ..tasks.classes import some_names
 from . import pictures
 from .attention import AttentionMaps, attention_maps, find_attention
 from .class_activation import class_activation, require_classifier
 from .modulation import find_modulation, modulation_maps
-from .neighbors import nearest, pooled_features
+from .neighbors import batch_features, nearest, pooled_features
 from .receptive_field import effective_receptive_fields
 from .spectrum import spectra
 from .subject import Sample, Subject
@@ -202,25 +202,19 @@ def _class_activation(subject: Subject, samples: Samples, options: Options, fold
 
 
 def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    paths, features, notes = [], [], []
-    batch: list[torch.Tensor] = []
+    paths: list[Path] = []
+    features, notes = [], []
 
-    def finish() -> None:
-        if batch:
-            features.append(pooled_features(subject.network, torch.cat(batch)))
-            batch.clear()
+    def prepared() -> Iterator[tuple[Path, torch.Tensor]]:
+        for path in options.gallery:
+            try:
+                yield path, subject.pixels(path, str(path))[0]
+            except UnreadableImage as error:
+                notes.append(f"neighbors: left out {error}")
 
-    for path in options.gallery:
-        try:
-            pixels = subject.sample(path, path.stem).pixels
-        except UnreadableImage as error:
-            notes.append(f"neighbors: left out {error}")
-            continue
-        paths.append(path)
-        if batch and (batch[0].shape != pixels.shape or len(batch) == GALLERY_BATCH):
-            finish()
-        batch.append(pixels)
-    finish()
+    for batch, rows in batch_features(subject.network, prepared(), GALLERY_BATCH, subject.predictor.device):
+        paths += batch
+        features.append(rows)
     if not paths:
         raise ValueError(f"none of the {len(options.gallery)} images to search can be read, e.g. {notes[0]}")
     queries = [(sample.name, sample.path, pooled_features(subject.network, sample.pixels)) for sample in samples()]
@@ -230,7 +224,7 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     stem = folder / "neighbors"
     names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}
     written = _save(stem, {**names, **found.arrays(), "features": np.concatenate(features)})
-    rows, data = [], {}
+    lines, data = [], {}
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
         nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
@@ -238,10 +232,10 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
             (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
             for path, s in nearby
         ]
-        rows.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
+        lines.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
-    pictures.neighbors_picture(rows, title, picture)
+    pictures.neighbors_picture(lines, title, picture)
     return Outcome(f"{k} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
 
 
@@ -327,6 +321,6 @@ def _number(value: float) -> float | None:
 
 
 def _thumbnail(path: Path, subject: Subject) -> Any:
-    image = decode(path, channels_of(subject.predictor.spec.input), name=str(path)).convert("RGB")
+    image = decode_picture(path, subject.predictor.spec.input, name=str(path))
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return image

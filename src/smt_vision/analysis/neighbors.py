@@ -3,8 +3,9 @@
 Shapes: ``Q`` queries and ``G`` images of a gallery with ``D`` features each.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from torch import Tensor
 from .blocks import feature_map, is_channels_last
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,32 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
         size = (x.shape[-2], x.shape[-1])
         features = feature_map(features, size, is_channels_last(network), type(network).__name__).mean(dim=(2, 3))
     return features.float().cpu().numpy()
+
+
+def batch_features(
+    network: Any, images: Iterable[tuple[T, Tensor]], batch_size: int, device: torch.device
+) -> Iterator[tuple[list[T], Floats]]:
+    """Pooled features of images, in batches of images that follow each other and have the same size.
+
+    Args:
+        network: As for :func:`pooled_features`.
+        images: Per image a key and the network's input ``(C, H, W)``.
+        batch_size: Images per batch, at most.
+        device: Device of the network.
+
+    Returns:
+        Per batch the keys, and the features ``(B, D)``.
+    """
+    keys: list[T] = []
+    batch: list[Tensor] = []
+    for key, pixels in images:
+        if batch and (batch[0].shape != pixels.shape or len(batch) == batch_size):
+            yield keys, pooled_features(network, torch.stack(batch).to(device))
+            keys, batch = [], []
+        keys.append(key)
+        batch.append(pixels)
+    if batch:
+        yield keys, pooled_features(network, torch.stack(batch).to(device))
 
 
 def nearest(queries: Floats, gallery: Floats, k: int, excluded: npt.NDArray[np.bool_] | None = None) -> Neighbors:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.decode import channels_of, decode
+from ..data.dataset import Raw
+from ..data.decode import decode_input
 from ..data.padding import pad_together
 from ..data.transforms import channel_statistics
 from ..deploy.exported import ExportedModel
@@ -73,16 +74,35 @@ class Subject:
             self.network = next(m for m in predictor.model.modules() if isinstance(m, Backbone)).network
 
     def sample(self, path: Path, name: str) -> Sample:
+        """Decode and preprocess an image, see :meth:`pixels`.
+
+        Raises:
+            UnreadableImage: The file cannot be decoded.
+        """
+        pixels, reduced = self.pixels(path, str(path))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_statistics(self.predictor.spec.input))
+        shown = (pixels * std + mean).clamp(0, 1)[: 3 if len(pixels) >= 3 else 1]
+        picture = (shown * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
+        return Sample(name, path, pixels[None].to(self.predictor.device), picture.numpy(), reduced)
+
+    def pixels(self, data: Raw, name: str) -> tuple[Tensor, str]:
         """Decode and preprocess an image.
 
         That of a classifier is resized and cropped as in prediction. That of a detector or segmenter is resized as in
         prediction, reduced to about 1.2 million pixels if it has more, and zero-padded to multiples of 32; windows,
         scales and flips of a segmenter's prediction are not applied.
 
+        Args:
+            data: Content of an image file, its path, or an image in memory.
+            name: Name of the image in error messages.
+
+        Returns:
+            The network's input ``(C, H, W)`` on the CPU, and how it was reduced to bound memory, as in :class:`Sample`.
+
         Raises:
-            UnreadableImage: The file cannot be decoded.
+            UnreadableImage: The image cannot be decoded.
         """
-        pixels = self.predictor.transform(decode(path, channels_of(self.predictor.spec.input), name=str(path)))
+        pixels = self.predictor.transform(decode_input(data, self.predictor.spec.input, name=name))
         reduced = ""
         if not self.is_classifier:
             height, width = pixels.shape[-2:]
@@ -92,9 +112,7 @@ class Subject:
                 pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
                 reduced = f"reduced from {height} x {width} to {size[0]} x {size[1]} pixels to bound memory"
             pixels = pad_together([pixels])[0][0]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_statistics(self.predictor.spec.input))
-        picture = ((pixels * std + mean).clamp(0, 1) * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0)
-        return Sample(name, path, pixels[None].to(self.predictor.device), picture.numpy(), reduced)
+        return pixels, reduced
 
     @torch.no_grad()
     def check(self, sample: Sample) -> None:

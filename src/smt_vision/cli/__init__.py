@@ -18,8 +18,20 @@ from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
 from .console import PlainConsole
 
 COMMANDS = (
-    "inspect", "train", "eval", "predict", "export", "info", "bench", "study", "analyze", "recipes", "convert",
-)  # fmt: skip
+    "inspect",
+    "train",
+    "eval",
+    "calibrate",
+    "predict",
+    "embed",
+    "export",
+    "info",
+    "bench",
+    "study",
+    "analyze",
+    "recipes",
+    "convert",
+)
 ABOUT = """\
 smt: train, evaluate and use the Scale-Aware Modulation Transformer and any timm model.
 
@@ -54,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"smt-vision {__version__}")
         return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(ABOUT.format(commands="\n".join(f"  {name:<9}{_module(name).HELP}" for name in COMMANDS)), end="")
+        print(ABOUT.format(commands="\n".join(f"  {name:<11}{_module(name).HELP}" for name in COMMANDS)), end="")
         return 0 if arguments else EXIT_USAGE
     command, *arguments = arguments
     if command not in COMMANDS:

@@ -67,6 +67,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._fields: list[str] = []
+        self.shorthands: dict[str, str] = {}  # e.g. --distill for --distill.teacher
         super().__init__(*args, **kwargs)
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -74,11 +75,16 @@ class Parser(ArgumentParser):
         self._fields += added
         return added
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        words = [self._in_full(word) for word in (sys.argv[1:] if args is None else args)]
         try:
-            return super().parse_args(*args, **kwargs)
+            return super().parse_args(words, **kwargs)
         except ValueError as error:  # of the YAML library, e.g. about a number of 5,000 digits
             self.error(f"a value cannot be read: {error}")
+
+    def _in_full(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        return f"{self.shorthands.get(name, name)}{equals}{value}"
 
     def check(self, args: Any) -> None:
         """Check the options that have a range; the fields of a class are checked when an instance is made.

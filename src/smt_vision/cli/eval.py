@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from ..bounds import Count, CountOrZero, Workers
+from ..bounds import Count, CountOrZero, Resamples, Workers
 from ..recipe import Engine, from_plain
 from ..text import Markdown
 from .common import Output, Parser, new_parser
@@ -42,6 +42,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--split", type=Literal["val", "test"], default="val", help="split of the dataset; test for detectors only"
     )
+    parser.add_argument(
+        "--bootstrap", type=Resamples, default=0, help="resamples for a 95 %% interval of the primary metric, e.g. 1000"
+    )
     add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
@@ -66,6 +69,7 @@ def run(args: Any) -> Output:
             workers=args.workers,
             max_unreadable=args.max_unreadable,
             split=args.split,
+            bootstrap=args.bootstrap,
             overrides=overrides_of(args),
             on_progress=on_progress,
         )
@@ -84,6 +88,10 @@ def _metrics(metrics: dict[str, Any], evaluation: Any) -> Table:
     table.add_row("images", f"{metrics['count']:,}")
     for name, format in evaluation.metric_formats.items():
         table.add_row(format.title, format.text(metrics[name]))
+    if interval := metrics.get("interval"):
+        format = evaluation.metric_formats[interval["metric"]]
+        low, high = format.text(interval["low"]), format.text(interval["high"])
+        table.add_row(f"{format.title}, {interval['level']} % interval", f"{low} to {high}")
     return table
 
 

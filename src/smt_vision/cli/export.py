@@ -12,11 +12,12 @@ from .console import styled
 from .overrides import add_overrides, overrides_of
 from .progress import status_callback
 
-HELP = "export a model to ONNX, OpenVINO (8-bit too) or torch.export, checked against the original"
+HELP = "export a model to ONNX, OpenVINO, torch.export, ExecuTorch or Core ML, checked against the original"
 EXAMPLES = """\
 smt export runs/finetune --format onnx
 smt export smt_femto.cifar10 --format openvino --out deployed       weights that ship with the package: no network
 smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES
+smt export runs/finetune --format executorch                for telephones and microcontrollers
 smt export runs/nuclei --format onnx --images PHOTOS        the complete detector, from image to masks
 """
 
@@ -28,7 +29,9 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser = new_parser("export", about, EXAMPLES)
     parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
-    parser.add_argument("--format", choices=("onnx", "openvino", "torch"), required=True, help="target format")
+    parser.add_argument(
+        "--format", choices=("onnx", "openvino", "torch", "executorch", "coreml"), required=True, help="target format"
+    )
     parser.add_argument("--int8", action="store_true", help="quantize to 8-bit integers; OpenVINO only")
     parser.add_argument("--calibrate", type=Path, help="representative images to quantize with")
     parser.add_argument("--images", type=Path, nargs="+", help="images to compare on; default: those of --calibrate")
@@ -45,6 +48,7 @@ def run(args: Any) -> Output:
         raise ValueError(f"{given} needs {needs}: quantization ranges are calibrated on images")
 
     from ..data.files import find_images
+    from ..data.padding import padded
     from ..tasks.load import load
 
     calibrate = find_images([args.calibrate]) if args.calibrate else []
@@ -57,19 +61,21 @@ def run(args: Any) -> Output:
             folder, args.format, images=images, calibrate=calibrate, replace=args.force, on_status=on_status
         )
     table = Table("images", "agreement", "largest difference", box=None, header_style="bold")
-    for case in manifest.parity["cases"]:
+    for case in manifest.parity.get("cases", ()):
         count, _, height, width = case["shape"]
         table.add_row(
             f"{count} of {height} x {width}", f"{case['agree']} of {case['of']}", f"{case['max_difference']:.1e}"
         )
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    any_size = manifest.dynamic_image_size
-    sides = (
-        "any height and width" if any_size else f"{manifest.spec['input']['size']} x {manifest.spec['input']['size']}"
-    )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    spec = manifest.spec
+    side = "any" if manifest.dynamic_image_size else spec["input"].get("size") or padded(min(spec["head"]["crop"]))
+    sides = "any height and width" if side == "any" else f"{side} x {side} pixels"
+    use = f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER"
+    if reason := manifest.parity.get("reason"):
+        use = f"not compared with the model: {reason}; the names and shapes of its input and output are as expected"
     show = [
         styled((str(folder), "bold"), f": {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {sides}"),
-        table,
-        f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER",
+        *([table] if table.rows else []),
+        use,
     ]
     return Output({"folder": str(folder), **asdict(manifest)}, show)

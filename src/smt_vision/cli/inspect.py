@@ -30,7 +30,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--max_images", type=Limit, default=MAX_IMAGES, help="images per split that are read; of more, a random sample"
     )
-    parser.add_argument("--seed", type=Seed, default=0, help="seed of the sample and of held-out images, as in a recipe")
+    parser.add_argument(
+        "--seed", type=Seed, default=0, help="seed of the sample and of held-out images, as in a recipe"
+    )
     for option, kind in zip(OPTIONS, (PositiveFraction, bool, str, bool), strict=True):
         parser.add_argument(f"--{option}", type=kind | None, help="as in a recipe")
     return parser

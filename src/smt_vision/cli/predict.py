@@ -9,15 +9,16 @@ from ..bounds import Count, Fraction
 from .common import EXIT_ERROR, Output, Parser, new_parser
 from .console import styled
 from .overrides import add_overrides, overrides_of
-from .progress import track
+from .progress import progress_callback, track
 
-HELP = "predict the classes, objects or label maps of images"
+HELP = "predict the classes, objects or label maps of images and videos"
 EXAMPLES = """\
 smt predict runs/finetune PHOTO.jpg
 smt predict smt_femto.cifar10 PHOTOS/ --out found         predictions.csv and a contact sheet; no network needed
 smt predict runs/finetune PHOTOS/ --json
 smt predict runs/nuclei PHOTOS/ --out found               found/detections.json, and pictures in found/drawn/
 smt predict runs/camvid PHOTOS/ --out labeled             labeled/labels/*.png, and pictures in labeled/drawn/
+smt predict runs/nuclei CLIP.mp4 --every 5                predictions/CLIP.jsonl, and predictions/drawn/CLIP.mp4
 """
 OPTIONS = ("top_k", "score", "annotations")  # of some tasks only
 
@@ -27,8 +28,10 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "model", help="a run or export folder, a checkpoint, or a timm model name (its pretrained weights)"
     )
-    parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
-    parser.add_argument("--out", type=Path | None, help="output folder; default: predictions, for classifiers none")
+    parser.add_argument("images", nargs="+", help="images or videos, or folders, which are searched recursively")
+    parser.add_argument(
+        "--out", type=Path | None, help="output folder; default: predictions; for images and classifiers, none"
+    )
     parser.add_argument(
         "--batch_size", type=Count | None, help="images per forward pass; default: 32 to classify, else 4"
     )
@@ -40,6 +43,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
     )
+    parser.add_argument("--every", type=Count | None, help="predict each n-th frame only; default: 1 (videos only)")
     add_overrides(parser)
     return parser
 
@@ -47,17 +51,23 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     from ..allocator import keep_large_allocations
     from ..data.files import find_images
+    from ..data.video import SUFFIXES, find_videos
     from ..tasks.load import load
 
     if args.device == "cpu":
         keep_large_allocations()
-    images = find_images(args.images)
+    videos = find_videos(args.images)
+    if args.every and not videos:
+        raise ValueError(f"--every is for videos ({', '.join(SUFFIXES)}), and these are images; omit it")
+    images = [] if videos else find_images(args.images)
     model = load(args.model, args.device, overrides_of(args))
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if refused := [name for name in options if name not in model.options]:
         raise ValueError(f"--{refused[0]} does not apply to {args.model}, which is {model.kind}; omit it")
     if "top_k" in model.options:
         options.setdefault("top_k", 3)
+    if videos:
+        return _videos(model, videos, args, options)
     folder = args.out if args.out or "top_k" in model.options else Path("predictions")
 
     rows, data = [], []
@@ -83,6 +93,35 @@ def run(args: Any) -> Output:
     if written:
         show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show, EXIT_ERROR if all(error for _, error, _ in rows) else 0)
+
+
+def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) -> Output:
+    from ..tasks.video import predict_video
+
+    if "annotations" in options:
+        raise ValueError("--annotations has the ids of images, and these are videos; omit it")
+    folder = args.out or Path("predictions")
+    _refuse_own_input(folder, videos)
+    stems: dict[str, Path] = {}
+    for path in videos:
+        if (other := stems.setdefault(path.stem, path)) is not path:
+            raise ValueError(f"{other} and {path} have the same name; rename one, or predict them in separate calls")
+    data, show = [], []
+    for path in videos:
+        with progress_callback(f"predicting {path.name}") as on_progress:
+            written = predict_video(
+                model,
+                path,
+                folder,
+                every=args.every or 1,
+                batch_size=args.batch_size,
+                on_progress=on_progress,
+                **options,
+            )
+        frames = written[0].read_bytes().count(b"\n")
+        data.append({"video": str(path), "frames": frames, "written": list(map(str, written))})
+        show.append(f"{path}: {frames} frames; written: {', '.join(map(str, written))}")
+    return Output(data, show)
 
 
 def _refuse_own_input(folder: Path, images: list[Path]) -> None:

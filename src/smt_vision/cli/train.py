@@ -23,7 +23,9 @@ smt train finetune --data MY_IMAGES --model smt_tiny --epochs 30
 smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
 smt train finetune --config my.yaml             my.yaml has any of the fields below
 smt train --resume runs/finetune                resume after a stop
+smt train finetune --data MY_IMAGES --distill runs/large    learn from a teacher, too
 smt train finetune --data MY_IMAGES --find_lr   find a learning rate before training
+smt train finetune --data MY_IMAGES --folds 5   cross-validation: five runs, mean and deviation
 """
 
 
@@ -58,6 +60,7 @@ def build_parser(words: list[str]) -> Parser:
         action="store_true",
         help="instead of training, raise the learning rate over 100 steps, and suggest a value of optim.lr",
     )
+    parser.shorthands["--distill"] = "--distill.teacher"
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
     parser.add_argument("--task", choices=[recipe.task] if recipe else list(TASKS), help="the recipe's own task")
@@ -122,6 +125,8 @@ def run(args: Any) -> Output:
     if args.find_lr:
         return _find_lr(recipe, folder)
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
+    if recipe.folds is not None and recipe.fold is None:
+        return _cross_validate(recipe, folder, args, command)
     done = train(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
     numbers = {k: v for k, v in done.metrics.items() if isinstance(v, int | float)}
     data = {
@@ -162,6 +167,19 @@ def _find_lr(recipe: Recipe, folder: Path) -> Output:
             where,
         ],
     )
+
+
+def _cross_validate(recipe: Recipe, folder: Path, args: Any, command: str) -> Output:
+    from ..engine.folds import cross_validate
+
+    result = cross_validate(recipe, folder, display=not args.json, max_steps=args.max_steps, command=command)
+    data = {"run": str(folder), "folds": result.folds, "mean": result.mean, "std": result.std}
+    if not result.finished:
+        where = f"stopped in fold {len(result.folds) + 1} of {recipe.folds}, as --max_steps asks"
+        return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
+    name = result.primary_metric
+    summary = f": {name} {result.mean[name]:.2f} ± {result.std[name]:.2f} %, mean and deviation of {recipe.folds} folds"
+    return Output(data, ["", styled((str(folder), "bold"), summary), "  folds.json", "  summary.md"])
 
 
 def _plain(name: str, group: Any) -> dict[str, Any]:

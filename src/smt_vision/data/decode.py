@@ -1,4 +1,4 @@
-"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or grayscale."""
+"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or gray, or bands."""
 
 import contextlib
 import io
@@ -9,9 +9,11 @@ from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
+from torch import Tensor
 
 from ..recipe import Input
 from ..text import printable
+from .bands import TIFF_MAGIC, bands_to_picture, bands_to_tensor, has_arrays, is_numpy, pillow_array, read_array
 from .files import FORMATS, image_formats
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
@@ -124,6 +126,8 @@ def decode(
     """
     if channels not in _MODES:
         raise ValueError(f"invalid channels={channels!r}: expected 1 (gray) or 3 (RGB)")
+    if not isinstance(data, Image.Image) and is_numpy(data):
+        data = _numpy_image(data, name)
     with open_image(data, name, max_pixels) as image:
         white = 0
         if image.mode.startswith("I;16") and stores_white_as_0(image):
@@ -132,6 +136,21 @@ def decode(
         if white:
             image = Image.fromarray((white - np.asarray(image)).astype(np.uint16))
         return _to_mode(image, _MODES[channels], name)
+
+
+def _numpy_image(data: bytes | Path, name: str) -> Image.Image:
+    """The image in a NumPy file of uint8."""
+    try:
+        array = read_array(data)
+        if array.dtype != np.uint8 or array.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(
+                f"a NumPy array of shape {array.shape} and type {array.dtype}; without input.max_value, expected uint8 "
+                "(H, W), (H, W, 3) or (H, W, 4); set input.channels to the number of bands and input.max_value to the "
+                "largest value"
+            )
+        return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"{name}: {error}") from error
 
 
 def load_upright(image: Image.Image) -> Image.Image:
@@ -200,12 +219,53 @@ def _reason(data: bytes | Path | Image.Image, error: Exception) -> str:
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError) and not isinstance(data, Image.Image):
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if _head(data).startswith(TIFF_MAGIC):
+            return "a damaged TIFF file, or one that is not 8-bit RGB or grayscale; set input.channels to its bands"
         return (
             "an empty file" if length == 0 else f"not an image in a format that is read ({length} bytes); {_EXPECTED}"
         )
     return f"{error} ({type(error).__name__})"
 
 
-def channels_of(input: Input) -> Literal[1, 3]:
-    """Return the number of input channels in the form that :func:`decode` expects."""
-    return 1 if input.channels == 1 else 3  # the transforms have rejected any other number
+def decode_input(data: bytes | Path | Image.Image, input: Input, *, name: str) -> Image.Image | Tensor:
+    """Decode an image as a model's input needs it.
+
+    Args:
+        data: Content of an image file, its path, or an image in memory.
+        input: Its ``channels`` and ``max_value`` are used.
+        name: Name of the image in error messages.
+
+    Returns:
+        The result of :func:`decode`; with ``input.has_bands``, (channels, H, W) float32, divided by the largest value.
+
+    Raises:
+        UnreadableImage: The image cannot be decoded, or has other bands.
+    """
+    if not input.has_bands:
+        return decode(data, 1 if input.channels == 1 else 3, name=name)
+    try:
+        if isinstance(data, Image.Image) or not has_arrays(_head(data)):
+            with open_image(data, name, MAX_PIXELS) as image:
+                array = pillow_array(load_upright(image))
+        else:
+            array = read_array(data)
+        return bands_to_tensor(array, input.channels, getattr(input, "max_value", None))
+    except (UnreadableImage, ImportError):
+        raise
+    except MemoryError as error:
+        raise UnreadableImage(f"{name}: not enough memory to decode it; save it with fewer pixels") from error
+    except Exception as error:  # tifffile can raise almost any exception on a damaged file
+        raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
+
+
+def decode_picture(data: bytes | Path | Image.Image, input: Input, *, name: str) -> Image.Image:
+    """Decode an image to RGB, for display; of an image of bands, the first three."""
+    decoded = decode_input(data, input, name=name) if input.has_bands else decode(data, 3, name=name)
+    return bands_to_picture(decoded) if isinstance(decoded, Tensor) else decoded
+
+
+def _head(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:8]
+    with open(data, "rb") as file:
+        return file.read(8)

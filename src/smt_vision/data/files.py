@@ -82,6 +82,14 @@ def _is_hidden_part(part: str) -> bool:
     return lower in _TOOL_NAMES or lower.endswith(":zone.identifier")  # Windows' mark of downloads, in WSL
 
 
+def _with_arrays(listing: Listing) -> Listing:
+    """NumPy files are images where there are no others; beside images they hold anything."""
+    arrays = [] if listing.images else [name for name in listing.others if name.lower().endswith(".npy")]
+    if not arrays:
+        return listing
+    return Listing(arrays, [name for name in listing.others if not name.lower().endswith(".npy")], listing.folders)
+
+
 def list_files(root: Path) -> Listing:
     """List a directory recursively, in a fixed order.
 
@@ -113,7 +121,7 @@ def list_files(root: Path) -> Listing:
                 listing.others.append(name)
     if loops:
         log.warning("%s: ignored %d links to a directory that contains them, e.g. %s", root, len(loops), loops[0])
-    return listing
+    return _with_arrays(listing)
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
@@ -133,7 +141,7 @@ def sort_names(names: Iterable[str], folders: Iterable[str]) -> Listing:
                 found.add(folder)
                 folder = os.path.dirname(folder)
     listing.folders.extend(sorted(found - {"", "."}))
-    return listing
+    return _with_arrays(listing)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -87,7 +87,7 @@ class UsedImages:
         train: Content of the training images, at most ``MAX_TRAIN`` of them, and of those that the initial weights were
             trained on.
         val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
-        calibration: Content of the images that an 8-bit export was calibrated on.
+        calibration: Content of the images that an 8-bit export or the temperature of a classifier was calibrated on.
     """
 
     train: Fingerprints = field(default_factory=NONE.copy)

@@ -9,12 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..recipe import Input, Sampling
@@ -22,7 +21,7 @@ from ..seeding import stable_hash
 from ..signals import ignore_stop_signals
 from ..text import get_logger
 from .dataset import RawDataset
-from .decode import UnreadableImage, channels_of, decode
+from .decode import UnreadableImage, decode_input
 from .samplers import EvalSampler, TrainSampler
 from .sampling import image_draws
 
@@ -33,7 +32,7 @@ B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "
 
 Position = tuple[int, int]  # epoch, and index of an image or of a repeat of it; see TrainSampler
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
-Transform = Callable[[Image.Image, T, str], Item]  # (decoded image, target, name) to an item
+Transform = Callable[[Any, T, str], Item]  # (decoded image, target, name) to an item
 Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
 # (an item, a function that returns the item of another random image, epoch) to an item composed of them
 Mix = Callable[[Item, Callable[[], Item], int], Item]
@@ -50,7 +49,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
         images: Encoded images and their targets.
         transform: Augmentation and preprocessing; may raise :class:`UnreadableImage`, e.g. if the image and its target
             differ in size.
-        channels: Image channels: 3 for RGB, 1 for grayscale.
+        input: How images are decoded.
         seed: Seed of the transform's random numbers.
         attempts: Number of images to try per item. Beyond 1, an unreadable image is replaced by the next readable one,
             so that the batch size is constant. If all are unreadable, the item's image is ``None``.
@@ -61,14 +60,14 @@ class DecodedImages(Dataset[Item], Generic[T]):
         self,
         images: RawDataset[T],
         transform: Transform[T],
-        channels: Literal[1, 3],
+        input: Input,
         seed: int,
         attempts: int = 1,
         mix: Mix | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
-        self.channels = channels
+        self.input = input
         self.seed = seed
         self.attempts = attempts
         self.mix = mix
@@ -93,7 +92,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
 
     def _item(self, row: int) -> Item:
         raw, target, name = self.images.read(row)
-        return self.transform(decode(raw, self.channels, name=name), target, name)
+        return self.transform(decode_input(raw, self.input, name=name), target, name)
 
     def _another(self, row: int) -> Item:
         """The item of a random other image; that of an unreadable image's replacement is another one, too."""
@@ -311,7 +310,7 @@ def train_loader(
     Raises:
         UnreadableImage: While iterating, if more than ``input.max_unreadable`` images are unreadable.
     """
-    dataset = DecodedImages(images, transform, channels_of(input), seed, attempts=input.max_unreadable + 1, mix=mix)
+    dataset = DecodedImages(images, transform, input, seed, attempts=input.max_unreadable + 1, mix=mix)
     draws = image_draws(images, sampling or Sampling())
     sampler = TrainSampler(len(images), batch_size, rank, world, seed, groups=groups, draws=draws)
     return TrainLoader(dataset, stack, sampler, input)
@@ -332,7 +331,7 @@ def eval_loader(
 
     Arguments and errors are those of :func:`train_loader`.
     """
-    dataset = DecodedImages(images, transform, channels_of(input), seed=0)
+    dataset = DecodedImages(images, transform, input, seed=0)
     return EvalLoader(dataset, stack, EvalSampler(len(images), batch_size, rank, world), input)
 
 

@@ -2,14 +2,18 @@
 
 import math
 import random
+from typing import TypeVar
 
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms.functional import center_crop, crop, get_image_size
 
 from .pixels import to_image, to_tensor
 
 FILTERS = ("bilinear", "bicubic")  # those that PyTorch implements for uint8
+AnyImage = TypeVar("AnyImage", Image.Image, Tensor)
 LONGEST = 16  # aspect ratio above which an image is resized in another way, which bounds the memory
 WIDEST_FILTER = 3  # support of Pillow's widest filter, Lanczos, in pixels of the smaller resolution
 
@@ -41,6 +45,22 @@ def resize(image: Image.Image, width: int, height: int, interpolation: str, exac
     return to_image(resized[0].permute(1, 2, 0))
 
 
+def resize_bands(pixels: Tensor, width: int, height: int, interpolation: str) -> Tensor:
+    """Resize an image of bands, with antialiasing.
+
+    Args:
+        pixels: (C, H, W) floating point.
+        width: Output width in pixels.
+        height: Output height in pixels.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+    """
+    if width * pixels.shape[1] > LONGEST * max(pixels[0].numel(), width * height):  # as in resize
+        pixels = resize_bands(pixels, pixels.shape[2], height, interpolation)
+    if interpolation == "nearest":
+        return interpolate(pixels[None], (height, width), mode="nearest-exact")[0]
+    return interpolate(pixels[None], (height, width), mode=interpolation, antialias=True)[0]
+
+
 class ResizeTo:
     """Resize an image to a square, or resize its short side and keep the aspect ratio.
 
@@ -60,13 +80,20 @@ class ResizeTo:
         self.square = square
         self.exact = exact
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: AnyImage) -> AnyImage:
         interpolation = random.choice(FILTERS) if self.interpolation == "random" else self.interpolation
         width = height = self.size
+        sides = get_image_size(image)
         if not self.square:
-            width, height = (int(self.size * side / min(image.size)) for side in image.size)
-        if image.size == (width, height):
+            width, height = (int(self.size * side / min(sides)) for side in sides)
+        if sides == [width, height]:
             return image
+        if isinstance(image, Tensor):
+            if max(width, height) > LONGEST * self.size:
+                rows, columns = (min(side, LONGEST * min(sides)) for side in image.shape[1:])
+                image = center_crop(image, [rows, columns])
+                width, height = (int(self.size * side / min(sides)) for side in (columns, rows))
+            return resize_bands(image, width, height, interpolation)
         if max(width, height) > LONGEST * self.size:
             return _resize_center(image, width, height, LONGEST * self.size, interpolation)
         return resize(image, width, height, interpolation, self.exact)
@@ -104,8 +131,9 @@ class RandomCrop:
         self.scale = scale
         self.ratio = ratio
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: AnyImage) -> AnyImage:
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
         height, width = max(1, height), max(1, width)  # of an image of one or two pixels, timm may crop nothing
-        top, left = min(top, image.height - height), min(left, image.width - width)
-        return image.crop((left, top, left + width, top + height))
+        columns, rows = get_image_size(image)
+        top, left = min(top, rows - height), min(left, columns - width)
+        return crop(image, top, left, height, width)

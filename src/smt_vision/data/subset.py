@@ -44,18 +44,21 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
     Of each class, round(val_fraction * number of images) are held out: at least one, and at least one is left for
     training. Images with several classes are chosen for the rarest of them, so that the shares of the frequent classes
     are approximate. The selection depends only on the image ids, their classes and the seed, not on the order or the
-    storage location, and adding images later moves few others.
+    storage location, and adding images later moves few others. With a ``val_fraction`` of 0, all images are for
+    training.
 
     Args:
         images: The complete dataset.
         split: The split to return.
-        val_fraction: Fraction of images held out, in (0, 1]. With 1, all images are for validation, e.g. for a dataset
+        val_fraction: Fraction of images held out, in [0, 1]. With 1, all images are for validation, e.g. for a dataset
             that is only evaluated on.
         seed: Random seed of the selection.
 
     Raises:
         ValueError: ``val_fraction`` is out of range, or is 1 and the training split is requested.
     """
+    if val_fraction == 0.0 and split == "train":
+        return images
     if val_fraction == 1.0:
         if split == "train":
             raise ValueError(

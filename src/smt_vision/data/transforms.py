@@ -22,7 +22,9 @@ class ToNormalized:
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Tensor):  # bands, divided by their largest value
+            return image.sub(self.mean).div_(self.std)
         out = torch.empty(len(image.getbands()), image.height, image.width)
         for plane, band in zip(out, image.split(), strict=True):  # faster than permuting (H, W, C)
             plane.copy_(torch.from_numpy(np.array(band)))
@@ -55,10 +57,10 @@ def resize_filter(input: Input) -> str:
 
 
 def channel_statistics(input: Input) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel; by default ImageNet's, averaged over the channels for gray."""
-    gray = input.channels == 1
-    mean = input.mean or ((sum(IMAGENET_DEFAULT_MEAN) / 3,) if gray else IMAGENET_DEFAULT_MEAN)
-    std = input.std or ((sum(IMAGENET_DEFAULT_STD) / 3,) if gray else IMAGENET_DEFAULT_STD)
+    """Mean and standard deviation of each channel; by default ImageNet's, averaged where there are not three."""
+    count = input.channels
+    mean = input.mean or (IMAGENET_DEFAULT_MEAN if count == 3 else (sum(IMAGENET_DEFAULT_MEAN) / 3,) * count)
+    std = input.std or (IMAGENET_DEFAULT_STD if count == 3 else (sum(IMAGENET_DEFAULT_STD) / 3,) * count)
     return mean, std
 
 

@@ -1,6 +1,7 @@
-"""Export of a model to another runtime: ONNX, OpenVINO (8-bit too), or torch.export's own format.
+"""Export of a model to another runtime: ONNX, OpenVINO (8-bit too), torch.export's own format, ExecuTorch or Core ML.
 
-Every export is compared with its source model, and is kept only if the outputs agree.
+Every export is compared with its source model, and is kept only if the outputs agree. Core ML runs on macOS only:
+elsewhere the shapes of the program are checked instead.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,15 +22,20 @@ from safetensors.torch import save_file
 from .._version import __version__
 from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
-from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256
+from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256, why_not_here
 from .form import ExportForm
+from .programs import quiet
 from .quantize import CALIBRATION_IMAGES
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
 PARITY_IMAGES = 8
-# Largest difference allowed: of a logit as a fraction of max(largest logit, 1), of a detection as in parity.py.
-TOLERANCE = 1e-4
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
+PACKAGES = {  # the extra that brings them, and the packages that write and run a format
+    "onnx": ("export", ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": ("export", ("openvino",)),
+    "torch": ("export", ()),
+    "executorch": ("executorch", ("executorch",)),
+    "coreml": ("coreml", ("coremltools",)),
+}
 
 
 def export_model(
@@ -45,12 +52,13 @@ def export_model(
     """Export a model into a folder, atomically, and compare the export with the source model.
 
     The parts of an SMT are fused first. The exported program takes any batch size, and any height and width that the
-    model itself takes; a detector's program takes one image of any size and contains the spec's thresholds.
+    model itself takes; a detector's program takes one image of any size and contains the spec's thresholds. In the
+    formats ``executorch`` and ``coreml``, it takes one image of the model's size.
 
     Args:
         form: Model, in the export form of its task.
         folder: Output folder; must not exist, unless ``replace`` is set.
-        format: ``onnx``, ``openvino`` or, except for detectors, ``torch``.
+        format: ``onnx``, ``openvino`` or, except for detectors, ``torch``, ``executorch`` or ``coreml``.
         images: Images to compare on; default: those of ``calibrate``, otherwise crops of a sample photograph.
         calibrate: Images to calibrate 8-bit quantization on; empty for float32. OpenVINO only, and RetinaNet is the
             only detector that can be quantized.
@@ -69,9 +77,11 @@ def export_model(
         RuntimeError: The outputs of the export differ from the model's.
     """
     _check_request(form, format, bool(calibrate))
-    packages = (*PACKAGES[format], "nncf") if calibrate else PACKAGES[format]
+    extra, packages = PACKAGES[format]
+    packages = (*packages, "nncf") if calibrate else packages
     for package in packages:
-        require(package, "export")
+        with quiet():
+            require(package, extra)
     candidates: Sequence[Path | Image.Image] = images or calibrate or sample_photo_crops()
     samples = evenly_spaced(candidates, PARITY_IMAGES)
     with _new_folder(folder, replace) as new, torch.no_grad():
@@ -80,13 +90,16 @@ def export_model(
         on_status(f"writing {', '.join(FILES[format])}")
         format_versions = form.write(new, format, calibrate)
         on_status("comparing with the model")
-        parity = form.compare(open_program(new, format))
-        if not calibrate:
+        unrun = why_not_here(format)
+        parity = {"agreement": None, "reason": unrun} if unrun else form.compare(open_program(new, format))
+        if not calibrate and not unrun:
             _check_parity(form, parity)
         files = [*FILES[format]]
         if calibrate:
             calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
-            used_images = dataclasses.replace(used_images or UsedImages(), calibration=calibration)
+            used_images = used_images or UsedImages()
+            calibration = np.union1d(used_images.calibration, calibration)  # with those of a temperature
+            used_images = dataclasses.replace(used_images, calibration=calibration)
         if used_images is not None:
             save_file(used_images.to_tensors(), new / IMAGES)
             files.append(IMAGES)
@@ -97,7 +110,7 @@ def export_model(
             parameters=sum(p.numel() for p in form.model.parameters()),
             spec=form.spec.to_dict(),
             dynamic_image_size=form.dynamic_image_size,
-            parity={**parity, "tolerance": None if calibrate else TOLERANCE, "images": sample_names(samples)},
+            parity={**parity, "tolerance": None if calibrate else form.tolerance, "images": sample_names(samples)},
             versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
             files={file: sha256(new / file) for file in files},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,10 +133,10 @@ def _check_request(form: ExportForm, format: str, int8: bool) -> None:
 
 def _check_parity(form: ExportForm, parity: Mapping[str, Any]) -> None:
     """Raise a RuntimeError if the program's outputs differ from the model's, or are NaN."""
-    if not (parity["max_difference"] <= TOLERANCE and parity["agreement"] >= form.min_agreement):
+    if not (parity["max_difference"] <= form.tolerance and parity["agreement"] >= form.min_agreement):
         raise RuntimeError(
             f"the outputs of the exported {form.name} differ from the original model's: {form.outputs} by up to "
-            f"{parity['max_difference']:.1e} (tolerance: {TOLERANCE}), with {100 * parity['agreement']:.1f} % "
+            f"{parity['max_difference']:.1e} (tolerance: {form.tolerance}), with {100 * parity['agreement']:.1f} % "
             "agreement; nothing was written. Try another --format"
         )
 

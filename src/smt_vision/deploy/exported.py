@@ -1,11 +1,13 @@
 """Exported models in use, on the CPU.
 
 An export is a folder, written by :mod:`smt_vision.deploy.export`, with ``manifest.json`` and the files of a program:
-``model.onnx``, or ``model.xml`` and ``model.bin``, or ``model.pt2``.
+:data:`FILES` lists them by format.
 """
 
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,10 +24,18 @@ from ..legacy import upgrade
 
 MANIFEST = "manifest.json"
 VERSION = 3  # version of the manifest format
-FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
+_COREML = "model.mlpackage/Data/com.apple.CoreML"
+FILES = {
+    "onnx": ("model.onnx",),
+    "openvino": ("model.xml", "model.bin"),
+    "torch": ("model.pt2",),
+    "executorch": ("model.pte",),
+    "coreml": ("model.mlpackage/Manifest.json", f"{_COREML}/model.mlmodel", f"{_COREML}/weights/weight.bin"),
+}
 IMAGES = "images.safetensors"  # fingerprints of the images that the model was trained and calibrated on
 MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
 
+CPU_PROVIDER = "CPUExecutionProvider"
 Program = Callable[[Tensor], Any]  # images to the output tensor, or to a tuple of several
 
 
@@ -35,12 +45,13 @@ class Manifest:
 
     Args:
         name: Display name of the source model.
-        format: ``onnx``, ``openvino`` or ``torch``.
+        format: A key of :data:`FILES`, e.g. ``onnx``.
         precision: ``float32`` or ``int8``.
         parameters: Number of parameters of the source model.
         spec: Model spec, as plain data.
         dynamic_image_size: Whether the program takes images of any height and width.
-        parity: Result of the comparison with the source model, and the images that it was made on.
+        parity: Result of the comparison with the source model, and the images that it was made on; ``agreement`` is
+            ``None`` if the program could not be run.
         versions: Versions of the packages that wrote the export.
         files: SHA-256 of each file, by file name.
         created: Creation time in UTC.
@@ -129,14 +140,20 @@ class ExportedModel(nn.Module):
         return f"{self.manifest.name}, {self.manifest.format}, {self.manifest.precision}"
 
 
-def load_exported(folder: str | Path) -> ExportedModel:
+def load_exported(folder: str | Path, providers: Sequence[str] = ()) -> ExportedModel:
     """Load an export from its folder.
 
     The program runs with as many threads as torch is set to at load time (``torch.get_num_threads()``).
 
+    Args:
+        folder: Folder of the export.
+        providers: ONNX Runtime's execution providers for an ONNX export, the preferred one first, e.g.
+            ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; operators that none of them has run on the CPU.
+
     Raises:
         FileNotFoundError: The folder is not an export, or one of its files is missing.
-        ValueError: The manifest is invalid, or a file differs from the one that was exported.
+        ValueError: The manifest is invalid, a file differs from the one that was exported, the format does not run on
+            this computer, or a provider is not available.
         ImportError: The package that runs this format is not installed.
     """
     folder = Path(folder)
@@ -149,9 +166,17 @@ def load_exported(folder: str | Path) -> ExportedModel:
                 f"{folder / name} is not the file that was exported: its SHA-256 differs from the one in {MANIFEST}. "
                 "It is truncated or was modified; copy it again, or export the model again"
             )
+    if providers and manifest.format != "onnx":
+        raise ValueError(f"{folder}: providers are for ONNX exports, and this one is {manifest.format}; omit them")
+    if reason := why_not_here(manifest.format):
+        raise ValueError(
+            f"{folder} cannot be used on this computer: {reason}; here, export to another format, e.g. onnx"
+        )
     try:
-        program = open_program(folder, manifest.format)
-    except ImportError:
+        program = (
+            open_onnx(folder / FILES["onnx"][0], providers) if providers else open_program(folder, manifest.format)
+        )
+    except (ImportError, UnavailableProvider):
         raise
     except Exception as error:  # each runtime has its own exceptions
         raise ValueError(
@@ -174,6 +199,11 @@ def load_used_images(folder: Path) -> UsedImages | None:
         raise ValueError(f"{path} is damaged ({error}); export the model again") from error
 
 
+def why_not_here(format: str) -> str:
+    """Why programs of a format do not run on this computer; empty if they do."""
+    return "Core ML runs on macOS only" if format == "coreml" and sys.platform != "darwin" else ""
+
+
 def open_program(folder: Path, format: str) -> Program:
     """Load the program in a folder, without checking the manifest."""
     return OPENERS[format](folder / FILES[format][0])
@@ -185,11 +215,32 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_onnx(path: Path) -> Program:
+class UnavailableProvider(ValueError):
+    """An execution provider that ONNX Runtime does not have, or cannot start."""
+
+
+def open_onnx(path: Path, providers: Sequence[str] = ()) -> Program:
+    """Load an ONNX program; see :func:`load_exported`.
+
+    Raises:
+        UnavailableProvider: This installation of ONNX Runtime does not have a provider, or it does not start.
+    """
     runtime = require("onnxruntime", "export")
+    available = runtime.get_available_providers()
+    if missing := [name for name in providers if name not in available]:
+        raise UnavailableProvider(
+            f"invalid providers={list(providers)}: this ONNX Runtime has {', '.join(available)}, not {missing[0]}; the "
+            "package onnxruntime-gpu has those of NVIDIA's GPUs"
+        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    used = list(dict.fromkeys([*providers, CPU_PROVIDER]))
+    session = runtime.InferenceSession(path, options, providers=used)
+    if idle := [name for name in used if name not in session.get_providers()]:
+        raise UnavailableProvider(
+            f"ONNX Runtime cannot start {idle[0]}, e.g. since a library is missing; its log on standard error has the "
+            "reason"
+        )
     (image_input,) = session.get_inputs()
     return lambda images: _tensors(session.run(None, {image_input.name: images.numpy()}))
 
@@ -246,4 +297,33 @@ def _open_torch(path: Path) -> Program:
     return run
 
 
-OPENERS: dict[str, Callable[[Path], Program]] = {"onnx": _open_onnx, "openvino": _OpenVINOProgram, "torch": _open_torch}
+def _open_executorch(path: Path) -> Program:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the API is experimental
+        runtime = require("executorch.runtime", "executorch").Runtime.get()
+    method = runtime.load_program(path).load_method("forward")
+
+    def run(images: Tensor) -> Tensor:  # the program takes one image, and reuses the memory of its output
+        with torch.inference_mode():
+            return torch.cat([method.execute((image[None].contiguous(),))[0].clone() for image in images])
+
+    return run
+
+
+def _open_coreml(path: Path) -> Program:
+    tools = require("coremltools", "coreml")
+    model = tools.models.MLModel(str(path.parent), compute_units=tools.ComputeUnit.CPU_ONLY)
+
+    def run(images: Tensor) -> Tensor:  # the program takes one image
+        return torch.cat([torch.from_numpy(model.predict({"images": i[None].numpy()})["logits"]) for i in images])
+
+    return run
+
+
+OPENERS: dict[str, Callable[[Path], Program]] = {
+    "onnx": open_onnx,
+    "openvino": _OpenVINOProgram,
+    "torch": _open_torch,
+    "executorch": _open_executorch,
+    "coreml": _open_coreml,
+}

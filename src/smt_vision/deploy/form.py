@@ -22,6 +22,8 @@ class ExportForm(ABC):
     """
 
     outputs: ClassVar[str]  # what is compared, for messages, e.g. "logits"
+    # Largest difference allowed: of a logit as a fraction of max(largest logit, 1), of a detection as in parity.py.
+    tolerance: float = 1e-4
     min_agreement: ClassVar[float] = 0.0  # smallest fraction of equal results
 
     def __init__(self, model: nn.Module, spec: ModelSpec, name: str) -> None:

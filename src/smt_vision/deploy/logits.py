@@ -13,7 +13,7 @@ from torch import Tensor
 from .exported import Program
 from .form import ExportForm
 from .parity import logits_parity
-from .programs import trace, write
+from .programs import ONE_SHAPE, trace, trace_one_shape, write
 from .samples import image_to_tensor
 
 
@@ -41,12 +41,15 @@ class LogitsExport(ExportForm):
         return self._dynamic
 
     def trace(self, samples: Sequence[Path | Image.Image]) -> None:
-        self.preprocess = partial(image_to_tensor, channels=self.spec.input.channels, transform=self.transform)
+        self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.transform)
         self.batch = torch.stack([self.preprocess(image) for image in samples])
         self._check_output(self.batch[:1])
         self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size)
 
     def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
+        if format in ONE_SHAPE:
+            self.program = trace_one_shape(self.model, self.batch[:1])
+            self._dynamic = False
         return write(self.program, folder, format, calibrate, self.preprocess)
 
     def compare(self, program: Program) -> Mapping[str, Any]:

@@ -4,8 +4,11 @@ Classifiers and segmenters are traced with torch.export. It does not support tor
 are traced with TorchScript, which does, and are written to ONNX and OpenVINO only.
 """
 
+import contextlib
+import copy
+import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from ..forms.inference import fuse
 from ..model.smt import SMT
 from .exported import FILES
 from .parity import SMALLEST_SIDE
-from .quantize import quantize
+from .quantize import errors_only, quantize
 
+ONE_SHAPE = ("executorch", "coreml")  # formats whose programs are for one shape of images
 OPSET = 18  # ONNX opset of detectors; the TorchScript exporter supports few later ones
 Preprocess = Callable[[Path], Tensor]  # image file to (C, H, W)
 
@@ -52,9 +56,32 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
     program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
+    return _without_traces(program), dynamic_image_size
+
+
+def trace_one_shape(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """Trace a model, fused if it is an SMT, for images of the example's shape only; the input is called ``images``."""
+    fused = copy.deepcopy(fused_if_smt(model))
+    for parameter in fused.parameters():
+        parameter.data = parameter.data.contiguous()
+    return _without_traces(torch.export.export(_NamedInput(fused), (example,)))
+
+
+def _without_traces(program: ExportedProgram) -> ExportedProgram:
+    """Drop the stack traces of a program: they would be written to the files, with paths of this machine."""
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # would be written to the files, with paths of this machine
-    return program, dynamic_image_size
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+class _NamedInput(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.model(images)
+        return out
 
 
 def write(
@@ -73,8 +100,68 @@ def write(
         graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
         graph.save(path, external_data=False)
         return {"opset": str(graph.model.opset_imports[""])}
+    if format in ONE_SHAPE:
+        try:
+            return _write_executorch(program, path) if format == "executorch" else _write_coreml(program, path.parent)
+        except Exception as error:  # the converters raise almost any exception for operators that they do not support
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the converter of format {format!r} failed ({type(error).__name__}: {reason}); it may not support an "
+                "operator of this model: use 'onnx' or another format"
+            ) from error
     _save_openvino(require("openvino", "export").convert_model(program), path, ["logits"], calibrate, preprocess)
     return {}
+
+
+def _write_executorch(program: ExportedProgram, path: Path) -> dict[str, str]:
+    with quiet():
+        exir = require("executorch.exir", "executorch")
+        backend = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+        lowered = exir.to_edge_transform_and_lower(program, partitioner=[backend.XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+    return {"backend": "xnnpack"}
+
+
+def _write_coreml(program: ExportedProgram, path: Path) -> dict[str, str]:
+    """Write an ML program in float32.
+
+    Raises:
+        RuntimeError: It does not have the shapes of the traced program.
+    """
+    with quiet():
+        tools = require("coremltools", "coreml")
+        converted = tools.convert(
+            program.run_decompositions({}),
+            outputs=[tools.TensorType(name="logits")],
+            convert_to="mlprogram",
+            compute_precision=tools.precision.FLOAT32,
+            minimum_deployment_target=tools.target.iOS16,
+        )
+        converted.save(str(path))
+        description = converted.get_spec().description
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    signature = program.graph_signature
+    expected = [
+        ("images", tuple(values[signature.user_inputs[0]].shape)),
+        ("logits", tuple(values[signature.user_outputs[0]].shape)),
+    ]
+    features = (*description.input, *description.output)
+    found = [(feature.name, tuple(feature.type.multiArrayType.shape)) for feature in features]
+    if found != expected:
+        raise RuntimeError(f"the Core ML program has the inputs and outputs {found}; expected {expected}")
+    return {"deployment_target": "iOS 16, macOS 13"}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore warnings, progress bars and log messages below errors, of which converters have many."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        errors_only("coremltools"),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def write_traced(

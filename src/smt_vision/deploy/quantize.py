@@ -43,7 +43,7 @@ def quantize(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
     # NNCF prints progress bars to stdout, which may be JSON.
-    with _errors_only(logging.getLogger("nncf")), contextlib.redirect_stdout(sys.stderr):
+    with errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
             nncf.Dataset(selected, sample),
@@ -54,8 +54,12 @@ def quantize(
 
 
 @contextlib.contextmanager
-def _errors_only(logger: logging.Logger) -> Iterator[None]:
-    """Log errors only, for a while; ``nncf.set_log_level`` would change the application's own handlers, for good."""
+def errors_only(name: str) -> Iterator[None]:
+    """Let a logger log errors only, for a while.
+
+    A library's own function, e.g. ``nncf.set_log_level``, would change the application's handlers for good.
+    """
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
-from ..data.decode import decode
+from ..data.decode import decode, decode_input
 from ..data.files import relative_names
+from ..recipe import Input
 
 T = TypeVar("T")
 
@@ -20,13 +22,18 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def image_to_tensor(image: Path | Image.Image, channels: int, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+def image_to_tensor(image: Path | Image.Image, input: Input, transform: Callable[[Any], Tensor]) -> Tensor:
     """Decode and preprocess an image to a float32 tensor ``(channels, H, W)``.
+
+    The channels of an image in memory are repeated where the model has more.
 
     Raises:
         UnreadableImage: The image cannot be read; the message contains its name.
     """
-    return transform(decode(image, 1 if channels == 1 else 3, name=str(image)))
+    if input.has_bands and isinstance(image, Image.Image):
+        rgb = pil_to_tensor(image.convert("RGB")).float() / 255
+        return transform(rgb.repeat(-(-input.channels // 3), 1, 1)[: input.channels])
+    return transform(decode_input(image, input, name=str(image)))
 
 
 def sample_photo_crops() -> list[Image.Image]:

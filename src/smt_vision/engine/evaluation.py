@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..bounds import Count, CountOrZero, Workers, checked
+from lightning_fabric import Fabric
+
+from ..bounds import Count, CountOrZero, Resamples, Workers, checked
 from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
-from ..tasks.task import Evaluation
+from ..tasks.predictor import Predictor
+from ..tasks.task import EvalLoader, Evaluation
 from ..text import get_logger
 from .launch import launch
 from .loop import run_evaluation
@@ -28,6 +31,7 @@ def evaluate(
     workers: int = 8,
     max_unreadable: int = 10,
     split: str = "val",
+    bootstrap: int = 0,
     overrides: Overrides | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -42,12 +46,14 @@ def evaluate(
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
         split: ``val``, or for a detector ``test``.
+        bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
-        Metrics by name. If the model says which images it was trained on, also ``trained_on`` and ``calibrated_on``,
-        the number of evaluated images that it was trained or calibrated on; a warning is logged if there are any.
+        Metrics by name; with ``bootstrap`` also ``interval``: ``metric``, ``low`` and ``high``. If the model says which
+        images it was trained on, also ``trained_on`` and ``calibrated_on``, the number of evaluated images that it was
+        trained or calibrated on; a warning is logged if there are any.
 
     Raises:
         ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not
@@ -61,6 +67,7 @@ def evaluate(
         workers=workers,
         max_unreadable=max_unreadable,
         split=split,
+        bootstrap=bootstrap,
         overrides=overrides,
         on_progress=on_progress,
     )[0]
@@ -76,11 +83,42 @@ def evaluate_with_details(
     workers: Workers,
     max_unreadable: CountOrZero,
     split: str,
+    bootstrap: Resamples,
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
     fabric = launch(engine)
+    model, data, evaluation, loader, progress = open_evaluation(
+        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress
+    )
+    used = count_used(model, evaluation)
+    for use, number in used.items():
+        if number and fabric.is_global_zero:
+            log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
+                        len(evaluation.val_set))  # fmt: skip
+    with closing(loader):
+        metrics = run_evaluation(fabric, evaluation, model.model, loader, progress, bootstrap)
+    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation
+
+
+def open_evaluation(
+    fabric: Fabric,
+    source: str | Path,
+    data: str | Path | None,
+    batch_size: int | None,
+    workers: int,
+    max_unreadable: int,
+    split: str,
+    overrides: Overrides | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Predictor[Any], str, Evaluation, EvalLoader, Callable[[int], None]]:
+    """Load a model and open the images to evaluate it on; the arguments are those of :func:`evaluate`.
+
+    Returns:
+        The model, the name of the data, the evaluation, this process's batches, and a function to call with the number
+        of batches that were evaluated.
+    """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
         model = load(source, fabric.device, overrides)
     if data is None and model.recipe is None:
@@ -100,20 +138,15 @@ def evaluate_with_details(
         )  # fmt: skip
     done = 0
 
-    def count(n: int) -> None:
+    def progress(n: int) -> None:
         nonlocal done
         done += n
         if on_progress is not None and fabric.is_global_zero:
             on_progress(done, len(loader))
 
-    used = {}
-    if model.used_images is not None:
-        images = evaluation.val_set
-        used = model.used_images.count_in(images.fingerprints())
-        for use, number in used.items():
-            if number and fabric.is_global_zero:
-                log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
-                            len(images))  # fmt: skip
-    with closing(loader):
-        metrics = run_evaluation(fabric, evaluation, model.model, loader, count)
-    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation
+    return model, data, evaluation, loader, progress
+
+
+def count_used(model: Predictor[Any], evaluation: Evaluation) -> dict[str, int]:
+    """Numbers of the evaluated images that the model was trained and calibrated on; empty if it does not know."""
+    return {} if model.used_images is None else model.used_images.count_in(evaluation.val_set.fingerprints())

@@ -429,6 +429,7 @@ def run_evaluation(
     weights: nn.Module,
     loader: EvalLoader,
     on_progress: Callable[[int], None] | None = None,
+    resamples: int = 0,
 ) -> dict[str, Any]:
     """Evaluate a model over a loader, exactly, on any number of processes.
 
@@ -438,6 +439,7 @@ def run_evaluation(
         weights: The model to evaluate, without a wrapper, so that processes may have different numbers of batches.
         loader: The batches of this process.
         on_progress: Called with 1 after each batch.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
 
     Returns:
         The metrics, the same on every process.
@@ -447,7 +449,7 @@ def run_evaluation(
     """
     training = weights.training
     weights.eval()
-    metric = task.metric(fabric.device)
+    metric = task.metric(fabric.device, resamples)
     any_image = False
     for batch in loader:
         any_image = True

@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn, optim
 
 from ..recipe import Optim
+from ..tasks.backbone import find_backbone
 from ..tasks.finetune import is_norm
 
 
@@ -43,7 +44,7 @@ def learning_rate_scale(config: Optim, images_per_step: int) -> float:
 def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) -> optim.Optimizer:
     """timm's optimizer ``config.name``, without weight decay on what ``no_decay`` selects.
 
-    With ``layer_decay`` each layer has its own learning rate.
+    With ``layer_decay`` each layer has its own learning rate, with ``backbone_lr_scale`` the backbone.
 
     Args:
         model: The model to train.
@@ -52,7 +53,8 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
             kernel undoes the scale inside its step, too late for gradient clipping.
 
     Raises:
-        ValueError: ``layer_decay`` with a model without ``group_matcher``.
+        ValueError: ``layer_decay`` with a model without ``group_matcher``, or ``backbone_lr_scale`` with a model that
+            has no backbone.
     """
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ValueError(
@@ -64,8 +66,11 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
     )
     if config.name in ("adam", "adamw") and not scaled:  # all parameters in one pass
         adam["fused"] = True
+    groups = _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else None
+    if config.backbone_lr_scale != 1:
+        groups = _scale_backbone(model, groups or param_groups_weight_decay(model, config.weight_decay), config)
     return create_optimizer_v2(
-        _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else model,
+        groups or model,
         opt=config.name,
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -90,7 +95,24 @@ def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     ]
 
 
+def _scale_backbone(model: nn.Module, groups: list[dict[str, Any]], config: Optim) -> list[dict[str, Any]]:
+    """The groups, each split into the parameters of the backbone, with a factor, and the others."""
+    backbone = find_backbone(model)
+    if backbone is None:
+        raise ValueError(
+            f"optim.backbone_lr_scale={config.backbone_lr_scale} requires a detector or segmenter, but "
+            f"{type(model).__name__} has no separate backbone: set it to 1, or use optim.layer_decay"
+        )
+    inside = {id(p) for p in backbone.parameters()}
+    return [
+        {**group, "params": params, "lr_scale": scale}
+        for group in groups
+        for scale, in_backbone in ((config.backbone_lr_scale, True), (1.0, False))
+        if (params := [p for p in group["params"] if (id(p) in inside) == in_backbone])
+    ]
+
+
 def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate to ``lr`` times its layer's factor."""
+    """Set every group's learning rate to ``lr`` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -75,6 +75,7 @@ class Run(TrainingState):
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
         self._labels = task.train_set.hash_labels(), task.val_set.hash_labels()
+        self._teacher = task.distillation.identity if task.distillation is not None else None
         self._seconds_before = self._kept_at = 0.0
         self._started = self._saved = time.monotonic()
         self._saved_step: int | None = None  # of last.pt; None if there is none, or none that can be read
@@ -218,7 +219,9 @@ class Run(TrainingState):
         self.history.append(metrics[primary])
         if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch = metrics, epoch
-            self._save(BEST, model=self.weights.state_dict(), metrics=metrics, epoch=epoch)
+            weights = self.weights.state_dict()
+            kept = {name: value for name, value in weights.items() if not name.startswith(self.task.training_modules)}
+            self._save(BEST, model=kept, metrics=metrics, epoch=epoch)
 
     def _save(self, name: str, **state: Any) -> None:
         if self.fabric.is_global_zero:
@@ -229,6 +232,7 @@ class Run(TrainingState):
                 "images": self._used_images.to_tensors(),
                 "listing": self._listing,
                 "labels": list(self._labels),
+                **({"teacher": self._teacher} if self._teacher else {}),
             }
             checkpoints.save({**state, **common}, self.folder / name)
         self.fabric.barrier()
@@ -267,11 +271,18 @@ class Run(TrainingState):
         moved = "data" in different and self._used_images is not None
         if moved:
             different.remove("data")  # the images decide whether it is the same dataset
+        if self._teacher is not None and state.get("teacher") == self._teacher:
+            different = [name for name in different if name != "distill.teacher"]  # the weights decide
         if different:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
             raise ValueError(
                 f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
                 f"{shell_word(self.folder)}) or choose another folder with --run."
+            )
+        if state.get("teacher") != self._teacher:
+            raise ValueError(
+                f"{self.folder}: distill.teacher={self.recipe.distill.teacher} has other weights than the teacher that "
+                "this run was started with; restore them, or choose another folder with --run"
             )
         classes = tuple(state["spec"]["classes"])
         if classes != self.task.spec.classes:
@@ -496,8 +507,8 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
     val = task.val_set.fingerprints()
     if common := int((np.isin(val, initial.train) & ~np.isin(val, used.train)).sum()):
         log.warning(
-            "%s: the initial weights were trained on %d of the %d validation images; the metrics will be too high",
-            data, common, len(val),
+            "%s: the initial weights, or the teacher, were trained on %d of the %d validation images; the metrics will "
+            "be too high", data, common, len(val),
         )  # fmt: skip
     return replace(used, train=np.union1d(used.train, initial.train))
 

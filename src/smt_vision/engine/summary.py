@@ -129,6 +129,8 @@ def _recipe_rows(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[s
 def _result(metrics: dict[str, Any], formats: Mapping[str, MetricFormat], expected: dict[str, float]) -> list[str]:
     lines = ["| metric | this run | expected | difference |", "|---|---:|---:|---:|"]
     for key, format in formats.items():
+        if key not in metrics:  # best weights of an earlier version, in a resumed run
+            continue
         wanted, gap = "", ""
         if key in expected:
             wanted, gap = format.text(expected[key]), format.text(metrics[key] - expected[key], sign="+")

@@ -73,7 +73,10 @@ def brightness(splits: Mapping[str, Values], path: Path) -> Figure:
         figure = Figure(figsize=(10, 3.4))
         panels = figure.subplots(1, 2)
         for axes, name, text in zip(
-            panels, ("brightness", "contrast"), ("mean gray value", "standard deviation of the gray values"), strict=True
+            panels,
+            ("brightness", "contrast"),
+            ("mean gray value", "standard deviation of the gray values"),
+            strict=True,
         ):
             _histogram(axes, {split: values[name] for split, values in splits.items()})
             axes.set(title=name.capitalize(), xlabel=text, ylabel="images (%)")

@@ -77,7 +77,9 @@ def _classes(report: Mapping[str, Any], folder: Path) -> list[str]:
     left_out = len(order) - CLASSES
     shown = order if left_out <= 0 else [*order[: CLASSES // 2], *order[-CLASSES // 2 :]]
     rows = [(names[k], *(splits[split]["classes"][k][key] for split, key in columns)) for k in shown]
-    note = [f"{left_out} classes between these are left out; {code('inspect.json')} has all.", ""] if left_out > 0 else []
+    note = (
+        [f"{left_out} classes between these are left out; {code('inspect.json')} has all.", ""] if left_out > 0 else []
+    )
     ignored = [
         f"- {split}: {facts['ignored_pixels']:.2f} % of the pixels are ignored"
         for split, facts in splits.items()
@@ -94,7 +96,10 @@ def _images(report: Mapping[str, Any], values: Mapping[str, Any], folder: Path) 
     charts.brightness(values, folder / "brightness.svg")
     keys = ("width", "height", "aspect_ratio", "brightness", "contrast")
     rows = [
-        (f"{key.replace('_', ' ')}: {statistic}", *(_short(report["splits"][split][key][statistic]) for split in values))
+        (
+            f"{key.replace('_', ' ')}: {statistic}",
+            *(_short(report["splits"][split][key][statistic]) for split in values),
+        )
         for key in keys
         for statistic in ("min", "median", "max")
     ]

@@ -71,6 +71,16 @@ def with_legend(
     return out
 
 
+def with_caption(image: Image.Image, text: str) -> Image.Image:
+    """Write one line of text into the upper left corner of a copy of an RGB image."""
+    out = image.copy()
+    draw, font = ImageDraw.Draw(out), load_font(2 * text_size(image.size))
+    pad = font.size // 4
+    draw.rectangle((0, 0, font.getlength(text) + 2 * pad, 1.25 * font.size), fill=BACKGROUND)
+    draw.text((pad, 0.625 * font.size), text, fill=TEXT_COLOR, font=font, anchor="lm")
+    return out
+
+
 def sample_grid(
     rows: Sequence[Sequence[Image.Image]],
     columns: Sequence[str],

@@ -1,4 +1,4 @@
-"""The tasks: image classification, detection and segmentation.
+"""The tasks: image classification, detection, segmentation, and pretraining.
 
 Each task has a subpackage. ``config.py`` and ``recipes.py`` are plain data, imported with this package. ``task.py`` is
 imported on demand; its ``TASK``, a :class:`smt_vision.tasks.task.TaskType`, provides the task's parts to training,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .task import TaskType
 
 # Task name in recipes and checkpoints -> subpackage.
-TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
+TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation", "pretrain": "pretraining"}
 
 
 def get_task(name: str) -> "TaskType":

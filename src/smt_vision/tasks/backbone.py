@@ -51,3 +51,8 @@ class Backbone(nn.Module):
     def network(self) -> nn.Module:
         """The timm model inside; its state dict keys correspond to those of the classifier."""
         return getattr(self.net, "model", self.net)
+
+
+def find_backbone(model: nn.Module) -> Backbone | None:
+    """The backbone in a detector or segmenter; ``None`` for other models, e.g. classifiers."""
+    return next((module for module in model.modules() if isinstance(module, Backbone)), None)

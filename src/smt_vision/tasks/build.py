@@ -16,7 +16,7 @@ from .. import checkpoints
 from ..checkpoints import Checkpoint
 from ..model import SMT
 from ..model.official import our_state, require_smt, without_prefix
-from ..recipe import Input, Recipe
+from ..recipe import OWN_DATA, Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
 from ..text import get_logger
@@ -56,7 +56,15 @@ def initial_weights(recipe: Recipe) -> Checkpoint | None:
 
     Returns:
         The checkpoint, if the recipe names one.
+
+    Raises:
+        ValueError: The recipe is for one's own images, and no folder is given.
     """
+    if recipe.data == OWN_DATA and not Path(OWN_DATA).exists():
+        raise ValueError(
+            f"recipe {recipe.name!r} has no data of its own: pass the folder of your images (--data MY_FOLDER); the "
+            f"guide of task {recipe.task!r} describes the layouts"
+        )
     if recipe.checkpoint is not None:
         return checkpoints.load(Path(recipe.checkpoint))
     if recipe.pretrained:
@@ -192,7 +200,7 @@ def load_head_checkpoint(
 def _same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> bool:
     assert checkpoint.spec is not None
     known = checkpoint.spec["classes"]
-    if tuple(known) == tuple(classes):
+    if tuple(known) == tuple(classes) or not known:  # none: there is no classifier to initialize anew
         return True
     log.warning(
         "checkpoint %s is of %d other classes (%s), here are %d (%s): layers with an output per class are initialized "

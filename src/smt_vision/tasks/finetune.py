@@ -14,7 +14,7 @@ from ..extras import require
 from ..lora import ADAPTER, UP
 from ..recipe import Lora, Recipe
 from ..spec import ModelSpec
-from .backbone import Backbone
+from .backbone import find_backbone
 from .build import classifier_key, classifier_layers, create_model
 from .classes import some_names
 
@@ -39,7 +39,7 @@ def select_trained(model: nn.Module, spec: ModelSpec, recipe: Recipe) -> list[nn
     """
     if recipe.freeze == "none" and not recipe.lora.rank:
         return []
-    backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
+    backbone = find_backbone(model)
     network: Any = model if backbone is None else backbone.network
     heads = classifier_layers(network) if backbone is None else ()
     fixed = _freeze(network, _frozen_names(network, heads, spec, recipe.freeze)) if recipe.freeze != "none" else []

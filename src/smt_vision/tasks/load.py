@@ -1,6 +1,6 @@
 """Loading predictors from runs, exports, checkpoints, released weights and timm."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ def load(
     overrides: Overrides | None = None,
     *,
     require_classes: bool = True,
+    providers: Sequence[str] = (),
 ) -> Predictor[Any]:
     """Load a predictor.
 
@@ -47,6 +48,7 @@ def load(
             :func:`smt_vision.tasks.inference_overrides` lists the fields of a task.
         require_classes: Whether weights without a classifier are an error; they can be measured only, e.g. with
             :func:`smt_vision.cost.describe`.
+        providers: Execution providers of an ONNX export; see :func:`smt_vision.deploy.exported.load_exported`.
 
     Returns:
         A :class:`~smt_vision.tasks.classification.predictor.Classifier`,
@@ -59,7 +61,7 @@ def load(
             weights have no classifier, or a field cannot be overridden.
         PretrainedWeightsError: The model has no pretrained weights, or they could not be downloaded.
     """
-    predictor = _load(source, device, overrides or {})
+    predictor = _load(source, device, overrides or {}, providers)
     if require_classes and predictor.spec.task == "classify" and not predictor.classes:
         raise ValueError(
             f"{source}: weights of {predictor.spec.model} without a classifier, so there are no classes to predict; "
@@ -69,10 +71,14 @@ def load(
     return predictor
 
 
-def _load(source: str | Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
+def _load(
+    source: str | Path, device: str | torch.device, overrides: Overrides, providers: Sequence[str]
+) -> Predictor[Any]:
     path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
-        return _from_export(path, device, overrides)
+        return _from_export(path, device, overrides, providers)
+    if providers:
+        raise ValueError(f"{source}: providers are for ONNX exports, and this is not an export; omit them")
     if path.is_dir() and not (path / BEST).is_file():
         hint = f"; pass a model that timm saved as local-dir:{path}" if (path / "config.json").is_file() else ""
         raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}")
@@ -145,13 +151,15 @@ def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-def _from_export(folder: Path, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
+def _from_export(
+    folder: Path, device: str | torch.device, overrides: Overrides, providers: Sequence[str]
+) -> Predictor[Any]:
     if torch.device(device).type != "cpu":
         raise ValueError(
             f"{folder} is an export, which cannot run on {device}: use the CPU (--device cpu, or --engine.accelerator "
             "cpu for smt eval), or load the model that was exported"
         )
-    program = load_exported(folder)
+    program = load_exported(folder, providers)
     with _named(folder / MANIFEST):
         exported = read_spec(program.manifest.spec)
     spec = override(exported, overrides)

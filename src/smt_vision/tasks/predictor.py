@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import get_image_size
 
 from ..bounds import Count, checked, short
-from ..data.decode import UnreadableImage, channels_of, decode
+from ..data.decode import UnreadableImage, decode_input
 from ..data.fingerprint import UsedImages
 from ..deploy.export import export_model
 from ..deploy.exported import Manifest
@@ -117,6 +118,10 @@ class Predictor(ABC, Generic[R]):
         """Write results to a folder; returns the files and folders written."""
 
     @abstractmethod
+    def draw(self, result: R, **options: Any) -> Image.Image:
+        """A readable image with its result drawn over it, in the size of the image, without a legend."""
+
+    @abstractmethod
     def row(self, result: R, **options: Any) -> tuple[str, ...]:
         """A result as a table row with the columns :attr:`columns`."""
 
@@ -156,7 +161,7 @@ class Predictor(ABC, Generic[R]):
         )
 
     @abstractmethod
-    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+    def _make_transform(self) -> Callable[[Any], Tensor]:
         """Preprocessing, from a decoded image to ``(C, h, w)``."""
 
     def _batches(
@@ -206,16 +211,17 @@ class Predictor(ABC, Generic[R]):
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
-            picture = decode(source, channels_of(self.spec.input), name=id)
-            return PreparedImage(image, id, (picture.height, picture.width), self._pixels(picture))
+            picture = decode_input(source, self.spec.input, name=id)
+            width, height = get_image_size(picture)
+            return PreparedImage(image, id, (height, width), self._pixels(picture))
         except UnreadableImage as error:
             return image, id, str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return image, id, f"{id}: not enough memory to resize {picture.width} x {picture.height} pixels"
+            return image, id, f"{id}: not enough memory to resize {width} x {height} pixels"
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def _pixels(self, image: Any) -> Tensor:
         """What :meth:`_predict_batch` needs of a decoded image: the model's input, or as far as it is prepared."""
         return self.transform(image)
 

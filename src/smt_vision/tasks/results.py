@@ -6,8 +6,9 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from ..data.decode import decode
+from ..data.decode import decode_picture
 from ..data.files import relative_names
+from ..recipe import Input
 
 Source = str | Path | Image.Image  # an image as passed to a predictor
 DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
@@ -61,9 +62,11 @@ def result_names(images: Sequence[Source]) -> list[Path]:
     return outputs
 
 
-def decode_source(source: Source) -> Image.Image:
-    """Decode a result's image to RGB."""
-    return decode(source if isinstance(source, Image.Image) else Path(source), 3, name=str(source))
+def decode_source(source: Source, input: Input | None = None) -> Image.Image:
+    """Decode a result's image to RGB; ``input`` is that of its model."""
+    return decode_picture(
+        source if isinstance(source, Image.Image) else Path(source), input or Input(), name=str(source)
+    )
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -1,6 +1,9 @@
 """Helpers that the evaluations of all tasks share."""
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
 from torch import Tensor
 
 SAMPLES = 4  # images in the sample picture of an evaluation
@@ -22,3 +25,18 @@ def top_rows(rows: Tensor, count: int) -> Tensor:
     """
     rows = rows[rows[:, 1].argsort(stable=True)]
     return rows[rows[:, 0].argsort(descending=True, stable=True)][:count]
+
+
+def gather_rows(local: Tensor, all_gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Concatenate tensors of different lengths from all processes: gather the lengths, then the padded tensors."""
+    lengths = all_gather(torch.tensor([len(local)], device=local.device)).reshape(-1).tolist()
+    padded = local.new_zeros(max(lengths), *local.shape[1:])
+    padded[: len(local)] = local
+    gathered = all_gather(padded).reshape(len(lengths), *padded.shape)
+    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)])
+
+
+def with_float64(device: torch.device | str) -> torch.device:
+    """The device of a metric's state, which needs float64: MPS does not support it."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device

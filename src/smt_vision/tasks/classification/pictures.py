@@ -13,6 +13,7 @@ from ...pictures.style import GRAY, save, short
 
 GRID = 25  # images in a grid, at most
 COLUMNS = 5
+CAPTION_LINES = 3
 THUMBNAIL_SIDE = 320  # maximum side in pixels
 
 
@@ -25,17 +26,23 @@ class LabeledImage:
         prediction: Name of the predicted class.
         score: Score of the predicted class, in [0, 1].
         id: Image id, e.g. its file name.
+        labels: Of a multi-label classifier, names and scores of the predicted classes, best first.
     """
 
     image: Image.Image
     prediction: str
     score: float
     id: str
+    labels: tuple[tuple[str, float], ...] | None = None
 
     @property
     def caption(self) -> str:
-        """Text above the image."""
-        return f"{short(self.prediction)} ({100 * self.score:.0f} %)"
+        """Text above the image: up to three classes, each in a line."""
+        labels = ((self.prediction, self.score),) if self.labels is None else self.labels
+        lines = [f"{short(label)} ({100 * score:.0f} %)" for label, score in labels[:CAPTION_LINES]]
+        if len(labels) > CAPTION_LINES:
+            lines[-1] += f" + {len(labels) - CAPTION_LINES}"
+        return "\n".join(lines) or "no class"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...bounds import Count, checked
+from ...pictures.drawing import with_caption
+from ...pictures.style import short
 from ..predictor import Predictor, PreparedImage
-from ..results import Source
+from ..results import Source, decode_source
 from .data.transforms import eval_transform
 from .results import Prediction, write_predictions
 
@@ -18,13 +20,16 @@ TOP_K = 5
 
 
 class Classifier(Predictor[Prediction]):
-    """Predicts the class of images. The model returns (B, K) logits."""
+    """Predicts the class, or the classes, of images. The model returns (B, K) logits."""
 
     kind = "a classifier"
     batch_size = 32
     eval_batch_size = 64
-    columns = ("label", "score", "next")
     options = frozenset({"top_k"})
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("labels", "next") if self.config.multi_label else ("label", "score", "next")
 
     @property
     def input_description(self) -> str:
@@ -34,16 +39,27 @@ class Classifier(Predictor[Prediction]):
     def save(self, results: Iterable[Prediction], folder: str | Path, **options: Any) -> list[Path]:
         """Write ``predictions.csv`` and ``predictions.png``, a contact sheet of the first 25 images.
 
+        The CSV of a multi-label classifier is a label file: its columns ``image`` and ``labels`` can be trained on.
+
         Args:
             results: Predictions of this classifier.
             folder: Output folder; created if necessary.
             options: Unused.
         """
-        return write_predictions(results, Path(folder))
+        return write_predictions(results, Path(folder), self.input, self.config.multi_label)
+
+    def draw(self, result: Prediction, **options: Any) -> Image.Image:
+        """The image with its class, or its classes."""
+        name, *more = self.row(result)
+        caption = name if self.config.multi_label else f"{short(name)} {more[0]}"
+        return with_caption(decode_source(result.source, self.input), caption)
 
     def row(self, result: Prediction, **options: Any) -> tuple[str, ...]:
-        others = ", ".join(f"{label} {100 * score:.1f} %" for label, score in result.top[1:])
-        return result.label or "", f"{100 * result.score:.1f} %", others
+        if self.config.multi_label:
+            labels = result.labels or ()
+            others = [pair for pair in result.top if pair not in labels]
+            return _listed(labels) or "none", _listed(others)
+        return result.label or "", f"{100 * result.score:.1f} %", _listed(result.top[1:])
 
     def to_dict(self, result: Prediction, **options: Any) -> dict[str, Any]:
         return {
@@ -53,6 +69,7 @@ class Classifier(Predictor[Prediction]):
             "score": result.score,
             "top": [list(pair) for pair in result.top],
             "error": result.error,
+            **({"labels": [list(pair) for pair in result.labels or ()]} if self.config.multi_label else {}),
         }
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -60,19 +77,32 @@ class Classifier(Predictor[Prediction]):
         logits = logits.float() / self.config.temperature
         return logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
 
-    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+    def _make_transform(self) -> Callable[[Any], Tensor]:
         return eval_transform(self.input)
 
     @torch.inference_mode()
     @checked
     def _predict_batch(self, batch: list[PreparedImage], top_k: Count = TOP_K, **options: Any) -> Sequence[Prediction]:
         logits = self.model(torch.stack([image.pixels for image in batch]).to(self.device))
-        values, indices = self.scores(logits).cpu().topk(min(top_k, len(self.classes)))
+        all_scores = self.scores(logits).cpu()
+        values, indices = all_scores.topk(min(top_k, len(self.classes)))
         out = []
-        for image, scores, class_ids in zip(batch, values.tolist(), indices.tolist(), strict=True):
-            top = tuple((self.classes[i], score) for i, score in zip(class_ids, scores, strict=True))
-            out.append(Prediction(image.source, image.id, top[0][0], class_ids[0], top[0][1], top))
+        for i, image in enumerate(batch):
+            top = self._named(indices[i], values[i])
+            labels = None
+            if self.config.multi_label:
+                ranked = all_scores[i].sort(descending=True, stable=True)
+                count = int((ranked.values >= self.config.threshold).sum())
+                labels = self._named(ranked.indices[:count], ranked.values[:count])
+            out.append(Prediction(image.source, image.id, top[0][0], int(indices[i, 0]), top[0][1], top, None, labels))
         return out
+
+    def _named(self, indices: Tensor, scores: Tensor) -> tuple[tuple[str, float], ...]:
+        return tuple((self.classes[i], score) for i, score in zip(indices.tolist(), scores.tolist(), strict=True))
 
     def _unreadable(self, source: Source, id: str, error: str) -> Prediction:
         return Prediction(source, id, None, None, 0.0, (), error)
+
+
+def _listed(pairs: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{label} {100 * score:.1f} %" for label, score in pairs)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ...recipe import PAPER, Engine, Optim
+from ...recipe import OWN_DATA, PAPER, Engine, Optim
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
 
 
@@ -78,7 +78,7 @@ RECIPES: tuple[ClassificationRecipe, ...] = (
         model="smt_tiny",
         model_args=dict(drop_path_rate=0.1),
         pretrained=True,
-        data="PATH",
+        data=OWN_DATA,
         epochs=20,
         batch_size=64,
         augment=ClassificationAugment(scale=(0.3, 1.0), mixup=0.0, cutmix=0.0),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...recipe import Input
 from ..results import Source, decode_source, image_names
 from .pictures import GRID, LabeledImage, predictions, thumbnail
 
@@ -23,6 +24,8 @@ class Prediction:
         score: Probability of the most probable class in [0, 1].
         top: Names and probabilities of the most probable classes, best first.
         error: Reason why the image could not be read; ``label`` and ``class_id`` are then ``None``.
+        labels: Of a multi-label classifier, names and scores of all classes whose score is at least
+            ``classify.threshold``, best first; may be empty. ``None`` of any other classifier.
     """
 
     source: Source
@@ -32,27 +35,32 @@ class Prediction:
     score: float
     top: tuple[tuple[str, float], ...]
     error: str | None = None
+    labels: tuple[tuple[str, float], ...] | None = None
 
 
-def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]:
+def write_predictions(
+    results: Iterable[Prediction], folder: Path, input: Input | None = None, multi_label: bool = False
+) -> list[Path]:
     """Write ``predictions.csv`` and ``predictions.png``; see
     :meth:`smt_vision.tasks.classification.predictor.Classifier.save`.
+
+    Args:
+        results: Predictions of one classifier.
+        folder: Output folder; created if necessary.
+        input: Input of the classifier, for images of bands.
+        multi_label: Whether the predictions are of a multi-label classifier.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
     shown: list[tuple[Prediction, Image.Image]] = []
     with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "label", "class_id", "score", "others", "error"])
+        label_columns = ["labels", "scores"] if multi_label else ["label", "class_id", "score", "others"]
+        writer.writerow(["image", *label_columns, "error"])
         for result in results:
-            others = "; ".join(f"{label} {score:.4f}" for label, score in result.top[1:])
-            known = result.label is not None
-            writer.writerow(
-                [result.id, result.label or "", result.class_id if known else "",
-                 f"{result.score:.6f}" if known else "", others, result.error or ""]
-            )  # fmt: skip
+            writer.writerow([result.id, *_cells(result, multi_label), result.error or ""])
             if result.label is not None and len(shown) < GRID:
-                shown.append((result, thumbnail(decode_source(result.source))))
+                shown.append((result, thumbnail(decode_source(result.source, input))))
     names = image_names([result.source for result, _ in shown])
     items = [
         LabeledImage(
@@ -60,8 +68,19 @@ def write_predictions(results: Iterable[Prediction], folder: Path) -> list[Path]
             result.label or "",
             result.score,
             result.id if isinstance(result.source, Image.Image) else name,
+            result.labels,
         )
         for (result, image), name in zip(shown, names, strict=True)
     ]
     predictions(items, sheet)
     return [table, sheet]
+
+
+def _cells(result: Prediction, multi_label: bool) -> list[str]:
+    if multi_label:  # as a label file has them
+        labels = result.labels or ()
+        return ["|".join(label for label, _ in labels), "|".join(f"{score:.6f}" for _, score in labels)]
+    if result.label is None:
+        return [""] * 4
+    others = "; ".join(f"{label} {score:.4f}" for label, score in result.top[1:])
+    return [result.label, str(result.class_id), f"{result.score:.6f}", others]

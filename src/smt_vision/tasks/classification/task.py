@@ -1,9 +1,9 @@
 """Image classification: training and evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,29 +11,40 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
-from ...data.decode import decode
+from ...data.dataset import Split
+from ...data.decode import decode_picture
 from ...data.fingerprint import UsedImages
-from ...data.subset import held_out_in_training, take_fraction
+from ...data.subset import held_out_in_training
 from ...pictures.confusion import confusion
+from ...pictures.quality import ranking_curves, reliability
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
-from ..samples import top_rows
+from ..distill import Distillation, with_teacher
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
-from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe
+from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig
 from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
+from .distill import SoftTargets
+from .evaluation import ClassificationMetric
 from .export import ClassifierExport
 from .losses import classification_loss
-from .metrics import ClassificationMetrics
 from .pictures import Mistake, mistakes, thumbnail
 from .predictor import Classifier
 from .published import class_synonyms
 
 log = get_logger(__name__)
-WORST = 25  # mistakes in the picture
+CLASS_COLUMNS = {  # by name: as displayed
+    "accuracy": "accuracy (%)",
+    "precision": "precision (%)",
+    "recall": "recall (%)",
+    "f1": "F1 (%)",
+    "ap": "AP (%)",
+    "auroc": "AUROC (%)",
+}
 
 
 class ClassificationEvaluation:
@@ -42,72 +53,119 @@ class ClassificationEvaluation:
     Args:
         classes: Class names, in the order of the model's outputs.
         val_set: Dataset to evaluate on.
+        config: What the outputs mean. With ``multi_label``, the target of a batch is 0 or 1 for each class.
+        input: How images become tensors, for pictures of them.
     """
 
     primary_metric = "top1"
     metric_formats: Mapping[str, MetricFormat] = {
         "top1": MetricFormat("top-1"),
         "top5": MetricFormat("top-5"),
-        "mean_class_accuracy": MetricFormat("mean over classes"),
+        "mean_class_accuracy": MetricFormat("balanced accuracy"),
+        "precision_macro": MetricFormat("precision, macro"),
+        "f1_macro": MetricFormat("F1, macro"),
+        "f1_weighted": MetricFormat("F1, weighted"),
+        "map": MetricFormat("mAP"),
+        "auroc_macro": MetricFormat("AUROC, macro"),
+        "kappa": MetricFormat("Cohen's kappa", ""),
         "loss": MetricFormat("loss", "nats"),
         "ece": MetricFormat("calibration error"),
     }
 
-    def __init__(self, classes: tuple[str, ...], val_set: ImageDataset) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        val_set: ImageDataset,
+        config: ClassifyConfig | None = None,
+        input: ClassificationInput | None = None,
+    ) -> None:
         self.classes = classes
+        self.input = input or ClassificationInput()
         self.val_set = val_set
+        self.config = config or ClassifyConfig()
+        if self.config.multi_label:
+            self.primary_metric, self.metric_formats = "map", MULTI_LABEL_FORMATS
+        elif (k := self.config.top_k) != 5:
+            of_k = {"top1": MetricFormat("top-1"), f"top{k}": MetricFormat(f"top-{k}")}
+            self.metric_formats = of_k | {n: f for n, f in self.metric_formats.items() if n not in ("top1", "top5")}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(batch["image"])
 
-    def metric(self, device: torch.device) -> "ClassificationMetric":
-        return ClassificationMetric(self.classes, device)
+    def metric(self, device: torch.device, resamples: int = 0) -> ClassificationMetric:
+        return ClassificationMetric(self.classes, device, self.config, len(self.val_set), resamples)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """Tables of the best and worst classes and, for up to 1000 classes, of the most frequent confusions."""
-        tables = [_class_table(metrics["per_class"])]
-        if metrics["confusion"] is not None:
+        tables = [_class_table(metrics["per_class"], "ap" if self.config.multi_label else "accuracy")]
+        if metrics.get("confusion") is not None:
             tables.append(_confusion_table(np.asarray(metrics["confusion"]), self.classes))
         return tables
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """Write ``confusion.png`` (up to 1000 classes) and ``mistakes.png``; returns their paths."""
+        """Write ``confusion.png`` (up to 1000 classes, one class per image), ``precision_recall.png``, ``roc.png``,
+        ``reliability.png`` and ``mistakes.png``; returns their paths."""
         paths = []
-        if metrics["confusion"] is not None:
+        if metrics.get("confusion") is not None:
             paths.append(folder / "confusion.png")
             confusion(np.asarray(metrics["confusion"]), self.classes, paths[-1])
+        if metrics.get("curves"):  # not of metrics that an earlier version computed
+            paths += [folder / "precision_recall.png", folder / "roc.png"]
+            ranking_curves(metrics, self.classes, *paths[-2:])
+        if metrics.get("calibration"):
+            paths.append(folder / "reliability.png")
+            label = "share that has the class" if self.config.multi_label else "accuracy"
+            reliability(metrics["calibration"], metrics["ece"], paths[-1], label)
         items = []
         for mistake in metrics["worst"]:
             raw, _, name = self.val_set.read(mistake["index"])
-            items.append(
-                Mistake(
-                    image=thumbnail(decode(raw, 3, name=name)),
-                    target=self.classes[mistake["target"]],
-                    prediction=self.classes[mistake["prediction"]],
-                    score=mistake["score"],
-                    id=name,
-                )
-            )
+            target, prediction = self._decision(mistake)
+            image = thumbnail(decode_picture(raw, self.input, name=name))
+            items.append(Mistake(image=image, target=target, prediction=prediction, score=mistake["score"], id=name))
         paths.append(folder / "mistakes.png")
         mistakes(items, paths[-1])
         return paths
 
+    def _decision(self, mistake: dict[str, Any]) -> tuple[str, str]:
+        """True and predicted class of a mistake."""
+        if not self.config.multi_label:
+            return self.classes[mistake["target"]], self.classes[mistake["prediction"]]
+        name = self.classes[mistake["class"]]
+        return (name, f"not {name}") if mistake["present"] else (f"not {name}", name)
+
+
+MULTI_LABEL_FORMATS = {
+    "map": MetricFormat("mAP"),
+    "f1_macro": MetricFormat("F1, macro"),
+    "f1_micro": MetricFormat("F1, micro"),
+    "precision_micro": MetricFormat("precision, micro"),
+    "recall_micro": MetricFormat("recall, micro"),
+    "auroc_macro": MetricFormat("AUROC, macro"),
+    "subset_accuracy": MetricFormat("subset accuracy"),
+    "hamming_loss": MetricFormat("Hamming loss"),
+    "loss": MetricFormat("loss", "nats"),
+    "ece": MetricFormat("calibration error"),
+}
+
 
 class ClassificationTraining(ClassificationEvaluation):
-    """Training of a classifier on images with one class each.
+    """Training of a classifier.
 
     Args:
         recipe: Recipe of the run. The dataset is opened and the model built immediately, so that errors show early.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         super().__init__(
-            self.train_set.classes, with_classes(val_set, self.train_set.classes, owner="the training set")
+            self.train_set.classes,
+            with_classes(val_set, self.train_set.classes, owner="the training set"),
+            recipe.classify,
         )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args), recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
@@ -124,15 +182,23 @@ class ClassificationTraining(ClassificationEvaluation):
             multi_label=recipe.classify.multi_label,
             label_smoothing=recipe.augment.label_smoothing,
         )
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input, resize=True)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
+            if recipe.distill.alpha:
+                self.soft_targets = SoftTargets(recipe, self.classes, self.distillation.predictor)
 
-    def _open(self, split: Literal["train", "val"]) -> ImageDataset:
+    def _open(self, split: Split) -> ImageDataset:
         recipe = self.recipe
         return open_dataset(
             recipe.data,
             split,
-            val_fraction=recipe.input.val_fraction,
+            val_fraction=recipe.input.val_fraction if recipe.folds is None else 0.0,
             seed=recipe.seed,
             allow_damaged=recipe.input.allow_damaged,
+            labels=recipe.labels,
+            multi_label=recipe.classify.multi_label,
         )
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
@@ -158,56 +224,29 @@ class ClassificationTraining(ClassificationEvaluation):
         image, target = batch["image"], batch["target"]
         if self.mix is not None:
             image, target = self.mix(image, target)
-        return {"loss": self.criterion(model(image), target)}
+        logits, teacher, losses = with_teacher(self.distillation, lambda: model(image), image)
+        loss, alpha = self.criterion(logits, target), self.recipe.distill.alpha
+        if self.distillation is None or not alpha:
+            return {"loss": loss, **losses}
+        return {"loss": (1 - alpha) * loss, "distill": alpha * self.soft_targets(logits, teacher), **losses}
 
 
-class ClassificationMetric:
-    """Accuracy, loss and calibration, and the most confident mistakes; exact on any number of processes.
-
-    Args:
-        classes: Class names, in the order of class indices.
-        device: Device of the accumulated state.
-    """
-
-    def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
-        self.classes = classes
-        self.sums = ClassificationMetrics(len(classes), device)
-        # Rows of (score, image index, target, prediction); unused rows are -1.
-        self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
-
-    def update(self, output: Tensor, batch: Batch) -> None:
-        target, logits = batch["target"], output.float()
-        self.sums.update(logits, target)
-        score, prediction = logits.softmax(-1).max(-1)
-        rows = torch.stack([t.double() for t in (score, batch["index"], target, prediction)], dim=-1)
-        self.worst = top_rows(torch.cat([self.worst, rows[prediction != target]]), WORST)
-
-    def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
-        self.sums.reduce(all_reduce)
-        self.worst = top_rows(all_gather(self.worst).reshape(-1, 4), WORST)
-
-    def compute(self) -> dict[str, Any]:
-        out = self.sums.compute()
-        confusion = out["confusion"]
-        out["confusion"] = confusion.tolist() if isinstance(confusion, Tensor) else confusion
-        for row in out["per_class"]:
-            row["class"] = self.classes[int(row["class"])]
-        out["worst"] = [
-            {"index": int(index), "target": int(target), "prediction": int(prediction), "score": score}
-            for score, index, target, prediction in self.worst.tolist()
-            if score >= 0
-        ]
-        return out
-
-
-def _class_table(per_class: list[dict[str, Any]]) -> Table:
-    ranked = sorted((row for row in per_class if row["count"]), key=lambda row: -row["accuracy"])
+def _class_table(per_class: list[dict[str, Any]], order: str) -> Table:
+    """The best and the worst classes by one of their metrics; the metrics that they all have are the columns."""
+    ranked = sorted((row for row in per_class if row["count"]), key=lambda row: -row[order])
+    shown = [name for name in CLASS_COLUMNS if ranked and ranked[0].get(name) is not None]
+    if "accuracy" in shown and "recall" in shown:  # of a single class they are the same
+        shown.remove("recall")
     length = min(5, len(ranked) // 2) or len(ranked)  # so that no class is both among the best and the worst
     rows: list[tuple[str | int | float, ...]] = []
     for title, group in (("best", ranked[:length]), ("worst", ranked[::-1][:length])):
-        rows.append((Markdown(f"**{title} {len(group)}**"), "", ""))
-        rows += [(row["class"], row["count"], row["accuracy"]) for row in group]
-    return Table("Classes", ("class", "images", "accuracy (%)"), rows)
+        rows.append((Markdown(f"**{title} {len(group)}**"), *("" for _ in ("count", *shown))))
+        rows += [(row["class"], row["count"], *(_known(row[name]) for name in shown)) for row in group]
+    return Table("Classes", ("class", "images", *(CLASS_COLUMNS[name] for name in shown)), rows)
+
+
+def _known(value: float | None) -> str | float:
+    return "undefined" if value is None else value
 
 
 def _confusion_table(matrix: np.ndarray, classes: tuple[str, ...]) -> Table:
@@ -270,12 +309,27 @@ def open_evaluation(
                 "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "
                 "here too, the metrics are too high", data, recipe.data,
             )  # fmt: skip
-    images = open_dataset(data, "val", val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
-    if model.used_images is not None:
-        images = held_out_in_training(images, model.used_images, 1.0 if recipe is None else recipe.train_fraction)
+
+    def open_split(split: Split, val_fraction: float) -> ImageDataset:
+        return open_dataset(
+            data,
+            split,
+            val_fraction=val_fraction,
+            seed=seed,
+            allow_damaged=input.allow_damaged,
+            labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
+            multi_label=model.config.multi_label,
+        )
+
+    images = held_out_fold(model, lambda: open_split("train", 0.0))
+    if images is None:
+        images = open_split("val", fraction)
+        if model.used_images is not None:
+            train_fraction = 1.0 if recipe is None else recipe.train_fraction
+            images = held_out_in_training(images, model.used_images, train_fraction)
     images = with_classes(images, model.classes, class_synonyms(len(model.classes)))
     loader = classification_eval_loader(images, input, batch_size, rank=rank, world=world)
-    return ClassificationEvaluation(model.classes, images), loader
+    return ClassificationEvaluation(model.classes, images, model.config, input), loader
 
 
 def _same_source(data: str, trained_on: str) -> bool:

@@ -76,7 +76,8 @@ class DetectConfig(Group):
     """Detection head and image sizes.
 
     Args:
-        head: ``retinanet`` or ``faster_rcnn``, or with masks ``mask_rcnn`` or ``cascade_mask_rcnn``.
+        head: ``retinanet``, ``fcos``, ``faster_rcnn`` or ``dino`` (extra ``detr``), or with masks ``mask_rcnn`` or
+            ``cascade_mask_rcnn``.
         short_side: Short side of an evaluation image in pixels, unless the long side would exceed ``long_side``.
         long_side: Longest side of an image in pixels.
         train_short_sides: Short sides in pixels from which training samples one per image.
@@ -85,15 +86,20 @@ class DetectConfig(Group):
         norm: BatchNorm of the backbone. ``train``: batch statistics; ``frozen``: fixed at the initial statistics, for
             few images per process; ``sync``: batch statistics over all processes.
         head_norm: ``none``: pyramid and heads as published; ``group``: GroupNorm in their convolutions, without which
-            training from scratch is slow (He et al., ICCV 2019). A cascade's box heads always have BatchNorm, as
-            published.
-        box_loss: ``l1``: torchvision's default loss of the head; ``giou``: GIoU of decoded boxes.
-        anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level.
-        fpn_channels: Channels of the feature pyramid.
-        head_channels: Channels of the box head's linear layers.
+            training from scratch is slow (He et al., ICCV 2019). A cascade's box heads always have BatchNorm, and the
+            heads of ``fcos`` and ``dino`` GroupNorm and LayerNorm, as published.
+        box_loss: ``l1``: torchvision's default loss of the head; ``giou``: GIoU of decoded boxes. Without effect on
+            ``fcos`` (GIoU) and ``dino`` (L1 and GIoU).
+        anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level. Not used by
+            ``fcos`` and ``dino``, which have no anchors.
+        fpn_channels: Channels of the feature pyramid, or of the transformer of ``dino``.
+        head_channels: Channels of the box head's linear layers, or of the feed-forward layers of ``dino``.
+        layers: Layers of the encoder and of the decoder of ``dino``.
+        queries: Queries of ``dino``: the most objects per image that it can detect.
         rois: Proposals per image sampled to train a box head.
         score_threshold: Detections with a lower score are dropped.
-        nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
+        nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; ``dino`` needs no such
+            step.
         max_detections: Detections kept per image.
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
         tiles: Side in pixels of the tiles in which larger images are evaluated and predicted, each tile resized like an
@@ -104,7 +110,7 @@ class DetectConfig(Group):
 
     group: ClassVar[str] = "detect"
 
-    head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
+    head: Literal["retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
     short_side: Side = 800
     long_side: Side = 1333
     train_short_sides: Annotated[tuple[Side, ...], NotEmpty()] = (800,)
@@ -115,6 +121,8 @@ class DetectConfig(Group):
     anchor_sizes: Annotated[tuple[Side, ...], NotEmpty()] = (32, 64, 128, 256, 512)
     fpn_channels: Channels = 256
     head_channels: Channels = 1024
+    layers: Annotated[int, Range(ge=1, le=100)] = 6
+    queries: Annotated[int, Range(ge=1, le=100_000)] = 900
     rois: Count = 512
     score_threshold: Fraction = 0.05
     nms_threshold: Fraction = 0.5

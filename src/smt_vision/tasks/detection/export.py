@@ -23,7 +23,8 @@ from .config import DetectConfig
 from .data.transforms import detection_eval_transform
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")  # order of the exported outputs; masks only for heads with masks
-# OpenVINO operations of RetinaNet that compute coordinates: 8 bits are too few for pixel coordinates.
+QUANTIZED = ("retinanet", "fcos")  # heads that NNCF can quantize; it does not support the branches of multi-stage ones
+# OpenVINO operations of these that compute coordinates: 8 bits are too few for pixel coordinates.
 COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*")
 
 
@@ -74,21 +75,26 @@ class DetectorExport(ExportForm):
     min_agreement = 0.99  # where two detections overlap by the NMS threshold, rounding decides
     dynamic_image_size = True
 
+    def __init__(self, model: nn.Module, spec: ModelSpec, name: str) -> None:
+        super().__init__(model, spec, name)
+        # DINO's queries have learned content by rank: of two proposals with nearly equal scores, rounding decides.
+        self.tolerance = 1e-2 if spec.head.head == "dino" else self.tolerance
+
     def check(self, format: str, int8: bool) -> None:
-        if format == "torch":
+        if format not in ("onnx", "openvino"):
             raise ValueError(
-                "a detector cannot be exported to format 'torch': torch.export does not support torchvision's "
-                "batched_nms; use 'onnx' or 'openvino'"
+                f"a detector cannot be exported to format {format!r}: torch.export, which traces for it, does not "
+                "support torchvision's batched_nms; use 'onnx' or 'openvino'"
             )
-        if int8 and self.spec.head.head != "retinanet":
+        if int8 and self.spec.head.head not in QUANTIZED:
             raise ValueError(
-                f"detect.head={self.spec.head.head!r} cannot be quantized: NNCF does not support the branches of a "
-                "multi-stage detector; omit --int8, or train a retinanet"
+                f"detect.head={self.spec.head.head!r} cannot be quantized: expected {' or '.join(QUANTIZED)}, whose "
+                "arithmetic of coordinates can be kept in float32; omit --int8, or train one of these"
             )
 
     def trace(self, samples: Sequence[Path | Image.Image]) -> None:
         transform = detection_eval_transform(self.spec.input, self.spec.head)
-        self.preprocess = partial(image_to_tensor, channels=self.spec.input.channels, transform=transform)
+        self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=transform)
         self.images = [self.preprocess(image) for image in samples]
         self.detector = DetectorForExport(self.model).eval()
         counts = [len(self.detector(image[None])[0]) for image in self.images]

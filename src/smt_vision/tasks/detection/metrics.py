@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ...extras import require
+from ..bootstrap import percentile_interval, resampled_counts
+from ..samples import gather_rows, with_float64
 
 # The twelve COCO metrics in the order of COCOeval. AP: mean over IoU 0.50 to 0.95; sizes: below 32 x 32, to 96 x 96,
 # above; ar1 and ar10 count the best 1 and 10 detections per image, the other recalls max_detections.
@@ -19,6 +21,7 @@ METRIC_NAMES = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
+CURVES = {"ap50": 0, "ap75": 5}  # IoU thresholds of the precision-recall curves, by their index in COCO's
 COLUMNS = 8  # per detection: image index, class index, score, box (4), length of the encoded mask in bytes
 
 
@@ -49,8 +52,7 @@ class DetectionMetrics:
         device: torch.device | str = "cpu",
     ) -> None:
         self._library = require("faster_coco_eval", "detect")
-        device = torch.device(device)
-        self.device = torch.device("cpu") if device.type == "mps" else device  # MPS does not support float64
+        self.device = with_float64(device)
         self.ground_truth = ground_truth
         self.classes, self.category_ids = tuple(classes), tuple(category_ids)
         self.masks = masks
@@ -99,7 +101,7 @@ class DetectionMetrics:
             all_gather: Stacks tensors of equal shape from all processes along a new first dimension.
         """
         self._images, self._rows, self._bytes = (
-            [_gather_ragged(torch.cat([empty, *parts]).to(self.device), all_gather).cpu()]
+            [gather_rows(torch.cat([empty, *parts]).to(self.device), all_gather).cpu()]
             for empty, parts in (
                 (torch.zeros(0, dtype=torch.int64), self._images),
                 (torch.zeros(0, COLUMNS, dtype=torch.float64), self._rows),
@@ -138,7 +140,8 @@ class DetectionMetrics:
             ``box_ar1``, ``box_ar10``, ``box_ar``, ``box_ar_small``, ``box_ar_medium``, ``box_ar_large``, and the same
             with prefix ``mask_`` if masks are evaluated; ``None`` if no object has that size. Further ``count``, the
             number of images; ``objects``, the number of objects; and ``per_class``, a list of
-            ``{"class": name, "count": objects, "box_ap": percent or None, "box_ap50", ...}``.
+            ``{"class": name, "count": objects, "box_ap": percent or None, "box_ap50", ...}``. ``curves``: by kind, for
+            ``ap50`` and ``ap75``, the precision in [0, 1] at recalls of 0, 0.01, ... 1, averaged over the classes.
 
         Raises:
             ValueError: No image was added, or none of the images shows an object.
@@ -155,21 +158,48 @@ class DetectionMetrics:
             {"class": name, "count": counts[category]}
             for name, category in zip(self.classes, self.category_ids, strict=True)
         ]
+        # Categories and images of the evaluation are numbered in the order of their ids.
         places = {category: k for k, category in enumerate(sorted(self.category_ids))}
         out: dict[str, Any] = {}
+        curves: dict[str, Any] = {}
         for kind in ("box", "mask") if self.masks else ("box",):
-            evaluation = self._evaluate(kind, image_ids)
+            evaluation = self._evaluation(kind, image_ids)
+            evaluation.run()
             out |= {f"{kind}_{name}": _percent(x) for name, x in zip(METRIC_NAMES, evaluation.stats, strict=True)}
             # Shape (IoU, recall, category in the order of ids, area range, max detections): all areas, all detections.
             precision = evaluation.eval["precision"][:, :, :, 0, -1]
+            known = precision[:, :, (precision >= 0).all((0, 1))]  # classes with objects
+            curves[kind] = {name: known[iou].mean(-1).round(4).tolist() for name, iou in CURVES.items()}
             for row, category in zip(per_class, self.category_ids, strict=True):
                 class_precision = precision[:, :, places[category]]
                 row[f"{kind}_ap"] = _percent(class_precision.mean())
                 row[f"{kind}_ap50"] = _percent(class_precision[0].mean())
-        return {**out, "count": len(image_ids), "objects": len(objects), "per_class": per_class}
+        return {**out, "count": len(image_ids), "objects": len(objects), "per_class": per_class, "curves": curves}
 
-    def _evaluate(self, kind: str, image_ids: set[int]) -> Any:
-        """Run faster-coco-eval on boxes or masks, with a copy of the dataset, because the library modifies it.
+    def interval(self, kind: str, resamples: int) -> tuple[float, float]:
+        """Bootstrap interval of the AP of boxes (``box``) or masks (``mask``) in percent, by resampling the images."""
+        image_ids = {self.ground_truth["images"][i]["id"] for i in torch.cat(self._images).tolist()}
+        evaluation = self._evaluation(kind, image_ids, separate_eval=True)
+        params = evaluation.params  # of all areas and numbers of detections, AP needs one
+        params.areaRng, params.areaRngLbl, params.maxDets = (
+            params.areaRng[:1],
+            params.areaRngLbl[:1],
+            [self.max_detections],
+        )
+        evaluation.evaluate()
+        # Matches by category and image; an image that is drawn twice counts twice.
+        matches = np.array(evaluation._evalImgs_cpp, dtype=object).reshape(len(params.catIds), -1)
+        accumulate = self._library.faster_eval_api_cpp.COCOevalAccumulate
+        found = []
+        for counts in resampled_counts(len(image_ids), resamples):
+            for row in counts:
+                drawn = np.repeat(np.arange(len(row)), row)
+                precision = accumulate(evaluation._paramsEval, matches[:, drawn].ravel().tolist())["precision"]
+                found.append(precision[precision >= 0].mean() if (precision >= 0).any() else np.nan)
+        return percentile_interval(100 * np.array(found))
+
+    def _evaluation(self, kind: str, image_ids: set[int], separate_eval: bool = False) -> Any:
+        """faster-coco-eval on boxes or masks, with a copy of the dataset, because the library modifies it.
 
         In the copy, ids are numbers from 1, in the order of the ids. The library marks a match by the object's id, so
         that an id below 1 would count as no match, and it holds ids as floats, which cannot be told apart from 2**53.
@@ -194,11 +224,14 @@ class DetectionMetrics:
         }
         ground_truth = self._library.COCO(dataset, **quiet)
         evaluation = self._library.COCOeval_faster(
-            ground_truth, ground_truth.loadRes(detections), iouType="bbox" if kind == "box" else "segm", **quiet
+            ground_truth,
+            ground_truth.loadRes(detections),
+            iouType="bbox" if kind == "box" else "segm",
+            separate_eval=separate_eval,
+            **quiet,
         )
         evaluation.params.imgIds = sorted(images[id] for id in image_ids)
         evaluation.params.maxDets = [1, 10, self.max_detections]
-        evaluation.run()
         return evaluation
 
 
@@ -230,15 +263,6 @@ def _with_mask(annotation: dict[str, Any]) -> dict[str, Any]:
     x, y, width, height = annotation["bbox"]
     corners = [x, y, x + width, y, x + width, y + height, x, y + height]
     return {**annotation, "segmentation": [corners]}
-
-
-def _gather_ragged(local: Tensor, all_gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """Concatenate tensors of different lengths from all processes: gather the lengths, then the padded tensors."""
-    lengths = all_gather(torch.tensor([len(local)], device=local.device)).reshape(-1).tolist()
-    padded = local.new_zeros(max(lengths), *local.shape[1:])
-    padded[: len(local)] = local
-    gathered = all_gather(padded).reshape(len(lengths), *padded.shape)
-    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)])
 
 
 def _percent(value: float) -> float | None:

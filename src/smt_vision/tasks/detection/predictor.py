@@ -19,7 +19,7 @@ from .box_masks import BoxMasks
 from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
-from .results import Detections, write_detections
+from .results import Detections, draw_result, write_detections
 from .tiles import detect_image
 
 
@@ -73,6 +73,9 @@ class Detector(Predictor[Detections]):
             annotations=None if annotations is None else Path(annotations),
         )  # fmt: skip
 
+    def draw(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> Image.Image:
+        return draw_result(result, score, self.classes, legend=False)
+
     def row(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> tuple[str, ...]:
         counts = Counter(result.above(score).labels)
         return (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "none",)
@@ -90,7 +93,7 @@ class Detector(Predictor[Detections]):
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
         return detection_eval_transform(self.input, self.config)
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def _pixels(self, image: Any) -> Tensor:
         # The tiles of an image are made when they are needed: they may need much more memory than the image.
         return torch.from_numpy(np.array(image)) if self.config.tiles else super()._pixels(image)
 

@@ -1,8 +1,8 @@
-"""Recipes for detection and instance segmentation: the paper's on COCO, and two small ones from scratch for a CPU."""
+"""Recipes for detection and instance segmentation: for one's own images, the paper's on COCO, and two small ones."""
 
 from dataclasses import replace
 
-from ...recipe import PAPER, Engine, Optim
+from ...recipe import OWN_DATA, PAPER, Engine, Optim
 from .config import DetectConfig, DetectionAugment, DetectionInput, DetectionRecipe
 
 WARMUP = 500 / (117_266 // 16)  # 500 steps of 16 images; 117,266 of COCO's 118,287 training images show an object
@@ -59,7 +59,41 @@ _SMALL = _coco("small", 0.2, 49.0, 43.4)
 _BASE = _coco("base", 0.3, 49.8, 44.0)
 _HALF_LR = replace(_SMALL.optim, lr=1e-4, warmup_lr=1e-7)
 
+_INSTANCE = DetectionRecipe(
+    name="instance",
+    about="masks and boxes in your own images with Mask R-CNN, from pretrained weights",
+    model="smt_tiny",
+    model_args=dict(drop_path_rate=0.1),
+    pretrained=True,
+    data=OWN_DATA,
+    epochs=40,
+    batch_size=4,
+    input=DetectionInput(interpolation="bilinear", workers=4),
+    optim=Optim(
+        lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, backbone_lr_scale=0.2, clip_grad=1.0
+    ),
+    detect=DetectConfig(
+        head="mask_rcnn",
+        head_norm="group",
+        short_side=640,
+        long_side=1024,
+        train_short_sides=(512, 576, 640, 704),
+        anchor_sizes=(16, 32, 64, 128, 256),
+    ),
+    engine=Engine(ema=0.99, log_every=10, eval_every=2),
+    expected_source="depends on your data",
+    hardware="one GPU of 8 GB; a CPU with small images (--detect.short_side 320)",
+    citation="ours",
+)
+
 RECIPES: tuple[DetectionRecipe, ...] = (
+    replace(
+        _INSTANCE,
+        name="detect",
+        about="boxes in your own images with FCOS, which needs no anchor sizes, from pretrained weights",
+        detect=replace(_INSTANCE.detect, head="fcos", anchor_sizes=DetectConfig().anchor_sizes),
+    ),
+    _INSTANCE,
     _1x(_SMALL, "not published for the small model"),
     _1x(_BASE, "the paper gives the gain only: 4.2 points of box AP over Swin's counterpart"),
     _SMALL,
@@ -79,6 +113,23 @@ RECIPES: tuple[DetectionRecipe, ...] = (
         optim=_HALF_LR,
         detect=replace(_SMALL.detect, head="retinanet"),
         expected={"box_ap": 47.3},
+    ),
+    replace(
+        _SMALL,
+        name="coco_dino_small",
+        about="DINO with four scales on smt_small, COCO, with the schedule of DINO's authors",
+        optim=replace(
+            _HALF_LR,
+            warmup_epochs=0.0,
+            milestones=(30,),
+            weight_decay=1e-4,
+            backbone_lr_scale=0.1,
+            clip_grad=0.1,
+        ),
+        detect=replace(_SMALL.detect, head="dino", head_channels=2048, max_detections=300, score_threshold=0.0),
+        expected={"box_ap": 54.0},
+        expected_source="the paper, COCO val2017, which does not state the schedule; not measured with this recipe",
+        citation=f"{PAPER}; Zhang et al., DINO, ICLR 2023, arXiv 2203.03605",
     ),
     DetectionRecipe(
         name="nuclei_mask_rcnn",

@@ -259,6 +259,15 @@ def coco_results(
     return rows
 
 
+def draw_result(result: Detections, score: float, classes: Sequence[str], legend: bool = True) -> Image.Image:
+    """A readable image with its detections of at least a score drawn over it."""
+    shown = result.above(score)
+    return draw_detections(
+        decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.box_masks, classes=classes,
+        legend=legend,
+    )  # fmt: skip
+
+
 def write_detections(
     results: Iterable[Detections],
     images: Sequence[Source] | None,
@@ -282,11 +291,7 @@ def write_detections(
         if result.error is not None:
             continue
         rows += coco_results(result, image_id, name, written_ids)
-        shown = result.above(score)
-        drawn = draw_detections(
-            decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.box_masks, classes=classes
-        )
-        save_image(drawn, folder / DRAWN / output)
+        save_image(draw_result(result, score, classes), folder / DRAWN / output)
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(rows), encoding="utf-8")

@@ -11,17 +11,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.decode import UnreadableImage, decode
 from ...data.fingerprint import UsedImages
 from ...data.region import Region
-from ...data.subset import held_out_in_training, take_fraction
+from ...data.subset import held_out_in_training
 from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
+from ...pictures.quality import area_curves
+from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
+from ..bootstrap import as_interval
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..classes import with_classes
+from ..distill import Distillation, with_teacher
 from ..samples import sample_rows
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .box_masks import BoxMasks
 from .config import DRAWN_SCORE, DetectConfig, DetectionRecipe
@@ -74,8 +79,8 @@ class DetectionEvaluation:
             return [detect_image(model, image, self.pixels, self.config, device) for image in batch["image"]]
         return run_detector(model, batch["image"], batch["sizes"])
 
-    def metric(self, device: torch.device) -> "DetectionMetric":
-        return DetectionMetric(self.val_set, self.config, device)
+    def metric(self, device: torch.device, resamples: int = 0) -> "DetectionMetric":
+        return DetectionMetric(self.val_set, self.config, device, resamples)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """AP and AR by object size, and AP per class, best first."""
@@ -93,8 +98,20 @@ class DetectionEvaluation:
         ]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """None; training saves samples of the best epoch."""
-        return []
+        """Write ``precision_recall.png``; training saves samples of the best epoch too."""
+        if "curves" not in metrics:  # of metrics that an earlier version computed
+            return []
+        path = folder / "precision_recall.png"
+        grid = [i / 100 for i in range(101)]
+        lines = []
+        for kind, color in zip(self.kinds, (TRAIN, EVAL), strict=False):
+            for name, style in (("ap50", "-"), ("ap75", "--")):
+                label = self.metric_formats[f"{kind}_{name}"].label
+                look = {"color": color, "linestyle": style, "linewidth": 1.8}
+                lines.append((label, metrics["curves"][kind][name], metrics[f"{kind}_{name}"], look))
+        title = "Precision and recall, mean over classes"
+        area_curves(grid, lines, path, title=title, labels=("recall", "precision"), area="AP")
+        return [path]
 
 
 class DetectionTraining(DetectionEvaluation):
@@ -109,6 +126,8 @@ class DetectionTraining(DetectionEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
             raise ValueError(
@@ -118,10 +137,10 @@ class DetectionTraining(DetectionEvaluation):
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
+        self.train_set, val_set = open_splits(recipe, self._open)
         check_training_sizes(self.train_set, recipe.detect, recipe.augment)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids
-        val_set = with_classes(self._open("val"), classes, owner="the training set")
+        val_set = with_classes(val_set, classes, owner="the training set")
         spec = ModelSpec(
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
@@ -130,13 +149,18 @@ class DetectionTraining(DetectionEvaluation):
             backbone.network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
         self.spec = replace(spec, input=self.input)
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
         self.input_description = (
             f"{recipe.input.channels} channels, short side {self.config.short_side} pixels, "
             f"long side at most {self.config.long_side}"
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        dataset = open_detection(self.recipe.data, split, self.recipe.input.val_fraction, self.recipe.seed)
+        val_fraction = self.recipe.input.val_fraction if self.recipe.folds is None else 0.0
+        dataset = open_detection(self.recipe.data, split, val_fraction, self.recipe.seed)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset
@@ -162,7 +186,11 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return model(batch["image"], batch["sizes"], batch["targets"])
+        image = batch["image"]
+        losses, _, features = with_teacher(
+            self.distillation, lambda: model(image, batch["sizes"], batch["targets"]), image
+        )
+        return {**losses, **features}
 
     @torch.inference_mode()
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:
@@ -171,7 +199,7 @@ class DetectionTraining(DetectionEvaluation):
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
             try:
-                picture = decode(raw, channels_of(self.input), name=name)
+                picture = decode(raw, 1 if self.input.channels == 1 else 3, name=name)
             except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:
@@ -202,9 +230,13 @@ class DetectionMetric:
         dataset: Images with ground truth.
         config: Detection head, which decides whether there are masks, and the maximum number of detections per image.
         device: Device on which processes exchange their detections.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
     """
 
-    def __init__(self, dataset: DetectionDataset, config: DetectConfig, device: torch.device) -> None:
+    def __init__(
+        self, dataset: DetectionDataset, config: DetectConfig, device: torch.device, resamples: int = 0
+    ) -> None:
+        self.resamples = resamples
         self.image_ids = dataset.image_ids.tolist()
         self.metrics = DetectionMetrics(
             dataset.ground_truth(),
@@ -236,7 +268,11 @@ class DetectionMetric:
         self.metrics.reduce(all_gather)
 
     def compute(self) -> dict[str, Any]:
-        return self.metrics.compute()
+        out = self.metrics.compute()
+        if self.resamples:
+            kind = "mask" if self.metrics.masks else "box"
+            out["interval"] = as_interval(f"{kind}_ap", self.metrics.interval(kind, self.resamples), self.resamples)
+        return out
 
 
 def _truth(target: DetectionTarget, masks: bool) -> dict[str, Any]:
@@ -293,13 +329,15 @@ def open_evaluation(
 ) -> tuple[DetectionEvaluation, EvalLoader]:
     """Evaluation of a detector on a dataset that has its classes, and the data loader.
 
-    Of the model's own training set without a validation split, the images that training held out are used; of any other
-    dataset without one, all.
+    Of the model's own training set, the images of its fold are used, or without a validation split the images that
+    training held out; of any other dataset without one, all.
     """
-    dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
-    if model.used_images is not None and split == "val":
-        fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
-        dataset = held_out_in_training(dataset, model.used_images, fraction)
+    dataset = held_out_fold(model, lambda: open_detection(data, "train", 0.0)) if split == "val" else None
+    if dataset is None:
+        dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
+        if model.used_images is not None and split == "val":
+            fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+            dataset = held_out_in_training(dataset, model.used_images, fraction)
     dataset = with_classes(dataset, model.classes)
     if model.config.has_masks:
         dataset.require_masks()

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from ...bounds import Ascending, Channels, FractionBelow1, NotEmpty, PositiveFraction, Range, Side
 from ...recipe import Group, Loss, Recipe
 
+LARGEST_STRIDE = 32  # of the backbone's last feature map
 IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
 INFERENCE_OVERRIDES = {
@@ -21,17 +22,20 @@ class SegmentConfig(Group):
     """Segmentation head, image sizes and test-time options.
 
     Args:
-        head: Segmentation head: ``upernet``.
+        head: Segmentation head: ``upernet``, or a decoder of segmentation_models.pytorch (extra ``segment``): ``fpn``,
+            ``linknet``, ``manet``, ``segformer``, ``unet`` or ``unetplusplus``.
         kind: ``classes``: one class per pixel; ``binary``: object probabilities (salient, camouflaged), trained with
             binary cross-entropy and IoU losses.
         short_side: Images are first resized to this short side in pixels, unless the long side would exceed
             long_side; 0 keeps their size.
         long_side: Maximum long side of a resized image in pixels, before scale.
-        crop: Height and width of training crops and of sliding windows in pixels.
+        crop: Height and width of training crops and of sliding windows in pixels; multiples of 32, except for
+            ``upernet``.
         scale: Range of the random factor that scales the resize in training.
         max_class_share: A crop with a larger fraction of one class is sampled again, up to ten times.
         photometric: Randomly change brightness, contrast, saturation and hue in training.
-        channels: Channels of the head.
+        channels: Channels of the head; decoders in the shape of a U have as many in their first block and half as many
+            in each further one.
         dropout: Dropout before the classifier.
         aux_weight: Weight of the auxiliary head's loss; 0 for no auxiliary head.
         aux_channels: Channels of the auxiliary head.
@@ -45,7 +49,7 @@ class SegmentConfig(Group):
 
     group: ClassVar[str] = "segment"
 
-    head: Literal["upernet"] = "upernet"
+    head: Literal["upernet", "fpn", "linknet", "manet", "segformer", "unet", "unetplusplus"] = "upernet"
     kind: Literal["classes", "binary"] = "classes"
     short_side: Annotated[int, Range(ge=0, le=16_384)] = 512
     long_side: Side = 2048
@@ -69,6 +73,11 @@ class SegmentConfig(Group):
             raise ValueError(
                 f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop} in each direction, "
                 "otherwise windows do not cover every pixel"
+            )
+
+        if self.head != "upernet" and any(side % LARGEST_STRIDE for side in self.crop):
+            raise ValueError(
+                f"invalid segment.crop={self.crop}: segment.head={self.head} needs multiples of {LARGEST_STRIDE} pixels"
             )
 
     @property

@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.padding import padded
 from ...data.transforms import square_transform
+from ...deploy.exported import ExportedModel
 from ...deploy.logits import LogitsExport
+from ...spec import ModelSpec
 
 
 class SegmenterExport(LogitsExport):
     """Export of a segmenter, traced at the shorter side of the training crop.
 
-    Segmentation needs images of any size, so the exported program must have a dynamic image size.
+    Segmentation needs images of any size, so the exported program must have a dynamic image size, except in formats
+    that have none.
     """
 
     @property
@@ -35,3 +38,13 @@ class SegmenterExport(LogitsExport):
             raise ValueError(
                 f"{self.name} takes images of one size only, but segmentation needs any size; use another backbone"
             )
+
+    @classmethod
+    def as_model(cls, program: ExportedModel, exported: ModelSpec, spec: ModelSpec, folder: Path) -> nn.Module:
+        if not program.manifest.dynamic_image_size:
+            side = padded(min(exported.head.crop))
+            raise ValueError(
+                f"{folder}: a segmenter in format {program.manifest.format!r} takes images of {side} x {side} pixels "
+                "only, but prediction and evaluation need any size; export it to 'onnx' or 'openvino' for these"
+            )
+        return program

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...extras import require
+from ..samples import with_float64
 from .config import IGNORE_INDEX
 
 BINARY_METRICS = {  # by name: how it is displayed
@@ -37,12 +38,18 @@ class SegmentationMetrics:
     Args:
         num_classes: Number of classes K.
         device: Device of the sums.
+
+    Attributes:
+        image_values: Of the image that was added last, what :meth:`primary_metric` needs: the pixels of each class in
+            the intersection of label and prediction, and in their union (2 K,).
     """
+
+    image_values: Tensor
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
         # (K * K + 1,): pixels by true and predicted class, then number of images; float64 is exact up to 2**53.
-        self._sums = torch.zeros(num_classes**2 + 1, dtype=torch.float64, device=_with_float64(device))
+        self._sums = torch.zeros(num_classes**2 + 1, dtype=torch.float64, device=with_float64(device))
 
     def update(self, prediction: Tensor, label: Tensor) -> float:
         """Add an image.
@@ -63,6 +70,9 @@ class SegmentationMetrics:
         counts = torch.stack([self._count(*part) for part in parts]).sum(0)
         self._sums[:-1] += counts.to(self._sums)
         self._sums[-1] += 1
+        matrix = counts.view(self.num_classes, -1).double().cpu()
+        correct = matrix.diagonal()
+        self.image_values = torch.cat([correct, matrix.sum(0) + matrix.sum(1) - correct])
         total = int(counts.sum())
         return 1 - float(counts[:: self.num_classes + 1].sum()) / total if total else 0.0
 
@@ -78,6 +88,13 @@ class SegmentationMetrics:
                 f"invalid labels {invalid[:5]}: expected 0 to {k - 1}, or {IGNORE_INDEX} for ignored pixels"
             )
         return pairs.bincount(minlength=k * k)
+
+    @staticmethod
+    def primary_metric(values: np.ndarray, images: int) -> np.ndarray:
+        """mIoU (R,) in percent from sums of ``image_values`` (R, 2 K), over the classes that occur."""
+        intersection, union = np.split(values, 2, axis=1)
+        iou = np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0)
+        return 100 * np.nanmean(iou, axis=1)
 
     def reduce(self, all_reduce_sum: AllReduce) -> None:
         """Sum the state over all processes; call it once, after the last image."""
@@ -124,15 +141,20 @@ class BinaryMetrics:
     Args:
         device: Device of the sums.
 
+    Attributes:
+        image_values: S-measure of the image that was added last (1,).
+
     Raises:
         ImportError: PySODMetrics is not installed.
     """
+
+    image_values: Tensor
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._library = require("py_sod_metrics", "segment")
         # Sums of MEANS and of the CURVES at LEVELS thresholds, then number of images.
         length = len(MEANS) + len(CURVES) * LEVELS + 1
-        self._sums = torch.zeros(length, dtype=torch.float64, device=_with_float64(device))
+        self._sums = torch.zeros(length, dtype=torch.float64, device=with_float64(device))
 
     def update(self, probability: Tensor, label: Tensor) -> float:
         """Add an image.
@@ -166,7 +188,13 @@ class BinaryMetrics:
         means = (found["mae"], found["wfm"], found["sm"], e["adp"], f["adaptive"])
         sums = np.concatenate([means, e["curve"], f["dynamic"], [1.0]])
         self._sums += torch.from_numpy(sums).to(self._sums)
+        self.image_values = torch.tensor([float(found["sm"])], dtype=torch.float64)
         return float(found["mae"])
+
+    @staticmethod
+    def primary_metric(values: np.ndarray, images: int) -> np.ndarray:
+        """Mean S-measure (R,) in percent from sums of ``image_values`` (R, 1) over as many images."""
+        return 100 * values[:, 0] / images
 
     def reduce(self, all_reduce_sum: AllReduce) -> None:
         """Sum the state over all processes; call it once, after the last image."""
@@ -201,11 +229,6 @@ def _check_shapes(prediction: Tensor, label: Tensor) -> None:
             f"the prediction is {tuple(prediction.shape)} and the label {tuple(label.shape)}: both must be (H, W) "
             "at the original image size"
         )
-
-
-def _with_float64(device: torch.device | str) -> torch.device:
-    device = torch.device(device)
-    return torch.device("cpu") if device.type == "mps" else device  # MPS does not support float64
 
 
 def _nan_to_none(value: float) -> float | None:

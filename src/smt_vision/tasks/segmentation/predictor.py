@@ -14,7 +14,7 @@ from ..predictor import Predictor, PreparedImage
 from ..results import Source
 from .data.transforms import segmentation_eval_transform
 from .heads.sliding import segment
-from .results import SegmentationResult, write_label_maps
+from .results import SegmentationResult, draw_result, write_label_maps
 
 MAX_CLASSES = 4  # classes per image in a table row
 
@@ -60,6 +60,9 @@ class Segmenter(Predictor[SegmentationResult]):
             ValueError: An image is given twice, or two have the same output path.
         """
         return write_label_maps(results, images, Path(folder), classes=self.classes, config=self.config)
+
+    def draw(self, result: SegmentationResult, **options: Any) -> Image.Image:
+        return draw_result(result, self.classes, legend=False)
 
     def row(self, result: SegmentationResult, **options: Any) -> tuple[str, ...]:
         largest = list(self.class_fractions(result).items())[:MAX_CLASSES]

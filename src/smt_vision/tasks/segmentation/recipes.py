@@ -1,6 +1,6 @@
-"""Segmentation recipes: the paper's runs on ADE20K, salient objects, and a small run for a CPU."""
+"""Segmentation recipes: for one's own images, the paper's runs on ADE20K, and a small run for a CPU."""
 
-from ...recipe import PAPER, Engine, Input, Optim
+from ...recipe import OWN_DATA, PAPER, Engine, Input, Optim
 from .config import SegmentationRecipe, SegmentConfig
 
 ADE20K_EPOCH = 20_210 // 16  # optimizer steps
@@ -38,6 +38,25 @@ def _ade20k(variant: str, drop_path: float, miou: float, multi_scale_miou: float
 
 
 RECIPES: tuple[SegmentationRecipe, ...] = (
+    SegmentationRecipe(
+        name="segment",
+        about="label maps of your own images with UPerNet, from pretrained weights",
+        model="smt_tiny",
+        model_args=dict(drop_path_rate=0.1),
+        pretrained=True,
+        data=OWN_DATA,
+        epochs=60,
+        batch_size=8,
+        input=Input(interpolation="bilinear", workers=4),
+        optim=Optim(
+            lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, backbone_lr_scale=0.2, clip_grad=1.0
+        ),
+        segment=SegmentConfig(channels=256, aux_channels=128),
+        engine=Engine(ema=0.99, log_every=10, eval_every=2),
+        expected_source="depends on your data",
+        hardware="one GPU of 16 GB; a CPU with small images (--segment.short_side 256 --segment.crop '[256, 256]')",
+        citation="ours",
+    ),
     _ade20k("small", 0.2, 49.2, 50.2),
     _ade20k("base", 0.3, 49.6, 50.6),
     SegmentationRecipe(
@@ -46,7 +65,7 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         model="smt_tiny",
         model_args=dict(drop_path_rate=0.1),
         pretrained=True,
-        data="PATH",
+        data=OWN_DATA,
         epochs=40,
         batch_size=16,
         input=Input(interpolation="bilinear"),

@@ -51,12 +51,19 @@ def write_label_maps(
         if result.error is not None:
             continue
         if result.class_ids is not None:
-            label = result.class_ids
-            stored = label.to(torch.uint8) + config.zero_is_ignored
+            stored = result.class_ids.to(torch.uint8) + config.zero_is_ignored
         else:
             assert result.scores is not None
-            label = torch.where(result.scores >= 0.5, 0, IGNORE_INDEX)
             stored = (255 * result.scores).round().to(torch.uint8)
         save_image(Image.fromarray(stored.numpy()), maps / name)
-        save_image(draw_label_map(decode_source(result.source), label, classes), folder / DRAWN / name)
+        save_image(draw_result(result, classes), folder / DRAWN / name)
     return [maps, folder / DRAWN]
+
+
+def draw_result(result: SegmentationResult, classes: Sequence[str], legend: bool = True) -> Image.Image:
+    """A readable image with its classes drawn over it; of a binary segmenter, the pixels of a score of at least 0.5."""
+    label = result.class_ids
+    if label is None:
+        assert result.scores is not None
+        label = torch.where(result.scores >= 0.5, 0, IGNORE_INDEX)
+    return draw_label_map(decode_source(result.source), label, classes, legend=legend)

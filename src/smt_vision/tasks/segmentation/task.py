@@ -16,17 +16,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, channels_of, decode
+from ...data.decode import UnreadableImage, decode
 from ...data.fingerprint import UsedImages
-from ...data.subset import take_fraction
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
+from ..bootstrap import as_interval, percentile_interval, resampled_counts
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
 from ..classes import with_classes
-from ..samples import sample_rows, top_rows
+from ..distill import Distillation, with_teacher
+from ..samples import gather_rows, sample_rows, top_rows, with_float64
+from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
@@ -34,8 +36,8 @@ from .data.loaders import segmentation_eval_loader, segmentation_train_loader
 from .data.sources import open_segmentation
 from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
+from .heads.network import SegmentationNetwork
 from .heads.sliding import segment
-from .heads.upernet import UPerNet
 from .losses import binary_losses, class_losses, dice_loss
 from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
@@ -77,8 +79,8 @@ class SegmentationEvaluation:
         originals = [(label.shape[0], label.shape[1]) for label in batch["label"]]
         return segment(model, batch["image"], batch["sizes"], originals, self.config)
 
-    def metric(self, device: torch.device) -> "SegmentationMetric":
-        return SegmentationMetric(self.classes, self.binary, device)
+    def metric(self, device: torch.device, resamples: int = 0) -> "SegmentationMetric":
+        return SegmentationMetric(self.classes, self.binary, device, resamples)
 
     def tables(self, metrics: dict[str, Any]) -> list[Table]:
         """A table of the classes, sorted by IoU from high to low."""
@@ -115,7 +117,9 @@ class SegmentationEvaluation:
         for row in sample_rows(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
-                image = transform(decode(raw, channels_of(self.input), name=name), truth, name)["image"][None]
+                image = transform(decode(raw, 1 if self.input.channels == 1 else 3, name=name), truth, name)["image"][
+                    None
+                ]
             except UnreadableImage:  # already reported by the evaluation
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
@@ -152,13 +156,14 @@ class SegmentationTraining(SegmentationEvaluation):
         ValueError: The data, the backbone or the head cannot be used with this recipe.
     """
 
+    training_modules: tuple[str, ...] = ()
+
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
-        self.train_set = take_fraction(self._open("train"), recipe.train_fraction)
-        val_set = self._open("val")
+        self.train_set, val_set = open_splits(recipe, self._open)
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment
         )
@@ -168,6 +173,10 @@ class SegmentationTraining(SegmentationEvaluation):
             network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, network), recipe.segment)
         self.spec = replace(spec, input=self.input)
+        self.distillation: Distillation | None = None
+        if recipe.distill.teacher is not None:
+            self.distillation = Distillation(recipe, self.model, self.input)
+            self.initial_images = self.distillation.with_initial(self.initial_images)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if distributed and torch.distributed.get_backend() == "nccl":
             self.model.share_statistics()
@@ -189,10 +198,11 @@ class SegmentationTraining(SegmentationEvaluation):
 
     def train_loader(self, rank: int, world: int) -> TrainLoader:
         recipe = self.recipe
-        if len(self.train_set) // world < 2:
+        if self.config.head == "upernet" and len(self.train_set) // world < 2:
             raise ValueError(
                 f"{self.train_set.where}: {len(self.train_set)} training images for {world} processes, but UPerNet "
-                "needs at least two images per process; add images, or use fewer processes (--engine.devices)"
+                "needs at least two images per process; add images, use fewer processes (--engine.devices), or another "
+                "head (--segment.head)"
             )
         return segmentation_train_loader(
             self.train_set,
@@ -214,12 +224,13 @@ class SegmentationTraining(SegmentationEvaluation):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; ``dice``; and
         ``auxiliary``, the weighted loss of the auxiliary head."""
-        logits, auxiliary = model(batch["image"])
+        image = batch["image"]
+        (logits, auxiliary), _, features = with_teacher(self.distillation, lambda: model(image), image)
         losses = self._losses(logits, batch["label"])
         if auxiliary is not None:
             terms = self._losses(auxiliary, batch["label"]).values()
             losses["auxiliary"] = self.config.aux_weight * torch.stack(list(terms)).sum()
-        return losses
+        return {**losses, **features}
 
     def _losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The losses of one head by name."""
@@ -239,18 +250,23 @@ class SegmentationMetric:
         classes: Class names by class index.
         binary: Whether predictions are object probabilities.
         device: Device of the sums.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
     """
 
-    def __init__(self, classes: tuple[str, ...], binary: bool, device: torch.device) -> None:
-        self.classes = classes
+    def __init__(self, classes: tuple[str, ...], binary: bool, device: torch.device, resamples: int = 0) -> None:
+        self.classes, self.resamples, self.device = classes, resamples, with_float64(device)
         self.binary = binary
         self.sums = BinaryMetrics(device) if binary else SegmentationMetrics(len(classes), device)
         # Each row: error, image index, height, width, and a thumbnail of the prediction. Unused rows have error -1.
         self.worst = torch.full((WORST, 4 + THUMBNAIL_SIDE**2), -1.0, device=device)
+        # For the interval, of each image: its index, and what the primary metric is computed from.
+        self.images = [torch.zeros(0, 1 + (1 if binary else 2 * len(classes)), dtype=torch.float64)]
 
     def update(self, output: list[Tensor], batch: Batch) -> None:
         for prediction, label, index in zip(output, batch["label"], batch["index"].tolist(), strict=True):
             error = self.sums.update(prediction, label)
+            if self.resamples:
+                self.images.append(torch.cat([torch.tensor([float(index)]), self.sums.image_values])[None])
             if error <= self.worst[-1, 0]:
                 continue
             thumbnail = torch.from_numpy(_thumbnail(prediction))
@@ -262,6 +278,8 @@ class SegmentationMetric:
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         self.sums.reduce(all_reduce)
         self.worst = top_rows(all_gather(self.worst).reshape(-1, self.worst.shape[1]), WORST)
+        if self.resamples:
+            self.images = [gather_rows(torch.cat(self.images).to(self.device), all_gather)]
 
     def compute(self) -> dict[str, Any]:
         """The metrics, and ``worst``: image index, error in percent, and prediction thumbnail as base64 PNG."""
@@ -270,6 +288,8 @@ class SegmentationMetric:
             out["confusion"] = out["confusion"].tolist()
             for row in out["per_class"]:
                 row["class"] = self.classes[row["class"]]
+        if self.resamples:
+            out["interval"] = self._interval()
         out["worst"] = []
         for row in self.worst.cpu():
             error, index, height, width = row[:4].tolist()
@@ -280,10 +300,20 @@ class SegmentationMetric:
                 )
         return out
 
+    def _interval(self) -> dict[str, Any]:
+        images = torch.cat(self.images).cpu()
+        values = images[images[:, 0].argsort(), 1:].numpy()
+        found = [
+            self.sums.primary_metric(counts @ values, len(values))
+            for counts in resampled_counts(len(values), self.resamples)
+        ]
+        name = "s_measure" if self.binary else "miou"
+        return as_interval(name, percentile_interval(np.concatenate(found)), self.resamples)
+
 
 def _check(recipe: SegmentationRecipe) -> None:
     """Raise a ValueError for a recipe that cannot be trained."""
-    if recipe.batch_size < 2:
+    if recipe.segment.head == "upernet" and recipe.batch_size < 2:
         raise ValueError(
             f"invalid batch_size={recipe.batch_size}: UPerNet needs at least two images per batch in training, because "
             "its coarsest pooling leaves BatchNorm one value per image and channel"
@@ -337,14 +367,14 @@ def _table_value(percent: float | None) -> str | float:
     return "none" if percent is None else percent
 
 
-def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> UPerNet:
+def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoint | None = None) -> SegmentationNetwork:
     """Build a segmenter from its model spec; see :class:`smt_vision.tasks.task.TaskType`.
 
     Raises:
         ValueError: The model or the head cannot be built, or the checkpoint does not fit.
     """
     backbone = build_backbone(spec, pretrained, checkpoint)
-    model = UPerNet(backbone, 1 if spec.head.is_binary else len(spec.classes), spec.head)
+    model = SegmentationNetwork(backbone, 1 if spec.head.is_binary else len(spec.classes), spec.head)
     load_head_checkpoint(model, spec, checkpoint, build_model)
     return model
 
@@ -353,7 +383,8 @@ def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
-    images = with_classes(open_segmentation(data, "val", model.config), model.classes)
+    images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
+    images = with_classes(images or open_segmentation(data, "val", model.config), model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 

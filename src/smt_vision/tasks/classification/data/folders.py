@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from timm.utils.misc import natural_key
 
 from ....data.archive import TarIndex, open_tar
 from ....data.dataset import Split
@@ -75,9 +75,14 @@ class TarDataset(ImageDataset):
         return self.tars[tar].fingerprint(int(member))
 
 
-def _sort_key(name: str) -> tuple[list[str | int], str]:
-    # timm's order, for equal class indices. It ignores case, so the name itself decides if only the case differs.
-    return natural_key(name), name
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key of class names and image ids: timm's natural order, for equal class indices.
+
+    It ignores case, so the name itself decides if only the case differs. Decimal numbers are read as hexadecimal, which
+    keeps their order, because Python limits the length of decimal ones only.
+    """
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part, 16) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def open_folder(root: Path, split: Split, val_fraction: float, seed: int) -> ImageDataset:
@@ -130,7 +135,7 @@ def _class_folders(
     if train and val:
         _check_same_classes(groups, train, val, where)
     by_class = groups[top]
-    classes = sorted(by_class, key=_sort_key)
+    classes = sorted(by_class, key=natural_order)
     if len(classes) < 2:
         raise ValueError(
             f"{where}: {f'only one class ({classes[0]})' if classes else 'no class folders'}; expected images in two "
@@ -145,7 +150,7 @@ def _class_folders(
     _warn_passed_over(listing, root, train, val, top, where)
     names = listing.images
     labeled = [(row, target) for target, name in enumerate(classes) for row in by_class[name]]
-    labeled.sort(key=lambda pair: _sort_key(names[pair[0]]))
+    labeled.sort(key=lambda pair: natural_order(names[pair[0]]))
     rows, targets = [row for row, _ in labeled], [target for _, target in labeled]
     images = build(rows, classes, targets, top)
     if val and top in (train, val):
@@ -304,7 +309,7 @@ def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str |
 
 
 def _check_same_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:
-    unmatched = sorted(set(splits[train]) ^ set(splits[val]), key=_sort_key)
+    unmatched = sorted(set(splits[train]) ^ set(splits[val]), key=natural_order)
     if unmatched:
         examples = ", ".join(f"{name} (only in {train if name in splits[train] else val})" for name in unmatched[:10])
         raise ValueError(

@@ -1,12 +1,13 @@
-"""Batches of images with one class each.
+"""Batches of labeled images.
 
-Shapes: B images of C channels, S x S pixels.
+Shapes: B images of C channels, S x S pixels, K classes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.utils.data import default_collate
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....recipe import Sampling
 from ..config import ClassificationAugment, ClassificationInput
-from .dataset import ImageDataset
+from .dataset import ImageDataset, Target
 from .transforms import eval_transform, train_transform
 
 
@@ -24,7 +25,7 @@ class ClassificationBatch(TypedDict):
 
     Args:
         image: (B, C, S, S) float32.
-        target: (B,) int64.
+        target: (B,) int64 class indices; (B, K) float32 of 0 and 1 where an image may have any number of classes.
         index: (B,) int64, indices of the images in their dataset.
         unreadable: One message per unreadable image.
     """
@@ -37,19 +38,20 @@ class ClassificationBatch(TypedDict):
 
 @dataclass(frozen=True)
 class _LabeledTransform:
-    """Applies ``transform`` to the image and adds the class index."""
+    """Applies ``transform`` to the image and adds the target."""
 
     transform: Callable[[Image.Image], Tensor]
 
-    def __call__(self, image: Image.Image, target: int, name: str) -> Item:
+    def __call__(self, image: Image.Image, target: Target, name: str) -> Item:
         return {"image": self.transform(image), "target": target}
 
 
 def _stack(items: list[Item]) -> dict[str, Any]:
+    targets = torch.from_numpy(np.stack([item["target"] for item in items]))
     return {
         # In a worker, torch's own collation stacks directly into shared memory, which saves a copy.
         "image": default_collate([item["image"] for item in items]),
-        "target": torch.tensor([item["target"] for item in items], dtype=torch.long),
+        "target": targets.float() if targets.ndim == 2 else targets.long(),
     }
 
 

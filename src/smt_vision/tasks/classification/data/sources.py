@@ -4,9 +4,11 @@ from pathlib import Path
 
 from ....data.archive import TAR_SUFFIXES, is_tar
 from ....data.dataset import Split
+from ..config import LabelsConfig
 from .dataset import ImageDataset
 from .folders import open_folder, open_tar_of_folders
 from .hub import open_digits, open_hub, open_torchvision
+from .label_files import SUFFIXES, find_label_files, is_label_file, open_label_files
 from .shards import expand_shards, list_shards, open_shards
 
 
@@ -18,6 +20,8 @@ def open_dataset(
     seed: int = 0,
     download: bool = True,
     allow_damaged: bool = False,
+    labels: LabelsConfig | None = None,
+    multi_label: bool = False,
 ) -> ImageDataset:
     """Open one split of a labeled image dataset.
 
@@ -29,6 +33,9 @@ def open_dataset(
               order. The folder that an image is in is its class; a folder called e.g. train that has images is a class.
               Hidden files are passed over, and other files that are not images are counted in a warning.
               A compressed tar (gzip, bzip2 or xz) is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
+            - A label file: a CSV, TSV, Parquet or JSON lines file with a path and labels per image; or a directory with
+              one of these: train.csv and val.csv, metadata.csv, or labels.csv. These take precedence over class
+              folders. A column ``split`` or the names of the files give the splits; else images are held out.
             - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in
               .cls or .json files and optional class names in classes.txt next to the shards.
             - ``torch/NAME``: A torchvision dataset, e.g. ``torch/cifar10``.
@@ -39,6 +46,8 @@ def open_dataset(
         seed: Random seed of the held-out selection.
         download: Whether ``torch/NAME`` may be downloaded.
         allow_damaged: Use a damaged tar or shard up to the damage, with a warning, instead of raising an error.
+        labels: How a label file is read; ``None`` for the default.
+        multi_label: Whether an image may have any number of classes; needs a label file.
 
     Returns:
         The dataset of undecoded images.
@@ -50,6 +59,25 @@ def open_dataset(
     """
     if split not in ("train", "val"):
         raise ValueError(f"invalid split={split!r}: expected 'train' or 'val'")
+    images = _open(source, split, val_fraction, seed, download, allow_damaged, labels or LabelsConfig(), multi_label)
+    if multi_label and not images.multi_label:
+        raise ValueError(
+            f"{source}: each image has one class, but classify.multi_label is true; set it to false, or pass a label "
+            f"file ({', '.join(SUFFIXES)}) or a folder with one"
+        )
+    return images
+
+
+def _open(
+    source: str,
+    split: Split,
+    val_fraction: float,
+    seed: int,
+    download: bool,
+    allow_damaged: bool,
+    labels: LabelsConfig,
+    multi_label: bool,
+) -> ImageDataset:
     kind, _, name = source.partition("/")
     if source == "auto":
         return open_digits(split, val_fraction, seed)
@@ -66,6 +94,12 @@ def open_dataset(
             expand_shards(str(Path(source).expanduser())), source, split, val_fraction, seed, allow_damaged
         )
     path = Path(source).expanduser()
+    if path.is_file() and is_label_file(path.name):
+        files = {"": path}
+    else:
+        files = find_label_files(path, labels) if path.is_dir() else {}
+    if files:
+        return open_label_files(files, split, labels, multi_label=multi_label, val_fraction=val_fraction, seed=seed)
     if path.is_dir():
         if shards := list_shards(path):
             return open_shards(shards, source, split, val_fraction, seed, allow_damaged)
@@ -75,5 +109,5 @@ def open_dataset(
     problem = "is not a supported file (unpack any other archive)" if path.exists() else "does not exist"
     raise ValueError(
         f"data {source!r} {problem}; expected a directory of class folders, a tar of one ({', '.join(TAR_SUFFIXES)}), "
-        "wds/PATTERN, torch/NAME, hfds/NAME or auto (on the command line: --data)"
+        f"a label file ({', '.join(SUFFIXES)}), wds/PATTERN, torch/NAME, hfds/NAME or auto (command line: --data)"
     )

@@ -12,13 +12,14 @@ from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
+from torchvision.transforms.functional import crop, get_image_size
 
-from ....data.resample import RandomCrop, ResizeTo
+from ....data.resample import AnyImage, RandomCrop, ResizeTo
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
-from ..config import ClassificationAugment, ClassificationInput
+from ..config import ClassificationAugment, ClassificationInput, check_augment
 from .operations import replace_posterize
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image | Tensor], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
@@ -59,6 +60,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
     """
+    check_augment(input, augment)
     mean, std = channel_statistics(input)
     _, secondary, final = transforms_imagenet_train(
         img_size=input.size,
@@ -102,7 +104,7 @@ class PadCrop:
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: AnyImage) -> AnyImage:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        # Pillow fills what is outside the image with zeros, so no padded copy is needed.
-        return image.crop((left, top, left + image.width, top + image.height))
+        width, height = get_image_size(image)
+        return crop(image, top, left, height, width)  # what is outside the image is filled with zeros

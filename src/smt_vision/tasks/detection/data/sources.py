@@ -98,7 +98,7 @@ def open_detection(
 
 
 def find_splits(root: Path) -> list[DetectionSplit]:
-    """The splits that a folder has annotations for."""
+    """The splits that a folder has, in one of the layouts of :func:`open_detection`."""
     return [split for split in SPLIT_NAMES if _find(root, split) is not None]
 
 

@@ -3,7 +3,7 @@
 Shapes: B images of H x W pixels, K classes; N objects or detections per image, boxes ``(x1, y1, x2, y2)``.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ....data.padding import LARGEST_STRIDE, group_by_size, padded
 from ...backbone import Backbone
 from ..config import DetectConfig
+from .dino import DINO
 from .pyramid import Pyramid, head_norm
 from .rcnn import RCNN
-from .retinanet import RetinaNet
+from .single_stage import FCOS, RetinaNet
 
 LEVELS = 5
 FLOPS_RATIO = 1.6  # width / height of the image that GMACs are reported for: 1280 x 800 in published tables
@@ -66,9 +67,10 @@ def build_detector(backbone: Backbone, num_classes: int, config: DetectConfig) -
         config: Detection head, image sizes and thresholds.
 
     Raises:
-        ValueError: The anchor sizes are not five, or there are no classes.
+        ValueError: The anchor sizes are not five, there are no classes, or ``dino`` cannot have that many channels.
+        ImportError: ``dino`` without the packages of the extra ``detr``.
     """
-    if len(config.anchor_sizes) != LEVELS:
+    if config.head not in ("fcos", "dino") and len(config.anchor_sizes) != LEVELS:
         raise ValueError(
             f"invalid detect.anchor_sizes={config.anchor_sizes!r}: expected one size for each of the {LEVELS} pyramid "
             "levels, e.g. (32, 64, 128, 256, 512)"
@@ -77,11 +79,16 @@ def build_detector(backbone: Backbone, num_classes: int, config: DetectConfig) -
         raise ValueError(f"invalid num_classes={num_classes}: expected at least 1")
     if config.norm == "frozen":
         freeze_batch_norm_2d(backbone)
-    top: Literal["convs", "pool"] = "convs" if config.head == "retinanet" else "pool"
-    pyramid = Pyramid(backbone, config.fpn_channels, top, head_norm(config))
-    detector_class = RetinaNet if config.head == "retinanet" else RCNN
-    detector = detector_class(pyramid, num_classes, config)
+    detector = _build(backbone, num_classes, config)
     return convert_sync_batchnorm(detector) if config.norm == "sync" else detector
+
+
+def _build(backbone: Backbone, num_classes: int, config: DetectConfig) -> nn.Module:
+    if config.head == "dino":
+        return DINO(backbone, num_classes, config)
+    single_stage = {"retinanet": RetinaNet, "fcos": FCOS}.get(config.head)
+    pyramid = Pyramid(backbone, config.fpn_channels, "convs" if single_stage else "pool", head_norm(config))
+    return (single_stage or RCNN)(pyramid, num_classes, config)
 
 
 class FlopsView(nn.Module):

@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from ...backbone import Backbone
 from ..config import DetectConfig
 
-GROUPS, GROUP_CHANNELS = 32, 4  # GroupNorm: 32 groups, or fewer so that a group has at least 4 channels
+GROUPS, GROUP_CHANNELS = 32, 4
 Norm = Callable[[int], nn.Module]
 
 
@@ -25,7 +25,7 @@ class Pyramid(nn.Module):
         backbone: Backbone of four feature maps.
         channels: Number of channels per level.
         top: ``pool``: levels of the four maps, and the last one subsampled by 2 (for proposals); ``convs``: levels of
-            the last three maps, and two more from strided convolutions of the last map (RetinaNet).
+            the last three maps, and two more from strided convolutions of the last map (RetinaNet, FCOS).
         norm: Function from a number of channels to the normalization layer after each convolution; ``None`` for no
             normalization.
 
@@ -61,9 +61,12 @@ class Pyramid(nn.Module):
 
 def head_norm(config: DetectConfig) -> Norm | None:
     """Function from a number of channels to the normalization layer of pyramid and heads, or ``None``."""
-    if config.head_norm == "none":
-        return None
-    return lambda channels: nn.GroupNorm(min(GROUPS, max(1, channels // GROUP_CHANNELS)), channels)
+    return None if config.head_norm == "none" else group_norm
+
+
+def group_norm(channels: int) -> nn.Module:
+    """GroupNorm of 32 groups, or of fewer so that a group has at least 4 channels."""
+    return nn.GroupNorm(min(GROUPS, max(1, channels // GROUP_CHANNELS)), channels)
 
 
 def in_float32(module: nn.Module) -> nn.Module:

@@ -91,6 +91,16 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig, *, check: 
     return dataset
 
 
+def image_folder(root: Path, split: Split) -> Path | None:
+    """The folder of a split's images; ``None`` if the folder is not a dataset of images and label maps, or lacks it."""
+    if not root.is_dir():
+        return None
+    try:
+        return _folders(root, split)[0]
+    except ValueError:
+        return None
+
+
 def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
     """A split's folder of images, its folder of label maps, and folders of images that have the same of label maps."""
     images, labels = _child(root, IMAGES), _child(root, LABELS)

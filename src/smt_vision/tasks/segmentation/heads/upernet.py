@@ -15,51 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from ...backbone import Backbone
-from ..config import SegmentConfig
-
 POOL_SCALES = (1, 2, 3, 6)
 
 _conv = partial(Conv2dNormActivation, inplace=True)  # convolution without bias, BatchNorm, ReLU; keeps H and W
-
-
-class UPerNet(nn.Module):
-    """A backbone with the UPerNet head and the auxiliary head.
-
-    Training needs at least two images per batch: the coarsest pooling leaves one value per channel and image, and
-    BatchNorm needs more than one.
-
-    Args:
-        backbone: Backbone of four feature maps.
-        num_classes: Number of classes K; 1 for ``binary`` segmentation.
-        config: Channels and dropout of the heads; there is an auxiliary head if ``aux_weight`` is above 0.
-
-    Shape:
-        Evaluation: ``(B, 3, H, W)`` to logits ``(B, K, H, W)``. Training: to logits ``(B, K, h, w)`` and the auxiliary
-        head's logits at the size of its feature map, or ``None``.
-    """
-
-    def __init__(self, backbone: Backbone, num_classes: int, config: SegmentConfig) -> None:
-        super().__init__()
-        channels: list[int] = backbone.feature_info.channels()
-        self.backbone = backbone
-        self.head = UPerHead(channels, config.channels, num_classes, config.dropout)
-        self.auxiliary = (
-            FCNHead(channels[-2], config.aux_channels, num_classes, config.dropout) if config.aux_weight > 0 else None
-        )
-
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
-        maps = self.backbone(image)
-        logits = self.head(maps)
-        if self.training:
-            return logits, None if self.auxiliary is None else self.auxiliary(maps[-2])
-        return resize(logits, image.shape[-2:])
-
-    def share_statistics(self) -> None:
-        """Compute the heads' BatchNorm statistics over the images of all processes, as published; needs GPUs."""
-        for part in (self.head, self.auxiliary):
-            if part is not None:
-                nn.SyncBatchNorm.convert_sync_batchnorm(part)
 
 
 class UPerHead(nn.Module):
@@ -81,7 +39,7 @@ class UPerHead(nn.Module):
         self.fuse = _conv(channels * len(in_channels), channels, 3)
         self.drop = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        _init_weights(self)
+        init_weights(self)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Feature maps, finest first, to logits ``(B, K, h, w)`` at the size of the finest map."""
@@ -121,7 +79,7 @@ class FCNHead(nn.Module):
         self.conv = _conv(in_channels, channels, 3)
         self.drop = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        _init_weights(self)
+        init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.drop(self.conv(x)))
@@ -149,11 +107,12 @@ def _bin_weights(length: int, n: int, like: Tensor) -> Tensor:
     """
     index = torch.arange(n, device=like.device)[:, None]
     pixel = torch.arange(length, device=like.device)
-    inside = ((pixel + 1) * n > index * length) & (pixel * n < (index + 1) * length)  # integer arithmetic: exact
+    # Integer arithmetic: exact. Core ML's converter does not support the operator &.
+    inside = torch.logical_and((pixel + 1) * n > index * length, pixel * n < (index + 1) * length)
     return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True)
 
 
-def _init_weights(head: nn.Module) -> None:
+def init_weights(head: nn.Module) -> None:
     """Kaiming initialization; classifier weights start near zero, so that all classes have similar scores."""
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):

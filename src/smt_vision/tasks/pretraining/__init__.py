@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: initial weights from images without labels."""
