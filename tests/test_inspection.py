@@ -26,8 +26,8 @@ from tiny_run import write_split
 Capture = pytest.CaptureFixture[str]
 # What a page may consist of: none of these loads, executes or submits anything.
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "ul", "li", "img", "table", "thead",
-    "tbody", "tr", "th", "td", "pre", "code", "strong",
+    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "ul", "li", "img", "table",
+    "thead", "tbody", "tr", "th", "td", "pre", "code", "strong",
 }  # fmt: skip
 
 
@@ -122,7 +122,8 @@ def test_channel_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 def write_boxes(folder: Path, boxes: list[tuple[int, int, int, int]]) -> Path:
     """One image of 200 x 200 pixels per split with these boxes (x, y, width, height), and one without."""
     annotations = [
-        {"id": k + 1, "image_id": 1, "category_id": 1 + k % 2, "bbox": box, "area": box[2] * box[3], "iscrowd": int(k == 0)}
+        {"id": k + 1, "image_id": 1, "category_id": 1 + k % 2, "bbox": box, "area": box[2] * box[3],
+         "iscrowd": int(k == 0)}
         for k, box in enumerate(boxes)
     ]  # fmt: skip
     images = [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 200} for i in (1, 2)]

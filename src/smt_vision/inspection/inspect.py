@@ -51,8 +51,8 @@ def inspect(
 
     Args:
         data: The images, as for training.
-        folder: Where to write ``inspect.html``, a self-contained page, and ``inspect.json``, the returned data; ``None``
-            writes nothing.
+        folder: Where to write ``inspect.html``, a self-contained page, and ``inspect.json``, the returned data;
+            ``None`` writes nothing.
         task: ``classify``, ``detect`` or ``segment``; ``None``: the one whose layout the data have.
         max_images: Images per split that are read, sampled at random if there are more. The classes of images and
             objects are counted in all images, everything else in those that are read.
@@ -65,7 +65,8 @@ def inspect(
         Plain data, ready for JSON; per split and class, and for all splits ``findings``, what should be looked at.
 
     Raises:
-        ValueError: The data cannot be opened as those of the task, the task is unknown, or an option is of another task.
+        ValueError: The data cannot be opened as those of the task, the task is unknown, or an option is of another
+            task.
     """
     data = str(data)
     name = task or next(each for each in BY_LAYOUT if get_inspection(each).recognizes(data))
@@ -191,8 +192,8 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
     for key, what in (("duplicates", "the same file as"), ("near_duplicates", "nearly the same picture as")):
         for pair in report[key]["between_splits"]:
             found.append(
-                f"{_number(pair['images'], 'image')} of {pair['split']}: {what} an image of {pair['in']}, so metrics on "
-                f"{pair['split']} would be too high"
+                f"{_number(pair['images'], 'image')} of {pair['split']}: {what} an image of {pair['in']}, so metrics "
+                f"on {pair['split']} would be too high"
             )
         if within := report[key]["groups"] - report[key]["groups_between_splits"]:
             found.append(f"{_number(within, 'group')} of images of one split: {what} another image of the group")
@@ -205,8 +206,8 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
         present = [count for count in counts.values() if count]
         if present and max(present) >= 10 * min(present):
             found.append(
-                f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the rarest: "
-                "see loss.class_weights and sampling.method"
+                f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the "
+                "rarest: see loss.class_weights and sampling.method"
             )
     for split, facts in splits.items():
         if facts.get("ignored_pixels", 0) > 50:

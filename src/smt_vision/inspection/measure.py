@@ -101,8 +101,8 @@ def measure(image: Image.Image) -> tuple[Any, ...]:
     gray_image = image.convert("L")
     gray = np.array(gray_image.histogram(), dtype=np.float64)
     pixels = image.width * image.height
-    brightness = gray @ _LEVELS / pixels
-    contrast = np.sqrt(max(gray @ _LEVELS**2 / pixels - brightness**2, 0))
+    brightness = float(gray @ _LEVELS / pixels)
+    contrast = np.sqrt(max(float(gray @ _LEVELS**2 / pixels) - brightness**2, 0.0))
     cells = np.asarray(gray_image.resize(CELLS, Image.Resampling.BILINEAR))
     # Difference hash: whether each cell is brighter than its left neighbor.
     bits = np.packbits(cells[:, 1:] > cells[:, :-1])
