@@ -70,7 +70,7 @@ def test_allocation_errors_are_recognized() -> None:
 class Squares(predictors.Predictor[tuple[str, str | None]]):
     """Predicts nothing; a batch with an image wider than 50 pixels runs out of memory."""
 
-    save = row = to_dict = input_description = None  # type: ignore[assignment]
+    save = draw = row = to_dict = input_description = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.batches: list[int] = []
