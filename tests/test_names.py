@@ -200,8 +200,8 @@ def test_a_run_keeps_exact_names_and_shows_printable_ones(run_folder: Path, data
     pictures = re.findall(r' src="data:image/(?:png|jpeg);base64,', page)
     assert len(pictures) == page.count("<img") == 1 + len(CLASSIFICATION_PICTURES)
     assert set(re.findall(r"<([\w-]+)", page)) <= {
-        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "img", "strong", "code", "pre",
-        "table", "thead", "tbody", "tr", "th", "td",
+        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "img", "strong", "code",
+        "pre", "table", "thead", "tbody", "tr", "th", "td",
     }  # fmt: skip
     assert (
         f"<td>optim.lr</td>\n<td>{yaml.safe_load((run_folder / 'recipe.yaml').read_text())['optim']['lr']}</td>" in page

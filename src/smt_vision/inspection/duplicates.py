@@ -27,8 +27,8 @@ def near_duplicates(hashes: npt.NDArray[np.uint64], cells: npt.NDArray[np.uint8]
     """Groups of images that differ little, e.g. in size or compression.
 
     Two images are near duplicates if their difference hashes differ in at most ``BITS`` of 64 bits, and their reduced
-    images little in brightness and little compared with their contrast. A group is connected by such pairs. Only images with an equal
-    part of the hash are compared, which all pairs that differ in fewer than ``BANDS`` bits have.
+    images little in brightness and little compared with their contrast. A group is connected by such pairs. Only images
+    with an equal part of the hash are compared, which all pairs that differ in fewer than ``BANDS`` bits have.
 
     Args:
         hashes: Difference hashes (n,).

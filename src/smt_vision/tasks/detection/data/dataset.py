@@ -139,7 +139,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         return hash_bytes(*(column.tobytes() for column in columns))
 
     def objects(self) -> dict[str, npt.NDArray[Any]]:
-        """All objects except crowds: ``image`` (M,), ``boxes`` (M, 4), ``labels`` and ``areas`` as in :class:`Objects`."""
+        """All objects except crowds: ``image``, ``boxes``, ``labels`` and ``areas`` as in :class:`Objects`."""
         keep = ~self._crowd
         columns = {
             "image": np.repeat(np.arange(len(self)), np.diff(self._first)),
