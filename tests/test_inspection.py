@@ -205,7 +205,7 @@ def test_other_layouts_and_sources(tmp_path: Path) -> None:
 
 
 def test_a_label_file_of_several_labels_and_images_of_bands(tmp_path: Path, capsys: Capture) -> None:
-    bands = np.random.default_rng(0).integers(0, 60_000, (6, 5, 20, 24), dtype=np.uint16)
+    bands = np.random.default_rng(0).integers(0, 60_000, (6, 20, 24, 5), dtype=np.uint16)
     lines = ["path,label,split"]
     for i, image in enumerate(bands):
         np.save(tmp_path / f"{i}.npy", image)
@@ -215,9 +215,9 @@ def test_a_label_file_of_several_labels_and_images_of_bands(tmp_path: Path, caps
     report = answer(capsys, "inspect", tmp_path / "labels.csv", "--out", tmp_path / "out", *options)
     train = report["splits"]["train"]
     assert [(row["class"], row["images"]) for row in train["classes"]] == [("a", 4), ("b", 2)]
-    values = bands[:4].transpose(1, 0, 2, 3).reshape(5, -1) / 65535
-    assert train["mean"] == pytest.approx(values.mean(axis=1), abs=1e-6)
-    assert train["std"] == pytest.approx(values.std(axis=1), abs=1e-6)
+    values = bands[:4].reshape(-1, 5) / 65535
+    assert train["mean"] == pytest.approx(values.mean(axis=0), abs=1e-6)
+    assert train["std"] == pytest.approx(values.std(axis=0), abs=1e-6)
     assert not train["broken"]
     check_page(tmp_path / "out" / "inspect.html")
 

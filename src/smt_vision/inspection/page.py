@@ -254,8 +254,8 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         "## Method", "",
         f"{read} Splits are those that training uses; a dataset without a validation split has images held out. The "
         "same files are found by a hash of their content, near duplicates by a difference hash of 64 bits (at most "
-        f"{BITS} differ) and the difference of the reduced images: copies of another size or compression, not flipped or "
-        "cropped ones, and also frames of a still camera and plain shapes that look alike, e.g. digits. "
+        f"{BITS} differ) and the difference of the reduced images: copies of another size or compression, not flipped "
+        "or cropped ones, and also frames of a still camera and plain shapes that look alike, e.g. digits. "
         "Brightness and contrast are the mean and the standard deviation of an image's gray values, 0 to 1. "
         f"smt_vision {report['version']}.", "",
     ]  # fmt: skip
