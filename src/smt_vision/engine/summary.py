@@ -113,7 +113,7 @@ def write_summary(
         "```",
     ]
     write_text_atomic(folder / "summary.md", "\n".join(page) + "\n")
-    fields = ["## Recipe", "", *table_lines(["field", "value"], _recipe_rows(recipe))]
+    fields = ["## Recipe", "", *table_lines(["field", "value"], list(_recipe_rows(recipe)))]
     write_text_atomic(folder / "summary.html", html_page(recipe["name"], "\n".join([*page, "", *fields]), folder))
 
 
