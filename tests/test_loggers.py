@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from command import refusal
+from smt_vision.cli import train as train_command
 from smt_vision.engine import loggers
 from smt_vision.engine.loggers import LOGGERS, build_loggers, check_loggers
 from smt_vision.engine.loop import train
@@ -55,6 +57,36 @@ def test_unknown_name_is_refused_before_the_run_starts(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match=r"engine\.loggers.*'tensorbord'.*'tensorboard', 'wandb'"):
         train(tiny(tmp_path, engine=dict(loggers=("tensorbord",))), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--log", "wandb,tensorboard"], ("wandb", "tensorboard")),
+        (["--log=mlflow, trackio"], ("mlflow", "trackio")),
+        (["--log", "none"], ()),
+        (["--engine.loggers", "wandb"], ("wandb",)),
+        (["--engine.loggers", "[wandb, mlflow]"], ("wandb", "mlflow")),
+        (["--engine.loggers", "[]"], ()),
+        (["--log", "wandb", "--log", "none"], ()),
+        ([], ("tensorboard",)),
+    ],
+)
+def test_loggers_by_name_on_the_command_line(words: list[str], expected: tuple[str, ...]) -> None:
+    arguments = ["quickstart", *words]
+    assert tuple(train_command.build_parser(arguments).parse_args(arguments).engine.loggers) == expected
+
+
+@pytest.mark.parametrize("text", ["tensorbord", "none,wandb", "wandb,,mlflow", "", "Wandb", "wandb tensorboard", "[x]"])
+def test_unknown_loggers_are_refused_with_the_choices(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, 1, "train", "quickstart", "--log", text)
+    assert "engine.loggers" in error
+    assert "one of 'tensorboard', 'wandb', 'trackio', 'mlflow'" in error
+
+
+def test_a_logger_named_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, 1, "train", "quickstart", "--log", "tensorboard,tensorboard", "--run", "unused")
+    assert "invalid engine.loggers=['tensorboard', 'tensorboard']: expected each name once" in error
 
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name != "tensorboard"])

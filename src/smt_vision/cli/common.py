@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 import sys
 import textwrap
@@ -68,6 +69,7 @@ class Parser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._fields: list[str] = []
         self.shorthands: dict[str, str] = {}  # e.g. --distill for --distill.teacher
+        self.lists: set[str] = set()  # options whose values may be written as names separated by commas, or none
         super().__init__(*args, **kwargs)
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -76,15 +78,23 @@ class Parser(ArgumentParser):
         return added
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        words = [self._in_full(word) for word in (sys.argv[1:] if args is None else args)]
+        words = self._in_full(sys.argv[1:] if args is None else args)
         try:
             return super().parse_args(words, **kwargs)
         except ValueError as error:  # of the YAML library, e.g. about a number of 5,000 digits
             self.error(f"a value cannot be read: {error}")
 
-    def _in_full(self, word: str) -> str:
-        name, equals, value = word.partition("=")
-        return f"{self.shorthands.get(name, name)}{equals}{value}"
+    def _in_full(self, words: Sequence[str]) -> list[str]:
+        """The arguments with shorthands and lists as jsonargparse knows them."""
+        full: list[str] = []
+        for word in words:
+            if full and full[-1] in self.lists:
+                full.append(_as_list(word))
+                continue
+            name, equals, value = word.partition("=")
+            name = self.shorthands.get(name, name)
+            full.append(f"{name}{equals}{_as_list(value) if equals and name in self.lists else value}")
+        return full
 
     def check(self, args: Any) -> None:
         """Check the options that have a range; the fields of a class are checked when an instance is made.
@@ -122,3 +132,10 @@ def new_parser(command: str, about: str, examples: str, usage: str | None = None
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser
+
+
+def _as_list(text: str) -> str:
+    """Names separated by commas as a list in YAML; ``none`` is an empty list, and a list stays as it is."""
+    if text.startswith("["):
+        return text
+    return json.dumps([] if text == "none" else [name.strip() for name in text.split(",")])

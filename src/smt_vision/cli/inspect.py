@@ -1,13 +1,12 @@
 """``smt inspect``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.table import Table
 
-from ..bounds import PositiveFraction
 from ..inspection.inspect import MAX_IMAGES, PAGE_NAME, Limit, Seed, inspect
-from ..tasks import TASKS
+from ..tasks import INSPECTED, get_inspection, recipe_class
 from ..text import printable
 from .common import Output, Parser, new_parser
 from .progress import progress_callback
@@ -19,13 +18,19 @@ smt inspect cells --task detect --out cells_inspected
 smt inspect DUTS --task segment --segment.kind binary
 smt inspect imagenet --max_images 50000                   read a sample of 50,000 images per split
 """
-OPTIONS = ("input.val_fraction", "input.allow_damaged", "segment.kind", "segment.zero_is_ignored")
+# Group and field, with the class that declares it, of all tasks.
+OPTIONS = {
+    (group, name): recipe_class(task).groups()[group]
+    for task in INSPECTED
+    for group, names in get_inspection(task).options.items()
+    for name in names
+}
 
 
 def build_parser(words: list[str]) -> Parser:
     parser = new_parser("inspect", f"{HELP}.", EXAMPLES)
     parser.add_argument("data", help="the images, as for smt train --data")
-    parser.add_argument("--task", choices=list(TASKS), help="default: the task whose layout the data have")
+    parser.add_argument("--task", choices=list(INSPECTED), help="default: the task whose layout the data have")
     parser.add_argument("--out", type=Path, default=Path("inspect"), help="output folder; default: inspect")
     parser.add_argument(
         "--max_images", type=Limit, default=MAX_IMAGES, help="images per split that are read; of more, a random sample"
@@ -33,17 +38,21 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--seed", type=Seed, default=0, help="seed of the sample and of held-out images, as in a recipe"
     )
-    for option, kind in zip(OPTIONS, (PositiveFraction, bool, str, bool), strict=True):
-        parser.add_argument(f"--{option}", type=kind | None, help="as in a recipe")
+    for (group, name), declared in OPTIONS.items():
+        kind = get_type_hints(declared, include_extras=True)[name] | None
+        parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe")
     return parser
 
 
 def run(args: Any) -> Output:
-    options = {option.partition(".")[2]: args[option] for option in OPTIONS}
+    overrides: dict[str, dict[str, Any]] = {}
+    for group, name in OPTIONS:
+        if (value := args[f"{group}.{name}"]) is not None:
+            overrides.setdefault(group, {})[name] = value
     with progress_callback("reading images") as on_progress:
         report = inspect(
-            args.data, args.out, task=args.task, max_images=args.max_images, seed=args.seed, on_progress=on_progress,
-            **options,
+            args.data, args.out, task=args.task, max_images=args.max_images, seed=args.seed, overrides=overrides,
+            on_progress=on_progress,
         )  # fmt: skip
     table = Table("split", "images", "read", "broken", "classes", box=None, header_style="bold")
     for split, facts in report["splits"].items():

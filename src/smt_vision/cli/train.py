@@ -24,6 +24,7 @@ smt train cifar10 --data cifar10.tar.gz --optim.lr 1e-3 --run runs/lower_lr
 smt train finetune --config my.yaml             my.yaml has any of the fields below
 smt train --resume runs/finetune                resume after a stop
 smt train finetune --data MY_IMAGES --distill runs/large    learn from a teacher, too
+smt train finetune --data MY_IMAGES --log wandb,tensorboard     experiment loggers; none for log.jsonl only
 smt train finetune --data MY_IMAGES --find_lr   find a learning rate before training
 smt train finetune --data MY_IMAGES --folds 5   cross-validation: five runs, mean and deviation
 """
@@ -60,7 +61,8 @@ def build_parser(words: list[str]) -> Parser:
         action="store_true",
         help="instead of training, raise the learning rate over 100 steps, and suggest a value of optim.lr",
     )
-    parser.shorthands["--distill"] = "--distill.teacher"
+    parser.shorthands |= {"--distill": "--distill.teacher", "--log": "--engine.loggers"}
+    parser.lists.add("--engine.loggers")
     parser.add_argument("--config", action="config", help="a YAML file with any of the fields below")
     # A printed recipe names its task, so --config must take it; that of the recipe cannot be changed.
     parser.add_argument("--task", choices=[recipe.task] if recipe else list(TASKS), help="the recipe's own task")

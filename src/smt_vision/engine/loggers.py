@@ -55,7 +55,7 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"{folder}: TensorBoard cannot write to a folder whose name is not UTF-8; choose another (--run), "
-                "or train without it (--engine.loggers [])"
+                "or train without it (--log none)"
             ) from error
         super().__init__(folder, "tensorboard", version="", default_hp_metric=False, purge_step=start_step + 1)
 
@@ -64,7 +64,7 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
 
 
 class WandB(ExperimentLogger):
-    """Weights & Biases; its files are written to ``wandb/`` in the run's folder.
+    """Weights & Biases; its files are written to ``wandb/`` in the run's folder, and sent with ``WANDB_MODE=online``.
 
     Steps are logged as the metric ``step``: the service's own step never goes back, which a resumed run may have to.
     """
@@ -76,6 +76,7 @@ class WandB(ExperimentLogger):
         self.version = _run_id(folder, "wandb")
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
+            mode=os.environ.get("WANDB_MODE", "offline"),
             name=printable(folder.name),
             id=self.version,
             dir=str(folder),
@@ -170,9 +171,11 @@ def check_loggers(names: Sequence[str]) -> None:
     """Refuse unknown loggers before anything is started.
 
     Raises:
-        ValueError: A name is not one of ``LOGGERS``.
+        ValueError: A name is not one of ``LOGGERS``, or is there twice.
         ImportError: The package of a logger is not installed.
     """
+    if len(set(names)) < len(names):
+        raise ValueError(f"invalid engine.loggers={list(names)}: expected each name once")
     for name in names:
         if name not in LOGGERS:
             raise ValueError(f"invalid engine.loggers={list(names)}: {name!r} is not one of {', '.join(LOGGERS)}")

@@ -13,8 +13,8 @@ from .._version import __version__
 from ..bounds import Range, checked
 from ..data.dataset import RawDataset
 from ..files import write_text_atomic
-from ..tasks import get_inspection
-from ..tasks.inspection import Labels
+from ..tasks import INSPECTED, get_inspection
+from ..tasks.inspection import Labels, Options
 from .duplicates import count_between_splits, near_duplicates, same_files
 from .measure import Measured, measure_images
 from .page import inspection_page
@@ -22,7 +22,6 @@ from .page import inspection_page
 JSON_NAME, PAGE_NAME = "inspect.json", "inspect.html"
 MAX_IMAGES = 10_000
 LISTED_GROUPS, LISTED_IMAGES = 1000, 20  # groups of duplicates, and images of each, in the JSON
-BY_LAYOUT = ("detect", "segment", "classify")  # the order in which tasks are asked whether a layout is theirs
 Limit = Annotated[int, Range(ge=1, le=100_000_000)]
 Seed = Annotated[int, Range(ge=0, le=2**63 - 1)]
 
@@ -44,10 +43,10 @@ def inspect(
     task: str | None = None,
     max_images: Limit = MAX_IMAGES,
     seed: Seed = 0,
+    overrides: Options | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    **options: Any,
 ) -> dict[str, Any]:
-    """Describe a dataset before training: classes, sizes, brightness, broken and duplicate images, boxes, label maps.
+    """Describe a dataset before training: its classes, sizes, brightness, broken and duplicate images, and labels.
 
     Args:
         data: The images, as for training.
@@ -57,25 +56,27 @@ def inspect(
         max_images: Images per split that are read, sampled at random if there are more. The classes of images and
             objects are counted in all images, everything else in those that are read.
         seed: Seed of this sample, and of the images held out from data without a validation split.
+        overrides: Fields that differ from a recipe's defaults, by group, e.g. ``{"segment": {"kind": "binary"}}``: to
+            classify, of ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
+            (``multi_label``) and ``labels``; to detect, ``input.val_fraction``; to segment, ``segment.kind`` and
+            ``segment.zero_is_ignored``.
         on_progress: Called with the number of images read, and of all that will be.
-        options: How the data are opened, with the defaults of a recipe: ``val_fraction`` (to classify and detect),
-            ``allow_damaged`` (to classify), ``kind`` and ``zero_is_ignored`` (to segment).
-
     Returns:
         Plain data, ready for JSON; per split and class, and for all splits ``findings``, what should be looked at.
 
     Raises:
-        ValueError: The data cannot be opened as those of the task, the task is unknown, or an option is of another
-            task.
+        ValueError: The data cannot be opened as those of the task, the task is unknown, or a field is of another task.
     """
     data = str(data)
-    name = task or next(each for each in BY_LAYOUT if get_inspection(each).recognizes(data))
+    name = task or next(each for each in INSPECTED if get_inspection(each).recognizes(data))
     parts = get_inspection(name)
-    options = {key: value for key, value in options.items() if value is not None}
-    for key in options:
-        if key not in parts.options:
-            raise ValueError(f"{key} does not apply to task {name}: expected {' or '.join(parts.options)}; omit it")
-    opened = parts.open(data, seed, **options)
+    options = overrides or {}
+    for option in (f"{group}.{field}" for group, values in options.items() for field in values):
+        known = [f"{group}.{field}" for group, names in parts.options.items() for field in names]
+        if option not in known:
+            raise ValueError(f"{option} does not apply to task {name}: expected one of {', '.join(known)}; omit it")
+    input = parts.input(options)
+    opened = parts.open(data, seed, options)
     samples = {split: _sample(len(images), max_images, seed) for split, images in opened.items()}
     done, total = 0, sum(map(len, samples.values()))
 
@@ -87,7 +88,7 @@ def inspect(
 
     splits = {}
     for split, images in opened.items():
-        measured = measure_images(images, samples[split], parts, count)
+        measured = measure_images(images, samples[split], parts, input, count)
         splits[split] = SplitInspection(images, measured, parts.labels(images, measured.rows, measured.labels))
     report: dict[str, Any] = {
         "data": data,
@@ -102,7 +103,7 @@ def inspect(
     if folder is not None:
         folder = Path(folder)
         write_text_atomic(folder / JSON_NAME, json.dumps(report, indent=1))
-        write_text_atomic(folder / PAGE_NAME, inspection_page(report, splits, parts, seed))
+        write_text_atomic(folder / PAGE_NAME, inspection_page(report, splits, parts, input))
     return report
 
 
@@ -213,9 +214,9 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
         if facts.get("ignored_pixels", 0) > 50:
             found.append(f"{split}: {facts['ignored_pixels']:.1f} % of the pixels are ignored")
         if facts.get("images_without_objects", 0) > facts["images"] / 2:
-            found.append(f"{split}: {facts['images_without_objects']} of {facts['images']} images have no objects")
+            found.append(f"{split}: {_number(facts['images_without_objects'], 'image')} without objects")
         if facts.get("gray_images") and facts["gray_images"] == facts["read"] - len(facts["broken"]):
-            found.append(f"{split}: all images are gray: input.channels=1 trains a smaller first layer")
+            found.append(f"{split}: all images are gray: input.channels=1 suffices")
     return found
 
 

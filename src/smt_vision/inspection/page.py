@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..data.decode import decode
+from ..data.decode import decode_picture
 from ..pages import html_page, table_lines
 from ..pictures.drawing import resize_long_side, sample_grid
+from ..recipe import Input
 from ..tasks.inspection import Counts, TaskInspection
 from ..text import code, markdown
 from . import charts
@@ -26,7 +27,7 @@ PAIRS = 6  # near duplicates that are shown
 
 
 def inspection_page(
-    report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], seed: int
+    report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], input: Input
 ) -> str:
     """The page, as HTML.
 
@@ -34,7 +35,7 @@ def inspection_page(
         report: The result of the inspection.
         splits: The splits of the dataset.
         task: The task's part of the inspection.
-        seed: Seed of the images in the sample sheets.
+        input: How the images are decoded.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -45,8 +46,8 @@ def inspection_page(
             lines += _images(report, values, folder)
             if report["task"] == "detect":
                 lines += _objects(report, readable, folder)
-            lines += _samples(readable, task, seed, folder)
-        lines += [*_duplicates(report, splits, folder), *_broken(report), *_method(report)]
+            lines += _samples(readable, task, input, report["seed"], folder)
+        lines += [*_duplicates(report, splits, input, folder), *_broken(report), *_method(report)]
         return html_page(f"smt inspect {report['data']}", "\n".join(lines) + "\n", folder)
 
 
@@ -141,19 +142,23 @@ def _objects(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"],
     ]  # fmt: skip
 
 
-def _samples(splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], seed: int, folder: Path) -> list[str]:
+def _samples(
+    splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], input: Input, seed: int, folder: Path
+) -> list[str]:
     """Images of each class, or with their labels drawn; of each split."""
     lines = ["## Samples", ""]
     for name, split in splits.items():
         rng = np.random.default_rng((seed, *name.encode()))
-        sheet = (_drawn_sheet if task.draws_labels else _class_sheet)(split, task, rng)
+        sheet = (_drawn_sheet if task.draws_labels else _class_sheet)(split, task, input, rng)
         if sheet is not None:
             sheet.save(folder / f"{name}.png")
             lines += [f"### {name}", "", f"![images of {name}]({name}.png)", ""]
     return lines
 
 
-def _class_sheet(split: "SplitInspection", task: TaskInspection[Any], rng: np.random.Generator) -> Image.Image | None:
+def _class_sheet(
+    split: "SplitInspection", task: TaskInspection[Any], input: Input, rng: np.random.Generator
+) -> Image.Image | None:
     """A row of random images per class; of many classes, from the most to the least frequent."""
     members = _members(split)
     order = sorted(members, key=lambda k: -len(members[k]))
@@ -162,13 +167,15 @@ def _class_sheet(split: "SplitInspection", task: TaskInspection[Any], rng: np.ra
     rows = []
     for k in shown:
         chosen = rng.choice(members[k], min(len(members[k]), SHEET_COLUMNS), replace=False)
-        images = [resize_long_side(_read(split, i)[0], SHEET_SIDE)[0] for i in chosen.tolist()]
+        images = [resize_long_side(_read(split, i, input)[0], SHEET_SIDE)[0] for i in chosen.tolist()]
         rows.append([*images, *[blank] * (SHEET_COLUMNS - len(images))])
     names = [split.images.classes[k] for k in shown]
     return sample_grid(rows, [""] * SHEET_COLUMNS, names, [], split.images.classes) if rows else None
 
 
-def _drawn_sheet(split: "SplitInspection", task: TaskInspection[Any], rng: np.random.Generator) -> Image.Image:
+def _drawn_sheet(
+    split: "SplitInspection", task: TaskInspection[Any], input: Input, rng: np.random.Generator
+) -> Image.Image:
     """Images beside the same with their labels, chosen so that rare classes are among them."""
     members = _members(split)
     chosen: dict[int, None] = {}
@@ -179,7 +186,7 @@ def _drawn_sheet(split: "SplitInspection", task: TaskInspection[Any], rng: np.ra
     chosen |= dict.fromkeys(rng.permutation(others)[: SHEET_IMAGES - len(chosen)].tolist())
     panels, labels = [], split.labels.label[np.isin(split.labels.image, list(chosen))]
     for i in chosen:
-        image, target = _read(split, i)
+        image, target = _read(split, i, input)
         small, _ = resize_long_side(image, DRAWN_SIDE)
         panels.append([small, task.panel(image, target, split.images.classes, DRAWN_SIDE)])
     names = [split.images.id(i) for i in chosen]
@@ -193,13 +200,15 @@ def _members(split: "SplitInspection") -> dict[int, Counts]:
     return {int(k): image[label == k] for k in np.unique(label)}
 
 
-def _read(split: "SplitInspection", i: int) -> tuple[Image.Image, Any]:
+def _read(split: "SplitInspection", i: int, input: Input) -> tuple[Image.Image, Any]:
     """An image and its target; the image has been read before."""
     raw, target, name = split.images.read(i)
-    return decode(raw, 3, name=name), target
+    return decode_picture(raw, input, name=name), target
 
 
-def _duplicates(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], folder: Path) -> list[str]:
+def _duplicates(
+    report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], input: Input, folder: Path
+) -> list[str]:
     lines = []
     for key, title in (("duplicates", "The same files"), ("near_duplicates", "Near duplicates")):
         found = report[key]
@@ -217,7 +226,7 @@ def _duplicates(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection
         for group in report["near_duplicates"]["listed"][:PAIRS]:
             # The first image, and if there is one, an image of another split.
             pair = (group[0], next((image for image in group if image["split"] != group[0]["split"]), group[1]))
-            images = [_read(splits[image["split"]], image["index"])[0] for image in pair]
+            images = [_read(splits[image["split"]], image["index"], input)[0] for image in pair]
             panels.append([resize_long_side(image, DRAWN_SIDE // 2)[0] for image in images])
             names.append(" and ".join(f"{image['split']}: {image['id']}" for image in pair))
         sample_grid(panels, ("", ""), names, [], ()).save(folder / "near.png")

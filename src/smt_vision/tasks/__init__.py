@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Task name in recipes and checkpoints -> subpackage.
 TASKS = {"classify": "classification", "detect": "detection", "segment": "segmentation", "pretrain": "pretraining"}
+# Tasks whose datasets can be inspected, in the order in which they are asked whether a layout is theirs.
+INSPECTED = ("detect", "segment", "classify")
 
 
 def get_task(name: str) -> "TaskType":
@@ -36,8 +38,10 @@ def get_inspection(name: str) -> "TaskInspection[Any]":
     """A task's part of the inspection of datasets.
 
     Raises:
-        ValueError: The task is unknown.
+        ValueError: The task is not one of ``INSPECTED``.
     """
+    if name not in INSPECTED:
+        raise ValueError(f"invalid task={name!r}: expected one of {', '.join(INSPECTED)}")
     inspection: TaskInspection[Any] = _module(name, "inspection").INSPECTION
     return inspection
 

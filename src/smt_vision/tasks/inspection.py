@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ..data.dataset import RawDataset
+from ..recipe import Input
 
 T = TypeVar("T")
 Counts = npt.NDArray[np.int64]
+Options = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class TaskInspection(ABC, Generic[T]):
     """A task's part of the inspection of a dataset.
 
     Attributes:
-        options: Names of the options that :meth:`open` takes.
+        options: Fields of a recipe that say how the data are opened and read, by group.
         draws_labels: Whether :meth:`panel` draws labels; otherwise the class is all there is.
     """
 
-    options: tuple[str, ...] = ()
+    options: ClassVar[Mapping[str, tuple[str, ...]]]
     draws_labels = True
 
     @abstractmethod
@@ -50,12 +52,21 @@ class TaskInspection(ABC, Generic[T]):
         """Whether the data have a layout of this task and of no task that is asked later."""
 
     @abstractmethod
-    def open(self, data: str, seed: int, **options: Any) -> Mapping[str, RawDataset[T]]:
+    def open(self, data: str, seed: int, options: Options) -> Mapping[str, RawDataset[T]]:
         """The splits of a dataset, as training opens them.
+
+        Args:
+            data: The data, as in a recipe.
+            seed: Seed of held-out images.
+            options: Fields of ``options`` that differ from a recipe's defaults.
 
         Raises:
             ValueError: The data cannot be opened.
         """
+
+    def input(self, options: Options) -> Input:
+        """How the images are decoded."""
+        return Input()
 
     def measure(self, image: Image.Image, target: T, name: str) -> Counts | None:
         """What is to be known about the label of a decoded image; the same shape for all images of a dataset.

@@ -3,14 +3,16 @@
 Shapes: M objects.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import numpy as np
 from PIL import Image
 
 from ...data.dataset import RawDataset
-from ..inspection import Counts, Labels, TaskInspection, class_rows
+from ..inspection import Counts, Labels, Options, TaskInspection, class_rows
+from .config import DetectionInput
 from .data.dataset import DetectionDataset, DetectionTarget
 from .data.sources import find_splits, open_detection
 from .data.transforms import check_size
@@ -23,16 +25,19 @@ GRID = 16  # cells per side of the map of centers
 class DetectionInspection(TaskInspection[DetectionTarget]):
     """Images and objects per class, and the size and place of the boxes."""
 
-    options = ("val_fraction",)
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("val_fraction",)}
 
     def recognizes(self, data: str) -> bool:
         return bool(find_splits(Path(data).expanduser()))
 
-    def open(self, data: str, seed: int, **options: Any) -> dict[str, RawDataset[DetectionTarget]]:
-        fraction = options.get("val_fraction", 0.1)
+    def open(self, data: str, seed: int, options: Options) -> dict[str, RawDataset[DetectionTarget]]:
+        fraction = self.input(options).val_fraction
         found = find_splits(Path(data).expanduser()) or ("train",)
         splits = dict.fromkeys(("train", "val", *found) if "train" in found else found)
         return {split: open_detection(data, split, fraction, seed) for split in splits}
+
+    def input(self, options: Options) -> DetectionInput:
+        return DetectionInput(**options.get("input", {}))
 
     def measure(self, image: Image.Image, target: DetectionTarget, name: str) -> None:
         check_size(image, target, name)

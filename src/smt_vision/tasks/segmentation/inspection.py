@@ -3,15 +3,15 @@
 Shapes: n images, K classes; of binary masks the classes are background and object.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import numpy as np
 from PIL import Image
 
 from ...data.dataset import RawDataset, Split
 from ...pictures.drawing import resize_long_side
-from ..inspection import Counts, Labels, TaskInspection, class_rows
+from ..inspection import Counts, Labels, Options, TaskInspection, class_rows
 from .config import IGNORE_INDEX, SegmentConfig
 from .data.dataset import Labels as LabelMap
 from .data.dataset import SegmentationDataset, check_size
@@ -22,14 +22,14 @@ from .pictures import draw_label_map
 class SegmentationInspection(TaskInspection[LabelMap]):
     """Pixels per class."""
 
-    options = ("kind", "zero_is_ignored")
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"segment": ("kind", "zero_is_ignored")}
 
     def recognizes(self, data: str) -> bool:
         return bool(find_splits(data))
 
-    def open(self, data: str, seed: int, **options: Any) -> dict[str, RawDataset[LabelMap]]:
+    def open(self, data: str, seed: int, options: Options) -> dict[str, RawDataset[LabelMap]]:
         # Invalid label maps are listed like unreadable images.
-        config = SegmentConfig(**options)
+        config = SegmentConfig(**options.get("segment", {}))
         splits: Sequence[Split] = find_splits(data) or ("train",)
         return {split: open_segmentation(data, split, config, check=False) for split in splits}
 
