@@ -3,7 +3,7 @@
 Shapes: n images, K classes; of binary masks the classes are background and object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import numpy as np
