@@ -122,7 +122,7 @@ def measure(picture: Image.Image, bands: Tensor | None = None) -> tuple[Any, ...
     gray_picture = picture.convert("L")
     gray = np.array(gray_picture.histogram(), dtype=np.float64)
     brightness = gray @ _LEVELS / pixels
-    contrast = np.sqrt(max(gray @ _LEVELS**2 / pixels - brightness**2, 0))
+    contrast = max(float(gray @ _LEVELS**2 / pixels - brightness**2), 0.0) ** 0.5
     cells = np.asarray(gray_picture.resize(CELLS, Image.Resampling.BILINEAR))
     # Difference hash: whether each cell is brighter than its left neighbor.
     bits = np.packbits(cells[:, 1:] > cells[:, :-1])

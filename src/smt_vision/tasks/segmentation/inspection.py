@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 import numpy as np
 from PIL import Image
 
-from ...data.dataset import RawDataset
+from ...data.dataset import RawDataset, Split
 from ...pictures.drawing import resize_long_side
 from ..inspection import Counts, Labels, Options, TaskInspection, class_rows
 from .config import IGNORE_INDEX, SegmentConfig
@@ -30,7 +30,8 @@ class SegmentationInspection(TaskInspection[LabelMap]):
     def open(self, data: str, seed: int, options: Options) -> dict[str, RawDataset[LabelMap]]:
         # Invalid label maps are listed like unreadable images.
         config = SegmentConfig(**options.get("segment", {}))
-        return {split: open_segmentation(data, split, config, check=False) for split in find_splits(data) or ("train",)}
+        splits: list[Split] = find_splits(data) or ["train"]
+        return {split: open_segmentation(data, split, config, check=False) for split in splits}
 
     def measure(self, image: Image.Image, target: LabelMap, name: str) -> Counts:
         check_size(image.size, target, name)
