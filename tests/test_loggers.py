@@ -167,7 +167,7 @@ def test_tracker_passes_everything_to_every_logger(
 @pytest.mark.filterwarnings("default")
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # offline by default
     record_twice("wandb", tmp_path / "run")
     run_id = json.loads((tmp_path / "run" / "loggers.json").read_text())["wandb"]
     sessions = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}"))
