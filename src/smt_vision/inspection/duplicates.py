@@ -34,27 +34,23 @@ def near_duplicates(hashes: npt.NDArray[np.uint64], cells: npt.NDArray[np.uint8]
         hashes: Difference hashes (n,).
         cells: Gray values of the reduced images (n, 72).
     """
-    parent = list(range(len(hashes)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    group = np.arange(len(hashes))
     parts = hashes[:, None].copy().view(np.uint8)
     for band in range(BANDS):
         for members in group_by(parts[:, band].astype(np.int64), np.arange(len(hashes))):
             for k, i in enumerate(members[:-1].tolist()):
                 others = members[k + 1 :]
+                others = others[group[others] != group[i]]  # few, where most images are alike
+                if not len(others):
+                    continue
                 bits = np.unpackbits(parts[others] ^ parts[i], axis=1).sum(axis=1)
                 close = others[bits <= BITS]
                 change = cells[close].astype(np.float32) - cells[i]
                 same = change.std(axis=1) <= max(NOISE, DETAIL * float(cells[i].std()))
-                for j in close[same & (np.abs(change.mean(axis=1)) <= BRIGHTNESS)].tolist():
-                    parent[root(j)] = root(i)
-    roots = np.array([root(i) for i in range(len(parent))], dtype=np.int64)
-    return same_files(roots)
+                close = close[same & (np.abs(change.mean(axis=1)) <= BRIGHTNESS)]
+                if len(close):
+                    group[np.isin(group, group[close])] = group[i]
+    return same_files(group)
 
 
 def count_between_splits(
