@@ -76,7 +76,7 @@ def _picture_data(path: Path) -> str:
     if kind == "svg":
         kind = "svg+xml"
     else:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
             if image.width > PICTURE_SIZE[0] or image.height > PICTURE_SIZE[1] or len(content) > PICTURE_BYTES:
                 small, buffer, kind = image.convert("RGB"), io.BytesIO(), "jpeg"
                 small.thumbnail(PICTURE_SIZE)

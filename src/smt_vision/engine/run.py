@@ -507,8 +507,9 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
     val = task.val_set.fingerprints()
     if common := int((np.isin(val, initial.train) & ~np.isin(val, used.train)).sum()):
         log.warning(
-            "%s: the initial weights, or the teacher, were trained on %d of the %d validation images; the metrics will "
-            "be too high", data, common, len(val),
+            "%s: the %s trained on %d of the %d validation images; the metrics will be too high", data,
+            "initial weights were" if task.distillation is None else "initial weights, or the teacher, were",
+            common, len(val),
         )  # fmt: skip
     return replace(used, train=np.union1d(used.train, initial.train))
 

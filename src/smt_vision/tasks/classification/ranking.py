@@ -3,7 +3,6 @@
 Shapes: B images per batch, N images in all, K classes.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -156,10 +155,10 @@ class RankingMetrics:
         scores, target = torch.cat(self._scores), torch.cat(self._target)
         for k in range(self.num_classes):
             truth = target[:, k] if self.multi_label else (target == k).int()
-            with warnings.catch_warnings():  # a class without positives or without negatives: undefined here
-                warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
-                fpr, tpr, _ = binary_roc(scores[:, k], truth, validate_args=False)
-            yield fpr, tpr
+            if int(truth.sum()) in (0, len(truth)):  # torchmetrics warns: one of the rates is undefined
+                yield torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0])
+            else:
+                yield binary_roc(scores[:, k], truth, validate_args=False)[:2]
 
     def _counts(self) -> tuple[list[int], list[int]]:
         """Images with and without each class."""
