@@ -629,7 +629,7 @@ def random_detector(head: Head, backbone: str) -> Detector:
         pytest.param("dino", "openvino", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
         ("mask_rcnn", "openvino"),
-        ("cascade_mask_rcnn", "onnx"),
+        pytest.param("cascade_mask_rcnn", "onnx", marks=pytest.mark.slow),
         pytest.param("cascade_mask_rcnn", "openvino", marks=pytest.mark.slow),
     ],
 )

@@ -186,6 +186,7 @@ def test_evaluation_on_calibration_images_is_told(
     assert "calibrated on 6 of these 12" in caplog.text
 
 
+@pytest.mark.slow
 def test_int8_leaves_logging_unchanged(
     model: nn.Module, exported: Callable[[str], Path], colored: Path, tmp_path: Path
 ) -> None:

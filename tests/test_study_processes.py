@@ -16,7 +16,7 @@ from smt_vision.study.results import RESULTS, read_results
 from smt_vision.study.runner import cell_folder
 from test_study import TINY_STUDY
 
-LONG = {"epochs": 30, "engine.eval_every": 30, "engine.log_every": 5}
+LONG = {"epochs": 15, "engine.eval_every": 15, "engine.log_every": 5}
 COMMAND = """\
 from smt_vision.study.study import *
 from test_study import TINY_STUDY
@@ -63,6 +63,6 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
         assert not (folder / RESULTS).exists()
     process = start(file, folder, shapes)
     assert process.wait(120) == 0
-    assert read_results([folder / RESULTS])[cell.key].steps == 180
+    assert read_results([folder / RESULTS])[cell.key].steps == 90
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds.count("resume") == 2
