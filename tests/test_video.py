@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import smt_vision
 from command import answer, refusal
@@ -104,9 +105,10 @@ def test_damaged_videos_name_the_file_and_the_frame(
     (tmp_path / "damaged.mp4").write_bytes(damaged)
     (tmp_path / "text.mp4").write_bytes(b"no video")
     (tmp_path / "empty.mov").write_bytes(b"")
+    Image.new("RGB", (32, 32)).save(tmp_path / "gif.mp4", "GIF")  # FFmpeg would read it, but it is no video format
     for name, expected in (
         ("short.mkv", "no frame "), ("damaged.mp4", "frame "), ("text.mp4", "not a video"), ("empty.mov", "(0 bytes"),
-        ("none.mp4", "no such file"),
+        ("gif.mp4", "not a video"), ("none.mp4", "no such file"),
     ):  # fmt: skip
         error = refusal(capsys, 1, "predict", trained, tmp_path / name, "--out", tmp_path / "out")
         assert f"{name}: " in error

@@ -16,6 +16,8 @@ from ..extras import require
 from .files import list_files
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+# FFmpeg goes by the content: of its many formats, some are lists of other files and addresses.
+RESTRICTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm", "protocol_whitelist": "file"}
 CODECS = ("libx264", "mpeg4")  # of written videos; the first that this build of FFmpeg has
 TIME_BASE = Fraction(1, 90_000)  # of written videos, in seconds
 REMEDY = "copy the file again, or convert it, e.g. with ffmpeg -i VIDEO NEW.mp4"
@@ -93,7 +95,7 @@ class VideoReader:
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
         try:
-            container = self.av.open(self.path, metadata_errors="replace")
+            container = self.av.open(self.path, options=RESTRICTIONS, metadata_errors="replace")
         except (self.av.FFmpegError, OSError, ValueError) as error:
             size = self.path.stat().st_size
             raise ValueError(
