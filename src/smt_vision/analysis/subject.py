@@ -18,7 +18,7 @@ from ..data.padding import pad_together
 from ..data.transforms import channel_statistics
 from ..deploy.exported import ExportedModel
 from ..tasks import get_task
-from ..tasks.backbone import Backbone
+from ..tasks.backbone import find_backbone
 from ..tasks.classification.published import published_spec
 from ..tasks.load import Overrides, create_named, load, override
 from ..tasks.predictor import Predictor
@@ -69,9 +69,8 @@ class Subject:
                 source = module.manifest.name
                 raise ValueError(f"{name} is an export, a program without layers; use its source model, {source}")
         self.is_classifier = predictor.spec.task == "classify"
-        self.network: nn.Module = predictor.model
-        if not self.is_classifier:
-            self.network = next(m for m in predictor.model.modules() if isinstance(m, Backbone)).network
+        backbone = find_backbone(predictor.model)
+        self.network: nn.Module = predictor.model if backbone is None else backbone.network
 
     def sample(self, path: Path, name: str) -> Sample:
         """Decode and preprocess an image, see :meth:`pixels`.
