@@ -395,6 +395,15 @@ def test_measures_of_masks_equal_the_library_s(tmp_path: Path) -> None:
     assert np.isnan(found.boxes[~full]).all()
 
 
+def test_long_examples_of_a_problem_are_shortened() -> None:
+    report = ValidationReport("train.txt")
+    for i in range(7):
+        report.error("names without an image", f"{i}{'a' * 10**6}.jpg", "remove them")
+    with pytest.raises(ValueError, match=r"^train.txt: 7 names .* \.\.\. a+\.jpg \.\.\.; remove them$") as error:
+        report.raise_errors()
+    assert len(str(error.value)) < 3000
+
+
 def box_metrics(images: DetectionDataset) -> Json:
     """Metrics of detections equal to the ground truth, except that in every image the last is missing."""
     metric = DetectionMetrics(images.ground_truth(), images.classes, images.category_ids, masks=False)

@@ -20,9 +20,10 @@ from smt_vision import checkpoints, load
 from smt_vision.data.files import find_images
 from smt_vision.registry import CIFAR10_CLASSES
 from smt_vision.spec import ModelSpec
+from smt_vision.tasks import get_task
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.predictor import Classifier
-from tiny_run import COLORS
+from tiny_run import COLORS, tiny
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,14 @@ def classifier(trained: Path) -> Classifier:
 
 def picture(color: str = "red", size: tuple[int, int] = (50, 40)) -> Image.Image:
     return Image.new("RGB", size, COLORS[color])
+
+
+def test_images_that_are_too_small_for_the_network(trained: Path, colored: Path) -> None:
+    with pytest.raises(ValueError, match=r"input\.size=1: .*larger"):
+        load(trained, overrides={"input": {"size": 1}})
+    with pytest.raises(ValueError, match=r"input\.size=1: .*larger"):
+        get_task("classify").training(tiny(colored, input=dict(size=1)))
+    assert load(trained, overrides={"input": {"size": 2}})([picture()])[0].label in COLORS
 
 
 def test_what_is_loaded(classifier: Classifier, trained: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from same_run import assert_identical
-from smt_vision import checkpoints
+from smt_vision import checkpoints, load
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
 from smt_vision.data.loaders import TrainLoader
@@ -306,9 +306,25 @@ def _no_spec(state: Any) -> None:
     del state["spec"]
 
 
+def _tensor_in_metrics(state: Any) -> None:
+    state["metrics"]["more"] = torch.zeros(1)
+
+
+def _no_primary_metric(state: Any) -> None:
+    state["metrics"] = {"loss": 1.0}
+
+
+def _history(state: Any) -> None:
+    state["history"] = ["50"]
+
+
 @pytest.mark.parametrize(
-    "change", [_shape, _expanded, _steps, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec]
-)
+    "change",
+    [
+        _shape, _expanded, _steps, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec,
+        _tensor_in_metrics, _no_primary_metric, _history,
+    ],
+)  # fmt: skip
 def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, change: Any) -> None:
     recipe, folder = tiny(colored, engine=dict(keep_last=1)), tmp_path / "run"
     train(recipe, folder, display=False, max_steps=2)
@@ -317,6 +333,18 @@ def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, c
     checkpoints.save(content, folder / "last.pt")
     with pytest.raises(ValueError, match=r"last\.pt"):
         train(recipe, folder, display=False)
+
+
+def test_metrics_that_cannot_be_drawn_are_those_of_the_checkpoint(colored: Path, tmp_path: Path) -> None:
+    recipe, folder = tiny(colored, epochs=1), tmp_path / "run"
+    train(recipe, folder, display=False)
+    content = dict(state(folder))
+    for name in ("curves", "worst", "per_class"):
+        (folder / "summary.md").unlink(missing_ok=True)
+        checkpoints.save({**content, "metrics": {**content["metrics"], name: [3]}}, folder / "last.pt")
+        with pytest.raises(ValueError, match=r"last\.pt: its metrics .*smt eval"):
+            train(recipe, folder, display=False)
+    assert load(folder).classes
 
 
 def test_full_disk_is_named_with_the_space_that_is_missing(tmp_path: Path) -> None:

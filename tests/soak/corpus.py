@@ -132,6 +132,11 @@ MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
     ("run", "optimizer state that is expanded", "last.pt", _edited_state(_expanded_optimizer_state)),
     ("run", "no step", "last.pt", _edited_state(lambda state: state.pop("step"))),
     ("run", "weights that are not finite", "last.pt", _edited_state(lambda state: next(iter(state["model"].values())).fill_(torch.nan))),  # noqa: E501
+    ("run", "metrics with a tensor", "last.pt", _edited_state(lambda state: state["metrics"].update(more=torch.zeros(1)))),  # noqa: E501
+    ("run", "metrics of another form", "last.pt", _edited_state(lambda state: state.update(metrics={"miou": 1000.0, "per_class": [3]}))),  # noqa: E501
+    ("run", "metrics without the primary one", "last.pt", _edited_state(lambda state: state.update(metrics={"loss": 1.0}))),  # noqa: E501
+    ("run", "a history of text", "last.pt", _edited_state(lambda state: state.update(history=["best"]))),
+    ("voc", "a line of a million characters", "train.txt", lambda content: content + b"a" * 10**6),
     ("model", "a huge model", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(embed_dims=[8, 8, 10**5, 16]))),  # noqa: E501
     ("model", "a million blocks", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(depths=[1, 1, 10**6, 1]))),  # noqa: E501
     ("state dict", "an expanded tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(2**40)}))),  # noqa: E501

@@ -6,6 +6,7 @@ from ..text import get_logger, printable
 
 log = get_logger(__name__)
 SHOWN = 5  # examples listed per kind of problem
+MAX_LENGTH = 500  # characters of an example
 
 
 class ValidationReport:
@@ -47,5 +48,10 @@ def _messages(problems: dict[tuple[str, str], list[str]]) -> list[str]:
 
 
 def first_few(cases: list[str]) -> str:
-    """List the first few cases, with an ellipsis if there are more."""
-    return ", ".join(map(printable, cases[:SHOWN])) + (" ..." if len(cases) > SHOWN else "")
+    """List the first few cases, with an ellipsis if there are more, and in the middle of a long one."""
+    return ", ".join(map(_shortened, cases[:SHOWN])) + (" ..." if len(cases) > SHOWN else "")
+
+
+def _shortened(case: str) -> str:
+    half = MAX_LENGTH // 2
+    return printable(case if len(case) <= MAX_LENGTH else f"{case[:half]} ... {case[-half:]}")

@@ -39,6 +39,8 @@ STATE: dict[str, Any] = {
     "model": dict, "optimizer": dict, "precision": dict, "spec": dict, "recipe": dict, "metrics": dict, "step": int,
     "steps_per_epoch": int, "best_epoch": int, "seconds": int | float,
 }  # fmt: skip
+# Entries that checkpoints of earlier versions do not have; the lists are of numbers.
+NEWER_STATE: dict[str, Any] = {"evaluated_step": int, "kept_at": int | float, "history": list, "left_out": list}
 # Entries of optimizers' states that have the shape of their parameter.
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf")
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
@@ -71,6 +73,7 @@ class Run(TrainingState):
         self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
         self.best_epoch = 0
         self.metrics: dict[str, Any] = {}
+        self._metrics_from: Path | None = None  # the checkpoint that they were read from
         self.history: list[float] = []
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
@@ -218,7 +221,7 @@ class Run(TrainingState):
         primary = self.task.primary_metric
         self.history.append(metrics[primary])
         if not self.metrics or metrics[primary] > self.metrics[primary]:
-            self.metrics, self.best_epoch = metrics, epoch
+            self.metrics, self.best_epoch, self._metrics_from = metrics, epoch, None
             weights = self.weights.state_dict()
             kept = {name: value for name, value in weights.items() if not name.startswith(self.task.training_modules)}
             self._save(BEST, model=kept, metrics=metrics, epoch=epoch)
@@ -295,6 +298,12 @@ class Run(TrainingState):
             self._used_images = self._compare_images(self._used_images, state)
         self._load_state(checkpoint)
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
+        self._metrics_from = checkpoint.path
+        if self.metrics and not isinstance(self.metrics.get(self.task.primary_metric), int | float):
+            raise ValueError(
+                f"{checkpoint.path}: its metrics lack {self.task.primary_metric}, the primary metric of this run; use "
+                "an earlier checkpoint, or choose another folder with --run"
+            )
         # Checkpoints used to be written after the evaluation only.
         self.evaluated_step = state.get("evaluated_step", self.step)
         self.left_out, self.history = list(state.get("left_out", [])), list(state.get("history", []))
@@ -383,7 +392,11 @@ class Run(TrainingState):
         return self.folder / "samples" / f"epoch_{epoch:03}.png"
 
     def report(self, command: str) -> None:
-        """Write the results of a finished run: ``metrics.json``, pictures and the one-page summary."""
+        """Write the results of a finished run: ``metrics.json``, pictures and the one-page summary.
+
+        Raises:
+            ValueError: The metrics are from a checkpoint, and are not those of an evaluation.
+        """
         if not self.fabric.is_global_zero:
             return
         task, formats = self.task, self.task.metric_formats
@@ -396,7 +409,15 @@ class Run(TrainingState):
             label=formats[task.primary_metric].title,
             loss_label=formats["loss"].title if "loss" in formats else "loss",
         )
-        drawn = task.pictures(self.folder, self.metrics)
+        try:
+            drawn, tables = task.pictures(self.folder, self.metrics), task.tables(self.metrics)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            if self._metrics_from is None:
+                raise
+            raise ValueError(
+                f"{self._metrics_from}: its metrics are not those of an evaluation ({type(error).__name__}: {error}); "
+                f"the weights are complete: smt eval {shell_word(self.folder)} evaluates them again"
+            ) from error
         samples = self._samples(self.best_epoch)
         with self.merged():
             module, input_size = get_task(task.spec.task).flops_model(self.weights, task.spec)
@@ -416,7 +437,7 @@ class Run(TrainingState):
             cost=cost,
             trained=self.trained_description,
             stopped_after=round(self.epochs) if self.stopped_early else None,
-            tables=task.tables(self.metrics),
+            tables=tables,
             pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
 
@@ -458,11 +479,21 @@ def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
     Raises:
         ValueError: An entry is missing or has another type.
     """
-    for name, kinds in STATE.items():
-        value = checkpoint.state.get(name)
-        if not isinstance(value, kinds) or (isinstance(value, int | float) and not 0 <= value < math.inf):
+    state = checkpoint.state
+    for name, kinds in (STATE | {name: kinds for name, kinds in NEWER_STATE.items() if name in state}).items():
+        value = state.get(name)
+        valid = isinstance(value, kinds)
+        if isinstance(value, int | float):
+            valid = valid and 0 <= value < math.inf
+        elif name in NEWER_STATE and valid:
+            valid = all(isinstance(item, int | float) for item in state[name])
+        if not valid:
             raise ValueError(f"{checkpoint.path}: not a training checkpoint: its entry {name!r} is {str(value)[:80]!r}")
-    return checkpoint.state
+    try:
+        json.dumps(state["metrics"])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{checkpoint.path}: not a training checkpoint: its metrics are invalid ({error})") from error
+    return state
 
 
 def _check_optimizer(state: Any, optimizer: Any) -> None:

@@ -25,6 +25,7 @@ from .classes import some_names
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
+SMALL_SIDE = 64  # pixels; larger images are known to be large enough
 
 
 class UnknownModelError(ValueError):
@@ -242,3 +243,29 @@ def resolve_input(config: AnyInput, model: nn.Module) -> AnyInput:
         return (sum(per_channel) / len(per_channel),) * config.channels
 
     return replace(config, mean=config.mean or values("mean"), std=config.std or values("std"))
+
+
+def check_image_size(model: nn.Module, channels: int, size: int) -> None:
+    """Run a model on a small image, since networks differ in the smallest one that they can reduce to a feature map.
+
+    Args:
+        model: A model of a batch of images.
+        channels: Image channels.
+        size: Side of its square images in pixels; nothing is done above 64.
+
+    Raises:
+        ValueError: The model cannot compute images of this size.
+    """
+    if size > SMALL_SIDE:
+        return
+    training, parameter = model.training, next(model.parameters(), None)
+    image = torch.zeros(1, channels, size, size)
+    try:
+        with torch.inference_mode():
+            model.eval()(image if parameter is None else image.to(parameter))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"invalid input.size={size}: the model cannot compute images of this size ({error}); choose a larger one"
+        ) from error
+    finally:
+        model.train(training)

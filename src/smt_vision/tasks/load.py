@@ -19,7 +19,7 @@ from ..model.official import our_state
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task, inference_overrides, read_recipe, read_spec
-from .build import UnknownModelError, create_model, resolve_input
+from .build import UnknownModelError, check_image_size, create_model, resolve_input
 from .classification.published import published_spec
 from .predictor import Predictor
 
@@ -189,6 +189,9 @@ def _predictor(
     recipe: Recipe | None = None,
     used_images: UsedImages | None = None,
 ) -> Predictor[Any]:
+    if spec.task == "classify":
+        input: Any = spec.input
+        check_image_size(model, input.channels, input.size)
     predictor_class: Any = get_task(spec.task).predictor
     predictor: Predictor[Any] = predictor_class(model, spec, name, device, recipe, used_images)
     return predictor

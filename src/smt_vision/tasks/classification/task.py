@@ -19,7 +19,7 @@ from ...pictures.confusion import confusion
 from ...pictures.quality import ranking_curves, reliability
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
-from ..build import create_model, initial_weights, load_pretrained, resolve_input
+from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..splits import held_out_fold, open_splits
@@ -169,6 +169,7 @@ class ClassificationTraining(ClassificationEvaluation):
         )
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args), recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
+        check_image_size(self.model, recipe.input.channels, recipe.input.size)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
         self.input = resolve_input(recipe.input, self.model)

@@ -76,6 +76,6 @@ class PretrainingRecipe(Recipe):
         if self.input.has_bands and (self.augment.color_jitter or self.augment.grayscale):
             raise ValueError(
                 f"augment.color_jitter={self.augment.color_jitter} and augment.grayscale={self.augment.grayscale} are "
-                f"for 8-bit RGB, not for images of input.channels={self.input.channels} with their own range: set both "
-                "to 0"
+                f"for 8-bit RGB, not for input.channels={self.input.channels} and input.max_value="
+                f"{self.input.max_value}: set both to 0"
             )

@@ -16,7 +16,7 @@ from ...data.fingerprint import UsedImages
 from ...extras import require
 from ...spec import ModelSpec
 from .. import get_task, read_spec
-from ..build import classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
+from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
 from ..distill import Distillation
 from ..samples import gather_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
@@ -52,6 +52,7 @@ class PretrainingTraining:
             in_chans=recipe.input.channels,
             **recipe.model_args,
         )
+        check_image_size(self.model, recipe.input.channels, recipe.input.size)
         if checkpoint is not None:
             load_pretrained(self.model, checkpoint)
         self.training_modules = _replace_classifier(
