@@ -14,6 +14,11 @@ import socket
 import sys
 from pathlib import Path
 
+MODULES = (
+    "smt_vision.convert", "smt_vision.engine.evaluation", "smt_vision.engine.loop", "smt_vision.tasks.detection.task",
+    "smt_vision.tasks.segmentation.task", "smt_vision.tasks.classification.task", "torchmetrics.classification",
+    "torch.utils.tensorboard", "captum.attr", "onnxscript", "onnxruntime", "networkx",
+)  # fmt: skip
 CLIENT = """\
 #!{python} -S
 import json, os, socket, sys
@@ -34,8 +39,8 @@ def write_client(path: Path, address: str) -> None:
 
 def serve(address: str) -> None:
     """Import what commands need, then run each in its own process, forever."""
-    for module in ("convert", "engine.evaluation", "tasks.detection.task", "tasks.segmentation.task"):
-        importlib.import_module(f"smt_vision.{module}")
+    for module in MODULES:
+        importlib.import_module(module)
     from smt_vision.tasks.classification.data.sources import open_dataset
 
     open_dataset("auto", "val", val_fraction=0.2)  # parsed from text once

@@ -16,7 +16,7 @@ from smt_vision.study.results import RESULTS, read_results
 from smt_vision.study.runner import cell_folder
 from test_study import TINY_STUDY
 
-LONG = {"epochs": 15, "engine.eval_every": 15, "engine.log_every": 5}
+LONG = {"epochs": 6, "engine.eval_every": 6, "engine.log_every": 1}
 COMMAND = """\
 from smt_vision.study.study import *
 from test_study import TINY_STUDY
@@ -55,7 +55,7 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
     file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
     cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
     folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
-    for step, number in ((10, signal.SIGINT), (40, signal.SIGKILL)):
+    for step, number in ((2, signal.SIGINT), (8, signal.SIGKILL)):
         process = start(file, folder, shapes)
         wait_for(log, process, f'"step": {step}')
         process.send_signal(number)
@@ -63,6 +63,6 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
         assert not (folder / RESULTS).exists()
     process = start(file, folder, shapes)
     assert process.wait(120) == 0
-    assert read_results([folder / RESULTS])[cell.key].steps == 90
+    assert read_results([folder / RESULTS])[cell.key].steps == 36
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds.count("resume") == 2
