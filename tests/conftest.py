@@ -11,6 +11,7 @@ import torch
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
+from smt_vision.pictures import style
 from tiny_run import tiny, write_split
 
 
@@ -27,6 +28,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference files in {folder.name}/ beside the repository; set SMT_SHARED_DIR")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_layout() -> Iterator[None]:
+    """Place the parts of pictures without matplotlib's constrained layout, which takes half of their time."""
+    layout = "figure.constrained_layout.use"
+    style.STYLE[layout] = False
+    yield
+    style.STYLE[layout] = True
 
 
 @pytest.fixture(params=["oneDNN", "plain"])

@@ -25,11 +25,13 @@ from smt_vision.deploy import export, logits
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
+from smt_vision.engine.loop import train
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
+from tiny_run import QUICK_TO_EXPORT, tiny
 
 INPUT = ClassificationInput(size=32, crop_pct=1.0)
 preprocess = partial(image_to_tensor, input=INPUT, transform=eval_transform(INPUT))
@@ -203,8 +205,11 @@ def test_int8_leaves_logging_unchanged(
         logger.removeHandler(handler)
 
 
-def test_exports_in_predict_and_eval(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "deployed"
+def test_exports_in_predict_and_eval(
+    colored: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
+) -> None:
+    trained, folder = tmp_path_factory.mktemp("runs") / "resnet", tmp_path / "deployed"
+    train(tiny(colored, **QUICK_TO_EXPORT), trained, display=False)
     assert run("export", trained, "--format", "torch", "--images", colored / "val", "--out", folder) == 0
     out = capsys.readouterr().out
     assert "8 of 8" in out

@@ -30,7 +30,7 @@ from smt_vision.tasks.classification.published import class_names, class_synonym
 from smt_vision.tasks.classification.task import open_evaluation
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
-from tiny_run import COLORS, tiny, write_images, write_split
+from tiny_run import COLORS, QUICK_TO_EXPORT, tiny, write_images, write_split
 
 Capture = pytest.CaptureFixture[str]
 Log = pytest.LogCaptureFixture
@@ -49,7 +49,7 @@ def unsplit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unsplit_run(unsplit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "unsplit"
-    train(tiny(unsplit, epochs=3), folder, display=False)
+    train(tiny(unsplit, epochs=3, **QUICK_TO_EXPORT), folder, display=False)
     return folder
 
 
@@ -190,7 +190,8 @@ def test_held_out_images_among_new_ones_do_not_hide_these(unsplit: Path, unsplit
 
 
 def test_images_of_the_initial_weights_are_told(unsplit: Path, unsplit_run: Path, tmp_path: Path, caplog: Log) -> None:
-    recipe = tiny(unsplit, epochs=1, seed=5, checkpoint=str(unsplit_run))  # another seed holds out other images
+    # Another seed holds out other images.
+    recipe = tiny(unsplit, epochs=1, seed=5, checkpoint=str(unsplit_run), **QUICK_TO_EXPORT)
     earlier = set(_ids(open_dataset(str(unsplit), "train")))
     common = len(earlier & set(_ids(open_dataset(str(unsplit), "val", seed=5))))
     assert common

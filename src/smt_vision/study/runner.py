@@ -185,7 +185,7 @@ class _Runner:
         self._speeds: list[float] = []  # seconds per epoch of the cells that were trained
         # Processes are forked from a clean one that has imported everything, which takes longer than a tiny cell.
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([process.__name__])
+        self._context.set_forkserver_preload([process.__name__, "torchmetrics.classification"])
 
     def start(self) -> None:
         """Start as many waiting cells as there are free jobs."""
