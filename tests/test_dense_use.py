@@ -628,7 +628,8 @@ def random_detector(head: Head, backbone: str) -> Detector:
         ("dino", "onnx"),
         pytest.param("dino", "openvino", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "onnx", marks=pytest.mark.slow),
-        ("mask_rcnn", "openvino"),
+        ("mask_rcnn", "onnx"),
+        pytest.param("mask_rcnn", "openvino", marks=pytest.mark.slow),
         pytest.param("cascade_mask_rcnn", "onnx", marks=pytest.mark.slow),
         pytest.param("cascade_mask_rcnn", "openvino", marks=pytest.mark.slow),
     ],
@@ -658,6 +659,43 @@ def test_exported_detector_equals_the_model(
         if one.masks is not None and other.masks is not None:
             assert float((one.masks == other.masks).float().mean()) > 0.999
     check_thresholds(folder, images, expected)
+
+
+@pytest.mark.parametrize(
+    ("head", "format"),
+    [
+        ("mask_rcnn", "onnx"),
+        *(pytest.param(head, "onnx", marks=pytest.mark.slow) for head in ("retinanet", "fcos", "faster_rcnn", "dino")),
+        *(pytest.param(head, "openvino", marks=pytest.mark.slow) for head in ("retinanet", "cascade_mask_rcnn")),
+    ],
+)
+def test_exported_detector_of_a_batch(head: Head, format: str, backbone: str, shapes: Path, tmp_path: Path) -> None:
+    """A program for three images gives the detections of each one, whichever others it is with."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
+    model, folder = random_detector(head, backbone), tmp_path / "export"
+    paths = sorted((shapes / "val").iterdir())
+    manifest = model.export(folder, format, images=paths, batch_size=3)
+    assert (manifest.batch_size, manifest.parity["agreement"]) == (3, 1)
+    assert manifest.parity["cases"][0]["shape"][0] == 3
+    assert manifest.parity["cases"][0]["of"] == 90
+    images: list[Any] = [*paths, Image.open(paths[0]).resize((70, 41)), *paths[:2]]
+    for one, other in zip(model(images), load_detector(folder)(images, batch_size=5), strict=True):
+        assert one.class_ids.tolist() == other.class_ids.tolist()
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        if one.masks is not None and other.masks is not None:
+            assert float((one.masks == other.masks).float().mean()) > 0.999
+
+
+def test_batch_size_of_an_export_is_for_detectors_in_float32(shapes: Path, segmenter_run: Path, tmp_path: Path) -> None:
+    paths = sorted((shapes / "val").iterdir())
+    with pytest.raises(ValueError, match=r"batch_size=2 is for detectors"):
+        load_segmenter(segmenter_run).export(tmp_path / "a", "onnx", batch_size=2)
+    with pytest.raises(ValueError, match=r"batch_size=2 needs float32"):
+        random_detector("retinanet", "test_resnet").export(tmp_path / "b", "openvino", calibrate=paths, batch_size=2)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        random_detector("retinanet", "test_resnet").export(tmp_path / "c", "onnx", batch_size=0)
+    assert not list(tmp_path.iterdir())
 
 
 def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequence[Detections]) -> None:

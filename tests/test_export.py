@@ -31,6 +31,7 @@ from smt_vision.tasks import read_spec
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
+from smt_vision.tasks.detection.export import split_batch
 from tiny_run import QUICK_TO_EXPORT, tiny
 
 INPUT = ClassificationInput(size=32, crop_pct=1.0)
@@ -334,7 +335,8 @@ def test_detection_parity() -> None:
     detections = (boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 0]), torch.rand(3, 28, 28))
 
     def compared(*other: Tensor) -> dict[str, Any]:
-        return detection_parity(lambda image: detections, lambda image: other, [torch.zeros(3, 40, 50)])  # type: ignore[arg-type]
+        images = [torch.zeros(3, 40, 50)]
+        return detection_parity(lambda image: detections, lambda image: other, images, 1, split_batch)  # type: ignore[arg-type]
 
     reversed_order = compared(*(values.flip(0) for values in detections))
     assert (reversed_order["max_difference"], reversed_order["agreement"]) == (0, 1)
@@ -417,7 +419,7 @@ def test_missing_package_raises_before_tracing(tmp_path: Path, monkeypatch: pyte
 def example_manifest(**changes: Any) -> Manifest:
     manifest = Manifest(
         name="m", format="torch", precision="float32", parameters=1, spec=classifier_spec("ab").to_dict(),
-        dynamic_image_size=True, parity={}, versions={}, files={"model.pt2": "0" * 64}, created="now",
+        dynamic_image_size=True, batch_size=None, parity={}, versions={}, files={"model.pt2": "0" * 64}, created="now",
     )  # fmt: skip
     return replace(manifest, **changes)
 
@@ -459,7 +461,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_manifest_of_earlier_version(version: int, tmp_path: Path) -> None:
     values = asdict(example_manifest(version=version))
-    del values["spec"]
+    del values["spec"], values["batch_size"]
     input = asdict(INPUT)
     input["max_broken"] = input.pop("max_unreadable")
     values |= {"architecture": "smt_atto", "classes": ["a", "b"], "input": input}
@@ -498,6 +500,30 @@ def test_sample_names_are_unique_and_independent_of_the_place() -> None:
     assert sample_names([Image.new("L", (1, 1))] * 2) == ["2 crops of matplotlib's grace_hopper.jpg"]
 
 
+def test_detection_parity_of_a_batch() -> None:
+    """A detection that differs in any image of a batch is found; scores of 0 are no detections."""
+    boxes = torch.rand(2, 3, 4)
+    scores, labels = torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.0]]), torch.ones(2, 3, dtype=torch.int64)
+
+    def compared(*other: Tensor) -> dict[str, Any]:
+        images = [torch.zeros(3, 40, 50), torch.zeros(3, 30, 50), torch.zeros(3, 40, 50)]
+        model, program = (lambda x, out=out: out for out in ((boxes, scores, labels), other))
+        return detection_parity(model, program, images, 2, split_batch)  # type: ignore[arg-type]
+
+    equal = compared(boxes, scores, labels)
+    assert (equal["max_difference"], equal["agreement"]) == (0, 1)
+    assert [(case["shape"], case["agree"], case["of"]) for case in equal["cases"]] == [
+        ([2, 3, 40, 50], 5, 5), ([2, 3, 40, 50], 5, 5), ([2, 3, 51, 50], 5, 5), ([2, 3, 32, 32], 5, 5)
+    ]  # fmt: skip
+    moved = boxes.clone()
+    moved[1, 0] += 1
+    assert compared(moved, scores, labels)["agreement"] == pytest.approx(0.8)
+    moved = boxes.clone()
+    moved[1, 2] += 1  # where there is no detection
+    assert compared(moved, scores, labels)["agreement"] == 1
+    assert compared(boxes, scores.clamp(min=0.1), labels)["agreement"] == pytest.approx(5 / 6)
+
+
 def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> None:
     folder = exported("onnx")
     images = torch.randn(2, 3, 32, 32)
@@ -508,3 +534,11 @@ def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> 
         load_exported(exported("torch"), ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="providers"):
         smt_vision.load(trained, providers=["CPUExecutionProvider"])
+
+
+def test_execution_providers_of_commands(exported: Callable[[str], Path], colored: Path, capsys: Capture) -> None:
+    image, words = next((colored / "val").rglob("*.png")), ["--providers", "CPUExecutionProvider"]
+    folder = exported("onnx")
+    assert answer(capsys, "predict", folder, image, *words) == answer(capsys, "predict", folder, image)
+    for command in (["predict", folder, image], ["eval", folder, "--data", colored]):
+        assert "NoSuchProvider" in refusal(capsys, 1, *command, "--providers", "CPUExecutionProvider, NoSuchProvider")

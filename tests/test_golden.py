@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_manifest(file: str, task: str, tmp_path: Path) -> None:
     spec = read_spec(manifest.spec)
     assert spec.task == task
     assert manifest.dynamic_image_size
+    assert manifest.batch_size == (1 if task == "detect" else None)
+    # Version 3 had no batch size.
+    later = {name: value for name, value in asdict(manifest).items() if name != "batch_size"} | {"version": 3}
+    (tmp_path / MANIFEST).write_text(json.dumps(later))
+    assert Manifest.read(tmp_path) == manifest
     assert spec.classes == (("square", "triangle") if task == "detect" else ("sky", "road", "car"))
     assert spec.input.interpolation == "bilinear"
     if task == "detect":

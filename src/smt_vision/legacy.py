@@ -34,7 +34,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     - The model argument ``aggregation`` was true or false.
     - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
     - Model specs of classifiers had no head.
-    - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts.
+    - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts, and those up to 3 no batch size.
     """
     out = dict(values)
     if isinstance(out.get("model_args"), Mapping):
@@ -50,7 +50,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         card = out.pop("card", {"task": "classify"})
         parts = {"model": out.pop("architecture"), "classes": out.pop("classes"), "input": out.pop("input")}
         out |= {"spec": _spec({**card, **parts}), "version": 3}
-        return _renamed(out)
+        out = _renamed(out)
     if "card" in out:
         out |= {"spec": _spec(out.pop("card")), "format": 2}
     if isinstance(out.get("spec"), Mapping):
@@ -59,6 +59,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
             spec["model_args"] = _model_args(spec["model_args"])
         if spec.get("task") == "classify" and spec.get("head") is None:
             spec["head"] = {}
+    if "parity" in out and out.get("version") == 3:
+        one = out["spec"]["task"] == "detect" or out["format"] in ("executorch", "coreml")
+        out |= {"batch_size": 1 if one else None, "version": 4}
     return out
 
 

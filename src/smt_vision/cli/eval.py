@@ -12,7 +12,7 @@ from ..recipe import Engine, from_plain
 from ..text import Markdown
 from .common import Output, Parser, new_parser
 from .console import styled
-from .overrides import add_overrides, overrides_of
+from .overrides import add_overrides, add_providers, overrides_of, providers_of
 from .progress import progress_callback
 
 HELP = "evaluate a model on labeled images: accuracy, average precision, IoU"
@@ -45,6 +45,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--bootstrap", type=Resamples, default=0, help="resamples for a 95 %% interval of the primary metric, e.g. 1000"
     )
+    add_providers(parser)
     add_overrides(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
@@ -71,6 +72,7 @@ def run(args: Any) -> Output:
             split=args.split,
             bootstrap=args.bootstrap,
             overrides=overrides_of(args),
+            providers=providers_of(args),
             on_progress=on_progress,
         )
     show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _metrics(metrics, evaluation)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..bounds import Count
 from ..text import shell_word
 from .common import Output, Parser, new_parser
 from .console import styled
@@ -25,7 +26,7 @@ smt export runs/nuclei --format onnx --images PHOTOS        the complete detecto
 def build_parser(words: list[str]) -> Parser:
     about = (
         f"{HELP}: an export whose outputs differ on real images is not kept. smt predict and smt eval use exports. "
-        "Detectors are exported complete, for one image at a time, to ONNX and OpenVINO."
+        "Detectors are exported complete, for a fixed number of images at a time, to ONNX and OpenVINO."
     )
     parser = new_parser("export", about, EXAMPLES)
     parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
@@ -35,6 +36,9 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--int8", action="store_true", help="quantize to 8-bit integers; OpenVINO only")
     parser.add_argument("--calibrate", type=Path, help="representative images to quantize with")
     parser.add_argument("--images", type=Path, nargs="+", help="images to compare on; default: those of --calibrate")
+    parser.add_argument(
+        "--batch_size", type=Count | None, help="images that a detector's program takes, all of one size; default: 1"
+    )
     parser.add_argument("--out", type=Path, help="output folder; default: exports/MODEL-FORMAT")
     parser.add_argument("--force", action="store_true", help="replace the export that is in the folder")
     add_overrides(parser)
@@ -58,7 +62,13 @@ def run(args: Any) -> Output:
     folder = args.out or Path("exports") / f"{Path(args.model).name}-{kind}"
     with status_callback() as on_status:
         manifest = model.export(
-            folder, args.format, images=images, calibrate=calibrate, replace=args.force, on_status=on_status
+            folder,
+            args.format,
+            images=images,
+            calibrate=calibrate,
+            replace=args.force,
+            batch_size=args.batch_size,
+            on_status=on_status,
         )
     table = Table("images", "agreement", "largest difference", box=None, header_style="bold")
     for case in manifest.parity.get("cases", ()):
@@ -69,12 +79,15 @@ def run(args: Any) -> Output:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     spec = manifest.spec
     side = "any" if manifest.dynamic_image_size else spec["input"].get("size") or padded(min(spec["head"]["crop"]))
+    count = {None: "any number of images", 1: "one image"}.get(manifest.batch_size, f"{manifest.batch_size} images")
     sides = "any height and width" if side == "any" else f"{side} x {side} pixels"
     use = f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER"
     if reason := manifest.parity.get("reason"):
         use = f"not compared with the model: {reason}; the names and shapes of its input and output are as expected"
     show = [
-        styled((str(folder), "bold"), f": {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {sides}"),
+        styled(
+            (str(folder), "bold"), f": {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {count}, {sides}"
+        ),
         *([table] if table.rows else []),
         use,
     ]

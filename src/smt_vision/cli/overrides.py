@@ -21,6 +21,19 @@ def add_overrides(parser: Parser) -> None:
         parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe; default: the model's own")
 
 
+def add_providers(parser: Parser) -> None:
+    """Add ``--providers``, for ONNX exports."""
+    parser.add_argument(
+        "--providers", type=str | None, metavar="A,B",
+        help="execution providers of an ONNX export, the preferred one first, e.g. CUDAExecutionProvider",
+    )  # fmt: skip
+
+
+def providers_of(args: Any) -> tuple[str, ...]:
+    """The value of ``--providers``, as :func:`smt_vision.load` takes it."""
+    return tuple(name.strip() for name in (args.providers or "").split(",") if name.strip())
+
+
 def overrides_of(args: Any) -> dict[str, dict[str, Any]]:
     """The options that were given, as :func:`smt_vision.load` takes them."""
     return {group: vars(getattr(args, group)) for group in dict.fromkeys(group for group, _ in FIELDS)}

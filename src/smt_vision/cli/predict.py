@@ -8,7 +8,7 @@ from rich.table import Table
 from ..bounds import Count, Fraction
 from .common import EXIT_ERROR, Output, Parser, new_parser
 from .console import styled
-from .overrides import add_overrides, overrides_of
+from .overrides import add_overrides, add_providers, overrides_of, providers_of
 from .progress import progress_callback, track
 
 HELP = "predict the classes, objects or label maps of images and videos"
@@ -44,6 +44,7 @@ def build_parser(words: list[str]) -> Parser:
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
     )
     parser.add_argument("--every", type=Count | None, help="predict each n-th frame only; default: 1 (videos only)")
+    add_providers(parser)
     add_overrides(parser)
     return parser
 
@@ -60,7 +61,7 @@ def run(args: Any) -> Output:
     if args.every and not videos:
         raise ValueError(f"--every is for videos ({', '.join(SUFFIXES)}), and these are images; omit it")
     images = [] if videos else find_images(args.images)
-    model = load(args.model, args.device, overrides_of(args))
+    model = load(args.model, args.device, overrides_of(args), providers=providers_of(args))
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if refused := [name for name in options if name not in model.options]:
         raise ValueError(f"--{refused[0]} does not apply to {args.model}, which is {model.kind}; omit it")

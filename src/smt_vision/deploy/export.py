@@ -24,7 +24,7 @@ from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
 from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256, why_not_here
 from .form import ExportForm
-from .programs import quiet
+from .programs import ONE_SHAPE, quiet
 from .quantize import CALIBRATION_IMAGES
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
@@ -52,8 +52,9 @@ def export_model(
     """Export a model into a folder, atomically, and compare the export with the source model.
 
     The parts of an SMT are fused first. The exported program takes any batch size, and any height and width that the
-    model itself takes; a detector's program takes one image of any size and contains the spec's thresholds. In the
-    formats ``executorch`` and ``coreml``, it takes one image of the model's size.
+    model itself takes; a detector's program takes one image of any size, or a fixed number of images of one size, and
+    contains the spec's thresholds. In the formats ``executorch`` and ``coreml``, it takes one image of the model's
+    size.
 
     Args:
         form: Model, in the export form of its task.
@@ -110,6 +111,7 @@ def export_model(
             parameters=sum(p.numel() for p in form.model.parameters()),
             spec=form.spec.to_dict(),
             dynamic_image_size=form.dynamic_image_size,
+            batch_size=1 if format in ONE_SHAPE else form.batch_size,
             parity={**parity, "tolerance": None if calibrate else form.tolerance, "images": sample_names(samples)},
             versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
             files={file: sha256(new / file) for file in files},

@@ -23,7 +23,7 @@ from ..extras import require
 from ..legacy import upgrade
 
 MANIFEST = "manifest.json"
-VERSION = 3  # version of the manifest format
+VERSION = 4  # version of the manifest format
 _COREML = "model.mlpackage/Data/com.apple.CoreML"
 FILES = {
     "onnx": ("model.onnx",),
@@ -50,6 +50,7 @@ class Manifest:
         parameters: Number of parameters of the source model.
         spec: Model spec, as plain data.
         dynamic_image_size: Whether the program takes images of any height and width.
+        batch_size: Number of images that the program takes; ``None`` for any number.
         parity: Result of the comparison with the source model, and the images that it was made on; ``agreement`` is
             ``None`` if the program could not be run.
         versions: Versions of the packages that wrote the export.
@@ -64,6 +65,7 @@ class Manifest:
     parameters: int
     spec: Mapping[str, Any]
     dynamic_image_size: bool
+    batch_size: int | None
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
     files: Mapping[str, str]
@@ -113,7 +115,7 @@ class ExportedModel(nn.Module):
     """An exported program as a module that is called like its source model.
 
     Shape: ``(B, C, H, W)`` float32 images on the CPU -> float32 logits, ``(B, K)`` for a classifier, ``(B, K, H, W)``
-    for a segmenter. A detector takes one image and returns what
+    for a segmenter. A detector takes as many images as it was exported for, and returns what
     :class:`~smt_vision.tasks.detection.export.DetectorForExport` returns.
 
     Args:

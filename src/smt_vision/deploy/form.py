@@ -19,17 +19,28 @@ class ExportForm(ABC):
         model: Model on the CPU; it is put into evaluation mode.
         spec: Spec of the model.
         name: Display name.
+        batch_size: Number of images that the program takes; ``None`` for any number, or the default.
+
+    Raises:
+        ValueError: The programs of this task take no fixed number of images.
     """
 
     outputs: ClassVar[str]  # what is compared, for messages, e.g. "logits"
     # Largest difference allowed: of a logit as a fraction of max(largest logit, 1), of a detection as in parity.py.
     tolerance: float = 1e-4
+    has_fixed_batch: ClassVar[bool] = False  # whether a program takes a fixed number of images
     min_agreement: ClassVar[float] = 0.0  # smallest fraction of equal results
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, name: str) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec, name: str, batch_size: int | None = None) -> None:
         self.model = model.eval()
         self.spec = spec
         self.name = name
+        self.batch_size = batch_size
+        if batch_size is not None and not self.has_fixed_batch:
+            raise ValueError(
+                f"batch_size={batch_size} is for detectors: programs of {name} take any number of images, or, in the "
+                "formats executorch and coreml, one; omit it"
+            )
 
     def check(self, format: str, int8: bool) -> None:  # noqa: B027  optional: not every task has restrictions
         """Raise a ValueError if this model cannot be exported to a format."""

@@ -3,7 +3,7 @@
 Shapes: ``B`` batch, ``C`` channels, ``H W`` image size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,14 @@ def logits_parity(model: nn.Module, program: Program, images: Tensor, dynamic_im
     return _summary(cases)
 
 
-def detection_parity(model: nn.Module, program: Program, images: Sequence[Tensor]) -> dict[str, Any]:
-    """Compare the detections of a program with the model's, in each image, and in the first one at other sizes.
+def detection_parity(
+    model: nn.Module,
+    program: Program,
+    images: Sequence[Tensor],
+    batch_size: int,
+    split: Callable[[Sequence[Tensor], int], list[tuple[Tensor, ...]]],
+) -> dict[str, Any]:
+    """Compare the detections of a program with the model's, in each image, and in the first ones at other sizes.
 
     Detections match if they have the same class, and boxes that differ by at most ``BOX_TOLERANCE`` of the image's
     longer side.
@@ -59,22 +65,41 @@ def detection_parity(model: nn.Module, program: Program, images: Sequence[Tensor
         model: A :class:`~smt_vision.tasks.detection.export.DetectorForExport`.
         program: Exported program with the same outputs.
         images: Images ``(C, H, W)`` of any size.
+        batch_size: Number of images that model and program take.
+        split: Function from their outputs and the batch size to the detections of each image: boxes, scores, labels
+            and, with masks, masks.
 
     Returns:
         ``max_difference``: largest difference between matching detections, of scores, mask probabilities, or box
         coordinates as a fraction of the longer side. ``agreement``: fraction of detections that match. ``cases``: the
-        same for each image, as counts.
+        same for each batch, as counts.
     """
     _, height, width = images[0].shape
     sizes = [(height + height // 4 + 1, width), (max(height // 2, SMALLEST_SIDE), max(width // 2, SMALLEST_SIDE))]
-    batches = [image[None] for image in images] + [_resized(images[0][None], *size) for size in sizes]
+    batches = list(batches_of_one_size(images, batch_size))
     cases = []
-    for batch in batches:
-        expected, *actual = model(batch), program(batch), program(batch)
-        compared = [_compare(expected, detections, max(batch.shape[2:])) for detections in actual]
-        differences, matches, counts = zip(*compared, strict=True)
-        cases.append(_case(batch, float(np.max(differences)), min(matches), max(counts)))
+    for batch in batches + [_resized(batches[0], *size) for size in sizes]:
+        expected, *actual = (split(run(batch), batch_size) for run in (model, program, program))
+        compared = [
+            _compare(own, theirs, max(batch.shape[2:]))
+            for found in actual
+            for own, theirs in zip(expected, found, strict=True)
+        ]
+        differences, matches, counts = np.array(compared).reshape(2, batch_size, 3).transpose(2, 0, 1)
+        agree, of = matches.sum(axis=1).min(), counts.sum(axis=1).max()
+        cases.append(_case(batch, float(np.max(differences)), int(agree), int(of)))
     return _summary(cases)
+
+
+def batches_of_one_size(images: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Batches ``(B, C, H, W)`` of images ``(C, H, W)``, which are resized to the size of the batch's first image.
+
+    The last batch is completed with the first images. With B = 1 the images are as they were.
+    """
+    for start in range(0, len(images), batch_size):
+        part = [images[(start + i) % len(images)] for i in range(batch_size)]
+        _, height, width = part[0].shape
+        yield torch.cat([x[None] if x.shape == part[0].shape else _resized(x[None], height, width) for x in part])
 
 
 def _compare(expected: tuple[Tensor, ...], actual: tuple[Tensor, ...], side: int) -> tuple[float, int, int]:

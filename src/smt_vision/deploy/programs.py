@@ -174,11 +174,11 @@ def write_traced(
     preprocess: Preprocess,
     ignored: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Trace a single-image model with TorchScript, and write the files of a format.
+    """Trace a model of a fixed number of images with TorchScript, and write the files of a format.
 
     Args:
-        model: Model from one image ``(1, C, H, W)`` to a tuple of tensors.
-        example: Image to trace the model with.
+        model: Model from images ``(B, C, H, W)`` to a tuple of tensors.
+        example: Images to trace the model with.
         outputs: Names of the outputs.
         folder: Output folder.
         format: ``onnx`` or ``openvino``.
@@ -194,14 +194,16 @@ def write_traced(
         # TracerWarnings about constants, which the parity check at several sizes covers, and deprecation warnings.
         warnings.simplefilter("ignore")
         if format == "onnx":
-            axes = {"images": {2: "height", 3: "width"}} | {name: {0: "detections"} for name in outputs}
+            axes = {"images": {2: "height", 3: "width"}}
+            if len(example) == 1:
+                axes |= {name: {0: "detections"} for name in outputs}
             torch.onnx.export(
                 fused, (example,), path, dynamo=False, opset_version=OPSET, input_names=["images"],
                 output_names=list(outputs), dynamic_axes=axes,
             )  # fmt: skip
             return {"opset": str(OPSET)}
         openvino = require("openvino", "export")
-        converted = openvino.convert_model(fused, example_input=(example,), input=[1, example.shape[1], -1, -1])
+        converted = openvino.convert_model(fused, example_input=(example,), input=[*example.shape[:2], -1, -1])
     _save_openvino(converted, path, outputs, calibrate, preprocess, ignored)
     return {}
 

@@ -1,6 +1,6 @@
 """Evaluation of any model on labeled images: timm's models, runs, checkpoints and exports, all the same way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ def evaluate(
     split: str = "val",
     bootstrap: int = 0,
     overrides: Overrides | None = None,
+    providers: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a dataset's validation images; exact for any batch size and number of processes.
@@ -48,6 +49,7 @@ def evaluate(
         split: ``val``, or for a detector ``test``.
         bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
+        providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
@@ -69,6 +71,7 @@ def evaluate(
         split=split,
         bootstrap=bootstrap,
         overrides=overrides,
+        providers=providers,
         on_progress=on_progress,
     )[0]
 
@@ -85,12 +88,13 @@ def evaluate_with_details(
     split: str,
     bootstrap: Resamples,
     overrides: Overrides | None,
+    providers: Sequence[str],
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
     fabric = launch(engine)
     model, data, evaluation, loader, progress = open_evaluation(
-        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress
+        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers
     )
     used = count_used(model, evaluation)
     for use, number in used.items():
@@ -112,6 +116,7 @@ def open_evaluation(
     split: str,
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
+    providers: Sequence[str] = (),
 ) -> tuple[Predictor[Any], str, Evaluation, EvalLoader, Callable[[int], None]]:
     """Load a model and open the images to evaluate it on; the arguments are those of :func:`evaluate`.
 
@@ -120,7 +125,7 @@ def open_evaluation(
         of batches that were evaluated.
     """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
-        model = load(source, fabric.device, overrides)
+        model = load(source, fabric.device, overrides, providers=providers)
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
     data = str(data or (model.recipe.data if model.recipe else ""))

@@ -138,6 +138,7 @@ class Predictor(ABC, Generic[R]):
         """A module called with an image batch, and the ``(C, H, W)`` for which parameters and GMAC are reported."""
         return get_task(self.spec.task).flops_model(self.model, self.spec)
 
+    @checked
     def export(
         self,
         folder: str | Path,
@@ -146,11 +147,15 @@ class Predictor(ABC, Generic[R]):
         images: Sequence[str | Path] = (),
         calibrate: Sequence[str | Path] = (),
         replace: bool = False,
+        batch_size: Count | None = None,
         on_status: Callable[[str], None] = lambda text: None,
     ) -> Manifest:
-        """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`."""
+        """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`.
+
+        ``batch_size`` is for detectors: the number of images of one size that the program takes, by default one.
+        """
         return export_model(
-            get_task(self.spec.task).export(self.model, self.spec, self.name),
+            get_task(self.spec.task).export(self.model, self.spec, self.name, batch_size),
             Path(folder),
             format=format,
             images=[Path(path) for path in images],
