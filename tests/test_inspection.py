@@ -139,6 +139,17 @@ def write_boxes(folder: Path, boxes: list[tuple[int, int, int, int]]) -> Path:
     return folder
 
 
+def test_advice_for_imbalance_names_fields_that_the_task_has(tmp_path: Path) -> None:
+    folder = write_boxes(tmp_path / "set", [(5 * i, 5, 4, 4) for i in range(22)])
+    path = folder / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row["category_id"] = 1 + (row["id"] == 2)
+    path.write_text(json.dumps(content))
+    (found,) = [text for text in smt_vision.inspect(folder)["findings"] if "rarest" in text]
+    assert found == "train: the most frequent class has 20 times the objects of the rarest: see sampling.method"
+
+
 def test_objects_by_size_and_place(tmp_path: Path, capsys: Capture) -> None:
     boxes = [(0, 0, 200, 200), (0, 0, 31, 31), (10, 10, 32, 32), (100, 100, 95, 95), (90, 100, 96, 96)]  # one crowd
     report = answer(capsys, "inspect", write_boxes(tmp_path / "set", boxes), "--out", tmp_path / "out")

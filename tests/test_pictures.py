@@ -1,6 +1,7 @@
 """Pictures and summary of a run show the numbers they are given."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 
 import smt_vision
 from smt_vision.cost import ModelInfo
+from smt_vision.engine.run import changed_fields
 from smt_vision.engine.summary import write_summary
 from smt_vision.pictures.confusion import confusion
 from smt_vision.pictures.drawing import class_color, sample_grid
 from smt_vision.pictures.quality import ranking_curves, reliability
 from smt_vision.pictures.training import curves
+from smt_vision.tasks import RECIPES
 from smt_vision.tasks.classification.pictures import LabeledImage, Mistake, mistakes, predictions
 from smt_vision.tasks.classification.results import Prediction, write_predictions
 from smt_vision.tasks.classification.task import ClassificationEvaluation
@@ -383,6 +386,7 @@ def summary(tmp_path, **changes) -> str:
         "cost": ModelInfo("smt_tiny", (3, 224, 224), 11_500_000, 2.4, 0, ()),
         "trained": "",
         "stopped_after": None,
+        "changed": [],
         "tables": changes["tables"] if "tables" in changes else ClassificationEvaluation(classes, None).tables(metrics),
         "pictures": [tmp_path / "confusion.png", tmp_path / "samples" / "epoch_291.png"],
     }
@@ -415,8 +419,20 @@ def test_summary_contains_the_numbers(tmp_path):
     assert "3 classes, 3 x 224 x 224 pixels" in text
     for name in ("curves", "confusion", "samples/epoch_291"):
         assert f"]({name}.png)" in text
-    # expected results are those of the recipe's own model
-    assert "`smt_tiny`" in summary(tmp_path, recipe={**RECIPE, "model": "resnet50"})
+    assert "Expected: the paper, table 1." in text
+    text = summary(tmp_path, changed=["model", "optim.lr"])
+    assert "Expected with the recipe as it is: the paper, table 1. This run changes `model`, `optim.lr`." in text
+    text = summary(tmp_path, changed=[f"field{i}" for i in range(9)])
+    assert "This run changes `field0`, `field1`, `field2`, `field3`, `field4`, `field5` and 3 other fields." in text
+
+
+def test_fields_that_differ_from_the_recipe_of_that_name():
+    recipe = RECIPES["cifar10"]
+    moved = replace(recipe, data="elsewhere", seed=3, engine=replace(recipe.engine, devices=2, log_every=5))
+    assert changed_fields(moved) == []
+    other = replace(moved, epochs=2, optim=replace(recipe.optim, lr=1.0), model_args={"stem_stride": 2})
+    assert sorted(changed_fields(other)) == ["epochs", "model_args", "optim.lr"]
+    assert changed_fields(replace(other, name="mine")) == []
 
 
 def test_summary_without_optional_parts(tmp_path):

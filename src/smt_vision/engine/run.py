@@ -23,7 +23,7 @@ from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
 from ..recipe_files import write_recipe
-from ..tasks import get_task, read_recipe
+from ..tasks import RECIPES, get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
 from ..text import get_logger, shell_word
@@ -437,6 +437,7 @@ class Run(TrainingState):
             cost=cost,
             trained=self.trained_description,
             stopped_after=round(self.epochs) if self.stopped_early else None,
+            changed=changed_fields(self.recipe),
             tables=tables,
             pictures=[*drawn, samples] if samples.is_file() else drawn,
         )
@@ -543,6 +544,16 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
             common, len(val),
         )  # fmt: skip
     return replace(used, train=np.union1d(used.train, initial.train))
+
+
+def changed_fields(recipe: Recipe) -> list[str]:
+    """The fields that differ from the recipe of that name and change results, except for data, seed and processes."""
+    named = RECIPES.get(recipe.name)
+    if named is None or named.task != recipe.task:
+        return []
+    theirs, ours = flat_fields(named), flat_fields(recipe)
+    free = {*FREE_FIELDS, "data", "seed", "engine.accelerator", "engine.devices", "engine.nodes"}
+    return [name for name in ours if name not in free and ours[name] != theirs.get(name)]
 
 
 def flat_fields(recipe: Recipe) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from .._version import __version__
 from ..cost import ModelInfo
 from ..files import write_text_atomic
 from ..pages import html_page, table_lines
-from ..tasks import RECIPES
 from ..tasks.task import MetricFormat, Table
 from ..text import code, markdown, printable, shell_word
 from .log import LOG_NAME, read_log
+
+MAX_CHANGED = 6  # fields that are listed
 
 
 def write_summary(
@@ -36,6 +37,7 @@ def write_summary(
     cost: ModelInfo,
     trained: str,
     stopped_after: int | None,
+    changed: Sequence[str],
     tables: Sequence[Table],
     pictures: Sequence[Path],
 ) -> None:
@@ -60,6 +62,7 @@ def write_summary(
         cost: Size and cost of the model.
         trained: The parameters that were trained, in words; empty if they are all.
         stopped_after: The epoch after which the run was stopped early; ``None`` if it was not.
+        changed: Fields that differ from the recipe of that name, so that its expected results may not apply.
         tables: Further tables.
         pictures: Image files below the folder to show.
     """
@@ -91,7 +94,7 @@ def write_summary(
         result,
         "",
         *_result(metrics, formats, recipe.get("expected", {})),
-        *_source(recipe),
+        *_source(recipe, changed),
         "![curves](curves.png)",
         "",
         "## Run",
@@ -138,12 +141,14 @@ def _result(metrics: dict[str, Any], formats: Mapping[str, MetricFormat], expect
     return [*lines, ""]
 
 
-def _source(recipe: dict[str, Any]) -> list[str]:
-    """Source of the expected results, and their model where the run has another."""
-    named = RECIPES.get(recipe["name"])
-    of = f" of {code(named.model)}" if named is not None and named.model != recipe["model"] else ""
+def _source(recipe: dict[str, Any], changed: Sequence[str]) -> list[str]:
+    """Source of the expected results, and what this run changes in the recipe that they are of."""
     source = recipe.get("expected_source", "")
-    return [f"Expected{of}: {markdown(source)}.", ""] if source else []
+    if not source or not changed:
+        return [f"Expected: {markdown(source)}.", ""] if source else []
+    more = f" and {len(changed) - MAX_CHANGED} other fields" if len(changed) > MAX_CHANGED else ""
+    listed = ", ".join(map(code, changed[:MAX_CHANGED])) + more
+    return [f"Expected with the recipe as it is: {markdown(source)}. This run changes {listed}.", ""]
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -206,9 +206,10 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
             found.append(f"train: {_number(len(missing), 'class', 'es')} without {unit}: {', '.join(missing[:10])}")
         present = [count for count in counts.values() if count]
         if present and max(present) >= 10 * min(present):
+            remedy = "sampling.method" if unit == "objects" else "loss.class_weights and sampling.method"
             found.append(
                 f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the "
-                "rarest: see loss.class_weights and sampling.method"
+                f"rarest: see {remedy}"
             )
     for split, facts in splits.items():
         if facts.get("ignored_pixels", 0) > 50:
