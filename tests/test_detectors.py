@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
 
 from debug_model import DEBUG, images
 from smt_vision.recipe import Input
@@ -25,6 +25,7 @@ from smt_vision.tasks.detection import box_masks
 from smt_vision.tasks.detection.box_masks import BoxMasks, paste_masks
 from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.heads import dino
+from smt_vision.tasks.detection.heads.class_loss import region_class_loss, set_class_weights, weighted_focal_terms
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
 from smt_vision.tasks.detection.heads.dino import DINO
 from smt_vision.tasks.detection.heads.pyramid import Pyramid
@@ -219,11 +220,54 @@ def test_giou_loss_known_answers() -> None:
     labels = [torch.tensor([1, 2, 0])]  # the last is background
     truth = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [0, 0, 1, 1]])
     deltas_to_truth = [stage.box_coder.encode_single(truth, regions[0])]
-    scores, deltas = torch.zeros(3, 4), torch.zeros(3, 16)  # every box is its region
-    class_loss, box_loss = giou_loss(stage, scores, deltas, regions, labels, deltas_to_truth)
-    assert class_loss.item() == pytest.approx(torch.tensor(4.0).log().item())
+    deltas = torch.zeros(3, 16)  # every box is its region
+    box_loss = giou_loss(stage, deltas, regions, labels, deltas_to_truth)
     # The first fits; the second overlaps by a third and fills its hull: 1 - 1/3, over three regions.
     assert box_loss.item() == pytest.approx(GIOU_WEIGHT * (2 / 3) / 3, rel=1e-5)
+
+
+# --- class weights ---
+
+
+def test_class_weights_change_the_losses_of_classes_with_objects_only(head: str) -> None:
+    """The objects are of classes 0 and 2; the loss is linear in the weights, and background has none."""
+    model = detector(head)
+
+    def weighted(*weights: float) -> dict[str, Tensor]:
+        set_class_weights(model, torch.tensor(weights) if weights else None)
+        return losses(model, objects())
+
+    plain, ones = weighted(), weighted(1.0, 1.0, 1.0)
+    for name, loss in plain.items():
+        torch.testing.assert_close(ones[name], loss)
+    others, first, third, both = weighted(1, 9, 1), weighted(3, 1, 1), weighted(1, 1, 3), weighted(2, 5, 3)
+    changed = {name for name in plain if name.startswith(("class", "denoising"))}
+    assert changed
+    for name, loss in plain.items():
+        torch.testing.assert_close(others[name], loss)
+        if name in changed:
+            assert first[name] > loss
+            assert third[name] > loss
+            torch.testing.assert_close(both[name] - loss, (first[name] - loss) / 2 + (third[name] - loss))
+        else:
+            torch.testing.assert_close(both[name], loss)
+    set_class_weights(model, torch.ones(3))
+    assert not [name for name in model.state_dict() if "class_weights" in name]
+    empty = [no_objects(60, 96), no_objects(64, 70)]
+    assert all(loss.isfinite() for loss in losses(model, empty).values())
+
+
+def test_weighted_class_losses_are_those_of_the_elements() -> None:
+    torch.manual_seed(0)
+    weights, logits, labels = torch.tensor([0.5, 2.0, 3.0]), torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    target = F.one_hot(labels, 3).float()
+    elements = sigmoid_focal_loss(logits, target)
+    expected = (torch.where(target > 0, weights, 1.0) * elements).sum()
+    torch.testing.assert_close(elements.sum() + weighted_focal_terms(logits, labels, weights), expected)
+    scores, regions = torch.randn(5, 4), torch.tensor([0, 1, 3, 0, 2])  # 0 is background
+    expected = F.cross_entropy(scores, regions, torch.tensor([1.0, *weights]), reduction="sum") / 5
+    torch.testing.assert_close(region_class_loss(scores, regions, weights), expected)
+    torch.testing.assert_close(region_class_loss(scores, regions, None), F.cross_entropy(scores, regions))
 
 
 # --- FCOS ---
@@ -288,7 +332,7 @@ def test_dino_losses_known_answers() -> None:
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(2, 2, 4).clone()
     boxes[0, 1, 0] = 0.6  # half of the truth's width to the right
     pairs = [(torch.tensor([1]), torch.tensor([0])), (torch.zeros(0, dtype=torch.int64),) * 2]
-    focal, l1, giou = dino._loss(logits, boxes, objects, pairs, 1).tolist()
+    focal, l1, giou = dino._loss(logits, boxes, objects, pairs, 1, None).tolist()
     half = 0.25 * math.log(2)  # (1 - 0.5)^2 x cross-entropy of probability 0.5
     assert focal == pytest.approx(0.25 * half + 11 * 0.75 * half)
     assert l1 == pytest.approx(dino.BOX_WEIGHT * 0.1)

@@ -27,7 +27,9 @@ from smt_vision.tasks.class_weights import class_weights
 from smt_vision.tasks.classification.config import ClassificationLoss, ClassifyConfig
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.losses import classification_loss
+from smt_vision.tasks.detection.config import DetectionLoss
 from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.detection.heads.class_loss import WeightsClasses
 from smt_vision.tasks.segmentation.config import IGNORE_INDEX, SegmentationLoss, SegmentConfig
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
 from smt_vision.tasks.segmentation.losses import binary_losses, class_losses, dice_loss
@@ -474,6 +476,13 @@ def test_dense_tasks_take_sampling_and_weights(shapes: Path, scenes: Path) -> No
     detection: Any = get_task("detect").training(replace(shapes_recipe(shapes), sampling=sampling))
     batch = next(iter(detection.train_loader(0, 1).epoch(0)))
     assert len(batch["targets"]) == 4
+    balanced = replace(shapes_recipe(shapes), loss=DetectionLoss("balanced"))
+    detection = get_task("detect").training(balanced)
+    counts = np.bincount(detection.train_set.objects()["labels"])
+    found = [module.class_weights for module in detection.model.modules() if isinstance(module, WeightsClasses)]
+    assert [weights.numpy() for weights in found] == [pytest.approx(counts.sum() / (len(counts) * counts))]
+    with pytest.raises(ValueError, match=r"loss\.class_weights has 3 values for 2 classes"):
+        get_task("detect").training(replace(balanced, loss=DetectionLoss((1, 2, 3))))
     recipe = scenes_recipe(scenes)
     plain: Any = get_task("segment").training(recipe)
     weighted: Any = get_task("segment").training(

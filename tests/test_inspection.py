@@ -19,6 +19,7 @@ from drawn_sets import write_scenes, write_shapes
 from smt_vision.inspection.duplicates import near_duplicates
 from smt_vision.inspection.measure import measure, measures
 from smt_vision.pages import PICTURE_SIZE, POLICY, html_page
+from smt_vision.tasks import recipe_class
 from smt_vision.text import markdown, printable
 from test_names import HOSTILE, unprintable
 from tiny_run import write_split
@@ -147,7 +148,11 @@ def test_advice_for_imbalance_names_fields_that_the_task_has(tmp_path: Path) -> 
         row["category_id"] = 1 + (row["id"] == 2)
     path.write_text(json.dumps(content))
     (found,) = [text for text in smt_vision.inspect(folder)["findings"] if "rarest" in text]
-    assert found == "train: the most frequent class has 20 times the objects of the rarest: see sampling.method"
+    advice = "see loss.class_weights and sampling.method"
+    assert found == f"train: the most frequent class has 20 times the objects of the rarest: {advice}"
+    groups = recipe_class("detect").groups()
+    assert "class_weights" in groups["loss"].__dataclass_fields__
+    assert "method" in groups["sampling"].__dataclass_fields__
 
 
 def test_objects_by_size_and_place(tmp_path: Path, capsys: Capture) -> None:

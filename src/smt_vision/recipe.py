@@ -144,19 +144,30 @@ class Loss(Group):
             order. Computed weights have a mean of 1 over the training labels, so that the scale of the loss stays.
         beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n samples; 0 weights all
             classes equally, towards 1 the weights become those of ``balanced``.
-        gamma: Of ``focal``: exponent by which well classified examples count less.
     """
 
     group: ClassVar[str] = "loss"
 
     class_weights: Literal["none", "balanced", "effective"] | tuple[Annotated[float, Range(ge=0, le=1e6)], ...] = "none"
     beta: FractionBelow1 = 0.999
-    gamma: Annotated[float, Range(ge=0, le=100)] = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.class_weights, str) and not any(self.class_weights):
             raise ValueError(f"invalid loss.class_weights={short(self.class_weights)}: expected a weight above 0")
+
+
+@dataclass(frozen=True)
+class FocalLoss(Loss):
+    """How the classes and the examples are weighted in a loss that may be focal; each task adds the name of the loss.
+
+    Args:
+        class_weights: Weight of each class, see :class:`Loss`.
+        beta: Of ``effective``, see :class:`Loss`.
+        gamma: Of ``focal``: exponent by which well classified examples count less.
+    """
+
+    gamma: Annotated[float, Range(ge=0, le=100)] = 2.0
 
 
 @dataclass(frozen=True)

@@ -206,10 +206,9 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
             found.append(f"train: {_number(len(missing), 'class', 'es')} without {unit}: {', '.join(missing[:10])}")
         present = [count for count in counts.values() if count]
         if present and max(present) >= 10 * min(present):
-            remedy = "sampling.method" if unit == "objects" else "loss.class_weights and sampling.method"
             found.append(
                 f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the "
-                f"rarest: see {remedy}"
+                "rarest: see loss.class_weights and sampling.method"
             )
     for split, facts in splits.items():
         if facts.get("ignored_pixels", 0) > 50:

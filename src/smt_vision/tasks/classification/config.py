@@ -17,7 +17,7 @@ from ...bounds import (
     Where,
     short,
 )
-from ...recipe import INTERPOLATIONS, Augment, Distill, Group, Input, Loss, Recipe
+from ...recipe import INTERPOLATIONS, Augment, Distill, FocalLoss, Group, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
@@ -155,7 +155,7 @@ class ClassifyConfig(Group):
 
 
 @dataclass(frozen=True)
-class ClassificationLoss(Loss):
+class ClassificationLoss(FocalLoss):
     """The loss of a classifier, and how it weights the classes.
 
     Args:

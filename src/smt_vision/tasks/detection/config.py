@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Channels, Count, Fraction, NotEmpty, PositiveFraction, Range, Side
-from ...recipe import Augment, Group, Input, Recipe
+from ...recipe import Augment, Group, Input, Loss, Recipe
 
 # Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
@@ -137,6 +137,21 @@ class DetectConfig(Group):
         return self.head in ("mask_rcnn", "cascade_mask_rcnn")
 
 
+@dataclass(frozen=True)
+class DetectionLoss(Loss):
+    """How the loss of a detector weights the classes.
+
+    Args:
+        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of objects in the training
+            images; ``effective``: inverse to its effective number of objects (Cui et al., CVPR 2019); or a list, one
+            per class in their order. Computed weights have a mean of 1 over the objects, so that the scale of the loss
+            stays. A weight multiplies the terms of the classification loss in which its class is the target; the
+            losses of boxes and masks, and of background, have no weights.
+        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n objects; 0 weights all
+            classes equally, towards 1 the weights become those of ``balanced``.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(Recipe):
     """A training run of a detector.
@@ -146,6 +161,7 @@ class DetectionRecipe(Recipe):
         input: How images become tensors.
         augment: Augmentation of images and objects.
         detect: Detection head and image sizes.
+        loss: How the classes are weighted.
     """
 
     task: ClassVar[str] = "detect"
@@ -154,6 +170,7 @@ class DetectionRecipe(Recipe):
     input: DetectionInput = field(default_factory=DetectionInput)
     augment: DetectionAugment = field(default_factory=DetectionAugment)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    loss: DetectionLoss = field(default_factory=DetectionLoss)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from ...recipe import Input
 from ...spec import ModelSpec
 from ..bootstrap import as_interval
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..samples import sample_rows
@@ -37,6 +38,7 @@ from .data.masks import rasterize_masks
 from .data.sources import open_detection
 from .data.transforms import check_training_sizes
 from .export import DetectorExport
+from .heads.class_loss import set_class_weights
 from .heads.detectors import build_detector, flops_view, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
 from .pictures import draw_detections
@@ -145,6 +147,8 @@ class DetectionTraining(DetectionEvaluation):
             "detect", recipe.model, classes, recipe.input, dict(recipe.model_args), recipe.detect, category_ids
         )
         self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
+        counts = np.bincount(self.train_set.objects()["labels"], minlength=len(classes))
+        set_class_weights(self.model, class_weights(recipe.loss, classes, counts))
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)

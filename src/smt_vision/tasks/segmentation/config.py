@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Channels, FractionBelow1, NotEmpty, PositiveFraction, Range, Side
-from ...recipe import Group, Loss, Recipe
+from ...recipe import FocalLoss, Group, Recipe
 
 LARGEST_STRIDE = 32  # of the backbone's last feature map
 IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
@@ -87,7 +87,7 @@ class SegmentConfig(Group):
 
 
 @dataclass(frozen=True)
-class SegmentationLoss(Loss):
+class SegmentationLoss(FocalLoss):
     """The loss of a segmenter, and how it weights the classes.
 
     Args:

@@ -23,6 +23,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 from ....extras import require
 from ...backbone import Backbone
 from ..config import DetectConfig
+from .class_loss import WeightsClasses, weighted_focal_terms
 from .pyramid import group_norm, in_float32
 
 ATTENTION_HEADS, LEVELS = 8, 4
@@ -62,7 +63,7 @@ class Prediction(NamedTuple):
     boxes: Tensor
 
 
-class DINO(nn.Module):
+class DINO(WeightsClasses):
     """A backbone with the DINO head ("4-scale": the last three maps and one of twice the last stride).
 
     Args:
@@ -280,7 +281,7 @@ class DINO(nn.Module):
         total = proposals.logits.new_zeros(3)
         for logits, boxes in (proposals, *(Prediction(p.logits[:, copies:], p.boxes[:, copies:]) for p in predictions)):
             pairs = self.match({"logits": logits, "pred_boxes": boxes}, objects)
-            total = total + _loss(logits, boxes, objects, pairs, count)
+            total = total + _loss(logits, boxes, objects, pairs, count, self.class_weights)
         if noise is None:  # without objects; a sum of 0, since a parameter without gradient would block other processes
             denoising = 0 * self.denoising_class.weight.sum()
         else:
@@ -290,14 +291,20 @@ class DINO(nn.Module):
                 for positive, o in zip(noise["dn_positive_idx"], objects, strict=True)
             ]
             terms = [
-                _loss(p.logits[:, :copies], p.boxes[:, :copies], objects, pairs, count * groups) for p in predictions
+                _loss(p.logits[:, :copies], p.boxes[:, :copies], objects, pairs, count * groups, self.class_weights)
+                for p in predictions
             ]
             denoising = torch.stack(terms).sum()
         return {"class": total[0], "box": total[1], "giou": total[2], "denoising": denoising}
 
 
 def _loss(
-    logits: Tensor, boxes: Tensor, objects: list[dict[str, Tensor]], pairs: Sequence[tuple[Tensor, Tensor]], count: int
+    logits: Tensor,
+    boxes: Tensor,
+    objects: list[dict[str, Tensor]],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    count: int,
+    weights: Tensor | None,
 ) -> Tensor:
     """The three losses (3,) of predictions that are matched with objects.
 
@@ -307,17 +314,22 @@ def _loss(
         objects: Per image ``class_labels`` (N,) and ``boxes`` (N, 4).
         pairs: Per image the indices of matched queries and objects.
         count: Divisor of the sums.
+        weights: Weights of the classes (K,), or ``None``.
     """
     image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(pairs)]).to(logits.device)
     query = torch.cat([query for query, _ in pairs]).to(logits.device)
     matched = [(o, index.to(logits.device)) for o, (_, index) in zip(objects, pairs, strict=True)]
     truth = torch.cat([o["boxes"][index] for o, index in matched])
     target = torch.zeros_like(logits)
-    target[image, query, torch.cat([o["class_labels"][index] for o, index in matched])] = 1
+    labels = torch.cat([o["class_labels"][index] for o, index in matched])
+    target[image, query, labels] = 1
+    class_loss = sigmoid_focal_loss(logits, target, FOCAL_ALPHA, reduction="sum")
+    if weights is not None:
+        class_loss = class_loss + weighted_focal_terms(logits[image, query], labels, weights, FOCAL_ALPHA)
     found = boxes[image, query]
     corners = (box_convert(b, "cxcywh", "xyxy") for b in (found, truth))
     losses = (
-        sigmoid_focal_loss(logits, target, FOCAL_ALPHA, reduction="sum"),
+        class_loss,
         BOX_WEIGHT * (found - truth).abs().sum(),
         GIOU_WEIGHT * generalized_box_iou_loss(*corners, reduction="sum"),
     )

@@ -26,6 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, generalized
 from torchvision.ops.poolers import initLevelMapper
 
 from ..config import DetectConfig
+from .class_loss import WeightsClasses, region_class_loss
 from .pyramid import Pyramid, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
@@ -57,7 +58,7 @@ CASCADE = (
 )
 
 
-class RCNN(nn.Module):
+class RCNN(WeightsClasses):
     """Region proposals, followed by one or more stages of box and mask heads.
 
     Args:
@@ -143,9 +144,10 @@ class RCNN(nn.Module):
             proposals, matched, labels, box_targets = stage.select_training_samples(proposals, targets)
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
             if self.giou:
-                class_loss, box_loss = giou_loss(stage, scores, deltas, proposals, labels, box_targets)
+                box_loss = giou_loss(stage, deltas, proposals, labels, box_targets)
             else:
-                class_loss, box_loss = fastrcnn_loss(scores, deltas, labels, box_targets)
+                _, box_loss = fastrcnn_loss(scores, deltas, labels, box_targets)
+            class_loss = region_class_loss(scores, torch.cat(labels), self.class_weights)
             stage_losses = {"class": class_loss, "box": box_loss}
             if self.has_masks:
                 stage_losses["mask"] = _mask_loss(stage, levels, proposals, shapes, targets, matched, labels)
@@ -198,34 +200,24 @@ class ClassAgnosticPredictor(nn.Module):
 
 
 def giou_loss(
-    stage: RoIHeads,
-    scores: Tensor,
-    deltas: Tensor,
-    proposals: list[Tensor],
-    labels: list[Tensor],
-    box_targets: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """torchvision's ``fastrcnn_loss`` with the generalized IoU (Rezatofighi et al., CVPR 2019) of decoded boxes.
+    stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], labels: list[Tensor], box_targets: list[Tensor]
+) -> Tensor:
+    """Box loss: the generalized IoU (Rezatofighi et al., CVPR 2019) of decoded boxes, averaged over the regions.
 
     Args:
         stage: Heads with the box coder.
-        scores: Class logits (R, K + 1).
         deltas: Encoded boxes (R, 4 (K + 1)).
         proposals: Regions, one tensor per image, R in total.
         labels: Classes of the regions, one tensor per image, 0 for background.
         box_targets: Encoded ground-truth boxes (R, 4), one tensor per image.
-
-    Returns:
-        Class loss and box loss, averaged over the regions.
     """
-    class_loss, _ = fastrcnn_loss(scores, deltas, labels, box_targets)
     label = torch.cat(labels)
     positive = torch.where(label > 0)[0]
     regions = torch.cat(proposals)[positive]
     positive_deltas = deltas.reshape(len(deltas), -1, 4)[positive, label[positive]]
     boxes = stage.box_coder.decode_single(positive_deltas, regions)
     truth = stage.box_coder.decode_single(torch.cat(box_targets)[positive], regions)
-    return class_loss, GIOU_WEIGHT * generalized_box_iou_loss(boxes, truth, reduction="sum") / label.numel()
+    return GIOU_WEIGHT * generalized_box_iou_loss(boxes, truth, reduction="sum") / label.numel()
 
 
 def _box_outputs(

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ..config import DetectConfig
+from .class_loss import AnchorHead, CellHead
 from .pyramid import Pyramid, group_norm, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
@@ -84,7 +84,9 @@ class RetinaNet(SingleStage, TorchvisionRetinaNet):
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
         sizes = tuple(tuple(side * octave for octave in OCTAVES) for side in config.anchor_sizes)
         anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-        head = RetinaNetHead(config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes, head_norm(config))
+        head: Any = AnchorHead(
+            config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes, head_norm(config)
+        )
         head.regression_head._loss_type = config.box_loss
         super().__init__(
             pyramid,
@@ -118,7 +120,7 @@ class FCOS(SingleStage, TorchvisionFCOS):
 
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
         channels = config.fpn_channels
-        head = FCOSHead(channels, 1, num_classes, num_convs=0)
+        head = CellHead(channels, 1, num_classes, num_convs=0)
         head.classification_head = FCOSClassificationHead(channels, 1, num_classes, FCOS_CONVS, norm_layer=group_norm)
         head.regression_head = FCOSRegressionHead(channels, 1, FCOS_CONVS, norm_layer=group_norm)
         super().__init__(
