@@ -80,11 +80,14 @@ CLASSIFICATION_OWN = {
     },
 }  # fmt: skip
 DETECTION_OWN = {
-    "input": {"val_fraction"},
+    "input": {"val_fraction", "max_value"},
     "augment": {"color_jitter", "scale_jitter", "iou_crop", "mosaic", "close_mosaic", "copy_paste"},
 }
 PRETRAINING_OWN = {"input": CLASSIFICATION_OWN["input"], "augment": {"scale", "color_jitter", "grayscale", "blur"}}
-GROUPS = {"classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "pretrain": PRETRAINING_OWN}
+GROUPS = {
+    "classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "segment": {"input": {"max_value"}},
+    "pretrain": PRETRAINING_OWN,
+}  # fmt: skip
 
 
 @ALL

@@ -101,6 +101,44 @@ class Input(Group):
 
 
 @dataclass(frozen=True)
+class BandsInput(Input):
+    """How images become tensors, where they may have any number of bands.
+
+    Args:
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
+            NumPy (.npy) files.
+        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
+            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
+        interpolation: See :class:`Input`; images of bands are resized with ``nearest``, ``bilinear`` or ``bicubic``.
+        mean: See :class:`Input`.
+        std: See :class:`Input`.
+        workers: See :class:`Input`.
+        max_unreadable: See :class:`Input`.
+        exact: See :class:`Input`; not for images of bands.
+    """
+
+    band_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "interpolation": ("nearest", "bilinear", "bicubic"), "exact": (False,)
+    }  # fmt: skip
+
+    channels: Annotated[int, Range(ge=1, le=1024)] = 3
+    max_value: Annotated[float, Range(gt=0, le=1e11)] | None = None
+
+    @property
+    def has_bands(self) -> bool:
+        return self.channels not in (1, 3) or self.max_value is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in self.band_values.items() if self.has_bands else ():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"invalid input.{name}={value} for {self.channels} channels of any range (input.channels, "
+                    f"input.max_value): expected {' or '.join(map(str, allowed))}"
+                )
+
+
+@dataclass(frozen=True)
 class Augment(Group):
     """Training augmentation that every task has.
 

@@ -44,6 +44,23 @@ def is_numpy(data: bytes | Path) -> bool:
     return data.startswith(NUMPY_MAGIC) if isinstance(data, bytes) else data.suffix.lower() == ".npy"
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of a NumPy or TIFF file, without reading its pixels; upright.
+
+    Raises:
+        ValueError: The file is damaged or of another layout.
+        ImportError: It is a TIFF file, and tifffile is not installed.
+    """
+    if is_numpy(path):
+        height, width, *_ = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        return height, width
+    tifffile = require("tifffile", "bands")
+    with tifffile.TiffFile(path) as tiff:
+        series, orientation = tiff.series[0], tiff.pages[0].tags.get("Orientation")
+        height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
+        return (width, height) if orientation is not None and orientation.value >= 5 else (height, width)
+
+
 def read_array(data: bytes | Path) -> npt.NDArray[Any]:
     """Read a NumPy or TIFF file.
 

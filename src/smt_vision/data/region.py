@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
-from .resample import resize
+from .resample import resize, resize_bands
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,8 +42,10 @@ class Region:
     hflip: bool = False
     vflip: bool = False
 
-    def image(self, image: Image.Image, interpolation: str, exact: bool) -> Image.Image:
-        """Crop, resize and flip an image; for the arguments see :func:`smt_vision.data.resample.resize`."""
+    def image(self, image: Image.Image | Tensor, interpolation: str, exact: bool) -> Image.Image | Tensor:
+        """Crop, resize and flip an image, or one of bands (C, H, W); see :func:`smt_vision.data.resample.resize`."""
+        if isinstance(image, Tensor):
+            return self._bands(image, interpolation)
         box = (self.left, self.top, self.right, self.bottom)
         if box != (0, 0, *image.size):
             image = image.crop(box)
@@ -50,6 +53,13 @@ class Region:
             image = resize(image, self.width, self.height, interpolation, exact)
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.hflip else image
         return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if self.vflip else image
+
+    def _bands(self, image: Tensor, interpolation: str) -> Tensor:
+        image = image[:, self.top : self.bottom, self.left : self.right]
+        if image.shape[1:] != (self.height, self.width):
+            image = resize_bands(image, self.width, self.height, interpolation)
+        flipped = [axis for axis, flip in ((2, self.hflip), (1, self.vflip)) if flip]
+        return image.flip(flipped) if flipped else image
 
     def pixels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Image rows (h,) and columns (w,) that contain the centers of the output pixels."""

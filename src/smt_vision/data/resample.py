@@ -18,6 +18,12 @@ LONGEST = 16  # aspect ratio above which an image is resized in another way, whi
 WIDEST_FILTER = 3  # support of Pillow's widest filter, Lanczos, in pixels of the smaller resolution
 
 
+def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Width and height of an image, or of one of bands (C, H, W)."""
+    width, height = get_image_size(image)
+    return width, height
+
+
 def resize(image: Image.Image, width: int, height: int, interpolation: str, exact: bool) -> Image.Image:
     """Resize an image with Pillow or PyTorch.
 
@@ -83,10 +89,10 @@ class ResizeTo:
     def __call__(self, image: AnyImage) -> AnyImage:
         interpolation = random.choice(FILTERS) if self.interpolation == "random" else self.interpolation
         width = height = self.size
-        sides = get_image_size(image)
+        sides = image_size(image)
         if not self.square:
             width, height = (int(self.size * side / min(sides)) for side in sides)
-        if sides == [width, height]:
+        if sides == (width, height):
             return image
         if isinstance(image, Tensor):
             if max(width, height) > LONGEST * self.size:
@@ -134,6 +140,6 @@ class RandomCrop:
     def __call__(self, image: AnyImage) -> AnyImage:
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
         height, width = max(1, height), max(1, width)  # of an image of one or two pixels, timm may crop nothing
-        columns, rows = get_image_size(image)
+        columns, rows = image_size(image)
         top, left = min(top, rows - height), min(left, columns - width)
         return crop(image, top, left, height, width)

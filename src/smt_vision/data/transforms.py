@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,9 +45,12 @@ class RegionPixels:
         self.normalized = ToNormalized(*channel_statistics(input))
 
     def __call__(
-        self, image: Image.Image, region: Region, transform: Callable[[Image.Image], Image.Image] | None = None
+        self, image: Image.Image | Tensor, region: Region, transform: Callable[[Any], Any] | None = None
     ) -> Tensor:
-        """Return a float32 tensor (C, h, w); ``transform`` is applied after resizing, before normalization."""
+        """Return a float32 tensor (C, h, w); ``transform`` is applied after resizing, before normalization.
+
+        The image may be one of bands (C, H, W), divided by their largest value.
+        """
         resized = region.image(image, self.interpolation, self.exact)
         return self.normalized(transform(resized) if transform else resized)
 

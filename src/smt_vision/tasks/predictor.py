@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import get_image_size
 
 from ..bounds import Count, checked, short
 from ..data.decode import UnreadableImage, decode_input
 from ..data.fingerprint import UsedImages
+from ..data.resample import image_size
 from ..deploy.export import export_model
 from ..deploy.exported import Manifest
 from ..recipe import Recipe
@@ -217,7 +217,7 @@ class Predictor(ABC, Generic[R]):
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
             picture = decode_input(source, self.spec.input, name=id)
-            width, height = get_image_size(picture)
+            width, height = image_size(picture)
             return PreparedImage(image, id, (height, width), self._pixels(picture))
         except UnreadableImage as error:
             return image, id, str(error)

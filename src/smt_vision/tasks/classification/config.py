@@ -1,8 +1,9 @@
 """The fields of a classification recipe."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ...bounds import (
     Ascending,
@@ -17,7 +18,7 @@ from ...bounds import (
     Where,
     short,
 )
-from ...recipe import INTERPOLATIONS, Augment, Distill, FocalLoss, Group, Input, Recipe
+from ...recipe import INTERPOLATIONS, Augment, BandsInput, Distill, FocalLoss, Group, Input, Recipe
 
 # Fields that may be changed after training, by group, e.g. --input.size.
 INFERENCE_OVERRIDES = {
@@ -44,7 +45,7 @@ PositiveRatio = Annotated[float, Range(gt=0, le=100)]
 
 
 @dataclass(frozen=True)
-class ClassificationInput(Input):
+class ClassificationInput(BandsInput):
     """How images become tensors: squares of one size.
 
     Args:
@@ -69,33 +70,18 @@ class ClassificationInput(Input):
         allow_damaged: Use a damaged tar up to the damage, with a warning; otherwise it is an error.
     """
 
-    channels: Annotated[int, Range(ge=1, le=1024)] = 3
-    max_value: Annotated[float, Range(gt=0, le=1e11)] | None = None
+    band_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **BandsInput.band_values,
+        "interpolation": (*BandsInput.band_values["interpolation"], "random"),
+        "crop_mode": ("center", "squash"),
+    }
+
     interpolation: Annotated[str, OneOf((*INTERPOLATIONS, "random"))] = "bicubic"
     size: Side = 224
     crop_pct: Annotated[float, Range(ge=0.1, le=2)] = 224 / 256
     crop_mode: Literal["center", "squash", "border"] = "center"
     val_fraction: PositiveFraction = 0.1
     allow_damaged: bool = False
-
-    @property
-    def has_bands(self) -> bool:
-        return self.channels not in (1, 3) or self.max_value is not None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.has_bands:
-            return
-        for name, allowed in (
-            ("interpolation", ("nearest", "bilinear", "bicubic", "random")),
-            ("crop_mode", ("center", "squash")),
-            ("exact", (False,)),
-        ):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(
-                    f"invalid input.{name}={value} for {self.channels} channels of any range (input.channels, "
-                    f"input.max_value): expected {' or '.join(map(str, allowed))}"
-                )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from ...bounds import Ascending, Channels, Count, Fraction, NotEmpty, PositiveFraction, Range, Side
-from ...recipe import Augment, Group, Input, Loss, Recipe
+from ...recipe import Augment, BandsInput, Group, Loss, Recipe
 
 # Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
@@ -24,11 +24,14 @@ ScaleFactor = Annotated[float, Range(ge=0.05, le=10)]
 
 
 @dataclass(frozen=True)
-class DetectionInput(Input):
+class DetectionInput(BandsInput):
     """How images become tensors.
 
     Args:
-        channels: Image channels: 3 for RGB, 1 for grayscale.
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
+            NumPy (.npy) files.
+        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
+            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
             ``lanczos``.
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
@@ -174,6 +177,12 @@ class DetectionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        colors = {name: getattr(self.augment, name) for name in ("color_jitter", "mosaic", "copy_paste")}
+        if self.input.has_bands and (used := [f"augment.{name}={value}" for name, value in colors.items() if value]):
+            raise ValueError(
+                f"{' and '.join(used)}: for 8-bit RGB, not for input.channels={self.input.channels} and "
+                f"input.max_value={self.input.max_value}; set to 0"
+            )
         if self.augment.copy_paste and not self.detect.has_masks:
             raise ValueError(
                 f"invalid augment.copy_paste={self.augment.copy_paste}: detect.head={self.detect.head!r} has no masks, "

@@ -25,7 +25,7 @@ GRID = 16  # cells per side of the map of centers
 class DetectionInspection(TaskInspection[DetectionTarget]):
     """Images and objects per class, and the size and place of the boxes."""
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("val_fraction",)}
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("val_fraction", "channels", "max_value")}
 
     def recognizes(self, data: str) -> bool:
         return bool(find_splits(Path(data).expanduser()))

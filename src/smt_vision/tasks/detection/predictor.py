@@ -70,11 +70,12 @@ class Detector(Predictor[Detections]):
         """
         return write_detections(
             results, images, Path(folder), classes=self.classes, category_ids=self.category_ids, score=score,
+            input=self.input,
             annotations=None if annotations is None else Path(annotations),
         )  # fmt: skip
 
     def draw(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> Image.Image:
-        return draw_result(result, score, self.classes, legend=False)
+        return draw_result(result, score, self.classes, self.input, legend=False)
 
     def row(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> tuple[str, ...]:
         counts = Counter(result.above(score).labels)
@@ -90,12 +91,17 @@ class Detector(Predictor[Detections]):
         ]
         return {"id": result.id, "objects": objects, "error": result.error}
 
-    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+    def _make_transform(self) -> Callable[[Any], Tensor]:
         return detection_eval_transform(self.input, self.config)
 
     def _pixels(self, image: Any) -> Tensor:
         # The tiles of an image are made when they are needed: they may need much more memory than the image.
-        return torch.from_numpy(np.array(image)) if self.config.tiles else super()._pixels(image)
+        if not self.config.tiles:
+            return super()._pixels(image)
+        return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+
+    def _picture(self, image: PreparedImage) -> Image.Image | Tensor:
+        return image.pixels if self.input.has_bands else Image.fromarray(image.pixels.numpy())
 
     @torch.inference_mode()
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[Detections]:
@@ -103,8 +109,7 @@ class Detector(Predictor[Detections]):
         if self.config.tiles:
             pixels, sizes = RegionPixels(self.input), originals
             outputs = [
-                detect_image(self.model, Image.fromarray(image.pixels.numpy()), pixels, self.config, self.device)
-                for image in batch
+                detect_image(self.model, self._picture(image), pixels, self.config, self.device) for image in batch
             ]
         else:
             images, sizes = pad_together([image.pixels for image in batch])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...extras import require
 from ...files import write_atomic
+from ...recipe import Input
 from ...text import get_logger
 from ..classes import class_candidates, some_names
 from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
@@ -259,12 +260,14 @@ def coco_results(
     return rows
 
 
-def draw_result(result: Detections, score: float, classes: Sequence[str], legend: bool = True) -> Image.Image:
+def draw_result(
+    result: Detections, score: float, classes: Sequence[str], input: Input, legend: bool = True
+) -> Image.Image:
     """A readable image with its detections of at least a score drawn over it."""
     shown = result.above(score)
     return draw_detections(
-        decode_source(result.source), shown.boxes, shown.class_ids, shown.scores, shown.box_masks, classes=classes,
-        legend=legend,
+        decode_source(result.source, input), shown.boxes, shown.class_ids, shown.scores, shown.box_masks,
+        classes=classes, legend=legend,
     )  # fmt: skip
 
 
@@ -277,6 +280,7 @@ def write_detections(
     category_ids: Sequence[int],
     score: float,
     annotations: Path | None,
+    input: Input,
 ) -> list[Path]:
     """See :meth:`smt_vision.tasks.detection.predictor.Detector.save`."""
     results, images = with_sources(results, images)
@@ -291,7 +295,7 @@ def write_detections(
         if result.error is not None:
             continue
         rows += coco_results(result, image_id, name, written_ids)
-        save_image(draw_result(result, score, classes), folder / DRAWN / output)
+        save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(rows), encoding="utf-8")

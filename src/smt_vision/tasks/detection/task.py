@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, decode
+from ...data.decode import UnreadableImage, decode_input, decode_picture
 from ...data.fingerprint import UsedImages
 from ...data.region import Region
 from ...data.subset import held_out_in_training
@@ -203,12 +203,13 @@ class DetectionTraining(DetectionEvaluation):
         for row in sample_rows(len(self.val_set)):
             raw, target, name = self.val_set.read(row)
             try:
-                picture = decode(raw, 1 if self.input.channels == 1 else 3, name=name)
+                image = decode_input(raw, self.input, name=name)
+                picture = decode_picture(raw, self.input, name=name)
             except UnreadableImage:  # already reported by the evaluation
                 continue
             if (picture.height, picture.width) != target["size"]:
                 continue
-            detections = detect_image(model, picture, self.pixels, self.config, device)
+            detections = detect_image(model, image, self.pixels, self.config, device)
             keep = detections["scores"] >= DRAWN_SCORE
             found: dict[str, Any] = {key: value[keep].cpu() for key, value in detections.items()}
             if self.config.has_masks:

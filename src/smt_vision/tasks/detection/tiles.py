@@ -21,6 +21,7 @@ from torchvision.ops import batched_nms
 
 from ...data.padding import pad_together
 from ...data.region import Region, fit_size
+from ...data.resample import image_size
 from ...data.transforms import RegionPixels
 from .config import DetectConfig
 from .heads.detectors import run_detector
@@ -77,13 +78,13 @@ def _spans(side: int, tile: int, overlap: int) -> list[tuple[int, int, float, fl
 
 @torch.inference_mode()
 def detect_image(
-    model: nn.Module, image: Image.Image, pixels: RegionPixels, detect: DetectConfig, device: torch.device
+    model: nn.Module, image: Image.Image | Tensor, pixels: RegionPixels, detect: DetectConfig, device: torch.device
 ) -> dict[str, Tensor]:
     """Detections in an image, or in its tiles; a few tiles are in memory at a time.
 
     Args:
         model: :class:`smt_vision.tasks.detection.heads.detectors.Detector` in evaluation mode.
-        image: Decoded image.
+        image: Decoded image, or its bands (C, H, W).
         pixels: Preprocessing.
         detect: Image sizes, tiles and thresholds.
         device: Device of the model.
@@ -92,7 +93,7 @@ def detect_image(
         ``boxes`` (N, 4) in pixels of the image, ``scores`` (N,) and ``labels`` (N,), best first, and with masks
         ``masks`` (N, 28, 28), probabilities inside the box.
     """
-    tiles = plan_tiles(*image.size, detect)
+    tiles = plan_tiles(*image_size(image), detect)
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(tiles), TILES_AT_ONCE):
         chunk = tiles[start : start + TILES_AT_ONCE]

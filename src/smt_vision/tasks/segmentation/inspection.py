@@ -12,7 +12,7 @@ from PIL import Image
 from ...data.dataset import RawDataset, Split
 from ...pictures.drawing import resize_long_side
 from ..inspection import Counts, Labels, Options, TaskInspection, class_rows
-from .config import IGNORE_INDEX, SegmentConfig
+from .config import IGNORE_INDEX, SegmentationInput, SegmentConfig
 from .data.dataset import Labels as LabelMap
 from .data.dataset import SegmentationDataset, check_size
 from .data.sources import find_splits, open_segmentation
@@ -22,7 +22,9 @@ from .pictures import draw_label_map
 class SegmentationInspection(TaskInspection[LabelMap]):
     """Pixels per class."""
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"segment": ("kind", "zero_is_ignored")}
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input": ("channels", "max_value"), "segment": ("kind", "zero_is_ignored")
+    }  # fmt: skip
 
     def recognizes(self, data: str) -> bool:
         return bool(find_splits(data))
@@ -32,6 +34,9 @@ class SegmentationInspection(TaskInspection[LabelMap]):
         config = SegmentConfig(**options.get("segment", {}))
         splits: Sequence[Split] = find_splits(data) or ("train",)
         return {split: open_segmentation(data, split, config, check=False) for split in splits}
+
+    def input(self, options: Options) -> SegmentationInput:
+        return SegmentationInput(**options.get("input", {}))
 
     def measure(self, image: Image.Image, target: LabelMap, name: str) -> Counts:
         check_size(image.size, target, name)

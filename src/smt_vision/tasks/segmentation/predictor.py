@@ -59,10 +59,12 @@ class Segmenter(Predictor[SegmentationResult]):
         Raises:
             ValueError: An image is given twice, or two have the same output path.
         """
-        return write_label_maps(results, images, Path(folder), classes=self.classes, config=self.config)
+        return write_label_maps(
+            results, images, Path(folder), classes=self.classes, config=self.config, input=self.input
+        )
 
     def draw(self, result: SegmentationResult, **options: Any) -> Image.Image:
-        return draw_result(result, self.classes, legend=False)
+        return draw_result(result, self.classes, self.input, legend=False)
 
     def row(self, result: SegmentationResult, **options: Any) -> tuple[str, ...]:
         largest = list(self.class_fractions(result).items())[:MAX_CLASSES]
@@ -80,7 +82,7 @@ class Segmenter(Predictor[SegmentationResult]):
         counts = np.bincount(result.class_ids.numpy().ravel(), minlength=len(self.classes)) / result.class_ids.numel()
         return {self.classes[k]: float(counts[k]) for k in np.argsort(-counts, kind="stable") if counts[k]}
 
-    def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+    def _make_transform(self) -> Callable[[Any], Tensor]:
         return segmentation_eval_transform(self.input, self.config)
 
     @torch.inference_mode()

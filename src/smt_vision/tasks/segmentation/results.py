@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...recipe import Input
 from ..results import DRAWN, Source, decode_source, result_names, save_image, with_sources
 from .config import IGNORE_INDEX, SegmentConfig
 from .pictures import draw_label_map
@@ -43,6 +44,7 @@ def write_label_maps(
     *,
     classes: Sequence[str],
     config: SegmentConfig,
+    input: Input,
 ) -> list[Path]:
     """See :meth:`smt_vision.tasks.segmentation.predictor.Segmenter.save`."""
     results, images = with_sources(results, images)
@@ -56,14 +58,14 @@ def write_label_maps(
             assert result.scores is not None
             stored = (255 * result.scores).round().to(torch.uint8)
         save_image(Image.fromarray(stored.numpy()), maps / name)
-        save_image(draw_result(result, classes), folder / DRAWN / name)
+        save_image(draw_result(result, classes, input), folder / DRAWN / name)
     return [maps, folder / DRAWN]
 
 
-def draw_result(result: SegmentationResult, classes: Sequence[str], legend: bool = True) -> Image.Image:
+def draw_result(result: SegmentationResult, classes: Sequence[str], input: Input, legend: bool = True) -> Image.Image:
     """A readable image with its classes drawn over it; of a binary segmenter, the pixels of a score of at least 0.5."""
     label = result.class_ids
     if label is None:
         assert result.scores is not None
         label = torch.where(result.scores >= 0.5, 0, IGNORE_INDEX)
-    return draw_label_map(decode_source(result.source), label, classes, legend=legend)
+    return draw_label_map(decode_source(result.source, input), label, classes, legend=legend)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, decode
+from ...data.decode import UnreadableImage, decode_input, decode_picture
 from ...data.fingerprint import UsedImages
 from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
@@ -104,7 +104,8 @@ class SegmentationEvaluation:
         for entry in metrics["worst"]:
             raw, truth, name = self.val_set.read(entry["index"])
             caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
-            items.append(_sample(decode(raw, 3, name=name), truth, _decode_png(entry["prediction"]), caption))
+            picture = decode_picture(raw, self.input, name=name)
+            items.append(_sample(picture, truth, _decode_png(entry["prediction"]), caption))
         if items:
             files.append(folder / "worst.png")
             self._grid(items).save(files[-1])
@@ -117,14 +118,13 @@ class SegmentationEvaluation:
         for row in sample_rows(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
-                image = transform(decode(raw, 1 if self.input.channels == 1 else 3, name=name), truth, name)["image"][
-                    None
-                ]
+                image = transform(decode_input(raw, self.input, name=name), truth, name)["image"][None]
             except UnreadableImage:  # already reported by the evaluation
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
             (prediction,) = self.predict(model, batch)
-            items.append(_sample(decode(raw, 3, name=name), truth, _thumbnail(prediction), self.val_set.id(row)))
+            picture = decode_picture(raw, self.input, name=name)
+            items.append(_sample(picture, truth, _thumbnail(prediction), self.val_set.id(row)))
         return self._grid(items) if items else None
 
     def _grid(self, items: Sequence["_Sample"]) -> Image.Image:

@@ -12,9 +12,9 @@ from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
-from torchvision.transforms.functional import crop, get_image_size
+from torchvision.transforms.functional import crop
 
-from ....data.resample import AnyImage, RandomCrop, ResizeTo
+from ....data.resample import AnyImage, RandomCrop, ResizeTo, image_size
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput, check_augment
 from .operations import replace_posterize
@@ -106,5 +106,5 @@ class PadCrop:
 
     def __call__(self, image: AnyImage) -> AnyImage:
         left, top = random.randint(-self.pad, self.pad), random.randint(-self.pad, self.pad)
-        width, height = get_image_size(image)
+        width, height = image_size(image)
         return crop(image, top, left, height, width)  # what is outside the image is filled with zeros

@@ -10,6 +10,7 @@ import os
 import pickle
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
+from ....data import bands
 from ....data.dataset import RawDataset
 from ....data.files import image_formats
 from ....data.fingerprint import hash_bytes
@@ -412,12 +414,14 @@ class FileIndex:
 
 def stored_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image file, from its header; ``None`` for an unreadable image."""
-    try:
-        with Image.open(path, formats=image_formats()) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
-    except Exception:  # Pillow's readers can raise almost any exception on a damaged file
-        return None
+    # The readers can raise almost any exception on a damaged file.
+    with suppress(Exception), Image.open(path, formats=image_formats()) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+    with suppress(Exception), open(path, "rb") as file:
+        if bands.has_arrays(file.read(8)):
+            return bands.stored_size(path)
+    return None
 
 
 def _list_files(folder: Path) -> dict[str, str]:

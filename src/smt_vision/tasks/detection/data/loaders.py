@@ -87,7 +87,7 @@ def detection_eval_loader(
     return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)
 
 
-def _decoded(image: Image.Image, target: DetectionTarget, name: str) -> Item:
+def _decoded(image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> Item:
     check_size(image, target, name)
     return {"image": image, "original": target["size"]}
 

@@ -13,6 +13,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ....data.decode import UnreadableImage
 from ....data.region import Region, fit_size
+from ....data.resample import image_size
 from ....data.transforms import RegionPixels
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
@@ -86,18 +87,19 @@ def _random_crop(width: int, height: int) -> Crop:
     return left, top, left + sides[0], top + sides[1]
 
 
-def detection_eval_transform(input: Input, detect: DetectConfig) -> Callable[[Image.Image], torch.Tensor]:
-    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``."""
+def detection_eval_transform(input: Input, detect: DetectConfig) -> Callable[[Any], torch.Tensor]:
+    """The preprocessing of evaluation and prediction: an image, or its bands, to ``(C, h, w)``."""
     to_pixels = RegionPixels(input)
-    return lambda image: to_pixels(image, eval_region(*image.size, detect))
+    return lambda image: to_pixels(image, eval_region(*image_size(image), detect))
 
 
-def check_size(image: Image.Image, target: DetectionTarget, name: str) -> None:
+def check_size(image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> None:
     """Raise an UnreadableImage if the size of a decoded image differs from its annotations."""
-    if (image.height, image.width) != target["size"]:
+    columns, rows = image_size(image)
+    if (rows, columns) != target["size"]:
         height, width = target["size"]
         raise UnreadableImage(
-            f"{name}: {image.width} x {image.height} pixels, but the annotations have {width} x {height}; fix "
+            f"{name}: {columns} x {rows} pixels, but the annotations have {width} x {height}; fix "
             "one of them (the EXIF orientation is applied)"
         )
 
@@ -119,7 +121,7 @@ class DetectionTransform:
         self.color = ColorJitter(strength, strength, strength) if strength else None
         self.iou_crop = RandomIoUCrop(min_scale=IOU_CROP_SCALE)
 
-    def __call__(self, image: Image.Image, target: DetectionTarget, name: str) -> dict[str, Any]:
+    def __call__(self, image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> dict[str, Any]:
         """``image`` (C, h, w), ``original`` (H, W), and in training ``target``: boxes, labels and optional masks.
 
         Raises:
@@ -127,21 +129,21 @@ class DetectionTransform:
         """
         check_size(image, target, name)
         if self.augment is None:
-            region = eval_region(*image.size, self.detect)
+            region = eval_region(*image_size(image), self.detect)
             return {"image": self.pixels(image, region), "original": target["size"]}
         crop, used = None, ~target["crowd"]
         if self.augment.iou_crop and random.random() < self.augment.iou_crop:
             crop, used = self._sample_iou_crop(image, target)
-        region = train_region(*image.size, self.detect, self.augment, crop)
+        region = train_region(*image_size(image), self.detect, self.augment, crop)
         sample = {"image": self.pixels(image, region, self.color), "original": target["size"]}
         return sample | {"target": self._objects(target, used, region, name)}
 
     def _sample_iou_crop(
-        self, image: Image.Image, target: DetectionTarget
+        self, image: Image.Image | torch.Tensor, target: DetectionTarget
     ) -> tuple[Crop | None, npt.NDArray[np.bool_]]:
         """A crop, and which objects are used, without crowds: those whose center is inside."""
         used = ~target["crowd"]
-        if not used.any() or min(image.size) < IOU_CROP_MIN:
+        if not used.any() or min(image_size(image)) < IOU_CROP_MIN:
             return None, used
         boxes = BoundingBoxes(
             torch.from_numpy(target["boxes"][used]), format=BoundingBoxFormat.XYXY, canvas_size=target["size"]

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomApply
 
 from ....data.region import Region, fit_size
+from ....data.resample import image_size
 from ....data.transforms import RegionPixels
 from ....recipe import Augment, Input
 from ..config import IGNORE_INDEX, SegmentConfig
@@ -71,10 +72,10 @@ class _Side:
         return random.randint(0, self.length - self.window)
 
 
-def segmentation_eval_transform(input: Input, config: SegmentConfig) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing of evaluation and prediction: ``PIL.Image`` -> float tensor ``(C, h, w)``, not cropped."""
+def segmentation_eval_transform(input: Input, config: SegmentConfig) -> Callable[[Any], Tensor]:
+    """The preprocessing of evaluation and prediction: an image, or its bands, to ``(C, h, w)``, not cropped."""
     pixels = RegionPixels(input)
-    return lambda image: pixels(image, eval_region(*image.size, config))
+    return lambda image: pixels(image, eval_region(*image_size(image), config))
 
 
 class SegmentationTransform:
@@ -92,7 +93,7 @@ class SegmentationTransform:
         self.pixels = RegionPixels(input)
         self.photometric = _photometric() if config.photometric else None
 
-    def __call__(self, image: Image.Image, labels: Labels, name: str) -> dict[str, Any]:
+    def __call__(self, image: Image.Image | Tensor, labels: Labels, name: str) -> dict[str, Any]:
         """``image`` ``(C, h, w)`` and ``label``, which is ``(h, w)`` in training and ``(H, W)`` in evaluation.
 
         In training both have the size ``crop``; in evaluation the label map keeps its stored size.
@@ -100,9 +101,10 @@ class SegmentationTransform:
         Raises:
             UnreadableImage: The label map differs in size from the image.
         """
-        check_size(image.size, labels, name)
+        width, height = image_size(image)
+        check_size((width, height), labels, name)
         if self.augment is None:
-            region = eval_region(*image.size, self.config)
+            region = eval_region(width, height, self.config)
             return {"image": self.pixels(image, region), "label": torch.from_numpy(labels)}
         region = train_region(labels, self.config, self.augment)
         pixels = self.pixels(image, region, self.photometric)
