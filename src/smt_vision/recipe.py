@@ -109,12 +109,15 @@ class BandsInput(Input):
             NumPy (.npy) files.
         max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
             too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
-        interpolation: See :class:`Input`; images of bands are resized with ``nearest``, ``bilinear`` or ``bicubic``.
-        mean: See :class:`Input`.
-        std: See :class:`Input`.
-        workers: See :class:`Input`.
-        max_unreadable: See :class:`Input`.
-        exact: See :class:`Input`; not for images of bands.
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
+            ``lanczos``; the last three are not for bands.
+        mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
+            trained with.
+        std: Each channel is divided by it; ``None`` likewise.
+        workers: Data loading processes per training process; 0 loads in the training process.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error.
+        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
+            with torch, which is faster and differs by a level or two of 255. Not for bands.
     """
 
     band_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -87,27 +87,6 @@ class SegmentConfig(Group):
 
 
 @dataclass(frozen=True)
-class SegmentationInput(BandsInput):
-    """How images become tensors.
-
-    Args:
-        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
-            NumPy (.npy) files.
-        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
-            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
-        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
-            ``lanczos``.
-        mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
-            trained with.
-        std: Each channel is divided by it; ``None`` likewise.
-        workers: Data loading processes per training process; 0 loads in the training process.
-        max_unreadable: Unreadable images to report and skip before the run stops with an error.
-        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
-            with torch, which is faster and differs by a level or two of 255.
-    """
-
-
-@dataclass(frozen=True)
 class SegmentationLoss(FocalLoss):
     """The loss of a segmenter, and how it weights the classes.
 
@@ -144,7 +123,7 @@ class SegmentationRecipe(Recipe):
     task: ClassVar[str] = "segment"
     head_group: ClassVar[str] = "segment"
 
-    input: SegmentationInput = field(default_factory=SegmentationInput)
+    input: BandsInput = field(default_factory=BandsInput)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     loss: SegmentationLoss = field(default_factory=SegmentationLoss)
 
