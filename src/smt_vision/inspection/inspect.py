@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +10,11 @@ import numpy.typing as npt
 
 from .._version import __version__
 from ..bounds import Range, checked
-from ..data.dataset import RawDataset
 from ..files import write_text_atomic
 from ..tasks import INSPECTED, get_inspection
-from ..tasks.inspection import Labels, Options
+from ..tasks.inspection import Options
 from .duplicates import count_between_splits, near_duplicates, same_files
-from .measure import Measured, measure_images
+from .measure import SplitInspection, measure_images
 from .page import inspection_page
 
 JSON_NAME, PAGE_NAME = "inspect.json", "inspect.html"
@@ -24,15 +22,6 @@ MAX_IMAGES = 10_000
 LISTED_GROUPS, LISTED_IMAGES = 1000, 20  # groups of duplicates, and images of each, in the JSON
 Limit = Annotated[int, Range(ge=1, le=100_000_000)]
 Seed = Annotated[int, Range(ge=0, le=2**63 - 1)]
-
-
-@dataclass(frozen=True)
-class SplitInspection:
-    """A split, what was measured of its images, and what its labels say."""
-
-    images: RawDataset[Any]
-    measured: Measured
-    labels: Labels
 
 
 @checked
@@ -61,6 +50,7 @@ def inspect(
             (``multi_label``) and ``labels``; to detect, of ``input`` (``val_fraction``, ``channels``, ``max_value``);
             to segment, of ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``, ``zero_is_ignored``).
         on_progress: Called with the number of images read, and of all that will be.
+
     Returns:
         Plain data, ready for JSON; per split and class, and for all splits ``findings``, what should be looked at.
 

@@ -18,7 +18,7 @@ from ..data.bands import bands_to_picture
 from ..data.dataset import RawDataset
 from ..data.decode import UnreadableImage, decode, decode_input
 from ..recipe import Input
-from ..tasks.inspection import Counts, TaskInspection
+from ..tasks.inspection import Counts, Labels, TaskInspection
 
 THREADS = max(1, min(8, os.cpu_count() or 1))  # each holds a decoded image
 CHUNK = 256  # images between two reports of progress
@@ -58,6 +58,15 @@ class Measured:
     values: npt.NDArray[Any]
     labels: Counts
     broken: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class SplitInspection:
+    """A split, what was measured of its images, and what its labels say."""
+
+    images: RawDataset[Any]
+    measured: Measured
+    labels: Labels
 
 
 def measure_images(

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,9 +16,7 @@ from ..tasks.inspection import Counts, TaskInspection
 from ..text import code, markdown
 from . import charts
 from .duplicates import BITS
-
-if TYPE_CHECKING:
-    from .inspect import SplitInspection
+from .measure import SplitInspection
 
 CLASSES, BROKEN, GROUPS, GROUP = 200, 50, 20, 5  # rows of tables, and images named of a group
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_SIDE = 20, 8, 128  # sample sheet of a classification dataset; side in pixels
@@ -27,7 +25,7 @@ PAIRS = 6  # near duplicates that are shown
 
 
 def inspection_page(
-    report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], input: Input
+    report: Mapping[str, Any], splits: Mapping[str, SplitInspection], task: TaskInspection[Any], input: Input
 ) -> str:
     """The page, as HTML.
 
@@ -122,7 +120,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) and value < 100 else f"{value:.0f}"
 
 
-def _objects(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], folder: Path) -> list[str]:
+def _objects(report: Mapping[str, Any], splits: Mapping[str, SplitInspection], folder: Path) -> list[str]:
     facts = {name: report["splits"][name] for name in splits}
     centers = np.sum([each["centers"] for each in facts.values()], axis=0)
     charts.objects({name: split.labels.arrays for name, split in splits.items()}, centers, folder / "objects.svg")
@@ -143,7 +141,7 @@ def _objects(report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"],
 
 
 def _samples(
-    splits: Mapping[str, "SplitInspection"], task: TaskInspection[Any], input: Input, seed: int, folder: Path
+    splits: Mapping[str, SplitInspection], task: TaskInspection[Any], input: Input, seed: int, folder: Path
 ) -> list[str]:
     """Images of each class, or with their labels drawn; of each split."""
     lines = ["## Samples", ""]
@@ -157,7 +155,7 @@ def _samples(
 
 
 def _class_sheet(
-    split: "SplitInspection", task: TaskInspection[Any], input: Input, rng: np.random.Generator
+    split: SplitInspection, task: TaskInspection[Any], input: Input, rng: np.random.Generator
 ) -> Image.Image | None:
     """A row of random images per class; of many classes, from the most to the least frequent."""
     members = _members(split)
@@ -174,7 +172,7 @@ def _class_sheet(
 
 
 def _drawn_sheet(
-    split: "SplitInspection", task: TaskInspection[Any], input: Input, rng: np.random.Generator
+    split: SplitInspection, task: TaskInspection[Any], input: Input, rng: np.random.Generator
 ) -> Image.Image:
     """Images beside the same with their labels, chosen so that rare classes are among them."""
     members = _members(split)
@@ -193,21 +191,21 @@ def _drawn_sheet(
     return sample_grid(panels, ("image", "labels"), names, labels.tolist(), split.images.classes)
 
 
-def _members(split: "SplitInspection") -> dict[int, Counts]:
+def _members(split: SplitInspection) -> dict[int, Counts]:
     """The readable images of each class that has some."""
     readable = np.isin(split.labels.image, split.measured.rows)
     image, label = split.labels.image[readable], split.labels.label[readable]
     return {int(k): image[label == k] for k in np.unique(label)}
 
 
-def _read(split: "SplitInspection", i: int, input: Input) -> tuple[Image.Image, Any]:
+def _read(split: SplitInspection, i: int, input: Input) -> tuple[Image.Image, Any]:
     """An image and its target; the image has been read before."""
     raw, target, name = split.images.read(i)
     return decode_picture(raw, input, name=name), target
 
 
 def _duplicates(
-    report: Mapping[str, Any], splits: Mapping[str, "SplitInspection"], input: Input, folder: Path
+    report: Mapping[str, Any], splits: Mapping[str, SplitInspection], input: Input, folder: Path
 ) -> list[str]:
     lines = []
     for key, title in (("duplicates", "The same files"), ("near_duplicates", "Near duplicates")):
