@@ -4,11 +4,12 @@ from pathlib import Path
 
 from ....data.archive import TAR_SUFFIXES, is_tar
 from ....data.dataset import Split
+from ....data.tables import SUFFIXES
 from ..config import LabelsConfig
 from .dataset import ImageDataset
 from .folders import open_folder, open_tar_of_folders
 from .hub import open_digits, open_hub, open_torchvision
-from .label_files import SUFFIXES, find_label_files, is_label_file, open_label_files
+from .label_files import find_label_files, is_label_file, open_label_files
 from .shards import expand_shards, list_shards, open_shards
 
 
