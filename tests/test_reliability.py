@@ -318,11 +318,23 @@ def _history(state: Any) -> None:
     state["history"] = ["50"]
 
 
+def _listing(state: Any) -> None:
+    state["listing"] = torch.zeros(2)
+
+
+def _labels(state: Any) -> None:
+    state["labels"] = [torch.zeros(2), torch.zeros(2)]
+
+
+def _classes(state: Any) -> None:
+    del state["spec"]["classes"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         _shape, _expanded, _steps, _group, _no_tensor, _missing, _weights, _step, _metrics, _no_spec,
-        _tensor_in_metrics, _no_primary_metric, _history,
+        _tensor_in_metrics, _no_primary_metric, _history, _listing, _labels, _classes,
     ],
 )  # fmt: skip
 def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, change: Any) -> None:

@@ -136,6 +136,7 @@ MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
     ("run", "metrics of another form", "last.pt", _edited_state(lambda state: state.update(metrics={"miou": 1000.0, "per_class": [3]}))),  # noqa: E501
     ("run", "metrics without the primary one", "last.pt", _edited_state(lambda state: state.update(metrics={"loss": 1.0}))),  # noqa: E501
     ("run", "a history of text", "last.pt", _edited_state(lambda state: state.update(history=["best"]))),
+    ("run", "a listing that is a tensor", "last.pt", _edited_state(lambda state: state.update(listing=torch.zeros(2)))),
     ("voc", "a line of a million characters", "train.txt", lambda content: content + b"a" * 10**6),
     ("model", "a huge model", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(embed_dims=[8, 8, 10**5, 16]))),  # noqa: E501
     ("model", "a million blocks", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(depths=[1, 1, 10**6, 1]))),  # noqa: E501

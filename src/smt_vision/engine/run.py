@@ -39,8 +39,12 @@ STATE: dict[str, Any] = {
     "model": dict, "optimizer": dict, "precision": dict, "spec": dict, "recipe": dict, "metrics": dict, "step": int,
     "steps_per_epoch": int, "best_epoch": int, "seconds": int | float,
 }  # fmt: skip
-# Entries that checkpoints of earlier versions do not have; the lists are of numbers.
-NEWER_STATE: dict[str, Any] = {"evaluated_step": int, "kept_at": int | float, "history": list, "left_out": list}
+# Entries that not every checkpoint has; the lists are of numbers.
+OPTIONAL_STATE: dict[str, Any] = {
+    "evaluated_step": int, "kept_at": int | float, "history": list, "left_out": list, "listing": int, "labels": list,
+    "teacher": int | str,
+}  # fmt: skip
+HASHES = ("listing", "teacher")  # may be negative
 # Entries of optimizers' states that have the shape of their parameter.
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf")
 # A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
@@ -481,15 +485,17 @@ def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
         ValueError: An entry is missing or has another type.
     """
     state = checkpoint.state
-    for name, kinds in (STATE | {name: kinds for name, kinds in NEWER_STATE.items() if name in state}).items():
+    for name, kinds in (STATE | {name: kinds for name, kinds in OPTIONAL_STATE.items() if name in state}).items():
         value = state.get(name)
         valid = isinstance(value, kinds)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and name not in HASHES:
             valid = valid and 0 <= value < math.inf
-        elif name in NEWER_STATE and valid:
-            valid = all(isinstance(item, int | float) for item in state[name])
+        elif isinstance(value, list):
+            valid = valid and all(isinstance(item, int | float) for item in value)
         if not valid:
             raise ValueError(f"{checkpoint.path}: not a training checkpoint: its entry {name!r} is {str(value)[:80]!r}")
+    if not isinstance(state["spec"].get("classes"), list | tuple):
+        raise ValueError(f"{checkpoint.path}: not a training checkpoint: its model spec has no classes")
     try:
         json.dumps(state["metrics"])
     except (TypeError, ValueError, RecursionError) as error:
