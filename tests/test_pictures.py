@@ -420,6 +420,9 @@ def test_summary_contains_the_numbers(tmp_path):
     for name in ("curves", "confusion", "samples/epoch_291"):
         assert f"]({name}.png)" in text
     assert "Expected: the paper, table 1." in text
+    text = summary(tmp_path, classes=())
+    assert f"smt train finetune --checkpoint {tmp_path} --data MY_IMAGES" in text
+    assert "smt predict" not in text
     text = summary(tmp_path, changed=["model", "optim.lr"])
     assert "Expected with the recipe as it is: the paper, table 1. This run changes `model`, `optim.lr`." in text
     text = summary(tmp_path, changed=[f"field{i}" for i in range(9)])

@@ -148,7 +148,10 @@ def run(args: Any) -> Output:
     result = f": {metric} {numbers[metric]:.2f} % (best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"
     show: list[Any] = ["", styled((str(folder), "bold"), result)]
     show += [f"  {path.name}" for path in (*sorted(folder.glob("summary.*")), *sorted(folder.glob("*.png")))]
-    show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
+    if done.task.spec.classes:
+        show.append(f"use it: smt predict {shell_word(folder)} IMAGE_OR_FOLDER")
+    else:
+        show.append(f"start from it: smt train finetune --checkpoint {shell_word(folder)} --data MY_IMAGES")
     return Output(data, show)
 
 

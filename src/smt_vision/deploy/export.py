@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from .._version import __version__
 from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
+from ..files import write_atomic
 from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256, why_not_here
 from .form import ExportForm
 from .programs import ONE_SHAPE, quiet
@@ -102,7 +103,8 @@ def export_model(
             calibration = np.union1d(used_images.calibration, calibration)  # with those of a temperature
             used_images = dataclasses.replace(used_images, calibration=calibration)
         if used_images is not None:
-            save_file(used_images.to_tensors(), new / IMAGES)
+            tensors = used_images.to_tensors()
+            write_atomic(new / IMAGES, lambda part: save_file(tensors, part))
             files.append(IMAGES)
         manifest = Manifest(
             name=form.name,

@@ -57,7 +57,7 @@ def write_summary(
         seconds: Training time.
         hardware: The hardware, in one line.
         command: The exact command line, printable and in one line.
-        classes: Number of classes.
+        classes: Number of classes; 0 for a network that predicts nothing.
         input_description: Description of the model's input.
         cost: Size and cost of the model.
         trained: The parameters that were trained, in words; empty if they are all.
@@ -110,8 +110,16 @@ def write_summary(
         "## Next steps",
         "",
         "```sh",
-        f"smt predict {shell_word(folder)} IMAGE_OR_FOLDER   # predict images",
-        f"smt eval {shell_word(folder)}                      # repeat this evaluation",
+        *(
+            (
+                f"smt predict {shell_word(folder)} IMAGE_OR_FOLDER   # predict images",
+                f"smt eval {shell_word(folder)}                      # repeat this evaluation",
+            )
+            if classes
+            else (
+                f"smt train finetune --checkpoint {shell_word(folder)} --data MY_IMAGES   # start from these weights",
+            )
+        ),
         f"smt train --resume {shell_word(folder)}            # continue from the last checkpoint",
         "```",
     ]
