@@ -218,6 +218,7 @@ def test_exports_in_predict_and_eval(
     manifest = Manifest.read(folder)
     assert read_spec(manifest.spec) == smt_vision.load(trained).spec == smt_vision.load(folder).spec
     assert manifest.dynamic_image_size
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # everyone may read what others may
     names = [("blue", (0, 1, 3)), ("green", (0, 2, 3)), ("red", (1, 2))]
     assert manifest.parity["images"] == [f"{name}/{i}.png" for name, numbers in names for i in numbers]
     photos = colored / "val" / "red"

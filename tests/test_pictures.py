@@ -420,7 +420,7 @@ def test_summary_contains_the_numbers(tmp_path):
     for name in ("curves", "confusion", "samples/epoch_291"):
         assert f"]({name}.png)" in text
     assert "Expected: the paper, table 1." in text
-    text = summary(tmp_path, classes=())
+    text = summary(tmp_path, classes=(), tables=[])
     assert f"smt train finetune --checkpoint {tmp_path} --data MY_IMAGES" in text
     assert "smt predict" not in text
     text = summary(tmp_path, changed=["model", "optim.lr"])

@@ -195,7 +195,10 @@ def test_command(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "--input.size", "32", "--input.workers", "0", "--batch_size", "4", "--epochs", "1",
     ]  # fmt: skip
     assert main(["train", "pretrain", "--data", str(colored), "--run", str(tmp_path / "run"), *arguments]) == 0
-    assert "knn" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "knn" in out
+    assert f"smt train finetune --checkpoint {tmp_path / 'run'}" in out
+    assert "smt predict" not in out
     assert "nearest neighbors" in (tmp_path / "run" / "summary.md").read_text()
     assert main(["predict", str(tmp_path / "run"), str(colored / "val")]) == 1
     assert "initial weights (smt train RECIPE --checkpoint FILE)" in capsys.readouterr().err
