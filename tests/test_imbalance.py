@@ -314,9 +314,20 @@ def test_cross_entropy_is_pytorchs(batch: dict[str, Tensor], target: str, smooth
     expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     assert criterion("auto", smoothing=smoothing)(logits, labels) == expected
     dense = F.one_hot(labels, K).float() if target == "index" else labels
-    dense = dense * (1 - smoothing) + smoothing / K
-    naive = -(WEIGHTS * dense * logits.log_softmax(1)).sum(1).mean()
+    each = F.cross_entropy(logits, dense, label_smoothing=smoothing, reduction="none")
+    naive = ((dense @ WEIGHTS) * each).mean()
     same(criterion("cross_entropy", weighted=True, smoothing=smoothing)(logits, labels), naive)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce", "focal", "asymmetric"])
+def test_a_rare_class_has_no_weight_in_the_smoothed_target_of_other_images(name: str) -> None:
+    """Of an image of a frequent class, the rare one would else be the larger part of the target."""
+    loss = ClassificationLoss((0.25, 25.0), name=name)  # type: ignore[arg-type]
+    compute = classification_loss(loss, ("frequent", "rare"), np.array([99, 1]), label_smoothing=0.1)
+    logits = torch.zeros(1, 2, requires_grad=True)
+    compute(logits, torch.tensor([0])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0 < logits.grad[0, 1]
 
 
 def test_loss_of_index_targets_is_that_of_the_same_soft_targets(batch: dict[str, Tensor]) -> None:

@@ -1,8 +1,9 @@
 """Class weights of losses, from the frequencies of the classes in the training images. Shapes: K classes.
 
-A weight multiplies the terms in which its class is the target, and the loss stays the plain mean over images or pixels.
-So the loss of a process or a batch never depends on which classes it happens to have, soft targets are weighted like
-hard ones, and the mean over processes is the loss of the global batch.
+A weight multiplies the loss of the images or pixels of its class; in one-vs-all losses, the term of the class that an
+image has. An image whose labels are mixed has the mean of their weights, and label smoothing does not change a weight.
+The loss stays the plain mean over images or pixels: it never depends on which classes a batch or a process happens to
+have, and the mean over processes is the loss of the global batch.
 """
 
 from collections.abc import Sequence

@@ -148,7 +148,8 @@ class ClassificationLoss(FocalLoss):
         class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of training images;
             ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019); or a list, one
             per class in their order. Computed weights have a mean of 1 over the training labels, so that the scale of
-            the loss stays. A weight multiplies the terms of its class as a target.
+            the loss stays. A weight multiplies the loss of the images of its class; in one-vs-all losses, the term of
+            the class that an image has.
         beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
             classes equally, towards 1 the weights become those of ``balanced``.
         gamma: Of ``focal``: exponent by which well classified images count less.

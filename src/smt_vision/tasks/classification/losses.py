@@ -32,7 +32,8 @@ def classification_loss(
     PyTorch's and torchvision's are. See :mod:`smt_vision.tasks.class_weights` on the class weights.
 
     Label smoothing e makes targets t (1 - e) + e / K; with ``multi_label``, where each class is a target of its own,
-    t (1 - e) + e / 2.
+    t (1 - e) + e / 2. Class weights are those of t: a large weight of a rare class does not multiply its share of the
+    smoothing, which every image has, and which may be more than the image's own class would then have.
 
     Args:
         loss: The recipe's fields.
@@ -56,30 +57,26 @@ def classification_loss(
 
     def criterion(logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
+        if name == "cross_entropy" and weights is None:
+            return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        hard = (F.one_hot(target, len(classes)) if target.ndim == 1 else target).float()
+        target = hard * (1 - label_smoothing) + smoothed
         weight = None if weights is None else weights.to(logits.device, non_blocking=True)
-        if name == "cross_entropy":
-            if weight is None:
-                return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-            # PyTorch's mean divides by the weights in the batch for class indices, and not for soft targets.
-            terms = F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing, reduction="none")
-            return terms.mean()
-        if target.ndim == 1:
-            target = F.one_hot(target, len(classes))
-        target = target.float() * (1 - label_smoothing) + smoothed
-        if name == "focal" and not multi_label:
-            return softmax_focal(logits, target, loss.gamma, weight).mean()
+        if name == "cross_entropy" or (name == "focal" and not multi_label):
+            terms = softmax_focal(logits, target, loss.gamma if name == "focal" else 0.0)
+            return (terms if weight is None else terms * (hard @ weight)).mean()
+        positive = target if weight is None else target + (weight - 1) * (1 - label_smoothing) * hard
         if name == "asymmetric":
-            terms = one_vs_all(logits, target, loss.gamma_positive, loss.gamma_negative, loss.clip, weight)
+            exponents = loss.gamma_positive, loss.gamma_negative, loss.clip
         else:
-            gamma = loss.gamma if name == "focal" else 0.0
-            terms = one_vs_all(logits, target, gamma, gamma, 0.0, weight)
-        return terms.mean()
+            exponents = (loss.gamma, loss.gamma, 0.0) if name == "focal" else (0.0, 0.0, 0.0)
+        return one_vs_all(logits, positive, 1 - target, *exponents).mean()
 
     return criterion
 
 
-def softmax_focal(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """Focal loss of the softmax (B,): sum over the classes of -weight target (1 - p)^gamma log(p).
+def softmax_focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Focal loss of the softmax (B,): sum over the classes of -target (1 - p)^gamma log(p).
 
     Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017) define it for two classes; this is its form for K
     classes, of which cross-entropy is the case gamma = 0.
@@ -88,45 +85,37 @@ def softmax_focal(logits: Tensor, target: Tensor, gamma: float, weight: Tensor |
         logits: (B, K) float32.
         target: (B, K), which sum to 1.
         gamma: Exponent.
-        weight: (K,).
     """
     log_p = logits.log_softmax(dim=1)
-    terms = target * focus(-log_p.expm1(), gamma) * -log_p
-    return (terms if weight is None else terms * weight).sum(dim=1)
+    return (target * focus(-log_p.expm1(), gamma) * -log_p).sum(dim=1)
 
 
 def one_vs_all(
-    logits: Tensor,
-    target: Tensor,
-    gamma_positive: float,
-    gamma_negative: float,
-    clip: float,
-    weight: Tensor | None = None,
+    logits: Tensor, positive: Tensor, negative: Tensor, gamma_positive: float, gamma_negative: float, clip: float
 ) -> Tensor:
     """Asymmetric loss (B, K) of Ridnik et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021.
 
-    With p the sigmoid of the logit and q = max(p - clip, 0), the sum of -weight target (1 - p)^gamma_positive log(p)
-    and -(1 - target) q^gamma_negative log(1 - q). Without exponents and clipping it is binary cross-entropy, with equal
+    With p the sigmoid of the logit and q = max(p - clip, 0), the sum of -positive (1 - p)^gamma_positive log(p) and
+    -negative q^gamma_negative log(1 - q). Without exponents and clipping it is binary cross-entropy, with equal
     exponents and no clipping the focal loss of Lin et al. (ICCV 2017). For targets of 0 and 1 it equals the functions
     of PyTorch, torchvision and timm; these treat soft targets in different ways, or have no class weights.
 
     Args:
         logits: (B, K) float32.
-        target: (B, K), each in [0, 1].
+        positive: Coefficients of the positive terms (B, K): the target, times the weight of its class (``pos_weight``
+            of PyTorch).
+        negative: Coefficients of the negative terms (B, K): 1 - target.
         gamma_positive: Exponent of the positive terms.
         gamma_negative: Exponent of the negative terms.
         clip: Probability up to which negative terms are 0.
-        weight: (K,), multiplies the positive terms: ``pos_weight`` of PyTorch.
     """
-    positive = -F.logsigmoid(logits) * focus((-logits).sigmoid(), gamma_positive)
+    of_positive = -F.logsigmoid(logits) * focus((-logits).sigmoid(), gamma_positive)
     if clip == 0:
-        negative = -F.logsigmoid(-logits) * focus(logits.sigmoid(), gamma_negative)
+        of_negative = -F.logsigmoid(-logits) * focus(logits.sigmoid(), gamma_negative)
     else:
         q = (logits.sigmoid() - clip).clamp(min=0)
-        negative = -(-q).log1p() * focus(q, gamma_negative)
-    if weight is not None:
-        positive = positive * weight
-    return target * positive + (1 - target) * negative
+        of_negative = -(-q).log1p() * focus(q, gamma_negative)
+    return positive * of_positive + negative * of_negative
 
 
 def focus(error: Tensor, gamma: float) -> Tensor | float:
