@@ -420,7 +420,7 @@ def test_what_the_kernels_take() -> None:
 
 
 def test_an_unknown_choice_of_kernels() -> None:
-    command = [sys.executable, "-c", "import smt_vision"]
+    command = [sys.executable, "-c", "import smt_vision, timm"]
     run = subprocess.run(command, env={**os.environ, "SMT_VISION_KERNELS": "palin"}, capture_output=True, text=True)
     assert "ValueError: invalid SMT_VISION_KERNELS='palin': expected one of 'auto', 'plain'" in run.stderr
 

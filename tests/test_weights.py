@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import smt_vision
 from literal import LiteralSMT
 from smt_vision import registry
-from smt_vision.files import read_tensors
 from smt_vision.model import SMT
 from smt_vision.registry import VARIANTS
+from smt_vision.tensor_files import read_tensors
 
 SIZE: dict[str, Any] = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
 

@@ -1,7 +1,7 @@
 """SMT Vision: the Scale-Aware Modulation Transformer, its training and its use.
 
-Importing the package registers its models with timm: ``timm.create_model("smt_tiny", features_only=True)``. Everything
-else is imported when it is first used::
+Importing the package registers its models with timm, before or after timm is imported:
+``timm.create_model("smt_tiny", features_only=True)``. Everything else is imported when it is first used::
 
     predictor = smt_vision.load("runs/finetune")  # or a checkpoint, an export, or a timm name
     predictor(["cat.jpg"])[0].label
@@ -10,11 +10,9 @@ else is imported when it is first used::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import _interrupt as _interrupt_first  # noqa: F401  before the imports below, which take seconds
-from . import registry as _registry  # noqa: F401  registers the models with timm
+from . import _interrupt as _interrupt_first  # noqa: F401  before anything that takes seconds
+from ._registration import register as _register
 from ._version import __version__
-from .model import SMT
-from .registry import backbone
 
 if TYPE_CHECKING:
     from .api import export, predict
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
     from .engine.lr_finder import find_lr
     from .forms.inference import fuse
     from .inspection.inspect import inspect
+    from .model import SMT
     from .recipe import Recipe
+    from .registry import backbone
     from .tasks import RECIPES
     from .tasks.classification.predictor import Classifier
     from .tasks.classification.results import Prediction
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .tasks.video import predict_video
 
 _LAZY = {
+    "SMT": ".model",
+    "backbone": ".registry",
     "load": ".tasks.load",
     "train": ".engine.loop",
     "find_lr": ".engine.lr_finder",
@@ -101,3 +103,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_register()

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import find_state_dict, read_tensors, write_atomic
+from .files import write_atomic
 from .legacy import upgrade
 from .lora import has_adapters, merge_state
+from .tensor_files import find_state_dict, read_tensors
 
 LAST, BEST = "last.pt", "best.pt"
 EARLIER, KEPT = "last-{:08}.pt", "step-{:08}.pt"  # checkpoints of earlier steps: the last few, and those kept for good
@@ -44,7 +45,7 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict, with low-rank adapters merged; see :func:`smt_vision.files.find_state_dict`.
+        """The state dict, with low-rank adapters merged; see :func:`smt_vision.tensor_files.find_state_dict`.
 
         Raises:
             ValueError: The file does not contain a state dict.

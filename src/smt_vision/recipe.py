@@ -38,10 +38,12 @@ LearningRate = Annotated[float, Range(ge=0)]
 
 def is_optimizer(name: str) -> bool:
     """Whether timm has this optimizer and the training loop can use it."""
-    from timm.optim import list_optimizers  # imported late: only needed for other optimizers than the recipes' own
+    if name in ("adamw", "sgd"):  # those of the recipes: timm need not be imported
+        return True
+    from timm.optim import list_optimizers
 
     # adahessian needs second derivatives.
-    return name == "adamw" or name.removeprefix("lookahead_") in list_optimizers(exclude_filters=["adahessian"])
+    return name.removeprefix("lookahead_") in list_optimizers(exclude_filters=["adahessian"])
 
 
 @dataclass(frozen=True)

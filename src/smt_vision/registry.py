@@ -1,7 +1,7 @@
 """Variants of SMT: their constructor arguments, pretrained weights and registration with timm.
 
 The registered functions build the plain network with fast forms of its modules (see ``forms``). With the environment
-variable ``SMT_VISION_KERNELS=plain``, read when the package is imported, they build the plain network only.
+variable ``SMT_VISION_KERNELS=plain``, read when the models are registered, they build the plain network only.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import timm
@@ -25,12 +25,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from . import baselines, checkpoints  # noqa: F401  baselines registers models with timm
-from .files import find_state_dict, read_tensors
-from .forms import use_fast_forms
-from .model import SMT
-from .model.loading import convert_features_state
-from .model.official import RELEASE_URL, our_state, require_smt
+from .tensor_files import find_state_dict, read_tensors
 
+# The network is imported when it is built: this module is imported in the midst of whichever import of timm comes
+# first, which may be the network's own.
+if TYPE_CHECKING:
+    from .model import SMT
+
+RELEASE_URL = "https://github.com/AFeng-x/SMT/releases/download/v1.0.0/"
 # URLError, timeouts, lost connections and most of the Hub's errors are OSErrors.
 DOWNLOAD_ERRORS = (OSError, HTTPException, hub_errors.HTTPError)
 
@@ -108,7 +110,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: "SMT") -> dict[str, Tensor]:
     """The state dict in a weight file (the release's, a training checkpoint, or a state dict), for a model.
 
     Raises:
@@ -116,6 +118,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SMT) -> dict[str, Te
         RuntimeError: There are missing or unexpected keys. timm loads strictly only where the number of classes is the
             file's; this check always covers everything but the classifier.
     """
+    from .model.official import our_state
+
     cfg: Any = model.pretrained_cfg
     state_dict = our_state(find_state_dict(state_dict), cfg.get("file") or cfg.get("url") or "pretrained weights")
     head = {"head.fc.weight", "head.fc.bias"}
@@ -255,6 +259,8 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
         ValueError: The variant is unknown, the file cannot be read, or it has several SMTs.
         RuntimeError: The weights do not match the variant and the arguments.
     """
+    from .model.official import our_state, require_smt
+
     if name.partition(".")[0] not in VARIANTS:
         raise ValueError(f"invalid name={name!r}: expected one of {', '.join(VARIANTS)}, or one of these with a tag")
     if weights is None:
@@ -280,12 +286,15 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
     return net
 
 
-def _build(**kwargs: Any) -> SMT:
+def _build(**kwargs: Any) -> "SMT":
+    from .forms import use_fast_forms
+    from .model import SMT
+
     model = SMT(**kwargs)
     return model if KERNELS == "plain" else use_fast_forms(model)
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> "SMT":
     tag = kwargs.get("pretrained_cfg")
     tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
     args = {**VARIANTS[variant], **tag_args, **kwargs}
@@ -313,6 +322,8 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
         name = f"{variant}.{tag}" if isinstance(tag, str) else variant
         raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
     if kwargs.get("features_only"):
+        from .model.loading import convert_features_state
+
         model.register_load_state_dict_pre_hook(convert_features_state)
     # timm saves the caller's arguments with a model; without the tag's, reloading would build another network.
     model._model_args = dict(tag_args)
@@ -320,42 +331,42 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> SMT:
 
 
 @register_model
-def smt_atto(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_atto(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-Atto, a variant of this package for tests and very small images."""
     return _create("smt_atto", pretrained, **kwargs)
 
 
 @register_model
-def smt_femto(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_femto(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-Femto, a variant of this package for small images and edge devices."""
     return _create("smt_femto", pretrained, **kwargs)
 
 
 @register_model
-def smt_pico(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_pico(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-Pico, a variant of this package for edge devices."""
     return _create("smt_pico", pretrained, **kwargs)
 
 
 @register_model
-def smt_tiny(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_tiny(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-T of the paper: 11.5 M parameters, 2.46 GMAC at 224."""
     return _create("smt_tiny", pretrained, **kwargs)
 
 
 @register_model
-def smt_small(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_small(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-S of the release: 22.6 M parameters (the paper's table says 20.5), 4.84 GMAC at 224."""
     return _create("smt_small", pretrained, **kwargs)
 
 
 @register_model
-def smt_base(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_base(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-B of the paper: 32.0 M parameters, 7.97 GMAC at 224."""
     return _create("smt_base", pretrained, **kwargs)
 
 
 @register_model
-def smt_large(pretrained: bool = False, **kwargs: Any) -> SMT:
+def smt_large(pretrained: bool = False, **kwargs: Any) -> "SMT":
     """SMT-L of the paper: 80.6 M parameters, 17.9 GMAC at 224, with LayerScale."""
     return _create("smt_large", pretrained, **kwargs)

@@ -76,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from ..registry import PretrainedWeightsError
     from ..signals import Stopped
 
     raise_on_interrupt()
@@ -95,7 +94,8 @@ def _run(command: str, arguments: list[str]) -> int:
         return 130
     except (ValueError, OSError, RuntimeError, ImportError, ArithmeticError) as error:
         rank = f" (rank {_rank()})" if _rank() else ""
-        message = error.for_command(command) if isinstance(error, PretrainedWeightsError) else error
+        # Pretrained weights that cannot be had have another remedy here; their class is not imported for this.
+        message = error.for_command(command) if hasattr(error, "for_command") else error
         # The package's own errors, which are these, have one line.
         shown = printable(message, multiline=not isinstance(error, ValueError | OSError))
         print(f"smt {command}{rank}: error: {shown}", file=sys.stderr)

@@ -1,11 +1,11 @@
 """``smt inspect``."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from rich.table import Table
 
-from ..inspection.inspect import MAX_IMAGES, PAGE_NAME, Limit, Seed, inspect
 from ..tasks import INSPECTED, get_inspection, recipe_class
 from ..text import printable
 from .common import Output, Parser, new_parser
@@ -18,16 +18,22 @@ smt inspect cells --task detect --out cells_inspected
 smt inspect DUTS --task segment --segment.kind binary
 smt inspect imagenet --max_images 50000                   read a sample of 50,000 images per split
 """
-# Group and field, with the class that declares it, of all tasks.
-OPTIONS = {
-    (group, name): recipe_class(task).groups()[group]
-    for task in INSPECTED
-    for group, names in get_inspection(task).options.items()
-    for name in names
-}
+
+
+@cache
+def _options() -> dict[tuple[str, str], Any]:
+    """Group and field, with the class that declares it, of all tasks."""
+    return {
+        (group, name): recipe_class(task).groups()[group]
+        for task in INSPECTED
+        for group, names in get_inspection(task).options.items()
+        for name in names
+    }
 
 
 def build_parser(words: list[str]) -> Parser:
+    from ..inspection.inspect import MAX_IMAGES, Limit, Seed
+
     parser = new_parser("inspect", f"{HELP}.", EXAMPLES)
     parser.add_argument("data", help="the images, as for smt train --data")
     parser.add_argument("--task", choices=list(INSPECTED), help="default: the task whose layout the data have")
@@ -38,15 +44,17 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--seed", type=Seed, default=0, help="seed of the sample and of held-out images, as in a recipe"
     )
-    for (group, name), declared in OPTIONS.items():
+    for (group, name), declared in _options().items():
         kind = get_type_hints(declared, include_extras=True)[name] | None
         parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe")
     return parser
 
 
 def run(args: Any) -> Output:
+    from ..inspection.inspect import PAGE_NAME, inspect
+
     overrides: dict[str, dict[str, Any]] = {}
-    for group, name in OPTIONS:
+    for group, name in _options():
         if (value := args[f"{group}.{name}"]) is not None:
             overrides.setdefault(group, {})[name] = value
     with progress_callback("reading images") as on_progress:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-RELEASE_URL = "https://github.com/AFeng-x/SMT/releases/download/v1.0.0/"
 
 # (official, ours): prefixes of keys, of which the first that matches counts. {i} is the stage, {j} the block and {k}
 # the convolution head; the release counts stages and heads from 1, this package from 0. Where several official layers
