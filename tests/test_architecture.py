@@ -30,8 +30,8 @@ LAYERS = (
     {"model", "kernels"},
     {"checkpoints"},
     {"lora"},
-    {"spec", "legacy", "files", "yaml_files", "pages"},
-    {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_version"},
+    {"spec", "legacy", "files", "tensor_files", "yaml_files", "pages"},
+    {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_registration", "_version"},
     {"bounds", "text"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}
