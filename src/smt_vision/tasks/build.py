@@ -25,7 +25,7 @@ from .classes import some_names
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
-SMALL_SIDE = 64  # pixels; larger images are known to be large enough
+SMALL_SIDE = 64  # pixels; larger images are large enough for any known network
 
 
 class UnknownModelError(ValueError):
