@@ -16,7 +16,7 @@ from smt_vision.study.results import RESULTS, read_results
 from smt_vision.study.runner import cell_folder, run_cells
 from test_study import TINY_STUDY
 
-LONG = {"epochs": 6, "engine.eval_every": 6, "engine.log_every": 1}
+LONG = {"epochs": 15, "engine.eval_every": 15, "engine.log_every": 1}
 COMMAND = """\
 from smt_vision.study.study import *
 from test_study import TINY_STUDY
@@ -55,13 +55,13 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
     file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
     cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
     folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
-    for step, number in ((2, signal.SIGINT), (8, signal.SIGKILL)):
+    for text, number in (('"step": 2', signal.SIGINT), ('"kind": "resume"', signal.SIGKILL)):
         process = start(file, folder, shapes)
-        wait_for(log, process, f'"step": {step}')
+        wait_for(log, process, text)
         process.send_signal(number)
         assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         assert not (folder / RESULTS).exists()
-    assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 36
+    assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 90
     assert read_results([folder / RESULTS]).keys() == {cell.key}
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds.count("resume") == 2

@@ -52,7 +52,8 @@ def stored_size(path: Path) -> tuple[int, int]:
         ImportError: It is a TIFF file, and tifffile is not installed.
     """
     if is_numpy(path):
-        height, width, *_ = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        with open(path, "rb") as file:
+            (height, width, *_), _, _ = _read_numpy_header(file)
         return height, width
     tifffile = require("tifffile", "bands")
     with tifffile.TiffFile(path) as tiff:
@@ -77,11 +78,17 @@ def read_array(data: bytes | Path) -> npt.NDArray[Any]:
         return _read_numpy(file) if head == NUMPY_MAGIC else _read_tiff(file)
 
 
-def _read_numpy(file: Any) -> npt.NDArray[Any]:
+def _read_numpy_header(file: Any) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether the order is Fortran's, and type."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = read_header(file)
     _check_size(shape)
+    return shape, is_fortran, dtype
+
+
+def _read_numpy(file: Any) -> npt.NDArray[Any]:
+    shape, is_fortran, dtype = _read_numpy_header(file)
     if dtype.hasobject or dtype.kind not in "iuf":
         raise ValueError(f"an array of type {dtype}; expected integers or floating point")
     content = file.read(math.prod(shape) * dtype.itemsize)
