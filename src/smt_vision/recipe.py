@@ -107,8 +107,7 @@ class BandsInput(Input):
     """How images become tensors, where they may have any number of bands.
 
     Args:
-        channels: Image channels: 3 for RGB, 1 for grayscale; any other number for images of so many bands, in TIFF or
-            NumPy (.npy) files.
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
         max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
             too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, decode_input, decode_picture
+from ...data.bands import bands_to_picture
+from ...data.decode import UnreadableImage, decode_input
 from ...data.fingerprint import UsedImages
 from ...data.region import Region
 from ...data.subset import held_out_in_training
@@ -204,9 +205,9 @@ class DetectionTraining(DetectionEvaluation):
             raw, target, name = self.val_set.read(row)
             try:
                 image = decode_input(raw, self.input, name=name)
-                picture = decode_picture(raw, self.input, name=name)
             except UnreadableImage:  # already reported by the evaluation
                 continue
+            picture = image if isinstance(image, Image.Image) else bands_to_picture(image)
             if (picture.height, picture.width) != target["size"]:
                 continue
             detections = detect_image(model, image, self.pixels, self.config, device)
