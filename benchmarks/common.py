@@ -32,7 +32,7 @@ def reference_parser(description: str | None) -> argparse.ArgumentParser:
 
 def add_measurement_options(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Options of the scripts that time any model, as in ``smt bench``."""
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32-true")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--allocator",

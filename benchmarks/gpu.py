@@ -29,10 +29,10 @@ from gpu_kernels import Grid, check_kernels, copy_bandwidth, time_kernels, use_k
 from reference import reference_and_ours
 from smt_vision.benchmark.report import markdown_table
 from smt_vision.benchmark.timing import Call, inference_step, interleave, training_step
-from smt_vision.forms.inference import fuse
+from smt_vision.forms.inference import AutocastModel, fuse
 from smt_vision.kernels import availability
 
-PRECISION = "bf16-mixed"
+PRECISION = "bf16"
 TRAINING_SHARE = 0.35  # of the time budget: not available to inference
 
 
@@ -145,7 +145,6 @@ def _baseline(name: str, plan: Plan) -> nn.Module:
 def time_models(plan: Plan, budget: Budget, reference: nn.Module, ours: nn.Module, train: bool) -> list[dict[str, Any]]:
     """Images per second, ratio to the reference and peak memory of each model that the budget allows."""
     mode = "training" if train else "inference"
-    make_step = training_step if train else inference_step
     x = torch.randn(plan.batch_size, 3, plan.size, plan.size, device=plan.device)
     calls: dict[str, Call] = {}
     memory: dict[str, int | None] = {}
@@ -161,7 +160,9 @@ def time_models(plan: Plan, budget: Budget, reference: nn.Module, ours: nn.Modul
             model = entry.model
             if entry.compiled:
                 model = cast(nn.Module, torch.compile(model, fullgraph=True, backend=plan.backend))
-            call = with_kernels(entry.kernels, make_step(model, x, PRECISION))
+            autocast = AutocastModel(model, torch.bfloat16)
+            step = training_step(model, x, PRECISION) if train else inference_step(autocast, x)
+            call = with_kernels(entry.kernels, step)
             call()
             calls[entry.name], memory[entry.name] = call, peak_memory(call, plan.device)
     timings = interleave(calls, rounds=plan.rounds, seconds=plan.turn_s, device=plan.device)

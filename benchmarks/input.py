@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     input = replace(RECIPE.input, exact=args.exact, size=args.size or RECIPE.input.size)
     results: dict[str, Any] = {}
     if args.model:
-        candidate = load_candidate(args.model, args.device, args.size)
+        sides = None if args.size is None else (args.size, args.size)
+        candidate = load_candidate(args.model, args.device, sides, train=True)
         channels, size, _ = candidate.input_size
         input = resolve_input(ClassificationInput(size=size, channels=channels, exact=args.exact), candidate.model)
         model = measure_model(args, candidate)

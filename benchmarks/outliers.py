@@ -11,6 +11,7 @@ cost of each operator.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def measure_cells(
     batch_sizes: Sequence[int],
     *,
     train: bool = False,
-    precision: str = "32-true",
+    precision: str = "fp32",
     device: torch.device | str = "cpu",
     rounds: int = 3,
     seconds: float = 0.1,
@@ -78,7 +79,7 @@ def measure_cells(
         sizes: Image sides in pixels.
         batch_sizes: Images per call.
         train: Time training steps instead of forward passes.
-        precision: ``32-true``, or ``bf16-mixed`` (autocast).
+        precision: Precision of training, ``fp32`` or ``bf16`` (autocast); models for inference have theirs already.
         device: Device of the models.
         rounds: Number of turns of each cell.
         seconds: Duration of a turn.
@@ -91,7 +92,6 @@ def measure_cells(
     Raises:
         ValueError: The GMAC of a candidate are unknown, or every cell exceeds ``max_gmac``.
     """
-    make_step = training_step if train else inference_step
     calls: dict[int, Call] = {}
     cells: list[Cell] = []
     for candidate in candidates:
@@ -103,7 +103,8 @@ def measure_cells(
             for batch_size in batch_sizes:
                 if batch_size * gmac <= max_gmac:
                     x = torch.randn(batch_size, *image, device=device)
-                    calls[len(cells)] = make_step(candidate.model, x, precision)
+                    step = partial(training_step, precision=precision) if train else inference_step
+                    calls[len(cells)] = step(candidate.model, x)
                     cells.append(Cell(candidate.name, size, batch_size, batch_size * gmac))
     if not cells:
         raise ValueError(f"every call exceeds max_gmac={max_gmac}: use smaller sizes or batches, or increase it")
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="duration of a turn")
     args = parser.parse_args(argv)
     configure_process(args.device, args.threads, args.allocator)
-    candidates = [load_candidate(spec, args.device) for spec in args.models]
+    candidates = [load_candidate(spec, args.device, precision=args.precision, train=args.train) for spec in args.models]
     with progress_callback("rounds") as on_progress:
         cells = measure_cells(
             candidates,

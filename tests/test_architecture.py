@@ -31,7 +31,18 @@ LAYERS = (
     {"checkpoints"},
     {"lora"},
     {"spec", "legacy", "files", "tensor_files", "yaml_files", "pages"},
-    {"recipe", "seeding", "hardware", "allocator", "extras", "signals", "_interrupt", "_registration", "_version"},
+    {
+        "recipe",
+        "seeding",
+        "hardware",
+        "precision",
+        "allocator",
+        "extras",
+        "signals",
+        "_interrupt",
+        "_registration",
+        "_version",
+    },
     {"bounds", "text"},
 )
 LEVEL = {unit: len(LAYERS) - i for i, units in enumerate(LAYERS) for unit in units}

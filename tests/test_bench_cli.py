@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_models_side_by_side(capsys: Capture, tmp_path: Path) -> None:
     assert error == ""
     data = json.loads(out)
     assert json.loads((tmp_path / "bench.json").read_text()) == data
-    assert (data["mode"], data["precision"], data["peak_gflops"]) == ("inference", "32-true", 1.0)
+    assert (data["mode"], data["precision"], data["peak_gflops"]) == ("inference", "fp32", 1.0)
     assert data["allocator"] == "large"
     assert "1 torch threads" in data["hardware"]
     rows = data["results"]
@@ -73,27 +74,36 @@ def test_training_and_memory(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
     assert counts == [2]
     heads, first, second = [line.split() for line in out.splitlines()[-3:]]
     assert heads[:3] == ["model", "pixels", "batch"]
-    assert "training, 32-true, cpu, large allocations kept" in out
+    assert "training, eager, fp32, cpu, large allocations kept" in out
     assert (first[2], first[-4], second[2], second[-4]) == ("2", "10", "4", "20")  # the smaller batch first
 
 
 def test_baselines_are_added_and_plotted(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names: list[str] = []
 
-    def fake_compare(candidates: list[str], batch_sizes: list[int], **kwargs: object) -> list[Result]:
-        names.extend(candidates)
+    def fake_compare(candidates: list[SimpleNamespace], batch_sizes: list[int], **kwargs: object) -> list[Result]:
+        names.extend(candidate.name for candidate in candidates)
         return [
-            Result(name, batch_size, (3, 224, 224), 1, 1.0, 10.0 + i, 1.0, 1.0, 1.0, 1.0, 0.0, 1, 0.5)
+            Result(candidate.name, batch_size, (3, 224, 224), 1, 1.0, 10.0 + i, 1.0, 1.0, 1.0, 1.0, 0.0, 1, 0.5)
             for batch_size in batch_sizes
-            for i, name in enumerate(candidates)
+            for i, candidate in enumerate(candidates)
         ]
 
-    monkeypatch.setattr("smt_vision.benchmark.candidates.load_candidate", lambda spec, device, size: spec)
+    def run_once(candidate: SimpleNamespace, batch_sizes: list[int], device: str) -> None:
+        if candidate.name == "caformer_s18":
+            raise RuntimeError("no such operator")
+
+    module = "smt_vision.benchmark.candidates"
+    monkeypatch.setattr(f"{module}.load_candidate", lambda spec, **options: SimpleNamespace(name=spec))
+    monkeypatch.setattr(f"{module}.run_once", run_once)
     monkeypatch.setattr("smt_vision.benchmark.compare.compare", fake_compare)
     options = ("--baselines", "--memory", "false", "--out", tmp_path)
     assert run("bench", "resnet18", "smt_tiny", *options) == 0
-    assert names == ["resnet18", "smt_tiny", *(name for name in BASELINES if name != "smt_tiny")]
-    assert str(tmp_path / "bench.png") in capsys.readouterr().out
+    assert names == ["resnet18", "smt_tiny", *(name for name in BASELINES if name != "caformer_s18")]
+    out = capsys.readouterr().out
+    assert "not measured: caformer_s18: RuntimeError: no such operator" in out
+    assert str(tmp_path / "bench.png") in out
+    assert json.loads((tmp_path / "bench.json").read_text())["failures"].keys() == {"caformer_s18"}
     with Image.open(tmp_path / "bench.png") as image:
         assert image.size[0] == 2 * 780  # one panel per batch size
     (tmp_path / "bench.png").unlink()
@@ -110,6 +120,10 @@ def test_baselines_are_added_and_plotted(capsys: Capture, monkeypatch: pytest.Mo
         (["smt_atto:fused", "--train", *TINY], 1, "no trainable parameters"),
         (["smt_atto", "smt_atto", *TINY], 1, "['smt_atto', 'smt_atto']"),
         (["smt_atto", "--precision", "8"], 2, "precision"),
+        (["smt_atto", "--engine", "onnxruntime", "--precision", "bf16"], 1, "engine 'onnxruntime' has fp32"),
+        (["smt_atto", "--engine", "openvino", "--train"], 1, "models are trained by eager or compiled"),
+        (["smt_atto", "--size", "32", "32", "32"], 1, "invalid --size 32 32 32"),
+        (["smt_atto", "--engine", "tensorrt"], 2, "engine"),
         (["smt_atto", "--allocator", "small"], 2, "allocator"),
         (["smt_atto", "--outliers"], 2, "outliers"),
     ],

@@ -1,5 +1,6 @@
 """Models to compare, from model spec strings: that each variant computes the same as the original."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def logits(candidate: Candidate) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["smt_atto", "fastvit_t8"])
 def test_the_fused_variant_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
-    fused = load_candidate(f"{name}:fused+channels_last", size=64)
+    fused = load_candidate(f"{name}:fused+channels_last", size=(64, 64))
     assert fused.original is not None
     plain = Candidate(name, fused.original.eval(), fused.input_size, fused.original)
     torch.testing.assert_close(logits(fused), logits(plain), atol=1e-4, rtol=1e-4)
@@ -74,9 +75,49 @@ def test_a_model_that_cannot_be_fused() -> None:
 def test_the_compiled_variant_is_one_graph_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(torch, "compile", lambda model, **kwargs: calls.append(kwargs) or model)
-    candidate = load_candidate("smt_atto:compiled", size=48)
+    candidate = load_candidate("smt_atto:compiled", size=(48, 48))
     assert calls == [{"fullgraph": True, "dynamic": False}]
     assert candidate.input_size == (3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "tolerance"),
+    [("onnxruntime", "fp32", 1e-4), ("openvino", "fp32", 1e-4), ("openvino", "bf16", 0.05), ("eager", "bf16", 0.05)],
+)
+@pytest.mark.parametrize("spec", ["smt_atto:fused", "resnet10t"])
+def test_engines_compute_the_same(spec: str, engine: str, precision: str, tolerance: float) -> None:
+    pytest.importorskip(engine) if engine != "eager" else None
+    torch.manual_seed(0)
+    candidate = load_candidate(spec, size=(64, 48), engine=engine, precision=precision)
+    assert candidate.input_size == (3, 64, 48)
+    assert candidate.original is not None
+    x = torch.randn(2, 3, 64, 48)
+    with torch.inference_mode():
+        expected = copy.deepcopy(candidate.original).float().eval()(x)
+        found = candidate.model(x.to(next(candidate.model.parameters()).dtype)).float()
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_eight_bits_are_of_openvino() -> None:
+    pytest.importorskip("nncf")
+    candidate = load_candidate("smt_atto", size=(32, 32), engine="openvino", precision="int8")
+    model: Any = candidate.model
+    assert logits(candidate).shape == (2, 1000)
+    [program] = model.programs.values()
+    types = {op.get_type_name(): op for op in program.model.get_ops()}
+    assert "FakeQuantize" in types
+    with pytest.raises(ValueError, match="precision='int8': engine 'eager' has fp32 and bf16"):
+        load_candidate("smt_atto", precision="int8")
+
+
+def test_feature_maps_of_a_backbone() -> None:
+    candidate = load_candidate("swin_tiny_patch4_window7_224:features", size=(64, 96))
+    with torch.inference_mode():
+        maps = candidate.model(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in maps] == [(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]
+    weights = Path(smt_vision.__file__).parent / "weights" / "smt_femto.cifar10.safetensors"
+    with pytest.raises(ValueError, match="feature maps are for model names"):
+        load_candidate(f"{weights}:features")
 
 
 def test_the_size_is_that_of_the_accuracy_or_the_weights() -> None:
@@ -111,6 +152,6 @@ def test_peak_memory_by_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
         return list(range(1, len(calls) + 1))
 
     monkeypatch.setattr("smt_vision.benchmark.candidates.peak_memory", here)
-    peaks = candidate_peak_memory("smt_atto", [4, 2, 4], size=32, train=True, setup=lambda: done.append("setup"))
+    peaks = candidate_peak_memory("smt_atto", [4, 2, 4], size=(32, 32), train=True, setup=lambda: done.append("setup"))
     assert peaks == {2: 1, 4: 2}  # the smaller batch first
     assert done == ["setup"]

@@ -26,11 +26,13 @@ from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest,
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
 from smt_vision.engine.loop import train
+from smt_vision.precision import Precision, has_bf16
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.data.transforms import eval_transform
 from smt_vision.tasks.classification.export import ClassifierExport
+from smt_vision.tasks.classification.predictor import Classifier
 from smt_vision.tasks.detection.export import split_batch
 from tiny_run import QUICK_TO_EXPORT, tiny
 
@@ -141,6 +143,31 @@ def test_manifest(format: str, model: nn.Module, exported: Callable[[str], Path]
     assert "grace_hopper.jpg" in parity["images"][0]
 
 
+def test_bf16(model: nn.Module, exported: Callable[[str], Path], tmp_path: Path) -> None:
+    predictor = Classifier(model, classifier_spec("abc"), "small")
+    manifest = predictor.export(tmp_path / "half", "openvino", precision="bf16")
+    assert (manifest.precision, manifest.parity["tolerance"]) == ("bfloat16", None)
+    x = images(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(x)
+
+    def difference(folder: Path, precision: Precision | None) -> float:
+        return float((load_exported(folder, precision=precision)(x) - expected).abs().max())
+
+    rounded = difference(tmp_path / "half", None)
+    assert difference(tmp_path / "half", "fp32") < 1e-5
+    assert difference(exported("openvino"), None) < 1e-5
+    assert difference(exported("openvino"), "bf16") == rounded
+    assert rounded < 0.05
+    assert (rounded > 1e-5) == has_bf16() == (manifest.parity["max_difference"] > 1e-5)
+    loaded = [smt_vision.load(tmp_path / "half", precision=precision) for precision in (None, "fp32")]
+    assert [predictor.precision for predictor in loaded] == ["bf16", "fp32"]
+    with pytest.raises(ValueError, match="format 'onnx' runs in float32 only"):
+        load_exported(exported("onnx"), precision="bf16")
+    with pytest.raises(ValueError, match="bf16 needs format 'openvino', not 'onnx'"):
+        predictor.export(tmp_path / "no", "onnx", precision="bf16")
+
+
 def test_openvino_compiles_for_repeated_shapes(exported: Callable[[str], Path]) -> None:
     program = load_exported(exported("openvino"))
     compiled = program.program.programs  # type: ignore[union-attr]
@@ -168,6 +195,7 @@ def test_int8(model: nn.Module, exported: Callable[[str], Path], colored: Path, 
     assert manifest.parity["tolerance"] is None
     assert len(manifest.parity["images"]) == 6
     assert {"openvino", "nncf"} <= manifest.versions.keys()
+    assert smt_vision.load(folder).precision == "int8"
     assert 'element_type="i8"' in (folder / "model.xml").read_text()
     program = load_exported(folder)
     batch = torch.stack([preprocess(path) for path in sorted((colored / "val").rglob("*.png"))])
@@ -274,7 +302,7 @@ def fake_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor
     def use(program: Callable[[Tensor], Tensor]) -> None:
         monkeypatch.setattr(logits, "trace", lambda model, channels, size: (None, True))
         monkeypatch.setattr(logits, "write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
-        monkeypatch.setattr(export, "open_program", lambda folder, format: program)
+        monkeypatch.setattr(export, "open_program", lambda folder, format, **options: program)
 
     return use
 

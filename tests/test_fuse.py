@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from debug_model import create, images
 from smt_vision.forms.fused_layers import FusedLinear
-from smt_vision.forms.inference import fuse
+from smt_vision.forms.inference import AutocastModel, at_dtype, fuse, is_fused
 from smt_vision.kernels import onednn
 from smt_vision.model import SAM
 
@@ -276,3 +276,53 @@ def test_operators_of_an_unknown_form_are_not_used(monkeypatch: pytest.MonkeyPat
     onednn.available.cache_clear()
     assert not onednn.available(torch.float32)
     onednn.available.cache_clear()
+
+
+# --- another dtype
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("two linear layers", "focal modulation")])
+def test_bfloat16_inside_float32_outside(case: str) -> None:
+    model = lively(**CASES[case])
+    fused = fuse(model, torch.bfloat16)
+    x = images(2, model.stem.conv1.in_channels, 45, 61)
+    with torch.inference_mode():
+        (expected, maps), (found, found_maps) = (m.forward_intermediates(x) for m in (model, fused))
+        logits = fused(x)
+        seen = fused.stages[0].blocks[0](torch.zeros(1, 4, 4, model.stem.norm.weight.numel(), dtype=torch.bfloat16))
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = fused.forward_features(x)
+    assert logits.dtype == found.dtype == torch.float32
+    assert {p.dtype for p in fused.stages[0].norm.parameters()} == {torch.float32}
+    assert seen.dtype == torch.bfloat16
+    assert all(x.dtype == torch.float32 for x in found_maps)
+    for a, b in zip([found, *found_maps], [expected, *maps], strict=True):
+        relative = (a - b).norm() / b.norm()
+        assert 1e-5 < relative < 0.05  # rounded to 8 bits, and not more
+    assert torch.equal(under_autocast, found)
+
+
+def test_dtypes_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8: expected a floating point type"):
+        fuse(lively(), torch.int8)
+    with pytest.raises(ValueError, match=r"cannot compute in torch\.bfloat16.*omit dtype"):
+        fuse(lively(aggregation="mlp"), torch.bfloat16)
+
+
+def test_at_dtype_fuses_what_it_can() -> None:
+    x = images(1, 3, 32, 32)
+    model = lively()
+    half = at_dtype(model, torch.bfloat16)
+    assert is_fused(half)
+    assert isinstance(half, type(model))
+    ablation, other = (at_dtype(m, torch.bfloat16) for m in (lively(aggregation="mlp"), timm.create_model("resnet10t")))
+    for wrapped in (ablation, other):
+        assert isinstance(wrapped, AutocastModel)
+        assert not is_fused(wrapped)
+        assert wrapped.eval()(x).dtype == torch.float32
+        with torch.no_grad():
+            assert not torch.equal(wrapped(x), wrapped.model(x))
+    maps = at_dtype(timm.create_model("smt_atto", features_only=True), torch.bfloat16).eval()
+    assert isinstance(maps, AutocastModel)
+    assert is_fused(maps)
+    assert [x.dtype for x in maps(x)] == [torch.float32] * 4

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 import smt_vision
+from command import run
 from smt_vision import checkpoints, load
 from smt_vision.data.files import find_images
+from smt_vision.precision import has_bf16
 from smt_vision.registry import CIFAR10_CLASSES
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
@@ -291,3 +293,27 @@ def test_public_names_are_imported_on_first_use() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing"):
         smt_vision.nothing  # noqa: B018
+
+
+def test_inference_in_bfloat16(trained: Path, colored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`auto` takes bfloat16 on a processor that has instructions for it, and says so."""
+    paths = sorted((colored / "val").rglob("*.png"))[:4]
+    exact, half, auto = (smt_vision.load(trained, precision=precision) for precision in ("fp32", "bf16", "auto"))
+    assert [predictor.precision for predictor in (exact, half)] == ["fp32", "bf16"]
+    assert auto.precision == ("bf16" if has_bf16() else "fp32")
+    differences = [abs(a.score - b.score) for a, b in zip(exact(paths), half(paths), strict=True)]
+    assert 0 < max(differences) < 0.02
+    assert smt_vision.load(trained)(paths) == exact(paths)
+    with pytest.raises(ValueError, match=r"loaded in torch\.bfloat16; load it without precision"):
+        half.export(colored / "no", "torch")
+    with pytest.raises(ValueError, match="precision='fp16': expected one of auto, fp32, bf16"):
+        smt_vision.load(trained, precision="fp16")  # type: ignore[arg-type]
+    metrics = smt_vision.evaluate(trained, colored, precision="bf16", workers=0)
+    assert (metrics["precision"], metrics["count"]) == (
+        "bf16",
+        smt_vision.evaluate(trained, colored, workers=0)["count"],
+    )
+    for command in (["predict", trained, paths[0]], ["eval", trained, "--data", colored, "--workers", "0"]):
+        assert run(*command, "--precision", "auto") == 0
+        has = "has" if has_bf16() else "has no"
+        assert f"precision: {auto.precision} (this cpu {has} instructions for bfloat16)" in capsys.readouterr().out

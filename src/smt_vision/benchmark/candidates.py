@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.utils import reparameterize_model
@@ -12,9 +12,11 @@ from torch import nn
 from ..bounds import Side, checked
 from ..deploy.exported import ExportedModel
 from ..forms.inference import fuse
+from ..tasks.backbone import Backbone
 from ..tasks.build import create_model
 from ..tasks.load import load
 from .compare import Candidate
+from .engines import compiled, run_by
 from .memory import peak_memory
 from .model_spec import parse_spec
 from .published import PUBLISHED
@@ -22,18 +24,31 @@ from .timing import Call, inference_step, training_step
 
 
 @checked
-def load_candidate(spec: str, device: str = "cpu", size: Side | None = None) -> Candidate:
+def load_candidate(
+    spec: str,
+    device: str = "cpu",
+    size: tuple[Side, Side] | None = None,
+    *,
+    engine: str = "eager",
+    precision: str = "fp32",
+    train: bool = False,
+) -> Candidate:
     """Build a candidate: random weights for a model name, trained weights for a run, a checkpoint or an export.
 
     Args:
         spec: Model spec string.
         device: Device of the model.
-        size: Image side in pixels; default: that of the published accuracy or of the weights.
+        size: Image height and width in pixels; default: those of the published accuracy or of the weights.
+        engine: Engine; see :func:`~smt_vision.benchmark.engines.run_by`.
+        precision: Precision of inference.
+        train: Whether the candidate is to be trained: its weights stay float32.
 
     Raises:
-        ValueError: The model or variant is unknown, or the model does not support the variant.
+        ValueError: The model or variant is unknown, or the model does not support the variant, the engine or the
+            precision.
     """
     source, variants = parse_spec(spec)
+    precision = "fp32" if train else precision
     original: Any
     if Path(source).exists():
         predictor = load(source, device, require_classes=False)
@@ -43,24 +58,47 @@ def load_candidate(spec: str, device: str = "cpu", size: Side | None = None) -> 
         if isinstance(original, ExportedModel):
             if variants:
                 raise ValueError(f"{spec!r}: an exported model has no execution variants; remove :{'+'.join(variants)}")
-            side = size or default_size
-            return Candidate(spec, original, (channels, side, side), None, original.manifest.parameters)
+            if engine != "eager":
+                raise ValueError(f"{spec!r}: an exported model has an engine already; omit --engine {engine}")
+            sides = size or (default_size, default_size)
+            return Candidate(spec, original, (channels, *sides), None, original.manifest.parameters)
     else:
         original = create_model(source).to(device)
         channels, default_size = original.pretrained_cfg["input_size"][:2]
         published = PUBLISHED.get(original.pretrained_cfg["architecture"])
         default_size = published.size if published else default_size
-    side = size or default_size
-    return Candidate(spec, _apply_variants(original.eval(), variants), (channels, side, side), original)
+    sides = size or (default_size, default_size)
+    if "features" in variants:
+        if Path(source).exists():
+            raise ValueError(f"{spec!r}: feature maps are for model names; remove features")
+        original = create_backbone(source, sides).to(device)
+    dtype = torch.bfloat16 if precision == "bf16" and engine in ("eager", "compiled") else None
+    model = run_by(_apply_variants(original.eval(), variants, dtype), engine, precision, train)
+    return Candidate(spec, model, (channels, *sides), original)
+
+
+def run_once(candidate: Candidate, batch_sizes: Sequence[int], device: str = "cpu") -> None:
+    """Run a candidate once at every batch size, which builds its programs."""
+    for batch_size in batch_sizes:
+        inference_step(candidate.model, torch.randn(batch_size, *candidate.input_size, device=device))()
+
+
+def create_backbone(name: str, size: tuple[int, int]) -> Backbone:
+    """The feature maps of a timm model with random weights, for images of one height and width."""
+    try:
+        return Backbone(create_model(name, features_only=True, img_size=size))
+    except ValueError:  # its layers do not depend on the size
+        return Backbone(create_model(name, features_only=True))
 
 
 def candidate_peak_memory(
     spec: str,
     batch_sizes: Sequence[int],
     *,
-    size: int | None = None,
+    size: tuple[Side, Side] | None = None,
     train: bool = False,
-    precision: str = "32-true",
+    engine: str = "eager",
+    precision: str = "fp32",
     device: str = "cpu",
     setup: Callable[[], object] | None = None,
 ) -> dict[int, int | None]:
@@ -69,9 +107,10 @@ def candidate_peak_memory(
     Args:
         spec: Model spec string.
         batch_sizes: Images per call.
-        size: Image side in pixels; default: that of the published accuracy or of the weights.
+        size: Image height and width in pixels; default: those of the published accuracy or of the weights.
         train: Measure training steps instead of forward passes.
-        precision: ``32-true``, or ``bf16-mixed`` (autocast).
+        engine: Engine for inference.
+        precision: ``fp32``, ``bf16`` or ``int8``.
         device: Device of the model.
         setup: Called in the measuring process before the model is built; must be picklable.
 
@@ -79,43 +118,40 @@ def candidate_peak_memory(
         RuntimeError: The measuring process died, e.g. because memory ran out.
     """
     batch_sizes = sorted(set(batch_sizes))
-    prepare = partial(_prepare, spec, batch_sizes, size, train, precision, device, setup)
+    prepare = partial(_prepare, spec, batch_sizes, size, train, engine, precision, device, setup)
     return dict(zip(batch_sizes, peak_memory(prepare, device), strict=True))
 
 
 def _prepare(
     spec: str,
     batch_sizes: Sequence[int],
-    size: int | None,
+    size: tuple[Side, Side] | None,
     train: bool,
+    engine: str,
     precision: str,
     device: str,
     setup: Callable[[], object] | None,
 ) -> list[Call]:
     if setup is not None:
         setup()
-    candidate = load_candidate(spec, device, size)
-    make_step = training_step if train else inference_step
-    return [
-        make_step(candidate.model, torch.randn(batch_size, *candidate.input_size, device=device), precision)
-        for batch_size in batch_sizes
-    ]
+    candidate = load_candidate(spec, device, size, engine=engine, precision=precision, train=train)
+    inputs = (torch.randn(batch_size, *candidate.input_size, device=device) for batch_size in batch_sizes)
+    if train:
+        return [training_step(candidate.model, x, precision) for x in inputs]
+    return [inference_step(candidate.model, x) for x in inputs]
 
 
-def _apply_variants(model: nn.Module, variants: Sequence[str]) -> nn.Module:
+def _apply_variants(model: nn.Module, variants: Sequence[str], dtype: torch.dtype | None) -> nn.Module:
     if "channels_last" in variants:
         model = model.to(memory_format=torch.channels_last)
     if "fused" in variants:
-        model = _fuse(model)
-    if "compiled" in variants:
-        # No graph breaks and no dynamic shapes: the compiled model is timed, or compiling fails.
-        model = cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False))
-    return model
+        model = _fuse(model, dtype)
+    return compiled(model) if "compiled" in variants else model
 
 
-def _fuse(model: nn.Module) -> nn.Module:
+def _fuse(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """The fused model: timm's reparameterization if any module defines one, otherwise :func:`fuse`."""
     hooks = ("fuse", "reparameterize", "switch_to_deploy")
     if any(hasattr(module, hook) for module in model.modules() for hook in hooks):
         return reparameterize_model(model)
-    return fuse(model)
+    return fuse(model, dtype)

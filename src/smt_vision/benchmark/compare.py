@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..bounds import Count, NotEmpty, Seconds, checked
 from ..cost import ModelInfo, describe
 from .memory import saved_activations
-from .timing import ProgressCallback, Timing, autocast, inference_step, interleave, matmul_peak, training_step
+from .timing import Call, ProgressCallback, Timing, autocast, inference_step, interleave, matmul_peak, training_step
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compare(
     batch_sizes: Annotated[Sequence[Count], NotEmpty()],
     *,
     train: bool = False,
-    precision: str = "32-true",
+    precision: str = "fp32",
     device: torch.device | str = "cpu",
     rounds: Count = 5,
     seconds: Seconds = 1.0,
@@ -99,11 +99,12 @@ def compare(
         candidates: Models with unique names, on ``device``.
         batch_sizes: Images per call.
         train: Time a training step (forward, backward, AdamW) instead of a forward pass.
-        precision: ``32-true``, or ``bf16-mixed`` (autocast).
+        precision: ``fp32`` or ``bf16``: the peak that speeds are compared with, and whether training is under
+            autocast. A model for inference is in its precision already. ``int8`` has no peak.
         device: Device of the models.
         rounds: Number of turns of each candidate at each batch size.
         seconds: Duration of a turn.
-        peak: The machine's peak rate in matrix products in FLOP/s; default: measured.
+        peak: The machine's peak rate in matrix products in FLOP/s; ``None``: measured.
         on_progress: Called after each round with the number of rounds done and the total.
 
     Returns:
@@ -117,20 +118,26 @@ def compare(
         raise ValueError(f"duplicate candidates in {names}: expected unique names")
     by_name = {candidate.name: candidate for candidate in candidates}
     costs = {c.name: describe(c.original, c.input_size) for c in candidates if c.original is not None}
-    peak = peak or matmul_peak(precision, device)
-    make_step = training_step if train else inference_step
+    if peak is None and precision != "int8":
+        peak = matmul_peak(precision, device)
     inputs = {
         (c.name, batch_size): torch.randn(batch_size, *c.input_size, device=device)
         for batch_size in batch_sizes
         for c in candidates
     }
-    calls = {key: make_step(by_name[key[0]].model, x, precision) for key, x in inputs.items()}
+    calls: dict[tuple[str, int], Call] = {
+        (name, batch_size): training_step(by_name[name].model, x, precision)
+        if train
+        else inference_step(by_name[name].model, x)
+        for (name, batch_size), x in inputs.items()
+    }
     timings = interleave(calls, rounds=rounds, seconds=seconds, device=device, on_progress=on_progress)
     results = []
     for (name, batch_size), timing in timings.items():
         result = _result(by_name[name], costs.get(name), batch_size, timing, timings[names[0], batch_size])
-        flops_per_image = None if result.gmac is None else 2e9 * forward_equivalents(train) * result.gmac
-        share = None if flops_per_image is None else flops_per_image * result.images_per_s / peak
+        share = None
+        if result.gmac is not None and peak is not None:
+            share = 2e9 * forward_equivalents(train) * result.gmac * result.images_per_s / peak
         saved = _saved_per_image(by_name[name].model, inputs[name, batch_size], precision) if train else None
         results.append(replace(result, share_of_peak=share, saved_activations=saved))
     return results

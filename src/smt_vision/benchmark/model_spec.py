@@ -7,10 +7,19 @@ model is run, not what it computes.
 import difflib
 from pathlib import Path
 
+# Engines, and the precisions that they run models in.
+ENGINES = {
+    "eager": ("fp32", "bf16"),
+    "compiled": ("fp32", "bf16"),
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+TRAINING_ENGINES = ("eager", "compiled")
 EXECUTION_VARIANTS = {
     "fused": "inference-optimized: BatchNorm folded, projections merged, parallel branches reparameterized",
     "compiled": "torch.compile, one graph per batch size",
     "channels_last": "weights in channels-last memory format",
+    "features": "the four feature maps that detection and segmentation use, without the classifier",
 }
 
 

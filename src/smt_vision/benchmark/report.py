@@ -29,9 +29,15 @@ def conditions_line(conditions: Mapping[str, Any]) -> str:
     """Conditions with a mode, precision, device and allocator, in one line."""
     allocator = {"large": ", large allocations kept", "default": ", default allocator", None: ""}
     return (
-        f"{conditions['mode']}, {conditions['precision']}, {conditions['device']}{allocator[conditions['allocator']]}; "
+        f"{conditions['mode']}, {conditions.get('engine', 'eager')}, {conditions['precision']}, "
+        f"{conditions['device']}{allocator[conditions['allocator']]}; "
         f"{conditions['hardware']}; torch {conditions['versions']['torch']}; {conditions['date'][:10]}"
     )
+
+
+def failure_lines(failures: Mapping[str, str]) -> list[str]:
+    """One line for each model that could not be run."""
+    return [f"not measured: {name}: {reason}" for name, reason in failures.items()]
 
 
 def result_table(results: Sequence[Result], train: bool) -> tuple[list[str], list[list[str]]]:

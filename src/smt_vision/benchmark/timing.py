@@ -21,7 +21,7 @@ from ..bounds import Count, Seconds, checked
 Key = TypeVar("Key", bound=Hashable)
 Call = Callable[[], object]
 ProgressCallback = Callable[[int, int], None]  # number done, total
-PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_CALLS = 2  # before the first round: torch.compile compiles, kernels pack their weights
 
 
@@ -117,39 +117,35 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[object]:
-    """Autocast for a mixed precision; a null context for ``32-true``."""
+    """Autocast for ``bf16``; a null context for ``fp32``."""
     dtype = compute_dtype(precision)
     return torch.autocast(torch.device(device).type, dtype) if dtype != torch.float32 else nullcontext()
 
 
-def inference_step(model: nn.Module, x: Tensor, precision: str = "32-true") -> Call:
+def inference_step(model: nn.Module, x: Tensor) -> Call:
     """A call that runs one forward pass in inference mode.
 
     Args:
         model: Model on the device of ``x``; set to evaluation mode.
-        x: Images ``(B, C, H, W)``.
-        precision: ``32-true``, or ``bf16-mixed`` (autocast).
-
-    Raises:
-        ValueError: The precision is unknown.
+        x: Images ``(B, C, H, W)``; cast to the type of the model's first parameter.
     """
-    compute_dtype(precision)
-    model.eval()
+    first = next(model.eval().parameters(), x)
+    x = x.to(first.dtype)
 
     def call() -> None:
-        with torch.inference_mode(), autocast(x.device, precision):
+        with torch.inference_mode():
             model(x)
 
     return call
 
 
-def training_step(model: nn.Module, x: Tensor, precision: str = "32-true") -> Call:
+def training_step(model: nn.Module, x: Tensor, precision: str = "fp32") -> Call:
     """A call that runs one training step: forward, cross entropy with class 0 as the target, backward, AdamW.
 
     Args:
         model: Classifier on the device of ``x``; set to training mode. Each call updates its weights.
         x: Images ``(B, C, H, W)``.
-        precision: ``32-true``, or ``bf16-mixed`` (autocast).
+        precision: ``fp32``, or ``bf16`` (autocast; weights stay float32).
 
     Raises:
         ValueError: The precision is unknown, or the model has no trainable parameters.
@@ -176,7 +172,7 @@ def training_step(model: nn.Module, x: Tensor, precision: str = "32-true") -> Ca
 
 
 def matmul_peak(
-    precision: str = "32-true",
+    precision: str = "fp32",
     device: torch.device | str = "cpu",
     sizes: tuple[int, ...] | None = None,
     seconds: float = 0.3,
@@ -187,7 +183,7 @@ def matmul_peak(
     fastest call rather than the median, i.e. the speed of an undisturbed machine.
 
     Args:
-        precision: ``32-true`` for float32, ``bf16-mixed`` for bfloat16.
+        precision: ``fp32`` or ``bf16``.
         device: Device to measure.
         sizes: Matrix sizes to try; default: 1024 and 2048 on a CPU, 4096 and 8192 elsewhere.
         seconds: Duration of each of three rounds per size.

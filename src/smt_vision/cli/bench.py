@@ -13,19 +13,20 @@ from .common import EXIT_USAGE, Output, Parser, new_parser
 from .progress import progress_callback, track
 
 if TYPE_CHECKING:
-    from ..benchmark.compare import Result
+    from ..benchmark.compare import Candidate, Result
 
 HELP = "compare models side by side: images/s, latency, memory, share of the machine's peak"
 EXAMPLES = """\
 smt bench smt_tiny smt_tiny:fused convnext_tiny
 smt bench smt_tiny:fused+compiled runs/finetune exports/smt_tiny --batch_size 1 4 16
-smt bench smt_tiny swin_tiny_patch4_window7_224 --train --batch_size 8
-smt bench --baselines --out measured               published accuracy against measured throughput
+smt bench smt_tiny swin_tiny_patch4_window7_224 --train --batch_size 8 --precision bf16
+smt bench --baselines --engine openvino --precision bf16 --out measured
+smt bench smt_tiny:features+fused convnext_tiny:features --size 800 1280 --batch_size 1
 """
 
 
 def build_parser(words: list[str]) -> Parser:
-    from ..benchmark.model_spec import EXECUTION_VARIANTS
+    from ..benchmark.model_spec import ENGINES, EXECUTION_VARIANTS
 
     about = (
         f"{HELP}.\nModels are timed in turn, in rounds, in one process; speeds are ratios of medians. MODEL is a timm "
@@ -37,8 +38,19 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--baselines", action="store_true", help="add SMT and the baselines with published accuracies")
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
     parser.add_argument("--batch_size", type=Count, nargs="+", default=[1, 16], help="images per call")
-    parser.add_argument("--size", type=Side | None, help="image side in pixels; default: the model's")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="as in a recipe")
+    parser.add_argument(
+        "--size", type=Side, nargs="+", default=[],
+        help="image side, or height and width, in pixels; default: the model's",
+    )  # fmt: skip
+    engines = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in ENGINES.items())
+    parser.add_argument(
+        "--engine", choices=tuple(ENGINES), default="eager",
+        help=f"what runs the models, and in what precisions: {engines}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "int8"), default="fp32",
+        help="auto: bf16 if the processor has instructions for it; training in bf16 keeps weights in fp32",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice"
@@ -59,21 +71,26 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..benchmark.candidates import load_candidate
     from ..benchmark.compare import compare
     from ..benchmark.published import BASELINES
-    from ..benchmark.report import conditions_line, measurement_conditions, result_table
+    from ..benchmark.report import conditions_line, failure_lines, measurement_conditions, result_table
     from ..benchmark.timing import matmul_peak
+    from ..precision import resolve_precision
 
-    models = [*args.models, *(name for name in BASELINES if args.baselines and name not in args.models)]
-    if not models:
+    baselines = [name for name in BASELINES if args.baselines and name not in args.models]
+    if not args.models and not baselines:
         print("smt bench: error: expected MODEL or --baselines\nsee smt bench --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
+    if len(args.size) > 2:
+        raise ValueError(f"invalid --size {' '.join(map(str, args.size))}: expected a side, or a height and a width")
+    args.size = None if not args.size else (args.size[0], args.size[-1])
+    args.precision = resolve_precision(args.precision, args.device)
     batch_sizes = sorted(set(args.batch_size))
     configure_process(args.device, args.threads, args.allocator)
-    candidates = [load_candidate(spec, args.device, args.size) for spec in models]
+    candidates, failures = _candidates(args, baselines, batch_sizes)
+    models = [candidate.name for candidate in candidates]
     memory = _peak_memory(args, models, batch_sizes) if args.memory else {}  # before timing, which takes longer to fail
-    peak = matmul_peak(args.precision, args.device)
+    peak = None if args.precision == "int8" else matmul_peak(args.precision, args.device)
     with progress_callback("rounds") as on_progress:
         results = compare(
             candidates,
@@ -89,6 +106,7 @@ def run(args: Any) -> Output:
     results = [replace(result, peak_memory=memory.get((result.model, result.batch_size))) for result in results]
     conditions = measurement_conditions(
         mode="training" if args.train else "inference",
+        engine=args.engine,
         precision=args.precision,
         device=args.device,
         allocator=args.allocator if args.device == "cpu" else None,
@@ -96,11 +114,13 @@ def run(args: Any) -> Output:
         seconds=args.seconds,
         weights="random for model names, trained for files",
     )
-    data = {**conditions, "peak_gflops": peak / 1e9, "results": [result.to_dict() for result in results]}
-    heading = [conditions_line(conditions), f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"]
+    data = {**conditions, "peak_gflops": peak and peak / 1e9, "results": [result.to_dict() for result in results]}
+    data |= {"failures": failures} if failures else {}
+    heading = [conditions_line(conditions), *failure_lines(failures)]
+    heading += [f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"] if peak else []
     show: list[Any] = [*heading, _table(*result_table(results, args.train))]
     if args.out:
-        written = _write(args.out, data, "\n".join(heading), results, conditions)
+        written = _write(args.out, data, "\n\n".join(heading), results, conditions)
         show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show)
 
@@ -117,6 +137,29 @@ def configure_process(device: str, threads: int | None, allocator: str) -> None:
         keep_large_allocations()
 
 
+def _candidates(args: Any, baselines: list[str], batch_sizes: list[int]) -> tuple[list["Candidate"], dict[str, str]]:
+    """The models, and the reasons why baselines do not run in this way, by name."""
+    from ..benchmark.candidates import load_candidate, run_once
+
+    load = partial(
+        load_candidate,
+        device=args.device,
+        size=args.size,
+        engine=args.engine,
+        precision=args.precision,
+        train=args.train,
+    )
+    candidates, failures = [load(spec) for spec in args.models], {}
+    for spec in track(baselines, len(baselines), "loading"):
+        try:
+            candidate = load(spec)
+            run_once(candidate, batch_sizes, args.device)
+            candidates.append(candidate)
+        except Exception as error:  # exporters and runtimes raise almost any
+            failures[spec] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return candidates, failures
+
+
 def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[tuple[str, int], int | None]:
     """Peak memory in bytes by model and batch size."""
     from ..benchmark.candidates import candidate_peak_memory
@@ -126,6 +169,7 @@ def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[t
         batch_sizes=batch_sizes,
         size=args.size,
         train=args.train,
+        engine=args.engine,
         precision=args.precision,
         device=args.device,
         setup=partial(configure_process, args.device, args.threads, args.allocator),

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from rich.table import Table
 
 from ..bounds import Count, CountOrZero, Resamples, Workers
+from ..precision import describe_precision
 from ..recipe import Engine, from_plain
 from ..text import Markdown
 from .common import Output, Parser, new_parser
 from .console import styled
-from .overrides import add_overrides, add_providers, overrides_of, providers_of
+from .overrides import add_overrides, add_precision, add_providers, overrides_of, providers_of
 from .progress import progress_callback
 
 HELP = "evaluate a model on labeled images: accuracy, average precision, IoU"
@@ -45,11 +46,11 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--bootstrap", type=Resamples, default=0, help="resamples for a 95 %% interval of the primary metric, e.g. 1000"
     )
+    add_precision(parser)
     add_providers(parser)
     add_overrides(parser)
-    unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
+    unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
-    parser.set_defaults({"engine.precision": "32-true"})
     return parser
 
 
@@ -58,7 +59,7 @@ def run(args: Any) -> Output:
     from ..engine.evaluation import evaluate_with_details
     from ..engine.launch import runs_on_cuda
 
-    engine = from_plain(Engine, vars(args.engine), "engine")
+    engine = from_plain(Engine, {**vars(args.engine), "precision": "32-true"}, "engine")
     if not runs_on_cuda(engine):
         keep_large_allocations()
     with progress_callback("evaluating batches") as on_progress:
@@ -73,9 +74,12 @@ def run(args: Any) -> Output:
             bootstrap=args.bootstrap,
             overrides=overrides_of(args),
             providers=providers_of(args),
+            precision=args.precision,
             on_progress=on_progress,
         )
     show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _metrics(metrics, evaluation)]
+    if args.precision:
+        show.append(describe_precision(metrics["precision"], "cuda" if runs_on_cuda(engine) else "cpu"))
     show += [_rendered(table) for table in evaluation.tables(metrics) if table.rows]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,10 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--format", choices=("onnx", "openvino", "torch", "executorch", "coreml"), required=True, help="target format"
     )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32",
+        help="bf16: computed in bfloat16 where the processor has instructions for it; OpenVINO only",
+    )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="quantize to 8-bit integers; OpenVINO only")
     parser.add_argument("--calibrate", type=Path, help="representative images to quantize with")
     parser.add_argument("--images", type=Path, nargs="+", help="images to compare on; default: those of --calibrate")
@@ -58,7 +62,8 @@ def run(args: Any) -> Output:
     calibrate = find_images([args.calibrate]) if args.calibrate else []
     images = find_images(args.images) if args.images else []
     model = load(args.model, overrides=overrides_of(args))
-    kind = f"{args.format}-int8" if args.int8 else args.format
+    suffix = "-int8" if args.int8 else "-bf16" if args.precision == "bf16" else ""
+    kind = f"{args.format}{suffix}"
     folder = args.out or Path("exports") / f"{Path(args.model).name}-{kind}"
     with status_callback() as on_status:
         manifest = model.export(
@@ -68,6 +73,7 @@ def run(args: Any) -> Output:
             calibrate=calibrate,
             replace=args.force,
             batch_size=args.batch_size,
+            precision=args.precision,
             on_status=on_status,
         )
     table = Table("images", "agreement", "largest difference", box=None, header_style="bold")

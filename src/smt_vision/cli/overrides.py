@@ -2,6 +2,7 @@
 
 from typing import Any, get_type_hints
 
+from ..precision import Precision
 from ..tasks import TASKS, inference_overrides, recipe_class
 from .common import Parser
 
@@ -19,6 +20,14 @@ def add_overrides(parser: Parser) -> None:
     for (group, name), declared in FIELDS.items():
         kind = get_type_hints(declared, include_extras=True)[name] | None
         parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe; default: the model's own")
+
+
+def add_precision(parser: Parser) -> None:
+    """Add ``--precision``, for inference."""
+    parser.add_argument(
+        "--precision", type=Precision | None,
+        help="fp32, bf16, or auto: bf16 if the processor has instructions for it; default: fp32, or that of an export",
+    )  # fmt: skip
 
 
 def add_providers(parser: Parser) -> None:

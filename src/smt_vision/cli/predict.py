@@ -6,9 +6,10 @@ from typing import Any
 from rich.table import Table
 
 from ..bounds import Count, Fraction
+from ..precision import describe_precision
 from .common import EXIT_ERROR, Output, Parser, new_parser
 from .console import styled
-from .overrides import add_overrides, add_providers, overrides_of, providers_of
+from .overrides import add_overrides, add_precision, add_providers, overrides_of, providers_of
 from .progress import progress_callback, track
 
 HELP = "predict the classes, objects or label maps of images and videos"
@@ -44,6 +45,7 @@ def build_parser(words: list[str]) -> Parser:
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
     )
     parser.add_argument("--every", type=Count | None, help="predict each n-th frame only; default: 1 (videos only)")
+    add_precision(parser)
     add_providers(parser)
     add_overrides(parser)
     return parser
@@ -61,7 +63,7 @@ def run(args: Any) -> Output:
     if args.every and not videos:
         raise ValueError(f"--every is for videos ({', '.join(SUFFIXES)}), and these are images; omit it")
     images = [] if videos else find_images(args.images)
-    model = load(args.model, args.device, overrides_of(args), providers=providers_of(args))
+    model = load(args.model, args.device, overrides_of(args), providers=providers_of(args), precision=args.precision)
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if refused := [name for name in options if name not in model.options]:
         raise ValueError(f"--{refused[0]} does not apply to {args.model}, which is {model.kind}; omit it")
@@ -91,6 +93,8 @@ def run(args: Any) -> Output:
     for id, error, cells in rows:
         table.add_row(id, *((styled(("unreadable", "red")), error) if error else cells))
     show: list[Any] = [table]
+    if args.precision:
+        show.append(describe_precision(model.precision, args.device))
     if written:
         show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show, EXIT_ERROR if all(error for _, error, _ in rows) else 0)
@@ -107,7 +111,8 @@ def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) 
     for path in videos:
         if (other := stems.setdefault(path.stem, path)) is not path:
             raise ValueError(f"{other} and {path} have the same name; rename one, or predict them in separate calls")
-    data, show = [], []
+    data: list[Any] = []
+    show: list[Any] = [describe_precision(model.precision, args.device)] if args.precision else []
     for path in videos:
         with progress_callback(f"predicting {path.name}") as on_progress:
             written = predict_video(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..data.fingerprint import UsedImages
 from ..extras import require
 from ..legacy import upgrade
+from ..precision import Precision, has_bf16, resolve_dtype
 
 MANIFEST = "manifest.json"
 VERSION = 4  # version of the manifest format
@@ -46,7 +47,7 @@ class Manifest:
     Args:
         name: Display name of the source model.
         format: A key of :data:`FILES`, e.g. ``onnx``.
-        precision: ``float32`` or ``int8``.
+        precision: ``float32``, ``bfloat16`` or ``int8``.
         parameters: Number of parameters of the source model.
         spec: Model spec, as plain data.
         dynamic_image_size: Whether the program takes images of any height and width.
@@ -121,12 +122,19 @@ class ExportedModel(nn.Module):
     Args:
         program: Function that runs the program.
         manifest: Manifest of the export.
+        bf16: Whether the program runs in bfloat16, except for what is in 8 bits.
     """
 
-    def __init__(self, program: Program, manifest: Manifest) -> None:
+    def __init__(self, program: Program, manifest: Manifest, bf16: bool = False) -> None:
         super().__init__()
         self.program = program
         self.manifest = manifest
+        self.bf16 = bf16
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``int8``."""
+        return "int8" if self.manifest.precision == "int8" else "bf16" if self.bf16 else "fp32"
 
     def forward(self, images: Tensor) -> Any:
         channels = self.manifest.spec["input"]["channels"]
@@ -142,7 +150,9 @@ class ExportedModel(nn.Module):
         return f"{self.manifest.name}, {self.manifest.format}, {self.manifest.precision}"
 
 
-def load_exported(folder: str | Path, providers: Sequence[str] = ()) -> ExportedModel:
+def load_exported(
+    folder: str | Path, providers: Sequence[str] = (), precision: Precision | None = None
+) -> ExportedModel:
     """Load an export from its folder.
 
     The program runs with as many threads as torch is set to at load time (``torch.get_num_threads()``).
@@ -151,11 +161,13 @@ def load_exported(folder: str | Path, providers: Sequence[str] = ()) -> Exported
         folder: Folder of the export.
         providers: ONNX Runtime's execution providers for an ONNX export, the preferred one first, e.g.
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; operators that none of them has run on the CPU.
+        precision: Precision of an OpenVINO program: ``fp32``, ``bf16`` or ``auto``; ``None`` for the one that it was
+            exported for. What is in 8 bits stays so, and by default the rest of such a program is in bfloat16.
 
     Raises:
         FileNotFoundError: The folder is not an export, or one of its files is missing.
         ValueError: The manifest is invalid, a file differs from the one that was exported, the format does not run on
-            this computer, or a provider is not available.
+            this computer, a provider is not available, or the format does not run in bfloat16.
         ImportError: The package that runs this format is not installed.
     """
     folder = Path(folder)
@@ -170,13 +182,22 @@ def load_exported(folder: str | Path, providers: Sequence[str] = ()) -> Exported
             )
     if providers and manifest.format != "onnx":
         raise ValueError(f"{folder}: providers are for ONNX exports, and this one is {manifest.format}; omit them")
+    if precision == "bf16" and manifest.format != "openvino":
+        raise ValueError(
+            f"{folder}: an export in format {manifest.format!r} runs in float32 only; omit the precision, or export to "
+            "'openvino'"
+        )
+    bf16 = manifest.precision != "float32" if precision is None else resolve_dtype(precision) == torch.bfloat16
+    bf16 = bf16 and manifest.format == "openvino"
     if reason := why_not_here(manifest.format):
         raise ValueError(
             f"{folder} cannot be used on this computer: {reason}; here, export to another format, e.g. onnx"
         )
     try:
         program = (
-            open_onnx(folder / FILES["onnx"][0], providers) if providers else open_program(folder, manifest.format)
+            open_onnx(folder / FILES["onnx"][0], providers)
+            if providers
+            else open_program(folder, manifest.format, bf16=bf16)
         )
     except (ImportError, UnavailableProvider):
         raise
@@ -185,7 +206,7 @@ def load_exported(folder: str | Path, providers: Sequence[str] = ()) -> Exported
             f"{folder}: the {manifest.format} program cannot be loaded ({type(error).__name__}: {error}); export the "
             "model again"
         ) from error
-    return ExportedModel(program, manifest)
+    return ExportedModel(program, manifest, bf16)
 
 
 def load_used_images(folder: Path) -> UsedImages | None:
@@ -206,9 +227,10 @@ def why_not_here(format: str) -> str:
     return "Core ML runs on macOS only" if format == "coreml" and sys.platform != "darwin" else ""
 
 
-def open_program(folder: Path, format: str) -> Program:
-    """Load the program in a folder, without checking the manifest."""
-    return OPENERS[format](folder / FILES[format][0])
+def open_program(folder: Path, format: str, *, bf16: bool = False) -> Program:
+    """Load the program in a folder, without checking the manifest; ``bf16`` is for OpenVINO programs."""
+    path = folder / FILES[format][0]
+    return OpenVINOProgram(path, bf16) if format == "openvino" else OPENERS[format](path)
 
 
 def sha256(path: Path) -> str:
@@ -247,20 +269,27 @@ def open_onnx(path: Path, providers: Sequence[str] = ()) -> Program:
     return lambda images: _tensors(session.run(None, {image_input.name: images.numpy()}))
 
 
-class _OpenVINOProgram:
+class OpenVINOProgram:
     """An OpenVINO model as a function.
 
     A model compiled for one static shape is much faster than one for any shape, but compiling takes longer than running
     it once. A shape is therefore compiled when it occurs for the second time, and at most ``MAX_STATIC_SHAPES`` are:
     shapes that occur once are common, e.g. the last batch of a dataset, or photographs of many sizes.
+
+    Args:
+        path: The ``.xml`` file.
+        bf16: Compute in bfloat16, on a CPU with instructions for it; on others in float32.
+        static: Compile for a shape when it occurs for the first time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bf16: bool = False, static: bool = False) -> None:
+        self.static = static
         self.core = require("openvino", "export").Core()
         self.model = self.core.read_model(path)
         self.settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it
+            # The default is bfloat16 on CPUs that support it.
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 and has_bf16() else "f32",
             "NUM_STREAMS": 1,
         }
         self.past_shapes: set[tuple[int, ...]] = set()
@@ -277,7 +306,8 @@ class _OpenVINOProgram:
 
     def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        static = shape in self.programs or (shape in self.past_shapes and len(self.programs) <= MAX_STATIC_SHAPES)
+        again = self.static or shape in self.past_shapes
+        static = shape in self.programs or (again and len(self.programs) <= MAX_STATIC_SHAPES)
         program = self._compiled(shape if static else None)
         self.past_shapes.add(shape)
         return _tensors(program(images.numpy(), share_inputs=True).to_tuple())
@@ -324,7 +354,6 @@ def _open_coreml(path: Path) -> Program:
 
 OPENERS: dict[str, Callable[[Path], Program]] = {
     "onnx": open_onnx,
-    "openvino": _OpenVINOProgram,
     "torch": _open_torch,
     "executorch": _open_executorch,
     "coreml": _open_coreml,

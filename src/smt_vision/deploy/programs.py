@@ -19,7 +19,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..extras import require
-from ..forms.inference import fuse
+from ..forms.inference import fuse, is_fused
 from ..model.smt import SMT
 from .exported import FILES
 from .parity import SMALLEST_SIDE
@@ -209,8 +209,9 @@ def write_traced(
 
 
 def fused_if_smt(model: nn.Module) -> nn.Module:
-    """The model, with its SMT fused if it contains one."""
-    return fuse(model) if any(isinstance(part, SMT) for part in model.modules()) else model
+    """The model, with its SMT fused if it contains one that is not yet."""
+    contains_smt = any(isinstance(part, SMT) for part in model.modules())
+    return fuse(model) if contains_smt and not is_fused(model) else model
 
 
 def _save_openvino(
@@ -225,7 +226,7 @@ def _save_openvino(
     for i, name in enumerate(outputs):
         model.output(i).get_tensor().set_names({name})
     if calibrate:
-        model = quantize(model, calibrate, preprocess, ignored)
+        model = quantize(model, calibrate, lambda path: preprocess(path)[None].numpy(), ignored)
     require("openvino", "export").save_model(model, path, compress_to_fp16=False)
 
 

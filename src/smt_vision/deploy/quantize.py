@@ -4,10 +4,9 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from ..extras import require
 from .samples import evenly_spaced
@@ -16,7 +15,7 @@ CALIBRATION_IMAGES = 300
 
 
 def quantize(
-    model: Any, images: Sequence[Path], preprocess: Callable[[Path], Tensor], ignored: Sequence[str] = ()
+    model: Any, samples: Sequence[Any], batch_of: Callable[[Any], np.ndarray], ignored: Sequence[str] = ()
 ) -> Any:
     """Quantize the matrix products and convolutions of an OpenVINO model to 8-bit integers.
 
@@ -26,19 +25,15 @@ def quantize(
 
     Args:
         model: OpenVINO model with one input ``(B, C, H, W)``.
-        images: Calibration images; at most ``CALIBRATION_IMAGES`` are used, evenly spaced.
-        preprocess: Function from an image file to ``(C, H, W)``.
+        samples: Calibration samples, e.g. image files; at most ``CALIBRATION_IMAGES`` are used, evenly spaced.
+        batch_of: Function from a sample to the model's input.
         ignored: Regular expressions for names of operations that are not quantized; they need not match any.
 
     Returns:
         The quantized OpenVINO model.
     """
     nncf = require("nncf", "export")
-    selected = evenly_spaced(images, CALIBRATION_IMAGES)
-
-    def sample(path: Path) -> Any:
-        return preprocess(path)[None].numpy()
-
+    selected = evenly_spaced(samples, CALIBRATION_IMAGES)
     settings = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     )
@@ -46,7 +41,7 @@ def quantize(
     with errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
-            nncf.Dataset(selected, sample),
+            nncf.Dataset(selected, batch_of),
             subset_size=len(selected),
             ignored_scope=nncf.IgnoredScope(patterns=list(ignored), validate=False) if ignored else None,
             advanced_parameters=settings,

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from ..bounds import Count, CountOrZero, Resamples, Workers, checked
+from ..precision import Precision
 from ..recipe import Engine
 from ..tasks import get_task
 from ..tasks.load import Overrides, load
@@ -34,6 +35,7 @@ def evaluate(
     bootstrap: int = 0,
     overrides: Overrides | None = None,
     providers: Sequence[str] = (),
+    precision: Precision | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a dataset's validation images; exact for any batch size and number of processes.
@@ -42,7 +44,7 @@ def evaluate(
         source: A run's folder, a checkpoint, an export's folder, or a timm model name.
         data: The images, as for training; ``None`` for those that a run was trained on. Of a dataset without a
             validation split all images are used, but of the run's own those that training held out.
-        engine: Devices, processes and precision.
+        engine: Devices and processes, and the precision unless ``precision`` is given.
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
@@ -50,6 +52,7 @@ def evaluate(
         bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.
+        precision: ``fp32``, ``bf16`` or ``auto``; see :func:`smt_vision.load`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
@@ -72,6 +75,7 @@ def evaluate(
         bootstrap=bootstrap,
         overrides=overrides,
         providers=providers,
+        precision=precision,
         on_progress=on_progress,
     )[0]
 
@@ -89,21 +93,25 @@ def evaluate_with_details(
     bootstrap: Resamples,
     overrides: Overrides | None,
     providers: Sequence[str],
+    precision: Precision | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
+    if precision is not None:
+        engine = replace(engine, precision="32-true")  # the model itself computes in another one
     fabric = launch(engine)
     model, data, evaluation, loader, progress = open_evaluation(
-        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers
+        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers, precision
     )
-    used = count_used(model, evaluation)
+    used: dict[str, Any] = count_used(model, evaluation)
     for use, number in used.items():
         if number and fabric.is_global_zero:
             log.warning("%s: the model was %s %d of these %d images", data, use.replace("_", " "), number,
                         len(evaluation.val_set))  # fmt: skip
     with closing(loader):
         metrics = run_evaluation(fabric, evaluation, model.model, loader, progress, bootstrap)
-    return {"model": model.name, "data": data, "input": model.input_description, **metrics, **used}, evaluation
+    named = {} if precision is None else {"precision": model.precision}
+    return {"model": model.name, "data": data, "input": model.input_description, **named, **metrics, **used}, evaluation
 
 
 def open_evaluation(
@@ -117,6 +125,7 @@ def open_evaluation(
     overrides: Overrides | None,
     on_progress: Callable[[int, int], None] | None,
     providers: Sequence[str] = (),
+    precision: Precision | None = None,
 ) -> tuple[Predictor[Any], str, Evaluation, EvalLoader, Callable[[int], None]]:
     """Load a model and open the images to evaluate it on; the arguments are those of :func:`evaluate`.
 
@@ -125,7 +134,7 @@ def open_evaluation(
         of batches that were evaluated.
     """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
-        model = load(source, fabric.device, overrides, providers=providers)
+        model = load(source, fabric.device, overrides, providers=providers, precision=precision)
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
     data = str(data or (model.recipe.data if model.recipe else ""))

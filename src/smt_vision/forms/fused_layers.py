@@ -25,7 +25,7 @@ class _Fused(nn.Module):
         self._packed: tuple[Tensor, int, Tensor] | None = None
 
     def can_use_onednn(self, x: Tensor) -> bool:
-        return type(self.weight) is nn.Parameter and onednn.is_supported(x)
+        return type(self.weight) is nn.Parameter and x.dtype == self.weight.dtype and onednn.is_supported(x)
 
     def packed(self, pack: Callable[..., Tensor], *args: object) -> Tensor:
         """``pack(weight, *args)``, cached until the weight changes."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .availability import in_dispatch_mode, in_functorch_transform
+from .availability import autocast_dtype, in_dispatch_mode, in_functorch_transform
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: ``(C_out, C_in)`` with any strides.
         bias: ``(C_out,)``.
     """
-    if not is_supported(x):
+    if not is_supported(x) or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.contiguous()  # the operator ignores the strides of the bias
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -41,7 +41,7 @@ def is_supported(x: Tensor) -> bool:
         and not in_functorch_transform()
         and not in_dispatch_mode()
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.is_autocast_enabled("cpu")
+        and autocast_dtype("cpu") in (None, x.dtype)
         and bool(torch.backends.mkldnn.enabled)
         and available(x.dtype)
     )

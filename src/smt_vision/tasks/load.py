@@ -15,7 +15,9 @@ from ..checkpoints import BEST, Checkpoint
 from ..convert import identify
 from ..data.fingerprint import UsedImages
 from ..deploy.exported import MANIFEST, load_exported, load_used_images
+from ..forms.inference import at_dtype
 from ..model.official import our_state
+from ..precision import Precision, resolve_dtype
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task, inference_overrides, read_recipe, read_spec
@@ -37,6 +39,7 @@ def load(
     *,
     require_classes: bool = True,
     providers: Sequence[str] = (),
+    precision: Precision | None = None,
 ) -> Predictor[Any]:
     """Load a predictor.
 
@@ -49,6 +52,9 @@ def load(
         require_classes: Whether weights without a classifier are an error; they can be measured only, e.g. with
             :func:`smt_vision.cost.describe`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.deploy.exported.load_exported`.
+        precision: ``fp32``; ``bf16``, which computes products and convolutions in bfloat16 (an SMT is fused on a CPU);
+            or ``auto``, which is ``bf16`` if the device has instructions for it. A predictor in bfloat16 is for
+            inference only, not for an export. ``None`` for ``fp32``, or for what an export was made for.
 
     Returns:
         A :class:`~smt_vision.tasks.classification.predictor.Classifier`,
@@ -61,7 +67,7 @@ def load(
             weights have no classifier, or a field cannot be overridden.
         PretrainedWeightsError: The model has no pretrained weights, or they could not be downloaded.
     """
-    predictor = _load(source, device, overrides or {}, providers)
+    predictor = _load(source, device, overrides or {}, providers, precision)
     if require_classes and predictor.spec.task == "classify" and not predictor.classes:
         raise ValueError(
             f"{source}: weights of {predictor.spec.model} without a classifier, so there are no classes to predict; "
@@ -72,11 +78,15 @@ def load(
 
 
 def _load(
-    source: str | Path, device: str | torch.device, overrides: Overrides, providers: Sequence[str]
+    source: str | Path,
+    device: str | torch.device,
+    overrides: Overrides,
+    providers: Sequence[str],
+    precision: Precision | None,
 ) -> Predictor[Any]:
     path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
-        return _from_export(path, device, overrides, providers)
+        return _from_export(path, device, overrides, providers, precision)
     if providers:
         raise ValueError(f"{source}: providers are for ONNX exports, and this is not an export; omit them")
     if path.is_dir() and not (path / BEST).is_file():
@@ -84,9 +94,14 @@ def _load(
         raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}")
     if path.is_file() and (path.parent / MANIFEST).is_file():
         raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
+    dtype = torch.float32 if precision is None else resolve_dtype(precision, device)
     if path.exists():
-        return _from_checkpoint(checkpoints.load(path), device, overrides)
-    return _from_timm(str(source), device, overrides)
+        predictor = _from_checkpoint(checkpoints.load(path), device, overrides)
+    else:
+        predictor = _from_timm(str(source), device, overrides)
+    if dtype != torch.float32:
+        predictor.model, predictor.dtype = at_dtype(predictor.model, dtype), dtype
+    return predictor
 
 
 def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
@@ -152,14 +167,18 @@ def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _from_export(
-    folder: Path, device: str | torch.device, overrides: Overrides, providers: Sequence[str]
+    folder: Path,
+    device: str | torch.device,
+    overrides: Overrides,
+    providers: Sequence[str],
+    precision: Precision | None,
 ) -> Predictor[Any]:
     if torch.device(device).type != "cpu":
         raise ValueError(
             f"{folder} is an export, which cannot run on {device}: use the CPU (--device cpu, or --engine.accelerator "
             "cpu for smt eval), or load the model that was exported"
         )
-    program = load_exported(folder, providers)
+    program = load_exported(folder, providers, precision)
     with _named(folder / MANIFEST):
         exported = read_spec(program.manifest.spec)
     spec = override(exported, overrides)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from ..data.decode import UnreadableImage, decode_input
 from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
 from ..deploy.export import export_model
-from ..deploy.exported import Manifest
+from ..deploy.exported import ExportedModel, Manifest
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task
@@ -84,6 +84,7 @@ class Predictor(ABC, Generic[R]):
         self.device = torch.device(device)
         self.recipe = recipe
         self.used_images = used_images
+        self.dtype = torch.float32  # of matrix products and convolutions
 
     def __call__(self, images: Iterable[Source], batch_size: Count | None = None, **options: Any) -> list[R]:
         """The result of each image; see :meth:`stream`."""
@@ -134,6 +135,14 @@ class Predictor(ABC, Generic[R]):
     def input_description(self) -> str:
         """Description of the preprocessing."""
 
+    @property
+    def precision(self) -> str:
+        """The type of its matrix products and convolutions: ``fp32``, ``bf16``, or ``int8`` for some exports."""
+        for module in self.model.modules():
+            if isinstance(module, ExportedModel):
+                return module.precision
+        return "fp32" if self.dtype == torch.float32 else "bf16"
+
     def flops_model(self) -> tuple[nn.Module, tuple[int, int, int]]:
         """A module called with an image batch, and the ``(C, H, W)`` for which parameters and GMAC are reported."""
         return get_task(self.spec.task).flops_model(self.model, self.spec)
@@ -148,12 +157,19 @@ class Predictor(ABC, Generic[R]):
         calibrate: Sequence[str | Path] = (),
         replace: bool = False,
         batch_size: Count | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
         on_status: Callable[[str], None] = lambda text: None,
     ) -> Manifest:
         """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`.
 
         ``batch_size`` is for detectors: the number of images of one size that the program takes, by default one.
+        ``precision`` is ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16.
+
+        Raises:
+            ValueError: This predictor computes in bfloat16, or as :func:`~smt_vision.deploy.export.export_model` says.
         """
+        if self.dtype != torch.float32:
+            raise ValueError(f"{self.name} was loaded in {self.dtype}; load it without precision to export it")
         return export_model(
             get_task(self.spec.task).export(self.model, self.spec, self.name, batch_size),
             Path(folder),
@@ -161,6 +177,7 @@ class Predictor(ABC, Generic[R]):
             images=[Path(path) for path in images],
             calibrate=[Path(path) for path in calibrate],
             replace=replace,
+            precision=precision,
             used_images=self.used_images,
             on_status=on_status,
         )
