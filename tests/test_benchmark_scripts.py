@@ -113,6 +113,28 @@ def test_the_slower_one_is_the_bottleneck(
     assert result == pytest.approx({"together": together, "bottleneck": bottleneck, "share": share})
 
 
+def test_startup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run("startup", "--threads 1 --rounds 2 --only help recipes", tmp_path / "startup.json")
+    assert [row["command"] for row in results["startup"]] == ["smt --help", "smt recipes"]
+    assert all(0 < row["min"] <= row["median"] <= row["max"] for row in results["startup"])
+    assert (results["threads"], results["rounds"]) == (1, 2)
+    assert "smt recipes" in capsys.readouterr().out
+
+
+def test_startup_of_commands_that_fail() -> None:
+    seconds = importlib.import_module("startup").processor_seconds
+    with pytest.raises(RuntimeError, match="exit code 1: no such thing"):
+        seconds(("-c", "raise SystemExit('no such thing')"), 1)
+
+
+def test_startup_measures_the_child_and_not_the_wait() -> None:
+    seconds = importlib.import_module("startup").processor_seconds
+    idle = seconds(("-c", "import time; time.sleep(0.5)"), 1)
+    busy = seconds(("-c", "import time\nwhile time.process_time() < 0.5: pass"), 1)
+    assert idle < 0.4
+    assert busy >= 0.5
+
+
 @pytest.mark.slow
 def test_export(tmp_path: Path) -> None:
     pytest.importorskip("openvino")

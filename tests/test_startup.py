@@ -1,10 +1,18 @@
 """What is imported when: commands that compute nothing start without PyTorch, and the models are registered anyway."""
 
+import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  the garbage collector of this process is left alone
+from PIL import Image
 
+from smt_vision.cli.startup import no_garbage_collection
+
+# What training, export and pictures need, and the prediction of a classifier does not.
+NOT_TO_PREDICT = ("matplotlib", "lightning_fabric", "torchmetrics", "pandas", "scipy", "onnxruntime", "openvino")
 HEAVY = ("torch", "timm", "numpy", "torchvision", "lightning_fabric", "matplotlib")
 
 
@@ -39,7 +47,41 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert python(code, *words.split()).splitlines()[-1] == "[]"
 
 
-# Each in a process of its own, which takes seconds.
+# The tests below start processes that import timm, which takes seconds.
+def test_prediction_of_a_classifier_imports_what_it_needs(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    code = f"""
+import sys
+from smt_vision.cli import main
+assert main(["predict", "smt_femto.cifar10", sys.argv[1], "--json"]) == 0
+print()
+print("timm" in sys.modules, [name for name in {NOT_TO_PREDICT} if name in sys.modules])
+"""
+    assert python(code, str(tmp_path / "image.png")).splitlines()[-1] == "True []"
+
+
+def test_the_import_is_not_traversed_by_the_garbage_collector_until_the_process_ends() -> None:
+    code = """
+import atexit, gc
+from smt_vision.cli.startup import no_garbage_collection
+atexit.register(lambda: print(gc.get_freeze_count() < frozen / 10))  # runs after those registered later
+before = gc.get_stats()[2]["collections"]
+with no_garbage_collection():
+    import torch
+    print(gc.isenabled(), gc.get_stats()[2]["collections"] - before)
+frozen = gc.get_freeze_count()
+print(gc.isenabled(), frozen > 100_000)
+"""
+    assert python(code).split() == ["False", "0", "True", "True", "True"]
+
+
+def test_the_garbage_collector_of_a_process_with_pytorch_is_left_alone() -> None:
+    frozen = gc.get_freeze_count()
+    with no_garbage_collection():
+        assert gc.isenabled()
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, frozen)
+
+
 @pytest.mark.parametrize("imports", [
     "import smt_vision, importlib.util; assert importlib.util.find_spec('timm'); import timm",  # as transformers looks
     "import smt_vision.model, timm",

@@ -11,6 +11,7 @@ from .common import EXIT_ERROR, Output, Parser, new_parser
 from .console import styled
 from .overrides import add_overrides, add_precision, add_providers, overrides_of, providers_of
 from .progress import progress_callback, track
+from .startup import no_garbage_collection
 
 HELP = "predict the classes, objects or label maps of images and videos"
 EXAMPLES = """\
@@ -55,7 +56,6 @@ def run(args: Any) -> Output:
     from ..allocator import keep_large_allocations
     from ..data.files import find_images
     from ..data.video import SUFFIXES, find_videos
-    from ..tasks.load import load
 
     if args.device == "cpu":
         keep_large_allocations()
@@ -63,7 +63,12 @@ def run(args: Any) -> Output:
     if args.every and not videos:
         raise ValueError(f"--every is for videos ({', '.join(SUFFIXES)}), and these are images; omit it")
     images = [] if videos else find_images(args.images)
-    model = load(args.model, args.device, overrides_of(args), providers=providers_of(args), precision=args.precision)
+    with no_garbage_collection():
+        from ..tasks.load import load
+
+        model = load(
+            args.model, args.device, overrides_of(args), providers=providers_of(args), precision=args.precision
+        )
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if refused := [name for name in options if name not in model.options]:
         raise ValueError(f"--{refused[0]} does not apply to {args.model}, which is {model.kind}; omit it")

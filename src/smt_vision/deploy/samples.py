@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -42,6 +41,8 @@ def sample_photo_crops() -> list[Image.Image]:
     Raises:
         FileNotFoundError: This installation of matplotlib has no sample data.
     """
+    import matplotlib  # imported late: slow, and prediction loads this module
+
     path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     if not path.is_file():
         raise FileNotFoundError(f"{path}, matplotlib's sample photograph, does not exist; pass images (--images)")

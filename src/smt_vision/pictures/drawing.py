@@ -8,7 +8,6 @@ import colorsys
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from .style import short
@@ -140,4 +139,6 @@ def text_size(size: tuple[int, int]) -> int:
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans, which ships with matplotlib and has accented letters, at a size in pixels."""
+    from matplotlib.font_manager import findfont  # imported late: slow, and prediction loads this module
+
     return ImageFont.truetype(findfont("DejaVu Sans"), size)

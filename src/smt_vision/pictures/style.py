@@ -1,14 +1,17 @@
-"""Style of all pictures; figures are created without pyplot's global state and need no display."""
+"""Style of all pictures; figures are created without pyplot's global state and need no display.
+
+matplotlib is imported by the first picture: prediction imports this module and draws none.
+"""
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ..text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
@@ -30,8 +33,10 @@ STYLE: dict[Any, Any] = {
 TRAIN, EVAL, BEST, GRAY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
 
 
-def save(draw: Callable[[], Figure], path: Path) -> Figure:
+def save(draw: Callable[[], "Figure"], path: Path) -> "Figure":
     """Create a figure by calling ``draw`` in the package's style, and write it to ``path``."""
+    from matplotlib import rc_context
+
     with rc_context(STYLE), warnings.catch_warnings():
         # Names may be in a script that the font lacks; its characters are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")

@@ -9,7 +9,6 @@ from PIL import Image
 
 from ...recipe import Input
 from ..results import Source, decode_source, image_names
-from .pictures import GRID, LabeledImage, predictions, thumbnail
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ def write_predictions(
         input: Input of the classifier, for images of bands.
         multi_label: Whether the predictions are of a multi-label classifier.
     """
+    # Imported late: most predictions are not written, and this imports matplotlib.
+    from .pictures import GRID, LabeledImage, predictions, thumbnail
+
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
     shown: list[tuple[Prediction, Image.Image]] = []

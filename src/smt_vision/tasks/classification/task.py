@@ -15,8 +15,6 @@ from ...data.dataset import Split
 from ...data.decode import decode_picture
 from ...data.fingerprint import UsedImages
 from ...data.subset import held_out_in_training
-from ...pictures.confusion import confusion
-from ...pictures.quality import ranking_curves, reliability
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
@@ -32,7 +30,6 @@ from .distill import SoftTargets
 from .evaluation import ClassificationMetric
 from .export import ClassifierExport
 from .losses import classification_loss
-from .pictures import Mistake, mistakes, thumbnail
 from .predictor import Classifier
 from .published import class_synonyms
 
@@ -105,6 +102,11 @@ class ClassificationEvaluation:
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """Write ``confusion.png`` (up to 1000 classes, one class per image), ``precision_recall.png``, ``roc.png``,
         ``reliability.png`` and ``mistakes.png``; returns their paths."""
+        # Imported late: prediction loads this module, and they import matplotlib.
+        from ...pictures.confusion import confusion
+        from ...pictures.quality import ranking_curves, reliability
+        from .pictures import Mistake, mistakes, thumbnail
+
         paths = []
         if metrics.get("confusion") is not None:
             paths.append(folder / "confusion.png")

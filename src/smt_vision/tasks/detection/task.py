@@ -18,7 +18,6 @@ from ...data.region import Region
 from ...data.subset import held_out_in_training
 from ...data.transforms import RegionPixels
 from ...pictures.drawing import sample_grid
-from ...pictures.quality import area_curves
 from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -102,6 +101,8 @@ class DetectionEvaluation:
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """Write ``precision_recall.png``; training saves samples of the best epoch too."""
+        from ...pictures.quality import area_curves  # imported late: it imports matplotlib
+
         if "curves" not in metrics:  # of metrics that an earlier version computed
             return []
         path = folder / "precision_recall.png"

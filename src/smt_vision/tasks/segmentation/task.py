@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, decode_input, decode_picture
 from ...data.fingerprint import UsedImages
-from ...pictures.confusion import confusion
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
@@ -96,6 +95,8 @@ class SegmentationEvaluation:
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
         """``confusion.png``, unless segmentation is binary, and ``worst.png``: the images with the largest errors."""
+        from ...pictures.confusion import confusion  # imported late: it imports matplotlib
+
         files = []
         if not self.binary:
             files.append(folder / "confusion.png")
