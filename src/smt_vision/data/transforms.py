@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose
 
 from ..recipe import Input
+from .decode import LargeJpeg
 from .region import Region
 from .resample import ResizeTo
 
@@ -45,7 +46,7 @@ class RegionPixels:
         self.normalized = ToNormalized(*channel_statistics(input))
 
     def __call__(
-        self, image: Image.Image | Tensor, region: Region, transform: Callable[[Any], Any] | None = None
+        self, image: Image.Image | Tensor | LargeJpeg, region: Region, transform: Callable[[Any], Any] | None = None
     ) -> Tensor:
         """Return a float32 tensor (C, h, w); ``transform`` is applied after resizing, before normalization.
 

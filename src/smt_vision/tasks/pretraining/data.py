@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from ...data.dataset import Split
+from ...data.decode import LargeJpeg
 from ...data.files import describe_suffixes, list_files
 from ...data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ...data.resample import RandomCrop, ResizeTo
@@ -97,7 +98,7 @@ class _Views:
     first: Transform
     second: Transform
 
-    def __call__(self, image: Image.Image | Tensor, target: Any, name: str) -> Item:
+    def __call__(self, image: Image.Image | Tensor | LargeJpeg, target: Any, name: str) -> Item:
         return {"image": (self.first(image), self.second(image)), "target": target}
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms.functional import crop
 
+from ....data.decode import LargeJpeg
 from ....data.resample import AnyImage, RandomCrop, ResizeTo, image_size
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput, check_augment
 from .operations import replace_posterize
 
-Transform = Callable[[Image.Image | Tensor], Tensor]
+Transform = Callable[[Image.Image | Tensor | LargeJpeg], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
@@ -73,7 +74,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         re_mode=augment.erasing_mode,
         separate=True,
     )
-    geometry: list[Callable[[Image.Image], Image.Image]] = []
+    geometry: list[Callable[[Any], Any]] = []
     # A random interpolation is part of random resized crops only.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
@@ -92,6 +93,9 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
 
 class ResizeLongSide(ResizeKeepRatio):
     """timm's resize, but to at least one pixel: the short side of a very long image would be rounded to 0."""
+
+    def __call__(self, image: Image.Image | LargeJpeg) -> Image.Image:
+        return super().__call__(image.reduced(*image.size) if isinstance(image, LargeJpeg) else image)
 
     @staticmethod
     def get_params(*args: Any, **kwargs: Any) -> list[int]:
