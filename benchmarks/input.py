@@ -7,8 +7,8 @@
 The settings are those of the paper's ImageNet recipe: random resized crop, flip, rand-m9-mstd0.5-inc1, random erasing;
 224 pixels, bicubic. Both pipelines process the same images with the same random numbers, in turn, in one process, on
 one thread. Prints images per second of one core (medians over the rounds) and their ratio, and the speed of the
-training loader. Without ``--data`` the images are synthetic JPEG files of 500 x 375 pixels. Large JPEG
-files are decoded at a reduced resolution; the speed at full resolution is printed beside.
+training loader. Without ``--data`` the images are synthetic JPEG files of 500 x 375 pixels. Large ones are decoded at a
+lower resolution; the speed of ours at full resolution is measured, too.
 
 ``--model`` also times training steps of a model, at its own image size and normalization, and reports whether the input
 or the model is the bottleneck. On a CPU both share the cores, and an image takes the sum of both times.

@@ -4,6 +4,7 @@ import io
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from smt_vision.benchmark.timing import one_thread
 from smt_vision.data.dataset import Raw
-from smt_vision.data.decode import LargeJpeg, decode_for_resize, decode_input
+from smt_vision.data.decode import LargeJpeg, UnreadableImage, decode_for_resize, decode_input
 from smt_vision.data.loaders import DecodedImages, Position, seed_all
 from smt_vision.data.transforms import channel_statistics, resize_filter
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
@@ -179,9 +180,10 @@ def _measure_core(
     }
     if augment.crop == "rrc":
         converts["timm train"] = _timm_convert(images, timm_train, input)
-    if isinstance(decode_for_resize(images.raw(0), input, name=images.name(0)), LargeJpeg):
-        converts["full train"] = _full_convert(images, our_train, input)
-        converts["full eval"] = _full_convert(images, our_eval, input)
+    with suppress(UnreadableImage):  # reported when the pipelines run
+        if isinstance(decode_for_resize(images.raw(0), input, name=images.name(0)), LargeJpeg):
+            converts["full train"] = _full_convert(images, our_train, input)
+            converts["full eval"] = _full_convert(images, our_eval, input)
     speeds: dict[str, list[float]] = {name: [] for name in converts}
     first, end = 0, time.perf_counter() + seconds
     while first == 0 or time.perf_counter() < end:

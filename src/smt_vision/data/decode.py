@@ -1,7 +1,4 @@
-"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or gray, or bands.
-
-Shapes: an image of H x W pixels, decoded at a scale of 1/s, has ceil(H / s) x ceil(W / s).
-"""
+"""The image decoder: files of the formats that are read, and any image in memory, to 8-bit RGB or gray, or bands."""
 
 import contextlib
 import io
@@ -25,7 +22,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
 _EXPECTED = f"expected one of {', '.join(FORMATS)}; convert it, e.g. to PNG"
 LARGE = 1 << 20  # pixels from which a JPEG may be decoded at a lower resolution; smaller ones are decoded in a moment
 # Pixels of the decoded crop per pixel that it is resized to, along each axis, at least. With 2, photographs differ from
-# those decoded at full resolution by less than a level of 255 on average; with 1, by twice as much.
+# those decoded at full resolution by half a level of 255 on average; with 1, by three times as much.
 MARGIN = 2
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 _TRANSPOSE = Image.Transpose
@@ -208,7 +205,7 @@ class LargeJpeg:
         data: Any = self.data.fp if isinstance(self.data, ImageFile.ImageFile) else self.data
         with open_image(data, self.name, MAX_PIXELS) as image:
             width, height = image.size
-            if image.draft(None, (width // scale, height // scale)):
+            if scale > 1 and image.draft(None, (width // scale, height // scale)):
                 # Where the sides are no multiples of the scale, the last row and column may be mostly padding.
                 image = image.crop((0, 0, round(width / scale), round(height / scale)))
             return _to_picture(image, self.channels, self.name)

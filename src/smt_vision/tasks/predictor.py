@@ -97,7 +97,8 @@ class Predictor(ABC, Generic[R]):
 
         Args:
             images: Paths or PIL images of any mode and size. A PIL image gives the result of its file: its EXIF
-                orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does.
+                orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does. That of a large
+                JPEG file differs slightly if its pixels have been loaded: a file may be decoded at a lower resolution.
             batch_size: Images per forward pass.
             options: Options of the task's predictor.
 

@@ -27,7 +27,8 @@ def eval_transform(input: ClassificationInput) -> Transform:
     """Evaluation preprocessing as in timm: resize, center crop, normalize.
 
     With ``input.exact``, values are bitwise equal to timm's. Otherwise torch resizes RGB images, and values before
-    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
+    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`), and by more where a
+    large JPEG file is decoded at a lower resolution (:class:`smt_vision.data.decode.LargeJpeg`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
