@@ -1,12 +1,14 @@
 """Input pipeline: JPEG files to tensors, ours against timm's on one core; and whether training waits for it.
 
     python benchmarks/input.py --out input.json
+    python benchmarks/input.py --image_size 4000 3000 --seconds 240
     python benchmarks/input.py --model smt_tiny --data MY_IMAGES --workers 8
 
 The settings are those of the paper's ImageNet recipe: random resized crop, flip, rand-m9-mstd0.5-inc1, random erasing;
 224 pixels, bicubic. Both pipelines process the same images with the same random numbers, in turn, in one process, on
 one thread. Prints images per second of one core (medians over the rounds) and their ratio, and the speed of the
-training loader. Without ``--data`` the images are synthetic JPEG files of 500 x 375 pixels.
+training loader. Without ``--data`` the images are synthetic JPEG files of 500 x 375 pixels. Large ones are decoded at a
+lower resolution; the speed of ours at full resolution is measured, too.
 
 ``--model`` also times training steps of a model, at its own image size and normalization, and reports whether the input
 or the model is the bottleneck. On a CPU both share the cores, and an image takes the sum of both times.
@@ -18,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from common import add_measurement_options, base_parser, measurement_settings, write_results
-from input_pipeline import InputSpeed, measure_input
+from input_pipeline import IMAGE_SIZE, InputSpeed, measure_input
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Candidate, Result, compare
 from smt_vision.cli.bench import configure_process
@@ -63,10 +65,12 @@ def measure_model(args: argparse.Namespace, candidate: Candidate) -> Result:
 
 
 def print_report(speed: InputSpeed) -> None:
-    print(f"{'images/s of one core':<22}{'ours':>8}{'timm':>8}{'ratio':>8}")
+    print(f"{'images/s of one core':<22}{'ours':>8}{'timm':>8}{'ratio':>8}{'full resolution':>17}{'ratio':>8}")
     for name, pipeline in (("training", speed.train), ("evaluation", speed.evaluation)):
-        baseline = f"{pipeline.timm:>8.0f}{pipeline.ratio:>8.2f}" if pipeline.timm else ""
-        print(f"{name:<22}{pipeline.ours:>8.0f}{baseline}")
+        line = f"{name:<22}{pipeline.ours:>8.4g}"
+        for baseline, width in ((pipeline.timm, 8), (pipeline.full, 17)):
+            line += f"{baseline:>{width}.4g}{pipeline.ours / baseline:>8.2f}" if baseline else " " * (width + 8)
+        print(line.rstrip())
     print(f"training loader, {speed.workers} workers, {speed.batch_size} per batch: {speed.images_per_s:.0f} images/s")
 
 
@@ -75,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="model spec string, as for smt bench; default: measure the input only")
     parser.add_argument("--size", type=int, help="image side in pixels; default: the model's or the recipe's")
     parser.add_argument("--data", help="data set, as for smt train; default: synthetic JPEG files")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        default=IMAGE_SIZE,
+        help="of the synthetic JPEG files in pixels",
+    )
     parser.add_argument("--workers", type=int, default=RECIPE.input.workers, help="maximum number of worker processes")
     parser.add_argument("--batch_size", type=int, help=f"default: {RECIPE.batch_size}, with --model {MODEL_BATCH_SIZE}")
     parser.add_argument("--exact", action="store_true", help="use the pipelines that are bit-identical to timm's")
@@ -92,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         input = resolve_input(ClassificationInput(size=size, channels=channels, exact=args.exact), candidate.model)
         model = measure_model(args, candidate)
         results["model"] = model.to_dict()
-    speed = measure_input(args.data, input, RECIPE.augment, args.workers, args.batch_size, args.seconds)
+    speed = measure_input(
+        args.data, input, RECIPE.augment, args.workers, args.batch_size, args.seconds, tuple(args.image_size)
+    )
     print_report(speed)
     results |= {"input": speed.to_dict()}
     if args.model:

@@ -4,6 +4,7 @@ import io
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from smt_vision.benchmark.timing import one_thread
 from smt_vision.data.dataset import Raw
+from smt_vision.data.decode import LargeJpeg, UnreadableImage, decode_for_resize, decode_input
 from smt_vision.data.loaders import DecodedImages, Position, seed_all
 from smt_vision.data.transforms import channel_statistics, resize_filter
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
@@ -24,6 +26,7 @@ from smt_vision.tasks.classification.data.operations import replace_posterize
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.data.transforms import Transform, eval_transform, train_transform
 
+IMAGE_SIZE = (500, 375)  # width and height of synthetic images in pixels: about the median of ImageNet
 Convert = Callable[[Position], Tensor]  # (epoch, index) of an image -> tensor (C, S, S)
 
 
@@ -35,11 +38,14 @@ class PipelineSpeed:
 
     Attributes:
         ours: Speed of this package's pipeline.
+        full: Speed of this package's pipeline with images decoded at their full resolution, as with ``input.exact``;
+            ``None`` if they are not large JPEG files.
         timm: Speed of timm's transforms with the same settings, on images opened with Pillow; ``None`` if timm has no
             such crop (``augment.crop`` other than ``rrc``).
     """
 
     ours: float
+    full: float | None
     timm: float | None
 
     @property
@@ -78,16 +84,17 @@ class InputSpeed:
 
 
 class SyntheticJpegs(ImageDataset):
-    """Synthetic JPEG files of 500 x 375 pixels and about 60 KB: smooth colors, edges and noise.
+    """Synthetic JPEG files: smooth colors, edges and noise; of 500 x 375 pixels, about 60 KB.
 
     Args:
         length: Number of images; 16 of them are distinct.
+        image_size: Width and height of the images in pixels.
     """
 
-    def __init__(self, length: int = 4096) -> None:
+    def __init__(self, length: int = 4096, image_size: tuple[int, int] = IMAGE_SIZE) -> None:
         ids = [f"{i}.jpg" for i in range(length)]
         super().__init__(["even", "odd"], [i % 2 for i in range(length)], ids, "synthetic/")
-        self.files = [_jpeg(seed) for seed in range(min(length, 16))]
+        self.files = [_jpeg(seed, *image_size) for seed in range(min(length, 16))]
 
     def _read(self, row: int, name: str) -> bytes:
         return self.files[row % len(self.files)]
@@ -100,6 +107,7 @@ def measure_input(
     workers: int,
     batch_size: int,
     seconds: float = 20.0,
+    image_size: tuple[int, int] = IMAGE_SIZE,
 ) -> InputSpeed:
     """MetricFormat decoding and transforms on one core against timm's, then the training loader.
 
@@ -110,9 +118,12 @@ def measure_input(
         workers: Number of worker processes; limited to the number of cores, as in training.
         batch_size: Images per batch.
         seconds: Approximate total time; two thirds of it are spent on the single-core pipelines.
+        image_size: Width and height of synthetic images in pixels.
     """
     images: ImageDataset = (
-        SyntheticJpegs() if data is None else open_dataset(data, "train", val_fraction=input.val_fraction)
+        SyntheticJpegs(image_size=image_size)
+        if data is None
+        else open_dataset(data, "train", val_fraction=input.val_fraction)
     )
     with one_thread():
         train, evaluation = _measure_core(images, input, augment, seconds * 2 / 3)
@@ -161,13 +172,18 @@ def _measure_core(
 ) -> tuple[PipelineSpeed, PipelineSpeed]:
     """Time training and evaluation pipelines in turn, ours and timm's with the same images and random numbers."""
     timm_train, timm_eval = timm_transforms(input, augment)
+    our_train, our_eval = train_transform(input, augment), eval_transform(input)
     converts: dict[str, Convert] = {
-        "train": _our_convert(images, train_transform(input, augment), input),
-        "eval": _our_convert(images, eval_transform(input), input),
+        "train": _our_convert(images, our_train, input),
+        "eval": _our_convert(images, our_eval, input),
         "timm eval": _timm_convert(images, timm_eval, input),
     }
     if augment.crop == "rrc":
         converts["timm train"] = _timm_convert(images, timm_train, input)
+    with suppress(UnreadableImage):  # reported when the pipelines run
+        if isinstance(decode_for_resize(images.raw(0), input, name=images.name(0)), LargeJpeg):
+            converts["full train"] = _full_convert(images, our_train, input)
+            converts["full eval"] = _full_convert(images, our_eval, input)
     speeds: dict[str, list[float]] = {name: [] for name in converts}
     first, end = 0, time.perf_counter() + seconds
     while first == 0 or time.perf_counter() < end:
@@ -176,8 +192,8 @@ def _measure_core(
             speeds[name].append(round_size / sum(_processor_time(convert, position) for position in positions))
         first += round_size
     medians = {name: median(values) for name, values in speeds.items()}
-    train = PipelineSpeed(medians["train"], medians.get("timm train"))
-    return train, PipelineSpeed(medians["eval"], medians["timm eval"])
+    train = PipelineSpeed(medians["train"], medians.get("full train"), medians.get("timm train"))
+    return train, PipelineSpeed(medians["eval"], medians.get("full eval"), medians["timm eval"])
 
 
 def _our_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
@@ -188,6 +204,14 @@ def _our_convert(images: ImageDataset, transform: Transform, input: Classificati
         if item["image"] is None:
             raise ValueError(f"{item['unreadable'][0]}; the benchmark needs readable images: remove it")
         return item["image"]
+
+    return convert
+
+
+def _full_convert(images: ImageDataset, transform: Transform, input: ClassificationInput) -> Convert:
+    def convert(position: Position) -> Tensor:
+        raw, _, name = images.read(position[1])
+        return transform(decode_input(raw, input, name=name))
 
     return convert
 
@@ -237,13 +261,13 @@ def _length(raw: Raw) -> int | None:
     return None if isinstance(raw, Image.Image) else raw.stat().st_size
 
 
-def _jpeg(seed: int) -> bytes:
+def _jpeg(seed: int, width: int, height: int) -> bytes:
     rng = np.random.default_rng(seed)
-    pixels = np.zeros((375, 500, 3))
+    pixels = np.zeros((height, width, 3))
     for cells, strength in ((4, 60), (24, 40), (96, 20)):  # from smooth to sharp
         coarse = Image.fromarray(rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8))
-        pixels += (np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)) - 127.5) * (strength / 127.5)
-    pixels += rng.normal(127.5, 6.0, (375, 500, 1))  # luminance noise
+        pixels += (np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) - 127.5) * (strength / 127.5)
+    pixels += rng.normal(127.5, 6.0, (height, width, 1))  # luminance noise
     out = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
     return out.getvalue()

@@ -33,7 +33,8 @@ def test_a_folder_is_measured(colored: Path) -> None:
     for name, side in (("train", speed.train), ("evaluation", speed.evaluation)):
         assert side.timm is not None
         assert side.ours > 1
-        assert plain[name] == {"ours": side.ours, "timm": side.timm, "ratio": side.ours / side.timm}
+        assert side.full is None  # the images are small
+        assert plain[name] == {"ours": side.ours, "full": None, "timm": side.timm, "ratio": side.ours / side.timm}
 
 
 def test_workers_are_counted_and_ended(colored: Path) -> None:
@@ -47,9 +48,18 @@ def test_workers_are_counted_and_ended(colored: Path) -> None:
 
 def test_timm_has_no_padded_crop(colored: Path) -> None:
     speed = measure_input(str(colored), SMALL, ClassificationAugment(crop="pad"), workers=0, batch_size=8, seconds=0.05)
-    assert speed.train == PipelineSpeed(speed.train.ours, None)
+    assert speed.train == PipelineSpeed(speed.train.ours, None, None)
     assert speed.train.ratio is None
     assert speed.evaluation.timm is not None
+
+
+def test_large_images_are_measured_at_full_resolution_too() -> None:
+    speed = measure_input(
+        None, SMALL, ClassificationAugment(), workers=0, batch_size=2, seconds=0.05, image_size=(1200, 900)
+    )
+    for side in (speed.train, speed.evaluation):
+        assert side.full is not None
+        assert side.ours > side.full > 1
 
 
 def test_a_broken_image_is_named(colored: Path, tmp_path: Path) -> None:
@@ -88,5 +98,7 @@ def test_synthetic_jpegs() -> None:
     assert len(set(raw)) == 16
     assert raw[0] == raw[16] == SyntheticJpegs(1).read(0)[0]
     assert all(50_000 < len(data) < 70_000 for data in raw)
+    with Image.open(io.BytesIO(SyntheticJpegs(1, (64, 32)).files[0])) as image:
+        assert (image.format, image.size) == ("JPEG", (64, 32))
     with Image.open(io.BytesIO(raw[5])) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))

@@ -73,8 +73,9 @@ class Input(Group):
         std: Each channel is divided by it; ``None`` likewise.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Unreadable images to report and skip before the run stops with an error.
-        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
-            with torch, which is faster and differs by a level or two of 255.
+        exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
+            otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
+            files at the resolution that is needed.
     """
 
     group: ClassVar[str] = "input"
@@ -117,8 +118,9 @@ class BandsInput(Input):
         std: Each channel is divided by it; ``None`` likewise.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Unreadable images to report and skip before the run stops with an error.
-        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
-            with torch, which is faster and differs by a level or two of 255. Not for bands.
+        exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
+            otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
+            files at the resolution that is needed. Not for bands.
     """
 
     band_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.dataset import Raw
-from ..data.decode import decode_input
+from ..data.decode import decode_for_resize
 from ..data.padding import pad_together
 from ..data.transforms import channel_statistics
 from ..deploy.exported import ExportedModel
@@ -101,7 +101,7 @@ class Subject:
         Raises:
             UnreadableImage: The image cannot be decoded.
         """
-        pixels = self.predictor.transform(decode_input(data, self.predictor.spec.input, name=name))
+        pixels = self.predictor.transform(decode_for_resize(data, self.predictor.spec.input, name=name))
         reduced = ""
         if not self.is_classifier:
             height, width = pixels.shape[-2:]

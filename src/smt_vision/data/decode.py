@@ -4,11 +4,13 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..recipe import Input
@@ -18,6 +20,10 @@ from .files import FORMATS, image_formats
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
 _EXPECTED = f"expected one of {', '.join(FORMATS)}; convert it, e.g. to PNG"
+LARGE = 1 << 20  # pixels from which a JPEG may be decoded at a lower resolution; smaller ones are decoded in a moment
+# Pixels of the decoded crop per pixel that it is resized to, along each axis, at least. With 2, photographs differ from
+# those decoded at full resolution by half a level of 255 on average; with 1, by three times as much.
+MARGIN = 2
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 _TRANSPOSE = Image.Transpose
 _UPRIGHT = {  # by EXIF orientation: what turns the stored pixels upright
@@ -29,6 +35,7 @@ _UPRIGHT = {  # by EXIF orientation: what turns the stored pixels upright
     7: _TRANSPOSE.TRANSVERSE,
     8: _TRANSPOSE.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)  # the orientations that exchange width and height
 _VIA = {"La": "LA", "LAB": "RGB"}  # Pillow converts these modes to no other
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # in Image.info
@@ -42,7 +49,7 @@ class UnreadableImage(ValueError):
 
 
 @contextlib.contextmanager
-def open_image(data: bytes | Path | Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
+def open_image(data: bytes | Path | IO[bytes] | Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image with Pillow and check its format and size; every error becomes UnreadableImage.
 
     An image in memory is passed through and not closed; its pixels may not have been decoded yet.
@@ -129,13 +136,82 @@ def decode(
     if not isinstance(data, Image.Image) and is_numpy(data):
         data = _numpy_image(data, name)
     with open_image(data, name, max_pixels) as image:
-        white = 0
-        if image.mode.startswith("I;16") and stores_white_as_0(image):
-            white = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1  # type: ignore[attr-defined]
-        image = load_upright(image)
-        if white:
-            image = Image.fromarray((white - np.asarray(image)).astype(np.uint16))
-        return _to_mode(image, _MODES[channels], name)
+        return _to_picture(image, channels, name)
+
+
+def _to_picture(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image:
+    """Load an opened image; its pixels, upright, of mode ``RGB`` or ``L``."""
+    white = 0
+    if image.mode.startswith("I;16") and stores_white_as_0(image):
+        white = 2 ** image.tag_v2[_BITS_PER_SAMPLE][0] - 1  # type: ignore[attr-defined]
+    image = load_upright(image)
+    if white:
+        image = Image.fromarray((white - np.asarray(image)).astype(np.uint16))
+    return _to_mode(image, _MODES[channels], name)
+
+
+@dataclass(frozen=True)
+class LargeJpeg:
+    """A large JPEG image, or a crop of one, whose pixels are decoded when the size that they are resized to is known.
+
+    libjpeg can decode an image at 1/2, 1/4 or 1/8 of its resolution, from the low frequencies of each block.
+
+    Args:
+        data: Content of the file, its path, or an image that is opened, but not loaded, and is left so.
+        channels: 3 for RGB, 1 for grayscale.
+        name: Name of the image in error messages.
+        upright: Width and height of the complete image, after EXIF orientation.
+        box: Left, top, right and bottom of the crop in the complete image.
+    """
+
+    data: bytes | Path | Image.Image
+    channels: Literal[1, 3]
+    name: str
+    upright: tuple[int, int]
+    box: tuple[int, int, int, int]
+    _decoded: dict[int, Image.Image] = field(default_factory=dict)  # by scale; for several crops of an image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the crop at full resolution."""
+        left, top, right, bottom = self.box
+        return right - left, bottom - top
+
+    def crop(self, box: tuple[int, int, int, int]) -> "LargeJpeg":
+        """A crop of this one, of which ``box`` has the left, top, right and bottom."""
+        left, top = self.box[:2]
+        return replace(self, box=(left + box[0], top + box[1], left + box[2], top + box[3]))
+
+    def reduced(self, width: int, height: int) -> Image.Image:
+        """The crop, decoded at the lowest resolution of at least ``MARGIN`` times a width and height.
+
+        At a reduced resolution, its sides are rounded to whole pixels: by up to 1/4 pixel of width x height.
+
+        Raises:
+            UnreadableImage: The image cannot be decoded.
+        """
+        columns, rows = self.size
+        scale = next((s for s in (8, 4, 2) if columns >= s * MARGIN * width and rows >= s * MARGIN * height), 1)
+        if scale not in self._decoded:
+            self._decoded[scale] = self._decode(scale)
+        picture = self._decoded[scale]
+        left, right = (round(x * picture.width / self.upright[0]) for x in self.box[::2])
+        top, bottom = (round(y * picture.height / self.upright[1]) for y in self.box[1::2])
+        box = (left, top, right, bottom)
+        return picture if box == (0, 0, *picture.size) else picture.crop(box)
+
+    def _decode(self, scale: int) -> Image.Image:
+        # Reducing the caller's image would change its size: it is opened a second time.
+        data: Any = self.data.fp if isinstance(self.data, ImageFile.ImageFile) else self.data
+        with open_image(data, self.name, MAX_PIXELS) as image:
+            width, height = image.size
+            if scale > 1 and image.draft(None, (width // scale, height // scale)):
+                # Where the sides are no multiples of the scale, the last row and column may be mostly padding.
+                image = image.crop((0, 0, round(width / scale), round(height / scale)))
+            return _to_picture(image, self.channels, self.name)
+
+
+OpenedImage = Image.Image | Tensor | LargeJpeg  # what :func:`decode_for_resize` returns
 
 
 def _numpy_image(data: bytes | Path, name: str) -> Image.Image:
@@ -156,15 +232,20 @@ def _numpy_image(data: bytes | Path, name: str) -> Image.Image:
 def load_upright(image: Image.Image) -> Image.Image:
     """Load an image and apply its EXIF orientation, so that the result has none; it may be the image itself."""
     _load(image)
-    orientation = None
-    with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    orientation = _orientation(image)
     if orientation not in _UPRIGHT:
         return image
     turned = image.transpose(_UPRIGHT[orientation])
     for key in _ORIENTATION_KEYS:  # otherwise a second call would turn the image again
         turned.info.pop(key, None)
     return turned
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF orientation of an image, as stored: any value, or none."""
+    with contextlib.suppress(Exception):  # damaged metadata must not make valid pixels unreadable
+        return image.getexif().get(ExifTags.Base.Orientation)
+    return None
 
 
 def _load(image: Image.Image) -> None:
@@ -210,14 +291,14 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def _file(data: bytes | Path) -> io.BytesIO | Path:
+def _file(data: bytes | Path | IO[bytes]) -> IO[bytes] | Path:
     return io.BytesIO(data) if isinstance(data, bytes) else data
 
 
-def _reason(data: bytes | Path | Image.Image, error: Exception) -> str:
+def _reason(data: bytes | Path | IO[bytes] | Image.Image, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError) and not isinstance(data, Image.Image):
+    if isinstance(error, Image.UnidentifiedImageError) and isinstance(data, bytes | Path):
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
         if _head(data).startswith(TIFF_MAGIC):
             return "a damaged TIFF file, or one that is not 8-bit RGB or grayscale; set input.channels to its bands"
@@ -256,6 +337,32 @@ def decode_input(data: bytes | Path | Image.Image, input: Input, *, name: str) -
         raise UnreadableImage(f"{name}: not enough memory to decode it; save it with fewer pixels") from error
     except Exception as error:  # tifffile can raise almost any exception on a damaged file
         raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
+
+
+def decode_for_resize(data: bytes | Path | Image.Image, input: Input, *, name: str) -> OpenedImage:
+    """As :func:`decode_input`, for a transform that resizes the image; a large JPEG is not decoded yet.
+
+    With ``input.exact``, every image is decoded at its full resolution, and so is one in memory that is loaded.
+    """
+    if input.exact or input.has_bands or (not isinstance(data, Image.Image) and is_numpy(data)):
+        return decode_input(data, input, name=name)
+    channels: Literal[1, 3] = 1 if input.channels == 1 else 3
+    with open_image(data, name, MAX_PIXELS) as image:
+        if not _is_large_jpeg(image):
+            return _to_picture(image, channels, name)
+        width, height = image.size if _orientation(image) not in _ON_ITS_SIDE else image.size[::-1]
+        return LargeJpeg(data, channels, name, (width, height), (0, 0, width, height))
+
+
+def _is_large_jpeg(image: Image.Image) -> bool:
+    """Whether an image is a large JPEG that was opened, but not loaded, nor reduced by its caller."""
+    return (
+        isinstance(image, JpegImageFile)
+        and bool(image.tile)
+        and not image.decoderconfig
+        and image.tell() == 0  # MPO files have several images
+        and image.width * image.height >= LARGE
+    )
 
 
 def decode_picture(data: bytes | Path | Image.Image, input: Input, *, name: str) -> Image.Image:

@@ -21,7 +21,7 @@ from ..seeding import stable_hash
 from ..signals import ignore_stop_signals
 from ..text import get_logger
 from .dataset import RawDataset
-from .decode import UnreadableImage, decode_input
+from .decode import UnreadableImage, decode_for_resize
 from .samplers import EvalSampler, TrainSampler
 from .sampling import image_draws
 
@@ -32,7 +32,7 @@ B = TypeVar("B", bound=Mapping[str, Any])  # a task's batch, a typed dict with "
 
 Position = tuple[int, int]  # epoch, and index of an image or of a repeat of it; see TrainSampler
 Item = dict[str, Any]  # an image's "image" (None if unreadable), "index", "unreadable" and what its task adds
-Transform = Callable[[Any, T, str], Item]  # (decoded image, target, name) to an item
+Transform = Callable[[Any, T, str], Item]  # (result of decode_for_resize, target, name) to an item
 Stack = Callable[[list[Item]], dict[str, Any]]  # one or more items to a batch
 # (an item, a function that returns the item of another random image, epoch) to an item composed of them
 Mix = Callable[[Item, Callable[[], Item], int], Item]
@@ -92,7 +92,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
 
     def _item(self, row: int) -> Item:
         raw, target, name = self.images.read(row)
-        return self.transform(decode_input(raw, self.input, name=name), target, name)
+        return self.transform(decode_for_resize(raw, self.input, name=name), target, name)
 
     def _another(self, row: int) -> Item:
         """The item of a random other image; that of an unreadable image's replacement is another one, too."""

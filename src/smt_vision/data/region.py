@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from .decode import LargeJpeg, OpenedImage
 from .resample import resize, resize_bands
 
 Floats = npt.NDArray[np.float64]
@@ -42,12 +43,14 @@ class Region:
     hflip: bool = False
     vflip: bool = False
 
-    def image(self, image: Image.Image | Tensor, interpolation: str, exact: bool) -> Image.Image | Tensor:
+    def image(self, image: OpenedImage, interpolation: str, exact: bool) -> Image.Image | Tensor:
         """Crop, resize and flip an image, or one of bands (C, H, W); see :func:`smt_vision.data.resample.resize`."""
         if isinstance(image, Tensor):
             return self._bands(image, interpolation)
         box = (self.left, self.top, self.right, self.bottom)
-        if box != (0, 0, *image.size):
+        if isinstance(image, LargeJpeg):
+            image = image.crop(box).reduced(self.width, self.height)
+        elif box != (0, 0, *image.size):
             image = image.crop(box)
         if image.size != (self.width, self.height):
             image = resize(image, self.width, self.height, interpolation, exact)

@@ -2,14 +2,16 @@
 
 import math
 import random
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop, crop, get_image_size
 
+from .decode import LargeJpeg, OpenedImage
 from .pixels import to_image, to_tensor
 
 FILTERS = ("bilinear", "bicubic")  # those that PyTorch implements for uint8
@@ -18,8 +20,10 @@ LONGEST = 16  # aspect ratio above which an image is resized in another way, whi
 WIDEST_FILTER = 3  # support of Pillow's widest filter, Lanczos, in pixels of the smaller resolution
 
 
-def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
+def image_size(image: OpenedImage) -> tuple[int, int]:
     """Width and height of an image, or of one of bands (C, H, W)."""
+    if isinstance(image, LargeJpeg):
+        return image.size
     width, height = get_image_size(image)
     return width, height
 
@@ -86,18 +90,20 @@ class ResizeTo:
         self.square = square
         self.exact = exact
 
-    def __call__(self, image: AnyImage) -> AnyImage:
+    def __call__(self, image: OpenedImage) -> Image.Image | Tensor:
         interpolation = random.choice(FILTERS) if self.interpolation == "random" else self.interpolation
         width = height = self.size
         sides = image_size(image)
         if not self.square:
             width, height = (int(self.size * side / min(sides)) for side in sides)
-        if sides == (width, height):
+        if isinstance(image, LargeJpeg):
+            image = image.reduced(width, height)
+        if image_size(image) == (width, height):
             return image
         if isinstance(image, Tensor):
             if max(width, height) > LONGEST * self.size:
                 rows, columns = (min(side, LONGEST * min(sides)) for side in image.shape[1:])
-                image = center_crop(image, [rows, columns])
+                image = cast(Tensor, center_crop(image, [rows, columns]))
                 width, height = (int(self.size * side / min(sides)) for side in (columns, rows))
             return resize_bands(image, width, height, interpolation)
         if max(width, height) > LONGEST * self.size:
@@ -137,9 +143,12 @@ class RandomCrop:
         self.scale = scale
         self.ratio = ratio
 
-    def __call__(self, image: AnyImage) -> AnyImage:
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
-        height, width = max(1, height), max(1, width)  # of an image of one or two pixels, timm may crop nothing
+    def __call__(self, image: OpenedImage) -> OpenedImage:
         columns, rows = image_size(image)
+        sized = torch.empty(1, 1).expand(rows, columns)  # without pixels: timm reads only the size
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(sized, self.scale, self.ratio)
+        height, width = max(1, height), max(1, width)  # of an image of one or two pixels, timm may crop nothing
         top, left = min(top, rows - height), min(left, columns - width)
+        if isinstance(image, LargeJpeg):
+            return image.crop((left, top, left + width, top + height))
         return crop(image, top, left, height, width)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose
 
 from ..recipe import Input
+from .decode import OpenedImage
 from .region import Region
 from .resample import ResizeTo
 
@@ -44,9 +45,7 @@ class RegionPixels:
         self.exact = input.exact
         self.normalized = ToNormalized(*channel_statistics(input))
 
-    def __call__(
-        self, image: Image.Image | Tensor, region: Region, transform: Callable[[Any], Any] | None = None
-    ) -> Tensor:
+    def __call__(self, image: OpenedImage, region: Region, transform: Callable[[Any], Any] | None = None) -> Tensor:
         """Return a float32 tensor (C, h, w); ``transform`` is applied after resizing, before normalization.
 
         The image may be one of bands (C, H, W), divided by their largest value.

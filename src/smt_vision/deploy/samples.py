@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from ..data.decode import decode, decode_input
+from ..data.decode import decode, decode_for_resize
 from ..data.files import relative_names
 from ..recipe import Input
 
@@ -32,7 +32,7 @@ def image_to_tensor(image: Path | Image.Image, input: Input, transform: Callable
     if input.has_bands and isinstance(image, Image.Image):
         rgb = pil_to_tensor(image.convert("RGB")).float() / 255
         return transform(rgb.repeat(-(-input.channels // 3), 1, 1)[: input.channels])
-    return transform(decode_input(image, input, name=str(image)))
+    return transform(decode_for_resize(image, input, name=str(image)))
 
 
 def sample_photo_crops() -> list[Image.Image]:

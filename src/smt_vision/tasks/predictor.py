@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..bounds import Count, checked, short
-from ..data.decode import UnreadableImage, decode_input
+from ..data.decode import UnreadableImage, decode_for_resize
 from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
 from ..deploy.export import export_model
@@ -98,7 +98,8 @@ class Predictor(ABC, Generic[R]):
 
         Args:
             images: Paths or PIL images of any mode and size. A PIL image gives the result of its file: its EXIF
-                orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does.
+                orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does. That of a large
+                JPEG file differs slightly if its pixels have been loaded: a file may be decoded at a lower resolution.
             batch_size: Images per forward pass.
             options: Options of the task's predictor.
 
@@ -233,7 +234,7 @@ class Predictor(ABC, Generic[R]):
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)
         try:
-            picture = decode_input(source, self.spec.input, name=id)
+            picture = decode_for_resize(source, self.spec.input, name=id)
             width, height = image_size(picture)
             return PreparedImage(image, id, (height, width), self._pixels(picture))
         except UnreadableImage as error:
@@ -244,7 +245,7 @@ class Predictor(ABC, Generic[R]):
             return image, id, f"{id}: not enough memory to resize {width} x {height} pixels"
 
     def _pixels(self, image: Any) -> Tensor:
-        """What :meth:`_predict_batch` needs of a decoded image: the model's input, or as far as it is prepared."""
+        """The model's input, or as far as it is prepared, from the result of :func:`decode_for_resize`."""
         return self.transform(image)
 
     @abstractmethod

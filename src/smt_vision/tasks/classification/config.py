@@ -59,8 +59,9 @@ class ClassificationInput(BandsInput):
         std: Standard deviation that divides each channel; ``None`` as for mean.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Number of unreadable images to report and skip before the run stops with an error.
-        exact: Resize with Pillow exactly as timm does, for comparison with published results; otherwise with torch,
-            which is faster and differs by one or two of 256 levels.
+        exact: Decode and resize with Pillow exactly as timm does, for comparison with published results; otherwise
+            resize with torch, which is faster and differs by one or two of 256 levels, and decode large JPEG files at
+            the resolution that is needed.
         size: Side of the model's square input in pixels.
         crop_pct: Evaluation resizes the short side to size / crop_pct and takes the center.
         crop_mode: ``center``: as above; ``squash``: resize both sides to size without crop; ``border``: resize the long

@@ -38,8 +38,9 @@ class DetectionInput(BandsInput):
         std: Each channel is divided by it; ``None`` likewise.
         workers: Data loading processes per training process; 0 loads in the training process.
         max_unreadable: Unreadable images to report and skip before the run stops with an error.
-        exact: Resize with Pillow exactly as timm does, for numbers that are compared with published ones; otherwise
-            with torch, which is faster and differs by a level or two of 255.
+        exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
+            otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
+            files at the resolution that is needed.
         val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
     """
 

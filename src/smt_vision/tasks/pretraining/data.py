@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 from torchvision import transforms as T
 
 from ...data.dataset import Split
+from ...data.decode import OpenedImage
 from ...data.files import describe_suffixes, list_files
 from ...data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ...data.resample import RandomCrop, ResizeTo
@@ -97,7 +96,7 @@ class _Views:
     first: Transform
     second: Transform
 
-    def __call__(self, image: Image.Image | Tensor, target: Any, name: str) -> Item:
+    def __call__(self, image: OpenedImage, target: Any, name: str) -> Item:
         return {"image": (self.first(image), self.second(image)), "target": target}
 
 

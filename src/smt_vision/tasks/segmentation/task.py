@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints import Checkpoint
-from ...data.decode import UnreadableImage, decode_input, decode_picture
+from ...data.decode import UnreadableImage, decode_for_resize, decode_picture
 from ...data.fingerprint import UsedImages
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -119,7 +119,7 @@ class SegmentationEvaluation:
         for row in sample_rows(len(self.val_set)):
             try:
                 raw, truth, name = self.val_set.read(row)
-                image = transform(decode_input(raw, self.input, name=name), truth, name)["image"][None]
+                image = transform(decode_for_resize(raw, self.input, name=name), truth, name)["image"][None]
             except UnreadableImage:  # already reported by the evaluation
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}

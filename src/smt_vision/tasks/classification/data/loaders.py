@@ -3,21 +3,20 @@
 Shapes: B images of C channels, S x S pixels, K classes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ....data.decode import OpenedImage
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....recipe import Sampling
 from ..config import ClassificationAugment, ClassificationInput
 from .dataset import ImageDataset, Target
-from .transforms import eval_transform, train_transform
+from .transforms import Transform, eval_transform, train_transform
 
 
 class ClassificationBatch(TypedDict):
@@ -40,9 +39,9 @@ class ClassificationBatch(TypedDict):
 class _LabeledTransform:
     """Applies ``transform`` to the image and adds the target."""
 
-    transform: Callable[[Image.Image], Tensor]
+    transform: Transform
 
-    def __call__(self, image: Image.Image, target: Target, name: str) -> Item:
+    def __call__(self, image: OpenedImage, target: Target, name: str) -> Item:
         return {"image": self.transform(image), "target": target}
 
 

@@ -14,19 +14,21 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms.functional import crop
 
+from ....data.decode import LargeJpeg, OpenedImage
 from ....data.resample import AnyImage, RandomCrop, ResizeTo, image_size
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput, check_augment
 from .operations import replace_posterize
 
-Transform = Callable[[Image.Image | Tensor], Tensor]
+Transform = Callable[[OpenedImage], Tensor]
 
 
 def eval_transform(input: ClassificationInput) -> Transform:
     """Evaluation preprocessing as in timm: resize, center crop, normalize.
 
     With ``input.exact``, values are bitwise equal to timm's. Otherwise torch resizes RGB images, and values before
-    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`).
+    normalization differ from timm's by at most 2 of 255 (:func:`smt_vision.data.resample.resize`), and by more where a
+    large JPEG file is decoded at a lower resolution (:class:`smt_vision.data.decode.LargeJpeg`).
 
     Returns:
         A function from an image of ``input.channels`` channels to a float32 tensor (channels, size, size).
@@ -73,7 +75,7 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
         re_mode=augment.erasing_mode,
         separate=True,
     )
-    geometry: list[Callable[[Image.Image], Image.Image]] = []
+    geometry: list[Callable[[Any], Any]] = []
     # A random interpolation is part of random resized crops only.
     interpolation = resize_filter(input)
     if augment.crop == "rrc":
@@ -92,6 +94,9 @@ def train_transform(input: ClassificationInput, augment: ClassificationAugment) 
 
 class ResizeLongSide(ResizeKeepRatio):
     """timm's resize, but to at least one pixel: the short side of a very long image would be rounded to 0."""
+
+    def __call__(self, image: Image.Image | LargeJpeg) -> Image.Image:
+        return super().__call__(image.reduced(*image.size) if isinstance(image, LargeJpeg) else image)
 
     @staticmethod
     def get_params(*args: Any, **kwargs: Any) -> list[int]:

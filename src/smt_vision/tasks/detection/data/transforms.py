@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import ColorJitter, RandomIoUCrop
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from ....data.decode import UnreadableImage
+from ....data.decode import OpenedImage, UnreadableImage
 from ....data.region import Region, fit_size
 from ....data.resample import image_size
 from ....data.transforms import RegionPixels
@@ -93,7 +92,7 @@ def detection_eval_transform(input: Input, detect: DetectConfig) -> Callable[[An
     return lambda image: to_pixels(image, eval_region(*image_size(image), detect))
 
 
-def check_size(image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> None:
+def check_size(image: OpenedImage, target: DetectionTarget, name: str) -> None:
     """Raise an UnreadableImage if the size of a decoded image differs from its annotations."""
     columns, rows = image_size(image)
     if (rows, columns) != target["size"]:
@@ -121,7 +120,7 @@ class DetectionTransform:
         self.color = ColorJitter(strength, strength, strength) if strength else None
         self.iou_crop = RandomIoUCrop(min_scale=IOU_CROP_SCALE)
 
-    def __call__(self, image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> dict[str, Any]:
+    def __call__(self, image: OpenedImage, target: DetectionTarget, name: str) -> dict[str, Any]:
         """``image`` (C, h, w), ``original`` (H, W), and in training ``target``: boxes, labels and optional masks.
 
         Raises:
@@ -139,7 +138,7 @@ class DetectionTransform:
         return sample | {"target": self._objects(target, used, region, name)}
 
     def _sample_iou_crop(
-        self, image: Image.Image | torch.Tensor, target: DetectionTarget
+        self, image: OpenedImage, target: DetectionTarget
     ) -> tuple[Crop | None, npt.NDArray[np.bool_]]:
         """A crop, and which objects are used, without crowds: those whose center is inside."""
         used = ~target["crowd"]
@@ -148,7 +147,7 @@ class DetectionTransform:
         boxes = BoundingBoxes(
             torch.from_numpy(target["boxes"][used]), format=BoundingBoxFormat.XYXY, canvas_size=target["size"]
         )
-        found = self.iou_crop.make_params([image, boxes])
+        found = self.iou_crop.make_params([boxes])
         if not found:  # one of torchvision's options is no crop
             return None, used
         used[used] = found["is_within_crop_area"].numpy()

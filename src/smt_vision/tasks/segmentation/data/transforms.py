@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomApply
 
+from ....data.decode import OpenedImage
 from ....data.region import Region, fit_size
 from ....data.resample import image_size
 from ....data.transforms import RegionPixels
@@ -93,7 +93,7 @@ class SegmentationTransform:
         self.pixels = RegionPixels(input)
         self.photometric = _photometric() if config.photometric else None
 
-    def __call__(self, image: Image.Image | Tensor, labels: Labels, name: str) -> dict[str, Any]:
+    def __call__(self, image: OpenedImage, labels: Labels, name: str) -> dict[str, Any]:
         """``image`` ``(C, h, w)`` and ``label``, which is ``(h, w)`` in training and ``(H, W)`` in evaluation.
 
         In training both have the size ``crop``; in evaluation the label map keeps its stored size.
