@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 import smt_vision
 from command import answer, refusal, run
-from debug_model import images
+from debug_model import create, images
 from smt_vision.deploy import export, logits
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
+from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
 from smt_vision.engine.loop import train
+from smt_vision.forms.inference import FusedSAM, fuse
 from smt_vision.precision import Precision, has_bf16
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
@@ -94,7 +96,11 @@ def exported(
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logits, "trace", lambda net, *args: traced() if net is model else trace(net, *args))
+        patch.setattr(
+            logits,
+            "trace",
+            lambda net, *args: traced() if net is model and "openvino" not in args else trace(net, *args),
+        )
         yield folder
 
 
@@ -300,7 +306,7 @@ def fake_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor
     """A function that replaces tracing and writing: the exported program is then the one given to it."""
 
     def use(program: Callable[[Tensor], Tensor]) -> None:
-        monkeypatch.setattr(logits, "trace", lambda model, channels, size: (None, True))
+        monkeypatch.setattr(logits, "trace", lambda *args: (None, True))
         monkeypatch.setattr(logits, "write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
         monkeypatch.setattr(export, "open_program", lambda folder, format, **options: program)
 
@@ -437,7 +443,7 @@ def test_command_errors(arguments: str, code: int, expected: str, capsys: Captur
 
 def test_missing_package_raises_before_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(export.PACKAGES, "onnx", ("export", ("no_such_package",)))
-    monkeypatch.setattr(ClassifierExport, "trace", lambda self, samples: pytest.fail("traced"))
+    monkeypatch.setattr(ClassifierExport, "trace", lambda self, *args: pytest.fail("traced"))
     with pytest.raises(ImportError, match=r"no_such_package.*smt-vision\[export\]"):
         export_classifier(OneSize(), "ab", tmp_path / "x", "onnx")
 
@@ -571,3 +577,22 @@ def test_execution_providers_of_commands(exported: Callable[[str], Path], colore
     assert answer(capsys, "predict", folder, image, *words) == answer(capsys, "predict", folder, image)
     for command in (["predict", folder, image], ["eval", folder, "--data", colored]):
         assert "NoSuchProvider" in refusal(capsys, 1, *command, "--providers", "CPUExecutionProvider, NoSuchProvider")
+
+
+def test_the_form_for_openvino_computes_the_same() -> None:
+    """Norms of three axes, and SAA's grouped convolution as a dense product."""
+    fused = fuse(create(num_classes=3, mixers=("S", "S", "SA", "A")).eval())
+    form = for_openvino(fused)
+    x = images(2, 3, 45, 61)
+    with torch.no_grad():
+        torch.testing.assert_close(form(x), fused(x), atol=1e-5, rtol=1e-5)
+    assert sum(isinstance(module, FlatNorm) for module in form.modules()) == sum(
+        isinstance(module, nn.LayerNorm) for module in fused.modules()
+    )
+    products = [module.expand[0] for module in form.modules() if isinstance(module, FusedSAM)]
+    assert [tuple(layer.weight.shape) for layer in products] == [(2 * dim, dim) for dim in (16, 32, 64)]
+    weight = products[0].weight
+    assert (weight != 0).float().mean() == pytest.approx(1 / 4)  # of 16 channels in groups of 4
+    assert not any(isinstance(module, FlatNorm) for module in fused.modules())
+    plain = create(num_classes=3)
+    assert for_openvino(plain) is plain

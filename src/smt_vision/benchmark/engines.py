@@ -74,7 +74,7 @@ class ProgramModel(nn.Module):
         return self.programs[images.shape](images)
 
     def _build(self, images: Tensor, folder: Path) -> Program:
-        program = trace_one_shape(self.model, images.clone())
+        program = trace_one_shape(self.model, images.clone(), self.engine)
         if self.engine == "onnxruntime":
             graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
             assert graph is not None

@@ -91,7 +91,7 @@ def export_model(
     samples = evenly_spaced(candidates, PARITY_IMAGES)
     with _new_folder(folder, replace) as new, torch.no_grad():
         on_status("tracing the model")
-        form.trace(samples)
+        form.trace(samples, format)
         on_status(f"writing {', '.join(FILES[format])}")
         format_versions = form.write(new, format, calibrate)
         on_status("comparing with the model")

@@ -46,8 +46,8 @@ class ExportForm(ABC):
         """Raise a ValueError if this model cannot be exported to a format."""
 
     @abstractmethod
-    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
-        """Trace the model with sample images.
+    def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
+        """Trace the model with sample images, for a format.
 
         Raises:
             ValueError: The model does not match its spec, or detects nothing in the images.

@@ -40,16 +40,16 @@ class LogitsExport(ExportForm):
     def dynamic_image_size(self) -> bool:
         return self._dynamic
 
-    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
+    def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
         self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.transform)
         self.batch = torch.stack([self.preprocess(image) for image in samples])
         self._check_output(self.batch[:1])
-        self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size)
+        if format in ONE_SHAPE:
+            self.program, self._dynamic = trace_one_shape(self.model, self.batch[:1]), False
+        else:
+            self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size, format)
 
     def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
-        if format in ONE_SHAPE:
-            self.program = trace_one_shape(self.model, self.batch[:1])
-            self._dynamic = False
         return write(self.program, folder, format, calibrate, self.preprocess)
 
     def compare(self, program: Program) -> Mapping[str, Any]:

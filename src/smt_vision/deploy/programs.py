@@ -22,6 +22,7 @@ from ..extras import require
 from ..forms.inference import fuse, is_fused
 from ..model.smt import SMT
 from .exported import FILES
+from .openvino_form import for_openvino
 from .parity import SMALLEST_SIDE
 from .quantize import errors_only, quantize
 
@@ -30,7 +31,7 @@ OPSET = 18  # ONNX opset of detectors; the TorchScript exporter supports few lat
 Preprocess = Callable[[Path], Tensor]  # image file to (C, H, W)
 
 
-def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, bool]:
+def trace(model: nn.Module, channels: int, size: int, format: str = "") -> tuple[ExportedProgram, bool]:
     """Trace a model, fused if it is an SMT, for any batch size and, if the model supports it, any height and width.
 
     torch.export also traces memory layouts, which differ where a feature map has a side of 1, and therefore restricts
@@ -41,11 +42,12 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
         model: Model that returns logits.
         channels: Number of image channels.
         size: Side of the model's square input in pixels.
+        format: Format that the program is written in.
 
     Returns:
         The program, and whether it takes images of any height and width.
     """
-    fused = fused_if_smt(model)
+    fused = fused_if_smt(model, format)
     for parameter in fused.parameters() if fused is not model else ():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)  # .pt2 warns of channels-last
     side = max(size, 2 * SMALLEST_SIDE)
@@ -59,9 +61,9 @@ def trace(model: nn.Module, channels: int, size: int) -> tuple[ExportedProgram, 
     return _without_traces(program), dynamic_image_size
 
 
-def trace_one_shape(model: nn.Module, example: Tensor) -> ExportedProgram:
+def trace_one_shape(model: nn.Module, example: Tensor, format: str = "") -> ExportedProgram:
     """Trace a model, fused if it is an SMT, for images of the example's shape only; the input is called ``images``."""
-    fused = copy.deepcopy(fused_if_smt(model))
+    fused = copy.deepcopy(fused_if_smt(model, format))
     for parameter in fused.parameters():
         parameter.data = parameter.data.contiguous()
     return _without_traces(torch.export.export(_NamedInput(fused), (example,)))
@@ -189,7 +191,7 @@ def write_traced(
     Returns:
         Additional entries for the manifest's versions.
     """
-    fused, path = fused_if_smt(model), folder / FILES[format][0]
+    fused, path = fused_if_smt(model, format), folder / FILES[format][0]
     with warnings.catch_warnings():
         # TracerWarnings about constants, which the parity check at several sizes covers, and deprecation warnings.
         warnings.simplefilter("ignore")
@@ -208,10 +210,11 @@ def write_traced(
     return {}
 
 
-def fused_if_smt(model: nn.Module) -> nn.Module:
-    """The model, with its SMT fused if it contains one that is not yet."""
+def fused_if_smt(model: nn.Module, format: str = "") -> nn.Module:
+    """The model, with its SMT fused, if it contains one that is not yet, in the form for a format."""
     contains_smt = any(isinstance(part, SMT) for part in model.modules())
-    return fuse(model) if contains_smt and not is_fused(model) else model
+    model = fuse(model) if contains_smt and not is_fused(model) else model
+    return for_openvino(model) if format == "openvino" else model
 
 
 def _save_openvino(

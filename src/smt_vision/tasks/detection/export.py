@@ -135,7 +135,7 @@ class DetectorExport(ExportForm):
                 "arithmetic of coordinates can be kept in float32; omit --int8, or train one of these"
             )
 
-    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
+    def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
         transform = detection_eval_transform(self.spec.input, self.spec.head)
         self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=transform)
         self.images = [self.preprocess(image) for image in samples]

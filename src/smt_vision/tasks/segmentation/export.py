@@ -10,6 +10,7 @@ from ...data.padding import padded
 from ...data.transforms import square_transform
 from ...deploy.exported import ExportedModel
 from ...deploy.logits import LogitsExport
+from ...deploy.programs import ONE_SHAPE
 from ...spec import ModelSpec
 
 
@@ -32,9 +33,9 @@ class SegmenterExport(LogitsExport):
         channels = 1 if self.spec.head.is_binary else len(self.spec.classes)
         return (len(image), channels, *image.shape[2:])
 
-    def trace(self, samples: Sequence[Path | Image.Image]) -> None:
-        super().trace(samples)
-        if not self.dynamic_image_size:
+    def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
+        super().trace(samples, format)
+        if not self.dynamic_image_size and format not in ONE_SHAPE:
             raise ValueError(
                 f"{self.name} takes images of one size only, but segmentation needs any size; use another backbone"
             )
