@@ -1,4 +1,4 @@
-"""Exported models on the CPU: OpenVINO float32 against the reference, 8-bit against float32, and accuracy of 8-bit.
+"""Exported models on the CPU: OpenVINO in float32, bfloat16 and 8 bits against the reference, and their accuracy.
 
     python benchmarks/export.py --data CIFAR10 --out export.json
 
@@ -39,16 +39,19 @@ CIFAR10_MODEL = "smt_femto.cifar10"  # included in the package
 def export_openvino(
     predictor: Predictor[Any], folder: Path, images: Sequence[Path], calibrate: Sequence[Path]
 ) -> dict[str, Path]:
-    """Export to OpenVINO in float32 and in 8 bits, both checked on ``images``; the folders by name."""
-    folders = {}
-    for name, calibration_images in (("openvino float32", ()), ("openvino int8", calibrate)):
-        folders[name] = folder / name.replace(" ", "-")
-        predictor.export(folders[name], "openvino", images=images, calibrate=calibration_images)
-    return folders
+    """Export to OpenVINO in float32, bfloat16 and 8 bits, checked on ``images``; the folders by name."""
+    kinds: dict[str, dict[str, Any]] = {
+        "openvino float32": {},
+        "openvino bfloat16": {"precision": "bf16"},
+        "openvino int8": {"calibrate": calibrate},
+    }
+    for name, options in kinds.items():
+        predictor.export(folder / name.replace(" ", "-"), "openvino", images=images, **options)
+    return {name: folder / name.replace(" ", "-") for name in kinds}
 
 
 def measure_speed(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Reference, float32 and 8-bit, timed in turn in one process."""
+    """Reference, float32, bfloat16 and 8 bits, timed in turn in one process."""
     reference, ours = reference_and_ours(args.model)
     size = (3, args.size, args.size)
     pixels = torch.randint(256, (args.size, args.size, 3), generator=torch.Generator().manual_seed(0))
@@ -67,7 +70,7 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 
 
 def measure_accuracy(data: str, calibration_images: int, folder: Path) -> dict[str, float]:
-    """Top-1 in percent of the eager model and of both exports."""
+    """Top-1 in percent of the eager model and of the exports."""
     classifier = load(CIFAR10_MODEL)
     training = open_dataset(data, "train")
     images = []

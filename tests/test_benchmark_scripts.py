@@ -140,6 +140,49 @@ def test_export(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     results = run("export", f"{TINY} --size 64 --batch_size 1", tmp_path / "export.json")
-    assert [row["model"] for row in results["speed"]] == ["reference", "openvino float32", "openvino int8"]
+    assert [row["model"] for row in results["speed"]] == [
+        "reference", "openvino float32", "openvino bfloat16", "openvino int8",
+    ]  # fmt: skip
     assert results["speed"][1]["ratio_to_float32"] == 1
     assert results["top1"] == {}
+
+
+def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run("large_image", "smt_femto.cifar10 --image_size 3000 2000 --threads 1", tmp_path / "large.json")
+    [row] = results["large_image"]
+    decoded = 3 * 3000 * 2000
+    assert row["peak_memory"] > row["small_image"] > 100e6
+    assert row["peak_memory"] - row["small_image"] < 20 * decoded
+    assert row["seconds"] > 0
+    assert "smt_femto.cifar10" in capsys.readouterr().out
+
+
+def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of all engines, from what was measured into the folder."""
+    frontier = importlib.import_module("frontier")
+    assert frontier.arguments_of("openvino_int8", False)[:5] == [
+        "--baselines", "--engine", "openvino", "--precision", "int8",
+    ]  # fmt: skip
+    features = frontier.arguments_of("eager_fp32", True)
+    assert "smt_tiny:features+fused" in features
+    assert "convnext_tiny:features" in features
+    assert features[features.index("--size") + 1 :][:2] == ["800", "1280"]
+
+    def row(model: str, images_per_s: float) -> dict[str, object]:
+        return {"model": model, "images_per_s": images_per_s, "input_size": [3, 224, 224], "parameters": 12_300_000}
+
+    speeds = {
+        "openvino_fp32": [row("smt_tiny:fused", 20.0), row("convnext_tiny", 30.0), row("caformer_s18", 10.0)],
+        "openvino_bf16": [row("smt_tiny:fused", 50.0), row("convnext_tiny", 40.0)],
+    }
+    for run_name, rows in speeds.items():
+        (tmp_path / run_name).mkdir()
+        (tmp_path / run_name / "bench.json").write_text(json.dumps({"results": rows}))
+    frontier.main(["--out", str(tmp_path), "--only", *speeds])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert lines[2:] == [  # the most accurate first; on the front where no model is both faster and more accurate
+        ["CAFormer-S18", "83.6", "224", "12.3", "10.0 †", ""],
+        ["SMT-T", "82.2", "224", "12.3", "20.0 †", "50.0 †"],
+        ["ConvNeXt-T", "82.1", "224", "12.3", "30.0 †", "40.0"],
+    ]
+    assert (tmp_path / "frontier.md").read_text().count("|") > 20

@@ -1,5 +1,6 @@
 """Plot of published accuracy against measured throughput."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,7 @@ LABEL_OFFSETS = tuple(
     product((7, 14, 22, 32, 44), ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)))
 )
 SMT_COLOR, OTHER_COLOR = EVAL, TRAIN
+FOOTNOTE_WIDTH = 115  # characters below a panel
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def plot_accuracy_and_throughput(
     def draw() -> Figure:
         figure = Figure(figsize=(6.5 * len(panels), 5.2))
         figure.suptitle(title, fontsize=12, fontweight="bold")
-        figure.supxlabel(footnote, fontsize=7.5, color=GRAY)
+        figure.supxlabel(textwrap.fill(footnote, FOOTNOTE_WIDTH * len(panels)), fontsize=7.5, color=GRAY)
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (name, points) in zip(grid, panels.items(), strict=True):
             _plot_panel(axes, name, points)

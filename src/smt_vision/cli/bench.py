@@ -36,6 +36,11 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("bench", about, EXAMPLES, "smt bench MODEL[:VARIANT[+VARIANT]] ... [--OPTION VALUE ...]")
     parser.add_argument("models", nargs="*", default=[], metavar="MODEL", help="speeds are relative to the first one")
     parser.add_argument("--baselines", action="store_true", help="add SMT and the baselines with published accuracies")
+    parser.add_argument(
+        "--skip_failures",
+        action="store_true",
+        help="list models that do not run in this way, as it is done for baselines",
+    )
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
     parser.add_argument("--batch_size", type=Count, nargs="+", default=[1, 16], help="images per call")
     parser.add_argument(
@@ -88,6 +93,8 @@ def run(args: Any) -> Output:
     batch_sizes = sorted(set(args.batch_size))
     configure_process(args.device, args.threads, args.allocator)
     candidates, failures = _candidates(args, baselines, batch_sizes)
+    if not candidates:
+        raise ValueError(f"no model runs in this way: {'; '.join(failure_lines(failures))}")
     models = [candidate.name for candidate in candidates]
     memory = _peak_memory(args, models, batch_sizes) if args.memory else {}  # before timing, which takes longer to fail
     peak = None if args.precision == "int8" else matmul_peak(args.precision, args.device)
@@ -149,13 +156,17 @@ def _candidates(args: Any, baselines: list[str], batch_sizes: list[int]) -> tupl
         precision=args.precision,
         train=args.train,
     )
-    candidates, failures = [load(spec) for spec in args.models], {}
-    for spec in track(baselines, len(baselines), "loading"):
+    candidates: list[Candidate] = []
+    failures: dict[str, str] = {}
+    for spec in track([*args.models, *baselines], len(args.models) + len(baselines), "loading"):
         try:
             candidate = load(spec)
-            run_once(candidate, batch_sizes, args.device)
+            if not args.train:
+                run_once(candidate, batch_sizes, args.device)
             candidates.append(candidate)
         except Exception as error:  # exporters and runtimes raise almost any
+            if spec in args.models and not args.skip_failures:
+                raise
             failures[spec] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return candidates, failures
 
@@ -201,6 +212,7 @@ def _write(
     written[1].write_text(f"{heading}\n\n{markdown_table(*result_table(results, training))}", encoding="utf-8")
     if not training and (panels := speed_points(results)):
         footnote = f"Throughput: {conditions_line(conditions)}. Accuracy: as published, not measured here."
-        plot_accuracy_and_throughput(panels, folder / "bench.png", "Accuracy and throughput", footnote)
+        title = f"Accuracy and throughput: {conditions['engine']}, {conditions['precision']}"
+        plot_accuracy_and_throughput(panels, folder / "bench.png", title, footnote)
         written.append(folder / "bench.png")
     return written
