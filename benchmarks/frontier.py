@@ -55,8 +55,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         pixels = " x ".join(dict.fromkeys(map(str, row["input_size"][1:])))
         cells = [published.label, f"{published.top1:.1f}", pixels, f"{row['parameters'] / 1e6:.1f}"]
         for run, speed in speeds.items():
-            value = f"{speed[name]:.3g}" if name in speed else ""
-            cells.append(f"{value} †" if name in fronts[run] else value)
+            value = speed.get(name)
+            text = "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+            cells.append(f"{text} †" if name in fronts[run] else text)
         rows.append(cells)
     return markdown_table(columns, rows)
 

@@ -151,7 +151,7 @@ def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     results = run("large_image", "smt_femto.cifar10 --image_size 3000 2000 --threads 1", tmp_path / "large.json")
     [row] = results["large_image"]
     decoded = 3 * 3000 * 2000
-    assert row["peak_memory"] > row["small_image"] > 100e6
+    assert min(row["peak_memory"], row["small_image"]) > 100e6  # PyTorch by itself
     assert row["peak_memory"] - row["small_image"] < 20 * decoded
     assert row["seconds"] > 0
     assert "smt_femto.cifar10" in capsys.readouterr().out
