@@ -41,8 +41,8 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     Args:
         model: An SMT, or any module that contains one.
-        dtype: Type that the stem, the downsampling and the blocks compute in, e.g. ``torch.bfloat16``, which is twice
-            as fast on a CPU that has instructions for it. Images are cast to it. The norm after each stage, which
+        dtype: Type that the stem, the downsampling and the blocks compute in, e.g. ``torch.bfloat16``, which is 1.6
+            times as fast on a CPU that has instructions for it. Images are cast to it. The norm after each stage, which
             gives the feature maps, and the classifier keep the model's dtype. ``None`` for the model's dtype.
 
     Raises:
