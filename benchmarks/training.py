@@ -1,8 +1,9 @@
-"""Float32 training on the CPU: speed and memory of a training step, ours against the reference, and their gradients.
+"""Training on the CPU: speed and memory of a training step, ours against the reference, and their gradients.
 
     python benchmarks/training.py --out training.json
 
-A training step is forward, cross entropy, backward and AdamW. Prints images/s and the ratio of medians to the
+A training step is forward, cross entropy, backward and AdamW, in float32 or, with ``--precision bf16``, under autocast;
+gradients are compared in float32. Prints images/s and the ratio of medians to the
 reference; the activations saved for the backward pass, with and without ``set_grad_checkpointing``; and the difference
 between the gradients of one batch.
 """
@@ -21,7 +22,7 @@ from reference import reference_and_ours
 from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import saved_activations
-from smt_vision.benchmark.timing import training_step
+from smt_vision.benchmark.timing import PRECISIONS, autocast, training_step
 from smt_vision.model.official import to_official
 
 # Relative to the norm of the whole gradient. Below it a tensor's gradient is rounding error only, e.g. that of a bias
@@ -55,16 +56,17 @@ def gradient_difference(reference: nn.Module, ours: nn.Module, x: Tensor) -> dic
     }
 
 
-def saved_with_checkpointing(model: str, x: Tensor) -> float:
+def saved_with_checkpointing(model: str, x: Tensor, precision: str) -> float:
     """Saved activations in bytes per image with activation checkpointing."""
     checkpointed: Any = timm.create_model(model)
     checkpointed.set_grad_checkpointing(True)
-    return saved_activations(checkpointed.train(), x) / len(x)
+    with autocast(x.device, precision):
+        return saved_activations(checkpointed.train(), x) / len(x)
 
 
-def profile(model: nn.Module, x: Tensor) -> list[dict[str, Any]]:
+def profile(model: nn.Module, x: Tensor, precision: str) -> list[dict[str, Any]]:
     """The operators that take most of the time of a training step, as measured by PyTorch's profiler."""
-    step = training_step(model, x)
+    step = training_step(model, x, precision)
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(PROFILED_STEPS):
@@ -106,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = reference_parser(__doc__)
     parser.add_argument("--profile", action="store_true", help="also profile a training step by operator")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_large_allocations()  # as smt train does
@@ -114,16 +117,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     x = torch.randn(args.batch_size, *size)
     difference = gradient_difference(reference, ours, x)
     candidates = [Candidate("reference", reference, size, ours), Candidate("ours", ours, size, ours)]
-    steps = compare(candidates, [args.batch_size], train=True, rounds=args.rounds, seconds=args.seconds)
+    steps = compare(
+        candidates,
+        [args.batch_size],
+        train=True,
+        precision=args.precision,
+        rounds=args.rounds,
+        seconds=args.seconds,
+    )
     results: dict[str, Any] = {
         "gradients": difference,
         "steps": [step.to_dict() for step in steps],
-        "saved_activations_checkpointed": saved_with_checkpointing(args.model, x),
+        "saved_activations_checkpointed": saved_with_checkpointing(args.model, x, args.precision),
     }
     if args.profile:
-        results["profile"] = {"reference": profile(reference, x), "ours": profile(ours, x)}
+        results["profile"] = {
+            name: profile(model, x, args.precision) for name, model in (("reference", reference), ("ours", ours))
+        }
     print_report(results)
-    write_results(args.out, results)
+    write_results(args.out, results, precision=args.precision)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(results["profile"]) == {"reference", "ours"}
     assert sum(row["share"] for row in results["profile"]["ours"]) <= 1
     assert "profile of a training step, ours" in capsys.readouterr().out
+    half = run("training", f"{TINY} --size 64 --batch_size 2 --precision bf16", tmp_path / "bf16.json")
+    assert half["precision"] == "bf16"
+    assert half["steps"][1]["saved_activations"] < 0.8 * results["steps"][1]["saved_activations"]
 
 
 def test_ablation(tmp_path: Path) -> None:
