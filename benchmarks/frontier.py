@@ -2,10 +2,10 @@
 
     python benchmarks/frontier.py --out docs/results/speed/frontier
 
-Each engine is measured by ``smt bench`` in a process of its own, since the threads of one slow down those of another.
-An engine that has been measured into the folder is not measured again; delete its folder to do so. Writes one folder
-per engine and precision, with table and picture, and ``frontier.md``, the table of all. With ``--features``, of the
-four feature maps at 800 x 1280 pixels, the size of images in object detection.
+Each engine is measured by ``smt bench --pairs``: every model in a process of its own beside SMT-T. An engine that has been
+measured into the folder is not measured again; delete its folder to do so. Writes one folder per engine and precision,
+with table and picture, and ``frontier.md``, the table of all. With ``--features``, of the four feature maps at
+800 x 1280 pixels, the size of images in object detection.
 """
 
 import argparse
@@ -28,10 +28,10 @@ DETECTION_SIZE = (800, 1280)
 def arguments_of(run: str, features: bool) -> list[str]:
     """Arguments of ``smt bench`` for an engine and precision."""
     engine, precision = run.split("_")
-    common = ["--engine", engine, "--precision", precision, "--batch_size", "1", "--memory", "false"]
+    options = ["--pairs", "--engine", engine, "--precision", precision, "--batch_size", "1", "--memory", "false"]
     if not features:
-        return ["--baselines", *common]
-    return [*map(with_features, BASELINES), *common, "--size", *map(str, DETECTION_SIZE), "--skip_failures"]
+        return ["--baselines", *options]
+    return [*map(with_features, BASELINES), *options, "--size", *map(str, DETECTION_SIZE), "--skip_failures"]
 
 
 def with_features(spec: str) -> str:

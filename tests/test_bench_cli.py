@@ -58,6 +58,24 @@ def test_models_side_by_side(capsys: Capture, tmp_path: Path) -> None:
     assert not (tmp_path / "bench.png").exists()  # none of these models has a published accuracy
 
 
+def test_models_in_pairs(capsys: Capture) -> None:
+    """Each model in a process of its own beside the first one, whose speed is its median over all of them."""
+    models = ("smt_atto", "smt_atto:fused", "resnet10t")
+    options = ("--pairs", "--batch_size", "2", "1", "--threads", "1", *TINY, "--json")
+    assert run("bench", *models, "no_such_model", "--skip_failures", *options) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["pairs"] is True
+    assert [(row["model"], row["batch_size"]) for row in data["results"]] == [
+        (model, batch) for batch in (1, 2) for model in models
+    ]
+    first = {row["batch_size"]: row["images_per_s"] for row in data["results"] if row["model"] == "smt_atto"}
+    for row in data["results"]:
+        assert row["images_per_s"] == pytest.approx(row["ratio"] * first[row["batch_size"]])
+        assert row["p50_ms"] == pytest.approx(1e3 * row["batch_size"] / row["images_per_s"])
+        assert row["share_of_peak"] > 0
+    assert list(data["failures"]) == ["no_such_model"]
+
+
 def test_training_and_memory(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
@@ -122,6 +140,8 @@ def test_baselines_are_added_and_plotted(capsys: Capture, monkeypatch: pytest.Mo
         (["smt_atto", "--precision", "8"], 2, "precision"),
         (["smt_atto", "--engine", "onnxruntime", "--precision", "bf16"], 1, "engine 'onnxruntime' has fp32"),
         (["smt_atto", "--engine", "openvino", "--train"], 1, "models are trained by eager or compiled"),
+        (["smt_atto", "--pairs", *TINY], 1, "two models or more"),
+        (["no_such_model", "smt_atto", "--pairs", "--skip_failures", *TINY], 1, "no_such_model"),
         (["smt_atto", "--size", "32", "32", "32"], 1, "invalid --size 32 32 32"),
         (["smt_atto", "--engine", "tensorrt"], 2, "engine"),
         (["smt_atto", "--allocator", "small"], 2, "allocator"),

@@ -163,8 +163,8 @@ def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table of all engines, from what was measured into the folder."""
     frontier = importlib.import_module("frontier")
-    assert frontier.arguments_of("openvino_int8", False)[:5] == [
-        "--baselines", "--engine", "openvino", "--precision", "int8",
+    assert frontier.arguments_of("openvino_int8", False)[:6] == [
+        "--baselines", "--pairs", "--engine", "openvino", "--precision", "int8",
     ]  # fmt: skip
     features = frontier.arguments_of("eager_fp32", True)
     assert "smt_tiny:features+fused" in features

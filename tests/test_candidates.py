@@ -9,7 +9,7 @@ import torch
 
 import smt_vision
 from smt_vision.benchmark.candidates import candidate_peak_memory, load_candidate
-from smt_vision.benchmark.compare import Candidate, compare
+from smt_vision.benchmark.compare import Candidate, Result, combine_pairs, compare
 from smt_vision.benchmark.model_spec import parse_spec
 from smt_vision.cost import describe
 from smt_vision.deploy.exported import ExportedModel
@@ -102,6 +102,24 @@ def test_engines_compute_the_same(spec: str, engine: str, precision: str, tolera
         expected = copy.deepcopy(candidate.original).float().eval()(x)
         found = candidate.model(x.to(next(candidate.model.parameters()).dtype)).float()
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_pairs_are_combined_by_their_ratios() -> None:
+    """The machine was three times as fast in the last pair: that does not make its model faster."""
+
+    def pair(first: float, name: str, other: float) -> list[Result]:
+        return [
+            Result(
+                model, 1, (3, 8, 8), 1, 1.0, speed, speed / first, 1e3 / speed, 2e3 / speed, 0.0, 0.0, 1, speed / 1e3
+            )
+            for model, speed in (("first", first), (name, other))
+        ]
+
+    first, *others = combine_pairs([pair(20, "a", 40), pair(10, "b", 10), pair(30, "c", 15), pair(30, "d", 60)[:1]])
+    assert (first.model, first.images_per_s, first.ratio) == ("first", 25, 1)
+    assert [(r.model, r.images_per_s, r.ratio) for r in others] == [("a", 50, 2), ("b", 25, 1), ("c", 12.5, 0.5)]
+    assert [(r.p50_ms, r.p90_ms) for r in others] == [(20, 40), (40, 80), (80, 160)]
+    assert [r.share_of_peak for r in others] == pytest.approx([0.05, 0.025, 0.0125])
 
 
 def test_eight_bits_are_of_openvino() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -141,6 +142,41 @@ def compare(
         saved = _saved_per_image(by_name[name].model, inputs[name, batch_size], precision) if train else None
         results.append(replace(result, share_of_peak=share, saved_activations=saved))
     return results
+
+
+def combine_pairs(pairs: Sequence[Sequence[Result]]) -> list[Result]:
+    """One comparison from several, each of which compares other models with the same first one.
+
+    The machine's speed differs between comparisons. Therefore, the speed of the first model is its median over all of
+    them, and that of another model is its ratio times this median; times are scaled accordingly.
+
+    Args:
+        pairs: Results of :func:`compare`; the first one of each batch size is of the same model in all of them.
+
+    Returns:
+        Results ordered by batch size, the first model once per batch size.
+    """
+    combined = []
+    for batch_size in sorted({result.batch_size for results in pairs for result in results}):
+        groups = [[result for result in results if result.batch_size == batch_size] for results in pairs]
+        speed = median(first.images_per_s for first, *_ in groups)
+        combined.append(_at_speed(min((g[0] for g in groups), key=lambda r: abs(r.images_per_s - speed)), speed))
+        combined += [_at_speed(result, result.ratio * speed) for _, *others in groups for result in others]
+    return combined
+
+
+def _at_speed(result: Result, images_per_s: float) -> Result:
+    """A result on a machine of another speed."""
+    factor = images_per_s / result.images_per_s
+    return replace(
+        result,
+        images_per_s=images_per_s,
+        p50_ms=result.p50_ms / factor,
+        p90_ms=result.p90_ms / factor,
+        p99_ms=result.p99_ms / factor,
+        iqr_ms=result.iqr_ms / factor,
+        share_of_peak=None if result.share_of_peak is None else result.share_of_peak * factor,
+    )
 
 
 def _result(candidate: Candidate, cost: ModelInfo | None, batch_size: int, timing: Timing, first: Timing) -> Result:

@@ -15,12 +15,14 @@ from .progress import progress_callback, track
 if TYPE_CHECKING:
     from ..benchmark.compare import Candidate, Result
 
+    Measured = tuple[list[Result], dict[str, str], float | None]
+
 HELP = "compare models side by side: images/s, latency, memory, share of the machine's peak"
 EXAMPLES = """\
 smt bench smt_tiny smt_tiny:fused convnext_tiny
 smt bench smt_tiny:fused+compiled runs/finetune exports/smt_tiny --batch_size 1 4 16
 smt bench smt_tiny swin_tiny_patch4_window7_224 --train --batch_size 8 --precision bf16
-smt bench --baselines --engine openvino --precision bf16 --out measured
+smt bench --baselines --pairs --engine openvino --precision bf16 --out measured
 smt bench smt_tiny:features+fused convnext_tiny:features --size 800 1280 --batch_size 1
 """
 
@@ -40,6 +42,11 @@ def build_parser(words: list[str]) -> Parser:
         "--skip_failures",
         action="store_true",
         help="list models that do not run in this way, as it is done for baselines",
+    )
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="time each model in a process of its own beside the first one; slower, and exact with many models",
     )
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
     parser.add_argument("--batch_size", type=Count, nargs="+", default=[1, 16], help="images per call")
@@ -76,10 +83,8 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
-    from ..benchmark.compare import compare
     from ..benchmark.published import BASELINES
     from ..benchmark.report import conditions_line, failure_lines, measurement_conditions, result_table
-    from ..benchmark.timing import matmul_peak
     from ..precision import resolve_precision
 
     baselines = [name for name in BASELINES if args.baselines and name not in args.models]
@@ -92,9 +97,40 @@ def run(args: Any) -> Output:
     args.precision = resolve_precision(args.precision, args.device)
     batch_sizes = sorted(set(args.batch_size))
     configure_process(args.device, args.threads, args.allocator)
-    candidates, failures = _candidates(args, baselines, batch_sizes)
-    if not candidates:
+    measure = _in_pairs if args.pairs else _together
+    results, failures, peak = measure(args, [*args.models, *baselines], batch_sizes)
+    if not results:
         raise ValueError(f"no model runs in this way: {'; '.join(failure_lines(failures))}")
+    conditions = measurement_conditions(
+        mode="training" if args.train else "inference",
+        engine=args.engine,
+        precision=args.precision,
+        device=args.device,
+        allocator=args.allocator if args.device == "cpu" else None,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        weights="random for model names, trained for files",
+        **({"pairs": True} if args.pairs else {}),
+    )
+    data = {**conditions, "peak_gflops": peak and peak / 1e9, "results": [result.to_dict() for result in results]}
+    data |= {"failures": failures} if failures else {}
+    heading = [conditions_line(conditions), *failure_lines(failures)]
+    heading += [f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"] if peak else []
+    show: list[Any] = [*heading, _table(*result_table(results, args.train))]
+    if args.out:
+        written = _write(args.out, data, "\n\n".join(heading), results, conditions)
+        show.append(f"written: {', '.join(map(str, written))}")
+    return Output(data, show)
+
+
+def _together(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
+    """Results of all models in this process, the reasons why models do not run in this way, and the machine's peak."""
+    from ..benchmark.compare import compare
+    from ..benchmark.timing import matmul_peak
+
+    candidates, failures = _candidates(args, specs, batch_sizes)
+    if not candidates:
+        return [], failures, None
     models = [candidate.name for candidate in candidates]
     memory = _peak_memory(args, models, batch_sizes) if args.memory else {}  # before timing, which takes longer to fail
     peak = None if args.precision == "int8" else matmul_peak(args.precision, args.device)
@@ -111,25 +147,33 @@ def run(args: Any) -> Output:
             on_progress=on_progress,
         )
     results = [replace(result, peak_memory=memory.get((result.model, result.batch_size))) for result in results]
-    conditions = measurement_conditions(
-        mode="training" if args.train else "inference",
-        engine=args.engine,
-        precision=args.precision,
-        device=args.device,
-        allocator=args.allocator if args.device == "cpu" else None,
-        rounds=args.rounds,
-        seconds=args.seconds,
-        weights="random for model names, trained for files",
-    )
-    data = {**conditions, "peak_gflops": peak and peak / 1e9, "results": [result.to_dict() for result in results]}
-    data |= {"failures": failures} if failures else {}
-    heading = [conditions_line(conditions), *failure_lines(failures)]
-    heading += [f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"] if peak else []
-    show: list[Any] = [*heading, _table(*result_table(results, args.train))]
-    if args.out:
-        written = _write(args.out, data, "\n\n".join(heading), results, conditions)
-        show.append(f"written: {', '.join(map(str, written))}")
-    return Output(data, show)
+    return results, failures, peak
+
+
+def _in_pairs(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
+    """As :func:`_together`, each model in a process of its own beside the first one."""
+    from ..benchmark.compare import combine_pairs
+    from ..benchmark.memory import in_fresh_process
+
+    first, *others = specs
+    if not others:
+        raise ValueError("--pairs compares models with the first one: expected two models or more")
+    pairs: list[list[Result]] = []
+    failures: dict[str, str] = {}
+    peaks: list[float] = []
+    for spec in track(others, len(others), "pairs"):
+        results, failed, peak = in_fresh_process(_pair, args, [first, spec], batch_sizes)
+        if first in failed:
+            raise ValueError(f"{first}: {failed[first]}")
+        failures |= failed
+        pairs += [results]
+        peaks += [peak] if peak else []
+    return combine_pairs(pairs), failures, max(peaks, default=None)
+
+
+def _pair(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
+    configure_process(args.device, args.threads, args.allocator)
+    return _together(args, specs, batch_sizes)
 
 
 def configure_process(device: str, threads: int | None, allocator: str) -> None:
@@ -144,8 +188,8 @@ def configure_process(device: str, threads: int | None, allocator: str) -> None:
         keep_large_allocations()
 
 
-def _candidates(args: Any, baselines: list[str], batch_sizes: list[int]) -> tuple[list["Candidate"], dict[str, str]]:
-    """The models, and the reasons why baselines do not run in this way, by name."""
+def _candidates(args: Any, specs: list[str], batch_sizes: list[int]) -> tuple[list["Candidate"], dict[str, str]]:
+    """The models, and the reasons why some do not run in this way, by name."""
     from ..benchmark.candidates import load_candidate, run_once
 
     load = partial(
@@ -158,7 +202,7 @@ def _candidates(args: Any, baselines: list[str], batch_sizes: list[int]) -> tupl
     )
     candidates: list[Candidate] = []
     failures: dict[str, str] = {}
-    for spec in track([*args.models, *baselines], len(args.models) + len(baselines), "loading"):
+    for spec in track(specs, len(specs), "loading"):
         try:
             candidate = load(spec)
             if not args.train:
