@@ -2,10 +2,10 @@
 
     python benchmarks/frontier.py --out docs/results/speed/frontier
 
-Each engine is measured by ``smt bench --pairs``: every model in a process of its own beside SMT-T. An engine that has been
-measured into the folder is not measured again; delete its folder to do so. Writes one folder per engine and precision,
-with table and picture, and ``frontier.md``, the table of all. With ``--features``, of the four feature maps at
-800 x 1280 pixels, the size of images in object detection.
+Each engine is measured by ``smt bench --pairs``: every model in a process of its own beside SMT-T. An engine that has
+been measured into the folder is not measured again; delete its folder to do so. Writes one folder per engine and
+precision, with table and picture, and ``frontier.md``, the table of all. With ``--features``, of the four feature maps
+at 800 x 1280 pixels, the size of images in object detection.
 """
 
 import argparse
