@@ -25,6 +25,7 @@ from smt_vision.deploy import export, logits
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
 from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
+from smt_vision.deploy.quantize import AccuracyControl
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
 from smt_vision.engine.loop import train
 from smt_vision.forms.inference import FusedSAM, fuse
@@ -217,6 +218,41 @@ def test_evaluation_on_calibration_images_is_told(
         metrics = smt_vision.evaluate(exported("int8"), tmp_path / "data", workers=0)
     assert (metrics["count"], metrics["trained_on"], metrics["calibrated_on"]) == (12, 0, 6)
     assert "calibrated on 6 of these 12" in caplog.text
+
+
+def test_layers_return_to_floating_point_until_the_accuracy_suffices(colored: Path, tmp_path: Path, capfd: Any) -> None:
+    pytest.importorskip("nncf")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(8, 3))
+    calibrate = sorted((colored / "val").rglob("*.png"))[:2]
+    values = iter((90.0, 80.0, 88.0, 89.9, 89.7))  # of the model, all in 8 bits, less and less of it, and the result
+    shapes: set[tuple[int, ...]] = set()
+
+    def measure(module: nn.Module) -> float:
+        shapes.add(tuple(module(images(2, 3, 32, 32)).shape))
+        return next(values)
+
+    control = AccuracyControl(0.5, "top-1", measure)
+    export_classifier(model, "abc", tmp_path / "all", "openvino", calibrate=calibrate)
+    manifest = export_classifier(model, "abc", tmp_path / "some", "openvino", calibrate=calibrate, control=control)
+    assert capfd.readouterr().out == ""
+    assert manifest.parity["accuracy"] == {"metric": "top-1", "before": 90.0, "after": 89.7, "max_drop": 0.5}
+    assert shapes == {(2, 3)}
+    assert next(values, None) is None
+    quantized = [(tmp_path / name / "model.xml").read_text().count('type="FakeQuantize"') for name in ("all", "some")]
+    assert 0 < quantized[1] < quantized[0]
+
+
+def test_the_accuracy_that_8_bits_may_cost(model: nn.Module, tmp_path: Path) -> None:
+    control = AccuracyControl(0.5, "top-1", lambda module: pytest.fail("measured"), baseline=90.0)
+    control.check(89.5)
+    with pytest.raises(RuntimeError, match=r"0\.60 points of top-1.*max_drop=0\.5"):
+        control.check(89.4)
+    with pytest.raises(ValueError, match="max_drop=-1"):
+        AccuracyControl(-1, "top-1", lambda module: 0.0)
+    with pytest.raises(ValueError, match="max_drop"):
+        export_classifier(model, "abc", tmp_path / "x", "openvino", control=control)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
@@ -427,6 +463,9 @@ def test_invalid_exports_raise(tmp_path: Path) -> None:
     [
         ("--format openvino --int8", 1, "--calibrate"),
         ("--format openvino --calibrate .", 1, "--int8"),
+        ("--format openvino --max_drop 0.5", 1, "--int8"),
+        ("--format openvino --int8 --calibrate . --data .", 1, "--max_drop"),
+        ("--format openvino --int8 --calibrate . --max_drop 101", 1, "max_drop"),
         ("--format openvino --int8 --calibrate nowhere", 1, "nowhere"),
         ("--format onnx --images nowhere", 1, "nowhere"),
         ("--format tflite", 2, "openvino"),

@@ -36,7 +36,14 @@ def predict(
 
 
 def export(
-    source: str | Path, folder: str | Path, format: str, *, overrides: Overrides | None = None, **options: Any
+    source: str | Path,
+    folder: str | Path,
+    format: str,
+    *,
+    overrides: Overrides | None = None,
+    max_drop: float | None = None,
+    data: str | Path | None = None,
+    **options: Any,
 ) -> Manifest:
     """Load a model and export it.
 
@@ -45,9 +52,21 @@ def export(
         folder: Output folder.
         format: ``onnx``, ``openvino``, ``torch``, ``executorch`` or ``coreml``.
         overrides: Fields that differ from training.
+        max_drop: Largest loss of accuracy by quantization (``calibrate``), in percentage points of the primary metric:
+            layers return to floating point until it is met. ``None``: all layers are quantized.
+        data: Labeled images to measure the accuracy on, as :func:`smt_vision.evaluate` takes them; ``None`` for those
+            that a run held out.
         options: Further arguments of :meth:`smt_vision.tasks.predictor.Predictor.export`, e.g. ``images``.
 
     Returns:
         The export's manifest.
     """
-    return load(source, overrides=overrides).export(folder, format, **options)
+    model = load(source, overrides=overrides)
+    if max_drop is None and data is not None:
+        raise ValueError(f"data={str(data)!r} is what max_drop is measured on: pass max_drop too, or omit data")
+    if max_drop is None:
+        return model.export(folder, format, **options)
+    from .engine.evaluation import accuracy_control
+
+    with accuracy_control(model, max_drop, data, on_status=options.get("on_status", lambda text: None)) as control:
+        return model.export(folder, format, control=control, **options)

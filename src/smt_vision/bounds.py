@@ -135,6 +135,7 @@ Side = Annotated[int, Range(ge=1, le=16_384)]  # pixels
 Channels = Annotated[int, Range(ge=1, le=16_384)]
 Fraction = Annotated[float, Range(ge=0, le=1)]
 PositiveFraction = Annotated[float, Range(gt=0, le=1)]
+Points = Annotated[float, Range(ge=0, le=100)]  # percentage points
 FractionBelow1 = Annotated[float, Range(ge=0, lt=1)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bounds import Count
+from ..bounds import Count, Points
 from ..text import shell_word
 from .common import Output, Parser, new_parser
 from .console import styled
@@ -18,6 +18,7 @@ EXAMPLES = """\
 smt export runs/finetune --format onnx
 smt export smt_femto.cifar10 --format openvino --out deployed       weights that ship with the package: no network
 smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES
+smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES --max_drop 0.5
 smt export runs/finetune --format executorch                for telephones and microcontrollers
 smt export runs/nuclei --format onnx --images PHOTOS        the complete detector, from image to masks
 """
@@ -39,6 +40,14 @@ def build_parser(words: list[str]) -> Parser:
     )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="quantize to 8-bit integers; OpenVINO only")
     parser.add_argument("--calibrate", type=Path, help="representative images to quantize with")
+    parser.add_argument(
+        "--max_drop",
+        type=Points | None,
+        help="largest loss of accuracy by --int8, in points; layers return to floating point until it is met",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="labeled images for --max_drop, as for smt eval; default: those that a run held out"
+    )
     parser.add_argument("--images", type=Path, nargs="+", help="images to compare on; default: those of --calibrate")
     parser.add_argument(
         "--batch_size", type=Count | None, help="images that a detector's program takes, all of one size; default: 1"
@@ -54,21 +63,28 @@ def run(args: Any) -> Output:
     if args.int8 != (args.calibrate is not None):
         needs, given = ("--calibrate FOLDER", "--int8") if args.int8 else ("--int8", "--calibrate")
         raise ValueError(f"{given} needs {needs}: quantization ranges are calibrated on images")
+    if args.max_drop is not None and not args.int8:
+        raise ValueError("--max_drop needs --int8: it is the accuracy that 8 bits may cost")
+    if args.data is not None and args.max_drop is None:
+        raise ValueError("--data needs --max_drop: it is what the loss of accuracy is measured on")
 
+    from ..api import export
     from ..data.files import find_images
     from ..data.padding import padded
-    from ..tasks.load import load
 
     calibrate = find_images([args.calibrate]) if args.calibrate else []
     images = find_images(args.images) if args.images else []
-    model = load(args.model, overrides=overrides_of(args))
     suffix = "-int8" if args.int8 else "-bf16" if args.precision == "bf16" else ""
     kind = f"{args.format}{suffix}"
     folder = args.out or Path("exports") / f"{Path(args.model).name}-{kind}"
     with status_callback() as on_status:
-        manifest = model.export(
+        manifest = export(
+            args.model,
             folder,
             args.format,
+            overrides=overrides_of(args),
+            max_drop=args.max_drop,
+            data=args.data,
             images=images,
             calibrate=calibrate,
             replace=args.force,
@@ -82,6 +98,8 @@ def run(args: Any) -> Output:
         table.add_row(
             f"{count} of {height} x {width}", f"{case['agree']} of {case['of']}", f"{case['max_difference']:.1e}"
         )
+    accuracy = manifest.parity.get("accuracy")
+    loss = "{metric} {after:.2f} %, before quantization {before:.2f} %"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     spec = manifest.spec
     side = "any" if manifest.dynamic_image_size else spec["input"].get("size") or padded(min(spec["head"]["crop"]))
@@ -95,6 +113,7 @@ def run(args: Any) -> Output:
             (str(folder), "bold"), f": {manifest.format}, {manifest.precision}, {size / 1e6:.1f} MB, {count}, {sides}"
         ),
         *([table] if table.rows else []),
+        *([loss.format(**accuracy)] if accuracy else []),
         use,
     ]
     return Output({"folder": str(folder), **asdict(manifest)}, show)

@@ -23,10 +23,20 @@ from .._version import __version__
 from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
 from ..files import write_atomic
-from .exported import FILES, IMAGES, MANIFEST, ExportedModel, Manifest, open_program, sha256, why_not_here
+from .exported import (
+    FILES,
+    IMAGES,
+    MANIFEST,
+    ExportedModel,
+    Manifest,
+    ProgramModule,
+    open_program,
+    sha256,
+    why_not_here,
+)  # fmt: skip
 from .form import ExportForm
 from .programs import ONE_SHAPE, quiet
-from .quantize import CALIBRATION_IMAGES
+from .quantize import CALIBRATION_IMAGES, AccuracyControl
 from .samples import evenly_spaced, sample_names, sample_photo_crops
 
 PARITY_IMAGES = 8
@@ -48,6 +58,7 @@ def export_model(
     calibrate: Sequence[Path] = (),
     replace: bool = False,
     precision: str = "fp32",
+    control: AccuracyControl | None = None,
     used_images: UsedImages | None = None,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
@@ -68,6 +79,7 @@ def export_model(
         replace: Whether to replace an existing export in the folder.
         precision: ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16 on CPUs with instructions for it.
             The parity is that of this precision, and is not a condition.
+        control: How much accuracy 8 bits may cost; ``None``: all layers are quantized. Not for detectors.
         used_images: Images that the model was trained on, if known; kept with the export.
         on_status: Called with a description of each step.
 
@@ -79,9 +91,11 @@ def export_model(
             is detected in the images.
         FileExistsError: The folder exists, and either ``replace`` is false or the folder is not an export.
         ImportError: A package that writes or runs this format is not installed.
-        RuntimeError: The outputs of the export differ from the model's.
+        RuntimeError: The outputs of the export differ from the model's, or its accuracy does by more than ``control``
+            allows.
     """
     _check_request(form, format, bool(calibrate), precision)
+    _check_control(form, bool(calibrate), control)
     extra, packages = PACKAGES[format]
     packages = (*packages, "nncf") if calibrate else packages
     for package in packages:
@@ -93,7 +107,11 @@ def export_model(
         on_status("tracing the model")
         form.trace(samples, format)
         on_status(f"writing {', '.join(FILES[format])}")
-        format_versions = form.write(new, format, calibrate)
+        if control is not None:
+            on_status(f"measuring {control.metric}")
+            control = dataclasses.replace(control, baseline=control.measure(form.model))
+            on_status(f"quantizing with a loss of at most {control.max_drop} points of {control.metric}")
+        format_versions = form.write(new, format, calibrate, control)
         on_status("comparing with the model")
         unrun = why_not_here(format)
         exact = not calibrate and precision == "fp32"
@@ -101,6 +119,12 @@ def export_model(
         parity = {"agreement": None, "reason": unrun} if program is None else form.compare(program)
         if exact and not unrun:
             _check_parity(form, parity)
+        if control is not None and program is not None:
+            on_status(f"measuring {control.metric}")
+            # Compiled for other shapes than in quantization, which can change single predictions.
+            after = control.measure(ProgramModule(program))
+            accuracy = {"metric": control.metric, "before": control.baseline, "after": after}
+            parity = {**parity, "accuracy": {**accuracy, "max_drop": control.max_drop}}
         files = [*FILES[format]]
         if calibrate:
             calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
@@ -142,6 +166,18 @@ def _check_request(form: ExportForm, format: str, int8: bool, precision: str) ->
         raise ValueError(f"invalid precision={precision!r}: expected fp32 or bf16")
     if precision == "bf16" and format != "openvino":
         raise ValueError(f"bf16 needs format 'openvino', not {format!r}; omit --precision, or change --format")
+
+
+def _check_control(form: ExportForm, int8: bool, control: AccuracyControl | None) -> None:
+    if control is None:
+        return
+    if not int8:
+        raise ValueError("max_drop is the accuracy that 8 bits may cost: pass images to calibrate on, or omit it")
+    if not form.can_control_accuracy:
+        raise ValueError(
+            f"max_drop={control.max_drop} is not for detectors: NNCF ranks layers by outputs of one shape, and the "
+            "number of detections varies; omit it, and measure the accuracy with smt eval"
+        )
 
 
 def _check_parity(form: ExportForm, parity: Mapping[str, Any]) -> None:

@@ -112,6 +112,18 @@ class Manifest:
         return cls(**values)
 
 
+class ProgramModule(nn.Module):
+    """A program as a module, in evaluation mode."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.eval()
+
+    def forward(self, images: Tensor) -> Any:
+        return self.program(images.detach().contiguous())
+
+
 class ExportedModel(nn.Module):
     """An exported program as a module that is called like its source model.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..spec import ModelSpec
 from .exported import ExportedModel, Program
+from .quantize import AccuracyControl
 
 
 class ExportForm(ABC):
@@ -30,6 +31,7 @@ class ExportForm(ABC):
     tolerance: float = 1e-4
     has_fixed_batch: ClassVar[bool] = False  # whether a program takes a fixed number of images
     min_agreement: ClassVar[float] = 0.0  # smallest fraction of equal results
+    can_control_accuracy: ClassVar[bool] = True  # whether quantization can be told how much accuracy it may cost
 
     def __init__(self, model: nn.Module, spec: ModelSpec, name: str, batch_size: int | None = None) -> None:
         self.model = model.eval()
@@ -59,7 +61,9 @@ class ExportForm(ABC):
         """Whether the program takes images of any height and width."""
 
     @abstractmethod
-    def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
+    def write(
+        self, folder: Path, format: str, calibrate: Sequence[Path], control: AccuracyControl | None = None
+    ) -> dict[str, str]:
         """Write the program's files; returns additional entries for the manifest's versions."""
 
     @abstractmethod

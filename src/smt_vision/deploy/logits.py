@@ -14,6 +14,7 @@ from .exported import Program
 from .form import ExportForm
 from .parity import logits_parity
 from .programs import ONE_SHAPE, trace, trace_one_shape, write
+from .quantize import AccuracyControl
 from .samples import image_to_tensor
 
 
@@ -49,8 +50,10 @@ class LogitsExport(ExportForm):
         else:
             self.program, self._dynamic = trace(self.model, self.spec.input.channels, self.size, format)
 
-    def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
-        return write(self.program, folder, format, calibrate, self.preprocess)
+    def write(
+        self, folder: Path, format: str, calibrate: Sequence[Path], control: AccuracyControl | None = None
+    ) -> dict[str, str]:
+        return write(self.program, folder, format, calibrate, self.preprocess, control)
 
     def compare(self, program: Program) -> Mapping[str, Any]:
         return logits_parity(self.model, program, self.batch, self._dynamic)

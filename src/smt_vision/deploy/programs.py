@@ -24,7 +24,7 @@ from ..model.smt import SMT
 from .exported import FILES
 from .openvino_form import for_openvino
 from .parity import SMALLEST_SIDE
-from .quantize import errors_only, quantize
+from .quantize import AccuracyControl, errors_only, quantize
 
 ONE_SHAPE = ("executorch", "coreml")  # formats whose programs are for one shape of images
 OPSET = 18  # ONNX opset of detectors; the TorchScript exporter supports few later ones
@@ -87,9 +87,17 @@ class _NamedInput(nn.Module):
 
 
 def write(
-    program: ExportedProgram, folder: Path, format: str, calibrate: Sequence[Path], preprocess: Preprocess
+    program: ExportedProgram,
+    folder: Path,
+    format: str,
+    calibrate: Sequence[Path],
+    preprocess: Preprocess,
+    control: AccuracyControl | None = None,
 ) -> dict[str, str]:
-    """Write the files of a format; returns additional entries for the manifest's versions."""
+    """Write the files of a format; returns additional entries for the manifest's versions.
+
+    ``control`` is that of :func:`~smt_vision.deploy.quantize.quantize`.
+    """
     path = folder / FILES[format][0]
     if format == "torch":
         torch.export.save(program, path)
@@ -111,7 +119,8 @@ def write(
                 f"the converter of format {format!r} failed ({type(error).__name__}: {reason}); it may not support an "
                 "operator of this model: use 'onnx' or another format"
             ) from error
-    _save_openvino(require("openvino", "export").convert_model(program), path, ["logits"], calibrate, preprocess)
+    model = require("openvino", "export").convert_model(program)
+    _save_openvino(model, path, ["logits"], calibrate, preprocess, control=control)
     return {}
 
 
@@ -224,12 +233,13 @@ def _save_openvino(
     calibrate: Sequence[Path],
     preprocess: Preprocess,
     ignored: Sequence[str] = (),
+    control: AccuracyControl | None = None,
 ) -> None:
     model.input(0).get_tensor().set_names({"images"})
     for i, name in enumerate(outputs):
         model.output(i).get_tensor().set_names({name})
     if calibrate:
-        model = quantize(model, calibrate, lambda path: preprocess(path)[None].numpy(), ignored)
+        model = quantize(model, calibrate, lambda path: preprocess(path)[None].numpy(), ignored, control)
     require("openvino", "export").save_model(model, path, compress_to_fp16=False)
 
 

@@ -1,14 +1,16 @@
 """Evaluation of any model on labeled images: timm's models, runs, checkpoints and exports, all the same way."""
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from ..bounds import Count, CountOrZero, Resamples, Workers, checked
+from ..deploy.quantize import AccuracyControl
 from ..precision import Precision
 from ..recipe import Engine
 from ..tasks import get_task
@@ -135,8 +137,31 @@ def open_evaluation(
     """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
         model = load(source, fabric.device, overrides, providers=providers, precision=precision)
+    data, evaluation, loader = _open_images(fabric, model, data, batch_size, workers, max_unreadable, split)
+    done = 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        if on_progress is not None and fabric.is_global_zero:
+            on_progress(done, len(loader))
+
+    return model, data, evaluation, loader, progress
+
+
+def _open_images(
+    fabric: Fabric,
+    model: Predictor[Any],
+    data: str | Path | None,
+    batch_size: int | None,
+    workers: int,
+    max_unreadable: int,
+    split: str = "val",
+) -> tuple[str, Evaluation, EvalLoader]:
     if data is None and model.recipe is None:
-        raise ValueError(f"missing data: {source} does not name the images it was trained on, so pass them (--data)")
+        raise ValueError(
+            f"missing data: {model.name} does not name the images it was trained on, so pass them (--data)"
+        )
     data = str(data or (model.recipe.data if model.recipe else ""))
     task = get_task(model.spec.task)
     if split not in task.splits:
@@ -150,15 +175,39 @@ def open_evaluation(
             model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size,
             **({} if split == "val" else {"split": split}),
         )  # fmt: skip
-    done = 0
+    return data, evaluation, loader
 
-    def progress(n: int) -> None:
-        nonlocal done
-        done += n
-        if on_progress is not None and fabric.is_global_zero:
-            on_progress(done, len(loader))
 
-    return model, data, evaluation, loader, progress
+@contextmanager
+def accuracy_control(
+    model: Predictor[Any],
+    max_drop: float,
+    data: str | Path | None = None,
+    *,
+    batch_size: int | None = None,
+    workers: int = 8,
+    max_unreadable: int = 10,
+    on_status: Callable[[str], None] = lambda text: None,
+) -> Iterator[AccuracyControl]:
+    """How much accuracy quantization of a model may cost, measured on labeled images while the context is open.
+
+    Args:
+        model: The model.
+        max_drop: Largest loss of the primary metric, in percentage points.
+        data, batch_size, workers, max_unreadable: As in :func:`evaluate`.
+        on_status: Called with each measured value.
+    """
+    fabric = launch(CPU_FLOAT32)
+    _, evaluation, loader = _open_images(fabric, model, data, batch_size, workers, max_unreadable)
+    label = evaluation.metric_formats[evaluation.primary_metric].label
+
+    def measure(module: nn.Module) -> float:
+        value = float(run_evaluation(fabric, evaluation, module, loader)[evaluation.primary_metric])
+        on_status(f"{label} {value:.2f} %")
+        return value
+
+    with closing(loader):
+        yield AccuracyControl(max_drop, label, measure)
 
 
 def count_used(model: Predictor[Any], evaluation: Evaluation) -> dict[str, int]:

@@ -17,6 +17,7 @@ from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
 from ..deploy.export import export_model
 from ..deploy.exported import ExportedModel, Manifest
+from ..deploy.quantize import AccuracyControl
 from ..recipe import Recipe
 from ..spec import ModelSpec
 from . import get_task
@@ -159,12 +160,14 @@ class Predictor(ABC, Generic[R]):
         replace: bool = False,
         batch_size: Count | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        control: AccuracyControl | None = None,
         on_status: Callable[[str], None] = lambda text: None,
     ) -> Manifest:
         """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`.
 
         ``batch_size`` is for detectors: the number of images of one size that the program takes, by default one.
-        ``precision`` is ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16.
+        ``precision`` is ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16. ``control`` is the accuracy
+        that 8 bits may cost; see :func:`smt_vision.engine.evaluation.accuracy_control`.
 
         Raises:
             ValueError: This predictor computes in bfloat16, or as :func:`~smt_vision.deploy.export.export_model` says.
@@ -179,6 +182,7 @@ class Predictor(ABC, Generic[R]):
             calibrate=[Path(path) for path in calibrate],
             replace=replace,
             precision=precision,
+            control=control,
             used_images=self.used_images,
             on_status=on_status,
         )

@@ -18,6 +18,7 @@ from ...deploy.exported import ExportedModel, Program
 from ...deploy.form import ExportForm
 from ...deploy.parity import batches_of_one_size, detection_parity
 from ...deploy.programs import write_traced
+from ...deploy.quantize import AccuracyControl
 from ...deploy.samples import image_to_tensor, sample_names
 from ...spec import ModelSpec
 from .config import DetectConfig
@@ -112,6 +113,7 @@ class DetectorExport(ExportForm):
 
     outputs = "detections"
     has_fixed_batch = True
+    can_control_accuracy = False  # layers are ranked by outputs, and here their number differs from program to program
     min_agreement = 0.99  # where two detections overlap by the NMS threshold, rounding decides
     dynamic_image_size = True
 
@@ -151,7 +153,9 @@ class DetectorExport(ExportForm):
         self.detector = DetectorForExport(self.model, self.count, config.max_detections).eval()
         self.example = next(batches_of_one_size([self.images[i] for i in best_first], self.count))
 
-    def write(self, folder: Path, format: str, calibrate: Sequence[Path]) -> dict[str, str]:
+    def write(
+        self, folder: Path, format: str, calibrate: Sequence[Path], control: AccuracyControl | None = None
+    ) -> dict[str, str]:
         outputs = OUTPUTS[: len(self.detector(self.example))]
         return write_traced(
             self.detector, self.example, outputs, folder, format, calibrate, self.preprocess, ignored=COORDINATES
