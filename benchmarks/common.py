@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from smt_vision.benchmark.report import measurement_conditions, write_json
-from smt_vision.benchmark.timing import PRECISIONS
+from smt_vision.precision import PRECISIONS
 from smt_vision.registry import VARIANTS
 
 
@@ -32,7 +32,7 @@ def reference_parser(description: str | None) -> argparse.ArgumentParser:
 
 def add_measurement_options(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Options of the scripts that time any model, as in ``smt bench``."""
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument(
         "--allocator",

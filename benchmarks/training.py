@@ -22,8 +22,9 @@ from reference import reference_and_ours
 from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import saved_activations
-from smt_vision.benchmark.timing import PRECISIONS, autocast, training_step
+from smt_vision.benchmark.timing import autocast, training_step
 from smt_vision.model.official import to_official
+from smt_vision.precision import PRECISIONS
 
 # Relative to the norm of the whole gradient. Below it a tensor's gradient is rounding error only, e.g. that of a bias
 # before BatchNorm, so that a relative difference means nothing.
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = reference_parser(__doc__)
     parser.add_argument("--profile", action="store_true", help="also profile a training step by operator")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_large_allocations()  # as smt train does

@@ -160,6 +160,18 @@ def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "smt_femto.cifar10" in capsys.readouterr().out
 
 
+def test_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("resolution.in_fresh_process", lambda function, *args: function(*args))
+    results = run("resolution", "--model smt_atto --sizes 64x96 --threads 1", tmp_path / "resolution.json")
+    rows = results["resolution"]
+    assert [(row["part"], row["train"]) for row in rows] == [
+        (part, train) for train in (False, True) for part in ("features", "retinanet", "mask_rcnn")
+    ]
+    assert all(row["seconds"] > 0 for row in rows)
+    assert rows[0]["gmac"] < rows[1]["gmac"] < rows[2]["gmac"]
+    assert "| mask_rcnn, training " in capsys.readouterr().out
+
+
 def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table of all engines, from what was measured into the folder."""
     frontier = importlib.import_module("frontier")

@@ -708,7 +708,16 @@ def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequ
             load_detector(folder, **{name: value})
 
 
-@pytest.mark.parametrize("head", ["retinanet", pytest.param("fcos", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "faster_rcnn",
+        *(
+            pytest.param(head, marks=pytest.mark.slow)
+            for head in ("retinanet", "fcos", "mask_rcnn", "cascade_mask_rcnn")
+        ),
+    ],
+)
 def test_quantized_detector_keeps_its_coordinates(head: Head, backbone: str, shapes: Path, tmp_path: Path) -> None:
     """The network is quantized to 8 bits, the arithmetic of anchors and boxes is not."""
     pytest.importorskip("nncf")
@@ -716,7 +725,7 @@ def test_quantized_detector_keeps_its_coordinates(head: Head, backbone: str, sha
     paths = sorted((shapes / "val").iterdir())
     assert model.export(folder, "openvino", calibrate=paths).precision == "int8"
     quantized = re.findall(r'name="([^"]+)/fq_', (folder / "model.xml").read_text())
-    assert any("classification_head.conv" in name for name in quantized)
+    assert any(re.search(r"(classification_|rpn\.)head\.conv", name) for name in quantized)
     assert not [name for name in quantized if any(re.match(pattern, name) for pattern in COORDINATES)]
     for one, other in zip(model(paths), load_detector(folder)(paths), strict=True):
         nearest = (one.boxes[:, None] - other.boxes[None]).abs().amax(dim=2).amin(dim=1)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # torch is imported where it is used: the help of a command d
     import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS = ("fp32", "bf16")
 
 
 def resolve_dtype(precision: str, device: str | torch.device = "cpu") -> torch.dtype:
@@ -19,11 +20,10 @@ def resolve_dtype(precision: str, device: str | torch.device = "cpu") -> torch.d
     """
     import torch
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     precision = resolve_precision(precision, device)
-    if precision not in dtypes:
-        raise ValueError(f"invalid precision={precision!r}: expected one of auto, {', '.join(dtypes)}")
-    return dtypes[precision]
+    if precision not in PRECISIONS:
+        raise ValueError(f"invalid precision={precision!r}: expected one of auto, {', '.join(PRECISIONS)}")
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def resolve_precision(precision: str, device: str | torch.device = "cpu") -> str:

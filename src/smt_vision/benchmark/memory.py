@@ -86,7 +86,7 @@ def _peaks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.
     def read() -> int | None:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
-        return _peak_resident_set() if device.type == "cpu" else None
+        return peak_resident_set() if device.type == "cpu" else None
 
     before = read()
     peaks: list[int | None] = []
@@ -98,7 +98,7 @@ def _peaks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.
     return peaks
 
 
-def _peak_resident_set() -> int | None:
+def peak_resident_set() -> int | None:
     """Peak resident set of this process in bytes.
 
     Read from /proc, because the value of ``getrusage`` starts from that of the parent process.

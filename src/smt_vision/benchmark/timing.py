@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bounds import Count, Seconds, checked
+from ..precision import resolve_dtype
 
 Key = TypeVar("Key", bound=Hashable)
 Call = Callable[[], object]
 ProgressCallback = Callable[[int, int], None]  # number done, total
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_CALLS = 2  # before the first round: torch.compile compiles, kernels pack their weights
 
 
@@ -109,16 +109,9 @@ def interleave(
     return {key: Timing(tuple(values)) for key, values in times.items()}
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """Data type of matrix products under a precision; raises a ValueError if the precision is unknown."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"invalid precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
 def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[object]:
     """Autocast for ``bf16``; a null context for ``fp32``."""
-    dtype = compute_dtype(precision)
+    dtype = resolve_dtype(precision)
     return torch.autocast(torch.device(device).type, dtype) if dtype != torch.float32 else nullcontext()
 
 
@@ -150,7 +143,7 @@ def training_step(model: nn.Module, x: Tensor, precision: str = "fp32") -> Call:
     Raises:
         ValueError: The precision is unknown, or the model has no trainable parameters.
     """
-    compute_dtype(precision)
+    resolve_dtype(precision)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(
@@ -191,7 +184,7 @@ def matmul_peak(
     Raises:
         ValueError: The precision is unknown.
     """
-    dtype = compute_dtype(precision)
+    dtype = resolve_dtype(precision)
     if sizes is None:
         sizes = (1024, 2048) if torch.device(device).type == "cpu" else (4096, 8192)
 

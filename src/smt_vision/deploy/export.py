@@ -74,8 +74,7 @@ def export_model(
         folder: Output folder; must not exist, unless ``replace`` is set.
         format: ``onnx``, ``openvino`` or, except for detectors, ``torch``, ``executorch`` or ``coreml``.
         images: Images to compare on; default: those of ``calibrate``, otherwise crops of a sample photograph.
-        calibrate: Images to calibrate 8-bit quantization on; empty for float32. OpenVINO only, and RetinaNet is the
-            only detector that can be quantized.
+        calibrate: Images to calibrate 8-bit quantization on; empty for float32. OpenVINO only, and not for DINO.
         replace: Whether to replace an existing export in the folder.
         precision: ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16 on CPUs with instructions for it.
             The parity is that of this precision, and is not a condition.

@@ -6,6 +6,8 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,7 @@ def quantize(
         RuntimeError: The loss of accuracy is larger than ``control`` allows, with whatever layers in floating point.
     """
     nncf = require("nncf", "export")
+    model = _written_and_read(model)
     selected = evenly_spaced(samples, CALIBRATION_IMAGES)
     settings = nncf.AdvancedQuantizationParameters(
         activations_quantization_params=nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
@@ -104,6 +107,15 @@ def quantize(
         )
     control.check(validation.last)
     return quantized
+
+
+def _written_and_read(model: Any) -> Any:
+    """The model without nodes that no output depends on, as multi-stage detectors have them, and NNCF fails on them."""
+    openvino = require("openvino", "export")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return openvino.Core().read_model(path)
 
 
 class _Validation:

@@ -49,7 +49,7 @@ def measure_throughput(
             module, input_size = load(own, device).flops_model()
             candidates.append(Candidate(key, module, input_size, module))
         measured = compare(candidates, [BATCH_SIZE], device=device, rounds=rounds, on_progress=on_progress)
-        conditions = measurement_conditions(batch_size=BATCH_SIZE, device=device, precision="32-true", rounds=rounds)
+        conditions = measurement_conditions(batch_size=BATCH_SIZE, device=device, precision="fp32", rounds=rounds)
     speeds = {row.model: round(row.images_per_s, 2) for row in measured}
     return write_json({"conditions": conditions, "images_per_s": speeds}, folder / THROUGHPUT)
 

@@ -25,9 +25,8 @@ from .config import DetectConfig
 from .data.transforms import detection_eval_transform
 
 OUTPUTS = ("boxes", "scores", "labels", "masks")  # order of the exported outputs; masks only for heads with masks
-QUANTIZED = ("retinanet", "fcos")  # heads that NNCF can quantize; it does not support the branches of multi-stage ones
-# OpenVINO operations of these that compute coordinates: 8 bits are too few for pixel coordinates.
-COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*")
+# OpenVINO operations that compute coordinates: 8 bits are too few for pixel coordinates.
+COORDINATES = (r"aten::(?!pad/).*", r".*anchor_generator/.*", r".*\.rpn/.*", r".*_roi_pool/.*")
 
 
 class DetectorForExport(nn.Module):
@@ -131,10 +130,10 @@ class DetectorExport(ExportForm):
             )
         if int8 and self.count != 1:
             raise ValueError(f"batch_size={self.count} needs float32: omit --int8, or the batch size")
-        if int8 and self.spec.head.head not in QUANTIZED:
+        if int8 and self.spec.head.head == "dino":
             raise ValueError(
-                f"detect.head={self.spec.head.head!r} cannot be quantized: expected {' or '.join(QUANTIZED)}, whose "
-                "arithmetic of coordinates can be kept in float32; omit --int8, or train one of these"
+                "detect.head='dino' cannot be quantized: its attention computes with coordinates in every layer, for "
+                "which 8 bits are too few; omit --int8, or train another head"
             )
 
     def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
