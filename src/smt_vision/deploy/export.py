@@ -33,7 +33,7 @@ from .exported import (
     open_program,
     sha256,
     why_not_here,
-)  # fmt: skip
+)
 from .form import ExportForm
 from .programs import ONE_SHAPE, quiet
 from .quantize import CALIBRATION_IMAGES, AccuracyControl

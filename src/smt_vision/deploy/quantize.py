@@ -112,7 +112,7 @@ def quantize(
 def _written_and_read(model: Any) -> Any:
     """The model without nodes that no output depends on, as multi-stage detectors have them, and NNCF fails on them."""
     openvino = require("openvino", "export")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the model may keep its file open
         path = Path(folder) / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
         return openvino.Core().read_model(path)
