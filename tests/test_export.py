@@ -1,9 +1,12 @@
 """Exported models: parity with the source model, manifests, and complete folders or none."""
 
+import ctypes
+import gc
 import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -23,6 +26,7 @@ from command import answer, refusal, run
 from debug_model import create, images
 from smt_vision.deploy import export, logits
 from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
+from smt_vision.deploy.openvino_core import openvino_core, signal_stack_restored
 from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.quantize import AccuracyControl
@@ -232,6 +236,8 @@ def test_layers_return_to_floating_point_until_the_accuracy_suffices(colored: Pa
         shapes.add(tuple(module(images(2, 3, 32, 32)).shape))
         return next(values)
 
+    openvino_core()
+    stack = signal_stack()
     control = AccuracyControl(0.5, "top-1", measure)
     export_classifier(model, "abc", tmp_path / "all", "openvino", calibrate=calibrate)
     manifest = export_classifier(model, "abc", tmp_path / "some", "openvino", calibrate=calibrate, control=control)
@@ -239,8 +245,40 @@ def test_layers_return_to_floating_point_until_the_accuracy_suffices(colored: Pa
     assert manifest.parity["accuracy"] == {"metric": "top-1", "before": 90.0, "after": 89.7, "max_drop": 0.5}
     assert shapes == {(2, 3)}
     assert next(values, None) is None
+    assert signal_stack() == stack
     quantized = [(tmp_path / name / "model.xml").read_text().count('type="FakeQuantize"') for name in ("all", "some")]
     assert 0 < quantized[1] < quantized[0]
+
+
+def signal_stack() -> bytes:
+    """The stack that this thread handles signals on, as ``sigaltstack`` describes it."""
+    found = ctypes.create_string_buffer(24)
+    assert ctypes.CDLL(None).sigaltstack(None, found) == 0
+    return found.raw
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes the signal stack on Linux only")
+def test_signals_are_handled_on_a_stack_that_exists(exported: Callable[[str], Path]) -> None:
+    # A signal that is handled on an unmapped stack ends the process.
+    openvino = pytest.importorskip("openvino")
+    openvino_core().available_devices  # noqa: B018  it starts the plugins
+    before = signal_stack()
+    programs = [load_exported(exported("openvino")) for _ in range(2)]
+    for program in programs:
+        program(images(1, 3, 32, 32))
+    del program, programs
+    gc.collect()
+    assert signal_stack() == before
+    with signal_stack_restored():  # as NNCF makes them
+        cores = [openvino.Core() for _ in range(2)]
+        for core in cores:
+            assert "CPU" in core.available_devices
+        assert signal_stack() != before
+        del core
+        while cores:
+            del cores[0]
+            gc.collect()
+    assert signal_stack() == before
 
 
 def test_the_accuracy_that_8_bits_may_cost(model: nn.Module, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ..data.fingerprint import UsedImages
 from ..extras import require
 from ..legacy import upgrade
 from ..precision import Precision, has_bf16, resolve_dtype
+from .openvino_core import openvino_core
 
 MANIFEST = "manifest.json"
 VERSION = 4  # version of the manifest format
@@ -296,8 +297,7 @@ class OpenVINOProgram:
 
     def __init__(self, path: Path, bf16: bool = False, static: bool = False) -> None:
         self.static = static
-        self.core = require("openvino", "export").Core()
-        self.model = self.core.read_model(path)
+        self.model = openvino_core().read_model(path)
         self.settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # The default is bfloat16 on CPUs that support it.
@@ -313,7 +313,7 @@ class OpenVINOProgram:
             if shape is not None:
                 model = model.clone()
                 model.reshape(list(shape))
-            self.programs[shape] = self.core.compile_model(model, "CPU", self.settings)
+            self.programs[shape] = openvino_core().compile_model(model, "CPU", self.settings)
         return self.programs[shape]
 
     def __call__(self, images: Tensor) -> Any:

@@ -17,6 +17,7 @@ from torch import nn
 from ..bounds import Points, check
 from ..extras import require
 from .exported import ProgramModule
+from .openvino_core import openvino_core, signal_stack_restored
 from .samples import evenly_spaced
 
 CALIBRATION_IMAGES = 300
@@ -88,7 +89,7 @@ def quantize(
     dataset = nncf.Dataset(selected, batch_of)
     scope = nncf.IgnoredScope(patterns=list(ignored), validate=False) if ignored else None
     # NNCF prints progress bars to stdout, which may be JSON.
-    with errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
+    with signal_stack_restored(), errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
         if control is None:
             return nncf.quantize(
                 model, dataset, subset_size=len(selected), ignored_scope=scope, advanced_parameters=settings
@@ -115,7 +116,7 @@ def _written_and_read(model: Any) -> Any:
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the model may keep its file open
         path = Path(folder) / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-        return openvino.Core().read_model(path)
+        return openvino_core().read_model(path)
 
 
 class _Validation:
