@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from smt_vision.forms import training
 from smt_vision.kernels import linear
@@ -170,6 +171,18 @@ def test_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert all(row["seconds"] > 0 for row in rows)
     assert rows[0]["gmac"] < rows[1]["gmac"] < rows[2]["gmac"]
     assert "| mask_rcnn, training " in capsys.readouterr().out
+
+
+def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--model smt_atto --sizes 64x96 --threads 1 --rounds 1 --seconds 0"
+    results = run("attention", options, tmp_path / "attention.json")
+    rows = results["attention"]
+    assert [(row["tokens"], row["precision"]) for row in rows] == [(24, "fp32"), (24, "bf16")]
+    assert all(0 < row[name] < 60 for row in rows for name in ("fused", "blocks", "forward_pass"))
+    assert "| 64x96 " in capsys.readouterr().out
+    q, k, v = torch.randn(3, 1, 2, 1100, 8).unbind()  # three blocks, the last of which is smaller
+    in_blocks = importlib.import_module("attention").in_blocks
+    torch.testing.assert_close(in_blocks(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
