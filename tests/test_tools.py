@@ -75,7 +75,7 @@ def test_publish_study(tmp_path: Path) -> None:
     lines = readme.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     (verdict,) = [line for line in lines if line.startswith("| 4 convolution heads are better than one")]
-    assert "mhmc_heads, 10 epochs | heads_1: +2.00" in verdict
+    assert "mhmc_heads, 5 epochs | heads_1: +2.00" in verdict
     assert verdict in (results / "studies.md").read_text().splitlines()
 
 
