@@ -40,7 +40,7 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	@echo "==> tests, on two processes"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	@echo "==> the Triton kernels, in Triton's interpreter"
 	@TRITON_INTERPRET=1 SMT_VISION_KERNELS=auto $(BIN)/python -m pytest tests/test_kernels.py
 

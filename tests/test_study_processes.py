@@ -16,7 +16,7 @@ from smt_vision.study.results import RESULTS, read_results
 from smt_vision.study.runner import cell_folder, run_cells
 from test_study import TINY_STUDY
 
-LONG = {"epochs": 15, "engine.eval_every": 15, "engine.log_every": 1}
+LONG = {"epochs": 8, "engine.eval_every": 8, "engine.log_every": 1}
 COMMAND = """\
 from smt_vision.study.study import *
 from test_study import TINY_STUDY
@@ -61,7 +61,7 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
         process.send_signal(number)
         assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         assert not (folder / RESULTS).exists()
-    assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 90
+    assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 48
     assert read_results([folder / RESULTS]).keys() == {cell.key}
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds.count("resume") == 2
