@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from smt_vision.forms import use_fast_forms
+from smt_vision.forms.inference import fuse
 from smt_vision.kernels import availability, mhmc, saa
-from smt_vision.model import MHMC, SAA, SAM
+from smt_vision.model import MHMC, SAA, SAM, SMT
 from smt_vision.model.modulation import paper_kernel_sizes
 
 CUDA = torch.cuda.is_available()
@@ -300,6 +301,33 @@ def test_forms_use_the_kernels(training: bool, launches: list[str]) -> None:
         for (name, a), b in zip(fast.named_parameters(), plain.parameters(), strict=True):
             if not re.fullmatch(r"mhmc.*bias|saa\.expand\.bias", name):  # the batch's mean takes these out again
                 assert off(a.grad, b.grad) < 1e-4, name
+
+
+@on_kernels
+@pytest.mark.parametrize(("modulation", "dtype"), [("product", torch.float32), ("sum", torch.bfloat16)])
+def test_a_fused_model_uses_the_kernels(
+    modulation: str, dtype: torch.dtype, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = saa.grouped_gelu
+    monkeypatch.setattr(saa, "grouped_gelu", lambda *args: launches.append("grouped_gelu") or product(*args))
+    torch.manual_seed(0)
+    model = SMT(
+        embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), attn_heads=(1, 1, 1, 1), mixers=("S", "S", "A", "A"),
+        conv_heads=2, modulation=modulation, num_classes=3,
+    ).eval()  # fmt: skip
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    images = randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.to(DEVICE)(images)
+        fused = fuse(use_fast_forms(copy.deepcopy(model)), dtype)
+        assert off(fused(images), expected) < (1e-5 if dtype == torch.float32 else 0.05)
+    assert launches == ["convolve", "grouped_gelu"] * 2
+    launches.clear()
+    image = leaf(images)
+    fuse(use_fast_forms(model))(image).sum().backward()  # gradients of the input need PyTorch's operators for SAA
+    assert launches == ["convolve"] * 2
+    assert image.grad is not None
 
 
 @on_kernels

@@ -9,6 +9,7 @@ Changes by part of the model (``B`` batch, ``H W`` grid, ``C`` channels, ``N`` c
 - LayerScale is folded into the preceding projection. Dropout and drop path are removed.
 - Linear layers pack their weights once, and convolutions apply their activation in the same pass (see
   ``fused_layers.py``).
+- On CUDA, MHMC and SAA's expansion stay the Triton kernels, which are faster than one convolution for all heads.
 - In another dtype than the model's, e.g. bfloat16, each part computes in it, and each stage's last map is cast back.
 """
 
@@ -22,19 +23,23 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
+from ..kernels import saa
+from ..kernels.availability import triton_is_supported
 from ..model.attention import MSA, split_heads
 from ..model.focal import FocalModulation
 from ..model.modulation import MHMC, SAA, SAM, ConcatHeads, DenseAggregation
 from ..model.smt import FFN, SMT, Block, Downsample, Stage, Stem
 from . import FORMS
+from .cuda import CudaMHMC
 from .fused_layers import Activation, FusedConv2d, FusedLinear
-from .guard import has_hooks
+from .guard import can_bypass, has_hooks
 
 
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """An inference-optimized copy of a model, with the same outputs up to rounding errors.
 
     The copy is in evaluation mode and keeps the device. Its parameters have no gradients and other state dict keys.
+    On CUDA, fuse the model where it will run: the copy of a model on a CPU has no Triton kernels.
     Only the parts of the SMT are replaced; its methods, and modules around it such as a ``features_only`` wrapper or a
     detector, stay the same. Blocks with parts that are for ablations (aggregations other than the paper's or none,
     FocalNet's modulation) are only put into evaluation mode.
@@ -183,6 +188,35 @@ class FusedSAM(nn.Module):
         return self.proj(self.reduce(self.expand(modulator), value, self.join), residual)
 
 
+class KernelSAM(nn.Module):
+    """:class:`FusedSAM` with the Triton kernels on CUDA, and with convolutions where they cannot be used."""
+
+    def __init__(self, sam: SAM, scale: Tensor) -> None:
+        super().__init__()
+        assert isinstance(sam.saa, SAA)
+        self.vs = FusedLinear(sam.vs.weight, sam.vs.bias)
+        self.mhmc = sam.mhmc
+        self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
+        self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
+        self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
+        self.join = "mul" if sam.modulation == "product" else "add"
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        value, context = self.vs(x).chunk(2, dim=-1)
+        maps = self.mhmc(context)
+        weight = self.expand.weight.flatten(1)
+        if saa.grouped_gelu_is_supported(maps, weight) and can_bypass(maps, in_compiled_code=True):
+            hidden = saa.grouped_gelu(maps, weight, self.expand.bias)
+        else:
+            hidden = self.expand(maps.flatten(-2))
+        return self.proj(self.reduce(hidden, value, self.join), residual)
+
+
+def _has_kernels(sam: SAM) -> bool:
+    """Whether the Triton kernels can compute this module where its weights are."""
+    return isinstance(sam.mhmc, CudaMHMC) and isinstance(sam.saa, SAA) and triton_is_supported(sam.vs.weight)
+
+
 class FusedMSA(nn.Module):
     """``residual + MSA(x)``, all ``(B, H, W, C)``."""
 
@@ -229,7 +263,8 @@ class FusedBlock(nn.Module):
         super().__init__()
         mixer = block.mixer
         if isinstance(mixer, SAM):
-            self.mixer: nn.Module = FusedSAM(mixer, _scale(block.scale1, block.norm1))
+            kind = KernelSAM if _has_kernels(mixer) else FusedSAM
+            self.mixer: nn.Module = kind(mixer, _scale(block.scale1, block.norm1))
         elif isinstance(mixer, MSA):
             self.mixer = FusedMSA(mixer, _scale(block.scale1, block.norm1))
         else:

@@ -25,15 +25,26 @@ def is_supported(x: Tensor, expand: nn.Module, norm: nn.Module) -> bool:
         return False
     if norm.weight is None or expand.bias is None:
         return False
-    B, H, W, G, N = x.shape
-    if N not in HEADS or expand.out_channels > MAX_OUTPUTS * G or B * H * W * expand.out_channels >= INT32:
+    if not _takes(x, expand.out_channels):
         return False
+    B, H, W = x.shape[:3]
     if norm.training:
         return B * H * W > 1
     differentiated = torch.is_grad_enabled() and any(
         t.requires_grad for t in (x, expand.weight, expand.bias, norm.weight, norm.bias)
     )
     return norm.running_mean is not None and B * H * W > 0 and not differentiated
+
+
+def _takes(x: Tensor, outputs: int) -> bool:
+    B, H, W, G, N = x.shape
+    return N in HEADS and outputs <= MAX_OUTPUTS * G and B * H * W * outputs < INT32
+
+
+def grouped_gelu_is_supported(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`grouped_gelu` supports this input and these weights, where no gradients are needed."""
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return triton_is_supported(x) and x.numel() > 0 and _takes(x, len(weight)) and not differentiated
 
 
 def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
