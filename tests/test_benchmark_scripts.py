@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from smt_vision.forms import training
 from smt_vision.kernels import linear
+from smt_vision.study.studies import STUDIES
 
 TINY = "--model smt_atto --size 32 --threads 1 --rounds 1 --seconds 0"
 
@@ -214,3 +215,11 @@ def test_frontier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["ConvNeXt-T", "82.1", "224", "12.3", "30.0 †", "40.0"],
     ]
     assert (tmp_path / "frontier.md").read_text().count("|") > 20
+
+
+def test_precision_study() -> None:
+    """Its cells in bfloat16 are those of the shipped studies, so that they are trained once."""
+    study = importlib.import_module("precision_study").STUDY
+    bf16, fp32 = (study.cell("5 epochs", name, 0) for name in ("bf16", "fp32"))
+    assert bf16.key == STUDIES["aggregation"].cell("5 epochs", "saa", 0).key != fp32.key
+    assert (bf16.recipe.engine.precision, fp32.recipe.engine.precision) == ("bf16-mixed", "32-true")
