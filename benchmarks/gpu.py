@@ -8,7 +8,7 @@ and then training of the reference (``tests/literal.py``, eager), of ours with a
 of ours fused, and of timm baselines, timed in turn, with peak memory. Measurements for which no time is left are
 reported as skipped. If one fails, it is reported, the others continue, and the exit code is 1.
 
-``--smoke`` runs the same code on a CPU at sizes whose times mean nothing.
+``--parts`` chooses some of the measurements. ``--smoke`` runs the same code on a CPU at sizes whose times mean nothing.
 """
 
 import copy
@@ -33,6 +33,7 @@ from smt_vision.forms.inference import AutocastModel, fuse
 from smt_vision.kernels import availability
 
 PRECISION = "bf16"
+PARTS = ("kernels", "graphs", "inference", "training")
 TRAINING_SHARE = 0.35  # of the time budget: not available to inference
 
 
@@ -142,19 +143,23 @@ def _baseline(name: str, plan: Plan) -> nn.Module:
     return timm.create_model(name, **arguments).to(plan.device)
 
 
-def time_models(plan: Plan, budget: Budget, reference: nn.Module, ours: nn.Module, train: bool) -> list[dict[str, Any]]:
-    """Images per second, ratio to the reference and peak memory of each model that the budget allows."""
+def time_models(
+    plan: Plan, budget: Budget, reference: nn.Module, ours: nn.Module, train: bool, reserve_s: float
+) -> list[dict[str, Any]]:
+    """Images per second, ratio to the reference and peak memory of each model that the budget allows.
+
+    ``reserve_s`` seconds of the budget are left to later measurements.
+    """
     mode = "training" if train else "inference"
     x = torch.randn(plan.batch_size, 3, plan.size, plan.size, device=plan.device)
     calls: dict[str, Call] = {}
     memory: dict[str, int | None] = {}
     models = entries(plan, reference, ours, train)
     timing_s = 2 * plan.rounds * plan.turn_s * len(models)
-    reserve_s = timing_s + (0 if train or plan.device == "cpu" else TRAINING_SHARE * budget.seconds)
     torch._dynamo.reset()
     for entry in models:
         name = f"{mode}, {entry.name}"
-        if not budget.allows(name, reserve_s + (plan.compile_s if entry.compiled else 0)):
+        if not budget.allows(name, reserve_s + timing_s + (plan.compile_s if entry.compiled else 0)):
             continue
         with budget.step(name):
             model = entry.model
@@ -229,6 +234,7 @@ def report(results: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = base_parser(__doc__)
     parser.add_argument("--smoke", action="store_true", help="check the code on a CPU, at tiny sizes")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--seconds", type=float, default=510.0, help="time budget")
     args = parser.parse_args(argv)
     if not args.smoke and not torch.cuda.is_available():
@@ -241,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bandwidth = copy_bandwidth(plan.device, plan.rounds)
     results: dict[str, Any] = {"plan": asdict(plan), "copy_bytes_per_s": bandwidth}
     results |= {"correctness": [], "kernels": [], "graphs": {}, "models": []}
-    if availability.triton_is_supported(torch.zeros(1, device=plan.device)):
+    if "kernels" not in args.parts:
+        budget.skipped.append("kernels: not among --parts")
+    elif availability.triton_is_supported(torch.zeros(1, device=plan.device)):
         grids = modulation_grids(plan)
         with budget.step("correctness of the kernels"):
             results["correctness"] = check_kernels(grids, plan.device)
@@ -249,10 +257,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             results["kernels"] = time_kernels(grids, plan.batch_size, plan.device, plan.rounds, bandwidth)
     else:
         budget.skipped.append("kernels: not supported on this device")
-    with budget.step("graphs of torch.compile"):
-        results["graphs"] = count_graphs(plan)
-    for train in (False, True):
-        results["models"] += time_models(plan, budget, reference, ours, train)
+    if "graphs" in args.parts:
+        with budget.step("graphs of torch.compile"):
+            results["graphs"] = count_graphs(plan)
+    if "inference" in args.parts:
+        reserve_s = TRAINING_SHARE * budget.seconds if "training" in args.parts and not args.smoke else 0.0
+        results["models"] += time_models(plan, budget, reference, ours, False, reserve_s)
+    if "training" in args.parts:
+        results["models"] += time_models(plan, budget, reference, ours, True, 0.0)
     results |= {"skipped": budget.skipped, "failed": budget.failed, "seconds": budget.spent()}
     print(report(results))
     write_results(args.out, results)

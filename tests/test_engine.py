@@ -355,8 +355,25 @@ def test_first_signal_is_collected_and_handlers_are_restored() -> None:
     with stop_signals() as signals:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # the same event: timeout(1) signals the process and its group
         assert signals.received == [signal.SIGINT]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_second_signal_ends_the_process() -> None:
+    code = """
+import signal, time
+from smt_vision import signals
+signals.ONE_EVENT_SECONDS = 0.1
+with signals.stop_signals():
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0.2)
+    print("alive", flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print("not reached", flush=True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (-signal.SIGTERM, "alive\n")
 
 
 def test_another_recipe_in_the_folder_is_refused(colored: Path, tmp_path: Path) -> None:

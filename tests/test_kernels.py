@@ -200,7 +200,7 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
     x, weight = 1000 + randn(4, 5, 6, 3, 1), torch.ones(3, 1, device=DEVICE)
     mean, var = triton_saa.statistics(x, weight)
     flat = x.double().flatten(0, 2).squeeze(-1)
-    assert off(mean, flat.mean(0)) < 1e-7
+    assert off(mean, flat.mean(0)) < 3e-7  # float32 rounds at 1.2e-7
     assert off(var, flat.var(0, unbiased=False)) < 1e-4
 
 

@@ -6,12 +6,14 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from command import answer, refusal, run
 from pages import REPO
+from smt_vision.study import runner
 from smt_vision.study.debug import write_debug_data
 from smt_vision.study.report import verdict_table
 from smt_vision.study.results import RESULTS, add_result, read_results
@@ -128,6 +130,15 @@ def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) ->
     with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*loss is"):
         run_cells(cells, tmp_path, data={"shapes": str(shapes)})
     assert [result.cell for result in read_results([tmp_path / RESULTS]).values()] == ["tiny_study / saa / seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(1, "ValueError: no images"), (-9, "ended by signal 9"), (255, "exit code 255")]
+)
+def test_reason_of_a_failed_cell(tmp_path: Path, code: int, reason: str) -> None:
+    (tmp_path / "messages.txt").write_text("starting\nValueError: no images\n")
+    failed: Any = SimpleNamespace(folder=tmp_path, process=SimpleNamespace(exitcode=code))
+    assert runner._reason(failed) == f"{reason} (see {tmp_path / 'messages.txt'})"
 
 
 def test_a_network_or_dataset_that_cannot_work_is_an_error_before_training(shapes: Path, tmp_path: Path) -> None:

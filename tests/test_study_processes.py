@@ -31,11 +31,15 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(study_file: Path, folder: Path, data: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """``smt study`` in a process of its own."""
+    """``smt study`` in a process group of its own."""
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "smt_vision", "study", str(study_file), "--run", str(folder), "--data", str(data)]
     return subprocess.Popen(
-        [*command, *arguments], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL, text=True
+        [*command, *arguments],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -50,17 +54,24 @@ def wait_for(path: Path, process: "subprocess.Popen[str]", text: str) -> None:
 
 
 def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
-    """A killed runner cannot stop its cells: they stop by themselves, and the next runner waits for that."""
+    """A signal to all processes of the group stops the cells, once. A killed runner cannot stop its cells: they stop by
+    themselves, and the next runner waits for that."""
     file = tmp_path / "study.py"
     file.write_text(COMMAND.format(changes="budgets={'': LONG}, seeds=1, variants={'saa': {}}, claims=()"))
     cell = replace(TINY_STUDY, budgets={"": LONG}).cell("", "saa", 0)
     folder, log = tmp_path / "run", cell_folder(tmp_path / "run", cell) / "log.jsonl"
-    for text, number in (('"step": 2', signal.SIGINT), ('"kind": "resume"', signal.SIGKILL)):
-        process = start(file, folder, shapes)
-        wait_for(log, process, text)
-        process.send_signal(number)
-        assert process.wait(60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
-        assert not (folder / RESULTS).exists()
+    with start(file, folder, shapes) as process:
+        wait_for(log, process, '"step": 2')
+        os.killpg(process.pid, signal.SIGTERM)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped with 0 of 1 cells done" in error
+    assert "failed" not in error
+    with start(file, folder, shapes) as process:
+        wait_for(log, process, '"kind": "resume"')
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    assert not (folder / RESULTS).exists()
     assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 48
     assert read_results([folder / RESULTS]).keys() == {cell.key}
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]

@@ -2,8 +2,10 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -11,6 +13,9 @@ from .text import shell_word
 
 # Ctrl-C; what schedulers and process managers send; the end of a terminal session; SLURM's --signal=USR1@SECONDS.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# timeout(1) sends its signal to the command and then to its process group, which the command is in; schedulers signal
+# all processes of a job, some of which pass it on.
+ONE_EVENT_SECONDS = 1.0
 
 
 class Stopped(RuntimeError):
@@ -60,6 +65,7 @@ class StopSignals:
         self.received: list[int] = []
         self.handled = False
         self._interruptible = 0
+        self._ends_at = 0.0  # from when on another signal ends the process
 
     def __bool__(self) -> bool:
         return bool(self.received)
@@ -86,8 +92,16 @@ class StopSignals:
             self._interruptible -= 1
 
     def collect(self, number: int, frame: FrameType | None) -> None:
-        """The handler of the signals; a second signal ends the process."""
-        if self.received:
+        """The handler of the signals.
+
+        A second one ends the process; those within a second of the first one count as the same event.
+        """
+        now = time.monotonic()
+        if not self.received:
+            self._ends_at = now + ONE_EVENT_SECONDS
+        elif now < self._ends_at:
+            return
+        else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received.append(number)
@@ -97,7 +111,7 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Collect signals instead of ending the process; a second signal ends it.
+    """Collect signals instead of ending the process; a second signal, a second later or more, ends it.
 
     A signal that is ignored, as nohup does with SIGHUP and a shell with SIGINT of background jobs, stays ignored.
     """
@@ -118,3 +132,23 @@ def ignore_stop_signals() -> None:
     """In a worker process: leave the signals that a group of processes receives to the process that started it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def blocked_stop_signals() -> Iterator[None]:
+    """Block the signals. A process that is started here has them blocked, and leaves those of its group to its parent.
+
+    A signal that arrives meanwhile is handled afterwards. multiprocessing starts its resource tracker with the first
+    process, and then unblocks signals; here it is started before.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_stop_signals() -> None:
+    """In a process that was started within :func:`blocked_stop_signals`: let the parent's signals in."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

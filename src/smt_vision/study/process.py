@@ -24,13 +24,14 @@ from ..engine.run import Run
 from ..files import write_text_atomic
 from ..hardware import describe_hardware
 from ..recipe_files import read_recipe_file
-from ..signals import Stopped
+from ..signals import Stopped, unblock_stop_signals
 from ..tasks import get_task
 from ..text import printable
 from .results import CellResult
 
 # Files in the folder of a cell.
 RECIPE, RESULT, MESSAGES, LOCK = "cell.yaml", "result.json", "messages.txt", ".lock"
+FAILED = 1  # exit code after an error, also of Python after a traceback
 EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 
 
@@ -46,7 +47,8 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
         label: Label of the cell.
         device: The GPU to use, for ``CUDA_VISIBLE_DEVICES``; ``None`` to train on one thread of the CPU.
     """
-    os.setsid()  # a Ctrl-C reaches the runner only, which stops its cells
+    os.setsid()  # a signal to the group of the runner does not reach its cells: it stops them
+    unblock_stop_signals()
     _write_output_to(folder / MESSAGES)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     if device is None:
@@ -64,7 +66,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
             sys.exit(128 + stopped.signal)
         except EXPECTED_ERRORS as error:
             print(f"{type(error).__name__}: {printable(error)}", flush=True)
-            sys.exit(1)
+            sys.exit(FAILED)
         write_text_atomic(folder / RESULT, json.dumps(asdict(result)))
 
 

@@ -19,7 +19,7 @@ from ..engine.launch import runs_on_cuda
 from ..engine.log import LOG_NAME, read_log
 from ..recipe import Recipe
 from ..recipe_files import write_recipe
-from ..signals import Stopped, stop_signals
+from ..signals import Stopped, blocked_stop_signals, stop_signals
 from ..tasks import get_task
 from ..tasks.build import create_model
 from . import process
@@ -200,7 +200,8 @@ class _Runner:
             child = self._context.Process(
                 target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))
             )
-            child.start()
+            with blocked_stop_signals():  # for the server that forks the cells, which the first one starts
+                child.start()
             self.running.append(_Running(cell, own, child, slot))
 
     def stop(self, number: int) -> None:
@@ -259,11 +260,15 @@ def _fraction(each: _Running) -> float:
 
 
 def _reason(each: _Running) -> str:
-    """Why a process failed: the last line that it wrote, or its exit code."""
+    """Why a process failed: its error, which is the last line that it wrote, or what ended it."""
     file = each.folder / process.MESSAGES
+    code = each.process.exitcode
     lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines() if file.is_file() else []
-    last = lines[-1] if lines else f"exit code {each.process.exitcode}"
-    return f"{last} (see {file})"
+    if code == process.FAILED and lines:
+        reason = lines[-1]
+    else:
+        reason = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{reason} (see {file})"
 
 
 @contextmanager
