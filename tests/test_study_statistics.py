@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
+from smt_vision.study import pictures
 from smt_vision.study.results import CellResult
-from smt_vision.study.statistics import BudgetSummary, Verdict, summarize, trends
+from smt_vision.study.statistics import BudgetSummary, Verdict, decisive_summary, summarize, trends
 from smt_vision.study.studies import CIFAR10
 from smt_vision.study.study import Claim, Study
 from study_results import made_up_result
@@ -141,6 +144,44 @@ def test_trend() -> None:
     widths = [summary.comparisons[0].high - summary.comparisons[0].low for summary in (short, long)]
     assert trend.half_width == pytest.approx(math.hypot(*widths) / 2)
     assert trends([short]) == []
+
+
+def test_a_claim_is_judged_by_the_last_budget_with_four_pairs_of_all_its_comparisons() -> None:
+    def budget(claim: Claim, **results: dict[str, CellResult]) -> str:
+        found = decisive_summary(
+            claim, summarize(STUDY, {key: row for rows in results.values() for key, row in rows.items()})
+        )
+        assert found is not None
+        return found.budget
+
+    four = made_up(STUDY, "short", dict(a=60, b=60, c=60, d=60))
+    assert budget(BETTER, short=four, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=3)) == "short"
+    assert budget(BETTER, short=four, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=4)) == "long"
+    assert budget(BEST, short=four, long=made_up(STUDY, "long", dict(a=60, c=60), seeds=6)) == "short"
+    two = made_up(STUDY, "short", dict(a=60, b=60), seeds=2)
+    assert budget(BETTER, short=two, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=1)) == "short"
+    assert budget(BETTER, short=two, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=2)) == "long"
+    assert decisive_summary(BEST, summarize(STUDY, two)) is None
+
+
+def test_pictures_of_budgets_with_different_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "_save", lambda draw, path: figures.append(draw()))
+    results = made_up(STUDY, "short", dict(a=60, d=50)) | made_up(STUDY, "long", dict(a=60, b=58, c=54, d=50))
+    summaries = summarize(STUDY, results)
+    pictures.draw_differences(summaries, "top1 (%)", tmp_path / "differences.svg")
+    short, long = figures[0].axes
+    names = [label.get_text() for label in short.get_yticklabels()]
+    assert names == ["a - b", "a - c", "a - d"]
+    for axes, expected in ((short, {"a - d": 10}), (long, {"a - b": 2, "a - c": 6, "a - d": 10})):
+        points = [line.get_xydata() for line in axes.lines if line.get_marker() == "o"]
+        assert {names[round(y)]: round(x) for ((x, y),) in points} == expected
+    pictures.draw_curves(summaries, list(STUDY.variants), "top1 (%)", tmp_path / "curves.svg")
+    short, long = figures[1].axes
+    legend = long.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c", "d"]
+    assert [line.get_color() for line in short.lines] == [long.lines[0].get_color(), long.lines[3].get_color()]
 
 
 def test_no_results() -> None:

@@ -2,12 +2,11 @@
 
     python tools/publish_study.py runs/study
 
-The results are merged with those that are there already. The README has, between two comments, the line of the table of
-verdicts for each claim's last budget with results.
+The results are merged with those that are there already. The README has, between two comments, the table of verdicts
+with one line per claim.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from smt_vision.study.report import verdict_table, write_report
@@ -39,18 +38,9 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
     write_report(studies, summaries, results, throughput=read_throughput(results), command=command)
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(FIRST)[0], text.split(LAST)[1]
-    table = last_budgets(verdict_table(studies, summaries))
+    table = verdict_table(studies, summaries, decisive=True)
     readme.write_text("\n".join([f"{before}{FIRST}", *table, f"{LAST}{after}"]), encoding="utf-8")
     print(f"{results}: {len(found)} cells of {len(studies)} studies")
-
-
-def last_budgets(table: Sequence[str]) -> list[str]:
-    """The lines of a table of verdicts for the last budget of each claim: those of an earlier budget come before it."""
-    last = {}
-    for line in table[2:]:
-        claim, where = line.split(" | ")[:2]
-        last[claim, where.partition(",")[0]] = line
-    return [*table[:2], *last.values()]
 
 
 if __name__ == "__main__":

@@ -167,8 +167,7 @@ class FusedSAM(nn.Module):
         kernel, bias = _merged_heads(sam.mhmc)  # (C, 1, K, K), head by head
         self.expand = self.reduce = None  # they stay None without aggregation
         if isinstance(sam.saa, SAA):
-            self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
-            self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
+            self.expand, self.reduce = _aggregation(sam.saa)
             # From [head, group] to [group, head].
             order = torch.arange(dim, device=kernel.device).view(N, dim // N).t().flatten()
             context, context_bias = context[order], context_bias[order]
@@ -178,8 +177,8 @@ class FusedSAM(nn.Module):
         dilation = sam.mhmc.dilation
         padding = dilation * (kernel.shape[-1] // 2)
         self.mhmc = FusedConv2d(kernel, bias, padding=padding, dilation=dilation, groups=dim)
-        self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
-        self.join = "mul" if sam.modulation == "product" else "add"
+        self.proj = _scaled(sam.proj, scale)
+        self.join = _join(sam)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         value, modulator = self.value(x), self.mhmc(self.context(x))
@@ -196,10 +195,9 @@ class KernelSAM(nn.Module):
         assert isinstance(sam.saa, SAA)
         self.vs = FusedLinear(sam.vs.weight, sam.vs.bias)
         self.mhmc = sam.mhmc
-        self.expand = _conv(sam.saa.expand, *_folded(sam.saa.expand, sam.saa.norm), act="gelu")
-        self.reduce = FusedLinear(sam.saa.reduce.weight.flatten(1), _bias(sam.saa.reduce))
-        self.proj = FusedLinear(sam.proj.weight * scale[:, None], sam.proj.bias * scale)
-        self.join = "mul" if sam.modulation == "product" else "add"
+        self.expand, self.reduce = _aggregation(sam.saa)
+        self.proj = _scaled(sam.proj, scale)
+        self.join = _join(sam)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         value, context = self.vs(x).chunk(2, dim=-1)
@@ -229,7 +227,7 @@ class FusedMSA(nn.Module):
         self.qk = FusedLinear(query_key, query_key_bias)
         self.value = FusedLinear(value, value_bias)
         self.local_conv = _conv(msa.local_conv)
-        self.proj = FusedLinear(msa.proj.weight * scale[:, None], msa.proj.bias * scale)
+        self.proj = _scaled(msa.proj, scale)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k = self.qk(x).chunk(2, dim=-1)
@@ -250,7 +248,7 @@ class FusedFFN(nn.Module):
         kernel[:, :, 1, 1] += 1  # the skip connection
         self.fc1 = FusedLinear(ffn.fc1.weight, ffn.fc1.bias)
         self.dwconv = _conv(ffn.dwconv, kernel, _bias(ffn.dwconv), act="gelu")
-        self.fc2 = FusedLinear(ffn.fc2.weight * scale[:, None], ffn.fc2.bias * scale)
+        self.fc2 = _scaled(ffn.fc2, scale)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.fc2(self.dwconv(self.fc1(x)), residual)
@@ -342,6 +340,22 @@ def _conv(
     weight = conv.weight if weight is None else weight
     bias = _bias(conv) if bias is None else bias
     return FusedConv2d(weight, bias, conv.stride[0], int(conv.padding[0]), conv.dilation[0], conv.groups, act)
+
+
+def _scaled(linear: nn.Linear, scale: Tensor) -> FusedLinear:
+    """A linear layer with the LayerScale after it."""
+    return FusedLinear(linear.weight * scale[:, None], linear.bias * scale)
+
+
+def _aggregation(module: SAA) -> tuple[FusedConv2d, FusedLinear]:
+    """SAA's expansion, with its norm and activation, and its reduction."""
+    expand = _conv(module.expand, *_folded(module.expand, module.norm), act="gelu")
+    return expand, FusedLinear(module.reduce.weight.flatten(1), _bias(module.reduce))
+
+
+def _join(sam: SAM) -> str:
+    """How the modulator and the value are combined."""
+    return "mul" if sam.modulation == "product" else "add"
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

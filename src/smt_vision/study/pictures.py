@@ -25,20 +25,24 @@ def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path)
     """One panel per budget: the difference of each comparison with its 95 % interval, and the published one."""
 
     def draw() -> Figure:
-        rows = max(len(summary.comparisons) for summary in summaries)
-        figure, panels = _panels(len(summaries), 3.6, 1.3 + 0.38 * rows, sharex=True, sharey=True)
+        fullest_first = sorted(summaries, key=lambda summary: -len(summary.comparisons))
+        names = list(dict.fromkeys(_name(c) for summary in fullest_first for c in summary.comparisons))
+        figure, panels = _panels(len(summaries), 3.6, 1.3 + 0.38 * len(names), sharex=True, sharey=True)
         for axes, summary in zip(panels, summaries, strict=True):
-            for row, comparison in enumerate(summary.comparisons):
-                _draw_interval(axes, row, comparison)
+            for comparison in summary.comparisons:
+                _draw_interval(axes, names.index(_name(comparison)), comparison)
             axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
             axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label.removesuffix(' (%)')} (points)")
-        names = [f"{c.claim.better} - {c.than}" for c in summaries[0].comparisons]
-        panels[0].set(ylim=(rows - 0.5, -0.5))
+        panels[0].set(ylim=(len(names) - 0.5, -0.5))
         for axes in panels[::COLUMNS]:
             axes.set(yticks=range(len(names)), yticklabels=names)
         return figure
 
     _save(draw, path)
+
+
+def _name(comparison: Comparison) -> str:
+    return f"{comparison.claim.better} - {comparison.than}"
 
 
 def _draw_interval(axes: Axes, row: int, comparison: Comparison) -> None:
@@ -52,17 +56,26 @@ def _draw_interval(axes: Axes, row: int, comparison: Comparison) -> None:
                       fontsize=7.5)  # fmt: skip
 
 
-def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> None:
-    """One panel per budget: the mean metric of each variant over epochs, and its range over the seeds."""
+def draw_curves(summaries: Sequence[BudgetSummary], variants: Sequence[str], label: str, path: Path) -> None:
+    """One panel per budget: the mean metric of each variant over epochs, and its range over the seeds.
+
+    Args:
+        summaries: The results at each budget.
+        variants: All variants of the study, which decide the colors.
+        label: Axis label of the metric.
+        path: File to write.
+    """
 
     def draw() -> Figure:
         figure, panels = _panels(len(summaries), 4.4, 4.0)
+        colors, lines = _colors(variants), {}
         for axes, summary in zip(panels, summaries, strict=True):
-            for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
+            for variant in summary.variants:
+                color = colors[variant.variant]
                 shortest = min(len(result.by_epoch) for result in variant.results)
                 values = np.array([result.by_epoch[:shortest] for result in variant.results])
                 epochs = variant.results[0].epochs[:shortest]
-                axes.plot(epochs, values.mean(0), color=color, linewidth=1.6, label=variant.variant)
+                lines[variant.variant] = axes.plot(epochs, values.mean(0), color=color, linewidth=1.6)[0]
                 axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
             axes.set(title=summary.budget or "All cells", xlabel="epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -70,17 +83,23 @@ def draw_curves(summaries: Sequence[BudgetSummary], label: str, path: Path) -> N
             bottom = float(min(early))
             top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
             axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
-        panels[min(len(panels), COLUMNS) - 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        shown = [name for name in variants if name in lines]
+        panels[min(len(panels), COLUMNS) - 1].legend(
+            [lines[name] for name in shown], shown, loc="center left", bbox_to_anchor=(1.0, 0.5)
+        )
         return figure
 
     _save(draw, path)
 
 
-def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float], path: Path) -> None:
+def draw_cost(
+    summary: BudgetSummary, variants: Sequence[str], label: str, throughput: Mapping[str, float], path: Path
+) -> None:
     """The metric of each variant against parameters, GMAC and, where it was measured, throughput.
 
     Args:
         summary: The results at one budget.
+        variants: All variants of the study, which decide the colors.
         label: Axis label of the metric.
         throughput: Images per second by variant.
         path: File to write.
@@ -94,17 +113,19 @@ def draw_cost(summary: BudgetSummary, label: str, throughput: Mapping[str, float
         }
         shown = {name: values for name, values in axis_values.items() if values}
         figure, panels = _panels(len(shown), 3.9, 4.0, sharey=True)
+        colors = _colors(variants)
         for axes, (name, values) in zip(panels, shown.items(), strict=True):
-            for variant, color in zip(summary.variants, _colors(len(summary.variants)), strict=True):
+            for variant in summary.variants:
                 if variant.variant in values:
                     spread = 0.0 if np.isnan(variant.deviation) else variant.deviation
-                    axes.errorbar(values[variant.variant], variant.mean, yerr=spread, fmt="o", color=color,
-                                  markersize=6, capsize=3, label=variant.variant)  # fmt: skip
+                    axes.errorbar(values[variant.variant], variant.mean, yerr=spread, fmt="o", markersize=6, capsize=3,
+                                  color=colors[variant.variant], label=variant.variant)  # fmt: skip
             axes.set(xlabel=name)
             axes.xaxis.set_major_locator(MaxNLocator(4))
         panels[0].set(ylabel=label)
         panels[0].set_title(f"{summary.budget or 'All cells'}: mean and standard deviation over seeds")
-        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        # Those of the first panel: throughput may not have been measured for all.
+        panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure
 
     _save(draw, path)
@@ -127,5 +148,5 @@ def _panels(count: int, width: float, height: float, **share: Any) -> tuple[Figu
     return figure, panels[:count]
 
 
-def _colors(count: int) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index in range(count)]
+def _colors(variants: Sequence[str]) -> dict[str, str]:
+    return {variant: COLORS[index % len(COLORS)] for index, variant in enumerate(variants)}

@@ -11,7 +11,7 @@ from ..pages import html_page, table_lines
 from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
-from .statistics import BudgetSummary, Comparison, Trend, trends
+from .statistics import BudgetSummary, Comparison, Trend, decisive_summary, trends
 from .study import Claim, Study, model_key
 
 METHOD = """\
@@ -73,12 +73,24 @@ def write_report(
     return [*files, *pictures]
 
 
-def verdict_table(studies: Sequence[Study], summaries: Mapping[str, Sequence[BudgetSummary]]) -> list[str]:
-    """Markdown table of the claims: one line per claim and budget, with its differences and the verdict."""
+def verdict_table(
+    studies: Sequence[Study], summaries: Mapping[str, Sequence[BudgetSummary]], *, decisive: bool = False
+) -> list[str]:
+    """Markdown table of the claims with their differences and verdicts.
+
+    Args:
+        studies: The studies.
+        summaries: Summaries of each study, by its name.
+        decisive: One line per claim, of the budget that it is judged by
+            (:func:`smt_vision.study.statistics.decisive_summary`), instead of one per claim and budget.
+    """
     rows = []
     for study in studies:
         for claim in study.claims:
+            judged_by = decisive_summary(claim, summaries[study.name])
             for summary in summaries[study.name]:
+                if decisive and summary is not judged_by:
+                    continue
                 if found := [c for c in summary.comparisons if c.claim == claim]:
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
@@ -194,10 +206,10 @@ def _draw(study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str,
         drawn.append(folder / f"{study.name}_differences.svg")
         draw_differences(compared, label, drawn[-1])
     drawn.append(folder / f"{study.name}_curves.svg")
-    draw_curves(summaries, label, drawn[-1])
-    last = summaries[-1]
+    draw_curves(summaries, list(study.variants), label, drawn[-1])
+    fullest = max(reversed(summaries), key=lambda summary: len(summary.variants))  # the last one of those
     drawn.append(folder / f"{study.name}_cost.svg")
-    draw_cost(last, label, _by_variant(study, last, speeds), drawn[-1])
+    draw_cost(fullest, list(study.variants), label, _by_variant(study, fullest, speeds), drawn[-1])
     return drawn
 
 

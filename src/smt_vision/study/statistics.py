@@ -165,6 +165,29 @@ def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None
     return summaries
 
 
+def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> BudgetSummary | None:
+    """The summary that a claim is judged by.
+
+    It is that of the last budget at which every comparison of the claim has the four pairs that a verdict needs;
+    without one, that of the budget whose comparisons have the most pairs. Differences have no influence.
+
+    Args:
+        claim: The claim.
+        summaries: Summaries of its study.
+
+    Returns:
+        The summary, or ``None`` if no comparison of the claim has results.
+    """
+
+    def evidence(summary: BudgetSummary) -> tuple[int, int]:
+        pairs = {c.than: c.pairs for c in summary.comparisons if c.claim == claim}
+        enough = [min(pairs.get(than, 0), MIN_PAIRS) for than in claim.than]
+        return min(enough), sum(enough)
+
+    compared = [summary for summary in reversed(summaries) if evidence(summary)[1]]
+    return max(compared, key=evidence, default=None)
+
+
 def trends(summaries: Sequence[BudgetSummary]) -> list[Trend]:
     """Trends of all comparisons, from the first budget to each later one."""
     return [
