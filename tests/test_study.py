@@ -247,13 +247,19 @@ def test_dry_run_measures_where_nothing_is_finished(
     assert not (tmp_path / "cells").exists()
 
 
-def test_report_of_finished_cells(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_finished_cells(
+    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(COMMAND.format(changes=""))
-    speeds = json.loads(Path(answer(capsys, "study", file, "--run", finished, "--throughput")).read_text())
+    elsewhere = tmp_path / "elsewhere"  # results alone, of cells that another machine trained
+    elsewhere.mkdir()
+    (elsewhere / RESULTS).write_bytes((finished / RESULTS).read_bytes())
+    measured = answer(capsys, "study", file, "--run", elsewhere, "--data", shapes, "--throughput")
+    speeds = json.loads(Path(measured).read_text())
     assert len(speeds["images_per_s"]) == 2
     assert all(speed > 0 for speed in speeds["images_per_s"].values())
-    files = answer(capsys, "study", file, "--run", finished, "--report", "--out", tmp_path / "report")
+    files = answer(capsys, "study", file, "--run", elsewhere, "--report", "--out", tmp_path / "report")
     names = [Path(path).name for path in files]
     pictures = [f"tiny_study_{kind}.svg" for kind in ("differences", "curves", "cost")]
     assert names == ["studies.md", "studies.html", *pictures]

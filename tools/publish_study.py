@@ -20,7 +20,8 @@ FIRST, LAST = "<!-- verdicts: written by tools/publish_study.py -->", "<!-- end 
 COMMAND = """\
 smt study {names} \\
     --data torch/cifar10=cifar10.tar.gz camvid=camvid --jobs 2
-smt study {names} --throughput
+smt study {names} \\
+    --data torch/cifar10=cifar10.tar.gz camvid=camvid --throughput
 python tools/publish_study.py runs/study"""
 
 

@@ -57,7 +57,7 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list the cells and the estimated time")
     parser.add_argument("--report", action="store_true", help="write the report of the results; trains nothing")
-    parser.add_argument("--throughput", action="store_true", help="measure images/s of the finished cells' models")
+    parser.add_argument("--throughput", action="store_true", help="measure images/s of the models that have results")
     parser.add_argument("--results", nargs="+", type=Path, default=[], help="more results files, for the report")
     parser.add_argument("--out", type=Path | None, help="folder of the report; default: RUN/report")
     return parser
@@ -73,9 +73,9 @@ def run(args: Any) -> Output:
     if args.report:
         return _report(studies, args)
     cells = unique_cells(_ordered(studies))
-    if args.throughput:
-        return _throughput(cells, args)
     data = _data(studies, args)
+    if args.throughput:
+        return _throughput(cells, data, args)
     if args.dry_run:
         return _dry_run(cells, data, args)
     with _display(json=args.json) as on_progress:
@@ -209,11 +209,11 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
     return Output([str(path) for path in files], [str(path) for path in files])
 
 
-def _throughput(cells: "Sequence[Cell]", args: Any) -> Output:
+def _throughput(cells: "Sequence[Cell]", data: dict[str, str], args: Any) -> Output:
     from ..study.throughput import measure_throughput
 
     with progress_callback("timing") as on_progress:
-        path = measure_throughput(cells, args.run, on_progress=on_progress)
+        path = measure_throughput(cells, args.run, data=data, on_progress=on_progress)
     return Output(str(path), [str(path)])
 
 

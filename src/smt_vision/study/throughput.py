@@ -1,7 +1,8 @@
 """Throughput of the models of a study, measured side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +11,54 @@ import torch
 from ..benchmark.compare import Candidate, compare
 from ..benchmark.report import measurement_conditions, write_json
 from ..benchmark.timing import ProgressCallback, one_thread
-from ..tasks.load import load
-from .runner import cell_folder, unique_cells
-from .study import Cell, model_key
+from ..tasks import get_task
+from .results import RESULTS, read_results
+from .runner import unique_cells
+from .study import Cell, model_key, with_data
 
 THROUGHPUT = "throughput.json"
 BATCH_SIZE = 16
 
 
 def measure_throughput(
-    cells: Sequence[Cell], folder: Path, *, rounds: int = 5, on_progress: ProgressCallback | None = None
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    data: Mapping[str, str] | None = None,
+    rounds: int = 5,
+    on_progress: ProgressCallback | None = None,
 ) -> Path:
-    """Measure images per second in inference, of the models of all finished cells, in turn in one process.
+    """Measure images per second in inference, of the models of all cells with a result, in turn in one process.
 
-    On one thread of a CPU or on one GPU, in batches of 16 images of the recipe's size, in float32. The file
+    On one thread of a CPU or on one GPU, in batches of 16 images of the recipe's size, in float32. The models have
+    initial weights, on which the time does not depend: the cells may have been trained elsewhere. The file
     ``throughput.json`` in the folder is written anew.
 
     Args:
         cells: The cells; each model is measured once.
         folder: Folder of the studies.
+        data: Path of the dataset, by the name that recipes have for it; it decides the number of classes.
         rounds: Turns of each model.
         on_progress: Called after each round with the number of rounds done and the total.
 
     Raises:
         ValueError: No cell is finished.
     """
-    first: dict[str, Path] = {}
+    results = read_results([folder / RESULTS])
+    first: dict[str, Cell] = {}
     for cell in unique_cells(cells):
-        own = cell_folder(folder, cell)
-        if (own / "metrics.json").is_file():
-            first.setdefault(model_key(cell.recipe), own)
+        if cell.key in results:
+            first.setdefault(model_key(cell.recipe), cell)
     if not first:
         raise ValueError(f"{folder}: no cell of these studies is finished; train them first")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with one_thread():
         candidates = []
-        for key, own in first.items():
-            module, input_size = load(own, device).flops_model()
+        for key, cell in first.items():
+            recipe = replace(with_data(cell.recipe, data or {}), pretrained=False, checkpoint=None)
+            task = get_task(recipe.task)
+            training = task.training(recipe)
+            module, input_size = task.flops_model(training.model.to(device).eval(), training.spec)
             candidates.append(Candidate(key, module, input_size, module))
         measured = compare(candidates, [BATCH_SIZE], device=device, rounds=rounds, on_progress=on_progress)
         conditions = measurement_conditions(batch_size=BATCH_SIZE, device=device, precision="fp32", rounds=rounds)
@@ -64,5 +76,7 @@ def read_throughput(folder: Path) -> dict[str, Any]:
         if not all(isinstance(speed, int | float) for speed in content["images_per_s"].values()):
             raise TypeError("a throughput is not a number")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not measured throughputs ({error!r}); measure again with smt study bench") from error
+        raise ValueError(
+            f"{path}: not measured throughputs ({error!r}); measure again with smt study NAME --throughput"
+        ) from error
     return content
