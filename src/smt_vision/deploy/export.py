@@ -111,29 +111,9 @@ def export_model(
             control = dataclasses.replace(control, baseline=control.measure(form.model))
             on_status(f"quantizing with a loss of at most {control.max_drop} points of {control.metric}")
         format_versions = form.write(new, format, calibrate, control)
-        on_status("comparing with the model")
-        unrun = why_not_here(format)
         exact = not calibrate and precision == "fp32"
-        program = None if unrun else open_program(new, format, bf16=not exact)
-        parity = {"agreement": None, "reason": unrun} if program is None else form.compare(program)
-        if exact and not unrun:
-            _check_parity(form, parity)
-        if control is not None and program is not None:
-            on_status(f"measuring {control.metric}")
-            # Compiled for other shapes than in quantization, which can change single predictions.
-            after = control.measure(ProgramModule(program))
-            accuracy = {"metric": control.metric, "before": control.baseline, "after": after}
-            parity = {**parity, "accuracy": {**accuracy, "max_drop": control.max_drop}}
-        files = [*FILES[format]]
-        if calibrate:
-            calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
-            used_images = used_images or UsedImages()
-            calibration = np.union1d(used_images.calibration, calibration)  # with those of a temperature
-            used_images = dataclasses.replace(used_images, calibration=calibration)
-        if used_images is not None:
-            tensors = used_images.to_tensors()
-            write_atomic(new / IMAGES, lambda part: save_file(tensors, part))
-            files.append(IMAGES)
+        parity = _compared(form, new, format, exact, control, on_status)
+        files = [*FILES[format], *_write_used_images(new, used_images, calibrate)]
         manifest = Manifest(
             name=form.name,
             format=format,
@@ -149,6 +129,45 @@ def export_model(
         )
         manifest.write(new)
     return manifest
+
+
+def _compared(
+    form: ExportForm,
+    folder: Path,
+    format: str,
+    exact: bool,
+    control: AccuracyControl | None,
+    on_status: Callable[[str], None],
+) -> Mapping[str, Any]:
+    """How the program in a folder compares with the model; an exact one must equal it."""
+    if reason := why_not_here(format):
+        return {"agreement": None, "reason": reason}
+    on_status("comparing with the model")
+    program = open_program(folder, format, bf16=not exact)
+    parity = form.compare(program)
+    if exact:
+        _check_parity(form, parity)
+    if control is not None:
+        on_status(f"measuring {control.metric}")
+        # Compiled for other shapes than in quantization, which can change single predictions.
+        after = control.measure(ProgramModule(program))
+        accuracy = {"metric": control.metric, "before": control.baseline, "after": after}
+        parity = {**parity, "accuracy": {**accuracy, "max_drop": control.max_drop}}
+    return parity
+
+
+def _write_used_images(folder: Path, used_images: UsedImages | None, calibrate: Sequence[Path]) -> list[str]:
+    """Write the hashes of the images that a model was trained and calibrated on; return the names of the files."""
+    if calibrate:
+        calibration = hash_files(evenly_spaced(calibrate, CALIBRATION_IMAGES))
+        used_images = used_images or UsedImages()
+        calibration = np.union1d(used_images.calibration, calibration)  # with those of a temperature
+        used_images = dataclasses.replace(used_images, calibration=calibration)
+    if used_images is None:
+        return []
+    tensors = used_images.to_tensors()
+    write_atomic(folder / IMAGES, lambda part: save_file(tensors, part))
+    return [IMAGES]
 
 
 def _check_request(form: ExportForm, format: str, int8: bool, precision: str) -> None:

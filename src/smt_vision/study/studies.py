@@ -207,11 +207,11 @@ def _studies() -> Iterator[Study]:
         ("peers", "parameters", EQUAL_PARAMETERS, PEERS_CLAIM),
         ("peers_gmac", "GMAC", EQUAL_GMAC, PEERS_GMAC_CLAIM),
     ):
-        about = f"How accurate are other networks of equal {how}? CIFAR-10"
+        about = f"How accurate are other networks of equal {how}, with the SMT's recipe and learning rate? CIFAR-10"
         yield Study(name, about, CIFAR10, {"smt": {}, **peers}, (claim,), CIFAR10_BUDGETS, debug=DEBUG_CLASSIFY)
     yield Study(
         "peers_imagenet",
-        "How accurate are other networks of about equal size? ImageNet-1K",
+        "How accurate are other networks of about equal size, with the SMT's recipe? ImageNet-1K",
         IMAGENET_SMALL,
         {"smt": {}, **IMAGENET},
         (PEERS_IMAGENET_CLAIM,),
