@@ -5,7 +5,8 @@
 In this order: correctness of the Triton kernels against the PyTorch modules; the speed of each kernel, and its memory
 bandwidth relative to that of a copy; graph breaks and recompilations of ``torch.compile`` over batch sizes; inference
 and then training of the reference (``tests/literal.py``, eager), of ours with and without kernels, eager and compiled,
-of ours fused, and of timm baselines, timed in turn, with peak memory. Measurements for which no time is left are
+of ours fused, and of timm baselines, timed in turn, with peak memory; and the kernels whose time differs most between
+training steps of ours. Measurements for which no time is left are
 reported as skipped. If one fails, it is reported, the others continue, and the exit code is 1.
 
 ``--parts`` chooses some of the measurements. ``--smoke`` runs the same code on a CPU at sizes whose times mean nothing.
@@ -17,12 +18,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any, cast
 
+import numpy as np
 import timm
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import DeviceType
 
 from common import base_parser, write_results
 from gpu_kernels import Grid, check_kernels, copy_bandwidth, time_kernels, use_kernels, with_kernels
@@ -33,7 +37,8 @@ from smt_vision.forms.inference import AutocastModel, fuse
 from smt_vision.kernels import availability
 
 PRECISION = "bf16"
-PARTS = ("kernels", "graphs", "inference", "training")
+PARTS = ("kernels", "graphs", "inference", "training", "profile")
+PROFILED_STEPS, PROFILED_OPERATORS = 20, 15
 TRAINING_SHARE = 0.35  # of the time budget: not available to inference
 
 
@@ -185,6 +190,29 @@ def time_models(
     ]
 
 
+def profile_training(plan: Plan, ours: nn.Module) -> list[dict[str, Any]]:
+    """Kernels, or operators on a CPU, in order of the interquartile range of their time per training step."""
+    x = torch.randn(plan.batch_size, 3, plan.size, plan.size, device=plan.device)
+    step = with_kernels(True, training_step(ours, x, PRECISION))
+    kind = DeviceType.CUDA if plan.device == "cuda" else DeviceType.CPU
+    times: dict[str, list[float]] = {}
+    step()
+    steps = PROFILED_STEPS if plan is FULL else 2
+    for i in range(steps):
+        with torch.profiler.profile() as profiler:
+            step()
+            torch.get_device_module(plan.device).synchronize()
+        for row in profiler.key_averages():
+            if row.device_type == kind:
+                spent = row.self_device_time_total if plan.device == "cuda" else row.self_cpu_time_total
+                times.setdefault(row.key, [0.0] * steps)[i] += spent / 1e3
+    rows: list[dict[str, Any]] = [
+        {"operator": name, "median_ms": median(ms), "iqr_ms": float(np.subtract(*np.percentile(ms, (75, 25))))}
+        for name, ms in times.items()
+    ]
+    return sorted(rows, key=lambda row: -row["iqr_ms"])[:PROFILED_OPERATORS]
+
+
 def peak_memory(call: Call, device: str) -> int | None:
     """Peak memory of a call in bytes, in addition to what is allocated before it; ``None`` on a CPU."""
     if device != "cuda":
@@ -221,12 +249,14 @@ def report(results: dict[str, Any]) -> str:
         ]
         for row in results["kernels"]
     ]
+    operators = [[row["operator"], f"{row['median_ms']:.3f}", f"{row['iqr_ms']:.3f}"] for row in results["profile"]]
     return "\n".join(
         (
             markdown_table(("model", "images/s", "ms", "IQR ms", "x reference", "peak GiB"), models),
             f"Bandwidth of a copy, read plus written: {results['copy_bytes_per_s'] / 1e9:.0f} GB/s\n",
             markdown_table(("kernel", "input", "us", "plain us", "x plain", "min MB", "% of a copy"), kernels),
-            f"Graphs over three batch sizes (1: no break, no recompilation): {results['graphs']}",
+            f"Graphs over three batch sizes (1: no break, no recompilation): {results['graphs']}\n",
+            markdown_table(("operator of a training step", "median ms", "IQR ms"), operators),
         )
     )
 
@@ -246,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference, ours = (model.to(plan.device) for model in reference_and_ours(plan.model))
     bandwidth = copy_bandwidth(plan.device, plan.rounds)
     results: dict[str, Any] = {"plan": asdict(plan), "copy_bytes_per_s": bandwidth}
-    results |= {"correctness": [], "kernels": [], "graphs": {}, "models": []}
+    results |= {"correctness": [], "kernels": [], "graphs": {}, "models": [], "profile": []}
     if "kernels" not in args.parts:
         budget.skipped.append("kernels: not among --parts")
     elif availability.triton_is_supported(torch.zeros(1, device=plan.device)):
@@ -265,6 +295,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["models"] += time_models(plan, budget, reference, ours, False, reserve_s)
     if "training" in args.parts:
         results["models"] += time_models(plan, budget, reference, ours, True, 0.0)
+    if "profile" in args.parts:
+        with budget.step("profile of training"):
+            results["profile"] = profile_training(plan, ours)
     results |= {"skipped": budget.skipped, "failed": budget.failed, "seconds": budget.spent()}
     print(report(results))
     write_results(args.out, results)

@@ -486,5 +486,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     results = json.loads(out.read_text())
     assert results["failed"] == []
     assert results["graphs"] == {"inference": 1, "training": 1}
-    assert [row["way"] for row in results["models"]] == ["inference"] * 9 + ["training"] * 7
+    assert [row["mode"] for row in results["models"]] == ["inference"] * 9 + ["training"] * 7
     assert all(row["images_per_s"] > 0 for row in results["models"])
+    assert all(row["median_ms"] >= 0 for row in results["profile"])
+    assert len(results["profile"]) == 15
