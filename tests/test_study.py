@@ -15,12 +15,13 @@ from command import answer, refusal, run
 from pages import REPO
 from smt_vision.study import runner
 from smt_vision.study.debug import write_debug_data
+from smt_vision.study.estimate import estimate_seconds
 from smt_vision.study.report import verdict_table
 from smt_vision.study.results import RESULTS, add_result, read_results
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
 from smt_vision.study.statistics import Verdict, summarize
 from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
-from smt_vision.study.study import Claim, Study, recipe_key, with_overrides
+from smt_vision.study.study import Claim, Study, inference_key, recipe_key, with_overrides
 from study_results import made_up_result
 from tiny_run import TINY
 
@@ -203,11 +204,50 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
         (("--seeds", "0"), "invalid --seeds 0"),
         (("--data", "a", "b"), r"invalid data=a b.*torch/cifar10=PATH"),
         (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
+        (("--report", "--results", "nowhere.jsonl"), r"nowhere.jsonl: there is no such file"),
+        (("aggregation", "--dry-run"), r"several of these studies have the name 'aggregation'"),
         (("--throughput", "--run", "nowhere"), r"nowhere: no cell of these studies is finished"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(message, refusal(capsys, 1, "study", "aggregation", *arguments))
+
+
+def test_what_a_study_is_restricted_to_may_have_no_debug_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = answer(capsys, "study", "peers_imagenet", "--only", "smt", "swin", "--list")
+    assert {label.split(" / ")[2] for label in labels} == {"smt", "swin"}
+
+
+def test_a_name_that_cannot_be_a_file_is_refused() -> None:
+    with pytest.raises(ValueError, match="invalid name='lr/warmup' of a study"):
+        replace(TINY_STUDY, name="lr/warmup")
+
+
+def test_early_stopping_is_another_cell_and_logging_is_not() -> None:
+    cell = TINY_STUDY.cell("", "saa", 0).recipe
+    keys = {
+        recipe_key(with_overrides(cell, values))
+        for values in ({}, {"engine.patience": 1}, {"engine.max_grad_norm": 1.0})
+    }
+    assert len(keys) == 3
+    assert recipe_key(with_overrides(cell, {"engine.log_every": 3, "input.workers": 0})) in keys
+
+
+def test_models_of_other_input_sizes_have_a_throughput_of_their_own() -> None:
+    recipes = [
+        with_overrides(TINY_STUDY.base, {"input.size": size, "seed": seed}) for size in (32, 96) for seed in (0, 1)
+    ]
+    assert len({inference_key(recipe) for recipe in recipes}) == 2
+    recipes = [with_overrides(CAMVID, {"segment.channels": channels}) for channels in (16, 64)]
+    assert len({inference_key(recipe) for recipe in recipes}) == 2
+
+
+def test_estimates_respect_the_fraction_of_the_images_and_the_model() -> None:
+    study = STUDIES["budget"]
+    known = made_up_result(study.cell("5 epochs", "smt", 0), 70.0)  # a minute
+    results = {known.key: known}
+    cells = [study.cell(budget, "smt", 0) for budget in ("5 epochs", "10 epochs", "10 % of the images")]
+    assert list(estimate_seconds(cells, results).values()) == pytest.approx([120.0, 60.0])
 
 
 def test_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:

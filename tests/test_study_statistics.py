@@ -184,5 +184,21 @@ def test_pictures_of_budgets_with_different_variants(tmp_path: Path, monkeypatch
     assert [line.get_color() for line in short.lines] == [long.lines[0].get_color(), long.lines[3].get_color()]
 
 
+def test_verdicts_are_corrected_for_all_planned_comparisons() -> None:
+    """Results of others must not decide whether a comparison is significant."""
+    alone = summarize(replace(STUDY, claims=(BETTER,)), made_up(STUDY, "long", dict(a=80, b=79.6)))[0].comparisons[0]
+    planned = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=79.6)))[0].comparisons[0]
+    assert planned.p_value == pytest.approx(3 * alone.p_value)
+
+
+def test_cells_of_planned_seeds_are_missing_but_none_of_others() -> None:
+    means = dict(a=80, b=78, c=77, d=76)
+    results = made_up(STUDY, "long", means)
+    assert summarize(STUDY, results)[0].missing == 0
+    extra = made_up_result(STUDY.cell("long", "a", 4), 80.0)
+    assert summarize(STUDY, results | {extra.key: extra})[0].missing == 0
+    assert summarize(STUDY, made_up(STUDY, "long", means, seeds=3))[0].missing == 4
+
+
 def test_no_results() -> None:
     assert summarize(STUDY, {}) == []

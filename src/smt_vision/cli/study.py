@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,7 +57,11 @@ def build_parser(words: list[str]) -> Parser:
         help="tiny cells on made-up images, in seconds, in runs/study_debug",
     )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list the cells and the estimated time")
-    parser.add_argument("--report", action="store_true", help="write the report of the results; trains nothing")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the report of the results, without names of all studies that have some; trains nothing",
+    )
     parser.add_argument("--throughput", action="store_true", help="measure images/s of the models that have results")
     parser.add_argument("--results", nargs="+", type=Path, default=[], help="more results files, for the report")
     parser.add_argument("--out", type=Path | None, help="folder of the report; default: RUN/report")
@@ -68,7 +73,7 @@ def run(args: Any) -> Output:
 
     args.run = args.run or Path("runs/study_debug" if args.debug else "runs/study")
     studies = [_chosen(study, args) for study in _studies(args.studies)]
-    if not args.studies or (args.list and not args.dry_run):
+    if (not args.studies and not args.report) or (args.list and not args.dry_run):
         return _listed(studies, cells=bool(args.studies))
     if args.report:
         return _report(studies, args)
@@ -100,6 +105,9 @@ def _studies(names: Sequence[str]) -> "list[Study]":
             print(f"smt study: error: unknown study {name!r}{nearest(name, STUDIES)} (smt study lists them)",
                   file=sys.stderr)  # fmt: skip
             raise SystemExit(EXIT_USAGE)
+    counts = Counter(study.name for study in found)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"several of these studies have the name {twice[0]!r}; give each a name of its own")
     return found
 
 
@@ -131,7 +139,11 @@ def _chosen(study: "Study", args: Any) -> "Study":
         for claim in study.claims
         if (than := tuple(name for name in claim.than if name in variants)) and claim.better in variants
     )
-    return replace(study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds)
+    debug_variants = {name: values for name, values in study.debug_variants.items() if name in variants}
+    return replace(
+        study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds,
+        debug_variants=debug_variants,
+    )  # fmt: skip
 
 
 def _subset(known: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Any]:
@@ -198,11 +210,18 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
     from ..study.statistics import summarize
     from ..study.throughput import read_throughput
 
+    for path in args.results:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file; expected a results file of studies")
     results = read_results([args.run / RESULTS, *args.results])
-    names = " ".join(map(shell_word, args.studies))
+    summaries = {study.name: summarize(study, results, args.seeds) for study in studies}
+    studies = [study for study in studies if args.studies or summaries[study.name]]
+    chosen = [*(args.studies or [study.name for study in studies]), "--run", str(args.run)]
+    for option, values in (("--only", args.only), ("--budgets", args.budgets), ("--seeds", [args.seeds])):
+        chosen += [option, *map(str, values)] if any(values) else []
+    names = " ".join(map(shell_word, chosen))
     data = " ".join(shell_word(f"{name}=PATH") for name in dict.fromkeys(study.base.data for study in studies))
     command = f"smt study {names} --data {data}\nsmt study {names} --report"
-    summaries = {study.name: summarize(study, results) for study in studies}
     files = write_report(
         studies, summaries, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
     )

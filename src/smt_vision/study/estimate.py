@@ -1,5 +1,6 @@
 """Estimated training time of cells that have not run yet."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -8,9 +9,12 @@ from tempfile import TemporaryDirectory
 from ..benchmark.timing import one_thread
 from ..engine.log import read_log
 from ..engine.loop import train
+from ..recipe import Recipe
 from .results import CellResult
-from .study import Cell, with_data, with_overrides
+from .study import Cell, inference_key, passes, with_data, with_overrides
 
+# Arguments of a model that decide most of its time.
+SHAPE = ("embed_dims", "depths", "stem_stride", "img_size")
 STEPS = 3  # timed optimizer steps, after one that is not
 EVALUATION = 1.1  # time of a run over that of its training steps: evaluations and start
 
@@ -20,8 +24,8 @@ def estimate_seconds(
 ) -> dict[str, float]:
     """Estimated seconds of each cell that has no result, by key.
 
-    From the time per epoch of finished cells with the same variant or, without one, of any on the same data;
-    otherwise from a few training steps of the variant here.
+    From the time per image of finished cells with the same model and input size or, without one, of any with this input
+    size on the same data; otherwise from a few training steps of the variant here.
 
     Args:
         cells: Cells, with and without results.
@@ -29,19 +33,27 @@ def estimate_seconds(
         data: Path of the dataset, by the name that recipes have for it.
     """
     waiting = [cell for cell in cells if cell.key not in results]
-    known: dict[tuple[str, str | None], list[float]] = {}  # seconds per epoch
+    known: dict[tuple[str, ...], list[float]] = {}  # seconds per pass over all images
     for cell in cells:
         if result := results.get(cell.key):
-            for group in ((cell.recipe.data, cell.variant), (cell.recipe.data, None)):
-                known.setdefault(group, []).append(result.seconds / cell.recipe.epochs)
+            for group in _groups(cell.recipe):
+                known.setdefault(group, []).append(result.seconds / passes(cell.recipe))
     estimates = {}
     for cell in waiting:
-        group = (cell.recipe.data, cell.variant)
-        if group not in known:
-            general = known.get((cell.recipe.data, None))
-            known[group] = general or [_measure_epoch(cell, data or {})]
-        estimates[cell.key] = mean(known[group]) * cell.recipe.epochs
+        same, similar = _groups(cell.recipe)
+        if same not in known:
+            known[same] = known.get(similar) or [
+                _measure_epoch(cell, data or {}) * cell.recipe.epochs / passes(cell.recipe)
+            ]
+        estimates[cell.key] = mean(known[same]) * passes(cell.recipe)
     return estimates
+
+
+def _groups(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What recipes of the same time per image have in common, and recipes of a similar time."""
+    size = str(getattr(recipe.input, "size", ""))
+    shape = json.dumps([recipe.model, *(recipe.model_args.get(name) for name in SHAPE)], default=list)
+    return (recipe.data, size, inference_key(recipe)), (recipe.data, size, shape)
 
 
 def _measure_epoch(cell: Cell, data: Mapping[str, str]) -> float:

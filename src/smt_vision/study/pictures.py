@@ -75,12 +75,15 @@ def draw_curves(summaries: Sequence[BudgetSummary], variants: Sequence[str], lab
                 shortest = min(len(result.by_epoch) for result in variant.results)
                 values = np.array([result.by_epoch[:shortest] for result in variant.results])
                 epochs = variant.results[0].epochs[:shortest]
-                lines[variant.variant] = axes.plot(epochs, values.mean(0), color=color, linewidth=1.6)[0]
+                lines[variant.variant] = axes.plot(
+                    epochs, values.mean(0), color=color, linewidth=1.6, marker="o" if len(epochs) == 1 else None
+                )[0]
                 axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
             axes.set(title=summary.budget or "All cells", xlabel="epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             early = [np.mean([r.by_epoch[len(r.by_epoch) // 3] for r in v.results]) for v in summary.variants]
-            bottom = float(min(early))
+            last = [np.mean([r.by_epoch[-1] for r in v.results]) for v in summary.variants]
+            bottom = float(min(*early, *last))
             top = max(max(r.by_epoch) for v in summary.variants for r in v.results)
             axes.set_ylim(bottom, top + 0.03 * (top - bottom) + 1e-3)
         shown = [name for name in variants if name in lines]
@@ -145,6 +148,8 @@ def _panels(count: int, width: float, height: float, **share: Any) -> tuple[Figu
     panels = figure.subplots(rows, columns, **share, squeeze=False).flatten().tolist()
     for axes in panels[count:]:
         axes.remove()
+    for axes in panels[:count]:
+        axes.tick_params(labelbottom=True)  # a shared axis has its numbers in the last row only, which may be removed
     return figure, panels[:count]
 
 

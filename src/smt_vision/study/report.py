@@ -12,7 +12,7 @@ from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
 from .statistics import BudgetSummary, Comparison, Trend, decisive_summary, trends
-from .study import Claim, Study, model_key
+from .study import Claim, Study, inference_key
 
 METHOD = """\
 Every cell is one training run; its result is the metric of the weights at the end of training, not of the best
@@ -94,7 +94,7 @@ def verdict_table(
                 if found := [c for c in summary.comparisons if c.claim == claim]:
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
-                    published = "; ".join(f"{c.published:+.1f}" for c in found if c.published is not None)
+                    published = "; ".join(f"{c.than}: {c.published:+.1f}" for c in found if c.published is not None)
                     rows.append([claim.text, where, measured, published, Markdown(f"**{summary.verdict(claim)}**")])
     return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
@@ -106,7 +106,7 @@ def _section(
     lines = []
     for claim in study.claims:
         lines += [f"- {claim.text}: {_verdicts(claim, summaries)}"]
-    sources = dict.fromkeys(claim.source for claim in study.claims)
+    sources = dict.fromkeys(claim.source for claim in study.claims if claim.source)
     lines += ["", *(f"Claimed by {source}." for source in sources), ""]
     for summary in summaries:
         lines += [f"### {summary.budget or 'Results'}", ""]
@@ -116,11 +116,25 @@ def _section(
                 "beside it; differences are paired by seed."
             )
             lines += [f"{summary.missing} cells have no result yet. {seeds}", ""]
+        if mixed := _seeds_of_several_machines(summary):
+            lines += [
+                f"The cells of seed {', '.join(map(str, mixed))} were trained on different hardware, or with different "
+                "versions of PyTorch; pairing by seed does not remove what these change.",
+                "",
+            ]
         lines += [*_variant_table(study, summary, label, speeds), *_comparison_table(summary)]
     if changes := trends(summaries):
         lines += ["### Trend", "", *_trend_table(changes)]
     lines += [line for path in drawn for line in (f"![{path.stem.replace('_', ' ')}]({path.name})", "")]
     return lines
+
+
+def _seeds_of_several_machines(summary: BudgetSummary) -> list[int]:
+    machines: dict[int, set[tuple[str, str]]] = {}
+    for variant in summary.variants:
+        for result in variant.results:
+            machines.setdefault(result.seed, set()).add((result.hardware, result.torch))
+    return sorted(seed for seed, found in machines.items() if len(found) > 1)
 
 
 def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
@@ -147,7 +161,7 @@ def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Map
 
 def _by_variant(study: Study, summary: BudgetSummary, speeds: Mapping[str, float]) -> dict[str, float]:
     """The measured images per second of the variants, from those by model."""
-    keys = {v.variant: model_key(study.cell(summary.budget, v.variant, 0).recipe) for v in summary.variants}
+    keys = {v.variant: inference_key(study.cell(summary.budget, v.variant, 0).recipe) for v in summary.variants}
     return {variant: speeds[key] for variant, key in keys.items() if key in speeds}
 
 

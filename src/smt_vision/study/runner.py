@@ -24,7 +24,7 @@ from ..tasks import get_task
 from ..tasks.build import create_model
 from . import process
 from .results import RESULTS, CellResult, add_result, read_result, read_results
-from .study import Cell, model_key, with_data
+from .study import Cell, model_key, passes, with_data
 
 POLL_SECONDS = 0.5
 
@@ -182,7 +182,7 @@ class _Runner:
         self.running: list[_Running] = []
         self.failed: list[tuple[Cell, str]] = []
         self._stopped = False
-        self._speeds: list[float] = []  # seconds per epoch of the cells that were trained
+        self._speeds: list[float] = []  # seconds per pass over the data of the cells that were trained
         # Processes are forked from a clean one that has imported everything, which takes longer than a tiny cell.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([process.__name__, "torchmetrics.classification"])
@@ -226,7 +226,7 @@ class _Runner:
                 add_result(self.folder / RESULTS, result)
                 self.results[result.key] = result
                 self.done += 1
-                self._speeds.append(result.seconds / each.cell.recipe.epochs)
+                self._speeds.append(result.seconds / passes(each.cell.recipe))
                 left = self._seconds_left(fractions)
                 self.on_progress(
                     Progress(self.done, self.total, fractions, finished=(each.cell, result), seconds_left=left)
@@ -237,9 +237,9 @@ class _Runner:
         self.on_progress(Progress(self.done, self.total, fractions))
 
     def _seconds_left(self, fractions: Mapping[str, float]) -> float:
-        epochs = sum(cell.recipe.epochs for cell in self.waiting)
-        rest = sum((1 - fractions[each.cell.label]) * each.cell.recipe.epochs for each in self.running)
-        return (epochs + rest) * mean(self._speeds) / self.jobs
+        whole = sum(passes(cell.recipe) for cell in self.waiting)
+        rest = sum((1 - fractions[each.cell.label]) * passes(each.cell.recipe) for each in self.running)
+        return (whole + rest) * mean(self._speeds) / self.jobs
 
 
 def _device(recipe: Recipe, slot: int) -> str | None:

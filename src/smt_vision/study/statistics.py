@@ -103,7 +103,7 @@ class BudgetSummary:
         budget: Name of the budget.
         variants: The variants that have results.
         comparisons: All comparisons whose two variants have results.
-        missing: Number of cells without a result.
+        missing: Number of cells without a result, among the seeds that are planned.
     """
 
     budget: str
@@ -161,7 +161,13 @@ def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None
         if found:
             variants = tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows)
             comparisons = _compare(study, budget, {v.variant: v.results for v in variants})
-            summaries.append(BudgetSummary(budget, variants, comparisons, count * len(study.variants) - found))
+            planned = study.seeds if seeds is None else seeds
+            missing = sum(
+                study.cell(budget, variant, seed).key not in results
+                for variant in study.variants
+                for seed in range(planned)
+            )
+            summaries.append(BudgetSummary(budget, variants, comparisons, missing))
     return summaries
 
 
@@ -223,11 +229,13 @@ def _compare(study: Study, budget: str, table: Mapping[str, Sequence[CellResult]
     comparisons = [comparison for comparison in comparisons if comparison.pairs]
     if not comparisons:
         return ()
-    return _estimate(comparisons, table)
+    return _estimate(comparisons, table, sum(len(claim.than) for claim in study.claims))
 
 
-def _estimate(comparisons: Sequence[Comparison], table: Mapping[str, Sequence[CellResult]]) -> tuple[Comparison, ...]:
-    """The comparisons with their estimates, intervals and corrected p-values."""
+def _estimate(
+    comparisons: Sequence[Comparison], table: Mapping[str, Sequence[CellResult]], planned: int
+) -> tuple[Comparison, ...]:
+    """The comparisons with their estimates, intervals and p-values, corrected for all that are planned."""
     regression = require("statsmodels.regression.linear_model", "study")
     variants = list(table)
     seeds = sorted({result.seed for rows in table.values() for result in rows})
@@ -248,7 +256,9 @@ def _estimate(comparisons: Sequence[Comparison], table: Mapping[str, Sequence[Ce
         return tuple(replace(c, difference=float(d)) for c, d in zip(comparisons, differences, strict=True))
     test = fit.t_test(contrasts)
     correction = require("statsmodels.stats.multitest", "study")
-    corrected = correction.multipletests(np.atleast_1d(test.pvalue), alpha=1 - CONFIDENCE, method="holm")[1]
+    # Those without results count as the least significant ones, so that results of others do not make a verdict.
+    p_values = np.append(np.atleast_1d(test.pvalue), np.ones(planned - len(comparisons)))
+    corrected = correction.multipletests(p_values, alpha=1 - CONFIDENCE, method="holm")[1]
     intervals = test.conf_int(alpha=1 - CONFIDENCE)
     return tuple(
         replace(

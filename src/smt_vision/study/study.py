@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -23,7 +24,7 @@ class Claim:
         better: The variant that is claimed to be better.
         than: The variants that it is compared with.
         published: Published difference in percentage points, by variant of ``than``, where there is one.
-        source: Where it is published.
+        source: Where it is published; empty if nowhere.
     """
 
     text: str
@@ -70,6 +71,11 @@ class Study:
 
     def __post_init__(self) -> None:
         check("seeds", self.seeds, Count)
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"invalid name={self.name!r} of a study: expected letters, digits, '_', '-' and '.', since files are "
+                "named after it"
+            )
         for claim in self.claims:
             unknown = {claim.better, *claim.than, *claim.published} - self.variants.keys()
             if unknown:
@@ -138,6 +144,9 @@ class Cell:
         return recipe_key(self.recipe)
 
 
+# Fields that a run can be resumed with other values of, but that decide what it trains.
+DECISIVE = {"engine.patience", "engine.min_delta", "engine.max_grad_norm", "engine.on_nonfinite",
+            "input.max_unreadable"}  # fmt: skip
 # Fields without a default, which are always part of the hash.
 REQUIRED: Mapping[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
 
@@ -149,7 +158,7 @@ def recipe_key(recipe: Recipe) -> str:
     Studies that share a run have the same hash for it, and it is trained once.
     """
     defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is no Hashable
-    decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS}
+    decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS - DECISIVE}
     changed = {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -162,6 +171,19 @@ def _defaults(kind: type[Recipe]) -> Mapping[str, Any]:
 def model_key(recipe: Recipe) -> str:
     """The model of a recipe, with its arguments, as text."""
     return json.dumps([recipe.model, recipe.to_dict()["model_args"]], sort_keys=True)
+
+
+def inference_key(recipe: Recipe) -> str:
+    """What decides the time of a recipe's model in inference, as text: the model, its head and its input."""
+    parts = {"input.size", "input.channels"}
+    head = {name: value for name, value in flat_fields(recipe).items()
+            if name in parts or name.partition(".")[0] in ("segment", "detect")}  # fmt: skip
+    return json.dumps([recipe.model, recipe.to_dict()["model_args"], head], sort_keys=True, default=list)
+
+
+def passes(recipe: Recipe) -> float:
+    """Passes over the whole dataset."""
+    return recipe.epochs * recipe.train_fraction
 
 
 def with_data(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:

@@ -14,7 +14,7 @@ from ..benchmark.timing import ProgressCallback, one_thread
 from ..tasks import get_task
 from .results import RESULTS, read_results
 from .runner import unique_cells
-from .study import Cell, model_key, with_data
+from .study import Cell, inference_key, with_data
 
 THROUGHPUT = "throughput.json"
 BATCH_SIZE = 16
@@ -48,7 +48,7 @@ def measure_throughput(
     first: dict[str, Cell] = {}
     for cell in unique_cells(cells):
         if cell.key in results:
-            first.setdefault(model_key(cell.recipe), cell)
+            first.setdefault(inference_key(cell.recipe), cell)
     if not first:
         raise ValueError(f"{folder}: no cell of these studies is finished; train them first")
     device = "cuda" if torch.cuda.is_available() else "cpu"
