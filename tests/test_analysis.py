@@ -213,6 +213,24 @@ def test_padded_windows_do_not_count() -> None:
     np.testing.assert_allclose(maps.mean.sum((1, 2)), 1, rtol=1e-5)
 
 
+def test_distance_in_padded_and_shifted_windows_is_that_on_the_grid() -> None:
+    """Shifted first and padded then, a window may hold rows of opposite edges."""
+    model, x = swin(img_size=56), images(1, 3, 56, 56)
+    cells = torch.cartesian_prod(torch.arange(7), torch.arange(7)).double()
+    block = list(model.layers[0].blocks)[1]
+    assert any(block.shift_size)
+    place = next(i for i, maps in enumerate(attention_maps(model, x)) if maps.name == "layers.0.blocks.1.attn")
+    side = attention_maps(model, x)[place].mean.shape[-1]
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+    total = 0.0
+    for row, column in cells.tolist():
+        weights = attention_maps(model, x, ((row + 0.5) / side, (column + 0.5) / side))[place].from_query[0]
+        apart = (cells - torch.tensor([row, column])).norm(dim=1) * 56 / side
+        total += float((torch.from_numpy(weights).flatten() * apart).sum())
+    maps = attention_maps(model, x)[place]
+    assert maps.distance[0] == pytest.approx(total / len(cells), rel=1e-4)
+
+
 @pytest.mark.parametrize("build", [smt, vit, swin])
 def test_attention_in_parts_is_the_same(build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = build(), images(1, 3, 64, 64)
@@ -323,6 +341,12 @@ def test_spectrum_of_white_noise_is_flat_on_any_grid() -> None:
         np.testing.assert_allclose(amplitude[1 : (min(size) - 1) // 2], np.log(2) / 2, atol=0.12)
 
 
+def test_the_highest_frequency_of_white_noise_is_that_of_frequency_0_on_any_grid() -> None:
+    for size in ((14, 14), (7, 7), (14, 21), (21, 14)):
+        (block,) = spectra(nn.Identity(), [images(1, 4096, *size)])
+        assert block.high == pytest.approx(0, abs=0.05)
+
+
 def test_spectra_by_depth() -> None:
     blocks = spectra(smt(), [images(1, 3, 64, 64), images(1, 3, 64, 96, seed=1)])
     assert [block.depth for block in blocks] == [0, 0.25, 0.5, 0.75, 1]
@@ -339,6 +363,8 @@ def test_spectra_by_depth() -> None:
 def test_class_activation_of_average_pooling_and_a_linear_head(build: Callable[[], Any]) -> None:
     model, x = build(), images(1, 3, 64, 64)
     found = class_activation(model, x, class_id=2)
+    each = class_activation(model, x, class_id=2, scores=lambda logits: (logits / 3).sigmoid())
+    assert each.score == pytest.approx(float((model(x).detach()[0, 2] / 3).sigmoid()))
     with torch.no_grad():
         features = model.forward_features(x)
         scores = model(x)[0].softmax(-1)

@@ -267,9 +267,7 @@ class _Windows(_Weights):
         bias = self.module._get_rel_pos_bias()
         allowed = torch.zeros(G, n, n, device=q.device) if self.mask is None else self.mask
         valid = self._partition(torch.ones(1, H, W, device=q.device))[:, 0]  # (G, n): 0 for what pads the last windows
-        rows, columns = torch.meshgrid(torch.arange(self.window[0]), torch.arange(self.window[1]), indexing="ij")
-        places = torch.stack([rows.flatten() * size[0] / H, columns.flatten() * size[1] / W], dim=-1).to(q)
-        apart = torch.cdist(places, places)
+        places = self._partition(_places(self.grid, size, q.device).t().unflatten(1, self.grid).to(q)).transpose(1, 2)
         row, column = _cell(query, self.grid)
         chosen = torch.zeros(1, H, W, device=q.device)
         chosen[0, row, column] = 1
@@ -281,12 +279,13 @@ class _Windows(_Weights):
         for start in range(0, G, step):
             part = slice(start, start + step)
             mask = allowed[part, None]
+            apart = torch.cdist(places[part], places[part])  # (g, n, n); wrapped rows are at the opposite edge
             weights = (q[part] @ k[part].transpose(2, 3) + bias + mask).softmax(-1)  # (g, A, n, n)
             out[part] = weights @ v[part]
             weights = _scaled(weights * valid[part, None, None])
             from_query[part] = (weights * is_query[part, None, :, None]).sum(2)
             mean[part] = (weights * valid[part, None, :, None]).sum(2)
-            distance += ((weights * apart).sum(-1) * valid[part, None]).double().sum((0, 2))
+            distance += ((weights * apart[:, None]).sum(-1) * valid[part, None]).double().sum((0, 2))
             equal = _scaled((mask[:, 0] > -1) * valid[part, None])
             uniform += float(((equal * apart).sum(-1) * valid[part]).double().sum())
         self._check(name, out)

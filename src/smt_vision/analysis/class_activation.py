@@ -5,6 +5,7 @@ Source: Selvaraju et al., "Grad-CAM", ICCV 2017, computed with Captum.
 Shapes: an image of ``H W`` pixels, a feature map of ``h w`` cells, ``K`` classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +77,19 @@ class LastMap(nn.Module):
         return logits
 
 
-def class_activation(classifier: nn.Module, x: Tensor, class_id: int | None = None) -> ClassActivation:
+def class_activation(
+    classifier: nn.Module,
+    x: Tensor,
+    class_id: int | None = None,
+    scores: Callable[[Tensor], Tensor] = lambda logits: logits.float().softmax(-1),
+) -> ClassActivation:
     """Grad-CAM at the last feature map, the input of the classifier's pooling.
 
     Args:
         classifier: A timm classifier.
         x: An image ``(1, C, H, W)``.
         class_id: Index of the class; ``None`` for the predicted one.
+        scores: Scores ``(1, K)`` from logits ``(1, K)``, as a predictor computes them.
 
     Raises:
         ImportError: Captum is not installed.
@@ -91,8 +98,8 @@ def class_activation(classifier: nn.Module, x: Tensor, class_id: int | None = No
     attr = require("captum.attr", "analysis")
     model = LastMap(classifier)
     with torch.no_grad():
-        scores = model(x)[0].float().softmax(-1)
-    predicted = int(scores.argmax())
+        found = scores(model(x))[0]
+    predicted = int(found.argmax())
     target = predicted if class_id is None else class_id
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -105,7 +112,7 @@ def class_activation(classifier: nn.Module, x: Tensor, class_id: int | None = No
     upsampled = attr.LayerAttribution.interpolate(map.relu(), tuple(x.shape[-2:]), "bilinear")
     return ClassActivation(
         target,
-        float(scores[target]),
+        float(found[target]),
         target == predicted,
         map[0, 0].cpu().numpy(),
         upsampled[0, 0].cpu().numpy(),

@@ -183,10 +183,11 @@ def _spectrum(subject: Subject, samples: Samples, options: Options, folder: Path
 
 def _class_activation(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
     written, data = [], {}
-    class_id = None if options.target is None else class_index(options.target, subject.predictor.classes)
+    classifier: Any = subject.predictor
+    class_id = None if options.target is None else class_index(options.target, classifier.classes)
     for sample in samples():
-        activation = class_activation(subject.network, sample.pixels, class_id)
-        label = subject.predictor.classes[activation.class_id]
+        activation = class_activation(subject.network, sample.pixels, class_id, classifier.scores)
+        label = classifier.classes[activation.class_id]
         stem = folder / f"cam-{sample.name}"
         written += _save(stem, {"image": sample.picture, **activation.arrays()})
         picture = _beside(stem, options)
@@ -236,7 +237,8 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
     pictures.neighbors_picture(lines, title, picture)
-    return Outcome(f"{k} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
+    most = max(map(len, data.values()))
+    return Outcome(f"{most} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
 
 
 def class_index(target: str, classes: Sequence[str]) -> int:

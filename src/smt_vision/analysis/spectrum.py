@@ -6,6 +6,7 @@ Fourier-transformed maps, averaged over channels, along the diagonal, relative t
 Shapes: ``B`` images, ``C`` channels, a map of ``H W`` cells, ``F`` frequencies.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ class BlockSpectrum:
         frequencies: ``(F,)`` on the diagonal, in units of pi per cell: from 0 to 1, or to ``(n - 1) / n`` for an odd
             short side of n cells.
         log_amplitude: ``(F,)``: natural logarithm of the amplitude relative to frequency 0.
+        highest_is_complex: Whether the coefficient of the highest frequency is a complex number, as on a grid with an
+            odd side.
     """
 
     name: str
@@ -39,11 +42,18 @@ class BlockSpectrum:
     depth: float
     frequencies: Floats
     log_amplitude: Floats
+    highest_is_complex: bool = False
 
     @property
     def high(self) -> float:
-        """Relative log amplitude of the highest frequency; NaN for a map with one cell along a side."""
-        return float(self.log_amplitude[-1]) if len(self.log_amplitude) > 1 else float("nan")
+        """Relative log amplitude of the highest frequency; NaN for a map with one cell along a side.
+
+        That of a complex coefficient is less ln(2) / 2, by which the expected logarithm of its amplitude is larger than
+        that of a real one of the same power (normally distributed), so that grids of all sizes compare.
+        """
+        if len(self.log_amplitude) < 2:
+            return float("nan")
+        return float(self.log_amplitude[-1]) - self.highest_is_complex * math.log(2) / 2
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
@@ -75,6 +85,12 @@ def relative_log_amplitude(maps: Tensor) -> tuple[Floats, Floats]:
     return 2 * steps / n, diagonal - diagonal[0]
 
 
+def _spectrum(maps: Tensor) -> tuple[Floats, Floats, bool]:
+    """The spectrum, and whether the coefficient of its highest frequency is complex."""
+    H, W = maps.shape[-2:]
+    return *relative_log_amplitude(maps), H % 2 == 1 or W % 2 == 1
+
+
 def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]:
     """The spectrum after each block, averaged over images.
 
@@ -92,17 +108,17 @@ def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]
     count = 0
     for x in images:
         with torch.no_grad():
-            outputs = block_outputs(network, x, relative_log_amplitude)
+            outputs = block_outputs(network, x, _spectrum)
         count += 1
         if not first:
             first, sums = outputs, [output.value[1] for output in outputs]
         else:
             for i, output in enumerate(outputs):
-                sums[i] = sums[i] + np.interp(first[i].value[0], *output.value)
+                sums[i] = sums[i] + np.interp(first[i].value[0], *output.value[:2])
     if all(len(total) < 2 for total in sums):
         raise NotDefined("there are no spectra: all feature maps have one cell along a side; use larger images")
     last = max(1, len(first) - 1)
     return [
-        BlockSpectrum(output.name, output.info, i / last, output.value[0], total / count)
+        BlockSpectrum(output.name, output.info, i / last, output.value[0], total / count, output.value[2])
         for i, (output, total) in enumerate(zip(first, sums, strict=True))
     ]
