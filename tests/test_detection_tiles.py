@@ -135,6 +135,19 @@ def test_tiles_cover_the_image_and_overlap(width: int, height: int, overlap: flo
         assert len(spans) <= max(1, -(-side // (TILE * (1 - overlap) - 1)))
 
 
+def test_large_jpeg_images_reach_the_tiles_decoded(tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval", reason="the extra detect is not installed")
+    image = {"id": 1, "file_name": "a.jpg", "width": 1100, "height": 1000}
+    objects = [annotation(1, 1, 1, (10, 10, 30, 30))]
+    write_coco(tmp_path, {"images": [image], "annotations": objects, "categories": [{"id": 1, "name": "thing"}]}, "val")
+    Image.new("RGB", (1100, 1000)).save(tmp_path / "val" / "a.jpg")
+    model = detector(tiles=TILE)
+    _, loader = open_evaluation(model, str(tmp_path), replace(INPUT, workers=0), 2, 0, 1)
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
+    (batch,) = [fabric.to_device(batch) for batch in loader]
+    assert batch["image"][0].size == (1100, 1000)
+
+
 def test_evaluation_in_tiles(tmp_path: Path) -> None:
     pytest.importorskip("faster_coco_eval", reason="the extra detect is not installed")
     boxes = [(90, 95, 110, 105), (5, 5, 9, 8), (45, 60, 53, 64), (140, 100, 160, 110)]

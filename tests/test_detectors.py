@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss, project_masks_on_boxes
 from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
 
 from debug_model import DEBUG, images
@@ -24,11 +24,11 @@ from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.detection import box_masks
 from smt_vision.tasks.detection.box_masks import BoxMasks, paste_masks
 from smt_vision.tasks.detection.config import DetectConfig
-from smt_vision.tasks.detection.heads import dino
+from smt_vision.tasks.detection.heads import dino, rcnn
 from smt_vision.tasks.detection.heads.class_loss import region_class_loss, set_class_weights, weighted_focal_terms
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
 from smt_vision.tasks.detection.heads.dino import DINO
-from smt_vision.tasks.detection.heads.pyramid import Pyramid
+from smt_vision.tasks.detection.heads.pyramid import Pyramid, group_norm
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, giou_loss
 
 HEADS: tuple[Any, ...] = ("retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn")
@@ -166,7 +166,73 @@ def test_strides_are_independent_of_padding() -> None:
     assert found["boxes"].max() <= 40
 
 
-def test_one_stage_matches_torchvision() -> None:
+@pytest.mark.parametrize("head", ["faster_rcnn", "retinanet", "fcos"])
+def test_anchors_are_at_the_strides_for_any_padding(head: str) -> None:
+    model: Any = detector(head)
+    generator = (model.rpn if head == "faster_rcnn" else model).anchor_generator
+    for height, width in ((64, 96), (160, 224)):  # no multiples of a stride of 64 or 128
+        strides = model.pyramid.strides if head == "faster_rcnn" else model.backbone.strides
+        maps = [torch.zeros(1, 1, -(-height // stride), -(-width // stride)) for stride in strides]
+        anchors = generator(ImageList(torch.zeros(1, 3, height, width), [(height, width)]), maps)[0]
+        counts = [m[0, 0].numel() * n for m, n in zip(maps, generator.num_anchors_per_location(), strict=True)]
+        for stride, level, m in zip(strides, anchors.split(counts), maps, strict=True):
+            centers = ((level[:, :2] + level[:, 2:]) / 2).unique(dim=0)
+            assert centers[-1].tolist() == [(m.shape[3] - 1) * stride, (m.shape[2] - 1) * stride]
+
+
+@pytest.mark.parametrize("side", [12.0, 40.0])
+def test_a_mask_head_that_learned_its_targets_gives_the_masks(side: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets are sampled where pasting puts them."""
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    centers = torch.tensor([[30.3, 40.8], [60.6, 55.1]])
+    masks = torch.stack(
+        [(rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2 < (side / 2) ** 2 for x, y in centers.tolist()]
+    )
+    boxes = torch.cat([centers - side / 2, centers + side / 2], dim=1)
+    seen: dict[str, Any] = {}
+
+    def keep(logits: Tensor, regions: list[Tensor], *rest: Any) -> Tensor:
+        seen["regions"], seen["rest"] = regions, rest
+        return logits.sum()
+
+    monkeypatch.setattr(rcnn, "maskrcnn_loss", keep)
+    monkeypatch.setattr(rcnn, "_mask_logits", lambda *args: torch.zeros(2, 4, 28, 28))
+    target = {"masks": masks.to(torch.uint8), "labels": torch.tensor([1, 2])}
+    matched, labels = torch.tensor([0, 1]), torch.tensor([1, 2])
+    unused: Any = None
+    rcnn._mask_loss(unused, {}, [boxes], [(96, 96)], [target], [matched], [labels])
+    (regions,), (gt_masks, _, indices) = seen["regions"], seen["rest"]
+    targets = project_masks_on_boxes(gt_masks[0], regions, indices[0], 28)
+    pasted = paste_masks(targets, boxes, (96, 96))
+    overlap = (pasted & masks).flatten(1).sum(1) / (pasted | masks).flatten(1).sum(1)
+    assert overlap.min() > 0.97
+
+
+@pytest.mark.parametrize("head", ["dino", "cascade_mask_rcnn"])
+def test_losses_of_an_image_that_is_not_finite_are_not_finite(head: str) -> None:
+    """Instead of an error of a matcher or of RoIAlign: `engine.on_nonfinite` decides."""
+    x, sizes = batch()
+    x[1] = torch.nan
+    losses = detector(head).train()(x, sizes, [objects()[0], {**objects()[0]}])
+    assert not torch.stack(list(losses.values())).sum().isfinite()
+
+
+def test_dino_trains_on_images_with_fewer_cells_than_queries() -> None:
+    losses = detector("dino", queries=300).train()(*batch(), objects())
+    assert torch.stack(list(losses.values())).isfinite().all()
+
+
+def test_groups_divide_the_channels() -> None:
+    assert [group_norm(channels).num_groups for channels in (256, 200, 16, 3)] == [32, 25, 4, 1]  # type: ignore[attr-defined]
+
+
+def test_one_stage_matches_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except that torchvision's mask targets are half a pixel off."""
+
+    def with_their_targets(logits: Tensor, regions: list[Tensor], *rest: Any) -> Tensor:
+        return maskrcnn_loss(logits, [boxes + 0.5 for boxes in regions], *rest)
+
+    monkeypatch.setattr(rcnn, "maskrcnn_loss", with_their_targets)
     model = detector("mask_rcnn")
     (heads,) = model.stages
     assert isinstance(heads, RoIHeads)

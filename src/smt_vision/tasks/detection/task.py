@@ -78,7 +78,9 @@ class DetectionEvaluation:
         :class:`smt_vision.tasks.detection.heads.detectors.Detector`."""
         if self.config.tiles:
             device = batch["sizes"].device
-            return [detect_image(model, image, self.pixels, self.config, device) for image in batch["image"]]
+            # Tiles are cut on the CPU; tensors, of images with bands, have been moved.
+            images = [image.cpu() if isinstance(image, torch.Tensor) else image for image in batch["image"]]
+            return [detect_image(model, image, self.pixels, self.config, device) for image in images]
         return run_detector(model, batch["image"], batch["sizes"])
 
     def metric(self, device: torch.device, resamples: int = 0) -> "DetectionMetric":

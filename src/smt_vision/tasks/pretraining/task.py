@@ -18,7 +18,7 @@ from ...spec import ModelSpec
 from .. import get_task, read_spec
 from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
 from ..distill import Distillation
-from ..samples import gather_rows
+from ..samples import gather_rows, with_float64
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
 from .config import PretrainingRecipe
 from .data import open_images, pretraining_eval_loader, pretraining_train_loader
@@ -122,7 +122,7 @@ class NeighborMetric:
         self._rows.append(torch.cat([labels, *output.chunk(2)], dim=1).double().cpu())
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
-        self._rows = [gather_rows(torch.cat(self._rows).to(self.device), all_gather)]
+        self._rows = [gather_rows(torch.cat(self._rows).to(with_float64(self.device)), all_gather)]
 
     def compute(self) -> dict[str, Any]:
         rows = torch.cat(self._rows).cpu()

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ....data.decode import LargeJpeg
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
 from ....recipe import Input, Sampling
@@ -89,6 +90,8 @@ def detection_eval_loader(
 
 def _decoded(image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> Item:
     check_size(image, target, name)
+    if isinstance(image, LargeJpeg):
+        image = image.reduced(*image.size)
     return {"image": image, "original": target["size"]}
 
 

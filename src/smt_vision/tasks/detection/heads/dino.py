@@ -194,6 +194,7 @@ class DINO(WeightsClasses):
         if classes is not None:
             reference = torch.cat([boxes.to(reference), reference], dim=1)
             content = torch.cat([classes.to(content), content], dim=1)
+            mask = mask[: content.shape[1], : content.shape[1]]  # small images have fewer cells than queries
         return proposals, self._decode(memory, cells, reference.sigmoid(), content, mask)
 
     def _cells(self, maps: list[Tensor], shapes: list[tuple[int, int]]) -> Cells:
@@ -280,7 +281,9 @@ class DINO(WeightsClasses):
         copies = 0 if noise is None else noise["dn_num_split"][0]
         total = proposals.logits.new_zeros(3)
         for logits, boxes in (proposals, *(Prediction(p.logits[:, copies:], p.boxes[:, copies:]) for p in predictions)):
-            pairs = self.match({"logits": logits, "pred_boxes": boxes}, objects)
+            # The matcher refuses what is not finite; the losses say it.
+            finite = {"logits": logits.detach().nan_to_num(), "pred_boxes": boxes.detach().nan_to_num(0.5)}
+            pairs = self.match(finite, objects)
             total = total + _loss(logits, boxes, objects, pairs, count, self.class_weights)
         if noise is None:  # without objects; a sum of 0, since a parameter without gradient would block other processes
             denoising = 0 * self.denoising_class.weight.sum()

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -59,14 +61,40 @@ class Pyramid(nn.Module):
         return {name: level.float() for name, level in levels.items()}
 
 
+class StridedAnchors(AnchorGenerator):
+    """torchvision's anchors, with the strides of the levels.
+
+    torchvision's own are the quotients of the sides of images and maps. Where a side is no multiple of a stride, they
+    are smaller, e.g. 114 instead of 128, and depend on the padding.
+
+    Args:
+        strides: Stride of each level.
+        sizes: Sides of the anchors of each level, in pixels.
+        ratios: Height / width of the anchors, of all levels.
+    """
+
+    def __init__(self, strides: Sequence[int], sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...]) -> None:
+        super().__init__(sizes, (ratios,) * len(sizes))
+        self.strides = tuple(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        dtype, device = feature_maps[0].dtype, feature_maps[0].device
+        self.set_cell_anchors(dtype, device)
+        strides = [[torch.full((), stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides]
+        grids = [[feature_map.shape[-2], feature_map.shape[-1]] for feature_map in feature_maps]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors for _ in image_list.image_sizes]
+
+
 def head_norm(config: DetectConfig) -> Norm | None:
     """Function from a number of channels to the normalization layer of pyramid and heads, or ``None``."""
     return None if config.head_norm == "none" else group_norm
 
 
 def group_norm(channels: int) -> nn.Module:
-    """GroupNorm of 32 groups, or of fewer so that a group has at least 4 channels."""
-    return nn.GroupNorm(min(GROUPS, max(1, channels // GROUP_CHANNELS)), channels)
+    """GroupNorm of 32 groups, or of fewer so that they have an equal number of channels, at least 4."""
+    most = min(GROUPS, max(1, channels // GROUP_CHANNELS))
+    return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
 def in_float32(module: nn.Module) -> nn.Module:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -27,7 +26,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from ..config import DetectConfig
 from .class_loss import WeightsClasses, region_class_loss
-from .pyramid import Pyramid, head_norm, in_float32
+from .pyramid import Pyramid, StridedAnchors, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_SIZE, MASK_SIZE = 7, 14  # sides of the pooled features of a region, for box and mask heads
@@ -75,7 +74,7 @@ class RCNN(WeightsClasses):
         super().__init__()
         self.has_masks = config.has_masks
         self.pyramid = pyramid
-        anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (RATIOS,) * len(config.anchor_sizes))
+        anchors = StridedAnchors(pyramid.strides, tuple((side,) for side in config.anchor_sizes), RATIOS)
         self.rpn = RegionProposalNetwork(
             anchors,
             in_float32(RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])),
@@ -248,13 +247,16 @@ def _mask_loss(
     regions = [boxes[i] for boxes, i in zip(proposals, positive, strict=True)]
     logits = _mask_logits(stage, levels, regions, shapes)
     masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-    return maskrcnn_loss(logits, regions, masks, classes, [m[i] for m, i in zip(matched, positive, strict=True)])
+    # torchvision samples the targets with the center of pixel i at i, where boxes and `paste_masks` have it at i + 0.5.
+    aligned = [boxes - 0.5 for boxes in regions]
+    return maskrcnn_loss(logits, aligned, masks, classes, [m[i] for m, i in zip(matched, positive, strict=True)])
 
 
 @torch.no_grad()
 def _refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
     """Decode the boxes of a stage: the regions of the next stage."""
     boxes = stage.box_coder.decode_single(deltas[:, :4], torch.cat(proposals))
+    boxes = boxes.nan_to_num(0.0)  # the loss of this stage says that they are not finite; RoIAlign would fail
     parts = boxes.split([p.shape[0] for p in proposals])  # tracing would record len() as a constant
     return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 
 from ..config import DetectConfig
 from .class_loss import AnchorHead, CellHead
-from .pyramid import Pyramid, group_norm, head_norm, in_float32
+from .pyramid import Pyramid, StridedAnchors, group_norm, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 OCTAVES = tuple(2 ** (i / 3) for i in range(3))
@@ -83,7 +82,7 @@ class RetinaNet(SingleStage, TorchvisionRetinaNet):
 
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
         sizes = tuple(tuple(side * octave for octave in OCTAVES) for side in config.anchor_sizes)
-        anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
+        anchors = StridedAnchors(pyramid.strides, sizes, RATIOS)
         head: Any = AnchorHead(
             config.fpn_channels, anchors.num_anchors_per_location()[0], num_classes, head_norm(config)
         )
@@ -126,7 +125,7 @@ class FCOS(SingleStage, TorchvisionFCOS):
         super().__init__(
             pyramid,
             num_classes,
-            anchor_generator=AnchorGenerator(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * 5),
+            anchor_generator=StridedAnchors(pyramid.strides, tuple((stride,) for stride in pyramid.strides), (1.0,)),
             head=in_float32(head),
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
