@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,11 +28,12 @@ from same_run import assert_identical, assert_same_run
 from smt_vision import checkpoints
 from smt_vision.cli import main
 from smt_vision.engine import loop
+from smt_vision.engine.launch import launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import average, train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
-from smt_vision.recipe import Input, Optim, Recipe
+from smt_vision.recipe import Engine, Input, Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
@@ -358,6 +360,15 @@ def test_first_signal_is_collected_and_handlers_are_restored() -> None:
         signal.raise_signal(signal.SIGTERM)  # the same event: timeout(1) signals the process and its group
         assert signals.received == [signal.SIGINT]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under SLURM's srun without a number of tasks."""
+    monkeypatch.setattr(Fabric, "launch", lambda self: None)
+    monkeypatch.setattr(Fabric, "world_size", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match=r"1 processes were started for engine.devices=4.*--ntasks-per-node"):
+        launch(Engine(accelerator="cpu", devices=4))
 
 
 def test_second_signal_ends_the_process() -> None:

@@ -1,5 +1,7 @@
 """What a run survives: numbers that are not finite, damaged files, signals, a second process, other data."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -7,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +28,7 @@ from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
 from smt_vision.data.loaders import TrainLoader
 from smt_vision.engine import lock, loop, watchdog
+from smt_vision.engine.display import PlainDisplay
 from smt_vision.engine.lock import LOCK, FolderLock
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
@@ -97,6 +101,45 @@ def test_skip_leaves_the_batch_out(colored: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in state(folder)["model"].values())
     steps = [line["step"] for line in read_log(folder) if line["kind"] == "train"]
     assert steps == [step for step in range(1, 2 * STEPS + 1) if step not in (3, 4)]
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_step_is_left_out_with_a_loss_scale(
+    colored: Path, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipping divides float16's gradients by the scale, which it may do once per step."""
+    failure = loop._failure
+    calls = iter(range(1, 100))
+
+    def third_loss_is_nan(losses: Any, *rest: Any) -> str:
+        return "loss is nan" if next(calls) == 3 else failure(losses, *rest)
+
+    monkeypatch.setattr(loop, "_failure", third_loss_is_nan)
+    engine = dict(on_nonfinite=policy, precision="16-mixed", checkpoint_minutes=0.0)
+    run = train(tiny(colored, engine=engine, optim=dict(clip_grad=1.0)), tmp_path / "run", display=False)
+    assert (run.left_out, run.step) == ([3], 2 * STEPS)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon", "adamuon", "novograd", "lion", "adafactor"])
+def test_runs_of_all_kinds_of_optimizers_can_be_resumed(colored: Path, tmp_path: Path, name: str) -> None:
+    recipe = tiny(colored, optim=dict(name=name))
+    train(recipe, tmp_path / "run", display=False, max_steps=3)
+    train(recipe, tmp_path / "run", display=False)
+    train(recipe, tmp_path / "whole", display=False)
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_training_goes_on_when_nothing_can_be_displayed(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As behind `| tee` that was ended, or when the connection to the machine is lost.
+    def closed(self: PlainDisplay, *args: Any) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(PlainDisplay, "line", closed)
+    assert train(tiny(colored), tmp_path / "run").step == 2 * STEPS
+    notes = [line["message"] for line in read_log(tmp_path / "run") if line["kind"] == "note"]
+    assert sum("nothing is displayed any more: BrokenPipeError" in note for note in notes) == 1
 
 
 def test_skipped_step_changes_nothing(colored: Path, tmp_path: Path) -> None:
@@ -408,6 +451,27 @@ def test_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     beat.wait()
 
 
+def test_lock_where_the_file_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a process that has died may be that of another one by now, in a container even of this one."""
+
+    def unsupported(*args: Any) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
+    path = tmp_path / LOCK
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    os.utime(path, (0, 0))
+    with FolderLock(tmp_path):
+        pass
+    monkeypatch.setattr(lock, "STALE_SECONDS", 30.0)
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    beat = subprocess.Popen([sys.executable, "-c", f"import os, time\ntime.sleep(0.5)\nos.utime({str(path)!r})"])
+    with pytest.raises(ValueError, match="is training in this folder"), FolderLock(tmp_path):
+        pass
+    beat.wait()
+
+
 # --- data that has changed
 
 
@@ -547,11 +611,15 @@ def test_wait_for_images_has_a_time_limit(
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
     errors = tmp_path / "errors.txt"
+
+    def beat() -> None:
+        raise FileNotFoundError("the folder's lock file was deleted")
+
     if not (pid := os.fork()):
         sys.stderr = errors.open("w")
         watchdog.GRACE_SECONDS = 1.0
         minutes = 9.0 if number else 0.02
-        with stop_signals() as signals, Watchdog(minutes, signals, lambda: None, "runs/a") as dog:
+        with stop_signals() as signals, Watchdog(minutes, signals, beat, "runs/a") as dog:
             dog.at("writing a checkpoint")
             if number:
                 signal.raise_signal(number)
@@ -561,6 +629,26 @@ def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Sig
     message = "without an answer to SIGTERM" if number else r"longer than engine\.timeout_minutes"
     assert re.match(rf"smt train: error: runs/a: writing a checkpoint for \d+ s, {message}", errors.read_text())
     assert os.waitstatus_to_exitcode(status) == (128 + number if number else 1)
+
+
+def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -> None:
+    # By Ctrl-Z, or by a scheduler that gives its place to another job.
+    errors = tmp_path / "errors.txt"
+    if not (pid := os.fork()):
+        sys.stderr = errors.open("w")
+        watchdog.SUSPENDED_SECONDS = 1.0
+        with stop_signals() as signals, Watchdog(0.05, signals, lambda: None, "runs/a") as dog:
+            dog.at("training step 1")
+            for _ in range(10):
+                time.sleep(0.2)
+        os._exit(0)
+    time.sleep(1)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(pid, signal.SIGCONT)
+    _, status = os.waitpid(pid, 0)
+    assert errors.read_text() == ""
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.parametrize("when", ["evaluation", "report"])

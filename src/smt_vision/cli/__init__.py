@@ -7,6 +7,7 @@ and ``run(args)``, which executes the command and returns an :class:`Output`.
 import importlib
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -87,8 +88,9 @@ def _run(command: str, arguments: list[str]) -> int:
         output: Output = module.run(args)
     except Stopped as stopped:
         if _rank() == 0:
-            print(f"smt {command}: {printable(stopped)}", file=sys.stderr)
-        return 128 + stopped.signal
+            with suppress(OSError):  # a terminal that was closed
+                print(f"smt {command}: {printable(stopped)}", file=sys.stderr)
+        return 0 if _is_child_of_fabric() else 128 + stopped.signal
     except KeyboardInterrupt:
         print(f"smt {command}: interrupted", file=sys.stderr)
         return 130
@@ -109,6 +111,12 @@ def _run(command: str, arguments: list[str]) -> int:
         for part in output.show:
             console.print(part)
     return output.code
+
+
+def _is_child_of_fabric() -> bool:
+    """Whether Fabric in the first process started this one: it kills the first one if another ends with a code."""
+    started = int(os.environ.get("LOCAL_RANK", "0")) > 0
+    return started and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_NTASKS" not in os.environ
 
 
 def _rank() -> int:

@@ -14,7 +14,7 @@ from ..recipe import Recipe
 from ..recipe_files import write_recipe
 from ..signals import RunStopped
 from ..text import code, markdown, shell_word
-from .loop import train
+from .loop import start, train
 from .run import RECIPE, Run
 from .summary import table_lines
 
@@ -74,7 +74,8 @@ def cross_validate(
         raise ValueError(f"folds={recipe.folds} and fold={recipe.fold}: a cross-validation needs folds, and no fold")
     if training_checkpoints(folder):
         raise ValueError(f"{folder} holds an ordinary run; choose another folder for a cross-validation (--run)")
-    if not (folder / RECIPE).exists():
+    fabric = start(recipe)  # other processes choose their folder before this one makes it
+    if fabric.is_global_zero and not (folder / RECIPE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, folder / RECIPE)  # first, so that it can be resumed whatever happens
     folds: list[dict[str, float]] = []

@@ -32,7 +32,7 @@ def launch(engine: Engine) -> Fabric:
     ``devices=-1`` means one process on a CPU and one per GPU. Under torchrun the processes are torchrun's.
 
     Raises:
-        ValueError: torchrun started a different number of processes than the recipe asks for.
+        ValueError: torchrun or SLURM started a different number of processes than the recipe asks for.
     """
     devices = engine.devices if engine.devices != -1 else (torch.cuda.device_count() if runs_on_cuda(engine) else 1)
     nodes = engine.nodes
@@ -44,6 +44,8 @@ def launch(engine: Engine) -> Fabric:
                 f"engine.devices={engine.devices}; leave both unset under torchrun"
             )
         devices, nodes = local, world // local
+    else:
+        os.environ["LOCAL_WORLD_SIZE"] = str(devices)  # as torchrun sets it: loader workers share the CPU cores
     # Depthwise kernels have one input channel, so contiguous and channels-last strides describe the same memory: the
     # warning's copy does not happen.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -58,4 +60,9 @@ def launch(engine: Engine) -> Fabric:
         strategy="ddp" if devices * nodes > 1 else "auto",
     )
     fabric.launch()
+    if fabric.world_size != devices * nodes:
+        raise ValueError(
+            f"{fabric.world_size} processes were started for engine.devices={devices} and engine.nodes={nodes}; under "
+            "SLURM, start one per device: srun --ntasks-per-node=DEVICES"
+        )
     return fabric

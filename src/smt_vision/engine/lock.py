@@ -67,10 +67,9 @@ class FolderLock:
         except OSError:  # a file system without locks
             supported = False
         holder = self._holder()
-        if holder and holder["host"] != socket.gethostname():
+        # Where there are no locks, the number may be that of another process by now.
+        if holder and (holder["host"] != socket.gethostname() or (not supported and _is_alive(holder["pid"]))):
             self._wait_for_sign_of_life(holder)
-        elif holder and not supported and _is_alive(holder["pid"]):
-            raise self._in_use(holder)
         self._file.truncate(0)
         self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self._file.flush()
@@ -85,7 +84,7 @@ class FolderLock:
             return None
 
     def _wait_for_sign_of_life(self, holder: dict[str, Any]) -> None:
-        """Return when a process on another machine has shown none for long enough.
+        """Return when a process that a lock does not tell of has shown none for long enough.
 
         Raises:
             ValueError: It has shown one.

@@ -331,7 +331,9 @@ class _Loop:
         self.watchdog.at("evaluating, no batch done")
         with run.merged():
             try:
-                with self.signals.interruptible(), self.tracker.evaluating(len(loader)) as on_progress:
+                # Several processes stop together, after the evaluation.
+                alone = self.fabric.world_size == 1
+                with self.signals.interruptible(alone), self.tracker.evaluating(len(loader)) as on_progress:
                     metrics = run_evaluation(self.fabric, run.task, run.weights, loader, count)
             except Interrupted:
                 raise self._stopped() from None
@@ -388,6 +390,9 @@ def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dic
     if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm):
         for buffer, value in zip(buffers, before, strict=False):
             buffer.copy_(value)
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
+        if scaler is not None and recipe.optim.clip_grad is not None:
+            scaler.update()  # clipping has divided the gradients by the scale, which it does once per update
     else:
         set_learning_rate(run.optimizer, lr)
         run.optimizer.step()

@@ -504,10 +504,16 @@ def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _check_optimizer(state: Any, optimizer: Any) -> None:
-    """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end."""
+    """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end.
+
+    Other optimizers may have states of their own kinds, e.g. Muon two, NovoGrad a number; they compute with tensors,
+    whose shapes PyTorch checks.
+    """
     groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in ours]:
         raise ValueError("the groups have other numbers of parameters")
+    if not any(group.get("fused") for group in ours):
+        return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     states = [state["state"].get(number, {}) for number in numbers]

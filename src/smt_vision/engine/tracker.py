@@ -66,6 +66,15 @@ class RunTracker:
             else None
         )
 
+    @contextmanager
+    def _display_may_end(self) -> Iterator[None]:
+        """A section that writes to the display: training goes on without it after an error, e.g. of a closed pipe."""
+        try:
+            yield
+        except (OSError, SystemExit) as error:  # the latter is what rich makes of a broken pipe
+            self._display = None
+            self._log.write("note", message=f"nothing is displayed any more: {error!r}")
+
     def step(self, step: int, epoch: float, **values: float) -> None:
         """Record an optimizer step: a ``train`` line, ``train/NAME`` for the loggers, and the display.
 
@@ -85,7 +94,8 @@ class RunTracker:
     def progress(self, step: int, **values: float | Tensor) -> None:
         """Show an optimizer step without recording it; for every step. Arguments as of :meth:`step`."""
         if self._active and self._display is not None:
-            self._display.progress(step, **values)
+            with self._display_may_end():
+                self._display.progress(step, **values)
 
     def evaluation(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Record an evaluation: an ``eval`` line, ``eval/NAME`` for the loggers, and a line on the display.
@@ -103,7 +113,8 @@ class RunTracker:
             logger.log_metrics({f"eval/{name}": number for name, number in numbers.items()}, step)
             logger.save()
         if self._display is not None:
-            self._display.evaluation(step, epoch, numbers)
+            with self._display_may_end():
+                self._display.evaluation(step, epoch, numbers)
 
     def note(self, message: str, **values: Any) -> None:
         """Record a message of one line, with further fields: a ``note`` line, and a line on the display."""
@@ -111,7 +122,8 @@ class RunTracker:
             return
         self._log.write("note", message=message, **values)
         if self._display is not None:
-            self._display.line("  ".join([message, *(f"{name}={value}" for name, value in values.items())]))
+            with self._display_may_end():
+                self._display.line("  ".join([message, *(f"{name}={value}" for name, value in values.items())]))
 
     def image(self, name: str, step: int, path: Path) -> None:
         """Pass an image file to the loggers."""
@@ -132,7 +144,12 @@ class RunTracker:
             yield lambda n: None
             return
         with self._display.evaluating(total) as on_progress:
-            yield on_progress
+
+            def guarded(n: int) -> None:
+                with self._display_may_end():
+                    on_progress(n)
+
+            yield guarded
 
     def close(self, status: str = "success") -> None:
         """End the display, the loggers and the log; a second call does nothing.
@@ -144,7 +161,8 @@ class RunTracker:
             return
         self._active = False
         if self._display is not None:
-            self._display.close()
+            with self._display_may_end():
+                self._display.close()
         self._log.close()
         for logger in self._loggers:
             logger.finalize(status)

@@ -1,5 +1,6 @@
 """Ends a run that stands still."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Self, cast
 from ..signals import StopSignals
 
 POLL_SECONDS = 1.0
+SUSPENDED_SECONDS = 5.0  # without a poll
 GRACE_SECONDS = 20.0  # to save and end after a signal, if steps are short
 
 
@@ -39,6 +41,8 @@ class Watchdog:
         self._phase, self._since, self._longest = "starting", time.monotonic(), 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # Of its own: it writes to the file system that may not answer.
+        self._beats = threading.Thread(target=self._keep_beating, name="watchdog-beats", daemon=True)
         self.stalled = ""
 
     def at(self, phase: str) -> None:
@@ -50,17 +54,29 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._signals.handled:
             self._thread.start()
+            self._beats.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._end.set()
         if self._thread.ident is not None:
             self._thread.join()
+            self._beats.join(POLL_SECONDS)
+
+    def _keep_beating(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            with contextlib.suppress(OSError):
+                self._beat()
 
     def _watch(self) -> None:
         asked = 0.0  # when the wait was ended
+        polled = time.monotonic()
         while not self._end.wait(POLL_SECONDS):
-            self._beat()
+            late = time.monotonic() - polled - POLL_SECONDS
+            polled = time.monotonic()
+            if late > SUSPENDED_SECONDS:  # so was the whole process: by Ctrl-Z, or a scheduler that gave its place away
+                self._since += late
+                asked += late
             still = time.monotonic() - self._since
             received = list(self._signals.received)
             grace = max(GRACE_SECONDS, 2 * self._longest)
