@@ -271,6 +271,15 @@ def working_folder(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.parametrize(("output", "code", "said"), [("| head -n 1", 141, ""), ("> /dev/full", 1, "No space left")])
+def test_output_that_cannot_be_written(output: str, code: int, said: str) -> None:
+    line = f"set -o pipefail; {sys.executable} -m smt_vision recipes --json {output}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
+
+
 def test_train_output_and_files(working_folder: Path) -> None:
     folder = working_folder / "runs" / "quickstart"
     lines = (working_folder / "out.txt").read_text().splitlines()

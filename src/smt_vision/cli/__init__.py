@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -104,12 +105,20 @@ def _run(command: str, arguments: list[str]) -> int:
         return EXIT_ERROR
     if _rank():  # every process has the same result; only the first prints it
         return output.code
-    if args.json:
-        print(json.dumps(output.data, indent=1))
-    else:
-        console = PlainConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-        for part in output.show:
-            console.print(part)
+    try:
+        if args.json:
+            print(json.dumps(output.data, indent=1))
+        else:
+            console = PlainConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+            for part in output.show:
+                console.print(part)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would report it once more at its end
+        if isinstance(error, BrokenPipeError):  # `| head`: what was read was enough
+            return 128 + signal.SIGPIPE
+        print(f"smt {command}: error: the output cannot be written: {error}", file=sys.stderr)
+        return EXIT_ERROR
     return output.code
 
 

@@ -32,6 +32,8 @@ def run(args: Any) -> Output:
     from ..tasks.load import create_named, load
 
     if Path(args.model).expanduser().exists():
+        if args.model_args:
+            raise ValueError(f"--model_args is for names: {args.model} has its own; omit it")
         predictor = load(args.model, require_classes=False)
         for module in predictor.model.modules():
             if isinstance(module, ExportedModel):
