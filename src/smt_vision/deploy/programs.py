@@ -119,9 +119,16 @@ def write(
                 f"the converter of format {format!r} failed ({type(error).__name__}: {reason}); it may not support an "
                 "operator of this model: use 'onnx' or another format"
             ) from error
-    model = require("openvino", "export").convert_model(program)
+    # OpenVINO 2026.4 does not convert powers of sizes, as MAnet's attention over positions has them.
+    power = require("openvino.frontend.pytorch", "export").ConversionExtension("<built-in function pow>", _power)
+    model = require("openvino", "export").convert_model(program, extension=[power])
     _save_openvino(model, path, ["logits"], calibrate, preprocess, control=control)
     return {}
+
+
+def _power(node: Any) -> Any:
+    operators = require("openvino.opset14", "export")
+    return operators.power(node.get_input(0), node.get_input(1)).outputs()
 
 
 def _write_executorch(program: ExportedProgram, path: Path) -> dict[str, str]:
