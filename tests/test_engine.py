@@ -25,7 +25,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from same_run import assert_identical, assert_same_run
-from smt_vision import checkpoints
+from smt_vision import checkpoints, load
 from smt_vision.cli import main
 from smt_vision.engine import loop
 from smt_vision.engine.launch import launch
@@ -360,6 +360,16 @@ def test_first_signal_is_collected_and_handlers_are_restored() -> None:
         signal.raise_signal(signal.SIGTERM)  # the same event: timeout(1) signals the process and its group
         assert signals.received == [signal.SIGINT]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_was_not_evaluated_says_what_it_has(colored: Path, tmp_path: Path) -> None:
+    train(tiny(colored), tmp_path / "run", display=False, max_steps=1)
+    with pytest.raises(FileNotFoundError, match=r"pass its last checkpoint, .*run/last\.pt$"):
+        load(tmp_path / "run")
+    assert load(tmp_path / "run" / "last.pt").classes
+    (tmp_path / "folds" / "fold-1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"pass one of its runs, e\.g\. .*fold-1$"):
+        load(tmp_path / "folds")
 
 
 def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .. import checkpoints
-from ..checkpoints import BEST, Checkpoint
+from ..checkpoints import BEST, Checkpoint, training_checkpoints
 from ..convert import identify
 from ..data.fingerprint import UsedImages
 from ..deploy.exported import MANIFEST, load_exported, load_used_images
@@ -77,6 +77,17 @@ def load(
     return predictor
 
 
+def _hint(folder: Path) -> str:
+    """What a folder without a model has instead."""
+    if (folder / "config.json").is_file():
+        return f"; pass a model that timm saved as local-dir:{folder}"
+    if (folder / "fold-1").is_dir():
+        return f"; it is a cross-validation: pass one of its runs, e.g. {folder / 'fold-1'}"
+    if last := training_checkpoints(folder):
+        return f"; the run has not been evaluated yet: pass its last checkpoint, {last[0]}"
+    return ""
+
+
 def _load(
     source: str | Path,
     device: str | torch.device,
@@ -90,8 +101,9 @@ def _load(
     if providers:
         raise ValueError(f"{source}: providers are for ONNX exports, and this is not an export; omit them")
     if path.is_dir() and not (path / BEST).is_file():
-        hint = f"; pass a model that timm saved as local-dir:{path}" if (path / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){hint}")
+        raise FileNotFoundError(
+            f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){_hint(path)}"
+        )
     if path.is_file() and (path.parent / MANIFEST).is_file():
         raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
     dtype = torch.float32 if precision is None else resolve_dtype(precision, device)
