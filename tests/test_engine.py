@@ -366,7 +366,9 @@ def test_a_run_that_was_not_evaluated_says_what_it_has(colored: Path, tmp_path: 
     train(tiny(colored), tmp_path / "run", display=False, max_steps=1)
     with pytest.raises(FileNotFoundError, match=r"pass its last checkpoint, .*run/last\.pt$"):
         load(tmp_path / "run")
-    assert load(tmp_path / "run" / "last.pt").classes
+    predictor = load(tmp_path / "run" / "last.pt")
+    with pytest.raises(TypeError, match="Classifier has no option 'topk'; its options are top_k"):
+        predictor([], topk=2)
     (tmp_path / "folds" / "fold-1").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"pass one of its runs, e\.g\. .*fold-1$"):
         load(tmp_path / "folds")

@@ -105,11 +105,15 @@ class Predictor(ABC, Generic[R]):
             options: Options of the task's predictor.
 
         Raises:
-            TypeError: ``images`` is a single image, or one of them is neither a path nor a PIL image.
+            TypeError: ``images`` is a single image, one of them is neither a path nor a PIL image, or the predictor has
+                no such option.
             ValueError: ``batch_size`` is below 1.
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise TypeError(f"images is a single {type(images).__name__}; expected a list of paths or PIL images")
+        if unknown := sorted(options.keys() - set(self.options)):
+            known = f"its options are {', '.join(sorted(self.options))}" if self.options else "it has none"
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}; {known}")
         for prepared in self._batches(images, batch_size or self.batch_size):
             readable = [image for image in prepared if isinstance(image, PreparedImage)]
             results = self._predict(readable, **options)
