@@ -6,8 +6,8 @@ In this order: correctness of the Triton kernels against the PyTorch modules; th
 bandwidth relative to that of a copy; graph breaks and recompilations of ``torch.compile`` over batch sizes; inference
 and then training of the reference (``tests/literal.py``, eager), of ours with and without kernels, eager and compiled,
 of ours fused, and of timm baselines, timed in turn, with peak memory; and the kernels whose time differs most between
-training steps of ours. Measurements for which no time is left are
-reported as skipped. If one fails, it is reported, the others continue, and the exit code is 1.
+training steps of ours. Measurements for which no time is left are reported as skipped. If one fails, it is reported,
+the others continue, and the exit code is 1.
 
 ``--parts`` chooses some of the measurements. ``--smoke`` runs the same code on a CPU at sizes whose times mean nothing.
 """
@@ -18,10 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any, cast
 
-import numpy as np
 import timm
 import torch
 from torch import nn
@@ -32,7 +30,7 @@ from common import base_parser, write_results
 from gpu_kernels import Grid, check_kernels, copy_bandwidth, time_kernels, use_kernels, with_kernels
 from reference import reference_and_ours
 from smt_vision.benchmark.report import markdown_table
-from smt_vision.benchmark.timing import Call, inference_step, interleave, training_step
+from smt_vision.benchmark.timing import Call, Timing, inference_step, interleave, training_step
 from smt_vision.forms.inference import AutocastModel, fuse
 from smt_vision.kernels import availability
 
@@ -205,12 +203,12 @@ def profile_training(plan: Plan, ours: nn.Module) -> list[dict[str, Any]]:
         for row in profiler.key_averages():
             if row.device_type == kind:
                 spent = row.self_device_time_total if plan.device == "cuda" else row.self_cpu_time_total
-                times.setdefault(row.key, [0.0] * steps)[i] += spent / 1e3
-    rows: list[dict[str, Any]] = [
-        {"operator": name, "median_ms": median(ms), "iqr_ms": float(np.subtract(*np.percentile(ms, (75, 25))))}
-        for name, ms in times.items()
+                times.setdefault(row.key, [0.0] * steps)[i] += spent / 1e6
+    timings = {name: Timing(tuple(seconds)) for name, seconds in times.items()}
+    first = sorted(timings, key=lambda name: -timings[name].iqr)[:PROFILED_OPERATORS]
+    return [
+        {"operator": name, "median_ms": 1e3 * timings[name].median, "iqr_ms": 1e3 * timings[name].iqr} for name in first
     ]
-    return sorted(rows, key=lambda row: -row["iqr_ms"])[:PROFILED_OPERATORS]
 
 
 def peak_memory(call: Call, device: str) -> int | None:

@@ -216,18 +216,17 @@ def test_padded_windows_do_not_count() -> None:
 def test_distance_in_padded_and_shifted_windows_is_that_on_the_grid() -> None:
     """Shifted first and padded then, a window may hold rows of opposite edges."""
     model, x = swin(img_size=56), images(1, 3, 56, 56)
-    cells = torch.cartesian_prod(torch.arange(7), torch.arange(7)).double()
-    block = list(model.layers[0].blocks)[1]
-    assert any(block.shift_size)
-    place = next(i for i, maps in enumerate(attention_maps(model, x)) if maps.name == "layers.0.blocks.1.attn")
-    side = attention_maps(model, x)[place].mean.shape[-1]
+    assert any(list(model.layers[0].blocks)[1].shift_size)
+    place, maps = next(
+        (i, maps) for i, maps in enumerate(attention_maps(model, x)) if maps.name == "layers.0.blocks.1.attn"
+    )
+    side = maps.mean.shape[-1]
     cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
     total = 0.0
     for row, column in cells.tolist():
         weights = attention_maps(model, x, ((row + 0.5) / side, (column + 0.5) / side))[place].from_query[0]
         apart = (cells - torch.tensor([row, column])).norm(dim=1) * 56 / side
         total += float((torch.from_numpy(weights).flatten() * apart).sum())
-    maps = attention_maps(model, x)[place]
     assert maps.distance[0] == pytest.approx(total / len(cells), rel=1e-4)
 
 

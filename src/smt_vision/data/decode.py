@@ -365,6 +365,11 @@ def _is_large_jpeg(image: Image.Image) -> bool:
     )
 
 
+def decoded(image: OpenedImage) -> Image.Image | Tensor:
+    """An image of :func:`decode_for_resize` at its full resolution."""
+    return image.reduced(*image.size) if isinstance(image, LargeJpeg) else image
+
+
 def decode_picture(data: bytes | Path | Image.Image, input: Input, *, name: str) -> Image.Image:
     """Decode an image to RGB, for display; of an image of bands, the first three."""
     decoded = decode_input(data, input, name=name) if input.has_bands else decode(data, 3, name=name)

@@ -506,30 +506,34 @@ def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
 def _check_optimizer(state: Any, optimizer: Any) -> None:
     """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end.
 
-    Other optimizers may have states of their own kinds, e.g. Muon two, NovoGrad a number; they compute with tensors,
-    whose shapes PyTorch checks.
+    Other optimizers may have several kinds of states, as Muon, or one number per parameter, as NovoGrad.
     """
     groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in ours]:
         raise ValueError("the groups have other numbers of parameters")
-    if not any(group.get("fused") for group in ours):
-        return
+    fused = any(group.get("fused") for group in ours)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     states = [state["state"].get(number, {}) for number in numbers]
     for number, parameter, values in zip(numbers, parameters, states, strict=True):
-        if values.keys() != states[0].keys():
+        if fused and values.keys() != states[0].keys():
             raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(states[0])}")
         for name, value in values.items():
             if name == "step" and isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"step of parameter {number} has shape {tuple(value.shape)} instead of one element")
-            if name in MOMENTS and (not isinstance(value, Tensor) or value.shape != parameter.shape):
+            if name in MOMENTS and not _is_moment(value, parameter, number_will_do=not fused):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"{name} of parameter {number} is {found} instead of {tuple(parameter.shape)}")
             if name in MOMENTS:
                 end = (value.storage_offset() + value.numel()) * value.element_size()
                 if value.untyped_storage().nbytes() < end:
                     raise ValueError(f"{name} of parameter {number} is a view of fewer numbers than it has")
+
+
+def _is_moment(value: Any, parameter: Tensor, number_will_do: bool) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.shape == parameter.shape or (number_will_do and value.numel() == 1)
 
 
 def _used_images(task: Training, data: str) -> UsedImages:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..signals import Stopped
-from .display import open_display
+from .display import PlainDisplay, open_display
 from .log import TrainingLog, read_log
 from .loggers import build_loggers
 
@@ -66,11 +66,12 @@ class RunTracker:
             else None
         )
 
-    @contextmanager
-    def _display_may_end(self) -> Iterator[None]:
-        """A section that writes to the display: training goes on without it after an error, e.g. of a closed pipe."""
+    def _show(self, write: Callable[[PlainDisplay], None]) -> None:
+        """Write to the display, if there is one: training goes on without it after an error, e.g. of a closed pipe."""
+        if self._display is None:
+            return
         try:
-            yield
+            write(self._display)
         except (OSError, SystemExit) as error:  # the latter is what rich makes of a broken pipe
             self._display = None
             self._log.write("note", message=f"nothing is displayed any more: {error!r}")
@@ -93,9 +94,8 @@ class RunTracker:
 
     def progress(self, step: int, **values: float | Tensor) -> None:
         """Show an optimizer step without recording it; for every step. Arguments as of :meth:`step`."""
-        if self._active and self._display is not None:
-            with self._display_may_end():
-                self._display.progress(step, **values)
+        if self._active:
+            self._show(lambda display: display.progress(step, **values))
 
     def evaluation(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Record an evaluation: an ``eval`` line, ``eval/NAME`` for the loggers, and a line on the display.
@@ -112,18 +112,15 @@ class RunTracker:
         for logger in self._loggers:
             logger.log_metrics({f"eval/{name}": number for name, number in numbers.items()}, step)
             logger.save()
-        if self._display is not None:
-            with self._display_may_end():
-                self._display.evaluation(step, epoch, numbers)
+        self._show(lambda display: display.evaluation(step, epoch, numbers))
 
     def note(self, message: str, **values: Any) -> None:
         """Record a message of one line, with further fields: a ``note`` line, and a line on the display."""
         if not self._active:
             return
         self._log.write("note", message=message, **values)
-        if self._display is not None:
-            with self._display_may_end():
-                self._display.line("  ".join([message, *(f"{name}={value}" for name, value in values.items())]))
+        text = "  ".join([message, *(f"{name}={value}" for name, value in values.items())])
+        self._show(lambda display: display.line(text))
 
     def image(self, name: str, step: int, path: Path) -> None:
         """Pass an image file to the loggers."""
@@ -144,12 +141,7 @@ class RunTracker:
             yield lambda n: None
             return
         with self._display.evaluating(total) as on_progress:
-
-            def guarded(n: int) -> None:
-                with self._display_may_end():
-                    on_progress(n)
-
-            yield guarded
+            yield lambda n: self._show(lambda display: on_progress(n))
 
     def close(self, status: str = "success") -> None:
         """End the display, the loggers and the log; a second call does nothing.
@@ -160,9 +152,7 @@ class RunTracker:
         if not self._active:
             return
         self._active = False
-        if self._display is not None:
-            with self._display_may_end():
-                self._display.close()
+        self._show(lambda display: display.close())
         self._log.close()
         for logger in self._loggers:
             logger.finalize(status)

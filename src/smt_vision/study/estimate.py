@@ -42,9 +42,7 @@ def estimate_seconds(
     for cell in waiting:
         same, similar = _groups(cell.recipe)
         if same not in known:
-            known[same] = known.get(similar) or [
-                _measure_epoch(cell, data or {}) * cell.recipe.epochs / passes(cell.recipe)
-            ]
+            known[same] = known.get(similar) or [_measure_pass(cell, data or {})]
         estimates[cell.key] = mean(known[same]) * passes(cell.recipe)
     return estimates
 
@@ -53,14 +51,14 @@ def _groups(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What recipes of the same time per image have in common, and recipes of a similar time."""
     size = str(getattr(recipe.input, "size", ""))
     shape = json.dumps([recipe.model, *(recipe.model_args.get(name) for name in SHAPE)], default=list)
-    return (recipe.data, size, inference_key(recipe)), (recipe.data, size, shape)
+    return (recipe.data, inference_key(recipe)), (recipe.data, size, shape)
 
 
-def _measure_epoch(cell: Cell, data: Mapping[str, str]) -> float:
-    """Seconds of an epoch, from the first training steps, on one thread."""
+def _measure_pass(cell: Cell, data: Mapping[str, str]) -> float:
+    """Seconds of a pass over all images, from the first training steps, on one thread."""
     recipe = with_overrides(with_data(cell.recipe, data), {"engine.log_every": 1, "engine.loggers": ()})
     with one_thread(), TemporaryDirectory() as folder:
         run = train(recipe, folder, display=False, max_steps=1 + STEPS)
         lines = [line for line in read_log(Path(folder)) if line["kind"] == "train"]
     seconds = median(recipe.batch_size / line["images_per_s"] for line in lines[-STEPS:])
-    return EVALUATION * seconds * run.total_steps / recipe.epochs
+    return EVALUATION * seconds * run.total_steps / passes(recipe)

@@ -87,10 +87,8 @@ def verdict_table(
     rows = []
     for study in studies:
         for claim in study.claims:
-            judged_by = decisive_summary(claim, summaries[study.name])
-            for summary in summaries[study.name]:
-                if decisive and summary is not judged_by:
-                    continue
+            found_for = summaries[study.name]
+            for summary in filter(None, [decisive_summary(claim, found_for)]) if decisive else found_for:
                 if found := [c for c in summary.comparisons if c.claim == claim]:
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)

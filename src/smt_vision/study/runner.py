@@ -22,6 +22,7 @@ from ..recipe_files import write_recipe
 from ..signals import Stopped, blocked_stop_signals, stop_signals
 from ..tasks import get_task
 from ..tasks.build import create_model
+from ..tasks.task import Training
 from . import process
 from .results import RESULTS, CellResult, add_result, read_result, read_results
 from .study import Cell, model_key, passes, with_data
@@ -151,8 +152,13 @@ def check_cells(cells: Sequence[Cell], data: Mapping[str, str]) -> None:
         except (NotImplementedError, RuntimeError):  # a network that computes with its weights when it is built
             continue
     for cell in {cell.recipe.data: cell for cell in cells}.values():
-        recipe = with_data(cell.recipe, data)
-        get_task(recipe.task).training(replace(recipe, pretrained=False, checkpoint=None))
+        open_training(cell, data)
+
+
+def open_training(cell: Cell, data: Mapping[str, str]) -> Training:
+    """The training of a cell's recipe, with its dataset opened and its network built with random weights."""
+    recipe = replace(with_data(cell.recipe, data), pretrained=False, checkpoint=None)
+    return get_task(recipe.task).training(recipe)
 
 
 @dataclass

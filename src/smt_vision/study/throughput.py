@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from ..benchmark.report import measurement_conditions, write_json
 from ..benchmark.timing import ProgressCallback, one_thread
 from ..tasks import get_task
 from .results import RESULTS, read_results
-from .runner import unique_cells
-from .study import Cell, inference_key, with_data
+from .runner import open_training, unique_cells
+from .study import Cell, inference_key
 
 THROUGHPUT = "throughput.json"
 BATCH_SIZE = 16
@@ -55,10 +54,9 @@ def measure_throughput(
     with one_thread():
         candidates = []
         for key, cell in first.items():
-            recipe = replace(with_data(cell.recipe, data or {}), pretrained=False, checkpoint=None)
-            task = get_task(recipe.task)
-            training = task.training(recipe)
-            module, input_size = task.flops_model(training.model.to(device).eval(), training.spec)
+            training = open_training(cell, data or {})
+            model = training.model.to(device).eval()
+            module, input_size = get_task(training.spec.task).flops_model(model, training.spec)
             candidates.append(Candidate(key, module, input_size, module))
         measured = compare(candidates, [BATCH_SIZE], device=device, rounds=rounds, on_progress=on_progress)
         conditions = measurement_conditions(batch_size=BATCH_SIZE, device=device, precision="fp32", rounds=rounds)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...bounds import Fraction, checked
-from ...data.decode import LargeJpeg
+from ...data.decode import decoded
 from ...data.padding import pad_together
 from ...data.transforms import RegionPixels
 from ..predictor import Predictor, PreparedImage
@@ -99,8 +99,7 @@ class Detector(Predictor[Detections]):
         # The tiles of an image are made when they are needed: they may need much more memory than the image.
         if not self.config.tiles:
             return super()._pixels(image)
-        if isinstance(image, LargeJpeg):
-            image = image.reduced(*image.size)
+        image = decoded(image)
         return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
     def _picture(self, image: PreparedImage) -> Image.Image | Tensor:

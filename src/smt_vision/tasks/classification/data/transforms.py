@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms.functional import crop
 
-from ....data.decode import LargeJpeg, OpenedImage
+from ....data.decode import LargeJpeg, OpenedImage, decoded
 from ....data.resample import AnyImage, RandomCrop, ResizeTo, image_size
 from ....data.transforms import ToNormalized, channel_statistics, resize_filter, square_transform
 from ..config import ClassificationAugment, ClassificationInput, check_augment
@@ -96,7 +96,7 @@ class ResizeLongSide(ResizeKeepRatio):
     """timm's resize, but to at least one pixel: the short side of a very long image would be rounded to 0."""
 
     def __call__(self, image: Image.Image | LargeJpeg) -> Image.Image:
-        return super().__call__(image.reduced(*image.size) if isinstance(image, LargeJpeg) else image)
+        return super().__call__(decoded(image))
 
     @staticmethod
     def get_params(*args: Any, **kwargs: Any) -> list[int]:

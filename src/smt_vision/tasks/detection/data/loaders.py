@@ -3,10 +3,9 @@
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ....data.decode import LargeJpeg
+from ....data.decode import OpenedImage, decoded
 from ....data.loaders import EvalLoader, Item, TrainLoader, eval_loader, train_loader
 from ....data.padding import pad_together
 from ....recipe import Input, Sampling
@@ -88,11 +87,9 @@ def detection_eval_loader(
     return eval_loader(images, DetectionTransform(input, detect, None), _stack, input, batch_size, rank, world)
 
 
-def _decoded(image: Image.Image | torch.Tensor, target: DetectionTarget, name: str) -> Item:
+def _decoded(image: OpenedImage, target: DetectionTarget, name: str) -> Item:
     check_size(image, target, name)
-    if isinstance(image, LargeJpeg):
-        image = image.reduced(*image.size)
-    return {"image": image, "original": target["size"]}
+    return {"image": decoded(image), "original": target["size"]}
 
 
 def _stack_decoded(items: list[Item]) -> dict[str, Any]:
