@@ -118,6 +118,11 @@ def test_train_help_has_only_fields_of_the_task(capsys: Capture) -> None:
         (["train", "bccd_retinanet", "--input.crop_pct", "1"], "--input.crop_pct"),
         (["predict", "x", "y", "--topk", "1"], "--top_k"),
         (["eval", "x", "--batchsize", "1"], "--batch_size"),
+        (["eval", "x", "--device", "cuda"], "--engine.accelerator"),
+        (["predict", "x", "y", "--engine.accelerator", "cuda"], "--device"),
+        (["predict", "x", "y", "--precison", "bf16"], "--precision"),
+        (["train", "quickstart", "--output-dir", "x"], "--run"),
+        (["eval", "x", "--output", "x"], "--out"),
         (["train", "quickstart", "--epochs", "three"], "epochs"),
         (["train", "quickstart", "--optim.lr", "fast"], "optim.lr"),
         (["train", "quickstart", "--augment.crop", "middle"], "augment.crop"),
@@ -378,6 +383,32 @@ def test_predict_out(trained: Path, colored: Path, tmp_path: Path, capsys: Captu
     text = capsys.readouterr().out
     assert str(out / "predictions.csv") in text
     assert str(out / "predictions.png") in text
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("predict smt_femto.cifar10 PHOTO", "--out"),
+        ("eval smt_femto.cifar10 --data IMAGES", "--out"),
+        ("export smt_femto.cifar10 --format onnx", "--out"),
+        ("embed smt_femto.cifar10 PHOTO", "--report"),
+        ("inspect IMAGES", "--out"),
+        ("bench smt_atto", "--out"),
+        ("analyze smt_femto.cifar10 PHOTO", "--out"),
+        ("study aggregation --report", "--out"),
+        ("study aggregation", "--run"),
+        ("train cifar10 --data IMAGES", "--run"),
+    ],
+)
+def test_a_file_in_the_place_of_the_output_folder_is_refused_first(
+    command: str, option: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        # Nothing else is looked at before: the images do not exist.
+        error = refusal(capsys, 1, *command.split(), option, folder)
+        assert f"invalid {option} '{folder}': expected a folder that exists or can be created, not a file" in error
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_predict_out_of_images_that_differ_in_suffix(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, reduce, wraps
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 P = ParamSpec("P")
@@ -124,6 +125,11 @@ class Where(Bound):
         return self.expected
 
 
+def _can_be_folder(path: Path) -> bool:
+    """Whether a folder is there or can be created, since neither the path nor one above it is a file."""
+    return next((above.is_dir() for above in (path, *path.parents) if above.exists()), True)
+
+
 # Upper limits are far above useful values: beyond them, the machine would fail later and with another message.
 Count = Annotated[int, Range(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Range(ge=0)]
@@ -137,6 +143,7 @@ Fraction = Annotated[float, Range(ge=0, le=1)]
 PositiveFraction = Annotated[float, Range(gt=0, le=1)]
 Points = Annotated[float, Range(ge=0, le=100)]  # percentage points
 FractionBelow1 = Annotated[float, Range(ge=0, lt=1)]
+OutputFolder = Annotated[Path, Where(_can_be_folder, "a folder that exists or can be created, not a file")]
 
 
 def allows(hint: Any, value: Any) -> bool:
@@ -196,7 +203,7 @@ def has_bound(hint: Any) -> bool:
 
 def short(value: Any) -> str:
     """A value for a message: shortened, with control characters escaped."""
-    return _short.repr(value)
+    return _short.repr(str(value) if isinstance(value, Path) else value)
 
 
 def check(name: str, value: Any, hint: Any, separator: str = "=") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bounds import Count, Fraction
+from ..bounds import Count, Fraction, OutputFolder
 from .common import Output, Parser, new_parser
 from .console import styled
 from .overrides import add_overrides, overrides_of
@@ -51,7 +51,7 @@ def build_parser(words: list[str]) -> Parser:
         help="query of attention maps: position from the top and from the left, 0 to 1",
     )  # fmt: skip
     parser.add_argument("--target", type=str | None, help="class of class activation maps: a name or an index")
-    parser.add_argument("--out", type=Path, default=Path("analysis"), help="output folder")
+    parser.add_argument("--out", type=OutputFolder, default=Path("analysis"), help="output folder")
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_overrides(parser)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..bounds import Count, Processes, Seconds, Side
+from ..bounds import Count, OutputFolder, Processes, Seconds, Side
 from .common import EXIT_USAGE, Output, Parser, new_parser
 from .progress import progress_callback, track
 
@@ -77,7 +77,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--seconds", type=Seconds, default=1.0, help="duration of a turn")
     parser.add_argument("--memory", type=bool, default=True, help="measure peak memory, in one process per model")
     parser.add_argument(
-        "--out", type=Path, help="folder for bench.json, table.md and, if accuracies are published, bench.png"
+        "--out", type=OutputFolder, help="folder for bench.json, table.md and, if accuracies are published, bench.png"
     )
     return parser
 

@@ -24,6 +24,12 @@ UNKNOWN = (
     (r"Group ['\"]([\w.\-]+)['\"] does not accept option ['\"]([\w.\-]+)['\"]", ""),
     (r"[Kk]ey ['\"]([\w.\-]+)['\"]", ""),
 )
+# What an option may be called here that has another name in other commands or tools; the last part of the name.
+SYNONYMS = {
+    "device": ("accelerator",), "accelerator": ("device",), "gpus": ("devices",), "amp": ("precision",),
+    "num_workers": ("workers",), "img_size": ("size",), "imgsz": ("size",), "confidence": ("score",),
+    "conf": ("score",), "output": ("out", "run"), "output_dir": ("out", "run"),
+}  # fmt: skip
 # Arguments are tried as YAML first. File names that are not UTF-8 are not YAML, like names with control characters.
 set_loader("yaml", get_loader("yaml"), (yaml.YAMLError, UnicodeEncodeError))
 
@@ -47,7 +53,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` with the most similar known word, or an empty string if none is similar."""
     known = list(known)
     # A field without its group, or with another, e.g. --lr instead of --optim.lr, before those that look like it.
-    close = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    field = word.rpartition(".")[2].replace("-", "_")
+    close = [k for f in (field, *SYNONYMS.get(field, ())) for k in known if k.rpartition(".")[2] == f][:1]
     close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -57,7 +64,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def _get_type_str(self, action: argparse.Action) -> str | None:
         hint = getattr(action, "_typehint", None)
-        return describe(hint) if has_bound(hint) else super()._get_type_str(action)
+        if has_bound(hint):
+            return describe(hint)
+        shown = super()._get_type_str(action)
+        return shown and shown.replace("<class 'Path'>", "path")
 
 
 class Parser(ArgumentParser):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..bounds import Count, Fraction
+from ..bounds import Count, Fraction, OutputFolder
 from .common import Output, Parser, new_parser
 from .overrides import add_overrides, overrides_of
 from .progress import progress_callback
@@ -28,7 +28,7 @@ def build_parser(arguments: list[str]) -> Parser:
         help="a dataset, as for smt train, with its splits and classes; or images and folders, each folder a split",
     )  # fmt: skip
     parser.add_argument("--out", type=Path | None, help="file of the features, .npz or .parquet; default: features.npz")
-    parser.add_argument("--report", type=Path | None, help="output folder for report.md, report.json and a picture")
+    parser.add_argument("--report", type=OutputFolder | None, help="folder for report.md, report.json and a picture")
     parser.add_argument(
         "--threshold",
         type=Fraction | None,

@@ -2,12 +2,11 @@
 
 import json
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from ..bounds import Count, CountOrZero, Resamples, Workers
+from ..bounds import Count, CountOrZero, OutputFolder, Resamples, Workers
 from ..precision import describe_precision
 from ..recipe import Engine, from_plain
 from ..text import Markdown
@@ -32,7 +31,7 @@ def build_parser(words: list[str]) -> Parser:
         "model", help="a run or export folder, a checkpoint, or a timm model name (its pretrained weights)"
     )
     parser.add_argument("--data", type=str | None, help="the images, as for smt train; default: the run's own")
-    parser.add_argument("--out", type=Path, help="output folder for metrics.json and pictures")
+    parser.add_argument("--out", type=OutputFolder, help="output folder for metrics.json and pictures")
     parser.add_argument(
         "--batch_size", type=Count | None, help="images per batch; default: 64 for a classifier, else 4"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bounds import Count, Points
+from ..bounds import Count, OutputFolder, Points
 from ..text import shell_word
 from .common import Output, Parser, new_parser
 from .console import styled
@@ -52,7 +52,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--batch_size", type=Count | None, help="images that a detector's program takes, all of one size; default: 1"
     )
-    parser.add_argument("--out", type=Path, help="output folder; default: exports/MODEL-FORMAT")
+    parser.add_argument("--out", type=OutputFolder, help="output folder; default: exports/MODEL-FORMAT")
     parser.add_argument("--force", action="store_true", help="replace the export that is in the folder")
     add_overrides(parser)
     return parser

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from rich.table import Table
 
+from ..bounds import OutputFolder
 from ..tasks import INSPECTED, get_inspection, recipe_class
 from ..text import printable
 from .common import Output, Parser, new_parser
@@ -37,7 +38,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("inspect", f"{HELP}.", EXAMPLES)
     parser.add_argument("data", help="the images, as for smt train --data")
     parser.add_argument("--task", choices=list(INSPECTED), help="default: the task whose layout the data have")
-    parser.add_argument("--out", type=Path, default=Path("inspect"), help="output folder; default: inspect")
+    parser.add_argument("--out", type=OutputFolder, default=Path("inspect"), help="output folder; default: inspect")
     parser.add_argument(
         "--max_images", type=Limit, default=MAX_IMAGES, help="images per split that are read; of more, a random sample"
     )

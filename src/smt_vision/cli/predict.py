@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bounds import Count, Fraction
+from ..bounds import Count, Fraction, OutputFolder
 from ..precision import describe_precision
 from .common import EXIT_ERROR, Output, Parser, new_parser
 from .console import styled
@@ -32,7 +32,7 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("images", nargs="+", help="images or videos, or folders, which are searched recursively")
     parser.add_argument(
-        "--out", type=Path | None, help="output folder; default: predictions; for images and classifiers, none"
+        "--out", type=OutputFolder | None, help="output folder; default: predictions; for images and classifiers, none"
     )
     parser.add_argument(
         "--batch_size", type=Count | None, help="images per forward pass; default: 32 to classify, else 4"

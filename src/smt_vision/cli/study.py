@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..bounds import Count, Processes
+from ..bounds import Count, OutputFolder, Processes
 from ..text import printable, shell_word
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 from .console import PlainConsole
@@ -41,7 +41,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("study", about, EXAMPLES, "smt study [NAME or FILE.py ...] [--OPTION VALUE ...]")
     parser.add_argument("studies", nargs="*", default=[], metavar="STUDY", help="names, or files that define STUDY")
     parser.add_argument("--list", action="store_true", help="list the studies, or the cells of the named ones")
-    parser.add_argument("--run", type=Path, help="folder of the runs and results; default: runs/study")
+    parser.add_argument("--run", type=OutputFolder, help="folder of the runs and results; default: runs/study")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
     )
@@ -64,7 +64,7 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--throughput", action="store_true", help="measure images/s of the models that have results")
     parser.add_argument("--results", nargs="+", type=Path, default=[], help="more results files, for the report")
-    parser.add_argument("--out", type=Path | None, help="folder of the report; default: RUN/report")
+    parser.add_argument("--out", type=OutputFolder | None, help="folder of the report; default: RUN/report")
     return parser
 
 
