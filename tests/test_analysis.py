@@ -507,7 +507,7 @@ def test_what_is_not_defined_is_named(photo: Path, tmp_path: Path, capsys: pytes
     error = refusal(capsys, 1, *arguments, "--kinds", "erf", "modulation")
     assert "modulation is not defined for resnet18" in error
     assert "SAM" in error
-    arguments = ("analyze", "vit_tiny_patch16_224", photo, "--untrained", "--input.size", "64")
+    arguments = ("analyze", "efficientformer_l1", photo, "--untrained", "--input.size", "64", "--out", tmp_path / "b")
     assert "64 x 64" in refusal(capsys, 1, *arguments)
 
 

@@ -80,7 +80,7 @@ def describe(model: nn.Module, input_size: Sequence[int] = (3, 224, 224)) -> Mod
     C, H, W = size
     try:
         traced = _trace(_meta_copy(model), torch.empty(1, C, H, W, device="meta"))
-    except (NotImplementedError, RuntimeError):
+    except (AssertionError, NotImplementedError, RuntimeError):
         first = next(model.parameters(), torch.empty(0))
         try:
             traced = _trace(copy.deepcopy(model), torch.zeros(1, C, H, W, device=first.device, dtype=first.dtype))

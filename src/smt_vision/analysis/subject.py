@@ -19,8 +19,7 @@ from ..data.transforms import channel_statistics
 from ..deploy.exported import ExportedModel
 from ..tasks import get_task
 from ..tasks.backbone import find_backbone
-from ..tasks.classification.published import published_spec
-from ..tasks.load import Overrides, create_named, load, override
+from ..tasks.load import Overrides, create_published, load
 from ..tasks.predictor import Predictor
 
 MAX_PIXELS = 1_200_000  # of an image of a detector or segmenter; 800 x 1333, as usual in detection, fits
@@ -149,8 +148,7 @@ def load_subject(
         raise ValueError(f"{source} is a file or folder, whose weights are trained; expected a timm model name")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = create_named(source)
-    spec = override(published_spec(model, source), overrides or {})
+        model, spec = create_published(source, overrides or {}, pretrained=False)
     predictor: Any = get_task("classify").predictor
     return Subject(predictor(model, spec, source, device), f"{name} (random weights)")
 

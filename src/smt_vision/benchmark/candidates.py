@@ -14,6 +14,7 @@ from ..deploy.exported import ExportedModel
 from ..forms.inference import fuse
 from ..tasks.backbone import Backbone
 from ..tasks.build import create_model
+from ..tasks.image_size import arguments_for_size
 from ..tasks.load import load
 from .compare import Candidate
 from .engines import compiled, run_by
@@ -63,10 +64,13 @@ def load_candidate(
             sides = size or (default_size, default_size)
             return Candidate(spec, original, (channels, *sides), None, original.manifest.parameters)
     else:
-        original = create_model(source).to(device)
+        original = create_model(source)
         channels, default_size = original.pretrained_cfg["input_size"][:2]
         published = PUBLISHED.get(original.pretrained_cfg["architecture"])
         default_size = published.size if published else default_size
+        if arguments := arguments_for_size(source, {}, size or (default_size, default_size)):
+            original = create_model(source, **arguments)
+        original = original.to(device)
     sides = size or (default_size, default_size)
     if "features" in variants:
         if Path(source).exists():
@@ -78,17 +82,23 @@ def load_candidate(
 
 
 def run_once(candidate: Candidate, batch_sizes: Sequence[int], device: str = "cpu") -> None:
-    """Run a candidate once at every batch size, which builds its programs."""
+    """Run a candidate once at every batch size, which builds its programs.
+
+    Raises:
+        ValueError: The model fails, e.g. since its layers are for images of another size.
+    """
     for batch_size in batch_sizes:
-        inference_step(candidate.model, torch.randn(batch_size, *candidate.input_size, device=device))()
+        call = inference_step(candidate.model, torch.randn(batch_size, *candidate.input_size, device=device))
+        try:
+            call()
+        except (AssertionError, RuntimeError) as error:
+            shape = " x ".join(map(str, (batch_size, *candidate.input_size)))
+            raise ValueError(f"{candidate.name} fails for a batch of {shape}: {error}") from error
 
 
 def create_backbone(name: str, size: tuple[int, int]) -> Backbone:
     """The feature maps of a timm model with random weights, for images of one height and width."""
-    try:
-        return Backbone(create_model(name, features_only=True, img_size=size))
-    except ValueError:  # its layers do not depend on the size
-        return Backbone(create_model(name, features_only=True))
+    return Backbone(create_model(name, features_only=True, **arguments_for_size(name, {}, size)))
 
 
 def candidate_peak_memory(

@@ -29,8 +29,11 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     from ..cost import describe
     from ..deploy.exported import ExportedModel
+    from ..tasks.image_size import arguments_for_size
     from ..tasks.load import create_named, load
 
+    if args.size and len(args.size) > 2:
+        raise ValueError(f"invalid --size {args.size}: expected one side, or height and width")
     if Path(args.model).expanduser().exists():
         if args.model_args:
             raise ValueError(f"--model_args is for names: {args.model} has its own; omit it")
@@ -41,11 +44,12 @@ def run(args: Any) -> Output:
                 raise ValueError(f"{args.model} is an export, a program without layers; use its source model, {source}")
         model, size = predictor.flops_model()
     else:
-        model = create_named(args.model, **args.model_args)
+        arguments = args.model_args
+        if args.size:
+            arguments = arguments_for_size(args.model, arguments, (args.size[0], args.size[-1]))
+        model = create_named(args.model, **arguments)
         size = model.pretrained_cfg["input_size"]
     if args.size:
-        if len(args.size) > 2:
-            raise ValueError(f"invalid --size {args.size}: expected one side, or height and width")
         size = (size[0], args.size[0], args.size[-1])
     info = describe(model, size)
     table = Table("stage", "output", "mixers", "parameters", "GMAC", box=None, header_style="bold")

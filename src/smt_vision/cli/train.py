@@ -51,9 +51,7 @@ def build_parser(words: list[str]) -> Parser:
         except ValueError as error:
             parser.error(f"--config {error}")
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)}; smt recipes describes them")
-    parser.add_argument(
-        "--run", type=OutputFolder, help="folder of the run; default: runs/RECIPE, or numbered"
-    )
+    parser.add_argument("--run", type=OutputFolder, help="folder of the run; default: runs/RECIPE, or numbered")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="resume the run in this folder")
     parser.add_argument(
         "--max_steps", type=CountOrZero | None, help="stop, resumable, after this many optimizer steps in total"

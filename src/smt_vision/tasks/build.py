@@ -22,6 +22,7 @@ from ..spec import ModelSpec
 from ..text import get_logger
 from .backbone import Backbone
 from .classes import some_names
+from .image_size import arguments_for_any_size
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
@@ -86,7 +87,8 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
     Raises:
         ValueError: The model cannot be used as a backbone, or the checkpoint does not match it.
     """
-    name, arguments, channels = spec.model, dict(spec.model_args), spec.input.channels
+    name, channels = spec.model, spec.input.channels
+    arguments = arguments_for_any_size(name, spec.model_args)
     try:
         net = create_timm_model(
             name, features_only=True, in_chans=channels, pretrained=pretrained and checkpoint is None, **arguments
@@ -251,12 +253,13 @@ def check_image_size(model: nn.Module, channels: int, size: int) -> None:
     Args:
         model: A model of a batch of images.
         channels: Image channels.
-        size: Side of its square images in pixels; nothing is done above 64.
+        size: Side of its square images in pixels; nothing is done above 64, unless timm says that the model is for
+            images of one size.
 
     Raises:
         ValueError: The model cannot compute images of this size.
     """
-    if size > SMALL_SIDE:
+    if size > SMALL_SIDE and not getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
         return
     training, parameter = model.training, next(model.parameters(), None)
     image = torch.zeros(1, channels, size, size)
@@ -265,7 +268,8 @@ def check_image_size(model: nn.Module, channels: int, size: int) -> None:
             model.eval()(image if parameter is None else image.to(parameter))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"invalid input.size={size}: the model cannot compute images of this size ({error}); choose a larger one"
+            f"invalid input.size={size}: the model cannot compute images of this size ({error}); choose "
+            + ("a larger one" if size <= SMALL_SIDE else "the size of its pretrained weights")
         ) from error
     finally:
         model.train(training)

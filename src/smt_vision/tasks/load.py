@@ -23,6 +23,7 @@ from ..spec import ModelSpec
 from . import get_task, inference_overrides, read_recipe, read_spec
 from .build import UnknownModelError, check_image_size, create_model, resolve_input
 from .classification.published import published_spec
+from .image_size import arguments_for_size
 from .predictor import Predictor
 
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -200,8 +201,15 @@ def _from_export(
 
 
 def _from_timm(name: str, device: str | torch.device, overrides: Overrides) -> Predictor[Any]:
-    model = create_named(name, pretrained=True)
-    return _predictor(model, override(published_spec(model, name), overrides), name, device)
+    return _predictor(*create_published(name, overrides, pretrained=True), name, device)
+
+
+def create_published(name: str, overrides: Overrides, *, pretrained: bool) -> tuple[Any, ModelSpec]:
+    """A timm model, built for the size of its images, and its spec."""
+    size = overrides.get("input", {}).get("size")
+    arguments = {} if size is None else arguments_for_size(name, {}, size)
+    model = create_named(name, pretrained=pretrained, **arguments)
+    return model, replace(override(published_spec(model, name), overrides), model_args=arguments)
 
 
 def create_named(name: str, **arguments: Any) -> Any:

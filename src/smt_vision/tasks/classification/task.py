@@ -20,6 +20,7 @@ from ...text import Markdown, get_logger
 from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
+from ..image_size import arguments_for_size
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig
@@ -169,7 +170,8 @@ class ClassificationTraining(ClassificationEvaluation):
             with_classes(val_set, self.train_set.classes, owner="the training set"),
             recipe.classify,
         )
-        spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, dict(recipe.model_args), recipe.classify)
+        arguments = arguments_for_size(recipe.model, recipe.model_args, recipe.input.size)
+        spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, arguments, recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         check_image_size(self.model, recipe.input.channels, recipe.input.size)
         if recipe.engine.grad_checkpointing:

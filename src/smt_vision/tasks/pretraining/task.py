@@ -18,6 +18,7 @@ from ...spec import ModelSpec
 from .. import get_task, read_spec
 from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
 from ..distill import Distillation
+from ..image_size import arguments_for_size
 from ..samples import gather_rows, with_float64
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
 from .config import PretrainingRecipe
@@ -46,11 +47,12 @@ class PretrainingTraining:
         heads, losses = require("lightly.models.modules.heads", "pretrain"), require("lightly.loss", "pretrain")
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set, self.val_set = open_images(recipe)
+        arguments = arguments_for_size(recipe.model, recipe.model_args, recipe.input.size)
         self.model = create_model(
             recipe.model,
             pretrained=recipe.pretrained and checkpoint is None,
             in_chans=recipe.input.channels,
-            **recipe.model_args,
+            **arguments,
         )
         check_image_size(self.model, recipe.input.channels, recipe.input.size)
         if checkpoint is not None:
@@ -64,7 +66,7 @@ class PretrainingTraining:
             self.model.set_grad_checkpointing(True)
         self.input = resolve_input(recipe.input, self.model)
         spec = {"task": "classify", "model": recipe.model, "classes": [], "input": asdict(self.input), "head": {}}
-        self.spec: ModelSpec = read_spec({**spec, "model_args": dict(recipe.model_args)})
+        self.spec: ModelSpec = read_spec({**spec, "model_args": arguments})
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
         self.labeled = len(self.train_set.classes) > 1
         self.primary_metric = "knn" if self.labeled else "retrieval"
