@@ -175,6 +175,11 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
     """What should be looked at before training, one sentence each, with names as they are."""
     found = []
     splits = report["splits"]
+    found += [
+        f"{split}: there are no images of this split, which training needs; evaluation of the whole set does not"
+        for split in ("train", "val")
+        if split not in splits
+    ]
     for split, facts in splits.items():
         if facts["broken"]:
             found.append(f"{split}: {_number(len(facts['broken']), 'image')} or labels cannot be read or used")
