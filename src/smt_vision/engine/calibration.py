@@ -80,8 +80,9 @@ def calibrate(
                 "fitted on images that it has not seen, so pass others (--data)"
             )
         if len(evaluation.val_set) < FEW_IMAGES:
-            log.warning("%s: the temperature is fitted on %d images and depends on chance with fewer than %d: pass more, or "
-                        "check the calibration error on others", data, len(evaluation.val_set), FEW_IMAGES)  # fmt: skip
+            log.warning("%s: the temperature is fitted on %d images and depends on chance with fewer than %d: pass "
+                        "more, or check the calibration error on others", data, len(evaluation.val_set),
+                        FEW_IMAGES)  # fmt: skip
         found = run_evaluation(fabric, CalibrationEvaluation(evaluation), model.model, loader, progress)
     if fabric.is_global_zero:
         _write(model, source, target, found["temperature"], evaluation)
