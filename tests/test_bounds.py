@@ -281,6 +281,9 @@ def test_help_shows_the_range(capsys: pytest.CaptureFixture[str]) -> None:
 def test_python_functions_check_what_commands_check(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"max_steps=-5"):
         smt_vision.train(TINY, tmp_path / "run", max_steps=-5)
+    for function in (smt_vision.train, smt_vision.cross_validate, smt_vision.find_lr):
+        with pytest.raises(ValueError, match=r"recipe='finetune': expected a Recipe, e\.g\. .*RECIPES\['finetune'\]"):
+            function("finetune", tmp_path / "run")
     for name, value in (("batch_size", 0), ("workers", -1), ("max_unreadable", -1)):
         with pytest.raises(ValueError, match=f"{name}={value}"):
             smt_vision.evaluate("smt_atto", tmp_path, **{name: value})

@@ -480,6 +480,12 @@ class Recipe:
         return from_plain(cls, {k: from_plain(groups[k], v, k) if k in groups else v for k, v in given.items()})
 
 
+# The type of an argument: the error names a way to a recipe.
+GivenRecipe = Annotated[
+    Recipe, Where(lambda recipe: True, "a Recipe, e.g. replace(smt_vision.RECIPES['finetune'], data='MY_IMAGES')")
+]
+
+
 def from_plain(kind: type[T], values: Any, name: str = "recipe") -> T:
     """A dataclass from its fields as JSON, YAML or a checkpoint holds them; lists become tuples again.
 

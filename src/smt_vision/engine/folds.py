@@ -10,7 +10,7 @@ from typing import Any
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..files import write_text_atomic
-from ..recipe import Recipe
+from ..recipe import GivenRecipe
 from ..recipe_files import write_recipe
 from ..signals import RunStopped
 from ..text import code, markdown, shell_word
@@ -47,7 +47,11 @@ class CrossValidation:
 
 @checked
 def cross_validate(
-    recipe: Recipe, folder: str | Path, display: bool = True, max_steps: CountOrZero | None = None, command: str = ""
+    recipe: GivenRecipe,
+    folder: str | Path,
+    display: bool = True,
+    max_steps: CountOrZero | None = None,
+    command: str = "",
 ) -> CrossValidation:
     """Train a recipe once per fold, each time validating on another part of the training images.
 

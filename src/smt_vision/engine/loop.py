@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
-from ..recipe import Recipe
+from ..recipe import GivenRecipe, Recipe
 from ..seeding import stable_hash
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
@@ -55,7 +55,11 @@ class Plan:
 
 @checked
 def train(
-    recipe: Recipe, folder: str | Path, display: bool = True, max_steps: CountOrZero | None = None, command: str = ""
+    recipe: GivenRecipe,
+    folder: str | Path,
+    display: bool = True,
+    max_steps: CountOrZero | None = None,
+    command: str = "",
 ) -> Run:
     """Train a recipe to its end, continuing from the last checkpoint in the folder if there is one.
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..bounds import Range, checked
 from ..files import write_text_atomic
 from ..pictures.training import lr_curve
-from ..recipe import Recipe
+from ..recipe import GivenRecipe, Recipe
 from ..tasks.task import Batch, TrainLoader
 from .loop import no_batch, open_task, start, step_batches, train_step
 from .optim import learning_rate_scale
@@ -51,7 +51,7 @@ class LearningRateCurve:
 
 @checked
 def find_lr(
-    recipe: Recipe,
+    recipe: GivenRecipe,
     folder: str | Path | None = None,
     *,
     steps: Steps = 100,

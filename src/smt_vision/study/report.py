@@ -24,6 +24,7 @@ budget: `supported` or `contradicted` by the sign of the difference, otherwise `
 about several variants is supported by all of its comparisons, and contradicted by any. Published differences are of
 full training on ImageNet-1K.
 """
+METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
 
 def write_report(
@@ -207,8 +208,9 @@ def _interval(comparison: Comparison) -> str:
 
 
 def metric_label(summaries: Sequence[BudgetSummary]) -> str:
-    """Name and unit of the metric of a study, e.g. ``top1 (%)``."""
-    return f"{summaries[0].variants[0].results[0].metric} (%)"
+    """Name and unit of the metric of a study, e.g. ``top-1 (%)``."""
+    metric = summaries[0].variants[0].results[0].metric
+    return f"{METRIC_NAMES.get(metric, metric)} (%)"
 
 
 def _draw(study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str, float], folder: Path) -> list[Path]:
