@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
@@ -243,6 +244,35 @@ def test_mixed_precision_learns_with_clipped_gradients(
     run = train(recipe, tmp_path / "run", display=False, max_steps=4)
     assert run.step == 4
     assert all(math.isfinite(line["loss"]) for line in read_log(tmp_path / "run") if line["kind"] == "train")
+
+
+def test_a_checkpoint_is_continued_with_its_normalization(colored: Path, tmp_path: Path) -> None:
+    own = dict(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    train(tiny(colored, input=own, epochs=1), tmp_path / "first", display=False)
+    copied = str(tmp_path / "first")
+    recipe = tiny(colored, checkpoint=copied, epochs=1)
+    run = train(recipe, tmp_path / "second", display=False, max_steps=3)
+    assert (run.task.spec.input.mean, run.task.spec.input.std) == (own["mean"], own["std"])
+    # What the recipe says comes first; a checkpoint of other channels has nothing to say.
+    given = train(
+        tiny(colored, checkpoint=copied, input=dict(std=(1.0,) * 3)), tmp_path / "a", display=False, max_steps=1
+    )
+    assert (given.task.spec.input.mean, given.task.spec.input.std) == (own["mean"], (1.0,) * 3)
+    gray = train(tiny(colored, checkpoint=copied, input=dict(channels=1)), tmp_path / "b", display=False, max_steps=1)
+    assert gray.task.spec.input.mean == (pytest.approx(sum(IMAGENET_DEFAULT_MEAN) / 3),)
+    # The first checkpoint is gone when the run is resumed.
+    (tmp_path / "first" / "best.pt").unlink()
+    train(recipe, tmp_path / "second", display=False)
+    assert load(tmp_path / "second").spec.input.mean == own["mean"]
+
+
+def test_learning_rate_is_scaled_by_the_images_of_a_step(colored: Path, tmp_path: Path) -> None:
+    constant = dict(lr=1e-3, min_lr=1e-3, warmup_epochs=0.0, lr_batch=48)
+    for batch_size, images in ((256, 24), (12, 12)):  # there are 24 images
+        recipe = tiny(colored, batch_size=batch_size, epochs=1, optim=constant)
+        train(recipe, tmp_path / str(batch_size), display=False)
+        (first, *_) = read_log(tmp_path / str(batch_size))
+        assert first["lr"] == pytest.approx(1e-3 * images / 48)
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,22 @@ def test_skip_leaves_the_batch_out(colored: Path, tmp_path: Path) -> None:
     assert steps == [step for step in range(1, 2 * STEPS + 1) if step not in (3, 4)]
 
 
+@pytest.mark.parametrize("clip_grad", [1.0, None])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_limit_of_the_gradient_norm_at_any_precision(
+    colored: Path, tmp_path: Path, precision: str, clip_grad: float | None
+) -> None:
+    engine = dict(precision=precision, max_grad_norm=1e-6)
+    with pytest.raises(FloatingPointError, match=r"gradient norm is \d.*above engine\.max_grad_norm=1e-06 at step 1"):
+        train(tiny(colored, engine=engine, optim=dict(clip_grad=clip_grad)), tmp_path / "run", display=False)
+
+
+@pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_a_step_is_left_out_with_a_loss_scale(
-    colored: Path, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+    colored: Path, tmp_path: Path, policy: str, clip_grad: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clipping divides float16's gradients by the scale, which it may do once per step."""
+    """The gradient norm is that of float16's gradients divided by the scale, which may be done once per step."""
     failure = loop._failure
     calls = iter(range(1, 100))
 
@@ -116,7 +127,7 @@ def test_a_step_is_left_out_with_a_loss_scale(
 
     monkeypatch.setattr(loop, "_failure", third_loss_is_nan)
     engine = dict(on_nonfinite=policy, precision="16-mixed", checkpoint_minutes=0.0)
-    run = train(tiny(colored, engine=engine, optim=dict(clip_grad=1.0)), tmp_path / "run", display=False)
+    run = train(tiny(colored, engine=engine, optim=dict(clip_grad=clip_grad)), tmp_path / "run", display=False)
     assert (run.left_out, run.step) == ([3], 2 * STEPS)
 
 

@@ -260,6 +260,11 @@ class TrainLoader(_Loader[B]):
         """Number of batches per epoch and rank."""
         return len(self._batches.sampler)
 
+    @property
+    def images_per_batch(self) -> int:
+        """Images per batch and rank: those of the recipe, or all, if the dataset has fewer."""
+        return self._batches.sampler.batch_size
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[B]:
         """The batches of an epoch, from ``start_batch`` on; one iterator at a time."""
         return self._run(epoch, start_batch)

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
+from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..recipe import GivenRecipe, Recipe
@@ -87,14 +88,11 @@ def train(
     check_loggers(recipe.engine.loggers)
     fabric = start(recipe)
     with _locked(fabric, folder) as lock:
-        # A run that is resumed takes all weights from its last checkpoint: its initial weights may be out of reach.
-        resumed = bool(training_checkpoints(folder))
-        built = replace(recipe, pretrained=False, checkpoint=None) if resumed else recipe
-        task = open_task(fabric, built)
+        task = open_task(fabric, _without_initial_weights(recipe, folder))
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
         eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
         run = Run(fabric, task, recipe, folder)
-        plan = _plan(run, train_loader.batches_per_epoch, max_steps)
+        plan = _plan(run, train_loader, max_steps)
         finished_before = run.is_finished and not _evaluation_due(run, plan)
         with (
             closing(train_loader),
@@ -138,6 +136,23 @@ def start(recipe: Recipe) -> Fabric:
     return fabric
 
 
+def _without_initial_weights(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a run that is resumed: all weights are those of its last checkpoint, and the initial ones may be
+    out of reach. What the recipe has taken from those is taken from the last checkpoint, too."""
+    if not (paths := training_checkpoints(folder)):
+        return recipe
+    input = recipe.input
+    if recipe.checkpoint is not None and None in (input.mean, input.std):
+        for path in paths:
+            with suppress(
+                ValueError, OSError, LookupError, TypeError
+            ):  # damaged: the run takes the next one, and says so
+                stored = (checkpoints.load(path).spec or {})["input"]
+                input = replace(input, mean=tuple(stored["mean"]), std=tuple(stored["std"]))
+                break
+    return replace(recipe, pretrained=False, checkpoint=None, input=input)
+
+
 def open_task(fabric: Fabric, recipe: Recipe) -> Training:
     """Open the data of a recipe and build its model.
 
@@ -156,16 +171,15 @@ def open_task(fabric: Fabric, recipe: Recipe) -> Training:
     return task
 
 
-def _plan(run: Run, batches_per_epoch: int, max_steps: int | None) -> Plan:
-    recipe = run.recipe
-    accumulate = min(recipe.engine.accumulate, batches_per_epoch)
-    steps_per_epoch = batches_per_epoch // accumulate
+def _plan(run: Run, loader: TrainLoader, max_steps: int | None) -> Plan:
+    accumulate = min(run.recipe.engine.accumulate, loader.batches_per_epoch)
+    steps_per_epoch = loader.batches_per_epoch // accumulate
     total_steps = run.plan(steps_per_epoch)
     return Plan(
         accumulate=accumulate,
         steps_per_epoch=steps_per_epoch,
         stop_at=total_steps if max_steps is None else min(max_steps, total_steps),
-        images_per_step=recipe.batch_size * run.fabric.world_size * accumulate,
+        images_per_step=loader.images_per_batch * run.fabric.world_size * accumulate,
     )
 
 
@@ -395,7 +409,7 @@ def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dic
         for buffer, value in zip(buffers, before, strict=False):
             buffer.copy_(value)
         scaler = getattr(fabric.strategy.precision, "scaler", None)
-        if scaler is not None and recipe.optim.clip_grad is not None:
+        if scaler is not None:
             scaler.update()  # clipping has divided the gradients by the scale, which it does once per update
     else:
         set_learning_rate(run.optimizer, lr)
@@ -413,11 +427,10 @@ def _clip_gradients(run: TrainingState) -> Tensor | None:
     optimizer's wrapper.
     """
     clip, scaled = run.recipe.optim.clip_grad, run.recipe.engine.precision == "16-mixed"
-    if clip is not None:
-        norm = run.fabric.clip_gradients(run.model, run.optimizer, max_norm=clip, error_if_nonfinite=False)
+    if clip is not None or scaled:  # without a limit, the gradients are only divided by the scale of the loss
+        limit = math.inf if clip is None else clip
+        norm = run.fabric.clip_gradients(run.model, run.optimizer, max_norm=limit, error_if_nonfinite=False)
         return None if scaled and not cast(Tensor, norm).isfinite() else norm
-    if scaled:
-        return None
     return torch.nn.utils.get_total_norm([p.grad for p in run.raw.parameters() if p.grad is not None])
 
 

@@ -87,7 +87,7 @@ def find_lr(
     state = TrainingState(fabric, task, recipe)
     loader = task.train_loader(fabric.global_rank, fabric.world_size)
     accumulate = min(recipe.engine.accumulate, loader.batches_per_epoch)
-    scale = learning_rate_scale(recipe.optim, recipe.batch_size * fabric.world_size * accumulate)
+    scale = learning_rate_scale(recipe.optim, loader.images_per_batch * fabric.world_size * accumulate)
     lrs = np.geomspace(min_lr, max_lr, steps).tolist()
     losses: list[float] = []
     diverged = False

@@ -231,14 +231,19 @@ def classifier_key(name: str, classifier: Container[str]) -> str:
     return name if name in classifier else f"{parent}.{child}.{rest}"
 
 
-def resolve_input(config: AnyInput, model: nn.Module) -> AnyInput:
-    """Set a missing mean and standard deviation to those of the model's pretrained weights.
+def resolve_input(config: AnyInput, model: nn.Module, checkpoint: Checkpoint | None = None) -> AnyInput:
+    """Set a missing mean and standard deviation to those that the model's weights were trained with.
 
-    For grayscale images the three values of an RGB model are averaged.
+    They are those of the checkpoint, if it is one of this library for images of as many channels; otherwise those of
+    the model's pretrained weights. For grayscale images the three values of an RGB model are averaged.
     """
     data_config = resolve_model_data_config(model)
+    spec = None if checkpoint is None else checkpoint.spec
+    trained = {} if spec is None else spec.get("input", {})
 
     def values(name: str) -> tuple[float, ...]:
+        if (given := trained.get(name)) and len(given) == config.channels:
+            return tuple(given)
         per_channel = tuple(data_config[name])
         if len(per_channel) == config.channels:
             return per_channel

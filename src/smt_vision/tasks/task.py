@@ -81,6 +81,9 @@ class TrainLoader(Protocol):
     @property
     def batches_per_epoch(self) -> int: ...
 
+    @property
+    def images_per_batch(self) -> int: ...
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:
         """The batches of an epoch, starting with ``start_batch``; earlier batches are not read."""
 

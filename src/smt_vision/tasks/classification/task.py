@@ -176,7 +176,7 @@ class ClassificationTraining(ClassificationEvaluation):
         check_image_size(self.model, recipe.input.channels, recipe.input.size)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
-        self.input = resolve_input(recipe.input, self.model)
+        self.input = resolve_input(recipe.input, self.model, checkpoint)
         self.spec = replace(spec, input=self.input)
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
         self.mix = _mix(recipe.augment, len(self.classes))

@@ -155,7 +155,7 @@ class DetectionTraining(DetectionEvaluation):
         set_class_weights(self.model, class_weights(recipe.loss, classes, counts))
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)
-        super().__init__(val_set, resolve_input(recipe.input, backbone.network), recipe.detect)
+        super().__init__(val_set, resolve_input(recipe.input, backbone.network, checkpoint), recipe.detect)
         self.spec = replace(spec, input=self.input)
         self.distillation: Distillation | None = None
         if recipe.distill.teacher is not None:

@@ -64,7 +64,7 @@ class PretrainingTraining:
         )
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
-        self.input = resolve_input(recipe.input, self.model)
+        self.input = resolve_input(recipe.input, self.model, checkpoint)
         spec = {"task": "classify", "model": recipe.model, "classes": [], "input": asdict(self.input), "head": {}}
         self.spec: ModelSpec = read_spec({**spec, "model_args": arguments})
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"

@@ -172,7 +172,7 @@ class SegmentationTraining(SegmentationEvaluation):
         network: Any = self.model.backbone.network
         if recipe.engine.grad_checkpointing:
             network.set_grad_checkpointing(True)
-        super().__init__(val_set, resolve_input(recipe.input, network), recipe.segment)
+        super().__init__(val_set, resolve_input(recipe.input, network, checkpoint), recipe.segment)
         self.spec = replace(spec, input=self.input)
         self.distillation: Distillation | None = None
         if recipe.distill.teacher is not None:
