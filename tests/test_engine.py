@@ -266,6 +266,30 @@ def test_a_checkpoint_is_continued_with_its_normalization(colored: Path, tmp_pat
     assert load(tmp_path / "second").spec.input.mean == own["mean"]
 
 
+@pytest.mark.parametrize(
+    ("name", "optim", "expected"),
+    [
+        ("adamw", {}, {"betas": (0.9, 0.999), "eps": 1e-8}),
+        ("adabelief", {}, {"betas": (0.9, 0.999), "eps": 1e-16}),  # its own
+        ("adabelief", {"betas": (0.8, 0.85), "eps": 1e-3}, {"betas": (0.8, 0.85), "eps": 1e-3}),
+        ("lion", {}, {"betas": (0.9, 0.99)}),
+        ("lion", {"betas": (0.8, 0.85)}, {"betas": (0.8, 0.85)}),
+        ("nadamw", {"betas": (0.8, 0.85), "eps": 1e-3}, {"betas": (0.8, 0.85), "eps": 1e-3}),
+        ("sgd", {}, {}),
+    ],
+)
+def test_betas_and_eps_of_optimizers(name: str, optim: dict[str, Any], expected: dict[str, Any]) -> None:
+    for group in build_optimizer(nn.Linear(2, 2), Optim(name=name, **optim)).param_groups:
+        assert {key: group[key] for key in ("betas", "eps") if key in group} == expected
+
+
+@pytest.mark.parametrize(("name", "optim"), [("sgd", {"betas": (0.8, 0.9)}), ("lion", {"eps": 1e-3})])
+def test_betas_and_eps_are_not_dropped(name: str, optim: dict[str, Any]) -> None:
+    (field,) = optim
+    with pytest.raises(ValueError, match=rf"optim\.{field}=.* does not apply to optimizer '{name}'"):
+        build_optimizer(nn.Linear(2, 2), Optim(name=name, **optim))
+
+
 def test_learning_rate_is_scaled_by_the_images_of_a_step(colored: Path, tmp_path: Path) -> None:
     constant = dict(lr=1e-3, min_lr=1e-3, warmup_epochs=0.0, lr_batch=48)
     for batch_size, images in ((256, 24), (12, 12)):  # there are 24 images

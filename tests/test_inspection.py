@@ -120,6 +120,17 @@ def test_channel_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     assert train["gray_images"] == 0
 
 
+def test_gray_images_have_equal_channels_in_every_pixel(tmp_path: Path) -> None:
+    stripes = np.zeros((30, 30, 3), dtype=np.uint8)
+    for channel in range(3):  # equal histograms
+        stripes[:, 10 * channel : 10 * channel + 10, channel] = 255
+    for split in ("train", "val"):
+        for name, pixels in (("a", stripes), ("b", stripes[..., :1].repeat(3, axis=2))):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / "set" / split / name / "0.png")
+    assert smt_vision.inspect(tmp_path / "set")["splits"]["train"]["gray_images"] == 1
+
+
 def write_boxes(folder: Path, boxes: list[tuple[int, int, int, int]]) -> Path:
     """One image of 200 x 200 pixels per split with these boxes (x, y, width, height), and one without."""
     annotations = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from timm.utils import accuracy
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional import classification as torchmetrics
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -281,6 +281,29 @@ def test_average_precision_and_auroc_are_those_of_torchmetrics(multi_label: bool
             assert found[mean] == pytest.approx(100 * expected.mean().item(), abs=1e-4)
         assert found["score_thresholds"] is None
         assert found == results[0] == rank_metrics(multi_label, logits, target)[0]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_confident_scores_keep_their_order(multi_label: bool, scale: float) -> None:
+    """Scores of such logits are 1 in float32."""
+    generator = torch.Generator().manual_seed(5)
+    target = (torch.rand(300, CLASSES, generator=generator) < 0.3).long()
+    logits = (torch.randn(300, CLASSES, generator=generator) + target) * scale
+    if not multi_label:
+        target = target.argmax(1)
+    keep = ~torch.eye(CLASSES, dtype=torch.bool)  # the score of a class rises with its distance from the others
+    others = torch.stack([logits[:, others].double().logsumexp(1) for others in keep], dim=1)
+    order = logits if multi_label else logits.double() - others
+    truth = target if multi_label else nn.functional.one_hot(target, CLASSES)
+    (found,) = rank_metrics(multi_label, logits, target)
+    for k in range(CLASSES):
+        ranked = truth[order[:, k].argsort(descending=True), k].bool()
+        precision = ranked.cumsum(0) / torch.arange(1, 301)
+        negatives_before = (~ranked).cumsum(0)[ranked]
+        assert found["ap"][k] == pytest.approx(100 * precision[ranked].mean().item(), abs=1e-4)
+        area = 1 - negatives_before.double().mean().item() / int((~ranked).sum())
+        assert found["auroc"][k] == pytest.approx(100 * area, abs=1e-4)
 
 
 def test_processes_without_images_take_part() -> None:

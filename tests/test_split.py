@@ -267,12 +267,17 @@ def test_changed_fingerprints_of_an_export_are_refused(export: Path, tmp_path: P
         smt_vision.load(tmp_path / "export")
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".ppm", ".png"])
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".pbm", ".pgm", ".ppm", ".npy", ".png"])
 def test_images_that_differ_in_a_single_place_have_different_fingerprints(suffix: str, tmp_path: Path) -> None:
-    pixels = np.full((300, 300, 3), 255, dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
-    pixels[90:95, 90:95] = 0
-    Image.fromarray(pixels).save(tmp_path / f"b{suffix}")
+    pixels = np.full((1300, 1300, 3), 255, dtype=np.uint8)
+    for name in ("a", "b"):
+        if suffix == ".npy":
+            np.save(tmp_path / name, pixels)
+        else:
+            Image.fromarray(pixels).convert({".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")).save(
+                tmp_path / f"{name}{suffix}"
+            )
+        pixels[360:400, 360:400] = 0
     assert hash_file(tmp_path / f"a{suffix}") != hash_file(tmp_path / f"b{suffix}")
 
 

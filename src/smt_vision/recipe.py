@@ -228,8 +228,8 @@ class Optim(Group):
         schedule: Schedule after the warm-up: ``cosine``; ``step``: a tenth from each milestone on; ``poly``: linear.
         milestones: Epochs after which ``step`` lowers the learning rate.
         warmup_epochs: Epochs of linear warm-up; may be a fraction. A longer warm-up than the run ends with the run.
-        betas: Adam's betas.
-        eps: Adam's epsilon.
+        betas: Adam's betas; other optimizers have their own unless these differ from the default.
+        eps: Adam's epsilon; other optimizers have their own unless it differs from the default.
         weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
         no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only.
         layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.

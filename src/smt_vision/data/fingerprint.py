@@ -20,8 +20,9 @@ log = get_logger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
-# First bytes of formats without compression (BMP, TIFF, PGM, PPM), where a change leaves the rest of the file the same.
-UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
+# First bytes of formats without compression (BMP, TIFF, PBM, PGM, PPM, .npy): a change leaves the rest of the file the
+# same.
+UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P4", b"P5", b"P6", b"\x93NUMPY")
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
 MAX_TRAIN = 2_000_000  # training images of which fingerprints are kept, sampled at random from a larger dataset

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_weight_decay
 from torch import nn, optim
 
 from ..recipe import Optim
@@ -53,17 +53,15 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
             kernel undoes the scale inside its step, too late for gradient clipping.
 
     Raises:
-        ValueError: ``layer_decay`` with a model without ``group_matcher``, or ``backbone_lr_scale`` with a model that
-            has no backbone.
+        ValueError: ``layer_decay`` with a model without ``group_matcher``, ``backbone_lr_scale`` with a model that has
+            no backbone, or ``betas`` or ``eps`` with an optimizer that has none.
     """
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ValueError(
             f"optim.layer_decay={config.layer_decay} requires a model with group_matcher(), which "
             f"{type(model).__name__} does not have: set it to null"
         )
-    adam: dict[str, Any] = (
-        {"betas": config.betas, "eps": config.eps} if "adam" in config.name or "lamb" in config.name else {}
-    )
+    adam = _betas_and_eps(config)
     if config.name in ("adam", "adamw") and not scaled:  # all parameters in one pass
         adam["fused"] = True
     groups = _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else None
@@ -77,6 +75,21 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
         layer_decay=config.layer_decay,
         **adam,
     )
+
+
+def _betas_and_eps(config: Optim) -> dict[str, Any]:
+    """Those of Adam and its variants; of other optimizers those that differ from the default."""
+    info = get_optimizer_info(config.name)
+    is_adam = "adam" in config.name or "lamb" in config.name
+    arguments: dict[str, Any] = {}
+    for name, has in (("betas", info.has_betas and info.num_betas == 2), ("eps", info.has_eps)):
+        value = getattr(config, name)
+        is_default = value == getattr(Optim, name)
+        if not has and not is_default:
+            raise ValueError(f"optim.{name}={value} does not apply to optimizer {config.name!r}; omit it")
+        if has and (is_adam or not is_default):
+            arguments[name] = value
+    return arguments
 
 
 def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from ..data.bands import bands_to_picture
@@ -115,6 +115,11 @@ def _measure(
     return measure(picture, decoded if isinstance(decoded, Tensor) else None), label
 
 
+def _is_gray(picture: Image.Image) -> bool:
+    red, *others = picture.split()
+    return all(ImageChops.difference(red, other).getbbox() is None for other in others)
+
+
 def measure(picture: Image.Image, bands: Tensor | None = None) -> tuple[Any, ...]:
     """What is measured of an image, in the order of :func:`measures`.
 
@@ -142,7 +147,7 @@ def measure(picture: Image.Image, bands: Tensor | None = None) -> tuple[Any, ...
         square,
         brightness,
         contrast,
-        bands is None and bool((histograms == histograms[0]).all()),
+        bands is None and bool((histograms == histograms[0]).all()) and _is_gray(picture),
         bits.view(np.uint64)[0],
         cells.ravel(),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..bootstrap import as_interval, bootstrap_generator, percentile_interval
-from ..samples import top_rows
+from ..samples import top_rows, with_float64
 from ..task import Batch
 from .config import ClassifyConfig
 from .metrics import ClassificationMetrics, MultiLabelMetrics
@@ -49,7 +49,7 @@ class ClassificationMetric:
                 "average precision has no bootstrap interval; omit it, or evaluate fewer images"
             )
         # Rows of (score, image index, two columns of the mistake); unused rows are -1.
-        self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=device)
+        self.worst = torch.full((WORST, 4), -1.0, dtype=torch.float64, device=with_float64(device))
 
     def update(self, output: Tensor, batch: Batch) -> None:
         """Add a batch: logits (B, K), ``target``, class indices (B,) or 0 and 1 of each class (B, K), and ``index``."""
@@ -58,8 +58,9 @@ class ClassificationMetric:
         scores = logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
         self.ranking.update(logits, target, batch["index"])
         mistakes = self._wrong_classes(scores, target) if self.config.multi_label else _wrong(scores, target)
-        rows = torch.stack([t.double() for t in (mistakes[0], batch["index"], *mistakes[1:3])], dim=-1)
-        self.worst = top_rows(torch.cat([self.worst, rows[mistakes[3]]]), WORST)
+        columns = (mistakes[0], batch["index"], *mistakes[1:3])
+        rows = torch.stack([column.to(self.worst.device, torch.float64) for column in columns], dim=-1)
+        self.worst = top_rows(torch.cat([self.worst, rows[mistakes[3].to(rows.device)]]), WORST)
 
     def _wrong_classes(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per image the most confident wrong decision: its confidence, the class, whether the image has it, and whether

@@ -64,12 +64,14 @@ class RankingMetrics:
         """
         # In float64: in float32, the scores of equal logits may differ by their place in the batch.
         logits = logits.to(self.device, torch.float64)
-        scores = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).float().nan_to_num(0.0)
         if self.is_exact:
+            # In the order of the scores, which would be rounded to 1 where a model is confident.
+            keys = logits if self.multi_label else _log_odds(logits)
             self._index.append(index.to("cpu", torch.int64))
-            self._scores.append(scores.cpu())
+            self._scores.append(keys.float().nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu())
             self._target.append(target.to("cpu", self._target[0].dtype))
             return
+        scores = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).float().nan_to_num(0.0)
         rows = max(1, CHUNK // (self.num_classes * THRESHOLDS)) if self.multi_label else len(scores)
         for part, truth in zip(scores.split(rows), target.to(self.device, torch.int64).split(rows), strict=True):
             self._roc.update(part, truth)
@@ -158,7 +160,8 @@ class RankingMetrics:
             if int(truth.sum()) in (0, len(truth)):  # torchmetrics warns: one of the rates is undefined
                 yield torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0])
             else:
-                yield binary_roc(scores[:, k], truth, validate_args=False)[:2]
+                rank = scores[:, k].unique(return_inverse=True)[1].double()  # in [0, 1], as torchmetrics needs it
+                yield binary_roc(rank / len(rank), truth, validate_args=False)[:2]
 
     def _counts(self) -> tuple[list[int], list[int]]:
         """Images with and without each class."""
@@ -170,6 +173,15 @@ class RankingMetrics:
             target.sum(0, dtype=torch.int64) if self.multi_label else target.bincount(minlength=self.num_classes)
         )
         return positives.tolist(), (len(target) - positives).tolist()
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of the softmax scores p (B, K), also where p is rounded to 1."""
+    log_p = logits.log_softmax(-1)
+    odds = log_p - torch.log1p(-log_p.exp())
+    top = logits.argmax(-1, keepdim=True)
+    others = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    return odds.scatter(-1, top, logits.gather(-1, top) - others)
 
 
 def average_precision(tp: np.ndarray, predicted: np.ndarray) -> np.ndarray:
