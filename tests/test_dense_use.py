@@ -605,12 +605,12 @@ def test_exported_segmenter_equals_the_model(
     assert miou[0] == pytest.approx(miou[1], abs=0.1)
 
 
-def random_detector(head: Head, backbone: str) -> Detector:
-    """A detector of random weights, which detects 30 objects in any image."""
+def random_detector(head: Head, backbone: str, score_threshold: float = 0.0) -> Detector:
+    """A detector of random weights, which detects 30 objects in any image, unless it has a threshold."""
     torch.manual_seed(0)
     config = DetectConfig(
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
-        score_threshold=0.0, max_detections=30, layers=2, queries=40,
+        score_threshold=score_threshold, max_detections=30, layers=2, queries=40,
     )  # fmt: skip
     spec = ModelSpec(
         "detect", backbone, ("a", "b"), DetectionInput(interpolation="bilinear"), head=config, category_ids=(1, 4)
@@ -659,6 +659,37 @@ def test_exported_detector_equals_the_model(
         if one.masks is not None and other.masks is not None:
             assert float((one.masks == other.masks).float().mean()) > 0.999
     check_thresholds(folder, images, expected)
+
+
+@pytest.mark.parametrize(
+    ("head", "format"),
+    [
+        ("mask_rcnn", "onnx"),
+        *(
+            pytest.param(head, "onnx", marks=pytest.mark.slow)
+            for head in ("retinanet", "fcos", "dino", "faster_rcnn", "cascade_mask_rcnn")
+        ),
+        pytest.param("mask_rcnn", "openvino", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_exported_detector_finds_nothing(
+    head: Head, format: str, batch_size: int, backbone: str, shapes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    images = [*sorted((shapes / "val").iterdir()), tmp_path / "noise.png"]
+    highest = [float(found.scores.max()) for found in random_detector(head, backbone)(images)]
+    low, *_, high = sorted(highest)
+    model = random_detector(head, backbone, (low + high) / 2)
+    some, none = images[highest.index(high)], images[highest.index(low)]
+    model.export(tmp_path / "export", format, images=[some], batch_size=batch_size)
+    exported = load_detector(tmp_path / "export")
+    expected = list(map(len, model([none, some, none])))
+    assert (expected[0], expected[1] > 0, expected[2]) == (0, True, 0)
+    assert list(map(len, exported([none, some, none]))) == expected
+    assert list(map(len, exported([none, none]))) == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,10 @@ def _mask_logits(
     stage: RoIHeads, levels: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
 ) -> Tensor:
     """Mask logits (R, K + 1, 28, 28) of the regions of all images."""
-    return stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(levels, boxes, shapes)))
+    if torch.jit.is_tracing():  # ONNX programs cannot normalize no region: one more is computed, and dropped
+        boxes = [*boxes[:-1], torch.cat([boxes[-1], boxes[-1].new_ones(1, 4)])]
+    logits = stage.mask_predictor(stage.mask_head(stage.mask_roi_pool(levels, boxes, shapes)))
+    return logits[:-1] if torch.jit.is_tracing() else logits
 
 
 def _mask_loss(
