@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from smt_vision.data.decode import UnreadableImage, decode
+from smt_vision.data.decode import UnreadableImage, decode, decode_input
+from smt_vision.recipe import BandsInput
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -55,14 +56,50 @@ def test_16_bit_big_endian_tiff() -> None:
     assert np.array_equal(decode(encoded(image, "TIFF"), 1, name="x"), [[2, 255]])
 
 
-def test_16_bit_rgb_png() -> None:
+def png(bits: int, color_type: int, pixels: bytes, width: int = 1) -> bytes:
+    """A PNG file of one row."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    row = b"\0" + struct.pack(">HHH", 65535, 0, 128 * 257)
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, color_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_rgb_png() -> None:
+    data = png(16, 2, struct.pack(">HHH", 65535, 0, 128 * 257))
     assert decode(data, 3, name="x").getpixel((0, 0)) == (255, 0, 128)
+
+
+@pytest.mark.parametrize(
+    ("data", "max_value", "expected"),
+    [
+        (png(16, 0, struct.pack(">HH", 40000, 1), width=2), 65535, [40000, 1]),
+        (png(4, 0, b"\x3f", width=2), 15, [3, 15]),
+        (png(2, 0, b"\x60", width=2), 3, [1, 2]),
+        (b"P5 2 1 4095 " + struct.pack(">HH", 2000, 4095), 4095, [2000, 4095]),
+        (b"P5 2 1 100 " + bytes([7, 100]), 100, [7, 100]),
+        (b"P5 2 1 65535 " + struct.pack(">HH", 2000, 4095), 4095, [2000, 4095]),
+    ],
+)
+def test_values_of_any_number_of_bits_are_divided_by_max_value(
+    data: bytes, max_value: float, expected: list[int]
+) -> None:
+    bands = decode_input(data, BandsInput(channels=1, max_value=max_value), name="x")
+    assert bands.numpy().ravel() == pytest.approx(np.array(expected) / max_value, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("data", "channels"),
+    [
+        (png(16, 2, struct.pack(">HHH", 40000, 1, 2)), 3),
+        (png(16, 6, struct.pack(">HHHH", 40000, 1, 2, 3)), 4),
+        (b"P6 1 1 65535 " + struct.pack(">HHH", 40000, 1, 2), 3),
+    ],
+)
+def test_bits_that_pillow_drops_are_missed(data: bytes, channels: int) -> None:
+    with pytest.raises(UnreadableImage, match=r"x: .*only the upper 8 bits.*TIFF or \.npy"):
+        decode_input(data, BandsInput(channels=channels, max_value=65535), name="x")
 
 
 def test_16_bit_tiff_that_stores_white_as_0() -> None:

@@ -17,6 +17,7 @@ from ..recipe import Input
 from ..text import printable
 from .bands import TIFF_MAGIC, bands_to_picture, bands_to_tensor, has_arrays, is_numpy, pillow_array, read_array
 from .files import FORMATS, image_formats
+from .stored import stored_scale
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
 _EXPECTED = f"expected one of {', '.join(FORMATS)}; convert it, e.g. to PNG"
@@ -324,13 +325,21 @@ def decode_input(data: bytes | Path | Image.Image, input: Input, *, name: str) -
     """
     if not input.has_bands:
         return decode(data, 1 if input.channels == 1 else 3, name=name)
+    max_value = getattr(input, "max_value", None)
     try:
         if isinstance(data, Image.Image) or not has_arrays(_head(data)):
             with open_image(data, name, MAX_PIXELS) as image:
+                factor = 1.0 if max_value is None else stored_scale(image)
                 array = pillow_array(load_upright(image))
+            if factor < 1:
+                raise UnreadableImage(
+                    f"{name}: several channels of 16 bits, of which Pillow reads only the upper 8 bits, and "
+                    "input.max_value is of all bits; save it as TIFF or .npy"
+                )
+            array = array if factor == 1 else np.rint(array / factor)
         else:
             array = read_array(data)
-        return bands_to_tensor(array, input.channels, getattr(input, "max_value", None))
+        return bands_to_tensor(array, input.channels, max_value)
     except (UnreadableImage, ImportError):
         raise
     except MemoryError as error:

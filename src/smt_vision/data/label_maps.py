@@ -3,7 +3,6 @@
 Shapes: a label map or mask has H x W pixels.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .decode import MAX_PIXELS, UnreadableImage, load_upright, open_image, stores_white_as_0
+from .stored import stored_scale
 
 OBJECT_ABOVE = 128  # gray level above which a pixel of a binary mask is an object, as in the published metrics
 _COLORFUL = 32  # difference of a pixel's channels from which it has a color; compression changes grays by less
@@ -43,7 +43,7 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
         _check_one_page(image, name)
         if image.mode != "1":
             _check_black_is_0(image, name)
-        factor = _stored_scale(image)
+        factor = stored_scale(image)
         image = load_upright(image)
         values = np.asarray(image)
         if image.mode in ("LA", "PA", "RGB", "RGBA", "RGBX"):
@@ -80,7 +80,7 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
         _check_one_page(image, name)
         if image.mode == "F" or image.mode.startswith("I"):
             _check_black_is_0(image, name)
-        factor = _stored_scale(image)
+        factor = stored_scale(image)
         image = load_upright(image)
         if image.mode in _STRAIGHT:
             image = image.convert(_STRAIGHT[image.mode])
@@ -130,38 +130,6 @@ def _check_black_is_0(image: Image.Image, name: str) -> None:
             f"{name}: a grayscale image that stores white as 0 (WhiteIsZero), so its values are ambiguous; save it "
             "with black as 0"
         )
-
-
-def _stored_scale(image: Image.Image) -> float:
-    """The factor by which Pillow multiplies the stored values of an image that is not loaded yet.
-
-    It is not 1 where they have another number of bits than 8, 16 or 32, or another maximum; and less than 1 where
-    several channels of 16 bits are reduced to 8.
-    """
-    tiles = getattr(image, "tile", [])
-    if not tiles or image.mode == "1":
-        return 1.0
-    decoder, _, _, args = tiles[0]
-    raw_mode, *more = args if isinstance(args, tuple) else (args,)
-    if decoder in ("ppm", "ppm_plain"):
-        return (65535 if image.mode == "I" else 255) / more[0]
-    if decoder == "jpeg2k":
-        bits = _jpeg2000_bits(image)
-        return 2.0 ** ((8 if bits <= 8 else 16) - bits)
-    if not isinstance(raw_mode, str) or image.mode.startswith("I"):
-        return 1.0
-    if image.mode == "L":
-        return {"L;2": 85.0, "L;4": 17.0}.get(raw_mode[:3], 1.0)
-    return 1 / 256 if re.fullmatch("[A-Z]+;16[BLN]", raw_mode) else 1.0
-
-
-def _jpeg2000_bits(image: Any) -> int:
-    """Bits of the first channel of an open JPEG 2000 file."""
-    position = image.fp.tell()
-    image.fp.seek(0)
-    data = image.fp.read()
-    image.fp.seek(position)
-    return (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F) + 1  # Ssiz in the marker segment SIZ
 
 
 def _equal_channels(image: Image.Image, name: str, factor: float) -> npt.NDArray[np.uint8]:
