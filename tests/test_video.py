@@ -1,6 +1,8 @@
 """Prediction on video files."""
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def write_video(path: Path, size: tuple[int, int] = (48, 36), rotation: int = 0,
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def av_images(path: Path) -> Iterator[Image.Image]:
+    """The frames as they are stored."""
+    with av.open(path) as container:
+        yield from (frame.to_image() for frame in container.decode(video=0))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -75,6 +83,60 @@ def test_every_third_frame_plays_at_the_same_speed(
 def test_the_frames_of_a_telephone_are_upright(tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", size=(64, 48), rotation=90)
     assert next(iter(VideoReader(video))).image.size == (48, 64)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "d"),
+    [
+        (1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0), (0, 1, -1, 0),
+        (0, -1, 1, 0),
+    ],
+)  # fmt: skip
+def test_frames_are_turned_and_mirrored_as_displayed(a: int, b: int, c: int, d: int, tmp_path: Path) -> None:
+    width, height = 64, 48
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[:16, :24] = 255  # around the pixel (11.5, 7.5)
+    path = tmp_path / "clip.mp4"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    matrix = data.index(b"tkhd") + 44
+    one = 1 << 16
+    values = (a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:matrix] + struct.pack(">9i", *values) + data[matrix + 36 :])
+    (frame,) = VideoReader(path)
+    found = np.asarray(frame.image.convert("L")) > 128
+    # The pixel (x, y), counted from the center, is shown at (a x + c y, b x + d y).
+    x, y = 11.5 - (width - 1) / 2, 7.5 - (height - 1) / 2
+    shown_width, shown_height = frame.image.size
+    assert (shown_width, shown_height) == ((width, height) if a else (height, width))
+    expected = a * x + c * y + (shown_width - 1) / 2, b * x + d * y + (shown_height - 1) / 2
+    rows, columns = found.nonzero()
+    assert (columns.mean(), rows.mean()) == pytest.approx(expected, abs=0.3)
+    with av.open(path) as container:
+        rotation = next(container.decode(video=0)).rotation
+    if a * d - b * c == 1:  # without a mirror
+        assert frame.image == next(av_images(path)).rotate(rotation, expand=True)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4"])
+def test_a_last_frame_that_is_shown_for_long(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"clip{suffix}"
+    options = {"movflags": "frag_keyframe+empty_moov"} if suffix == ".mp4" else {}
+    with av.open(path, "w", options=options) as container:
+        stream = container.add_stream("libvpx" if suffix == ".webm" else "libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        pixels = np.zeros((36, 48, 3), dtype=np.uint8)
+        packets = [p for _ in range(5) for p in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24"))]
+        packets += stream.encode()
+        last = max(packets, key=lambda packet: packet.pts)
+        last.duration = round(3 / last.time_base)
+        for packet in packets:
+            container.mux(packet)
+    assert len(list(VideoReader(path))) == 5
 
 
 @pytest.mark.parametrize("fixture", ["detector_run", "segmenter_run"])

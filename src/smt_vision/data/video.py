@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,6 +62,18 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     if videos and others:
         raise ValueError(f"{videos[0]} is a video, and {others[0]} is not; predict videos and images in separate calls")
     return list(dict.fromkeys(videos))
+
+
+# By the signs of the display matrix ((a, b), (c, d)), which takes the pixel (x, y) to (a x + c y, b x + d y).
+_DISPLAYED: Mapping[tuple[int, ...], Image.Transpose] = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
 
 
 class VideoReader:
@@ -130,7 +142,7 @@ class VideoReader:
         Raises:
             ValueError: A frame is damaged, or the file is truncated; the message has the number of the frame.
         """
-        number, time = 0, 0.0
+        number, time, shown = 0, 0.0, 0.0
         with self._open() as (container, stream):
             frames = container.decode(stream)
             while True:
@@ -145,12 +157,11 @@ class VideoReader:
                 if frame.is_corrupt:
                     raise ValueError(f"{self.path}: frame {number} is damaged; {REMEDY}")
                 time = float(number / self.rate) if frame.time is None else frame.time
+                shown = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
                 if number % self.every == 0:
-                    image = frame.to_image()
-                    # In degrees counterclockwise, e.g. of a telephone held upright.
-                    yield Frame(number, time, image.rotate(frame.rotation, expand=True) if frame.rotation else image)
+                    yield Frame(number, time, _as_displayed(frame))
                 number += 1
-            slack = 1.5 / float(self.rate) + 0.1
+            slack = max(1.5 / float(self.rate), shown) + 0.1
             fewer = not stream.frames or number < stream.frames
             if not number or (fewer and self.end is not None and time + slack < self.end):
                 declared = f"{self.end:.2f} s" if self.end is not None else "more"
@@ -200,6 +211,18 @@ class VideoWriter:
         if self.size is not None:
             self.container.mux(self.stream.encode())
         self.container.close()
+
+
+def _as_displayed(frame: Any) -> Image.Image:
+    """The image of a frame, turned and mirrored as its display matrix says, e.g. of a telephone held upright."""
+    image: Image.Image = frame.to_image()
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype="<i4")[:5].tolist()
+    if a == d == 0 or b == c == 0:
+        operation = _DISPLAYED.get(tuple(np.sign([a, b, c, d]).tolist()))
+        return image if operation is None else image.transpose(operation)
+    return image.rotate(frame.rotation, expand=True)  # by another angle, in degrees counterclockwise
 
 
 def _reason(error: Exception) -> str:
