@@ -220,6 +220,22 @@ def test_unreadable_images_are_replaced_and_logged(
         list(loader.epoch(1))
 
 
+@pytest.mark.parametrize("max_unreadable", [1, 10])
+def test_an_unreadable_partner_of_a_mixed_image_drops_no_batch(coco: Path, max_unreadable: int) -> None:
+    augment = DetectionAugment(hflip=0.0, mosaic=1.0)
+    input = replace(SMALL, max_unreadable=max_unreadable)
+    loader = detection_train_loader(objects(coco), input, augment, BOXES, 1, seed=0)
+    images: Any = loader.images
+    original = images.read
+    images.read = lambda i: (b"not an image", *original(i)[1:]) if i == 2 else original(i)
+    for epoch in range(6):
+        seen = [batch["index"].tolist() for batch in loader.epoch(epoch)]
+        assert [len(batch) for batch in seen] == [1] * loader.batches_per_epoch
+        # Only the image itself is replaced.
+        assert set(range(IMAGES)) - {i for batch in seen for i in batch} == {2}
+    assert len(loader.unreadable) == 1
+
+
 def test_image_of_another_size_than_annotated_is_unreadable(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = objects(coco)
     images.sizes = images.sizes.copy()

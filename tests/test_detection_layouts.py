@@ -280,6 +280,19 @@ def test_unused_label_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert re.search(r"1 label files in .*labels/train without an image: gone\.txt; not used", caplog.text)
 
 
+def test_an_object_that_is_labeled_twice_is_used_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_yolo(tmp_path)
+    before = open_detection(str(root), "train").objects()
+    label = next(path for path in sorted((root / "labels" / "train").iterdir()) if path.read_text().strip())
+    lines = label.read_text().splitlines()
+    label.write_text("\n".join([*lines, lines[0].replace(" ", "  ")]))
+    caplog.clear()
+    after = open_detection(str(root), "train").objects()
+    assert all(np.array_equal(after[name], before[name]) for name in ("labels", "boxes"))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"1 objects that are labeled twice: labels/train/{label.name}:{len(lines) + 1}; used once" in warning
+
+
 def test_damaged_image_of_a_yolo_set_is_unreadable_and_no_error(tmp_path: Path) -> None:
     root = write_yolo(tmp_path)
     (root / "images" / "train" / "b.png").write_bytes(b"no image")

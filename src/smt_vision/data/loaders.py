@@ -84,7 +84,7 @@ class DecodedImages(Dataset[Item], Generic[T]):
                 seed_all(self.seed, epoch, index)
                 item = self._item(row)
                 if self.mix is not None:
-                    item = self.mix(item, partial(self._another, row), epoch)
+                    item = self.mix(item, partial(self._another, row, unreadable), epoch)
                 return {**item, "index": row, "unreadable": unreadable}
             except UnreadableImage as error:
                 unreadable.append(str(error))
@@ -94,10 +94,17 @@ class DecodedImages(Dataset[Item], Generic[T]):
         raw, target, name = self.images.read(row)
         return self.transform(decode_for_resize(raw, self.input, name=name), target, name)
 
-    def _another(self, row: int) -> Item:
-        """The item of a random other image; that of an unreadable image's replacement is another one, too."""
-        others = len(self.images) - 1
-        return self._item((row + 1 + random.randrange(others)) % len(self.images) if others else row)
+    def _another(self, row: int, unreadable: list[str]) -> Item:
+        """The item of a random other image, or of the next one that can be read; messages are added to the list."""
+        if not (others := len(self.images) - 1):
+            return self._item(row)
+        first = random.randrange(others)
+        for attempt in range(min(self.attempts, others)):
+            try:
+                return self._item((row + 1 + (first + attempt) % others) % len(self.images))
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+        raise UnreadableImage(unreadable.pop())
 
     def __getitems__(self, positions: list[Position]) -> list[Item]:
         # Called once per batch. Without worker processes, the global generators are the caller's: restore them.

@@ -32,13 +32,14 @@ class ValidationReport:
         self._warnings[kind, consequence].append(case)
 
     def raise_errors(self) -> None:
-        """Log the warnings, then raise all errors as one exception.
+        """Log the warnings since the last call, then raise all errors as one exception.
 
         Raises:
             ValueError: If there are errors.
         """
         for message in _messages(self._warnings):
             log.warning("%s: %s", self.where, message)
+        self._warnings.clear()
         if self._errors:
             raise ValueError(f"{self.where}: {'. '.join(_messages(self._errors))}")
 

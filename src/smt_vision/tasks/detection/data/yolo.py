@@ -120,9 +120,14 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
 
     shapes, places = list[Shape](), list[str]()
     for i, label in enumerate(labels):
+        known: set[tuple[float, ...]] = set()
         for number, line in enumerate(read_text(label).split("\n") if label else (), 1):
             place = f"{os.path.relpath(label or '', split.base)}:{number}"
             if line.strip() and (values := _parse_line(line, len(split.names), place, report)):
+                if tuple(values) in known:
+                    report.warning("objects that are labeled twice", place, "used once, as Ultralytics does")
+                    continue
+                known.add(tuple(values))
                 shapes.append(_shape(i, values, *sizes[i, ::-1].tolist()))
                 places.append(place)
     report.raise_errors()
