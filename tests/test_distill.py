@@ -195,6 +195,26 @@ def test_backbone_of_a_dense_task_learns_feature_maps(
     assert losses[1] == pytest.approx(2 * losses[0], rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["volo_d1_224", "levit_128s", "twins_svt_small", "test_vit"])
+def test_models_without_maps_of_channels_first_are_refused(name: str, colored: Path, teacher: Path) -> None:
+    recipe = replace(taught(colored, teacher, features=1.0), model=name, model_args={})
+    with pytest.raises(ValueError, match=rf"distill\.features: {name} has no feature maps"):
+        ClassificationTraining(recipe)
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_a_teacher_of_one_image_size_cannot_teach_a_dense_task(
+    task: str, colored: Path, shapes: Path, scenes: Path, tmp_path: Path, no_report: None
+) -> None:
+    swin = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}
+    first = replace(tiny(colored, epochs=1), model="swin_tiny_patch4_window7_224", model_args=swin)
+    train(first, tmp_path / "teacher", display=False)
+    recipe: Recipe = shapes_recipe(shapes) if task == "detect" else scenes_recipe(scenes)
+    recipe = replace(recipe, distill=Distill(teacher=str(tmp_path / "teacher"), features=1.0))
+    with pytest.raises(ValueError, match=rf"distill\.teacher=.* cannot teach {task}: its layers are for images of one"):
+        train(recipe, tmp_path / "run", display=False)
+
+
 def test_another_teacher_is_refused_on_resume_and_a_moved_one_is_not(
     colored: Path, teacher: Path, tmp_path: Path, no_report: None
 ) -> None:

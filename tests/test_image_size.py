@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 
 import smt_vision
 from command import answer, refusal, run
 from drawn_sets import shapes_recipe, write_shapes
+from smt_vision import checkpoints
 from smt_vision.engine.loop import train
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import RECIPES
-from smt_vision.tasks.build import build_backbone
+from smt_vision.tasks.build import build_backbone, create_model
+from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.image_size import arguments_for_any_size, arguments_for_size
 from tiny_run import tiny
 
@@ -89,6 +92,45 @@ def test_a_classifier_is_built_for_the_size_of_its_images(
     error = refusal(capsys, 1, "predict", tmp_path / "run", image, "--input.size", "96")
     assert "input.size=96" in error
     assert "80" in error
+
+
+@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "efficientformer_l1", "hiera_tiny_224"])
+def test_a_backbone_for_one_size_is_refused(name: str) -> None:
+    spec = ModelSpec("detect", name, ("a",), RECIPES["bccd_retinanet"].input, {}, None)
+    with pytest.raises(ValueError, match=rf"model '{name}' cannot be used as a backbone: "):
+        build_backbone(spec, pretrained=False, checkpoint=None)
+
+
+def test_a_checkpoint_starts_a_run_at_another_size(tmp_path: Path, colored: Path) -> None:
+    recipe = tiny(colored, epochs=1)
+    deit = replace(recipe, model=DEIT, model_args={"depth": 1, "embed_dim": 24, "num_heads": 1})
+    train(deit, tmp_path / "deit", display=False, max_steps=6)
+    larger = replace(deit, checkpoint=str(tmp_path / "deit"), input=replace(deit.input, size=64))
+    model = ClassificationTraining(larger).model
+    weights = smt_vision.load(tmp_path / "deit").model.state_dict()
+    assert weights["pos_embed"].shape[1] == 1 + 4
+    expected = resample_abs_pos_embed(weights["pos_embed"], (4, 4), num_prefix_tokens=1)
+    torch.testing.assert_close(model.state_dict()["pos_embed"], expected)
+    for key in set(weights) - {"pos_embed"}:
+        assert torch.equal(model.state_dict()[key], weights[key])
+
+    swin = replace(recipe, model=SWIN, model_args=SMALL_SWIN, input=replace(recipe.input, size=64))
+    train(swin, tmp_path / "swin", display=False, max_steps=6)
+    spec = ModelSpec("detect", SWIN, ("a",), RECIPES["bccd_retinanet"].input, SMALL_SWIN, None)
+    backbone = build_backbone(spec, pretrained=False, checkpoint=checkpoints.load(tmp_path / "swin"))
+    weights, found = smt_vision.load(tmp_path / "swin").model.state_dict(), backbone.network.state_dict()
+    for key in found:
+        classifier = key.replace("layers_", "layers.")
+        if weights[classifier].shape == found[key].shape and not key.endswith("_index"):
+            assert torch.equal(weights[classifier], found[key])
+    assert any(weights[key.replace("layers_", "layers.")].shape != found[key].shape for key in found)
+
+
+def test_weights_that_timm_cannot_resample_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = timm.create_model("levit_128s").state_dict()
+    overlay = {"state_dict": state}
+    with pytest.raises(ValueError, match=r"'levit_128s'.*another size.*96 pixels: set input\.size to theirs"):
+        create_model("levit_128s", pretrained=True, pretrained_cfg_overlay=overlay, img_size=96)
 
 
 def test_commands_build_a_named_model_for_the_size(capsys: pytest.CaptureFixture[str]) -> None:

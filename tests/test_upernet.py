@@ -180,14 +180,16 @@ def test_openvino_outputs_match(exported):
 
 
 class Pointwise(nn.Module):
-    """Logits that depend on the pixel only, hence not on window, scale or flip; records the input sizes."""
+    """Logits that depend on the pixel only, hence not on window, scale or flip; records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[tuple[int, ...]] = []
+        self.zeros: list[int] = []
 
     def forward(self, image: Tensor) -> Tensor:
         self.sizes.append(tuple(image.shape))
+        self.zeros.append(int((image == 0).sum()))
         return torch.cat([image, -image], dim=1)
 
 
@@ -240,6 +242,19 @@ def test_windows_cover_all_pixels_and_overlaps_are_averaged():
     numbers = probabilities_of(WindowNumber(), image, replace(config, kind="binary"))
     row = numbers[0, 0, 0].logit()  # the windows of the first row start at 0, 40, 80 and 96
     assert row[[0, 39, 40, 63, 64, 96]].tolist() == pytest.approx([1, 1, 1.5, 1.5, 2, 3], abs=1e-4)
+
+
+def test_the_last_window_ends_at_the_border_of_the_image():
+    model = Pointwise()
+    config = replace(SMALL, test="slide", crop=(64, 64), stride=(40, 40))
+    for size in ((64, 65), (70, 100), (150, 64), (40, 90)):
+        image = 1 + debug_model.images(1, 3, *size).abs()  # no pixel is 0
+        model.sizes.clear()
+        model.zeros.clear()
+        found = probabilities_of(model, image, config)
+        assert set(model.sizes) == {(1, 3, 64, 64)}
+        assert max(model.zeros) == 64 * max(64 - size[0], 0) * 3  # only what is smaller than a window is padded
+        torch.testing.assert_close(found, torch.cat([image, -image], 1).softmax(1))
 
 
 class WindowNumber(nn.Module):

@@ -1,6 +1,8 @@
 """Building models from their specs, and loading initial weights."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from ..spec import ModelSpec
 from ..text import get_logger
 from .backbone import Backbone
 from .classes import some_names
-from .image_size import arguments_for_any_size
+from .image_size import arguments_for_any_size, check_any_size, is_for_one_size
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
@@ -47,6 +49,13 @@ def create_model(name: str, **arguments: Any) -> Any:
         raise UnknownModelError(f"unknown timm model {name!r}{hint}")
     try:
         return create_timm_model(name, **arguments)
+    except RuntimeError as error:
+        if "img_size" not in arguments or not arguments.get("pretrained"):
+            raise
+        raise ValueError(
+            f"the pretrained weights of {name!r} are for images of another size, and timm cannot adapt them to "
+            f"{arguments['img_size']} pixels: set input.size to theirs, or pretrained to false ({error})"
+        ) from error
     except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"model {name!r} does not accept {arguments}: {error or type(error).__name__}") from error
 
@@ -101,6 +110,8 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
         ) from error
     try:
         backbone = Backbone(net)
+        if is_for_one_size(name):
+            check_any_size(backbone, channels)
     except ValueError as error:
         raise ValueError(f"model {name!r} cannot be used as a backbone: {error}") from error
     if checkpoint is not None and checkpoint.task == "classify":
@@ -140,7 +151,21 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
             del state[key]
         elif key not in state or state[key].shape != own[key].shape or not same_classes:
             state[key] = own[key]
+    if not isinstance(model, SMT) and model.pretrained_cfg.get("fixed_input_size"):
+        state = _resampled(model, own, state)
+        _load_state(model, state, checkpoint, "model, model_args and input.size")
+        return
     _load_state(model, state, checkpoint, "model and model_args")
+
+
+def _resampled(model: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with what depends on the image size resampled by timm, as it does with its own weights."""
+    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if resample is None or all(key in own and own[key].shape == value.shape for key, value in state.items()):
+        return state
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")  # of its indexing
+        return dict(resample(state, model))
 
 
 def classifier_layers(model: Any) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..checkpoints import checksum
 from ..data.fingerprint import UsedImages
+from ..data.padding import LARGEST_STRIDE
 from ..data.transforms import channel_statistics
 from ..recipe import Distill, Input, Recipe
 from .backbone import find_backbone
+from .image_size import check_any_size
 from .load import load
 
 T = TypeVar("T")
@@ -66,8 +68,13 @@ class Distillation:
         if not any(True for _ in self._model.parameters()):
             raise ValueError(f"distill.teacher={config.teacher} is an export; expected the run that was exported")
         if self._weight:
-            for model, name in ((student, recipe.model), (self._model, config.teacher)):
-                _check_maps(model, name)
+            _check_maps(student, recipe.model, input)
+            _check_maps(self._network, config.teacher, theirs)
+        if find_backbone(student) is not None:  # of a task whose images have any size
+            try:
+                check_any_size(self._network, theirs.channels)
+            except ValueError as error:
+                raise ValueError(f"distill.teacher={config.teacher} cannot teach {recipe.task}: {error}") from error
         self.identity = checksum(self._model.state_dict())
         (mean, std), (their_mean, their_std) = channel_statistics(input), channel_statistics(theirs)
         m, s, tm, ts = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std, their_mean, their_std))
@@ -171,7 +178,8 @@ def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> 
 
 
 def _keep(maps: list[Tensor], permuted: bool, module: nn.Module, arguments: Any, output: Tensor) -> None:
-    maps.append(output.permute(0, 3, 1, 2) if permuted else output)
+    is_map = isinstance(output, Tensor) and output.ndim == 4
+    maps.append(output.permute(0, 3, 1, 2) if permuted and is_map else output)
 
 
 def _feature_info(model: Any) -> list[dict[str, Any]]:
@@ -179,17 +187,33 @@ def _feature_info(model: Any) -> list[dict[str, Any]]:
     return info if isinstance(info, list) else info.get_dicts()
 
 
-def _check_maps(model: nn.Module, name: str) -> None:
+def _check_maps(model: nn.Module, name: str, input: Input) -> None:
     """Raise a ValueError if timm does not name feature maps of a model, or they are not of several resolutions."""
     if find_backbone(model) is not None:
         return
     info = _feature_info(model)
     strides = [entry.get("reduction") for entry in info]
-    if len(set(strides)) < 2 or not all(entry.get("module") for entry in info):
+    named = len(set(strides)) > 1 and all(entry.get("module") for entry in info)
+    if not named or not _has_maps(model, [entry["num_chs"] for entry in info], input):
         raise ValueError(
             f"invalid distill.features: {name} has no feature maps of several resolutions; set it to 0 to learn from "
             "the outputs of a classifier, or use a model that has, e.g. an SMT, ConvNeXt, EfficientNet or ResNet"
         )
+
+
+def _has_maps(model: nn.Module, channels: list[int], input: Input) -> bool:
+    """Whether the modules that timm names return maps (B, C_i, H_i, W_i), on a black image."""
+    training, parameter = model.training, next(model.parameters())
+    side = getattr(input, "size", LARGEST_STRIDE * 4)
+    image = torch.zeros(1, input.channels, side, side, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), feature_maps(model) as maps:
+            model.eval()(image)
+    except AttributeError:  # a module that is not there
+        return False
+    finally:
+        model.train(training)
+    return [x.shape[1] if isinstance(x, Tensor) and x.ndim == 4 else None for x in maps] == channels
 
 
 def _described(input: Input) -> str:

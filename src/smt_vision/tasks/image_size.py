@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from ..registry import create_timm_model
 
@@ -13,11 +14,13 @@ from ..registry import create_timm_model
 # shifted in every second block also where a feature map is a single window, as in the detectors of Swin's authors.
 ANY_SIZE = {"strict_img_size": False, "always_partition": True, "dynamic_img_size": True}
 
+OTHER_SIZE = (96, 160)  # pixels
+
 
 def arguments_for_size(name: str, arguments: Mapping[str, Any], size: int | tuple[int, int]) -> dict[str, Any]:
     """The model arguments, with ``img_size`` if the model's layers are for images of another size.
 
-    Pretrained weights are then resampled by timm, where they depend on the size.
+    timm then resamples the pretrained weights of most models, and cannot load those of others.
 
     Args:
         name: timm model name.
@@ -42,6 +45,31 @@ def arguments_for_any_size(name: str, arguments: Mapping[str, Any]) -> dict[str,
         return dict(arguments)
     accepted = _accepted(name, arguments)
     return {**{key: value for key, value in ANY_SIZE.items() if key in accepted}, **arguments}
+
+
+def is_for_one_size(name: str) -> bool:
+    """Whether timm says that the weights of a model are for images of one size."""
+    return _fixed_size_cfg(name) is not None
+
+
+def check_any_size(network: nn.Module, channels: int) -> None:
+    """Run a network on an image that is not square.
+
+    Args:
+        network: A network of images.
+        channels: Image channels.
+
+    Raises:
+        ValueError: It cannot compute images of this size.
+    """
+    training, device = network.training, next(network.parameters()).device
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, channels, *OTHER_SIZE, device=device))
+    except (RuntimeError, AssertionError, ValueError, LookupError) as error:
+        raise ValueError(f"its layers are for images of one size ({' '.join(str(error).split())})") from error
+    finally:
+        network.train(training)
 
 
 def _fixed_size_cfg(name: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....data.padding import LARGEST_STRIDE, group_by_size
+from ....data.padding import group_by_size, padded
 from ..config import SegmentConfig
 from .upernet import resize
 
@@ -181,14 +181,17 @@ def _variant_rows(
 def _logit_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
     """Yield the logits of images of one size, ``(B, K, n, w)`` float32, in one pass or in windows."""
     height, width = image.shape[-2:]
-    padded = F.pad(image, (0, -width % LARGEST_STRIDE, 0, -height % LARGEST_STRIDE))
+    sides = padded(height), padded(width)
+    if config.test == "slide":  # the last windows end at the border of the image, unless it is smaller than a window
+        sides = max(height, min(config.crop[0], sides[0])), max(width, min(config.crop[1], sides[1]))
+    image = F.pad(image, (0, sides[1] - width, 0, sides[0] - height))
     if config.test == "whole":
-        logits = model(padded)[..., :height, :width]
+        logits = model(image)[..., :height, :width]
         for rows in logits.split(_rows_per_band(logits, width), dim=-2):
             yield rows.float()
     else:
         top = 0
-        for rows in _slide(model, padded, config.crop, config.stride):
+        for rows in _slide(model, image, config.crop, config.stride):
             yield rows[..., : height - top, :width]
             top += rows.shape[-2]
             del rows
