@@ -186,7 +186,7 @@ class LargeJpeg:
     def reduced(self, width: int, height: int) -> Image.Image:
         """The crop, decoded at the lowest resolution of at least ``MARGIN`` times a width and height.
 
-        At a reduced resolution, its sides are rounded to whole pixels: by up to 1/4 pixel of width x height.
+        At a reduced resolution, its sides are rounded to whole pixels: by less than 1/2 pixel of width x height.
 
         Raises:
             UnreadableImage: The image cannot be decoded.
