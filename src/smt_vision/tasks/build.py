@@ -151,11 +151,10 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
             del state[key]
         elif key not in state or state[key].shape != own[key].shape or not same_classes:
             state[key] = own[key]
+    settings = "model and model_args"
     if not isinstance(model, SMT) and model.pretrained_cfg.get("fixed_input_size"):
-        state = _resampled(model, own, state)
-        _load_state(model, state, checkpoint, "model, model_args and input.size")
-        return
-    _load_state(model, state, checkpoint, "model and model_args")
+        state, settings = _resampled(model, own, state), "model, model_args and input.size"
+    _load_state(model, state, checkpoint, settings)
 
 
 def _resampled(model: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
