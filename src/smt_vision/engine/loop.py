@@ -144,9 +144,8 @@ def _without_initial_weights(recipe: Recipe, folder: Path) -> Recipe:
     input = recipe.input
     if recipe.checkpoint is not None and None in (input.mean, input.std):
         for path in paths:
-            with suppress(
-                ValueError, OSError, LookupError, TypeError
-            ):  # damaged: the run takes the next one, and says so
+            # A damaged one is passed over, as the run itself does, which says so.
+            with suppress(ValueError, OSError, LookupError, TypeError):
                 stored = (checkpoints.load(path).spec or {})["input"]
                 input = replace(input, mean=tuple(stored["mean"]), std=tuple(stored["std"]))
                 break

@@ -64,7 +64,7 @@ def check_any_size(network: nn.Module, channels: int) -> None:
     """
     training, device = network.training, next(network.parameters()).device
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             network.eval()(torch.zeros(1, channels, *OTHER_SIZE, device=device))
     except (RuntimeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(f"its layers are for images of one size ({' '.join(str(error).split())})") from error
