@@ -24,7 +24,7 @@ from ..spec import ModelSpec
 from ..text import get_logger
 from .backbone import Backbone
 from .classes import some_names
-from .image_size import arguments_for_any_size, check_any_size, is_for_one_size
+from .image_size import arguments_for_any_size, check_any_size, is_for_one_size, run_on_black
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
@@ -290,15 +290,10 @@ def check_image_size(model: nn.Module, channels: int, size: int) -> None:
     """
     if size > SMALL_SIDE and not getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
         return
-    training, parameter = model.training, next(model.parameters(), None)
-    image = torch.zeros(1, channels, size, size)
     try:
-        with torch.inference_mode():
-            model.eval()(image if parameter is None else image.to(parameter))
+        run_on_black(model, channels, size, size)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"invalid input.size={size}: the model cannot compute images of this size ({error}); choose "
             + ("a larger one" if size <= SMALL_SIDE else "the size of its pretrained weights")
         ) from error
-    finally:
-        model.train(training)

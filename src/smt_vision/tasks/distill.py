@@ -21,7 +21,7 @@ from ..data.padding import LARGEST_STRIDE
 from ..data.transforms import channel_statistics
 from ..recipe import Distill, Input, Recipe
 from .backbone import find_backbone
-from .image_size import check_any_size
+from .image_size import check_any_size, run_on_black
 from .load import load
 
 T = TypeVar("T")
@@ -203,16 +203,12 @@ def _check_maps(model: nn.Module, name: str, input: Input) -> None:
 
 def _has_maps(model: nn.Module, channels: list[int], input: Input) -> bool:
     """Whether the modules that timm names return maps (B, C_i, H_i, W_i), on a black image."""
-    training, parameter = model.training, next(model.parameters())
     side = getattr(input, "size", LARGEST_STRIDE * 4)
-    image = torch.zeros(1, input.channels, side, side, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad(), feature_maps(model) as maps:
-            model.eval()(image)
+        with feature_maps(model) as maps:
+            run_on_black(model, input.channels, side, side)
     except AttributeError:  # a module that is not there
         return False
-    finally:
-        model.train(training)
     return [x.shape[1] if isinstance(x, Tensor) and x.ndim == 4 else None for x in maps] == channels
 
 

@@ -62,12 +62,19 @@ def check_any_size(network: nn.Module, channels: int) -> None:
     Raises:
         ValueError: It cannot compute images of this size.
     """
-    training, device = network.training, next(network.parameters()).device
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, channels, *OTHER_SIZE, device=device))
+        run_on_black(network, channels, *OTHER_SIZE)
     except (RuntimeError, AssertionError, ValueError, LookupError) as error:
         raise ValueError(f"its layers are for images of one size ({' '.join(str(error).split())})") from error
+
+
+@torch.no_grad()
+def run_on_black(network: nn.Module, channels: int, height: int, width: int) -> None:
+    """Run a network on one black image, in evaluation mode, and leave it in the mode that it was in."""
+    training, parameter = network.training, next(network.parameters(), None)
+    image = torch.zeros(1, channels, height, width)
+    try:
+        network.eval()(image if parameter is None else image.to(parameter))
     finally:
         network.train(training)
 
