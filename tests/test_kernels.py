@@ -35,6 +35,12 @@ needs_triton = pytest.mark.skipif(not availability.HAS_TRITON, reason="Triton is
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}  # of a tensor's norm
 
 
+@pytest.fixture(autouse=True)
+def _float32_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TF32, with which PyTorch computes convolutions on a GPU by default, to three digits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers of ``dtype``, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape))).to(DEVICE, dtype)

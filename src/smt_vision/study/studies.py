@@ -113,10 +113,12 @@ PEERS_IMAGENET_CLAIM = Claim(
 BUDGET: Mapping[str, Overrides] = {
     "smt": {},
     "no_aggregation": {"model_args.aggregation": "none"},
+    "one_head": {"model_args.conv_heads": 1},
     "msa_only": {"model_args.mixers": "A"},
 }
 BUDGET_CLAIMS = (
     Claim("SAA is better than no aggregation", "smt", ("no_aggregation",)),
+    Claim("4 convolution heads are better than one", "smt", ("one_head",)),
     Claim("The hybrid is better than attention only", "smt", ("msa_only",)),
 )
 
@@ -136,7 +138,10 @@ SIZES: Mapping[str, Overrides] = {
         "model_args.attn_heads": (4, 6, 12, 24),
     },
     # The size of a GPU: feature maps of 32, 16, 8 and 4 pixels.
-    "20 epochs, stem stride 1": {"epochs": 20, "model_args.stem_stride": 1, "engine.eval_every": 5},
+    **{
+        f"{n} epochs, stem stride 1": {"epochs": n, "model_args.stem_stride": 1, "engine.eval_every": n // 5}
+        for n in (5, 10, 50)
+    },
 }
 
 # Cells of seconds on some 24 images.
