@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from smt_vision.study import pictures
+from smt_vision.study.report import verdict_table
 from smt_vision.study.results import CellResult
 from smt_vision.study.statistics import BudgetSummary, Verdict, decisive_summary, summarize, trends
 from smt_vision.study.studies import CIFAR10
@@ -162,6 +163,16 @@ def test_a_claim_is_judged_by_the_last_budget_with_four_pairs_of_all_its_compari
     assert budget(BETTER, short=two, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=1)) == "short"
     assert budget(BETTER, short=two, long=made_up(STUDY, "long", dict(a=60, b=60), seeds=2)) == "long"
     assert decisive_summary(BEST, summarize(STUDY, two)) is None
+
+
+def test_the_short_table_names_other_budgets_that_decide() -> None:
+    results = made_up(STUDY, "short", dict(a=60, b=55)) | made_up(STUDY, "long", dict(a=80, b=80))
+    study = replace(STUDY, claims=(BETTER,))
+    (row,) = verdict_table([study], {STUDY.name: summarize(study, results)}, decisive=True)[2:]
+    assert row.endswith("| **undecided at this scale**; supported at short |")
+    assert "long" in row
+    everything = verdict_table([study], {STUDY.name: summarize(study, results)})
+    assert not any(";" in row for row in everything)
 
 
 def test_pictures_of_budgets_with_different_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

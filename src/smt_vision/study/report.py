@@ -11,7 +11,7 @@ from ..pages import html_page, table_lines
 from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
-from .statistics import BudgetSummary, Comparison, Trend, decisive_summary, trends
+from .statistics import BudgetSummary, Comparison, Trend, Verdict, decisive_summary, trends
 from .study import Claim, Study, inference_key
 
 METHOD = """\
@@ -83,7 +83,8 @@ def verdict_table(
         studies: The studies.
         summaries: Summaries of each study, by its name.
         decisive: One line per claim, of the budget that it is judged by
-            (:func:`smt_vision.study.statistics.decisive_summary`), instead of one per claim and budget.
+            (:func:`smt_vision.study.statistics.decisive_summary`), instead of one per claim and budget; it names the
+            other budgets at which the verdict is another one and not undecided.
     """
     rows = []
     for study in studies:
@@ -94,7 +95,10 @@ def verdict_table(
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
                     published = "; ".join(f"{c.than}: {c.published:+.1f}" for c in found if c.published is not None)
-                    rows.append([claim.text, where, measured, published, Markdown(f"**{summary.verdict(claim)}**")])
+                    verdict = f"**{summary.verdict(claim)}**" + (
+                        _elsewhere(claim, summary, found_for) if decisive else ""
+                    )
+                    rows.append([claim.text, where, measured, published, Markdown(verdict)])
     return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
 
@@ -141,6 +145,13 @@ def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
     return ", ".join(f"**{verdict}**{f' ({budget})' if budget else ''}" for budget, verdict in by_budget)
 
 
+def _elsewhere(claim: Claim, shown: BudgetSummary, summaries: Sequence[BudgetSummary]) -> str:
+    """The budgets that decide a claim otherwise than the one shown."""
+    by_budget = [(summary.budget, summary.verdict(claim)) for summary in summaries]
+    others = [pair for pair in by_budget if pair[1] not in (Verdict.UNDECIDED, shown.verdict(claim))]
+    return "".join(f"; {verdict} at {markdown(budget)}" for budget, verdict in others)
+
+
 def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Mapping[str, float]) -> list[str]:
     header = ["variant", "changed", "seeds", f"{label}, mean", "SD", "parameters (M)", "GMAC", "images/s", "minutes"]
     speed_of = _by_variant(study, summary, speeds)
@@ -169,7 +180,7 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
         return []
     header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
     rows = [
-        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.difference:+.2f}", _interval(c), _published(c),
+        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.difference:+z.2f}", _interval(c), _published(c),
          _number(c.p_value, ".3f"), str(c.verdict)]
         for c in summary.comparisons
     ]  # fmt: skip
@@ -181,9 +192,9 @@ def _trend_table(changes: Sequence[Trend]) -> list[str]:
     rows = []
     for trend in changes:
         low, high = trend.change - trend.half_width, trend.change + trend.half_width
-        interval = "" if isnan(low) else f"{low:+.2f} to {high:+.2f}"
+        interval = "" if isnan(low) else f"{low:+z.2f} to {high:+z.2f}"
         rows.append(
-            [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, f"{trend.change:+.2f}", interval]
+            [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, f"{trend.change:+z.2f}", interval]
         )
     return [*table_lines(header, rows), ""]
 
@@ -200,11 +211,11 @@ def _published(comparison: Comparison) -> str:
 
 def _difference(comparison: Comparison) -> str:
     interval = _interval(comparison)
-    return f"{comparison.difference:+.2f}" + (f" ({interval})" if interval else " (one seed)")
+    return f"{comparison.difference:+z.2f}" + (f" ({interval})" if interval else " (one seed)")
 
 
 def _interval(comparison: Comparison) -> str:
-    return "" if isnan(comparison.low) else f"{comparison.low:+.2f} to {comparison.high:+.2f}"
+    return "" if isnan(comparison.low) else f"{comparison.low:+z.2f} to {comparison.high:+z.2f}"
 
 
 def metric_label(summaries: Sequence[BudgetSummary]) -> str:
