@@ -293,6 +293,23 @@ def test_an_object_that_is_labeled_twice_is_used_once(tmp_path: Path, caplog: py
     assert f"1 objects that are labeled twice: labels/train/{label.name}:{len(lines) + 1}; used once" in warning
 
 
+def test_few_boxes_of_a_yolo_set_that_extend_outside_are_clipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_yolo(tmp_path)
+    label = root / "labels" / "train" / "a.txt"  # of an image of 64 x 32 pixels
+    inside = [f"0 0.5 0.5 0.{n} 0.1" for n in range(100, 140)]
+    label.write_text("\n".join([*inside, "1 0.9375 0.25 0.25 1.0"]))
+    objects = open_detection(str(root), "train").objects()
+    assert [52.0, 0.0, 12.0, 24.0] in objects["boxes"].tolist()
+    assert 288.0 in objects["areas"].tolist()
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "1 boxes more than 2 px outside of their image: labels/train/a.txt:41; clipped" in warning
+    label.write_text("\n".join([*inside, "1 1.05 0.25 0.02 0.1"]))  # no part of it is inside
+    with pytest.raises(ValueError, match=r"boxes outside of their image: labels/train/a\.txt:41"):
+        open_detection(str(root), "train")
+
+
 def test_damaged_image_of_a_yolo_set_is_unreadable_and_no_error(tmp_path: Path) -> None:
     root = write_yolo(tmp_path)
     (root / "images" / "train" / "b.png").write_bytes(b"no image")

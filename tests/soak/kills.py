@@ -88,7 +88,7 @@ class Kill:
 
 
 def draw_kill(rng: Random, seconds: float, lines: int) -> Kill:
-    """A random moment of the first so many seconds and lines of a run."""
+    """A random moment within the first seconds and lines of a run."""
     kind = rng.choice(("time", "step", "save", "save"))
     number = {"time": rng.uniform(0, seconds), "step": rng.randint(1, lines), "save": rng.randint(1, 4)}[kind]
     return Kill(kind, number, 0.0 if kind == "time" else rng.choice((0.0, 0.001, 0.003, rng.uniform(0, 0.03))))

@@ -46,7 +46,10 @@ def build_parser(words: list[str]) -> Parser:
         "--data", nargs="+", default=[], metavar="PATH", help="the dataset; for studies on several, NAME=PATH of each"
     )
     parser.add_argument(
-        "--jobs", type=Processes, default=1, help="cells at a time; one thread each on a CPU, one GPU each"
+        "--jobs",
+        type=Processes,
+        default=1,
+        help="cells at a time; one thread each on a CPU; with more jobs than GPUs, several share one",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")

@@ -27,8 +27,8 @@ from .image_size import arguments_for_size
 from .predictor import Predictor
 
 Overrides = Mapping[str, Mapping[str, Any]]
-# A model may have this many times the parameters of its file, and so many more, while it is built: heads are replaced,
-# and backbones are built with a classifier first.
+# A model may have MAX_TIMES the parameters of its file plus MAX_MORE while it is built: heads are replaced, and
+# backbones are built with a classifier first.
 MAX_TIMES, MAX_MORE = 4, 150_000_000
 MAX_MORE_TENSORS = 20_000
 

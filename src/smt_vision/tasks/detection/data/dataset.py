@@ -425,7 +425,7 @@ def stored_size(path: Path) -> tuple[int, int] | None:
 
 
 def _list_files(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also where the name is too long for the file system
         return {}
     names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ....data.files import first_existing, is_hidden, is_image, list_files
 from ....data.validation import ValidationReport
 from ....text import get_logger
 from ....yaml_files import parse_yaml, read_yaml_text
 from .annotation_files import read_text
-from .dataset import SHARES, DetectionDataset, FileIndex, stored_size
+from .dataset import SHARES, TOLERANCE, DetectionDataset, FileIndex, stored_size
 from .fields import SPLIT_NAMES, DetectionSplit, are_finite, parse_integer, shown
 from .shapes import Shape, check_shapes
 
@@ -32,6 +33,7 @@ NAMES = ("classes.txt", "labels/classes.txt")  # Label Studio's and LabelImg's, 
 ALL_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 DARKNET = "*/_darknet.labels"  # Roboflow's names of classes, beside the images and text files of each split
 THREADS = 8
+FEW = 0.05  # of the objects, those that are clipped to their image; more of them are taken for another format
 
 
 class YoloSplit(NamedTuple):
@@ -131,6 +133,7 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
                 shapes.append(_shape(i, values, *sizes[i, ::-1].tolist()))
                 places.append(place)
     report.raise_errors()
+    shapes = _clip_few(shapes, sizes, places, report)
     objects = check_shapes(report, shapes, sizes, places.__getitem__)
     report.raise_errors()
     inside = all(path.is_relative_to(split.base) for path in images)
@@ -307,3 +310,26 @@ def _shape(image: int, values: list[float], width: int, height: int) -> Shape:
         return Shape(image, int(label), None, [value * side for value, side in zip(coordinates, sides, strict=False)])
     x, y, w, h = coordinates
     return Shape(image, int(label), ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height), None)
+
+
+def _clip_few(
+    shapes: list[Shape], sizes: npt.NDArray[np.int64], places: list[str], report: ValidationReport
+) -> list[Shape]:
+    """Clip boxes that extend outside of their image, reported as a warning, if they are few.
+
+    Boxes that are stored as corners, or with width and height in the other order, extend outside of it as well, but
+    they are many.
+    """
+    clipped = {}
+    for i, shape in enumerate(shapes):
+        if shape.box is not None:
+            (x, y, w, h), (height, width) = shape.box, sizes[shape.image].tolist()
+            if max(-x, -y, x + w - width, y + h - height) > TOLERANCE:
+                left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+                if left < right and top < bottom:
+                    clipped[i] = shape._replace(box=(left, top, right - left, bottom - top))
+    if len(clipped) > FEW * len(shapes):
+        return shapes
+    for i in clipped:
+        report.warning(f"boxes more than {TOLERANCE:g} px outside of their image", places[i], "clipped")
+    return [clipped.get(i, shape) for i, shape in enumerate(shapes)]
