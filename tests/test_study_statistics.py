@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from smt_vision.study import pictures
 from smt_vision.study.report import verdict_table
 from smt_vision.study.results import CellResult
-from smt_vision.study.statistics import BudgetSummary, Verdict, decisive_summary, summarize, trends
+from smt_vision.study.statistics import BudgetSummary, Verdict, correct_p_values, decisive_summary, summarize, trends
 from smt_vision.study.studies import CIFAR10
 from smt_vision.study.study import Claim, Study
 from study_results import made_up_result
@@ -94,6 +95,12 @@ def test_the_layout_equals_the_analysis_by_hand() -> None:
     expected = ordered[np.argsort(np.argsort(raw))]
     found = [c.p_value for c in summarize(STUDY, results)[0].comparisons]
     assert found == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("p_values", [[0.03], [0.5, 0.01, 0.02, 0.02, 1.0], [1e-9, 0.049, 0.9, 0.9]])
+def test_holm_equals_statsmodels(p_values: list[float]) -> None:
+    expected = multipletests(p_values, method="holm")[1]
+    assert correct_p_values(np.array(p_values)).tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 
 def test_missing_cells_keep_the_pairs() -> None:
