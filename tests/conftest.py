@@ -1,5 +1,6 @@
 """Fixtures shared by several test files."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
 from smt_vision.pictures import style
 from tiny_run import tiny, write_split
+
+# A garbage collection takes half a second where millions of objects have been imported.
+gc.set_threshold(50_000, 20, 50)
 
 
 def shared_dir() -> Path:

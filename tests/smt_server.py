@@ -6,6 +6,7 @@ The documentation runs dozens of commands, and seconds of imports for each would
 Usage: python smt_server.py SOCKET
 """
 
+import gc
 import importlib
 import json
 import os
@@ -41,9 +42,12 @@ def serve(address: str) -> None:
     """Import what commands need, then run each in its own process, forever."""
     for module in MODULES:
         importlib.import_module(module)
+    from smt_vision.pictures import style
     from smt_vision.tasks.classification.data.sources import open_dataset
 
     open_dataset("auto", "val", val_fraction=0.2)  # parsed from text once
+    style.STYLE["figure.constrained_layout.use"] = False  # as in conftest.py
+    gc.freeze()  # a collection in a fork would copy all memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

@@ -191,7 +191,9 @@ class _Runner:
         self._speeds: list[float] = []  # seconds per pass over the data of the cells that were trained
         # Processes are forked from a clean one that has imported everything, which takes longer than a tiny cell.
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([process.__name__, "torchmetrics.classification"])
+        self._context.set_forkserver_preload(
+            [process.__name__, "torchmetrics.classification", "matplotlib.backends.backend_agg"]
+        )
 
     def start(self) -> None:
         """Start as many waiting cells as there are free jobs."""
