@@ -33,7 +33,7 @@ PLAIN = st.recursive(
 
 
 def test_corpus_and_fuzzed_inputs(tmp_path: Path) -> None:
-    report = Fuzzing(tmp_path, workers=1).run(150, progress=False)
+    report = Fuzzing(tmp_path, workers=1).run(60, progress=False)
     assert report["corpus"] > 20
     assert not report["failures"], "\n".join([summary(report), *map(json.dumps, report["failures"])])
 

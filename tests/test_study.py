@@ -13,7 +13,7 @@ import pytest
 
 from command import answer, refusal, run
 from pages import REPO
-from smt_vision.study import runner
+from smt_vision.study import runner, throughput
 from smt_vision.study.debug import write_debug_data
 from smt_vision.study.estimate import estimate_seconds
 from smt_vision.study.report import verdict_table
@@ -288,8 +288,13 @@ def test_dry_run_measures_where_nothing_is_finished(
 
 
 def test_report_of_finished_cells(
-    finished: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(throughput, "compare", functools.partial(throughput.compare, seconds=0.0, peak=1e9))
     file = tmp_path / "mine.py"
     file.write_text(COMMAND.format(changes=""))
     elsewhere = tmp_path / "elsewhere"  # results alone, of cells that another machine trained
