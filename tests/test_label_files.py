@@ -25,6 +25,7 @@ from smt_vision.data.stratify import split_fold
 from smt_vision.deploy.samples import image_to_tensor, sample_photo_crops
 from smt_vision.engine.folds import cross_validate
 from smt_vision.engine.loop import train
+from smt_vision.tasks.classes import label_separator
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig, LabelsConfig
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.sources import open_dataset
@@ -305,6 +306,22 @@ def test_multi_label_predictions(multi_label_run: Path, tmp_path: Path, capsys: 
     assert none.row(none(images[:1])[0])[0] == "none"
     (found,) = answer(capsys, "predict", str(multi_label_run / "run"), str(images[0]), "--classify.threshold", "0")
     assert {label for label, _ in found["labels"]} == set(COLORS)
+
+
+def test_labels_are_joined_by_what_is_in_no_class_name(multi_label_run: Path, tmp_path: Path) -> None:
+    assert [label_separator(names) for names in (["a", "b;c"], ["a|b"], ["a|b", "c;d"], ["a|;,"])] == [
+        "|",
+        ";",
+        ",",
+        "|",
+    ]
+    predictor: Any = smt_vision.load(multi_label_run / "run", overrides={"classify": {"threshold": 0.0}})
+    predictor.classes = ("blue|b", "green", "red")
+    (result,) = predictor([multi_label_run / "set" / "0.png"])
+    predictor.save([result], tmp_path)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert set(row["labels"].split(";")) == set(predictor.classes)
 
 
 def test_mixing_keeps_the_share_of_each_label(multi_label_run: Path) -> None:

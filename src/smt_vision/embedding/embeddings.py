@@ -20,11 +20,11 @@ from ..data.dataset import Raw, RawDataset
 from ..data.decode import UnreadableImage
 from ..extras import require
 from ..files import write_atomic
+from ..tasks.classes import label_separator
 from ..tasks.load import Overrides, load
 from .sources import open_splits
 
 SUFFIXES = (".npz", ".parquet")
-SEPARATOR = "|"  # between the class names of an image that has several
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Embeddings:
         model: Display name of the model.
         ids: Id of each image, unique within its split: its path, or its number in a dataset without files.
         splits: Split of each image; ``all`` for images without splits.
-        labels: Class name of each image, several ones joined by ``|``; empty where it is not known.
+        labels: Class name of each image, several ones joined by ``|``, or by ``;`` or ``,`` where
+            the name of a class contains that; empty where it is not known.
         features: ``(N, D)`` float32.
         fingerprints: ``(N,)`` int64 hashes of the files' content, equal for copies of a file.
         unreadable: Messages about images that could not be read, which are left out.
@@ -184,4 +185,5 @@ def _labels(dataset: RawDataset[Any]) -> list[str]:
     labels: list[list[str]] = [[] for _ in range(len(dataset))]
     for image, class_id in zip(*dataset.presence(), strict=True):
         labels[image].append(dataset.classes[class_id])
-    return [SEPARATOR.join(names) for names in labels]
+    separator = label_separator(dataset.classes)
+    return [separator.join(names) for names in labels]

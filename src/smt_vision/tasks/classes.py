@@ -16,7 +16,14 @@ Images = TypeVar("Images", bound=RawDataset[Any])
 Key = TypeVar("Key", str, int)
 _SEPARATORS = re.compile(r"\s+|(?<=\w)[-_\s]+(?=\w)|_+")  # not the sign of a number
 SHOWN = 5  # names listed in a message
+LABEL_SEPARATORS = ("|", ";", ",")  # between the class names of an image that has several
 MAX_DIGITS = 100  # of a name that is taken for a number
+
+
+def label_separator(classes: Iterable[str]) -> str:
+    """What joins the class names of an image in a table: the first separator that is in none of them, else ``|``."""
+    text = "".join(classes)
+    return next((separator for separator in LABEL_SEPARATORS if separator not in text), LABEL_SEPARATORS[0])
 
 
 def with_classes(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...bounds import Count, checked
 from ...pictures.drawing import with_caption
 from ...pictures.style import short
+from ..classes import label_separator
 from ..predictor import Predictor, PreparedImage
 from ..results import Source, decode_source
 from .data.transforms import eval_transform
@@ -40,13 +41,15 @@ class Classifier(Predictor[Prediction]):
         """Write ``predictions.csv`` and ``predictions.png``, a contact sheet of the first 25 images.
 
         The CSV of a multi-label classifier is a label file: its columns ``image`` and ``labels`` can be trained on.
+        Labels are joined by ``|``, or by ``;`` or ``,`` where the name of a class contains that.
 
         Args:
             results: Predictions of this classifier.
             folder: Output folder; created if necessary.
             options: Unused.
         """
-        return write_predictions(results, Path(folder), self.input, self.config.multi_label)
+        separator = label_separator(self.classes) if self.config.multi_label else None
+        return write_predictions(results, Path(folder), self.input, separator)
 
     def draw(self, result: Prediction, **options: Any) -> Image.Image:
         """The image with its class, or its classes."""

@@ -38,7 +38,7 @@ class Prediction:
 
 
 def write_predictions(
-    results: Iterable[Prediction], folder: Path, input: Input | None = None, multi_label: bool = False
+    results: Iterable[Prediction], folder: Path, input: Input | None = None, separator: str | None = None
 ) -> list[Path]:
     """Write ``predictions.csv`` and ``predictions.png``; see
     :meth:`smt_vision.tasks.classification.predictor.Classifier.save`.
@@ -47,7 +47,7 @@ def write_predictions(
         results: Predictions of one classifier.
         folder: Output folder; created if necessary.
         input: Input of the classifier, for images of bands.
-        multi_label: Whether the predictions are of a multi-label classifier.
+        separator: What joins the labels of an image, of a multi-label classifier; ``None`` for any other.
     """
     # Imported late: most predictions are not written, and this imports matplotlib.
     from .pictures import GRID, LabeledImage, predictions, thumbnail
@@ -57,10 +57,10 @@ def write_predictions(
     shown: list[tuple[Prediction, Image.Image]] = []
     with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        label_columns = ["labels", "scores"] if multi_label else ["label", "class_id", "score", "others"]
+        label_columns = ["labels", "scores"] if separator else ["label", "class_id", "score", "others"]
         writer.writerow(["image", *label_columns, "error"])
         for result in results:
-            writer.writerow([result.id, *_cells(result, multi_label), result.error or ""])
+            writer.writerow([result.id, *_cells(result, separator), result.error or ""])
             if result.label is not None and len(shown) < GRID:
                 shown.append((result, thumbnail(decode_source(result.source, input))))
     names = image_names([result.source for result, _ in shown])
@@ -78,10 +78,10 @@ def write_predictions(
     return [table, sheet]
 
 
-def _cells(result: Prediction, multi_label: bool) -> list[str]:
-    if multi_label:  # as a label file has them
+def _cells(result: Prediction, separator: str | None) -> list[str]:
+    if separator:  # as a label file has them
         labels = result.labels or ()
-        return ["|".join(label for label, _ in labels), "|".join(f"{score:.6f}" for _, score in labels)]
+        return [separator.join(label for label, _ in labels), separator.join(f"{score:.6f}" for _, score in labels)]
     if result.label is None:
         return [""] * 4
     others = "; ".join(f"{label} {score:.4f}" for label, score in result.top[1:])

@@ -15,6 +15,7 @@ from ....data.subset import held_out
 from ....data.tables import SUFFIXES, Cell, open_table
 from ....data.validation import ValidationReport, first_few
 from ....text import get_logger, printable
+from ...classes import LABEL_SEPARATORS
 from ..config import LabelsConfig
 from .dataset import MAX_CLASSES, ImageDataset
 from .folders import FolderDataset, natural_order
@@ -23,7 +24,6 @@ log = get_logger(__name__)
 FILE_NAMES = ("metadata", "labels")  # of label files of both splits, in a folder of images
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name")
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets", "category", "tags")
-SEPARATORS = ("|", ";", ",")  # that are recognized in the labels of a file which is read otherwise
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 MAX_CELLS = 1 << 32  # of the table of images and classes, one byte each
 
@@ -247,7 +247,7 @@ class _RowReader:
     ) -> None:
         self.root, self.header, self.columns, self.config = root, header, columns, config
         self.multi_label = multi_label
-        self.separator = config.separator or "|"
+        self.separator = config.separator or LABEL_SEPARATORS[0]
         self.report = ValidationReport(str(path))
         self.where = str(path)
         self._absolute = os.path.abspath(root)
@@ -365,7 +365,7 @@ class _RowReader:
     def _check_separator(self, entries: Sequence[Entry]) -> None:
         """Find labels that are several labels with another separator, e.g. ``cat,dog`` beside ``cat`` and ``dog``."""
         names = {label: entry for entry in entries for label in entry.labels}
-        for separator in SEPARATORS:
+        for separator in LABEL_SEPARATORS:
             for label, entry in names.items():
                 parts = [_name(part) for part in label.split(separator)]
                 if len(parts) > 1 and all(part in names for part in parts):
