@@ -38,6 +38,7 @@ from smt_vision.recipe import Engine, Input, Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
+from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.task import MetricFormat
@@ -165,6 +166,25 @@ def test_no_decay_on_normalization_layers_only() -> None:
     assert free == {n for n in names.values() if "norm" in n} | {"body.pos_embed", "body.cls_token"}
     assert {"head.weight", "head.bias", "body.blocks.0.attn.qkv.bias"} <= decayed
     assert decayed | free == set(names.values()) - {"frozen"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "kept"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1)}, "relative_position_bias_table"),
+        ("mvitv2_tiny", {}, "rel_pos_"),
+    ],
+)
+def test_no_decay_on_what_the_classifier_of_a_backbone_keeps(name: str, arguments: Any, kept: str) -> None:
+    backbone = build_backbone(ModelSpec("segment", name, (), Input(), arguments), False, None)
+    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    expected = {name for name in names.values() if kept in name}
+    assert len(expected) >= 4
+    for no_decay in ("1d", "norm"):
+        groups = build_optimizer(nn.Sequential(backbone), Optim(weight_decay=0.05, no_decay=no_decay)).param_groups
+        free = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+        assert expected <= free
+        assert {name for name in names.values() if name.endswith("qkv.weight")} - free
 
 
 def test_layer_decay_of_a_model_without_layers_is_refused() -> None:

@@ -64,7 +64,11 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
     adam = _betas_and_eps(config)
     if config.name in ("adam", "adamw") and not scaled:  # all parameters in one pass
         adam["fused"] = True
-    groups = _groups_by_norm(model, config.weight_decay) if config.no_decay == "norm" else None
+    groups: list[dict[str, Any]] | None = None
+    if config.no_decay == "norm":
+        groups = _groups_by_norm(model, config.weight_decay)
+    elif config.layer_decay is None:  # as timm does, which asks the model itself only, and not its backbone
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=_without_decay(model))
     if config.backbone_lr_scale != 1:
         groups = _scale_backbone(model, groups or param_groups_weight_decay(model, config.weight_decay), config)
     return create_optimizer_v2(
@@ -92,15 +96,22 @@ def _betas_and_eps(config: Optim) -> dict[str, Any]:
     return arguments
 
 
+def _without_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that modules list in ``no_weight_decay()``."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if callable(names := getattr(module, "no_weight_decay", None))
+        for name in names()
+    }
+
+
 def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: the second, normalization layers and what modules list in ``no_weight_decay()``, has no decay."""
-    no_decay: set[int] = set()
-    for module in model.modules():
-        if is_norm(module):
-            no_decay.update(id(p) for p in module.parameters(recurse=False))
-        if callable(names := getattr(module, "no_weight_decay", None)):
-            named = dict(module.named_parameters())
-            no_decay.update(id(named[name]) for name in names() if name in named)
+    listed = _without_decay(model)
+    no_decay = {id(p) for name, p in model.named_parameters() if name in listed}
+    for module in filter(is_norm, model.modules()):
+        no_decay.update(id(p) for p in module.parameters(recurse=False))
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if id(p) not in no_decay], "weight_decay": weight_decay},

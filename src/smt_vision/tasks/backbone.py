@@ -3,6 +3,7 @@
 Shapes: B images of H x W pixels; four maps with C_i channels and stride s_i, finest first.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from timm.layers import Format
@@ -19,6 +20,8 @@ class Backbone(nn.Module):
 
     Args:
         net: timm model created with ``features_only=True``.
+        no_weight_decay: Names of parameters of :attr:`network` that weight decay does not apply to, e.g. tables of
+            position biases, besides 1-D ones.
 
     Attributes:
         feature_info: timm's ``FeatureInfo`` of the four maps: ``channels()`` C_i and ``reduction()`` s_i.
@@ -29,7 +32,7 @@ class Backbone(nn.Module):
         ValueError: The model does not have four such maps.
     """
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: Any, no_weight_decay: Collection[str] = ()) -> None:
         super().__init__()
         strides = list(net.feature_info.reduction())
         last = strides[-NUM_MAPS:]
@@ -41,11 +44,17 @@ class Backbone(nn.Module):
             )
         self.net = net
         self.feature_info = FeatureInfo(net.feature_info.get_dicts()[-NUM_MAPS:], tuple(range(NUM_MAPS)))
+        prefix = "net" if self.network is net else "net.model"
+        self._no_weight_decay = {f"{prefix}.{name}" for name in no_weight_decay}
         self._channels_last = getattr(net, "output_fmt", Format.NCHW) == Format.NHWC  # e.g. Swin
 
     def forward(self, image: Tensor) -> list[Tensor]:
         maps = self.net(image)[-NUM_MAPS:]
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else list(maps)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay does not apply to, besides 1-D ones, as of a timm model."""
+        return self._no_weight_decay
 
     @property
     def network(self) -> nn.Module:

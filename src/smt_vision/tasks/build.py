@@ -109,7 +109,7 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
             f"model {name!r} with {arguments or 'no further arguments'} cannot be used as a backbone: {error}"
         ) from error
     try:
-        backbone = Backbone(net)
+        backbone = Backbone(net, _without_decay(name, arguments, getattr(net, "model", net)))
         if is_for_one_size(name):
             check_any_size(backbone, channels)
     except ValueError as error:
@@ -246,6 +246,19 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Check
 def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) -> dict[str, Tensor]:
     """Rename a classifier's weights to the keys of its ``features_only`` model."""
     return {name: classifier[classifier_key(name, classifier)] for name in features}
+
+
+def _without_decay(name: str, arguments: Mapping[str, Any], features: nn.Module) -> set[str]:
+    """The parameters of a ``features_only`` model that its classifier keeps from weight decay; it has no such list."""
+    with torch.random.fork_rng(devices=[]):  # the run's random numbers stay the same
+        try:
+            with torch.device("meta"):
+                classifier = create_timm_model(name, **arguments)
+        except (NotImplementedError, RuntimeError):  # it computes with its weights when it is built
+            classifier = create_timm_model(name, **arguments)
+    listed = classifier.no_weight_decay() if hasattr(classifier, "no_weight_decay") else set()
+    known = {key for key, _ in classifier.named_parameters()}
+    return {key for key, _ in features.named_parameters() if classifier_key(key, known) in listed}
 
 
 def classifier_key(name: str, classifier: Container[str]) -> str:
