@@ -3,7 +3,7 @@
 Shapes: B images of H x W pixels; four maps with C_i channels and stride s_i, finest first.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from timm.layers import Format
@@ -20,8 +20,8 @@ class Backbone(nn.Module):
 
     Args:
         net: timm model created with ``features_only=True``.
-        no_weight_decay: Names of parameters of :attr:`network` that weight decay does not apply to, e.g. tables of
-            position biases, besides 1-D ones.
+        no_weight_decay: Function that returns the names of the parameters of :attr:`network` that weight decay does
+            not apply to, e.g. tables of position biases, besides 1-D ones; ``None``: there are no others.
 
     Attributes:
         feature_info: timm's ``FeatureInfo`` of the four maps: ``channels()`` C_i and ``reduction()`` s_i.
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         ValueError: The model does not have four such maps.
     """
 
-    def __init__(self, net: Any, no_weight_decay: Collection[str] = ()) -> None:
+    def __init__(self, net: Any, no_weight_decay: Callable[[nn.Module], Collection[str]] | None = None) -> None:
         super().__init__()
         strides = list(net.feature_info.reduction())
         last = strides[-NUM_MAPS:]
@@ -44,8 +44,7 @@ class Backbone(nn.Module):
             )
         self.net = net
         self.feature_info = FeatureInfo(net.feature_info.get_dicts()[-NUM_MAPS:], tuple(range(NUM_MAPS)))
-        prefix = "net" if self.network is net else "net.model"
-        self._no_weight_decay = {f"{prefix}.{name}" for name in no_weight_decay}
+        self._no_weight_decay = no_weight_decay
         self._channels_last = getattr(net, "output_fmt", Format.NCHW) == Format.NHWC  # e.g. Swin
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -54,7 +53,9 @@ class Backbone(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay does not apply to, besides 1-D ones, as of a timm model."""
-        return self._no_weight_decay
+        prefix = "net" if self.network is self.net else "net.model"
+        listed = self._no_weight_decay(self.network) if self._no_weight_decay else ()
+        return {f"{prefix}.{name}" for name in listed}
 
     @property
     def network(self) -> nn.Module:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,7 +110,7 @@ def build_backbone(spec: ModelSpec, pretrained: bool, checkpoint: Checkpoint | N
             f"model {name!r} with {arguments or 'no further arguments'} cannot be used as a backbone: {error}"
         ) from error
     try:
-        backbone = Backbone(net, _without_decay(name, arguments, getattr(net, "model", net)))
+        backbone = Backbone(net, partial(_without_decay, name, arguments))
         if is_for_one_size(name):
             check_any_size(backbone, channels)
     except ValueError as error:
