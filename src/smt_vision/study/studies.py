@@ -139,7 +139,7 @@ SIZES: Mapping[str, Overrides] = {
     },
     # The size of a GPU: feature maps of 32, 16, 8 and 4 pixels.
     **{
-        f"{n} epochs, stem stride 1": {"epochs": n, "model_args.stem_stride": 1, "engine.eval_every": n // 5}
+        f"{n} epochs at stem stride 1": {"epochs": n, "model_args.stem_stride": 1, "engine.eval_every": n // 5}
         for n in (5, 10, 50)
     },
 }
