@@ -249,14 +249,22 @@ def _to_feature_keys(classifier: Mapping[str, Tensor], features: Iterable[str]) 
     return {name: classifier[classifier_key(name, classifier)] for name in features}
 
 
-def _without_decay(name: str, arguments: Mapping[str, Any], features: nn.Module) -> set[str]:
-    """The parameters of a ``features_only`` model that its classifier keeps from weight decay; it has no such list."""
-    with torch.random.fork_rng(devices=[]):  # the run's random numbers stay the same
+def classifier_of(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The classifier that a ``features_only`` model is a part of, for what only it says of its parameters.
+
+    Built without memory for its weights where it can be; the random numbers of the run stay the same.
+    """
+    with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                classifier = create_timm_model(name, **arguments)
+                return create_timm_model(name, **arguments)
         except (NotImplementedError, RuntimeError):  # it computes with its weights when it is built
-            classifier = create_timm_model(name, **arguments)
+            return create_timm_model(name, **arguments)
+
+
+def _without_decay(name: str, arguments: Mapping[str, Any], features: nn.Module) -> set[str]:
+    """The parameters of a ``features_only`` model that its classifier keeps from weight decay; it has no such list."""
+    classifier: Any = classifier_of(name, arguments)
     listed = classifier.no_weight_decay() if hasattr(classifier, "no_weight_decay") else set()
     known = {key for key, _ in classifier.named_parameters()}
     return {key for key, _ in features.named_parameters() if classifier_key(key, known) in listed}

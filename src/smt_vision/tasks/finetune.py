@@ -6,7 +6,6 @@ from itertools import chain
 from math import inf
 from typing import Any
 
-import torch
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
@@ -15,7 +14,7 @@ from ..lora import ADAPTER, UP
 from ..recipe import Lora, Recipe
 from ..spec import ModelSpec
 from .backbone import find_backbone
-from .build import classifier_key, classifier_layers, create_model
+from .build import classifier_key, classifier_layers, classifier_of
 from .classes import some_names
 
 
@@ -94,8 +93,7 @@ def _stages(network: nn.Module, spec: ModelSpec) -> tuple[Mapping[str, int], int
     """The stage of each parameter (0 for the stem, more than the number of stages for the head), and their number."""
     whole: Any = network
     if not hasattr(network, "group_matcher"):  # timm's networks of feature maps, whose layers may have other names
-        with torch.random.fork_rng(devices=[]):  # the run's random numbers stay the same
-            whole = create_model(spec.model, in_chans=spec.input.channels, **spec.model_args)
+        whole = classifier_of(spec.model, spec.model_args)
     names = [name for name, _ in whole.named_parameters()]
     matcher = whole.group_matcher(coarse=True) if hasattr(whole, "group_matcher") else _feature_matcher(whole, names)
     if matcher is None:
