@@ -85,7 +85,7 @@ def test_classes_duplicates_and_damaged_images(classes: Path, tmp_path: Path, ca
     train, val = report["splits"]["train"], report["splits"]["val"]
     assert [(row["class"], row["images"]) for row in train["classes"]] == [("blue", 9), ("green", 8), ("red", 8)]
     assert [row["images"] for row in val["classes"]] == [5, 5, 5]
-    assert [(each["id"], "damaged.png" in each["error"]) for each in val["broken"]] == [("green/damaged.png", True)]
+    assert [(each["id"], "damaged.png" in each["error"]) for each in val["unreadable"]] == [("green/damaged.png", True)]
     assert (train["images"], train["read"], val["images"], val["read"]) == (25, 25, 15, 15)
     assert train["width"] == {"min": 40, "median": 46, "max": 64}
     assert train["height"]["max"] == 36 + 5 * 7
@@ -191,7 +191,7 @@ def test_pixels_of_label_maps(tmp_path: Path, binary: bool, capsys: Capture) -> 
     report = answer(capsys, "inspect", data, "--out", tmp_path / "out", *options)
     train = report["splits"]["train"]
     assert report["task"] == "segment"
-    assert [each["id"] for each in train["broken"]] == ["0.png"]
+    assert [each["id"] for each in train["unreadable"]] == ["0.png"]
     maps = [np.asarray(Image.open(broken.with_name(f"{i}.png"))) for i in (1, 2, 3)]
     together = np.concatenate([labels.ravel() for labels in maps])
     labeled = together if binary else together[together != 255]
@@ -252,7 +252,7 @@ def test_a_label_file_of_several_labels_and_images_of_bands(tmp_path: Path, caps
     values = bands[:4].reshape(-1, 5) / 65535
     assert train["mean"] == pytest.approx(values.mean(axis=0), abs=1e-6)
     assert train["std"] == pytest.approx(values.std(axis=0), abs=1e-6)
-    assert not train["broken"]
+    assert not train["unreadable"]
     check_page(tmp_path / "out" / "inspect.html")
 
 
@@ -262,7 +262,7 @@ def test_a_set_without_a_readable_image(tmp_path: Path, capsys: Capture) -> None
         path.write_bytes(b"")
     report = answer(capsys, "inspect", data, "--out", tmp_path / "out")
     assert "train: no image can be used" in report["findings"]
-    assert len(report["splits"]["train"]["broken"]) == 6
+    assert len(report["splits"]["train"]["unreadable"]) == 6
     check_page(tmp_path / "out" / "inspect.html")
 
 
@@ -306,7 +306,7 @@ def test_hostile_names_are_shown_and_nothing_else(tmp_path: Path, capsys: Captur
     assert {row["class"] for row in report["splits"]["train"]["classes"]} == set(names)
     page = check_page(tmp_path / "out" / "inspect.html")
     assert {printable(name) for name in names} <= set(page.text)
-    assert sum(len(facts["broken"]) for facts in report["splits"].values()) == len(names)
+    assert sum(len(facts["unreadable"]) for facts in report["splits"].values()) == len(names)
 
 
 def test_near_duplicates_of_flat_and_of_different_pictures() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import smt_vision
 from smt_vision import checkpoints, load
 from smt_vision.engine.loop import train
 from smt_vision.study.results import RESULTS, add_result
@@ -99,3 +100,20 @@ def test_audit_tells_vulnerabilities_from_a_database_that_cannot_be_reached() ->
     for lines, code in (of(absent), of(), report("", "ConnectionError: no route"), report("[]", "")):
         assert lines[0].startswith("NOT DONE")
         assert code == 0
+
+
+def test_the_api_reference_is_current() -> None:
+    tool = script("write_api")
+    assert tool["PAGE"].read_text(encoding="utf-8") == tool["page"](), "run python tools/write_api.py"
+    described = {name for names in tool["SECTIONS"].values() for name in names}
+    assert described == {*smt_vision.__all__} - {"RECIPES", "__version__"}
+
+
+def test_the_api_reference_has_signatures_and_descriptions() -> None:
+    page = script("write_api")["page"]()
+    assert "smt_vision.fuse(model, dtype=None)\n" in page
+    assert "- `dtype`: Type that the stem" in page
+    assert "- `ValueError`: The model does not contain an SMT" in page
+    assert ".above(score)\n" in page
+    assert ":class:" not in page
+    assert " at 0x" not in page

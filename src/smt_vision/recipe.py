@@ -334,8 +334,7 @@ class Engine(Group):
         min_delta: Smallest improvement of the primary metric that counts for ``patience``, in percentage points.
         checkpoint_minutes: Longest time between two checkpoints, in minutes.
         keep_last: Number of checkpoints that are kept, the newest of them as ``last.pt``.
-        keep_every_hours: Keep a checkpoint for good each time that the run has taken this many hours; ``None`` for
-            none.
+        keep_every_hours: Keep a checkpoint permanently every this many hours of training; ``None`` for none.
         on_nonfinite: What happens after a step whose loss or gradient is not finite, or whose gradient norm is above
             ``max_grad_norm``: ``stop`` ends the run; ``skip`` leaves the batch out; ``rollback`` returns to the last
             checkpoint and leaves out the batches since. After 10 such steps in a row the run ends.

@@ -42,7 +42,8 @@ usage: smt COMMAND [ARGUMENTS]      smt COMMAND --help shows the arguments
 {commands}
 
 Every command takes --json: standard output is then the result as JSON, and nothing else.
-Exit codes: 0 success, 1 error (described on standard error), 2 invalid usage, 130 or 143 stopped by a signal.
+Exit codes: 0 success, 1 error (described on standard error), 2 invalid usage, 128 + signal number if
+stopped by a signal, e.g. 130 (Ctrl-C).
 
 Examples:
   smt train quickstart                     train on handwritten digits: a few minutes on two cores, no network

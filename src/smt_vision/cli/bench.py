@@ -41,12 +41,12 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--skip_failures",
         action="store_true",
-        help="list models that do not run in this way, as it is done for baselines",
+        help="report models that fail to run and continue, as for --baselines",
     )
     parser.add_argument(
         "--pairs",
         action="store_true",
-        help="time each model in a process of its own beside the first one; slower, and exact with many models",
+        help="time each model in a separate process together with the first one; slower, but accurate with many models",
     )
     parser.add_argument("--train", action="store_true", help="time training steps: forward, backward, AdamW")
     parser.add_argument("--batch_size", type=Count, nargs="+", default=[1, 16], help="images per call")

@@ -8,9 +8,10 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
+from docstring_parser import parse
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from ..bounds import check, describe, has_bound
@@ -57,6 +58,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = [k for f in (field, *SYNONYMS.get(field, ())) for k in known if k.rpartition(".")[2] == f][:1]
     close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def add_field(parser: "Parser", group: str, name: str, declared: type, default: str) -> None:
+    """Add an option for a field of a recipe that has no value unless it is given.
+
+    Args:
+        parser: Gets the option ``--GROUP.NAME``.
+        group: Group of the recipe, e.g. ``input``.
+        name: Name of the field.
+        declared: The dataclass that declares the field and describes it in its docstring.
+        default: What holds if the option is not given, for the help.
+    """
+    kind = get_type_hints(declared, include_extras=True)[name] | None
+    described = {p.arg_name: p.description for cls in declared.__mro__[::-1] for p in parse(cls.__doc__ or "").params}
+    about = " ".join((described.get(name) or "").replace("``", "").split())
+    parser.add_argument(f"--{group}.{name}", type=kind, help=f"{about} Default: {default}".lstrip())
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

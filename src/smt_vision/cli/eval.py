@@ -43,7 +43,7 @@ def build_parser(words: list[str]) -> Parser:
         "--split", type=Literal["val", "test"], default="val", help="split of the dataset; test for detectors only"
     )
     parser.add_argument(
-        "--bootstrap", type=Resamples, default=0, help="resamples for a 95 %% interval of the primary metric, e.g. 1000"
+        "--bootstrap", type=Resamples, default=0, help="resamples for a 95 % interval of the primary metric, e.g. 1000"
     )
     add_precision(parser)
     add_providers(parser)

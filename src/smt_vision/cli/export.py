@@ -19,7 +19,7 @@ smt export runs/finetune --format onnx
 smt export smt_femto.cifar10 --format openvino --out deployed       weights that ship with the package: no network
 smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES
 smt export runs/finetune --format openvino --int8 --calibrate MY_IMAGES --max_drop 0.5
-smt export runs/finetune --format executorch                for telephones and microcontrollers
+smt export runs/finetune --format executorch                for phones and other mobile devices
 smt export runs/nuclei --format onnx --images PHOTOS        the complete detector, from image to masks
 """
 

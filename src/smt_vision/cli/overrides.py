@@ -1,10 +1,10 @@
 """Options for fields that may differ in use from training, e.g. ``--input.size``."""
 
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..precision import Precision
 from ..tasks import TASKS, inference_overrides, recipe_class
-from .common import Parser
+from .common import Parser, add_field
 
 # Group and field, with the class that declares it.
 FIELDS = {
@@ -18,15 +18,14 @@ FIELDS = {
 def add_overrides(parser: Parser) -> None:
     """Add an option for each field; by default the model's own value is kept."""
     for (group, name), declared in FIELDS.items():
-        kind = get_type_hints(declared, include_extras=True)[name] | None
-        parser.add_argument(f"--{group}.{name}", type=kind, help="as in a recipe; default: the model's own")
+        add_field(parser, group, name, declared, default="the value stored with the model")
 
 
 def add_precision(parser: Parser) -> None:
     """Add ``--precision``, for inference."""
     parser.add_argument(
         "--precision", type=Precision | None,
-        help="fp32, bf16, or auto: bf16 if the processor has instructions for it; default: fp32, or that of an export",
+        help="fp32, bf16, or auto: bf16 if the CPU supports it natively; default: fp32, or that of an export",
     )  # fmt: skip
 
 

@@ -32,7 +32,9 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("images", nargs="+", help="images or videos, or folders, which are searched recursively")
     parser.add_argument(
-        "--out", type=OutputFolder | None, help="output folder; default: predictions; for images and classifiers, none"
+        "--out",
+        type=OutputFolder | None,
+        help="output folder; default: predictions. A classifier writes no files for images unless it is given",
     )
     parser.add_argument(
         "--batch_size", type=Count | None, help="images per forward pass; default: 32 to classify, else 4"
@@ -40,7 +42,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     parser.add_argument("--top_k", type=Count | None, help="classes reported per image; default: 3 (classifiers only)")
     parser.add_argument(
-        "--score", type=Fraction | None, help="lowest score that is drawn and reported; default: 0.4 (detectors only)"
+        "--score", type=Fraction | None, help="lowest score that is shown and reported; default: 0.4 (detectors only)"
     )
     parser.add_argument(
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"

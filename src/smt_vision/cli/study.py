@@ -63,7 +63,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="write the report of the results, without names of all studies that have some; trains nothing",
+        help="write the report of the results (without names: of all studies that have any); trains nothing",
     )
     parser.add_argument("--throughput", action="store_true", help="measure images/s of the models that have results")
     parser.add_argument("--results", nargs="+", type=Path, default=[], help="more results files, for the report")

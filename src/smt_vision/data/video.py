@@ -214,7 +214,7 @@ class VideoWriter:
 
 
 def _as_displayed(frame: Any) -> Image.Image:
-    """The image of a frame, turned and mirrored as its display matrix says, e.g. of a telephone held upright."""
+    """The image of a frame, turned and mirrored as its display matrix says, e.g. of a phone held upright."""
     image: Image.Image = frame.to_image()
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
         return image

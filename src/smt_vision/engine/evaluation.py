@@ -44,8 +44,8 @@ def evaluate(
 
     Args:
         source: A run's folder, a checkpoint, an export's folder, or a timm model name.
-        data: The images, as for training; ``None`` for those that a run was trained on. Of a dataset without a
-            validation split all images are used, but of the run's own those that training held out.
+        data: The images, as for training; ``None`` for the dataset of the run. The validation split is evaluated, or
+            without one all images, of the run's own dataset only those that training held out.
         engine: Devices and processes, and the precision unless ``precision`` is given.
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
@@ -159,9 +159,7 @@ def _open_images(
     split: str = "val",
 ) -> tuple[str, Evaluation, EvalLoader]:
     if data is None and model.recipe is None:
-        raise ValueError(
-            f"missing data: {model.name} does not name the images it was trained on, so pass them (--data)"
-        )
+        raise ValueError(f"missing data: {model.name} has no dataset of its own; pass labeled images (--data)")
     data = str(data or (model.recipe.data if model.recipe else ""))
     task = get_task(model.spec.task)
     if split not in task.splits:

@@ -47,13 +47,13 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     Args:
         model: An SMT, or any module that contains one.
         dtype: Type that the stem, the downsampling and the blocks compute in, e.g. ``torch.bfloat16``, which is 1.6
-            times as fast on a CPU that has instructions for it. Images are cast to it. The norm after each stage, which
+            times as fast on a CPU with native support for it. Images are cast to it. The norm after each stage, which
             gives the feature maps, and the classifier keep the model's dtype. ``None`` for the model's dtype.
 
     Raises:
-        ValueError: The model does not contain an SMT, is fused already, or a call of one of its modules computes more
-            than the type and the weights say, e.g. that of an adapter (LoRA) or a hook, which fusion would lose. Or
-            ``dtype`` is not a floating point type, or given for a model with a block that cannot be fused.
+        ValueError: The model does not contain an SMT, is fused already, or one of its modules has behavior beyond its
+            type and weights, e.g. an adapter (LoRA) or a hook, that fusion would drop. Or ``dtype`` is not a floating
+            point type, or given for a model with a block that cannot be fused.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"invalid dtype={dtype}: expected a floating point type, e.g. torch.bfloat16")

@@ -35,7 +35,7 @@ def inspect(
     overrides: Options | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Describe a dataset before training: its classes, sizes, brightness, broken and duplicate images, and labels.
+    """Describe a dataset before training: its classes, sizes, brightness, unreadable and duplicate images, and labels.
 
     Args:
         data: The images, as for training.
@@ -108,8 +108,8 @@ def _describe(split: SplitInspection) -> dict[str, Any]:
     values = split.measured.values
     out: dict[str, Any] = {
         "images": len(split.images),
-        "read": len(values) + len(split.measured.broken),
-        "broken": [{"id": id, "error": error} for id, error in split.measured.broken],
+        "read": len(values) + len(split.measured.unreadable),
+        "unreadable": [{"id": id, "error": error} for id, error in split.measured.unreadable],
         "classes": split.labels.classes,
         **split.labels.facts,
     }
@@ -181,8 +181,8 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
         if split not in splits
     ]
     for split, facts in splits.items():
-        if facts["broken"]:
-            found.append(f"{split}: {_number(len(facts['broken']), 'image')} or labels cannot be read or used")
+        if facts["unreadable"]:
+            found.append(f"{split}: {_number(len(facts['unreadable']), 'image')} or labels cannot be read or used")
         if facts["read"] and not facts.get("mean"):
             found.append(f"{split}: no image can be used")
     for key, what in (("duplicates", "the same file as"), ("near_duplicates", "nearly the same picture as")):
@@ -210,7 +210,7 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
             found.append(f"{split}: {facts['ignored_pixels']:.1f} % of the pixels are ignored")
         if facts.get("images_without_objects", 0) > facts["images"] / 2:
             found.append(f"{split}: {_number(facts['images_without_objects'], 'image')} without objects")
-        if facts.get("gray_images") and facts["gray_images"] == facts["read"] - len(facts["broken"]):
+        if facts.get("gray_images") and facts["gray_images"] == facts["read"] - len(facts["unreadable"]):
             found.append(f"{split}: all images are gray: input.channels=1 suffices")
     return found
 

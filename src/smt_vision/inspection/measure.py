@@ -51,13 +51,13 @@ class Measured:
         rows: Indices of the readable images (n,).
         values: Their measures (n,), of the type :func:`measures`.
         labels: What the task measures of their labels (n, ...).
-        broken: Id and error of each image that cannot be read, or whose label cannot be used.
+        unreadable: Id and error of each image that cannot be read, or whose label cannot be used.
     """
 
     rows: Counts
     values: npt.NDArray[Any]
     labels: Counts
-    broken: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,21 @@ def measure_images(
     values = np.zeros(len(rows), dtype=measures(input.channels if input.has_bands else 3))
     readable = np.zeros(len(rows), dtype=bool)
     labels: list[Counts] = []
-    broken = []
+    unreadable = []
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK].tolist()
             results = pool.map(lambda i: _measure(images, i, task, input), chunk)
             for k, (i, result) in enumerate(zip(chunk, results, strict=True), start):
                 if isinstance(result, str):
-                    broken.append((images.id(i), result))
+                    unreadable.append((images.id(i), result))
                     continue
                 values[k], label = result
                 readable[k] = True
                 if label is not None:
                     labels.append(label)
             on_images(len(chunk))
-    return Measured(rows[readable], values[readable], np.array(labels, dtype=np.int64), broken)
+    return Measured(rows[readable], values[readable], np.array(labels, dtype=np.int64), unreadable)
 
 
 def _measure(

@@ -45,18 +45,18 @@ def inspection_page(
             if report["task"] == "detect":
                 lines += _objects(report, readable, folder)
             lines += _samples(readable, task, input, report["seed"], folder)
-        lines += [*_duplicates(report, splits, input, folder), *_broken(report), *_method(report)]
+        lines += [*_duplicates(report, splits, input, folder), *_unreadable(report), *_method(report)]
         return html_page(f"smt inspect {report['data']}", "\n".join(lines) + "\n", folder)
 
 
 def _overview(report: Mapping[str, Any]) -> list[str]:
     columns = {"images": "images", "objects": "objects", "read": "read"}
     rows = [
-        (name, *(facts[key] for key in columns if key in facts), len(facts["broken"]))
+        (name, *(facts[key] for key in columns if key in facts), len(facts["unreadable"]))
         for name, facts in report["splits"].items()
     ]
     some = next(iter(report["splits"].values()))
-    header = ["split", *(text for key, text in columns.items() if key in some), "broken"]
+    header = ["split", *(text for key, text in columns.items() if key in some), "unreadable"]
     task = {"classify": "Classification", "detect": "Detection", "segment": "Segmentation"}[report["task"]]
     findings = [f"- {markdown(text)}" for text in report["findings"]] or ["Nothing stands out."]
     classes = f"{len(some['classes'])} {'class' if len(some['classes']) == 1 else 'classes'}"
@@ -232,8 +232,8 @@ def _duplicates(
     return lines
 
 
-def _broken(report: Mapping[str, Any]) -> list[str]:
-    rows = [(split, each["error"]) for split, facts in report["splits"].items() for each in facts["broken"]]
+def _unreadable(report: Mapping[str, Any]) -> list[str]:
+    rows = [(split, each["error"]) for split, facts in report["splits"].items() for each in facts["unreadable"]]
     if not rows:
         return ["## Broken images", "", "None.", ""]
     more = [f"... and {len(rows) - BROKEN} more; {code('inspect.json')} has all.", ""] if len(rows) > BROKEN else []
@@ -244,7 +244,7 @@ def _method(report: Mapping[str, Any]) -> list[str]:
     sampled = [name for name, facts in report["splits"].items() if facts["read"] < facts["images"]]
     read = (
         f"Of {' and '.join(sampled)}, {report['max_images']:,} images were read, sampled at random with seed "
-        f"{report['seed']}; duplicates, broken images, sizes and colors are those of the sample."
+        f"{report['seed']}; duplicates, unreadable images, sizes and colors are those of the sample."
         if sampled
         else "All images were read."
     )

@@ -7,7 +7,7 @@ is the release's; the differences are:
   memory as a ``B C H W`` tensor in ``torch.channels_last`` format;
 - value and context are one linear layer, and so are query, key and value;
 - the mixer of each block is data (``mixers``), not a flag;
-- every feature map is the stage's normalised output, for classification and dense prediction alike;
+- every feature map is the stage's normalized output, for classification and dense prediction alike;
 - state dicts of the release load as they are (see ``official.py`` and ``loading.py``).
 
 ``B`` batch, ``C`` channels, ``H W`` grid.
@@ -335,7 +335,7 @@ class SMT(nn.Module):
         Args:
             x: Images ``(B, in_chans, H, W)``.
             indices: The last n stages (an integer), or stage indices; ``None`` for all stages.
-            norm: No effect: every feature map is the stage's normalised output.
+            norm: No effect: every feature map is the stage's normalized output.
             stop_early: Skip the stages after the last index.
             output_fmt: ``NCHW`` or ``NHWC``.
             intermediates_only: Return the list only.

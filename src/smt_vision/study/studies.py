@@ -64,7 +64,7 @@ STACKING: Mapping[str, Overrides] = {
     "reversed": {"model_args.mixers": ("A", "A", "AS", "S")},
 }
 STACKING_CLAIMS = (
-    Claim("SAM and MSA in turn are better than in halves", "alternate", ("halves",)),
+    Claim("Alternating SAM and MSA is better than SAM first, then MSA", "alternate", ("halves",)),
     Claim("The hybrid is better than modulation or attention only", "alternate", ("sam_only", "msa_only")),
     Claim("Modulation first is better than attention first", "alternate", ("reversed",)),
 )

@@ -76,7 +76,7 @@ class Classifier(Predictor[Prediction]):
         }
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Calibrated scores (B, K) in [0, 1] from logits (B, K): of all classes together, or of each by itself."""
+        """Calibrated scores (B, K) in [0, 1] from logits (B, K): softmax, or a sigmoid per class if multi-label."""
         logits = logits.float() / self.config.temperature
         return logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
 
