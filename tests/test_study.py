@@ -17,7 +17,7 @@ from smt_vision.study import runner, throughput
 from smt_vision.study.debug import write_debug_data
 from smt_vision.study.estimate import estimate_seconds
 from smt_vision.study.report import verdict_table
-from smt_vision.study.results import RESULTS, add_result, read_results
+from smt_vision.study.results import FAILURES, RESULTS, add_result, read_failures, read_results
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
 from smt_vision.study.statistics import Verdict, summarize
 from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
@@ -77,6 +77,31 @@ def test_a_claim_about_an_unknown_variant_is_refused() -> None:
         replace(TINY_STUDY, claims=(Claim("x", "sma", ("none",)),))
 
 
+@pytest.mark.parametrize("than", ["none", (), ("saa",), ("none", "none")])
+def test_what_a_claim_compares_with_is_a_tuple_of_others(than: Any) -> None:
+    with pytest.raises(ValueError, match=r"claim 'x': invalid than=.*expected a tuple of other variants than 'saa'"):
+        Claim("x", "saa", than)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(claims=Claim("x", "saa", ("none",))), r"claims is a Claim: expected a tuple"),
+        (dict(variants={"saa": {}, "none": {"optim.lr": TINY.optim.lr}}), r"'saa' and 'none' are the same run.*remove"),
+        (dict(variants={"saa": {}, "none": {"seed": 3}}), r"sets the seed; seeds=N"),
+        (dict(budgets={"x": {"seed": 3}}), r"sets the seed; seeds=N"),
+    ],
+)
+def test_studies_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"study 'tiny_study'.*{message}"):
+        replace(TINY_STUDY, **changes)
+
+
+def test_a_study_without_tiny_cells_is_not_debugged() -> None:
+    with pytest.raises(ValueError, match=r"'tiny_study' has no values that make its cells tiny: set debug="):
+        TINY_STUDY.for_debugging()
+
+
 def test_cells_are_complete_pairs_in_order() -> None:
     study = replace(TINY_STUDY, budgets={"short": {}, "long": {"epochs": 2}})
     order = [(cell.budget, cell.recipe.seed, cell.variant) for cell in study.cells()]
@@ -116,6 +141,8 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
         assert result.by_epoch == (pytest.approx(evaluation["top1"]),)
         assert (result.epochs, result.value, result.steps) == ((1,), result.by_epoch[-1], 6)
         assert result.seconds > 0
+        assert re.fullmatch(r"[0-9a-f]{16}", result.val_images)
+    assert len({result.val_images for result in results.values()}) == 1
     saa, none = (results[TINY_STUDY.cell("", name, 0).key] for name in ("saa", "none"))
     assert saa.parameters > none.parameters
     assert saa.gmac > none.gmac
@@ -131,6 +158,16 @@ def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) ->
     with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*loss is"):
         run_cells(cells, tmp_path, data={"shapes": str(shapes)})
     assert [result.cell for result in read_results([tmp_path / RESULTS]).values()] == ["tiny_study / saa / seed 0"]
+    failures = read_failures(tmp_path / FAILURES)
+    assert failures.keys() == {cells[0].key}
+    assert "loss is" in failures[cells[0].key]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"key": "x"}'])
+def test_a_damaged_file_of_failures_names_the_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / FAILURES).write_text(f'{{"key": "k", "cell": "c", "reason": "r"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"failures\.jsonl, line 2: not a cell that failed"):
+        read_failures(tmp_path / FAILURES)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +240,7 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
         (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
         (("--seeds", "0"), "invalid --seeds 0"),
         (("--data", "a", "b"), r"invalid data=a b.*torch/cifar10=PATH"),
+        (("--report", "--only", "saa"), r"a report has all that have results.*omit --only"),
         (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
         (("--report", "--results", "nowhere.jsonl"), r"nowhere.jsonl: there is no such file"),
         (("aggregation", "--dry-run"), r"several of these studies have the name 'aggregation'"),
@@ -254,7 +292,15 @@ def test_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown study 'agregation'; did you mean aggregation?" in refusal(capsys, 2, "study", "agregation")
 
 
-@pytest.mark.parametrize(("content", "message"), [("x = 1", "STUDY of type"), ("STUDY = 3", "got 3")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", "STUDY of type"),
+        ("STUDY = 3", "got 3"),
+        ("x = 1\nSTUDY = Study()", "mine.py, line 2: NameError: name 'Study' is not defined"),
+        ("x = 1\nSTUDY = (", "mine.py, line 2: SyntaxError: '(' was never closed"),
+    ],
+)
 def test_a_file_without_a_study(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(content)
     assert message in refusal(capsys, 1, "study", tmp_path / "mine.py")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from smt_vision.study.report import verdict_table, write_report
-from smt_vision.study.results import RESULTS, add_result, read_results
+from smt_vision.study.results import FAILURES, RESULTS, add_result, read_failures, read_results
 from smt_vision.study.statistics import summarize
 from smt_vision.study.studies import STUDIES
 from smt_vision.study.throughput import THROUGHPUT, read_throughput
@@ -30,10 +30,12 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
     for key, result in read_results([run / RESULTS]).items():
         if known.get(key) != result:
             add_result(results / RESULTS, result)
-    if (run / THROUGHPUT).is_file():
-        (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
+    for name in (THROUGHPUT, FAILURES):
+        if (run / name).is_file():
+            (results / name).write_bytes((run / name).read_bytes())
     found = read_results([results / RESULTS])
-    summaries = {name: summarize(study, found) for name, study in STUDIES.items()}
+    failed = read_failures(results / FAILURES)
+    summaries = {name: summarize(study, found, failed=failed) for name, study in STUDIES.items()}
     studies = [study for name, study in STUDIES.items() if any(summary.comparisons for summary in summaries[name])]
     command = COMMAND.format(names=" ".join(study.name for study in studies))
     write_report(studies, summaries, results, throughput=read_throughput(results), command=command)

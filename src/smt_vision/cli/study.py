@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,7 +125,16 @@ def _from_file(path: Path) -> "Study":
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # code of the user may raise anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = (
+            f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1]}"
+            if lines or isinstance(error, SyntaxError)
+            else ""
+        )
+        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise ValueError(f"{path}: expected a variable STUDY of type smt_vision.study.study.Study, got {study!r}")
@@ -133,6 +143,11 @@ def _from_file(path: Path) -> "Study":
 
 def _chosen(study: "Study", args: Any) -> "Study":
     """The study, of debug size or restricted to what the arguments name."""
+    if args.report and args.only:
+        raise ValueError(
+            "--only chooses the variants to train; a report has all that have results, since verdicts are corrected "
+            "for all comparisons of a study: omit --only"
+        )
     if args.debug:
         study = study.for_debugging()
     variants = _subset(study.variants, args.only, f"variant of {study.name}") if args.only else study.variants
@@ -168,8 +183,9 @@ def _data(studies: "Sequence[Study]", args: Any) -> dict[str, str]:
     from ..study.debug import write_debug_data
 
     if args.debug:
-        return {study.base.data: str(write_debug_data(study.base, args.run / "debug_data")) for study in studies}
-    names = list(dict.fromkeys(study.base.data for study in studies))
+        return {name: str(write_debug_data(study.base, args.run / "debug_data"))
+                for study in studies for name in _datasets([study])}  # fmt: skip
+    names = _datasets(studies)
     given = dict(entry.split("=", 1) for entry in args.data if entry.partition("=")[0] in names and "=" in entry)
     paths = [entry for entry in args.data if entry.partition("=")[0] not in given]
     if paths and (len(paths) > 1 or len(names) > 1):
@@ -178,6 +194,11 @@ def _data(studies: "Sequence[Study]", args: Any) -> dict[str, str]:
             f"{' '.join(f'{name}=PATH' for name in names)}"
         )
     return {**dict(zip(names, paths, strict=False)), **given}
+
+
+def _datasets(studies: "Sequence[Study]") -> list[str]:
+    """The names that the recipes of all cells have for their datasets."""
+    return list(dict.fromkeys(cell.recipe.data for study in studies for cell in study.cells(seeds=1)))
 
 
 def _listed(studies: "Sequence[Study]", cells: bool) -> Output:
@@ -209,7 +230,7 @@ def _dry_run(cells: "Sequence[Cell]", data: Mapping[str, str], args: Any) -> Out
 
 def _report(studies: "Sequence[Study]", args: Any) -> Output:
     from ..study.report import write_report
-    from ..study.results import RESULTS, read_results
+    from ..study.results import FAILURES, RESULTS, read_failures, read_results
     from ..study.statistics import summarize
     from ..study.throughput import read_throughput
 
@@ -217,13 +238,14 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file; expected a results file of studies")
     results = read_results([args.run / RESULTS, *args.results])
-    summaries = {study.name: summarize(study, results, args.seeds) for study in studies}
+    failed = read_failures(args.run / FAILURES)
+    summaries = {study.name: summarize(study, results, args.seeds, failed) for study in studies}
     studies = [study for study in studies if args.studies or summaries[study.name]]
     chosen = [*(args.studies or [study.name for study in studies]), "--run", str(args.run)]
-    for option, values in (("--only", args.only), ("--budgets", args.budgets), ("--seeds", [args.seeds])):
+    for option, values in (("--budgets", args.budgets), ("--seeds", [args.seeds])):
         chosen += [option, *map(str, values)] if any(values) else []
     names = " ".join(map(shell_word, chosen))
-    data = " ".join(shell_word(f"{name}=PATH") for name in dict.fromkeys(study.base.data for study in studies))
+    data = " ".join(shell_word(f"{name}=PATH") for name in _datasets(studies))
     command = f"smt study {names} --data {data}\nsmt study {names} --report"
     files = write_report(
         studies, summaries, args.out or args.run / "report", throughput=read_throughput(args.run), command=command

@@ -47,9 +47,10 @@ def _name(comparison: Comparison) -> str:
 
 def _draw_interval(axes: Axes, row: int, comparison: Comparison) -> None:
     color = VERDICT_COLORS[comparison.verdict]
-    if np.isfinite(comparison.low):
-        axes.plot([comparison.low, comparison.high], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
-    axes.plot(comparison.difference, row, "o", color=color, markersize=6)
+    interval = comparison.interval
+    if np.isfinite(interval.low):
+        axes.plot([interval.low, interval.high], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+    axes.plot(interval.mean, row, "o", color=color, markersize=6)
     if comparison.published is not None:
         axes.plot(comparison.published, row, "D", color="black", markerfacecolor="none", markersize=6)
         axes.annotate("published", (comparison.published, row), xytext=(0, 7), textcoords="offset points", ha="center",

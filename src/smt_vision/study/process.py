@@ -13,11 +13,13 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._version import __version__
 from ..allocator import keep_large_allocations
 from ..cost import describe
+from ..data.fingerprint import hash_bytes
 from ..engine.log import read_log
 from ..engine.loop import train
 from ..engine.run import Run
@@ -90,6 +92,9 @@ def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
         torch=torch.__version__,
         hardware=describe_hardware(),
         date=date.today().isoformat(),
+        val_images=hash_bytes(np.unique(run.task.val_set.fingerprints()).tobytes())
+        .to_bytes(8, "big", signed=True)
+        .hex(),
     )
 
 

@@ -4,25 +4,24 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from math import isnan
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..pages import html_page, table_lines
 from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
-from .statistics import BudgetSummary, Comparison, Trend, Verdict, decisive_summary, trends
+from .statistics import MIN_PAIRS, BudgetSummary, Comparison, Interval, Trend, Verdict, decisive_summary, trends
 from .study import Claim, Study, inference_key
 
 METHOD = """\
 Every cell is one training run; its result is the metric of the weights at the end of training, not of the best
-epoch. The cells of one seed have the same data order and augmentation. Differences are estimated by least squares
-with an effect for each variant and each seed, which pairs the variants by seed; the 95 % interval is a t interval
-with the residual variance of all cells of the budget, not corrected for the number of comparisons. A verdict needs
-four pairs and a two-sided p-value below 0.05 after Holm's correction for all comparisons of the study at that
-budget: `supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`. A claim
-about several variants is supported by all of its comparisons, and contradicted by any. Published differences are of
-full training on ImageNet-1K.
+epoch. The cells of one seed have the same data order and augmentation. Two variants are compared by the paired t test
+over the seeds that both have; the 95 % interval is its t interval, not corrected for the number of comparisons. A
+verdict needs four pairs and a two-sided p-value below 0.05 after Holm's correction for all comparisons of the study at
+that budget: `supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`, which
+does not mean that the variants are equal. A claim about several variants is supported by all of its comparisons, and
+contradicted by any. The number of seeds should be fixed in advance: a verdict that is looked for after every further
+seed is found too often.
 """
 METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
@@ -95,9 +94,7 @@ def verdict_table(
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
                     published = "; ".join(f"{c.than}: {c.published:+.1f}" for c in found if c.published is not None)
-                    verdict = f"**{summary.verdict(claim)}**" + (
-                        _elsewhere(claim, summary, found_for) if decisive else ""
-                    )
+                    verdict = _verdict(claim, summary) + (_elsewhere(claim, summary, found_for) if decisive else "")
                     rows.append([claim.text, where, measured, published, Markdown(verdict)])
     return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
 
@@ -116,9 +113,21 @@ def _section(
         if summary.missing:
             seeds = (
                 "Means and curves are over the seeds that a variant has, which may be others than those of the variant "
-                "beside it; differences are paired by seed."
+                "in the next row; differences are of the seeds that both have."
             )
             lines += [f"{summary.missing} cells have no result yet. {seeds}", ""]
+        if summary.failed:
+            lines += [
+                f"{len(summary.failed)} cells failed: {markdown(', '.join(summary.failed))}. Their variants get no "
+                "verdict: the seeds that are left are no random choice.",
+                "",
+            ]
+        if summary.other_images:
+            lines += [
+                f"The cells of seed {', '.join(map(str, summary.other_images))} were evaluated on different images; "
+                "those are not compared.",
+                "",
+            ]
         if mixed := _seeds_of_several_machines(summary):
             lines += [
                 f"The cells of seed {', '.join(map(str, mixed))} were trained on different hardware, or with different "
@@ -141,8 +150,19 @@ def _seeds_of_several_machines(summary: BudgetSummary) -> list[int]:
 
 
 def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
-    by_budget = [(summary.budget, summary.verdict(claim)) for summary in summaries]
-    return ", ".join(f"**{verdict}**{f' ({budget})' if budget else ''}" for budget, verdict in by_budget)
+    by_budget = [
+        _verdict(claim, summary) + (f" ({summary.budget})" if summary.budget else "")
+        for summary in summaries
+        if any(c.claim == claim for c in summary.comparisons)
+    ]
+    return ", ".join(by_budget) or "no results yet"
+
+
+def _verdict(claim: Claim, summary: BudgetSummary) -> str:
+    """The verdict in bold, and how many seeds there are if they are too few for one."""
+    verdict, pairs = summary.verdict(claim), summary.pairs(claim)
+    too_few = verdict == Verdict.UNDECIDED and pairs < MIN_PAIRS
+    return f"**{verdict}**" + (f", {pairs} of {MIN_PAIRS} seeds" if too_few else "")
 
 
 def _elsewhere(claim: Claim, shown: BudgetSummary, summaries: Sequence[BudgetSummary]) -> str:
@@ -153,7 +173,7 @@ def _elsewhere(claim: Claim, shown: BudgetSummary, summaries: Sequence[BudgetSum
 
 
 def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Mapping[str, float]) -> list[str]:
-    header = ["variant", "changed", "seeds", f"{label}, mean", "SD", "parameters (M)", "GMAC", "images/s", "minutes"]
+    header = ["variant", "changed", "seeds", f"{label}, mean", "SD", "parameters (M)", "GMAC", "images/s"]
     speed_of = _by_variant(study, summary, speeds)
     rows = []
     for variant in summary.variants:
@@ -163,8 +183,7 @@ def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Map
         rows.append(
             [variant.variant, Markdown(changed), str(len(variant.results)), f"{variant.mean:.2f}",
              _number(variant.deviation),
-             f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}",
-             f"{median(result.seconds for result in variant.results) / 60:.1f}"]
+             f"{first.parameters / 1e6:.3f}", f"{first.gmac:.4f}", "" if speed is None else f"{speed:.0f}"]
         )  # fmt: skip
     return [*table_lines(header, rows), ""]
 
@@ -180,7 +199,7 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
         return []
     header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
     rows = [
-        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.difference:+z.2f}", _interval(c), _published(c),
+        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.interval.mean:+z.2f}", _shown(c.interval), _published(c),
          _number(c.p_value, ".3f"), str(c.verdict)]
         for c in summary.comparisons
     ]  # fmt: skip
@@ -191,11 +210,8 @@ def _trend_table(changes: Sequence[Trend]) -> list[str]:
     header = ["difference in points", "from", "to", "change", "95 % interval"]
     rows = []
     for trend in changes:
-        low, high = trend.change - trend.half_width, trend.change + trend.half_width
-        interval = "" if isnan(low) else f"{low:+z.2f} to {high:+z.2f}"
-        rows.append(
-            [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, f"{trend.change:+z.2f}", interval]
-        )
+        mean = f"{trend.change.mean:+z.2f}"
+        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.later, mean, _shown(trend.change)])
     return [*table_lines(header, rows), ""]
 
 
@@ -203,19 +219,20 @@ def _published(comparison: Comparison) -> str:
     """The published difference, and whether it lies in the interval."""
     if comparison.published is None:
         return ""
-    if isnan(comparison.low):
+    low, high = comparison.interval.low, comparison.interval.high
+    if isnan(low):
         return f"{comparison.published:+.1f}"
-    inside = comparison.low <= comparison.published <= comparison.high
+    inside = low <= comparison.published <= high
     return f"{comparison.published:+.1f} ({'inside' if inside else 'outside'} the interval)"
 
 
 def _difference(comparison: Comparison) -> str:
-    interval = _interval(comparison)
-    return f"{comparison.difference:+z.2f}" + (f" ({interval})" if interval else " (one seed)")
+    interval = _shown(comparison.interval)
+    return f"{comparison.interval.mean:+z.2f}" + (f" ({interval})" if interval else " (one seed)")
 
 
-def _interval(comparison: Comparison) -> str:
-    return "" if isnan(comparison.low) else f"{comparison.low:+z.2f} to {comparison.high:+z.2f}"
+def _shown(interval: Interval) -> str:
+    return "" if isnan(interval.low) else f"{interval.low:+z.2f} to {interval.high:+z.2f}"
 
 
 def metric_label(summaries: Sequence[BudgetSummary]) -> str:
@@ -249,7 +266,6 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
         f"- hardware: {markdown('; '.join(sorted({r.hardware for r in used})))}",
         f"- versions: {markdown('; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used})))}",
         f"- dates: {markdown(min(r.date for r in used))} to {markdown(max(r.date for r in used))}",
-        "- minutes: median wall-clock time of a cell; cells that ran at the same time shared the machine",
     ]
     if conditions := throughput.get("conditions"):
         lines.append(

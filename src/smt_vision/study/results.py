@@ -9,7 +9,7 @@ from typing import get_origin, get_type_hints
 from ..files import write_text_atomic
 from ..recipe import from_plain
 
-RESULTS = "results.jsonl"
+RESULTS, FAILURES = "results.jsonl", "failures.jsonl"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class CellResult:
         torch: Version of PyTorch.
         hardware: Description of the machine.
         date: Day on which the cell was finished, e.g. ``2026-11-26``.
+        val_images: Hash of the content of the validation images; empty where it is not known. Cells that were evaluated
+            on different images are not compared.
     """
 
     key: str
@@ -50,6 +52,7 @@ class CellResult:
     torch: str
     hardware: str
     date: str
+    val_images: str = ""
 
 
 def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
@@ -75,11 +78,35 @@ def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
 
 def add_result(path: Path, result: CellResult) -> None:
     """Append a result to a results file, which is replaced as a whole: a reader never finds half a line."""
+    _append(path, asdict(result))
+
+
+def add_failure(path: Path, key: str, cell: str, reason: str) -> None:
+    """Append a cell that failed to a file of failures, so that the report counts it even if nobody tries it again."""
+    _append(path, {"key": key, "cell": cell, "reason": reason})
+
+
+def read_failures(path: Path) -> dict[str, str]:
+    """The reason why each cell failed, by its key; a cell may have a result since.
+
+    Raises:
+        ValueError: A line is not one of a failed cell.
+    """
+    failures: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            values = json.loads(line)
+            failures[str(values["key"])] = str(values["reason"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{path}, line {number}: not a cell that failed ({error}): {line[:80]!r}") from error
+    return failures
+
+
+def _append(path: Path, values: dict[str, object]) -> None:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if before and not before.endswith("\n"):
         before += "\n"
-    line = json.dumps(asdict(result))
-    write_text_atomic(path, f"{before}{line}\n")
+    write_text_atomic(path, f"{before}{json.dumps(values)}\n")
 
 
 def read_result(line: str, where: str) -> CellResult:

@@ -24,7 +24,7 @@ from ..tasks import get_task
 from ..tasks.build import create_model
 from ..tasks.task import Training
 from . import process
-from .results import RESULTS, CellResult, add_result, read_result, read_results
+from .results import FAILURES, RESULTS, CellResult, add_failure, add_result, read_result, read_results
 from .study import Cell, model_key, passes, with_data
 
 POLL_SECONDS = 0.5
@@ -241,6 +241,7 @@ class _Runner:
                 )
             elif not self._stopped:
                 self.failed.append((each.cell, _reason(each)))
+                add_failure(self.folder / FAILURES, each.cell.key, each.cell.label, self.failed[-1][1])
                 self.on_progress(Progress(self.done, self.total, fractions, failed=self.failed[-1]))
         self.on_progress(Progress(self.done, self.total, fractions))
 

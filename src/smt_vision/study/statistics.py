@@ -1,15 +1,14 @@
 """Differences between the variants of a study, with intervals, corrected p-values and verdicts.
 
-The results of one budget form a two-way layout of variants and seeds. The difference of two variants is estimated by
-least squares with an effect for each variant and each seed, which pairs the variants by seed; its t interval has the
-residual variance of all cells, hence (variants - 1) x (seeds - 1) degrees of freedom where no cell is missing.
-statsmodels computes this. Holm's method corrects the p-values for all comparisons of a study at a budget.
+Two variants are compared by the paired t test over the seeds that both have. It assumes nothing of other variants,
+whose results may vary more or less: a variance of all cells together would be too small for the one and too large for
+the other. Holm's method corrects the p-values for all comparisons of a study at a budget.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import hypot, nan
+from math import nan
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +54,22 @@ class VariantSummary:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The mean of paired differences, in percentage points, with its t interval.
+
+    Args:
+        mean: Mean of the differences.
+        low, high: 95 % interval; NaN with one difference.
+        p_value: Two-sided p-value of a mean of zero; NaN likewise.
+    """
+
+    mean: float
+    low: float = nan
+    high: float = nan
+    p_value: float = nan
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The difference of two variants at one budget, in percentage points of the primary metric.
 
@@ -62,33 +77,35 @@ class Comparison:
         claim: The claim that the comparison belongs to.
         budget: Name of the budget.
         than: The variant that ``claim.better`` is compared with.
-        pairs: Number of seeds for which both variants have a result.
-        difference: Estimated difference: positive if ``claim.better`` has the higher metric.
-        low, high: 95 % interval of the difference, not corrected for the number of comparisons; NaN where there are
-            too few results for one.
-        degrees: Degrees of freedom of the interval.
-        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN likewise.
+        by_seed: The difference for each seed of which both variants have a result: positive if ``claim.better`` has the
+            higher metric.
+        interval: Mean and interval of the difference, not corrected for the number of comparisons.
+        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN with one pair.
+        failed: Number of cells of the two variants that failed and have no result.
     """
 
     claim: Claim
     budget: str
     than: str
-    pairs: int
-    difference: float
-    low: float = nan
-    high: float = nan
-    degrees: int = 0
+    by_seed: Mapping[int, float]
+    interval: Interval
     p_value: float = nan
+    failed: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """Number of seeds for which both variants have a result."""
+        return len(self.by_seed)
 
     @property
     def verdict(self) -> Verdict:
         """``supported`` or ``contradicted`` by the sign of the difference, if the corrected p-value is below 0.05.
 
-        With fewer than four pairs ``undecided``: the residual variance would be that of other variants.
+        ``undecided`` with fewer than four pairs, and if cells failed: the seeds that are left are no random choice.
         """
-        if self.pairs < MIN_PAIRS or not self.p_value < 1 - CONFIDENCE:
+        if self.pairs < MIN_PAIRS or self.failed or not self.p_value < 1 - CONFIDENCE:
             return Verdict.UNDECIDED
-        return Verdict.SUPPORTED if self.difference > 0 else Verdict.CONTRADICTED
+        return Verdict.SUPPORTED if self.interval.mean > 0 else Verdict.CONTRADICTED
 
     @property
     def published(self) -> float | None:
@@ -105,12 +122,16 @@ class BudgetSummary:
         variants: The variants that have results.
         comparisons: All comparisons whose two variants have results.
         missing: Number of cells without a result, among the seeds that are planned.
+        failed: Labels of the cells that failed and have no result.
+        other_images: Seeds of which not all cells were evaluated on the same images; these are no pairs.
     """
 
     budget: str
     variants: tuple[VariantSummary, ...]
     comparisons: tuple[Comparison, ...]
     missing: int
+    failed: tuple[str, ...] = ()
+    other_images: tuple[int, ...] = ()
 
     def verdict(self, claim: Claim) -> Verdict:
         """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
@@ -119,6 +140,11 @@ class BudgetSummary:
             return Verdict.CONTRADICTED
         supported = all(verdicts.get(than) == Verdict.SUPPORTED for than in claim.than)
         return Verdict.SUPPORTED if supported else Verdict.UNDECIDED
+
+    def pairs(self, claim: Claim) -> int:
+        """Number of pairs of the comparison of a claim that has the fewest."""
+        pairs = {c.than: c.pairs for c in self.comparisons if c.claim == claim}
+        return min(pairs.get(than, 0) for than in claim.than)
 
 
 @dataclass(frozen=True)
@@ -129,25 +155,26 @@ class Trend:
         claim: The claim.
         than: The variant that ``claim.better`` is compared with.
         first, later: Names of the budgets.
-        change: Difference at the later budget less that at the first, in percentage points.
-        half_width: Half the width of its 95 % interval; NaN where a budget has no interval.
+        change: Difference at the later budget less that at the first, over the seeds that both have.
     """
 
     claim: Claim
     than: str
     first: str
     later: str
-    change: float
-    half_width: float
+    change: Interval
 
 
-def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None = None) -> list[BudgetSummary]:
+def summarize(
+    study: Study, results: Mapping[str, CellResult], seeds: int | None = None, failed: Collection[str] = ()
+) -> list[BudgetSummary]:
     """Summaries of all budgets that have results.
 
     Args:
         study: The study.
         results: Results by key, of this and other studies.
         seeds: Number of seeds; ``None`` for all seeds from 0 that have a result, at least the study's.
+        failed: Keys of cells that failed. Those with a result count as finished.
     """
     summaries = []
     for budget in study.budgets:
@@ -158,17 +185,26 @@ def summarize(study: Study, results: Mapping[str, CellResult], seeds: int | None
             )
             for variant in study.variants
         }
-        found = sum(map(len, table.values()))
-        if found:
-            variants = tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows)
-            comparisons = _compare(study, budget, {v.variant: v.results for v in variants})
-            planned = study.seeds if seeds is None else seeds
-            missing = sum(
-                study.cell(budget, variant, seed).key not in results
-                for variant in study.variants
-                for seed in range(planned)
+        if not any(table.values()):
+            continue
+        planned = study.seeds if seeds is None else seeds
+        waiting = [
+            cell
+            for variant in study.variants
+            for seed in range(planned)
+            if (cell := study.cell(budget, variant, seed)).key not in results
+        ]
+        lost = [cell for cell in waiting if cell.key in failed]
+        summaries.append(
+            BudgetSummary(
+                budget,
+                variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
+                comparisons=_compare(study, budget, table, [cell.variant for cell in lost]),
+                missing=len(waiting),
+                failed=tuple(cell.label for cell in lost),
+                other_images=_seeds_of_other_images([result for rows in table.values() for result in rows]),
             )
-            summaries.append(BudgetSummary(budget, variants, comparisons, missing))
+        )
     return summaries
 
 
@@ -187,9 +223,8 @@ def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> Budget
     """
 
     def evidence(summary: BudgetSummary) -> tuple[int, int]:
-        pairs = {c.than: c.pairs for c in summary.comparisons if c.claim == claim}
-        enough = [min(pairs.get(than, 0), MIN_PAIRS) for than in claim.than]
-        return min(enough), sum(enough)
+        enough = [min(c.pairs, MIN_PAIRS) for c in summary.comparisons if c.claim == claim]
+        return min(summary.pairs(claim), MIN_PAIRS), sum(enough)
 
     compared = [summary for summary in reversed(summaries) if evidence(summary)[1]]
     return max(compared, key=evidence, default=None)
@@ -197,20 +232,29 @@ def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> Budget
 
 def trends(summaries: Sequence[BudgetSummary]) -> list[Trend]:
     """Trends of all comparisons, from the first budget to each later one."""
-    return [
-        Trend(
-            later.claim,
-            later.than,
-            first.budget,
-            later.budget,
-            later.difference - first.difference,
-            hypot(first.high - first.low, later.high - later.low) / 2,
-        )
-        for summary in summaries[1:]
-        for later in summary.comparisons
-        for first in summaries[0].comparisons
-        if (first.claim, first.than) == (later.claim, later.than)
-    ]
+    found = []
+    for summary in summaries[1:]:
+        for later in summary.comparisons:
+            for first in summaries[0].comparisons:
+                if (first.claim, first.than) == (later.claim, later.than):
+                    seeds = sorted(first.by_seed.keys() & later.by_seed.keys())
+                    if seeds:
+                        change = paired_interval([later.by_seed[seed] - first.by_seed[seed] for seed in seeds])
+                        found.append(Trend(later.claim, later.than, first.budget, later.budget, change))
+    return found
+
+
+def paired_interval(differences: Sequence[float]) -> Interval:
+    """The mean of paired differences, its 95 % t interval and the p-value of a mean of zero."""
+    values = np.round(differences, 9)  # so that equal results differ by nothing, and not by rounding errors
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean)
+    if np.ptp(values) == 0:
+        return Interval(mean, mean, mean, float(mean == 0))
+    test = require("scipy.stats", "study").ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Interval(mean, float(low), float(high), float(test.pvalue))
 
 
 def _seeds_with_results(study: Study, budget: str, results: Mapping[str, CellResult]) -> int:
@@ -220,64 +264,50 @@ def _seeds_with_results(study: Study, budget: str, results: Mapping[str, CellRes
     return count
 
 
-def _compare(study: Study, budget: str, table: Mapping[str, Sequence[CellResult]]) -> tuple[Comparison, ...]:
+def _seeds_of_other_images(results: Sequence[CellResult]) -> tuple[int, ...]:
+    images: dict[int, set[str]] = {}
+    for result in results:
+        if result.val_images:
+            images.setdefault(result.seed, set()).add(result.val_images)
+    return tuple(sorted(seed for seed, found in images.items() if len(found) > 1))
+
+
+def _compare(
+    study: Study, budget: str, table: Mapping[str, Sequence[CellResult]], failed: Sequence[str]
+) -> tuple[Comparison, ...]:
+    """All comparisons that have pairs, with p-values that are corrected for all that are planned."""
     comparisons = []
     for claim in study.claims:
         for than in claim.than:
-            if claim.better in table and than in table:
-                seeds = [{result.seed for result in table[variant]} for variant in (claim.better, than)]
-                comparisons.append(Comparison(claim, budget, than, len(seeds[0] & seeds[1]), nan))
-    comparisons = [comparison for comparison in comparisons if comparison.pairs]
-    if not comparisons:
-        return ()
-    return _estimate(comparisons, table, sum(len(claim.than) for claim in study.claims))
-
-
-def _estimate(
-    comparisons: Sequence[Comparison], table: Mapping[str, Sequence[CellResult]], planned: int
-) -> tuple[Comparison, ...]:
-    """The comparisons with their estimates, intervals and p-values, corrected for all that are planned."""
-    regression = require("statsmodels.regression.linear_model", "study")
-    variants = list(table)
-    seeds = sorted({result.seed for rows in table.values() for result in rows})
-    cells = [(variants.index(variant), result) for variant, rows in table.items() for result in rows]
-    design = np.zeros((len(cells), len(variants) + len(seeds)))
-    for row, (column, result) in enumerate(cells):
-        design[row, column] = 1
-        design[row, len(variants) + seeds.index(result.seed)] = 1
-    design = design[:, : len(variants) + len(seeds) - 1]  # the effect of the last seed is that of the variants
-    contrasts = np.zeros((len(comparisons), design.shape[1]))
-    for row, comparison in enumerate(comparisons):
-        contrasts[row, variants.index(comparison.claim.better)] = 1
-        contrasts[row, variants.index(comparison.than)] = -1
-    fit = regression.OLS(np.array([result.value for _, result in cells]), design).fit()
-    degrees = len(cells) - np.linalg.matrix_rank(design)
-    if degrees < 1:
-        differences = contrasts @ fit.params
-        return tuple(replace(c, difference=float(d)) for c, d in zip(comparisons, differences, strict=True))
-    test = fit.t_test(contrasts)
+            by_seed = _differences(table[claim.better], table[than])
+            if by_seed:
+                lost = sum(variant in (claim.better, than) for variant in failed)
+                interval = paired_interval(list(by_seed.values()))
+                comparisons.append(Comparison(claim, budget, than, by_seed, interval, failed=lost))
+    planned = sum(len(claim.than) for claim in study.claims)
     # Those without results count as the least significant ones, so that results of others do not make a verdict.
-    p_values = np.append(np.atleast_1d(test.pvalue), np.ones(planned - len(comparisons)))
+    p_values = np.ones(planned)
+    p_values[: len(comparisons)] = np.nan_to_num([c.interval.p_value for c in comparisons], nan=1.0)
     corrected = correct_p_values(p_values)
-    intervals = test.conf_int(alpha=1 - CONFIDENCE)
     return tuple(
-        replace(
-            comparison,
-            difference=float(np.atleast_1d(test.effect)[i]),
-            low=float(intervals[i, 0]),
-            high=float(intervals[i, 1]),
-            degrees=int(degrees),
-            p_value=float(corrected[i]),
-        )
-        for i, comparison in enumerate(comparisons)
+        comparison if comparison.pairs < 2 else replace(comparison, p_value=float(p))
+        for comparison, p in zip(comparisons, corrected, strict=False)
     )
 
 
-def correct_p_values(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The p-values (n,) of n tests, corrected by Holm's method.
+def _differences(better: Sequence[CellResult], than: Sequence[CellResult]) -> dict[int, float]:
+    """The difference of two variants for each seed at which they were evaluated on the same images."""
+    others = {result.seed: result for result in than}
+    return {
+        result.seed: result.value - other.value
+        for result in better
+        if (other := others.get(result.seed)) is not None
+        and (result.val_images == other.val_images or not (result.val_images and other.val_images))
+    }
 
-    Equal to statsmodels' ``multipletests``, which collects garbage in every call: half a second, once per budget.
-    """
+
+def correct_p_values(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The p-values (n,) of n tests, corrected by Holm's method."""
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.empty_like(p_values)

@@ -6,9 +6,12 @@ A study of one's own is a file with a variable ``STUDY``; see docs/guides/study.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from ..recipe import PAPER
 from ..tasks import RECIPES
 from .peers import EQUAL_GMAC, EQUAL_PARAMETERS, IMAGENET
 from .study import Claim, Overrides, Study, with_overrides
+
+SOURCE = f"{PAPER}; published differences are of full training on ImageNet-1K"
 
 # About a million parameters on feature maps of 16, 8, 4 and 2 pixels.
 SMALL = dict(embed_dims=(24, 48, 96, 192), depths=(1, 1, 4, 1), attn_heads=(2, 3, 6, 12))
@@ -41,11 +44,12 @@ AGGREGATIONS: Mapping[str, Overrides] = {
     "inverted_bottleneck": {"model_args.aggregation": "inverted_bottleneck"},
 }
 AGGREGATION_CLAIMS = (
-    Claim("SAA is better than no aggregation", "saa", ("none",), {"none": 1.6}),
+    Claim("SAA is better than no aggregation", "saa", ("none",), {"none": 1.6}, SOURCE),
     Claim(
         "SAA is better than dense aggregations of the heads",
         "saa",
         ("linear", "mlp_c", "mlp_2c", "inverted_bottleneck"),
+        source=SOURCE,
     ),
 )
 HEADS: Mapping[str, Overrides] = {
@@ -53,8 +57,13 @@ HEADS: Mapping[str, Overrides] = {
     **{f"heads_{n}": {"model_args.conv_heads": n} for n in (1, 2, 6, 8)},
 }
 HEADS_CLAIMS = (
-    Claim("4 convolution heads are better than one", "heads_4", ("heads_1",)),
-    Claim("4 convolution heads are better than any other number", "heads_4", ("heads_2", "heads_6", "heads_8")),
+    Claim("4 convolution heads are better than one", "heads_4", ("heads_1",), source=SOURCE),
+    Claim(
+        "4 convolution heads are better than any other number",
+        "heads_4",
+        ("heads_2", "heads_6", "heads_8"),
+        source=SOURCE,
+    ),
 )
 STACKING: Mapping[str, Overrides] = {
     "alternate": {},
@@ -64,9 +73,11 @@ STACKING: Mapping[str, Overrides] = {
     "reversed": {"model_args.mixers": ("A", "A", "AS", "S")},
 }
 STACKING_CLAIMS = (
-    Claim("Alternating SAM and MSA is better than SAM first, then MSA", "alternate", ("halves",)),
-    Claim("The hybrid is better than modulation or attention only", "alternate", ("sam_only", "msa_only")),
-    Claim("Modulation first is better than attention first", "alternate", ("reversed",)),
+    Claim("Alternating SAM and MSA is better than SAM first, then MSA", "alternate", ("halves",), source=SOURCE),
+    Claim(
+        "The hybrid is better than modulation or attention only", "alternate", ("sam_only", "msa_only"), source=SOURCE
+    ),
+    Claim("Modulation first is better than attention first", "alternate", ("reversed",), source=SOURCE),
 )
 MODULATION: Mapping[str, Overrides] = {
     "sam": {},
@@ -87,22 +98,23 @@ MODULATION_CLAIMS = (
         "Convolutions of several sizes are better than one of any size",
         "sam",
         ("kernel_3", "kernel_5", "kernel_7", "kernel_9"),
+        source=SOURCE,
     ),
-    Claim("Modulation by a product is better than a sum", "sam", ("sum",)),
-    Claim("SAM is better than FocalNet's modulation", "sam", ("focal",)),
-    Claim("SAM is better than plain convolution and plain attention", "sam", ("plain_conv_7", "msa_only")),
+    Claim("Modulation by a product is better than a sum", "sam", ("sum",), source=SOURCE),
+    Claim("SAM is better than FocalNet's modulation", "sam", ("focal",), source=SOURCE),
+    Claim(
+        "SAM is better than plain convolution and plain attention", "sam", ("plain_conv_7", "msa_only"), source=SOURCE
+    ),
 )
 
 # smt_tiny has 64 channels in its first stage, which 6 does not divide.
 HEADS_IMAGENET = {name: values for name, values in HEADS.items() if name != "heads_6"}
 HEADS_IMAGENET_CLAIMS = (
     HEADS_CLAIMS[0],
-    Claim("4 convolution heads are better than any other number", "heads_4", ("heads_2", "heads_8")),
+    Claim("4 convolution heads are better than any other number", "heads_4", ("heads_2", "heads_8"), source=SOURCE),
 )
-PEERS_CLAIM = Claim(
-    "SMT is better than the other networks at equal parameters", "smt", tuple(EQUAL_PARAMETERS), source=""
-)
-PEERS_GMAC_CLAIM = Claim("SMT is better than the other networks at equal GMAC", "smt", tuple(EQUAL_GMAC), source="")
+PEERS_CLAIM = Claim("SMT is better than the other networks at equal parameters", "smt", tuple(EQUAL_PARAMETERS))
+PEERS_GMAC_CLAIM = Claim("SMT is better than the other networks at equal GMAC", "smt", tuple(EQUAL_GMAC))
 PEERS_IMAGENET_CLAIM = Claim(
     "SMT is better than the other networks at about equal size",
     "smt",
@@ -117,9 +129,9 @@ BUDGET: Mapping[str, Overrides] = {
     "msa_only": {"model_args.mixers": "A"},
 }
 BUDGET_CLAIMS = (
-    Claim("SAA is better than no aggregation", "smt", ("no_aggregation",)),
-    Claim("4 convolution heads are better than one", "smt", ("one_head",)),
-    Claim("The hybrid is better than attention only", "smt", ("msa_only",)),
+    Claim("SAA is better than no aggregation", "smt", ("no_aggregation",), source=SOURCE),
+    Claim("4 convolution heads are better than one", "smt", ("one_head",), source=SOURCE),
+    Claim("The hybrid is better than attention only", "smt", ("msa_only",), source=SOURCE),
 )
 
 # At equal numbers of optimizer steps, 1950 as 5 epochs of all images, and equal warm-up; and at other widths, with

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bounds import Count, check
 from ..engine.run import FREE_FIELDS, flat_fields
-from ..recipe import PAPER, Recipe
+from ..recipe import Recipe
 
 Overrides = Mapping[str, Any]  # values by dotted field name, e.g. {"optim.lr": 1e-3, "model_args.conv_heads": 1}
 
@@ -24,14 +24,29 @@ class Claim:
         better: The variant that is claimed to be better.
         than: The variants that it is compared with.
         published: Published difference in percentage points, by variant of ``than``, where there is one.
-        source: Where it is published; empty if nowhere.
+        source: Where the claim is published, and under which conditions; empty if nowhere.
+
+    Raises:
+        ValueError: ``than`` is not a tuple of names, or names ``better`` or a variant twice.
     """
 
     text: str
     better: str
     than: tuple[str, ...]
     published: Mapping[str, float] = field(default_factory=dict)
-    source: str = PAPER
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.than, str)
+            or not self.than
+            or {*self.than} & {self.better}
+            or len({*self.than}) < len(self.than)
+        ):
+            raise ValueError(
+                f"claim {self.text!r}: invalid than={self.than!r}: expected a tuple of other variants than "
+                f"{self.better!r}, each once, e.g. ('small', 'large') or, of one, ('small',)"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,8 @@ class Study:
             small.
 
     Raises:
-        ValueError: A field is unknown, or a claim names a variant that does not exist.
+        ValueError: A field is unknown or is the seed, a claim names a variant that does not exist, or two variants are
+            the same run.
     """
 
     name: str
@@ -76,6 +92,8 @@ class Study:
                 f"invalid name={self.name!r} of a study: expected letters, digits, '_', '-' and '.', since files are "
                 "named after it"
             )
+        if isinstance(self.claims, Claim):
+            raise ValueError(f"study {self.name!r}: claims is a Claim: expected a tuple, e.g. claims=(Claim(...),)")
         for claim in self.claims:
             unknown = {claim.better, *claim.than, *claim.published} - self.variants.keys()
             if unknown:
@@ -91,7 +109,20 @@ class Study:
             *self.debug_variants.values(),
             self.debug,
         ):
+            if "seed" in values:
+                raise ValueError(
+                    f"study {self.name!r}: a variant or budget sets the seed; seeds=N runs the seeds 0 to N - 1"
+                )
             with_overrides(self.base, values)
+        for budget in self.budgets:
+            known: dict[str, str] = {}
+            for variant in self.variants:
+                key = self.cell(budget, variant, 0).key
+                if (same := known.setdefault(key, variant)) != variant:
+                    raise ValueError(
+                        f"study {self.name!r}: the variants {same!r} and {variant!r} are the same run"
+                        f"{f' at {budget}' if budget else ''}: a difference between them is always 0; remove one"
+                    )
 
     def cells(self, seeds: int | None = None) -> Iterator["Cell"]:
         """All cells: budget by budget, seed by seed, so that an unfinished study has complete pairs.
@@ -110,7 +141,16 @@ class Study:
         return Cell(self.name, budget, variant, replace(recipe, seed=seed))
 
     def for_debugging(self) -> "Study":
-        """The study with tiny cells: one budget, two seeds, and the values of ``debug``."""
+        """The study with tiny cells: one budget, two seeds, and the values of ``debug``.
+
+        Raises:
+            ValueError: The study has no such values.
+        """
+        if not self.debug:
+            raise ValueError(
+                f"study {self.name!r} has no values that make its cells tiny: set debug=..., e.g. "
+                "debug={'epochs': 1, 'batch_size': 8, 'input.size': 32}"
+            )
         base = with_overrides(self.base, self.debug)
         variants = {**self.variants, **self.debug_variants}
         return replace(self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2)
