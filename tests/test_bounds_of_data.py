@@ -107,6 +107,16 @@ def test_large_images_are_predicted_in_smaller_batches(monkeypatch) -> None:
     assert predictor.batches == [2, 2, 1]
 
 
+def test_padding_counts_as_the_size_of_a_batch(monkeypatch) -> None:
+    """A wide and a high image together would be padded to many times the size of both."""
+    predictor = Squares()
+    monkeypatch.setattr(predictors, "MAX_VALUES", 3 * 40 * 40)
+    images = [Image.new("RGB", size) for size in ((40, 2), (38, 4), (2, 40), (2, 30), (40, 40), (1, 1))]
+    found = [id for id, _ in predictor.stream(images, batch_size=4)]
+    assert found == ["0", "1", "2", "3", "4", "5"]
+    assert predictor.batches == [2, 2, 1, 1]
+
+
 # --- polygons ---
 
 

@@ -28,6 +28,7 @@ from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
 from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
+from smt_vision.cli.common import finite
 from smt_vision.cli.train import _free_folder
 from smt_vision.engine.loop import train
 from smt_vision.model.official import to_official
@@ -315,6 +316,11 @@ def test_resume_of_finished_run_changes_nothing(working_folder: Path, capsys: Ca
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert "optim.lr" in refusal(capsys, 1, "train", "--resume", folder, "--optim.lr", "1")
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    data = {"a": [1.5, float("nan"), {"b": (float("-inf"), 2, "NaN", None, True)}]}
+    assert finite(data) == {"a": [1.5, None, {"b": [None, 2, "NaN", None, True]}]}
 
 
 def test_max_steps(colored: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -262,7 +262,17 @@ def test_crop_of_one_class_is_sampled_again() -> None:
         return float(np.mean(found))
 
     assert share(replace(config, max_class_share=1.0)) < 0.4
+    assert share(replace(config, max_class_share=1.0)) < 0.4
     assert share(config) > 0.85
+
+
+@pytest.mark.parametrize("max_class_share", [0.75, 1.0])
+def test_crop_without_labels_is_sampled_again(max_class_share: float) -> None:
+    labels = np.full((100, 100), 255, dtype=np.uint8)
+    labels[40:60, 40:60] = [0, 1] * 10
+    config = SegmentConfig(short_side=0, crop=(30, 30), scale=(1.0, 1.0), max_class_share=max_class_share)
+    crops = [segmentation.train_region(labels, config, PLAIN).labels(labels) for _ in range(200)]
+    assert np.mean([(crop != 255).any() for crop in crops]) > 0.98  # a single sample would have 47 %
 
 
 def test_random_scale_keeps_aspect_ratio() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -280,6 +281,28 @@ def test_unused_label_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert re.search(r"1 label files in .*labels/train without an image: gone\.txt; not used", caplog.text)
 
 
+def test_images_without_label_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_yolo(tmp_path)
+    caplog.set_level(logging.INFO)
+    for new, message in (
+        (1, r"INFO .* 2 of 4 images have no label file.*new0"),
+        (2, "WARNING .* 3 of 5 images have no"),
+    ):
+        Image.new("RGB", (20, 20)).save(root / "images" / "train" / f"new{new - 1}.png")
+        caplog.clear()
+        assert len(open_detection(str(root), "train")) == 3 + new
+        assert re.search(message, caplog.text)
+    other = root / "elsewhere" / "pictures"
+    other.mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(other / "other.png")
+    config = root / "data.yaml"
+    config.write_text(re.sub(r"train: (.*)", r"train: [\1, elsewhere/pictures]", config.read_text()))
+    with pytest.raises(ValueError, match=r"1 folders without a label file for any of their images: elsewhere/pictures"):
+        open_detection(str(root), "train")
+    (other / "other.txt").write_text("")
+    assert len(open_detection(str(root), "train")) == 6
+
+
 def test_an_object_that_is_labeled_twice_is_used_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_yolo(tmp_path)
     before = open_detection(str(root), "train").objects()
@@ -431,6 +454,33 @@ def test_splits_of_roboflow_s_voc_have_the_same_classes(tmp_path: Path) -> None:
 def test_cvat_s_own_format_equals_coco_of_the_same_objects(tmp_path: Path, polygons: bool, subset: str) -> None:
     root = write_cvat(tmp_path / "cvat", yolo_content(), polygons, subset)
     same(open_detection(str(root), "train"), coco(tmp_path / "coco", polygons))
+
+
+def test_polygons_of_a_cvat_group_are_one_object(tmp_path: Path) -> None:
+    square = [[2, 2, 2, 8, 8, 8, 8, 2], [20, 20, 20, 28, 28, 28, 28, 20]]
+    parts = "".join(
+        f'<polygon label="{label}" group_id="{group}" points="{points(polygon)}"/>'
+        for label, group, polygon in (
+            ("bottle", 1, square[0]), ("dog", 1, square[0]), ("bottle", 1, square[1]), ("bottle", 0, square[0]),
+            ("bottle", 0, square[1]),
+        )
+    )  # fmt: skip
+    box = '<box label="bottle" group_id="1" xtl="1" ytl="1" xbr="9" ybr="9"/>'
+    root = write_cvat(tmp_path, yolo_content(), True, "")
+    file = root / "annotations.xml"
+    file.write_text(
+        re.sub(r"(<image [^>]*>).*?(</image>)", rf"\1{parts}{box}\2", file.read_text(), count=1, flags=re.S)
+    )
+    found = open_detection(str(root), "train")
+    target = found.read(0)[1]
+    assert [found.classes[k] for k in target["labels"]] == ["bottle", "dog", "bottle", "bottle", "bottle"]
+    assert target["boxes"].tolist() == [[2, 2, 28, 28], [2, 2, 8, 8], [2, 2, 8, 8], [20, 20, 28, 28], [1, 1, 9, 9]]
+    assert target["masks"] is not None
+    assert target["masks"][0] == square
+
+
+def points(polygon: list[int]) -> str:
+    return ";".join(f"{x},{y}" for x, y in zip(polygon[::2], polygon[1::2], strict=True))
 
 
 @pytest.mark.parametrize(

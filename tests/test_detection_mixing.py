@@ -14,6 +14,7 @@ from PIL import Image
 
 from drawn_sets import shapes_recipe, write_shapes
 from smt_vision.data.loaders import TrainLoader, seed_all
+from smt_vision.data.region import Region
 from smt_vision.recipe import Input
 from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment
 from smt_vision.tasks.detection.data import transforms
@@ -112,6 +113,47 @@ def test_pasted_objects_cover_those_below(monkeypatch: pytest.MonkeyPatch) -> No
     check_objects({**mixed, "target": {key: value[1:] for key, value in mixed["target"].items()}})
     assert below["image"][0, 0, 2] == pytest.approx(0.01)  # the items are not changed
     assert mixed["image"].shape == below["image"].shape
+
+
+def ell(color: int = 1) -> dict[str, Any]:
+    """An object in the shape of an L: its upper part reaches to the left, its lower part to the right."""
+    shaped = item((64, 64), (10, 10, 54, 60))
+    shaped["target"]["masks"][0, 20:, :40] = 0
+    shaped["target"]["masks"][0, :20, 20:] = 0
+    shaped["image"][:] = shaped["target"]["masks"].float() * color / 100
+    return shaped
+
+
+def test_boxes_of_objects_that_are_cut_are_those_of_what_is_left() -> None:
+    """The lower part is not shown, so the box ends where the upper one does."""
+    for seed in range(100):
+        seed_all(seed)
+        others = map(ell, range(1, 4))
+        check_objects(mosaic(item((64, 64)), lambda others=others: next(others), min_box=1))  # type: ignore[misc]
+    target = {key: np.asarray(value) for key, value in ell()["target"].items()}
+    target |= {
+        "masks": [[[10, 10, 20, 10, 20, 20, 10, 20], [40, 20, 54, 20, 54, 60, 40, 60]]],
+        "crowd": np.zeros(1, bool),
+    }
+    target |= {"ids": np.arange(1), "size": (64, 64)}
+    for crop, expected in (((0, 0, 64, 19), [10, 10, 20, 19]), ((0, 0, 30, 64), [10, 10, 20, 20])):
+        region = Region(*crop, crop[2], crop[3])
+        transform = transforms.DetectionTransform(RAW, MASKS, STILL)
+        objects = transform._objects(target, np.ones(1, bool), region, "x")
+        assert objects["boxes"].tolist() == [expected]
+        boxes_only = transforms.DetectionTransform(RAW, BOXES, STILL)._objects(target, np.ones(1, bool), region, "x")
+        assert boxes_only["boxes"].tolist() == [[10, 10, min(54, crop[2]), min(60, crop[3])]]
+
+
+def test_pasted_objects_are_cut_at_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda count: torch.zeros(count))
+    mixed = copy_paste(item((19, 64)), ell(), min_box=1)
+    assert mixed["target"]["boxes"].tolist() == [[10, 10, 20, 19]]
+    check_objects(mixed)
+    # What is too small for an object is not pasted at all.
+    mixed = copy_paste(item((19, 64)), ell(), min_box=10)
+    assert len(mixed["target"]["boxes"]) == 0
+    assert not mixed["image"].any()
 
 
 def test_nothing_is_pasted_from_an_image_without_objects() -> None:

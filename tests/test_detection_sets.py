@@ -865,6 +865,25 @@ def test_voc_set_that_loses_its_objects(tmp_path: Path, caplog: pytest.LogCaptur
     assert re.search(r"1 boxes that begin at 0: one\.xml \(cow\).*count from 1", caplog.text)
 
 
+def test_voc_boxes_of_cvat_count_from_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """datumaro writes x, y, x + width and y + height, and a label map."""
+    boxes = [("cow", (0.0, 0.0, 40.0, 30.0), 0), ("cow", (10.5, 5.25, 20.0, 15.0), 0)]
+    write_voc(tmp_path, {"one": boxes})
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncow:128,0,0::\n")
+    found = open_detection(str(tmp_path), "train")
+    assert found.read(0)[1]["boxes"].tolist() == [[0, 0, 40, 30], [10.5, 5.25, 20, 15]]
+    assert found.objects()["areas"].tolist() == [1200, 9.5 * 9.75]
+    assert "begin at 0" not in caplog.text
+
+
+def test_a_class_of_crowds_only_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    box = (1, 1, 10, 10)
+    root = write_voc(tmp_path, {"one": [("cow", box, 0)] * 5 + [("dog", box, 1)] * 2 + [("cow", box, 1)]})
+    open_detection(str(root), "train")
+    message = r"3 of 8 objects are crowds or marked difficult, among them all of 1 classes: dog; .*brush"
+    assert re.search(message, caplog.text)
+
+
 # Real datasets
 
 

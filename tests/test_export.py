@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +26,16 @@ import smt_vision
 from command import answer, refusal, run
 from debug_model import create, images
 from smt_vision.deploy import export, logits
-from smt_vision.deploy.exported import FILES, MANIFEST, ExportedModel, Manifest, load_exported, sha256
+from smt_vision.deploy.exported import (
+    CACHED_SHAPES,
+    FILES,
+    MANIFEST,
+    ExportedModel,
+    Manifest,
+    OpenVINOProgram,
+    load_exported,
+    sha256,
+)
 from smt_vision.deploy.openvino_core import openvino_core, signal_stack_restored
 from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
@@ -281,6 +291,61 @@ def test_signals_are_handled_on_a_stack_that_exists(exported: Callable[[str], Pa
     assert signal_stack() == before
 
 
+@pytest.mark.parametrize("format", ANY_SHAPE)
+def test_threads_get_their_own_results(format: str, model: nn.Module, exported: Callable[[str], Path]) -> None:
+    program = load_exported(exported(format))
+    given = [images(1, 3, 32 + i % 2, 32, seed=i) for i in range(4)]
+    with torch.inference_mode():
+        expected = [model(x) for x in given]
+
+    def largest_difference(i: int) -> float:
+        return max(float((program(given[i]) - expected[i]).abs().max()) for _ in range(25))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(largest_difference, range(4))) < 1e-3
+
+
+def test_what_a_program_for_any_shape_keeps_is_limited(exported: Callable[[str], Path]) -> None:
+    """By a setting that OpenVINO knows, though it cannot be read back."""
+    program = OpenVINOProgram(exported("openvino") / "model.xml")
+    name = "CPU_RUNTIME_CACHE_CAPACITY"
+    assert program.settings[name] == CACHED_SHAPES
+    program(images(1, 3, 32, 32))
+    with pytest.raises(RuntimeError, match="CAPACITIES"):
+        openvino_core().compile_model(program.model, "CPU", {"CPU_RUNTIME_CACHE_CAPACITIES": CACHED_SHAPES})
+
+
+def test_a_program_is_in_float32_where_the_cpu_has_no_bfloat16(
+    exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported("openvino")
+    monkeypatch.setattr("smt_vision.deploy.exported.has_bf16", lambda: False)
+    assert load_exported(folder, precision="bf16").precision == "fp32"
+    monkeypatch.setattr("smt_vision.deploy.exported.has_bf16", lambda: True)
+    assert load_exported(folder, precision="bf16").precision == "bf16"
+
+
+def test_models_that_need_more_than_32_pixels_are_compared_at_larger_sizes(tmp_path: Path) -> None:
+    """E.g. Inception, whose last pooling is of 3 x 3 cells."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=8), nn.MaxPool2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    spec = replace(classifier_spec("abcd"), input=replace(INPUT, size=64))
+    manifest = export.export_model(ClassifierExport(model, spec, "m"), tmp_path / "x", format="torch")
+    assert {tuple(case["shape"][2:]) for case in manifest.parity["cases"]} == {(64, 64), (81, 47), (47, 81)}
+
+
+def test_images_that_cannot_be_read_end_an_export_before_the_model_is_traced(
+    model: nn.Module, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(logits, "trace", lambda *args: pytest.fail("traced"))
+    good = sorted((colored / "val").rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(good[0].read_bytes()[:100])
+    calibrate = [*good, tmp_path / "bad.png"]
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        export_classifier(model, "abc", tmp_path / "x", "openvino", images=good, calibrate=calibrate)
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_accuracy_that_8_bits_may_cost(model: nn.Module, tmp_path: Path) -> None:
     control = AccuracyControl(0.5, "top-1", lambda module: pytest.fail("measured"), baseline=90.0)
     control.check(89.5)
@@ -410,6 +475,22 @@ def test_export_from_python(trained: Path, tmp_path: Path, fake_exporter: Callab
     assert len(steps) == 3
     with pytest.raises(FileExistsError, match=str(tmp_path / "x")):
         smt_vision.export(trained, tmp_path / "x", "torch")
+
+
+def test_images_of_an_export_are_files_and_folders(
+    trained: Path, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_exporter: Callable[..., None]
+) -> None:
+    predictor = smt_vision.load(trained)
+    fake_exporter(predictor.model)
+    for name in ("images", "calibrate"):
+        with pytest.raises(TypeError, match=f"invalid {name}='a.png': expected a list"):
+            predictor.export(tmp_path / "x", "torch", **{name: "a.png"})
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        predictor.export(tmp_path / "x", "torch", images=["none.png"])
+    predictor.export(tmp_path / "x", "torch", images=[colored / "val" / "red"])
+    monkeypatch.chdir(tmp_path / "x")
+    again = predictor.export(".", "torch", images=[colored / "val" / "red" / "0.png"], replace=True)
+    assert again.parity["images"] == ["0.png"]
 
 
 def test_logits_parity(model: nn.Module) -> None:

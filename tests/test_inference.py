@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -159,8 +160,31 @@ def test_top_k_is_at_most_the_number_of_classes(classifier: Classifier, top_k: i
 def test_device(trained: Path) -> None:
     classifier = load(trained, device="cpu")
     assert classifier.device == torch.device("cpu")
-    with pytest.raises(ValueError, match="invalid device='nonsense'"):
-        load(trained, device="nonsense")
+    for precision in (None, "auto"):
+        with pytest.raises(ValueError, match="invalid device='nonsense'"):
+            load(trained, device="nonsense", precision=precision)  # type: ignore[arg-type]
+
+
+def test_outputs_that_are_not_finite_are_errors(trained: Path, tmp_path: Path) -> None:
+    """In the file, and where an image or a precision makes them so."""
+    state = torch.load(trained / "best.pt", weights_only=True)
+    name = next(name for name, value in state["model"].items() if value.ndim == 4)
+    state["model"][name][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=rf"nan\.pt: 1 weights are infinite or NaN, e\.g\. {re.escape(name)}"):
+        load(tmp_path / "nan.pt")
+    classifier = load(trained)
+    model = classifier.model
+    classifier.model = torch.nn.Identity()
+    outputs = torch.tensor([[0.0, 1.0, 2.0], [0.0, torch.nan, 2.0]])
+    classifier.model.forward = lambda images: outputs[: len(images)]
+    good, bad = classifier([picture(), picture()])
+    assert (good.class_id, good.error) == (2, None)
+    assert (bad.label, bad.class_id, bad.top) == (None, None, ())
+    assert (
+        bad.error == "1: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+    )
+    classifier.model = model
 
 
 def test_grayscale_models_take_color_images() -> None:

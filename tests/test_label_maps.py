@@ -7,7 +7,7 @@ import re
 import struct
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,41 @@ def test_validation_split_is_preferred_to_test_split(tmp_path: Path) -> None:
     assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images" / "test" / "0.jpg"
     write_dataset(tmp_path, "images/validation", "labels/validation")
     assert open_segmentation(str(tmp_path), "val", SegmentConfig()).read(0)[0] == tmp_path / "images/validation/0.jpg"
+
+
+@pytest.mark.parametrize(
+    ("of_images", "of_labels", "used"),
+    [
+        (("val", "test"), ("test",), "test"),
+        (("test",), ("val", "test"), "test"),
+        (("val", "test"), ("val", "test"), "val"),
+    ],
+)
+def test_images_and_label_maps_are_of_the_same_split(
+    tmp_path: Path, of_images: Sequence[str], of_labels: Sequence[str], used: str
+) -> None:
+    for name in of_images:
+        write_image(tmp_path / "images" / name / "0.jpg", 4, 2)
+    for name in of_labels:
+        write_labels(tmp_path / "labels" / name / "0.png", LABELS)
+    (tmp_path / "classes.json").write_text('["sky", "road", "car"]')
+    found = open_segmentation(str(tmp_path), "val", SegmentConfig())
+    assert (found.images, found.labels) == (tmp_path / "images" / used, tmp_path / "labels" / used)
+
+
+def test_a_validation_split_has_no_label_maps_of_a_test_split(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "images/val", "labels/test")
+    with pytest.raises(ValueError, match=r"images/ has val, labels/ has test; these are different splits"):
+        open_segmentation(str(tmp_path), "val", SegmentConfig())
+
+
+def test_the_last_label_is_that_of_ignored_pixels(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(255)]
+    write_dataset(tmp_path, classes=names)
+    with pytest.raises(ValueError, match=r"255 classes with zero_is_ignored.*expected at most 254"):
+        open_train(tmp_path, ADE20K)
+    (tmp_path / "classes.json").write_text(json.dumps(names[:254]))
+    assert len(open_train(tmp_path, ADE20K).classes) == 254
 
 
 def test_unicode_normalization_of_file_names_does_not_matter(tmp_path: Path) -> None:

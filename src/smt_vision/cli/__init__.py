@@ -16,7 +16,7 @@ from types import ModuleType
 
 from .._interrupt import raise_on_interrupt
 from ..text import printable
-from .common import EXIT_ERROR, EXIT_USAGE, Output, nearest
+from .common import EXIT_ERROR, EXIT_USAGE, Output, finite, nearest
 from .console import PlainConsole
 
 COMMANDS = (
@@ -108,7 +108,7 @@ def _run(command: str, arguments: list[str]) -> int:
         return output.code
     try:
         if args.json:
-            print(json.dumps(output.data, indent=1))
+            print(json.dumps(finite(output.data), indent=1, allow_nan=False))
         else:
             console = PlainConsole(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
             for part in output.show:

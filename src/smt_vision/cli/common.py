@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import math
 import re
 import sys
 import textwrap
@@ -48,6 +49,15 @@ class Output:
     data: Any
     show: Sequence[Any] = ()
     code: int = 0
+
+
+def finite(data: Any) -> Any:
+    """Plain data with ``None`` for numbers that are infinite or NaN, which JSON does not have."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {name: finite(value) for name, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

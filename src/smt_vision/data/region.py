@@ -90,6 +90,11 @@ class Region:
         corners = corners.clip(0, (self.width, self.height))
         return np.concatenate([corners.min(1), corners.max(1)], axis=1)
 
+    def cuts(self, boxes: Floats) -> npt.NDArray[np.bool_]:
+        """Which boxes (N, 4) extend beyond the crop (N,)."""
+        before, behind = boxes[:, :2] < (self.left, self.top), boxes[:, 2:] > (self.right, self.bottom)
+        return np.any(before | behind, axis=1)
+
 
 def fit_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
     """Scale a size to ``short_side``, or to ``long_side`` if the long side would exceed it; returns width, height."""

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from .._version import __version__
+from ..data.decode import decode_input
 from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
 from ..files import write_atomic
@@ -102,6 +103,10 @@ def export_model(
             require(package, extra)
     candidates: Sequence[Path | Image.Image] = images or calibrate or sample_photo_crops()
     samples = evenly_spaced(candidates, PARITY_IMAGES)
+    # Before what takes minutes.
+    for image in [*samples, *evenly_spaced(calibrate, CALIBRATION_IMAGES)]:
+        if isinstance(image, Path):
+            decode_input(image, form.spec.input, name=str(image))
     with _new_folder(folder, replace) as new, torch.no_grad():
         on_status("tracing the model")
         form.trace(samples, format)
@@ -215,6 +220,7 @@ def _new_folder(folder: Path, replace: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: The folder exists and may not be replaced, or is not an export.
     """
+    folder = folder.absolute()
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists already; choose another --out, or replace an export with --force")
     if folder.exists() and not (folder / MANIFEST).is_file():

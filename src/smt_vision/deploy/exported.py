@@ -7,6 +7,7 @@ An export is a folder, written by :mod:`smt_vision.deploy.export`, with ``manife
 import hashlib
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -36,6 +37,7 @@ FILES = {
 }
 IMAGES = "images.safetensors"  # fingerprints of the images that the model was trained and calibrated on
 MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
+CACHED_SHAPES = 100  # per operator of a program for any shape
 
 CPU_PROVIDER = "CPUExecutionProvider"
 Program = Callable[[Tensor], Any]  # images to the output tensor, or to a tuple of several
@@ -175,7 +177,8 @@ def load_exported(
         providers: ONNX Runtime's execution providers for an ONNX export, the preferred one first, e.g.
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; operators that none of them has run on the CPU.
         precision: Precision of an OpenVINO program: ``fp32``, ``bf16`` or ``auto``; ``None`` for the one that it was
-            exported for. What is in 8 bits stays so, and by default the rest of such a program is in bfloat16.
+            exported for. What is in 8 bits stays so, and by default the rest of such a program is in bfloat16. On a CPU
+            without instructions for bfloat16, programs run in float32.
 
     Raises:
         FileNotFoundError: The folder is not an export, or one of its files is missing.
@@ -201,7 +204,7 @@ def load_exported(
             "'openvino'"
         )
     bf16 = manifest.precision != "float32" if precision is None else resolve_dtype(precision) == torch.bfloat16
-    bf16 = bf16 and manifest.format == "openvino"
+    bf16 = bf16 and manifest.format == "openvino" and has_bf16()
     if reason := why_not_here(manifest.format):
         raise ValueError(
             f"{folder} cannot be used on this computer: {reason}; here, export to another format, e.g. onnx"
@@ -287,7 +290,12 @@ class OpenVINOProgram:
 
     A model compiled for one static shape is much faster than one for any shape, but compiling takes longer than running
     it once. A shape is therefore compiled when it occurs for the second time, and at most ``MAX_STATIC_SHAPES`` are:
-    shapes that occur once are common, e.g. the last batch of a dataset, or photographs of many sizes.
+    shapes that occur once are common, e.g. the last batch of a dataset, or photographs of many sizes. The program for
+    any shape keeps what it has prepared for the last ``CACHED_SHAPES`` per operator; by OpenVINO's default, memory
+    grows by megabytes with every new shape.
+
+    It may be called from several threads, which take turns: calls use every core anyway, and a compiled model has one
+    set of buffers for its inputs and outputs.
 
     Args:
         path: The ``.xml`` file.
@@ -303,7 +311,9 @@ class OpenVINOProgram:
             # The default is bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 and has_bf16() else "f32",
             "NUM_STREAMS": 1,
+            "CPU_RUNTIME_CACHE_CAPACITY": CACHED_SHAPES,
         }
+        self._turn = threading.Lock()
         self.past_shapes: set[tuple[int, ...]] = set()
         self.programs: dict[tuple[int, ...] | None, Any] = {}  # by static shape; None: any shape
 
@@ -318,11 +328,12 @@ class OpenVINOProgram:
 
     def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        again = self.static or shape in self.past_shapes
-        static = shape in self.programs or (again and len(self.programs) <= MAX_STATIC_SHAPES)
-        program = self._compiled(shape if static else None)
-        self.past_shapes.add(shape)
-        return _tensors(program(images.numpy(), share_inputs=True).to_tuple())
+        with self._turn:
+            again = self.static or shape in self.past_shapes
+            static = shape in self.programs or (again and len(self.programs) <= MAX_STATIC_SHAPES)
+            program = self._compiled(shape if static else None)
+            self.past_shapes.add(shape)
+            return _tensors(program(images.numpy(), share_inputs=True).to_tuple())
 
 
 def _tensors(arrays: Sequence[Any]) -> Any:
@@ -346,9 +357,10 @@ def _open_executorch(path: Path) -> Program:
         warnings.simplefilter("ignore")  # the API is experimental
         runtime = require("executorch.runtime", "executorch").Runtime.get()
     method = runtime.load_program(path).load_method("forward")
+    turn = threading.Lock()
 
     def run(images: Tensor) -> Tensor:  # the program takes one image, and reuses the memory of its output
-        with torch.inference_mode():
+        with turn, torch.inference_mode():
             return torch.cat([method.execute((image[None].contiguous(),))[0].clone() for image in images])
 
     return run

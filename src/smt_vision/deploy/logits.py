@@ -33,6 +33,11 @@ class LogitsExport(ExportForm):
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing to square images."""
 
+    @property
+    def calibration_transform(self) -> Callable[[Any], Tensor]:
+        """Preprocessing of the images that quantization is calibrated on; all have one size."""
+        return self.transform
+
     @abstractmethod
     def logits_shape(self, image: Tensor) -> tuple[int, ...]:
         """Expected shape of the model's output for a batch."""
@@ -42,8 +47,8 @@ class LogitsExport(ExportForm):
         return self._dynamic
 
     def trace(self, samples: Sequence[Path | Image.Image], format: str) -> None:
-        self.preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.transform)
-        self.batch = torch.stack([self.preprocess(image) for image in samples])
+        preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.transform)
+        self.batch = torch.stack([preprocess(image) for image in samples])
         self._check_output(self.batch[:1])
         if format in ONE_SHAPE:
             self.program, self._dynamic = trace_one_shape(self.model, self.batch[:1]), False
@@ -53,7 +58,8 @@ class LogitsExport(ExportForm):
     def write(
         self, folder: Path, format: str, calibrate: Sequence[Path], control: AccuracyControl | None = None
     ) -> dict[str, str]:
-        return write(self.program, folder, format, calibrate, self.preprocess, control)
+        preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.calibration_transform)
+        return write(self.program, folder, format, calibrate, preprocess, control)
 
     def compare(self, program: Program) -> Mapping[str, Any]:
         return logits_parity(self.model, program, self.batch, self._dynamic)

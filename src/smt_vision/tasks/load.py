@@ -24,7 +24,7 @@ from . import get_task, inference_overrides, read_recipe, read_spec
 from .build import UnknownModelError, check_image_size, create_model, resolve_input
 from .classification.published import published_spec
 from .image_size import arguments_for_size
-from .predictor import Predictor
+from .predictor import Predictor, parse_device
 
 Overrides = Mapping[str, Mapping[str, Any]]
 # A model may have MAX_TIMES the parameters of its file plus MAX_MORE while it is built: heads are replaced, and
@@ -96,7 +96,7 @@ def _load(
     providers: Sequence[str],
     precision: Precision | None,
 ) -> Predictor[Any]:
-    path = Path(source).expanduser()
+    path, device = Path(source).expanduser(), parse_device(device)
     if (path / MANIFEST).is_file():
         return _from_export(path, device, overrides, providers, precision)
     if providers:
@@ -123,6 +123,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
         variant, num_classes, in_chans, _ = identify(weights, checkpoint.path)
         model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
         model.load_state_dict(weights)
+        _check_finite(model, checkpoint.path)
         spec = published_spec(model, variant)
         if in_chans == 1:
             gray = replace(spec.input, channels=1, mean=None, std=None)
@@ -141,9 +142,16 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
         with _limited_parameters(weights):
             model = get_task(spec.task).build_model(spec)
         model.load_state_dict(weights)
+        _check_finite(model, checkpoint.path)
         recipe = read_recipe(checkpoint.state["recipe"]) if "recipe" in checkpoint.state else None
         used = UsedImages.from_checkpoint(checkpoint)
     return _predictor(model, spec, str(checkpoint.path), device, recipe, used)
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    """Raise a ValueError if weights are not finite: every prediction would be NaN."""
+    if bad := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
+        raise ValueError(f"{path}: {len(bad)} weights are infinite or NaN, e.g. {bad[0]}; use an earlier checkpoint")
 
 
 @contextmanager
@@ -181,12 +189,12 @@ def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _from_export(
     folder: Path,
-    device: str | torch.device,
+    device: torch.device,
     overrides: Overrides,
     providers: Sequence[str],
     precision: Precision | None,
 ) -> Predictor[Any]:
-    if torch.device(device).type != "cpu":
+    if device.type != "cpu":
         raise ValueError(
             f"{folder} is an export, which cannot run on {device}: use the CPU (--device cpu, or --engine.accelerator "
             "cpu for smt eval), or load the model that was exported"

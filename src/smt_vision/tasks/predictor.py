@@ -1,5 +1,6 @@
 """Base class of the predictors of all tasks."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..bounds import Count, checked, short
 from ..data.decode import UnreadableImage, decode_for_resize
+from ..data.files import find_images
 from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
 from ..deploy.export import export_model
@@ -24,7 +26,7 @@ from . import get_task
 from .results import Source
 
 R = TypeVar("R")
-MAX_VALUES = 1 << 27  # of the network input of a batch, 0.5 GB: no further image is added to a larger batch
+MAX_VALUES = 1 << 27  # of the network input of a batch, 0.5 GB; a larger image is a batch of its own
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,7 @@ class Predictor(ABC, Generic[R]):
         recipe: Recipe | None = None,
         used_images: UsedImages | None = None,
     ) -> None:
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"invalid device={short(device)}: expected e.g. cpu, cuda, cuda:1 or mps") from error
+        self.device = parse_device(device)
         self.model = model.eval().to(self.device)
         self.spec = spec
         self.input: Any = spec.input
@@ -174,16 +173,21 @@ class Predictor(ABC, Generic[R]):
         that 8 bits may cost; see :func:`smt_vision.engine.evaluation.accuracy_control`.
 
         Raises:
+            TypeError: ``images`` or ``calibrate`` is a single path.
+            FileNotFoundError: One of them does not exist.
             ValueError: This predictor computes in bfloat16, or as :func:`~smt_vision.deploy.export.export_model` says.
         """
+        for name, paths in (("images", images), ("calibrate", calibrate)):
+            if isinstance(paths, str | os.PathLike):
+                raise TypeError(f"invalid {name}={short(paths)}: expected a list of image files and folders")
         if self.dtype != torch.float32:
             raise ValueError(f"{self.name} was loaded in {self.dtype}; load it without precision to export it")
         return export_model(
             get_task(self.spec.task).export(self.model, self.spec, self.name, batch_size),
             Path(folder),
             format=format,
-            images=[Path(path) for path in images],
-            calibrate=[Path(path) for path in calibrate],
+            images=find_images(images),
+            calibrate=find_images(calibrate),
             replace=replace,
             precision=precision,
             control=control,
@@ -198,17 +202,24 @@ class Predictor(ABC, Generic[R]):
     def _batches(
         self, images: Iterable[Source], batch_size: int
     ) -> Iterator[list[PreparedImage | tuple[Source, str, str]]]:
-        """Yield up to ``batch_size`` images at a time, prepared; fewer where their network input would be large."""
+        """Yield up to ``batch_size`` images at a time, prepared; fewer where their network input would be large.
+
+        Images of different sizes are padded to the largest height and width of their batch.
+        """
         batch: list[PreparedImage | tuple[Source, str, str]] = []
-        values = 0
+        sizes: list[tuple[int, ...]] = []
         # Each image is prepared before the next is taken, so that an iterator may close it then.
         for i, source in enumerate(images):
             image = self._prepare(i, source)
+            if isinstance(image, PreparedImage):
+                sizes.append(tuple(image.pixels.shape))
+                if len(sizes) > 1 and len(sizes) * math.prod(map(max, zip(*sizes, strict=True))) > MAX_VALUES:
+                    yield batch
+                    batch, sizes = [], sizes[-1:]
             batch.append(image)
-            values += image.pixels.numel() if isinstance(image, PreparedImage) else 0
-            if len(batch) == batch_size or values >= MAX_VALUES:
+            if len(batch) == batch_size:
                 yield batch
-                batch, values = [], 0
+                batch, sizes = [], []
         if batch:
             yield batch
 
@@ -263,6 +274,23 @@ class Predictor(ABC, Generic[R]):
     @abstractmethod
     def _unreadable(self, source: Source, id: str, error: str) -> R:
         """The result of an unreadable image."""
+
+
+def not_finite(id: str) -> str:
+    """The error of an image for which a model's outputs are infinite or not a number."""
+    return f"{id}: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """The device with this name.
+
+    Raises:
+        ValueError: There is no such kind of device.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"invalid device={short(device)}: expected e.g. cpu, cuda, cuda:1 or mps") from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

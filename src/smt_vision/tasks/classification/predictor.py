@@ -12,7 +12,7 @@ from ...bounds import Count, checked
 from ...pictures.drawing import with_caption
 from ...pictures.style import short
 from ..classes import label_separator
-from ..predictor import Predictor, PreparedImage
+from ..predictor import Predictor, PreparedImage, not_finite
 from ..results import Source, decode_source
 from .data.transforms import eval_transform
 from .results import Prediction, write_predictions
@@ -91,6 +91,9 @@ class Classifier(Predictor[Prediction]):
         values, indices = all_scores.topk(min(top_k, len(self.classes)))
         out = []
         for i, image in enumerate(batch):
+            if not all_scores[i].isfinite().all():
+                out.append(self._unreadable(image.source, image.id, not_finite(image.id)))
+                continue
             top = self._named(indices[i], values[i])
             labels = None
             if self.config.multi_label:

@@ -104,6 +104,8 @@ class DetectConfig(Group):
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; ``dino`` needs no such
             step.
         max_detections: Detections kept per image.
+        eval_detections: Detections per image and class that average precision and recall count, 100 in COCO's;
+            ``None`` for ``max_detections``, at least 100.
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
         tiles: Side in pixels of the tiles in which larger images are evaluated and predicted, each tile resized like an
             image; 0 for none.
@@ -130,6 +132,7 @@ class DetectConfig(Group):
     score_threshold: Fraction = 0.05
     nms_threshold: Fraction = 0.5
     max_detections: Count = 100
+    eval_detections: Count | None = None
     min_box: Annotated[float, Range(ge=0, le=16_384)] = 1.0
     tiles: Literal[0] | Annotated[int, Range(ge=32, le=16_384)] = 0
     tile_overlap: Annotated[float, Range(ge=0.05, le=0.75)] = 0.2

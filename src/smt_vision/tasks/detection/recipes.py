@@ -126,7 +126,9 @@ RECIPES: tuple[DetectionRecipe, ...] = (
             backbone_lr_scale=0.1,
             clip_grad=0.1,
         ),
-        detect=replace(_SMALL.detect, head="dino", head_channels=2048, max_detections=300, score_threshold=0.0),
+        detect=replace(
+            _SMALL.detect, head="dino", head_channels=2048, max_detections=300, eval_detections=100, score_threshold=0.0
+        ),
         expected={"box_ap": 54.0},
         expected_source="the paper, COCO val2017, which does not state the schedule; not measured with this recipe",
         citation=f"{PAPER}; Zhang et al., DINO, ICLR 2023, arXiv 2203.03605",

@@ -252,7 +252,7 @@ class DetectionMetric:
             dataset.classes,
             dataset.category_ids,
             masks=config.has_masks,
-            max_detections=max(config.max_detections, COCO_DETECTIONS),
+            max_detections=config.eval_detections or max(config.max_detections, COCO_DETECTIONS),
             device=device,
         )
 

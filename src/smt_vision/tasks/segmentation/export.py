@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from ...data.padding import padded
 from ...data.transforms import square_transform
@@ -12,6 +14,7 @@ from ...deploy.exported import ExportedModel
 from ...deploy.logits import LogitsExport
 from ...deploy.programs import ONE_SHAPE
 from ...spec import ModelSpec
+from .data.transforms import segmentation_eval_transform
 
 
 class SegmenterExport(LogitsExport):
@@ -28,6 +31,13 @@ class SegmenterExport(LogitsExport):
     @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
         return square_transform(self.spec.input, self.size)
+
+    @property
+    def calibration_transform(self) -> Callable[[Any], Tensor]:
+        """As in prediction, at its scale; of the image, the center of the size of a training crop."""
+        prepare = segmentation_eval_transform(self.spec.input, self.spec.head)
+        size = [padded(side) for side in self.spec.head.crop]
+        return lambda image: center_crop(prepare(image), size)
 
     def logits_shape(self, image: Tensor) -> tuple[int, ...]:
         channels = 1 if self.spec.head.is_binary else len(self.spec.classes)

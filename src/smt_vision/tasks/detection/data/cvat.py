@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -82,9 +81,12 @@ def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
         sizes.append((height, width))
         if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
             report.error("images without a size", shown(name), EXPECTED)
+        groups: dict[tuple[str, int], int] = {}
         for element in image:
             try:
-                shapes += _shapes(element, i, split.labels)
+                found = _shape(element, i, split.labels)
+                if found is not None:
+                    _add(shapes, found, element.get("group_id"), groups)
             except ValueError as error:
                 report.error("shapes that are invalid or not supported", f"{name} ({error})", OTHER_SHAPES)
     for name, count in Counter(filter(None, ids)).items():
@@ -111,24 +113,37 @@ def _find_image(root: Path, name: str, subset: str, files: FileIndex) -> str | N
     return None
 
 
-def _shapes(element: Element, image: int, labels: list[str]) -> Iterator[Shape]:
+def _add(shapes: list[Shape], shape: Shape, group: str | None, groups: dict[tuple[str, int], int]) -> None:
+    """Append the object of an element, or add its polygon to the object of which it is another part.
+
+    As in CVAT's COCO export, polygons of an image with the same label and group are one object; ``groups`` has its
+    index.
+    """
+    if shape.polygons and group and group != "0":
+        first = groups.setdefault((group, shape.label), len(shapes))
+        if first < len(shapes):
+            shapes[first] = shape._replace(polygons=[*(shapes[first].polygons or []), *shape.polygons])
+            return
+    shapes.append(shape)
+
+
+def _shape(element: Element, image: int, labels: list[str]) -> Shape | None:
     """The object of an element of an image; a tag, which is of the whole image, is none."""
     if element.tag == "tag":
-        return
+        return None
     label = (element.get("label") or "").strip()
     if label not in labels:
         raise ValueError(f"{element.tag} with the label {shown(label)}, which is not in meta")
     if element.tag == "box" and not parse_number(element.get("rotation") or "0"):
         left, top, right, bottom = (_number(element, side) for side in ("xtl", "ytl", "xbr", "ybr"))
-        yield Shape(image, labels.index(label), (left, top, right - left, bottom - top), None)
-    elif element.tag == "polygon":
+        return Shape(image, labels.index(label), (left, top, right - left, bottom - top), None)
+    if element.tag == "polygon":
         points = [point.split(",") for point in (element.get("points") or "").split(";")]
         values = [number for point in points for value in point if (number := parse_number(value)) is not None]
         if len(points) < 3 or any(len(point) != 2 for point in points) or len(values) < 2 * len(points):
             raise ValueError(f"polygon of {label}: points {shown(element.get('points'))}")
-        yield Shape(image, labels.index(label), None, values)
-    else:
-        raise ValueError(f"{'rotated ' if element.tag == 'box' else ''}{element.tag} of {label}")
+        return Shape(image, labels.index(label), None, [values])
+    raise ValueError(f"{'rotated ' if element.tag == 'box' else ''}{element.tag} of {label}")
 
 
 def _number(element: Element, name: str) -> float:

@@ -193,17 +193,25 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         ) + (f"; {len(unused)} classes without objects: {first_few(unused)}" if unused else "")
 
     def check_crowds(self) -> None:
-        """Warn if most objects are crowds or difficult, which training and evaluation ignore.
+        """Warn if most objects, or all of a class, are crowds or difficult, which training and evaluation ignore.
 
         Raises:
             ValueError: All are, or there are no objects.
         """
         crowds, count = int(self._crowd.sum()), len(self._labels)
         ignored = f"{self.where}: {crowds} of {count} objects are crowds or marked difficult"
-        advice = "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0"
+        of_class, lost = (
+            np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (slice(None), self._crowd)
+        )
+        gone = [name for name, n, m in zip(self.classes, of_class, lost, strict=True) if n == m > 0]
+        ignored += f", among them all of {len(gone)} classes: {first_few(gone)}" if gone else ""
+        advice = (
+            "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0 (CVAT's "
+            "COCO export marks all objects that were drawn with the brush)"
+        )
         if crowds == count:
             raise ValueError(f"{ignored if count else f'{self.where}: no objects'}; {advice if count else 'add some'}")
-        if crowds > count / 2:
+        if gone or crowds > count / 2:
             log.warning("%s; %s", ignored, advice)
 
     def check_sizes(self) -> None:

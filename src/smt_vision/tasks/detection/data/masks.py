@@ -1,9 +1,12 @@
-"""Rasterization of COCO segmentations by faster-coco-eval (the extra ``detect``)."""
+"""Masks of objects: rasterization of COCO segmentations by faster-coco-eval (the extra ``detect``), and their boxes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from ....data.region import Floats, Region
 from ....extras import require
@@ -49,6 +52,26 @@ def rasterize_masks(
         if polygons:
             out[i] = coco_mask.decode(coco_mask.segmToRle(polygons, region.width, region.height))
     return out
+
+
+def fit_boxes(boxes: Tensor, masks: Tensor, cut: Tensor) -> Tensor:
+    """Boxes (n, 4) of objects of which part was cut off, fitted to what is left of their masks; the others as given.
+
+    Args:
+        boxes: Boxes ``(x1, y1, x2, y2)`` in pixels.
+        masks: Masks (n, H, W), 0 or 1; those of objects that were cut have a pixel at least.
+        cut: Which objects were cut (n,).
+    """
+    out = boxes.clone()
+    # masks_to_boxes gives the last pixel, a box ends behind it.
+    out[cut] = masks_to_boxes(masks[cut]).to(boxes) + torch.tensor([0, 0, 1, 1])
+    return out
+
+
+def has_min_side(boxes: Tensor, min_box: float) -> Tensor:
+    """Which boxes (n, 4) have an area, and no side shorter than ``min_box`` pixels (n,)."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return ((sides > 0) & (sides >= min_box)).all(1)
 
 
 def clip_polygon(points: Floats, width: int, height: int) -> Floats:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
 from ....data.loaders import Item
 from ..config import DetectConfig, DetectionAugment
+from .masks import fit_boxes, has_min_side
 
 MIN_VISIBLE = 0.1  # share of a box's area in its part of a mosaic below which the object is dropped
 PASTED = 0.5  # probability of an object of the other image to be pasted
@@ -76,16 +76,17 @@ def _moved(
     left, top, width, height = part
     corners = target["boxes"] - torch.tensor([left, top, left, top])
     clipped = corners.clamp(min=torch.zeros(4), max=torch.tensor([width, height, width, height]).float())
-    sides = clipped[:, 2:] - clipped[:, :2]
-    area = (corners[:, 2:] - corners[:, :2]).prod(1)
-    keep = ((sides > 0) & (sides >= min_box)).all(1) & (sides.prod(1) >= MIN_VISIBLE * area)
-    out = {"boxes": (clipped + torch.tensor([*to, *to]))[keep], "labels": target["labels"][keep]}
-    if "masks" in target:
-        masks = target["masks"][:, top : top + height, left : left + width][keep]
-        visible = masks.any(dim=(1, 2)).bool()
-        out = {key: value[visible] for key, value in out.items()}
-        out["masks"] = masks.new_zeros(len(out["labels"]), *size)
-        out["masks"][:, to[1] : to[1] + height, to[0] : to[0] + width] = masks[visible]
+    area, visible_area = ((box[:, 2:] - box[:, :2]).prod(1) for box in (corners, clipped))
+    keep = has_min_side(clipped, min_box) & (visible_area >= MIN_VISIBLE * area)
+    shift = torch.tensor([*to, *to])
+    if "masks" not in target:
+        return {"boxes": clipped[keep] + shift, "labels": target["labels"][keep]}
+    masks = target["masks"][:, top : top + height, left : left + width]
+    keep &= masks.any(dim=(1, 2)).bool()
+    boxes = fit_boxes(clipped[keep], masks[keep], (clipped != corners).any(1)[keep])
+    kept = keep.nonzero()[:, 0][large := has_min_side(boxes, min_box)]
+    out = {"boxes": boxes[large] + shift, "labels": target["labels"][kept], "masks": masks.new_zeros(len(kept), *size)}
+    out["masks"][:, to[1] : to[1] + height, to[0] : to[0] + width] = masks[kept]
     return out
 
 
@@ -104,25 +105,26 @@ def copy_paste(item: Item, other: Item, min_box: float) -> Item:
     height, width = item["image"].shape[-2:]
     h, w = min(height, other["image"].shape[-2]), min(width, other["image"].shape[-1])
     chosen = torch.rand(len(source["labels"])) < PASTED
-    cut = source["masks"][chosen][:, :h, :w]
+    cut = source["masks"][:, :h, :w]
+    chosen &= cut.any(dim=(1, 2)).bool()
+    boxes, cut = source["boxes"][chosen], cut[chosen]
+    clipped = boxes.clamp(max=torch.tensor([w, h, w, h]).float())
+    clipped = fit_boxes(clipped, cut, (clipped != boxes).any(1))
+    large = has_min_side(clipped, min_box)  # a part that is too small for an object is not pasted
     pasted = {
-        "boxes": source["boxes"][chosen].clamp(max=torch.tensor([w, h, w, h]).float()),
-        "labels": source["labels"][chosen],
-        "masks": cut.new_zeros(len(cut), height, width),
+        "boxes": clipped[large],
+        "labels": source["labels"][chosen][large],
+        "masks": cut.new_zeros(int(large.sum()), height, width),
     }
-    pasted["masks"][:, :h, :w] = cut
+    pasted["masks"][:, :h, :w] = cut[large]
     covered = pasted["masks"].any(dim=0).bool()
     image = item["image"].clone()
     image[:, :h, :w] = torch.where(covered[:h, :w], other["image"][:, :h, :w], image[:, :h, :w])
 
     masks = target["masks"] * ~covered
     changed = (masks != target["masks"]).any(dim=(1, 2))
-    left = changed & masks.any(dim=(1, 2)).bool()
-    boxes = target["boxes"].clone()
-    # masks_to_boxes gives the last pixel, a box ends behind it.
-    boxes[left] = masks_to_boxes(masks[left]).to(boxes) + torch.tensor([0, 0, 1, 1])
+    boxes = fit_boxes(target["boxes"], masks, changed & masks.any(dim=(1, 2)).bool())
     below = {**target, "boxes": boxes, "masks": masks}
     out = {key: torch.cat([below[key], pasted[key]]) for key in target}
-    sides = out["boxes"][:, 2:] - out["boxes"][:, :2]
-    keep = ((sides > 0) & (sides >= min_box)).all(1) & out["masks"].any(dim=(1, 2)).bool()
+    keep = has_min_side(out["boxes"], min_box) & out["masks"].any(dim=(1, 2)).bool()
     return {**item, "image": image, "target": {key: value[keep] for key, value in out.items()}}

@@ -18,19 +18,19 @@ class Shape(NamedTuple):
         image: Index of its image.
         label: Class index.
         box: x, y, width and height in pixels; ``None`` for a polygon.
-        polygon: x, y, x, y, ... in pixels; ``None`` for a box.
+        polygons: The parts, each x, y, x, y, ... in pixels; ``None`` for a box.
     """
 
     image: int
     label: int
     box: Sequence[float] | None
-    polygon: list[float] | None
+    polygons: list[list[float]] | None
 
 
 def check_shapes(
     report: ValidationReport, shapes: Sequence[Shape], sizes: npt.NDArray[np.int64], case: Callable[[int], str]
 ) -> Objects:
-    """Check objects, and convert them to columns; the box of a polygon is its extent, ids count from 1.
+    """Check objects, and convert them to columns; the box of polygons is their extent, ids count from 1.
 
     Args:
         report: Report to add to.
@@ -39,12 +39,11 @@ def check_shapes(
         case: Function from an object to its name in messages.
     """
     image = np.array([shape.image for shape in shapes], dtype=np.int64)
-    polygons = [None if shape.polygon is None else [shape.polygon] for shape in shapes]
-    measured = check_segmentations(report, polygons, sizes[image], case)
+    measured = check_segmentations(report, [shape.polygons for shape in shapes], sizes[image], case)
     corners = measured.boxes
     extents = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     own = np.array([shape.box or (np.nan,) * 4 for shape in shapes], dtype=np.float64).reshape(-1, 4)
-    is_box = np.array([shape.polygon is None for shape in shapes], dtype=bool)
+    is_box = np.array([shape.polygons is None for shape in shapes], dtype=bool)
     boxes = np.where(is_box[:, None], own, extents)
     check_boxes(report, boxes, sizes[image], case)
     return Objects(

@@ -17,7 +17,7 @@ from ....data.transforms import RegionPixels
 from ....recipe import Input
 from ..config import DetectConfig, DetectionAugment
 from .dataset import DetectionDataset, DetectionTarget
-from .masks import rasterize_masks
+from .masks import fit_boxes, has_min_side, rasterize_masks
 
 # The crop branch has the values of DETR, as published with the 3x schedule.
 BRANCH_SHORT_SIDES = (400, 500, 600)  # short sides in pixels before the crop
@@ -157,7 +157,10 @@ class DetectionTransform:
     def _objects(
         self, target: DetectionTarget, used: npt.NDArray[np.bool_], region: Region, name: str
     ) -> dict[str, torch.Tensor]:
-        """The training objects of the region, of those used, without boxes smaller than ``min_box``."""
+        """The training objects of the region, of those used, without boxes smaller than ``min_box``.
+
+        With masks, the boxes of objects that the region cuts are those of what is left of their masks.
+        """
         boxes = region.boxes(target["boxes"].astype(float))
         sides = boxes[:, 2:] - boxes[:, :2]
         keep = ((sides > 0) & (sides >= self.detect.min_box)).all(1) & used
@@ -175,5 +178,8 @@ class DetectionTransform:
                 f"{name}: invalid mask among annotations {target['ids'][keep].tolist()}: {error}"
             ) from error
         out["masks"] = torch.from_numpy(masks)
-        visible = masks.any((1, 2))  # a crop may contain part of a box, but nothing of its object
-        return out if visible.all() else {key: value[torch.from_numpy(visible)] for key, value in out.items()}
+        visible = torch.from_numpy(masks.any((1, 2)))  # a crop may contain part of a box, but nothing of its object
+        cut = torch.from_numpy(region.cuts(target["boxes"].astype(float))[keep])
+        out["boxes"] = fit_boxes(out["boxes"], out["masks"], cut & visible)
+        visible &= has_min_side(out["boxes"], self.detect.min_box) | ~cut
+        return out if visible.all() else {key: value[visible] for key, value in out.items()}

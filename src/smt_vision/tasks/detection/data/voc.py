@@ -21,6 +21,7 @@ LAYOUT = (
     "Annotations/NAME.xml, JPEGImages/NAME.jpg, and ImageSets/Main/train.txt and val.txt, or trainval.txt and "
     "test.txt, with one NAME per line; or NAME.xml beside NAME.jpg in train/ and valid/"
 )
+LABEL_MAP = "labelmap.txt"  # of datumaro, with which CVAT exports
 _LABELED = re.compile(r"(.*\S)\s+(-1|0|1)")  # as in ImageSets/Main/cat_train.txt of VOC
 _QUOTED = re.compile(r'^"([^"]+)"(\s.*)?$')
 
@@ -65,7 +66,8 @@ def open_voc(root: Path, source: Path) -> DetectionDataset:
     """Open the images of a Pascal VOC list, or of a folder of XML files; see :func:`find_voc`.
 
     The classes are the sorted names in all files of ``Annotations/``, or of the folders of all splits, so that all
-    splits have the same. Box coordinates count from one and include the last pixel. Objects marked difficult are
+    splits have the same. Box coordinates count from one and include the last pixel; in exports of CVAT, which have a
+    ``labelmap.txt``, they count from zero and end after the last pixel. Objects marked difficult are
     ignored, like COCO's crowds. An XML file belongs to the image of its own name, not to the one in its field
     ``filename``.
 
@@ -111,14 +113,15 @@ def open_voc(root: Path, source: Path) -> DetectionDataset:
         return f"{files[stems[row]][0]} ({box.name})"
 
     are_shares(report, corners, case)
-    for m in np.flatnonzero((corners[:, :2] == 0).any(1)).tolist():
+    first = 0 if (root / LABEL_MAP).is_file() else 1
+    for m in np.flatnonzero((corners[:, :2] == 0).any(1)).tolist() if first else ():
         report.warning(
             "boxes that begin at 0",
             case(m),
             "read as Pascal VOC, whose coordinates count from 1; if yours count from 0, add 1 to all of them",
         )
     with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
-        boxes = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], axis=1)
+        boxes = np.concatenate([corners[:, :2] - first, corners[:, 2:] - corners[:, :2] + first], axis=1)
         check_boxes(report, boxes, sizes[image], case)
     report.raise_errors()
     objects = Objects(

@@ -1,6 +1,7 @@
 """YOLO's layout: a configuration, images, and a text file of boxes or polygons per image; also Darknet's."""
 
 import itertools
+import logging
 import os
 import re
 import unicodedata
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....data.files import first_existing, is_hidden, is_image, list_files
-from ....data.validation import ValidationReport
+from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from ....yaml_files import parse_yaml, read_yaml_text
 from .annotation_files import read_text
@@ -105,7 +106,8 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
     """
     report = ValidationReport(str(split.file))
     files = FileIndex()
-    images = [image for entry in split.entries for image in _images(entry, split, files, report)]
+    by_entry = {entry: list(_images(entry, split, files, report)) for entry in dict.fromkeys(split.entries)}
+    images = [image for entry in split.entries for image in by_entry[entry]]
     report.raise_errors()
     if not images:
         raise ValueError(f"{split.file}: no images in {', '.join(split.entries)}; expected {LAYOUT}")
@@ -116,6 +118,14 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
             "label file beside its image"
         )
     _check_distinct(report, images, labels)
+    missing = [str(image) for image, label in zip(images, labels, strict=True) if label is None]
+    for entry, found in by_entry.items():
+        if found and {*map(str, found)} <= {*missing}:
+            report.error("folders without a label file for any of their images", entry, f"expected {LAYOUT}")
+    if missing:  # as images without objects may be
+        level = logging.WARNING if len(missing) > len(images) / 2 else logging.INFO
+        message = "%s: %d of %d images have no label file, and are used as images without objects: %s"
+        log.log(level, message, split.file, len(missing), len(images), first_few(missing))
     with ThreadPoolExecutor(THREADS) as pool:
         # An unreadable image is reported when it is decoded.
         sizes = np.array([size or (1, 1) for size in pool.map(stored_size, images)], dtype=np.int64)
@@ -307,7 +317,7 @@ def _shape(image: int, values: list[float], width: int, height: int) -> Shape:
     label, *coordinates = values
     if len(coordinates) > 4:
         sides = itertools.cycle((width, height))
-        return Shape(image, int(label), None, [value * side for value, side in zip(coordinates, sides, strict=False)])
+        return Shape(image, int(label), None, [[value * side for value, side in zip(coordinates, sides, strict=False)]])
     x, y, w, h = coordinates
     return Shape(image, int(label), ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height), None)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ....data.dataset import Split
 from ....data.files import (
+    TEST_NAMES,
     TRAIN_NAMES,
     VAL_NAMES,
     describe_suffixes,
@@ -81,6 +82,11 @@ def open_segmentation(data: str, split: Split, config: SegmentConfig, *, check: 
         raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
     images, labels, others = _folders(root, split)
     names = _Names(["object"], None) if config.is_binary else _class_names(root)
+    if config.zero_is_ignored and len(names.classes) >= IGNORE_INDEX:
+        raise ValueError(
+            f"{root}: {len(names.classes)} classes with zero_is_ignored, the last of which would be stored as "
+            f"{IGNORE_INDEX}, the label of ignored pixels; expected at most {IGNORE_INDEX - 1}"
+        )
     pairs = _pairs(images, labels, others)
     dataset = SegmentationDataset(
         images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
@@ -106,7 +112,7 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
     images, labels = _child(root, IMAGES), _child(root, LABELS)
     others: list[Path] = []
     if images and labels:  # images/train, or images of a test set
-        folders = _child(images, SPLITS[split]), _child(labels, SPLITS[split])
+        folders = _same_split(images, labels, split)
         images_are_split, labels_are_split = (
             any(_child(folder, words) for words in SPLITS.values()) for folder in (images, labels)
         )
@@ -130,6 +136,25 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
     return folders[0], folders[1], others
 
 
+def _same_split(images: Path, labels: Path, split: Split) -> tuple[Path | None, Path | None]:
+    """A split's subfolders of images and of label maps, of the same name if both have one.
+
+    Raises:
+        ValueError: One has a folder for validation, and the other one for testing.
+    """
+    of_images, of_labels = (
+        [word for word in SPLITS[split] if word in _children(folder)] for folder in (images, labels)
+    )
+    if common := [word for word in of_images if word in of_labels]:
+        of_images = of_labels = common
+    elif of_images and of_labels and (of_images[0] in TEST_NAMES) != (of_labels[0] in TEST_NAMES):
+        raise ValueError(
+            f"{images.parent}: {images.name}/ has {', '.join(of_images)}, {labels.name}/ has {', '.join(of_labels)}; "
+            "these are different splits: give both folders the same name"
+        )
+    return _child(images, of_images), _child(labels, of_labels)
+
+
 def _hint(root: Path, split: Split) -> str:
     """The test sets in a folder, or in its folder of a split, which are datasets of their own."""
     parents = [root, *filter(None, [_child(root, SPLITS[split])])]
@@ -142,18 +167,24 @@ def _hint(root: Path, split: Split) -> str:
     return f". Folders with images and label maps are {first_few(found)}: set --data to one of them" if found else ""
 
 
-def _child(folder: Path, words: Sequence[str]) -> Path | None:
-    """The subfolder whose name is, or ends in, one of the words; an earlier word is preferred, and then a whole name.
-
-    Raises:
-        ValueError: Several names end in this word.
-    """
+def _children(folder: Path) -> dict[str, list[Path]]:
+    """The subfolders by their names in lower case, and by the words that these end in."""
     by_word: dict[str, list[Path]] = defaultdict(list)
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not is_hidden(child.name):
             name = child.name.lower()
             for word in dict.fromkeys((name, re.split(r"[-_ ]", name)[-1].removesuffix("dataset"))):
                 by_word[word].append(child)
+    return by_word
+
+
+def _child(folder: Path, words: Sequence[str]) -> Path | None:
+    """The subfolder whose name is, or ends in, one of the words; an earlier word is preferred, and then a whole name.
+
+    Raises:
+        ValueError: Several names end in this word.
+    """
+    by_word = _children(folder)
     word = first_existing(words, by_word, folder)
     if word is None:
         return None

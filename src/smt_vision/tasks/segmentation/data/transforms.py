@@ -33,7 +33,7 @@ def train_region(labels: Labels, config: SegmentConfig, augment: Augment) -> Reg
     Uses Python's global random generator.
 
     Args:
-        labels: ``(H, W)`` label map; it decides whether a crop has too much of one class.
+        labels: ``(H, W)`` label map; it decides whether a crop has too much of one class, or no labeled pixel.
         config: Sizes, ``scale``, ``crop`` and ``max_class_share`` are used.
         augment: ``hflip`` and ``vflip`` are used.
     """
@@ -47,7 +47,7 @@ def train_region(labels: Labels, config: SegmentConfig, augment: Augment) -> Reg
         right, bottom = left + horizontal.window, top + vertical.window
         region = Region(left, top, right, bottom, horizontal.size, vertical.size)
         counts = np.bincount(region.labels(labels).ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
-        if counts.max() <= config.max_class_share * counts.sum():
+        if 0 < counts.max() <= config.max_class_share * counts.sum():
             break
     hflip, vflip = random.random() < augment.hflip, random.random() < augment.vflip
     return Region(left, top, right, bottom, horizontal.size, vertical.size, hflip, vflip)
