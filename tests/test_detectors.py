@@ -610,3 +610,12 @@ def test_recipes_build(name: str) -> None:
     assert parameters(backbone) < parameters(model) < 100
     pyramids = [module for module in model.modules() if isinstance(module, Pyramid)]
     assert [p.out_channels for p in pyramids] == [RECIPES[name].detect.fpn_channels] * (not isinstance(model, DINO))
+
+
+def test_dino_counts_the_objects_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object counts the same wherever it is: losses are divided by the mean number, which is at least 1."""
+    assert (dino._mean_count(0, torch.device("cpu")), dino._mean_count(3, torch.device("cpu"))) == (1, 3)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(10))  # of the other process
+    assert dino._mean_count(1, torch.device("cpu")) == 5.5

@@ -31,8 +31,9 @@ from smt_vision.cli import main
 from smt_vision.engine import loop
 from smt_vision.engine.launch import launch
 from smt_vision.engine.log import read_log
-from smt_vision.engine.loop import average, train
+from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from smt_vision.engine.processes import average
 from smt_vision.engine.run import Run
 from smt_vision.recipe import Engine, Input, Optim, Recipe
 from smt_vision.signals import Stopped, stop_signals
@@ -739,6 +740,7 @@ from smt_vision.cli import main
 results = []
 for words in json.loads(open(sys.argv[1]).read()):
     out = io.StringIO()
+    words = [word.replace("RANK", os.environ.get("LOCAL_RANK", "0")) for word in words]
     with contextlib.redirect_stdout(out):
         code = main(words)
     results.append((code, out.getvalue()))
@@ -763,7 +765,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
         write_images(root / str(count), {**COLORS, "blue": COLORS["green"]}, counts)  # blue ones will be mistaken
 
     def train_arguments(name: str, recipe: Recipe, *more: str) -> list[str]:
-        config = write_config(recipe, root / f"{name}.yaml")
+        config = write_config(recipe, root / f"{name.removesuffix('RANK')}.yaml")
         return ["train", "quickstart", "--config", config, "--run", str(root / name), "--json", *TWO, *more]
 
     random = tiny(colored, **{**RANDOM, "engine": dict(ema=0.9)})
@@ -778,6 +780,8 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     jobs["vit"] = train_arguments("vit", tiny(colored, **VIT), "--max_steps", "1")
     frozen = tiny(colored, checkpoint=str(whole), freeze=2, model_args=RANDOM["model_args"])
     jobs["frozen"] = train_arguments("frozen", frozen, "--max_steps", "2")
+    # A folder on each machine, of which that of the first one has the checkpoints.
+    jobs["apart"], jobs["apart again"] = (train_arguments("apartRANK", random, "--max_steps", n) for n in ("2", "4"))
     (root / "jobs").write_text(json.dumps(list(jobs.values())))
     (root / "script.py").write_text(SCRIPT)
     done = subprocess.run(
@@ -787,9 +791,10 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     first, second = (json.loads((root / f"jobs{rank}").read_text()) for rank in (0, 1))
-    assert [code for code, _ in first] == [0] * len(jobs), done.stderr
+    assert [code for code, _ in first] == [0] * (len(jobs) - 1) + [1], done.stderr
     assert [out for _, out in second] == [""] * len(jobs)  # only the first process prints
-    return SimpleNamespace(root=root, out={name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True)})
+    out = {name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True) if out}
+    return SimpleNamespace(root=root, out=out, errors=done.stderr)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -824,6 +829,12 @@ def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
     assert [line["step"] for line in log] == list(range(1, 10))
     assert all(math.isfinite(line["loss"]) for line in log)
     assert_same_run(two.root / "whole", two.root / "halves")
+
+
+def test_processes_that_read_different_checkpoints_are_an_error(two: SimpleNamespace) -> None:
+    message = r"different checkpoints \(process 0: step 2, process 1: step 0\): the folder must be on storage"
+    assert re.search(rf"smt train: error: .*apart0: the processes read {message}", two.errors)
+    assert re.search(rf"smt train \(rank 1\): error: .*apart1: the processes read {message}", two.errors)
 
 
 def test_two_processes_evaluate_the_saved_model(

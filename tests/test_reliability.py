@@ -1,9 +1,11 @@
 """What a run survives: numbers that are not finite, damaged files, signals, a second process, other data."""
 
+import ctypes
 import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -26,15 +28,17 @@ from same_run import assert_identical
 from smt_vision import checkpoints, load
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
-from smt_vision.data.loaders import TrainLoader
-from smt_vision.engine import lock, loop, watchdog
+from smt_vision.data.loaders import DeadWorker, TrainLoader
+from smt_vision.engine import lock, loggers, loop, watchdog
 from smt_vision.engine.display import PlainDisplay
 from smt_vision.engine.lock import LOCK, FolderLock
 from smt_vision.engine.log import read_log
+from smt_vision.engine.loggers import ExperimentLogger
 from smt_vision.engine.loop import train
 from smt_vision.engine.run import Run
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.files import write_atomic
+from smt_vision.recipe_files import read_recipe_file
 from smt_vision.signals import stop_signals
 from tiny_run import environment, tiny, write_config, write_split
 
@@ -111,6 +115,20 @@ def test_limit_of_the_gradient_norm_at_any_precision(
     engine = dict(precision=precision, max_grad_norm=1e-6)
     with pytest.raises(FloatingPointError, match=r"gradient norm is \d.*above engine\.max_grad_norm=1e-06 at step 1"):
         train(tiny(colored, engine=engine, optim=dict(clip_grad=clip_grad)), tmp_path / "run", display=False)
+
+
+@pytest.mark.parametrize(("policy", "step"), [("stop", 6), ("skip", 15)])
+def test_a_gradient_that_is_never_finite_in_float16_ends_the_run(
+    colored: Path, tmp_path: Path, policy: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is now and then infinite only lowers the loss scale."""
+    monkeypatch.setattr(loop, "MAX_RESCALED", 5)
+    recipe = tiny(colored, epochs=4, engine=dict(precision="16-mixed", on_nonfinite=policy, checkpoint_minutes=0.0))
+    message = rf"not finite in float16, at any loss scale, for {step} steps at step {step}\b"
+    with broken_gradients(*range(1, 25)), pytest.raises(FloatingPointError, match=message):
+        train(recipe, tmp_path / "run", display=False)
+    with broken_gradients(2, 3, 4, 5, 7, 8, 9):
+        assert train(recipe, tmp_path / "other", display=False).step == 24
 
 
 @pytest.mark.parametrize("clip_grad", [1.0, None])
@@ -462,6 +480,28 @@ def test_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     beat.wait()
 
 
+def test_a_lock_shows_signs_of_life_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start of a run on, which may hash images for minutes before its first step, and in any thread."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    with FolderLock(tmp_path):
+        os.utime(tmp_path / LOCK, (0, 0))
+        time.sleep(1)
+        assert (tmp_path / LOCK).stat().st_mtime > 0
+    os.utime(tmp_path / LOCK, (0, 0))
+    time.sleep(0.3)
+    assert (tmp_path / LOCK).stat().st_mtime == 0
+
+
+def test_a_fork_of_a_fork_closes_no_other_file(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        if not (pid := os.fork()):
+            other = os.open("/dev/null", os.O_RDONLY)  # it gets the number of the lock's file, which is closed here
+            if not (second := os.fork()):
+                os._exit(os.fstat(other).st_size)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_lock_where_the_file_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of a process that has died may be that of another one by now, in a container even of this one."""
 
@@ -623,23 +663,60 @@ def test_wait_for_images_has_a_time_limit(
 def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
     errors = tmp_path / "errors.txt"
 
-    def beat() -> None:
-        raise FileNotFoundError("the folder's lock file was deleted")
-
     if not (pid := os.fork()):
         sys.stderr = errors.open("w")
         watchdog.GRACE_SECONDS = 1.0
         minutes = 9.0 if number else 0.02
-        with stop_signals() as signals, Watchdog(minutes, signals, beat, "runs/a") as dog:
-            dog.at("writing a checkpoint")
+        with stop_signals() as signals, Watchdog(minutes, signals, "runs/a") as dog:
+            dog.at("training step 7")
             if number:
                 signal.raise_signal(number)
             while True:
                 time.sleep(1)  # signals do not end it, as a system call that does not return
     _, status = os.waitpid(pid, 0)
     message = "without an answer to SIGTERM" if number else r"longer than engine\.timeout_minutes"
-    assert re.match(rf"smt train: error: runs/a: writing a checkpoint for \d+ s, {message}", errors.read_text())
+    assert re.match(rf"smt train: error: runs/a: training step 7 for \d+ s, {message}", errors.read_text())
     assert os.waitstatus_to_exitcode(status) == (128 + number if number else 1)
+
+
+@pytest.mark.parametrize(("grace", "pause"), [(1.0, None), (60.0, 1.5)], ids=["time limit", "second signal"])
+def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: float, pause: float | None) -> None:
+    """As in a collective that waits for another machine: Python calls handlers when the call returns."""
+    errors = tmp_path / "errors.txt"
+    if not (pid := os.fork()):
+        sys.stderr = errors.open("w")
+        watchdog.GRACE_SECONDS = grace
+        with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
+            dog.at("training step 7")
+            (tmp_path / "ready").touch()
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):  # the second time it waits for itself
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
+        os._exit(0)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGTERM)
+    if pause:
+        time.sleep(pause)
+        os.kill(pid, signal.SIGINT)
+    _, status = os.waitpid(pid, 0)
+    assert re.search(r"training step 7 for \d+ s, without an answer to SIG(TERM|INT)", errors.read_text())
+    assert os.waitstatus_to_exitcode(status) == 128 + (signal.SIGINT if pause else signal.SIGTERM)
+
+
+@pytest.mark.parametrize("phase", ["writing a checkpoint", "training step 7"])
+def test_what_a_signal_asked_for_is_not_cut_short(phase: str) -> None:
+    """A checkpoint may take long, and a step that had taken long before the signal is given the whole time."""
+    if not (pid := os.fork()):
+        watchdog.GRACE_SECONDS = 1.0 if phase == watchdog.SAVING else 4.0
+        with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
+            dog.at(phase)
+            time.sleep(0 if phase == watchdog.SAVING else 3)
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(3)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -> None:
@@ -648,7 +725,7 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
     if not (pid := os.fork()):
         sys.stderr = errors.open("w")
         watchdog.SUSPENDED_SECONDS = 1.0
-        with stop_signals() as signals, Watchdog(0.05, signals, lambda: None, "runs/a") as dog:
+        with stop_signals() as signals, Watchdog(0.05, signals, "runs/a") as dog:
             dog.at("training step 1")
             for _ in range(10):
                 time.sleep(0.2)
@@ -660,6 +737,104 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
     _, status = os.waitpid(pid, 0)
     assert errors.read_text() == ""
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+class Unreliable(ExperimentLogger):
+    """Its server is gone after five steps, or only at the end."""
+
+    name = "unreliable"
+    fails_at = "log_metrics"
+    written: list[int] = []  # noqa: RUF012
+
+    def __init__(self, *args: Any) -> None:
+        self.written.clear()
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if self.fails_at == "log_metrics" and (step or 0) > 5:
+            raise ConnectionError("no answer")
+        self.written.append(step or 0)
+
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        pass
+
+    def finalize(self, status: str) -> None:
+        if self.fails_at == "finalize":
+            raise ConnectionError("no answer")
+
+
+@pytest.mark.parametrize("fails_at", ["log_metrics", "finalize"])
+def test_training_goes_on_without_a_logger_that_fails(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: str
+) -> None:
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", Unreliable)
+    monkeypatch.setattr(Unreliable, "fails_at", fails_at)
+    run = train(tiny(colored, engine=dict(loggers=("tensorboard",))), tmp_path / "run", display=False)
+    assert run.step == 2 * STEPS
+    assert (tmp_path / "run" / "summary.md").is_file()
+    assert (max(Unreliable.written) > 5) == (fails_at == "finalize")
+    message = "Unreliable records nothing any more: ConnectionError: no answer"
+    assert [line["message"] for line in read_log(tmp_path / "run") if line["kind"] == "note"] == [message]
+    assert message in caplog.text
+
+
+def test_a_worker_that_is_killed_is_explained(colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the kernel where memory runs out; PyTorch tells of it wherever the main thread is."""
+    step = loop.train_step
+
+    def kill_a_worker(run: Any, *args: Any) -> Any:
+        if run.step == 3:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            time.sleep(2)
+        return step(run, *args)
+
+    monkeypatch.setattr(loop, "train_step", kill_a_worker)
+    recipe = tiny(colored, input=dict(workers=1), engine=dict(checkpoint_minutes=0.0))
+    with pytest.raises(RuntimeError, match=r"a data loader worker died.*lower input\.workers \(now 1\) or batch_size"):
+        train(recipe, tmp_path / "run", display=False)
+    assert state(tmp_path / "run")["step"] == 3
+
+
+def test_a_run_saves_itself_when_it_waits_for_a_worker_that_died(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = TrainLoader.epoch
+
+    def killed_after_four(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for i, batch in enumerate(epoch(self, *args, **kwargs)):
+            if i == 4:
+                raise DeadWorker("a data loader worker died")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "epoch", killed_after_four)
+        with pytest.raises(DeadWorker):
+            train(tiny(colored), tmp_path / "run", display=False)
+    assert state(tmp_path / "run")["step"] == 4
+    train(tiny(colored), tmp_path / "run", display=False)
+    assert_same_weights(tmp_path / "run", whole)
+
+
+def test_another_number_of_processes_is_refused_even_with_as_many_steps(colored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny(colored), folder, display=False, max_steps=2)
+    before = state(folder)
+    assert before["processes"] == 1
+    checkpoints.save({**before, "processes": 2}, folder / "last.pt")
+    with pytest.raises(ValueError, match=r"started with 2 processes and would continue with 1"):
+        train(tiny(colored), folder, display=False)
+    without = {name: value for name, value in before.items() if name != "processes"}
+    checkpoints.save(without, folder / "last.pt")  # of an earlier version
+    assert train(tiny(colored), folder, display=False, max_steps=3).step == 3
+
+
+def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny(colored), folder, display=False, max_steps=2)
+    changed = tiny(colored, engine=dict(on_nonfinite="skip", patience=7))
+    train(changed, folder, display=False, max_steps=3)
+    kept = read_recipe_file(folder / "recipe.yaml")
+    assert (kept.engine.on_nonfinite, kept.engine.patience) == ("skip", 7)
+    assert kept.to_dict() == changed.to_dict()
 
 
 @pytest.mark.parametrize("when", ["evaluation", "report"])

@@ -1,5 +1,6 @@
 """Stopping work on a signal, after it has saved itself."""
 
+import os
 import signal
 import threading
 import time
@@ -59,11 +60,15 @@ class StopSignals:
     Attributes:
         received: Their numbers, in order.
         handled: Whether signals are collected: they are in the main thread only.
+        pipe: Read end of a pipe in which every signal is a byte, its number, as soon as it arrives: Python calls
+            handlers between two steps of the main thread's code, and thus not while that waits in a collective. There
+            may be other bytes, of signals that are not handled here, and 0. -1 if signals are not collected.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self.handled = False
+        self.pipe = self._pipe_end = -1
         self._interruptible = 0
         self._ends_at = 0.0  # from when on another signal ends the process
 
@@ -91,6 +96,10 @@ class StopSignals:
         finally:
             self._interruptible -= 1
 
+    def wake(self) -> None:
+        """End a wait for the next byte of ``pipe``."""
+        os.write(self._pipe_end, b"\0")
+
     def collect(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signals.
 
@@ -117,15 +126,24 @@ def stop_signals() -> Iterator[StopSignals]:
     """
     signals = StopSignals()
     signals.handled = threading.current_thread() is threading.main_thread()  # elsewhere handlers cannot be set
+    if not signals.handled:
+        yield signals
+        return
+    signals.pipe, signals._pipe_end = os.pipe()
+    os.set_blocking(signals._pipe_end, False)
     before = {}
-    for number in SIGNALS if signals.handled else ():
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, signals.collect)
+    wakeup_before = signal.set_wakeup_fd(signals._pipe_end, warn_on_full_buffer=False)
     try:
         yield signals
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(signals._pipe_end)
+        os.close(signals.pipe)
 
 
 def ignore_stop_signals() -> None:

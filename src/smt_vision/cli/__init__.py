@@ -114,6 +114,9 @@ def _run(command: str, arguments: list[str]) -> int:
             for part in output.show:
                 console.print(part)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"smt {command}: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would report it once more at its end
         if isinstance(error, BrokenPipeError):  # `| head`: what was read was enough

@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -127,6 +127,27 @@ def seed_all(*numbers: int) -> None:
     torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
+class DeadWorker(RuntimeError):
+    """A worker process of a data loader was killed."""
+
+
+@contextmanager
+def explained_dead_workers(workers: int) -> Iterator[None]:
+    """Turn PyTorch's error about a worker that was killed into one that says what to do.
+
+    PyTorch raises it in the handler of a signal: wherever the main thread happens to be, e.g. in a training step.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DeadWorker(
+            f"a data loader worker died ({error}), often because memory or shared memory ran out; lower input.workers "
+            f"(now {workers}) or batch_size"
+        ) from error
+
+
 def _init_worker(index: int) -> None:
     """Leave signals to the training process: a scheduler sends them to all processes at once."""
     ignore_stop_signals()
@@ -216,18 +237,11 @@ class _Loader(Generic[B]):
 
     def _run(self, epoch: int, start_batch: int) -> Iterator[B]:
         self._batches.epoch, self._batches.start_batch = epoch, start_batch
-        try:
+        with explained_dead_workers(self.workers):
             for batch in self._loader:
                 self._record_unreadable(batch["unreadable"])
                 if len(batch["index"]):
                     yield cast(B, batch)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise RuntimeError(
-                f"a data loader worker died ({error}), often because memory or shared memory ran out; lower "
-                f"input.workers (now {self.workers}) or batch_size"
-            ) from error
 
     def _record_unreadable(self, messages: list[str]) -> None:
         for message in messages:

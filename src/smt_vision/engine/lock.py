@@ -1,9 +1,11 @@
 """A lock on the folder of a run, so that two processes do not write into it."""
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Any, Self, TextIO
 LOCK = "run.lock"
 BEAT_SECONDS = 15.0  # between two signs of life
 STALE_SECONDS = 90.0  # without one: the process on another machine has died
+JOIN_SECONDS = 1.0  # that the end waits for a file system which does not answer
 
 
 _held: set[TextIO] = set()
@@ -21,6 +24,7 @@ def _close_in_child() -> None:
     """In a forked process: close the files of locks, which it would hold on to when the process it came from dies."""
     for file in _held:
         os.close(file.fileno())
+    _held.clear()  # a further fork would close what has these numbers by then
 
 
 os.register_at_fork(after_in_child=_close_in_child)
@@ -30,7 +34,7 @@ class FolderLock:
     """Holds the lock of a folder in a ``with`` block.
 
     The lock is that of the operating system on the file ``run.lock``, which a process loses when it dies, however it
-    dies. The file names the host and the process, and :meth:`beat` renews its time, for file systems whose locks do not
+    dies. The file names the host and the process, and a thread renews its time, for file systems whose locks do not
     reach other machines: there, a lock without a sign of life for 90 seconds is that of a process that has died.
 
     Args:
@@ -42,8 +46,9 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
-        self._beat = 0.0
-        self._is_held = False
+        self._end = threading.Event()
+        # Of its own: it writes to a file system that may not answer.
+        self._beats = threading.Thread(target=self._keep_beating, name="lock-beats", daemon=True)
 
     def __enter__(self) -> Self:
         self._made_folder = not self.path.parent.exists()
@@ -55,7 +60,7 @@ class FolderLock:
             self._file.close()
             raise
         _held.add(self._file)
-        self._is_held = True
+        self._beats.start()
         return self
 
     def _acquire(self) -> None:
@@ -102,13 +107,14 @@ class FolderLock:
             f"folder with --run"
         )
 
-    def beat(self) -> None:
-        """Show a sign of life, at most every 15 seconds; nothing in a process that does not hold the lock."""
-        if self._is_held and time.monotonic() - self._beat > BEAT_SECONDS:
-            self._beat = time.monotonic()
-            os.utime(self.path)
+    def _keep_beating(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._end.set()
+        self._beats.join(JOIN_SECONDS)
         _held.discard(self._file)
         self._file.truncate(0)
         self._file.close()

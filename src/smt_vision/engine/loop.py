@@ -2,13 +2,12 @@
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
+from ..data.loaders import DeadWorker, explained_dead_workers
 from ..recipe import GivenRecipe, Recipe
 from ..seeding import stable_hash
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
@@ -27,14 +27,16 @@ from .launch import launch
 from .lock import FolderLock
 from .loggers import check_loggers
 from .optim import learning_rate, set_learning_rate
+from .processes import any_process, average, gathered, gathered_objects, reduced
 from .run import Run, flat_fields
 from .state import TrainingState
 from .tracker import RunTracker
-from .watchdog import Watchdog
+from .watchdog import SAVING, Watchdog
 
 T = TypeVar("T")
 SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
 MAX_FAILED = 10  # steps in a row whose loss or gradient is not finite
+MAX_RESCALED = 30  # steps in a row with a gradient that is infinite in float16, at half the loss scale each time
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def train(
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
     fabric = start(recipe)
-    with _locked(fabric, folder) as lock:
+    with _locked(fabric, folder):
         task = open_task(fabric, _without_initial_weights(recipe, folder))
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
         eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
@@ -98,7 +100,7 @@ def train(
             closing(train_loader),
             closing(eval_loader),
             stop_signals() as signals,
-            Watchdog(recipe.engine.timeout_minutes, signals, lock.beat, str(folder)) as watchdog,
+            Watchdog(recipe.engine.timeout_minutes, signals, str(folder)) as watchdog,
         ):
             with _tracker(run, display) as tracker:
                 if finished_before:
@@ -107,14 +109,15 @@ def train(
                 elif run.is_partial:
                     tracker.note(f"training {run.trained_description}")
                 loop = _Loop(run, plan, tracker, signals, watchdog)
-                loop.run_to_end(train_loader, eval_loader)
+                with explained_dead_workers(recipe.input.workers):
+                    loop.run_to_end(train_loader, eval_loader)
             if run.is_finished and not (finished_before and (folder / "summary.md").exists()):
                 loop.report(command)
     return run
 
 
 @contextmanager
-def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
+def _locked(fabric: Fabric, folder: Path) -> Iterator[None]:
     """Hold the lock of the folder on the first process; if that fails, it fails on all of them."""
     lock, error = FolderLock(folder), None
     with ExitStack() as stack:
@@ -125,7 +128,7 @@ def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
                 error = caught
         if error := fabric.broadcast(error):
             raise error
-        yield lock
+        yield
 
 
 def start(recipe: Recipe) -> Fabric:
@@ -238,7 +241,7 @@ class _Loop:
                 if run.stopped_early:
                     self.tracker.note(_early(run))
                     return
-            if run.step < plan.stop_at and _any_rank(self.fabric, bool(self.signals))[0]:
+            if run.step < plan.stop_at and any_process(self.fabric, bool(self.signals))[0]:
                 raise self._stopped()
 
     def report(self, command: str) -> None:
@@ -262,7 +265,7 @@ class _Loop:
         return RunStopped(run.folder, run.step, run.total_steps, self.signals.received)
 
     def _save(self) -> None:
-        self.watchdog.at("writing a checkpoint")
+        self.watchdog.at(SAVING)
         self.run.save_last()
 
     def _train_epoch(self, loader: TrainLoader) -> None:
@@ -294,7 +297,7 @@ class _Loop:
                 break
             # Not after the last step of an epoch: the caller saves there.
             if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
-                stop, checkpoint_due = _any_rank(fabric, bool(self.signals), run.checkpoint_due())
+                stop, checkpoint_due = any_process(fabric, bool(self.signals), run.checkpoint_due())
                 if stop:
                     break
                 if checkpoint_due:
@@ -303,7 +306,11 @@ class _Loop:
             raise no_batch(recipe)
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
-        """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them."""
+        """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them.
+
+        Raises:
+            DeadWorker: A worker process died. The run has saved itself, unless other processes take part in it.
+        """
         self.watchdog.at("waiting for training images")
         try:
             # Of several processes, all must stop at the same step.
@@ -311,6 +318,10 @@ class _Loop:
                 return next(groups, None)
         except Interrupted:
             return None
+        except DeadWorker:
+            if self.fabric.world_size == 1 and self.run.step:
+                self._save()
+            raise
 
     def _leave_out(self, reason: str, group: list[Batch]) -> None:
         """Note a step that changed nothing with its images, and do what the recipe says.
@@ -319,7 +330,7 @@ class _Loop:
             FloatingPointError: The recipe says to stop, or there were too many such steps in a row.
         """
         run, policy = self.run, self.run.recipe.engine.on_nonfinite
-        indices = _gathered_objects(self.fabric, [int(i) for batch in group for i in batch["index"]])
+        indices = gathered_objects(self.fabric, [int(i) for batch in group for i in batch["index"]])
         names = [run.task.train_set.name(i) for each in indices for i in each]
         self._failed_in_a_row += 1
         stop = policy == "stop" or self._failed_in_a_row == MAX_FAILED
@@ -404,7 +415,8 @@ def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dic
     average(fabric, [*(buffer for buffer in buffers if buffer.is_floating_point()), *means.values()])
     grad_norm = _clip_gradients(run)
     run.step += 1
-    if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm):
+    run.rescaled = run.rescaled + 1 if grad_norm is None else 0
+    if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm, run.rescaled):
         for buffer, value in zip(buffers, before, strict=False):
             buffer.copy_(value)
         scaler = getattr(fabric.strategy.precision, "scaler", None)
@@ -433,8 +445,10 @@ def _clip_gradients(run: TrainingState) -> Tensor | None:
     return torch.nn.utils.get_total_norm([p.grad for p in run.raw.parameters() if p.grad is not None])
 
 
-def _failure(losses: dict[str, Tensor], grad_norm: Tensor | None, limit: float | None) -> str:
+def _failure(losses: dict[str, Tensor], grad_norm: Tensor | None, limit: float | None, rescaled: int) -> str:
     """Why a step must not be made; empty if it may."""
+    if rescaled > MAX_RESCALED:
+        return f"gradient norm is not finite in float16, at any loss scale, for {rescaled} steps"
     numbers = dict(losses) if grad_norm is None else {**losses, "gradient norm": grad_norm}
     values = dict(zip(numbers, torch.stack([value.float() for value in numbers.values()]).tolist(), strict=True))
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
@@ -480,44 +494,14 @@ def run_evaluation(
         metric.update(output, batch)
         if on_progress is not None:
             on_progress(1)
-    if not _any_rank(fabric, any_image)[0]:
+    if not any_process(fabric, any_image)[0]:
         raise ValueError(
             f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
             "above say why"
         )
-    metric.reduce(partial(_reduced, fabric, "sum"), partial(_gathered, fabric))
+    metric.reduce(partial(reduced, fabric, "sum"), partial(gathered, fabric))
     weights.train(training)
     return metric.compute()
-
-
-def average(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
-    """Set tensors to their means over all processes, in one all-reduce.
-
-    Called in each step with the statistics of BatchNorm, so that every process evaluates and saves the same model.
-    """
-    if fabric.world_size > 1 and tensors:
-        means = _reduced(fabric, "mean", torch.cat([tensor.float().flatten() for tensor in tensors]))
-        for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
-
-
-def _reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
-    return cast(Tensor, fabric.all_reduce(value, reduce_op=how))
-
-
-def _gathered(fabric: Fabric, value: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        # Fabric calls a function that torch has deprecated; not the user's concern.
-        warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
-        return cast(Tensor, fabric.all_gather(value))
-
-
-def _any_rank(fabric: Fabric, *flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any process."""
-    if fabric.world_size == 1:
-        return list(flags)
-    summed = _reduced(fabric, "sum", torch.tensor(flags, dtype=torch.float32, device=fabric.device))
-    return [bool(flag) for flag in summed]
 
 
 def _named(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -525,14 +509,6 @@ def _named(losses: dict[str, Tensor]) -> dict[str, float]:
     values = {name: loss.item() for name, loss in losses.items()}
     parts = {f"loss/{name}": value for name, value in values.items()} if len(values) > 1 else {}
     return {"loss": sum(values.values()), **parts}
-
-
-def _gathered_objects(fabric: Fabric, content: T) -> list[T]:
-    """The objects of all processes."""
-    gathered = [content] * fabric.world_size
-    if fabric.world_size > 1:
-        torch.distributed.all_gather_object(gathered, content)
-    return gathered
 
 
 class _Speed:

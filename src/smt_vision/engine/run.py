@@ -28,6 +28,7 @@ from ..tasks.classes import some_names
 from ..tasks.task import Training
 from ..text import get_logger, shell_word
 from .log import read_log
+from .processes import gathered_objects
 from .state import TrainingState
 from .summary import write_summary
 
@@ -42,7 +43,7 @@ STATE: dict[str, Any] = {
 # Entries that not every checkpoint has; the lists are of numbers.
 OPTIONAL_STATE: dict[str, Any] = {
     "evaluated_step": int, "kept_at": int | float, "history": list, "left_out": list, "listing": int, "labels": list,
-    "teacher": int | str,
+    "teacher": int | str, "processes": int,
 }  # fmt: skip
 HASHES = ("listing", "teacher")  # may be negative
 # Entries of optimizers' states that have the shape of their parameter.
@@ -75,7 +76,7 @@ class Run(TrainingState):
         super().__init__(fabric, task, recipe)
         self.folder = folder
         self.evaluated_step = self.total_steps = self._steps_per_epoch = 0
-        self.best_epoch = 0
+        self.best_epoch = self._processes_before = 0
         self.metrics: dict[str, Any] = {}
         self._metrics_from: Path | None = None  # the checkpoint that they were read from
         self.history: list[float] = []
@@ -92,11 +93,26 @@ class Run(TrainingState):
             remove_temporary(folder)
         if training_checkpoints(folder):
             self._restore(self._newest_readable())
-        elif fabric.is_global_zero:
+        self._check_same_state()
+        if fabric.is_global_zero:  # of a resumed run with the fields that may be others now
             write_recipe(recipe, folder / RECIPE)
         if fabric.is_global_zero and self._used_images is None:
             self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
         fabric.barrier()
+
+    def _check_same_state(self) -> None:
+        """Raise a ValueError on every process if they restored different states: each reads the folder by itself."""
+        if self.fabric.world_size == 1:
+            return
+        values = [value.cpu().reshape(-1) for value in self.raw.state_dict().values()]
+        weights = hash_bytes(*(value.view(torch.uint8).numpy().tobytes() for value in values))
+        states = gathered_objects(self.fabric, (self.step, weights))
+        if len(set(states)) > 1:
+            steps = ", ".join(f"process {rank}: step {step}" for rank, (step, _) in enumerate(states))
+            raise ValueError(
+                f"{self.folder}: the processes read different checkpoints ({steps}): the folder must be on storage "
+                "that all machines share; copy it there, and resume the run with it"
+            )
 
     def plan(self, steps_per_epoch: int) -> int:
         """Set the number of optimizer steps per epoch; returns that of the whole run.
@@ -108,6 +124,11 @@ class Run(TrainingState):
             raise ValueError(
                 f"{self.folder} was started with {self._steps_per_epoch} steps per epoch and would continue with "
                 f"{steps_per_epoch}: use the same number of processes and the same images"
+            )
+        if self._processes_before not in (0, self.fabric.world_size):
+            raise ValueError(
+                f"{self.folder} was started with {self._processes_before} processes and would continue with "
+                f"{self.fabric.world_size}, which changes the images of a step: use the same number of processes"
             )
         self._steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * self.recipe.epochs
@@ -168,6 +189,7 @@ class Run(TrainingState):
             step=self.step,
             evaluated_step=self.evaluated_step,
             steps_per_epoch=self._steps_per_epoch,
+            processes=self.fabric.world_size,
             seconds=self.seconds,
             kept_at=self._kept_at,
             best_epoch=self.best_epoch,
@@ -219,6 +241,7 @@ class Run(TrainingState):
         checkpoint = self._newest_readable()
         self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
         self._load_state(checkpoint)
+        self._check_same_state()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
         """Add an evaluation; write ``best.pt`` if its primary metric is above that of every earlier one."""
@@ -313,6 +336,7 @@ class Run(TrainingState):
         self.left_out, self.history = list(state.get("left_out", [])), list(state.get("history", []))
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
         self._kept_at = state.get("kept_at", 0.0)
+        self._processes_before = state.get("processes", 0)
 
     def _load_state(self, checkpoint: Checkpoint) -> None:
         """Load weights, averages and the states of the optimizer and of mixed precision.
@@ -389,7 +413,7 @@ class Run(TrainingState):
             return None
         path = self._samples(epoch)
         path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        write_atomic(path, lambda part: picture.save(part, "PNG"))
         return path
 
     def _samples(self, epoch: int) -> Path:

@@ -27,6 +27,7 @@ class TrainingState:
         ema: The averaged model, or ``None``.
         weights: The model to evaluate and to save as best: the averaged one if there is one.
         step: Optimizer steps done.
+        rescaled: Steps in a row that only lowered the loss scale of float16, since the gradient was infinite.
         parameters: Number of parameters, without those of adapters.
         trained_parameters: Number of parameters that are trained.
     """
@@ -44,7 +45,7 @@ class TrainingState:
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None
         )
         self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
-        self.step = 0
+        self.step = self.rescaled = 0
         if self.is_partial and not recipe.pretrained and recipe.checkpoint is None and fabric.is_global_zero:
             log.warning("weights are frozen that are random: start from trained ones with --pretrained or --checkpoint")
 

@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..signals import Stopped
+from ..text import get_logger
 from .display import PlainDisplay, open_display
 from .log import TrainingLog, read_log
-from .loggers import build_loggers
+from .loggers import ExperimentLogger, build_loggers
+
+log = get_logger(__name__)
 
 
 class RunTracker:
@@ -76,6 +79,17 @@ class RunTracker:
             self._display = None
             self._log.write("note", message=f"nothing is displayed any more: {error!r}")
 
+    def _tell(self, write: Callable[[ExperimentLogger], None]) -> None:
+        """Write to every logger: training goes on without one after an error, e.g. of a server that does not answer."""
+        for logger in list(self._loggers):
+            try:
+                write(logger)
+            except Exception as error:  # loggers raise those of their libraries
+                self._loggers.remove(logger)
+                message = f"{type(logger).__name__} records nothing any more: {type(error).__name__}: {error}"
+                log.warning("%s", message)
+                self._log.write("note", message=message)
+
     def step(self, step: int, epoch: float, **values: float) -> None:
         """Record an optimizer step: a ``train`` line, ``train/NAME`` for the loggers, and the display.
 
@@ -88,8 +102,7 @@ class RunTracker:
             return
         numbers = {name: float(value) for name, value in values.items()}
         self._log.write("train", step=step, epoch=epoch, **numbers)
-        for logger in self._loggers:
-            logger.log_metrics({f"train/{name}": number for name, number in numbers.items()}, step)
+        self._tell(lambda logger: logger.log_metrics({f"train/{name}": x for name, x in numbers.items()}, step))
         self.progress(step, **numbers)
 
     def progress(self, step: int, **values: float | Tensor) -> None:
@@ -109,9 +122,8 @@ class RunTracker:
             return
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self._log.write("eval", step=step, epoch=epoch, **numbers)
-        for logger in self._loggers:
-            logger.log_metrics({f"eval/{name}": number for name, number in numbers.items()}, step)
-            logger.save()
+        self._tell(lambda logger: logger.log_metrics({f"eval/{name}": x for name, x in numbers.items()}, step))
+        self._tell(lambda logger: logger.save())
         self._show(lambda display: display.evaluation(step, epoch, numbers))
 
     def note(self, message: str, **values: Any) -> None:
@@ -127,8 +139,7 @@ class RunTracker:
         if self._active and self._loggers:
             with Image.open(path, formats=["PNG"]) as image:
                 pixels = np.array(image.convert("RGB"))
-            for logger in self._loggers:
-                logger.log_image(name, pixels, step)
+            self._tell(lambda logger: logger.log_image(name, pixels, step))
 
     @contextmanager
     def evaluating(self, total: int) -> Iterator[Callable[[int], None]]:
@@ -153,9 +164,8 @@ class RunTracker:
             return
         self._active = False
         self._show(lambda display: display.close())
+        self._tell(lambda logger: logger.finalize(status))
         self._log.close()
-        for logger in self._loggers:
-            logger.finalize(status)
 
     def __enter__(self) -> Self:
         return self

@@ -1,20 +1,20 @@
 """Ends a run that stands still."""
 
-import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
 
-from ..signals import StopSignals
+from ..signals import ONE_EVENT_SECONDS, SIGNALS, StopSignals
 
 POLL_SECONDS = 1.0
 SUSPENDED_SECONDS = 5.0  # without a poll
 GRACE_SECONDS = 20.0  # to save and end after a signal, if steps are short
+SAVING = "writing a checkpoint"  # a phase with the long limit, also after a signal: it is what the signal asked for
 
 
 class Watchdog:
@@ -24,25 +24,25 @@ class Watchdog:
 
     The main thread says what it does with :meth:`at`. Without a call for ``minutes``, its wait for data is ended as by
     a signal, if it is in one, so that the run can save itself; otherwise, the process is ended. After a signal, the
-    limit is 20 seconds or twice the longest step so far.
+    limit is 20 seconds, or twice the longest step so far, from the signal or the last step on; a checkpoint may take as
+    long as without a signal. A second signal, a second later or more, ends a process whose main thread cannot answer.
 
     Args:
         minutes: The limit.
         signals: The signals received so far.
-        beat: Called about every second, from the thread.
         where: Begins the messages, e.g. the run's folder.
 
     Attributes:
         stalled: What the process waited for when the limit passed; empty before.
     """
 
-    def __init__(self, minutes: float, signals: StopSignals, beat: Callable[[], None], where: str) -> None:
-        self._limit, self._signals, self._beat, self._where = 60 * minutes, signals, beat, where
+    def __init__(self, minutes: float, signals: StopSignals, where: str) -> None:
+        self._limit, self._signals, self._where = 60 * minutes, signals, where
         self._phase, self._since, self._longest = "starting", time.monotonic(), 0.0
-        self._end = threading.Event()
+        self._ended = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        # Of its own: it writes to the file system that may not answer.
-        self._beats = threading.Thread(target=self._keep_beating, name="watchdog-beats", daemon=True)
+        self._first = 0  # the first signal
+        self._arrived = 0.0  # and when it arrived
         self.stalled = ""
 
     def at(self, phase: str) -> None:
@@ -54,44 +54,61 @@ class Watchdog:
     def __enter__(self) -> Self:
         if self._signals.handled:
             self._thread.start()
-            self._beats.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._end.set()
+        self._ended = True
         if self._thread.ident is not None:
+            self._signals.wake()
             self._thread.join()
-            self._beats.join(POLL_SECONDS)
-
-    def _keep_beating(self) -> None:
-        while not self._end.wait(POLL_SECONDS):
-            with contextlib.suppress(OSError):
-                self._beat()
 
     def _watch(self) -> None:
         asked = 0.0  # when the wait was ended
         polled = time.monotonic()
-        while not self._end.wait(POLL_SECONDS):
+        while not self._ended:
+            arrived = self._arrivals()
+            if self._ended:
+                return
             late = time.monotonic() - polled - POLL_SECONDS
             polled = time.monotonic()
             if late > SUSPENDED_SECONDS:  # so was the whole process: by Ctrl-Z, or a scheduler that gave its place away
                 self._since += late
+                self._arrived += late
                 asked += late
-            still = time.monotonic() - self._since
-            received = list(self._signals.received)
-            grace = max(GRACE_SECONDS, 2 * self._longest)
+            self._note(arrived, polled)
+            still = polled - self._since
+            grace = self._limit if self._phase == SAVING else max(GRACE_SECONDS, 2 * self._longest)
             if self.stalled:
-                if time.monotonic() - asked > GRACE_SECONDS and still > GRACE_SECONDS:
+                if polled - asked > GRACE_SECONDS and still > GRACE_SECONDS:
                     self._exit(self.stalled, 1)
-            elif received and still > grace:
-                name = signal.Signals(received[0]).name
-                self._exit(
-                    f"{self._where}: {self._phase} for {still:.0f} s, without an answer to {name}", 128 + received[0]
-                )
+            elif self._first and polled - max(self._since, self._arrived) > grace:
+                self._unanswered(self._first)
             elif still > self._limit:
                 self.stalled = f"{self._where}: {self._phase} for {still:.0f} s, longer than engine.timeout_minutes"
-                asked = time.monotonic()
+                asked = polled
                 signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGUSR1)
+
+    def _arrivals(self) -> bytes:
+        """The numbers of the signals that arrive within a poll, as soon as there are any."""
+        ready, _, _ = select.select([self._signals.pipe], [], [], POLL_SECONDS)
+        return os.read(self._signals.pipe, 1024) if ready else b""
+
+    def _note(self, arrived: bytes, now: float) -> None:
+        """Note the first signal; another one, a second later or more, ends the process if the main thread does not."""
+        for number in arrived:
+            if number not in SIGNALS or self.stalled:  # the one that ended the wait is of this thread
+                continue
+            if not self._first:
+                self._first, self._arrived = number, now
+            elif now - self._arrived > ONE_EVENT_SECONDS:
+                time.sleep(POLL_SECONDS)  # the handler ends the process at once where it is called
+                if not self._ended:
+                    self._unanswered(number)
+
+    def _unanswered(self, number: int) -> None:
+        still = time.monotonic() - self._since
+        name = signal.Signals(number).name
+        self._exit(f"{self._where}: {self._phase} for {still:.0f} s, without an answer to {name}", 128 + number)
 
     def _exit(self, message: str, code: int) -> None:
         """End the process: the main thread does not react, so that it cannot end itself."""

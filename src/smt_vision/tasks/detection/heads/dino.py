@@ -277,7 +277,7 @@ class DINO(WeightsClasses):
         objects: list[dict[str, Tensor]],
         noise: dict[str, Any] | None,
     ) -> dict[str, Tensor]:
-        count = max(1, sum(len(o["boxes"]) for o in objects))
+        count = _mean_count(sum(len(o["boxes"]) for o in objects), proposals.logits.device)
         copies = 0 if noise is None else noise["dn_num_split"][0]
         total = proposals.logits.new_zeros(3)
         for logits, boxes in (proposals, *(Prediction(p.logits[:, copies:], p.boxes[:, copies:]) for p in predictions)):
@@ -301,12 +301,22 @@ class DINO(WeightsClasses):
         return {"class": total[0], "box": total[1], "giou": total[2], "denoising": denoising}
 
 
+def _mean_count(count: int, device: torch.device) -> float:
+    """The number of objects by which the losses are divided, at least 1: its mean over all processes, as published, so
+    that an object counts the same on each."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        total = torch.tensor(float(count), device=device)
+        torch.distributed.all_reduce(total)
+        return max(1.0, total.item() / torch.distributed.get_world_size())
+    return max(1, count)
+
+
 def _loss(
     logits: Tensor,
     boxes: Tensor,
     objects: list[dict[str, Tensor]],
     pairs: Sequence[tuple[Tensor, Tensor]],
-    count: int,
+    count: float,
     weights: Tensor | None,
 ) -> Tensor:
     """The three losses (3,) of predictions that are matched with objects.

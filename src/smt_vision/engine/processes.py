@@ -1,0 +1,49 @@
+"""What the processes of a run tell each other; with one process, nothing is sent."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, TypeVar, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def average(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
+    """Set tensors to their means over all processes, in one all-reduce.
+
+    Called in each step with the statistics of BatchNorm, so that every process evaluates and saves the same model.
+    """
+    if fabric.world_size > 1 and tensors:
+        means = reduced(fabric, "mean", torch.cat([tensor.float().flatten() for tensor in tensors]))
+        for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
+    return cast(Tensor, fabric.all_reduce(value, reduce_op=how))
+
+
+def gathered(fabric: Fabric, value: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # Fabric calls a function that torch has deprecated; not the user's concern.
+        warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
+        return cast(Tensor, fabric.all_gather(value))
+
+
+def any_process(fabric: Fabric, *flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any process."""
+    if fabric.world_size == 1:
+        return list(flags)
+    summed = reduced(fabric, "sum", torch.tensor(flags, dtype=torch.float32, device=fabric.device))
+    return [bool(flag) for flag in summed]
+
+
+def gathered_objects(fabric: Fabric, content: T) -> list[T]:
+    """The objects of all processes."""
+    gathered = [content] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(gathered, content)
+    return gathered
