@@ -296,7 +296,8 @@ def test_images_without_label_files_are_told(tmp_path: Path, caplog: pytest.LogC
     other.mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(other / "other.png")
     config = root / "data.yaml"
-    config.write_text(re.sub(r"train: (.*)", r"train: [\1, elsewhere/pictures]", config.read_text()))
+    entries = {**json.loads(config.read_text()), "train": ["images/train", "elsewhere/pictures"]}
+    config.write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"1 folders without a label file for any of their images: elsewhere/pictures"):
         open_detection(str(root), "train")
     (other / "other.txt").write_text("")

@@ -347,6 +347,16 @@ def test_fcos_has_one_anchor_per_cell_and_takes_no_anchor_sizes() -> None:
     assert (anchors[:, 2] - anchors[:, 0]).unique().tolist() == [8, 16, 32, 64, 128]  # the strides
 
 
+def test_points_of_fcos_are_the_centers_of_the_cells() -> None:
+    for points, first in (("center", 4.0), ("corner", 0.0)):
+        model = detector("fcos", fcos_points=points)
+        levels = list(model.backbone(batch()[0]).values())
+        (anchors,) = model.anchor_generator(ImageList(batch()[0][:1], [(64, 96)]), levels)
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        assert centers[:2].tolist() == [[first, first], [first + 8, first]]
+        assert centers[levels[0][0, 0].numel()].tolist() == [2 * first, 2 * first]  # of the next level
+
+
 # --- DINO ---
 
 

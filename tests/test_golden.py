@@ -15,6 +15,7 @@ from drawn_sets import write_shapes
 from smt_vision import load
 from smt_vision.deploy.exported import MANIFEST, Manifest
 from smt_vision.engine.loop import train
+from smt_vision.legacy import upgrade
 from smt_vision.tasks import read_recipe, read_spec
 from tiny_run import COLORS, write_images
 
@@ -43,6 +44,16 @@ def test_detector() -> None:
     assert torch.allclose(found.scores[:5], torch.tensor(expected["scores"]), atol=1e-5)
     assert torch.allclose(found.boxes[:5], torch.tensor(expected["boxes"]), atol=1e-3)
     assert found.masks[:5].sum((1, 2)).tolist() == pytest.approx(expected["mask_pixels"], abs=2)
+
+
+@pytest.mark.parametrize(
+    ("head", "points"), [({"head": "fcos"}, "corner"), ({"head": "fcos", "fcos_points": "center"}, "center"),
+                         ({"head": "retinanet"}, None)]
+)  # fmt: skip
+def test_points_of_an_earlier_fcos(head: dict[str, str], points: str | None) -> None:
+    upgraded = upgrade({"spec": {"task": "detect", "head": head}, "recipe": {"task": "detect", "detect": head}})
+    assert upgraded["spec"]["head"].get("fcos_points") == points
+    assert upgraded["recipe"]["detect"].get("fcos_points") == points
 
 
 def test_segmenter() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import smt_vision
 from smt_vision.cost import ModelInfo
-from smt_vision.engine.run import changed_fields
+from smt_vision.engine.fields import changed_fields
 from smt_vision.engine.summary import write_summary
 from smt_vision.pictures.confusion import confusion
 from smt_vision.pictures.drawing import class_color, sample_grid

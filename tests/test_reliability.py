@@ -30,6 +30,7 @@ from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
 from smt_vision.data.loaders import DeadWorker, TrainLoader
 from smt_vision.engine import lock, loggers, loop, watchdog
+from smt_vision.engine import step as step_module
 from smt_vision.engine.display import PlainDisplay
 from smt_vision.engine.lock import LOCK, FolderLock
 from smt_vision.engine.log import read_log
@@ -69,7 +70,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 @contextmanager
 def broken_gradients(*steps: int, value: float = float("nan")) -> Iterator[None]:
     """The gradient has this value in some steps, the loss stays finite."""
-    clip = loop._clip_gradients
+    clip = step_module._clip_gradients
 
     def break_then_clip(run: Run) -> Any:
         if run.step + 1 in steps:
@@ -77,7 +78,7 @@ def broken_gradients(*steps: int, value: float = float("nan")) -> Iterator[None]
         return clip(run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_clip_gradients", break_then_clip)
+        patch.setattr(step_module, "_clip_gradients", break_then_clip)
         yield
 
 
@@ -122,7 +123,7 @@ def test_a_gradient_that_is_never_finite_in_float16_ends_the_run(
     colored: Path, tmp_path: Path, policy: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is now and then infinite only lowers the loss scale."""
-    monkeypatch.setattr(loop, "MAX_RESCALED", 5)
+    monkeypatch.setattr(step_module, "MAX_RESCALED", 5)
     recipe = tiny(colored, epochs=4, engine=dict(precision="16-mixed", on_nonfinite=policy, checkpoint_minutes=0.0))
     message = rf"not finite in float16, at any loss scale, for {step} steps at step {step}\b"
     with broken_gradients(*range(1, 25)), pytest.raises(FloatingPointError, match=message):
@@ -137,13 +138,13 @@ def test_a_step_is_left_out_with_a_loss_scale(
     colored: Path, tmp_path: Path, policy: str, clip_grad: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient norm is that of float16's gradients divided by the scale, which may be done once per step."""
-    failure = loop._failure
+    failure = step_module._failure
     calls = iter(range(1, 100))
 
     def third_loss_is_nan(losses: Any, *rest: Any) -> str:
         return "loss is nan" if next(calls) == 3 else failure(losses, *rest)
 
-    monkeypatch.setattr(loop, "_failure", third_loss_is_nan)
+    monkeypatch.setattr(step_module, "_failure", third_loss_is_nan)
     engine = dict(on_nonfinite=policy, precision="16-mixed", checkpoint_minutes=0.0)
     run = train(tiny(colored, engine=engine, optim=dict(clip_grad=clip_grad)), tmp_path / "run", display=False)
     assert (run.left_out, run.step) == ([3], 2 * STEPS)

@@ -15,12 +15,12 @@ _CLASSIFICATION_ONLY = {
 # field that is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "augment.close_mosaic", "augment.copy_paste", "augment.iou_crop", "augment.mosaic", "augment.scale_jitter",
-    "classify", "detect.layers", "detect.queries", "detect.tile_overlap", "detect.tiles", "distill",
-    "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
-    "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
-    "fold", "folds", "freeze", "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels",
-    "lora", "loss", "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling",
-    "train_fraction",
+    "classify", "detect.eval_detections", "detect.fcos_points", "detect.layers", "detect.queries",
+    "detect.tile_overlap", "detect.tiles", "distill", "engine.allow_changed_data", "engine.keep_every_hours",
+    "engine.keep_last", "engine.loggers", "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite",
+    "engine.patience", "engine.timeout_minutes", "fold", "folds", "freeze", "input.allow_damaged", "input.exact",
+    "input.max_value", "input.val_fraction", "labels", "lora", "loss", "optim.backbone_lr_scale", "optim.milestones",
+    "optim.no_decay", "optim.schedule", "sampling", "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
@@ -34,11 +34,14 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     - The model argument ``aggregation`` was true or false.
     - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
     - Model specs of classifiers had no head.
+    - FCOS had its points on the corners of the cells, and no field that says so.
     - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts, and those up to 3 no batch size.
     """
     out = dict(values)
     if isinstance(out.get("model_args"), Mapping):
         out["model_args"] = _model_args(out["model_args"])
+    if isinstance(out.get("detect"), Mapping):
+        out["detect"] = _detect(out["detect"])
     if isinstance(out.get("input"), Mapping) and "max_broken" in out["input"] and "seed" in out:
         return _recipe(out)
     if isinstance(out.get("recipe"), Mapping):
@@ -59,6 +62,8 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
             spec["model_args"] = _model_args(spec["model_args"])
         if spec.get("task") == "classify" and spec.get("head") is None:
             spec["head"] = {}
+        if spec.get("task") == "detect" and isinstance(spec.get("head"), Mapping):
+            spec["head"] = _detect(spec["head"])
     if "parity" in out and out.get("version") == 3:
         one = out["spec"]["task"] == "detect" or out["format"] in ("executorch", "coreml")
         out |= {"batch_size": 1 if one else None, "version": 4}
@@ -69,6 +74,10 @@ def _model_args(values: Mapping[str, Any]) -> dict[str, Any]:
     aggregation = values.get("aggregation")
     named = {"aggregation": "saa" if aggregation else "none"} if isinstance(aggregation, bool) else {}
     return {**values, **named}
+
+
+def _detect(values: Mapping[str, Any]) -> dict[str, Any]:
+    return ({"fcos_points": "corner"} if values.get("head") == "fcos" else {}) | dict(values)
 
 
 def _recipe(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from ..files import write_text_atomic
 from ..pictures.training import lr_curve
 from ..recipe import GivenRecipe, Recipe
 from ..tasks.task import Batch, TrainLoader
-from .loop import no_batch, open_task, start, step_batches, train_step
+from .loop import no_batch, open_task, start
 from .optim import learning_rate_scale
 from .state import TrainingState
+from .step import step_batches, train_step
 
 PICTURE, NUMBERS = "lr_finder.png", "lr_finder.json"
 DIVERGED = 4.0  # times the lowest smoothed loss

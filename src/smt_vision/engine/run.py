@@ -23,39 +23,20 @@ from ..hardware import describe_hardware
 from ..pictures.training import curves
 from ..recipe import Recipe
 from ..recipe_files import write_recipe
-from ..tasks import RECIPES, get_task, read_recipe
+from ..tasks import get_task, read_recipe
 from ..tasks.classes import some_names
 from ..tasks.task import Training
 from ..text import get_logger, shell_word
+from .fields import FREE_FIELDS, changed_fields, flat_fields
 from .log import read_log
 from .processes import gathered_objects
 from .state import TrainingState
+from .stored_state import check_optimizer, checked_state
 from .summary import write_summary
 
 log = get_logger(__name__)
 RECIPE = "recipe.yaml"
 SAMPLED = 10_000  # training images whose content is compared when a run is resumed
-# Entries of a training checkpoint and their types.
-STATE: dict[str, Any] = {
-    "model": dict, "optimizer": dict, "precision": dict, "spec": dict, "recipe": dict, "metrics": dict, "step": int,
-    "steps_per_epoch": int, "best_epoch": int, "seconds": int | float,
-}  # fmt: skip
-# Entries that not every checkpoint has; the lists are of numbers.
-OPTIONAL_STATE: dict[str, Any] = {
-    "evaluated_step": int, "kept_at": int | float, "history": list, "left_out": list, "listing": int, "labels": list,
-    "teacher": int | str, "processes": int,
-}  # fmt: skip
-HASHES = ("listing", "teacher")  # may be negative
-# Entries of optimizers' states that have the shape of their parameter.
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf")
-# A resumed run may differ in these fields: they change how it is carried out or described, not what it computes.
-FREE_FIELDS = {
-    "name", "about", "hardware", "citation", "expected", "expected_source", "engine.log_every",
-    "engine.checkpoint_minutes", "engine.keep_last", "engine.keep_every_hours", "engine.on_nonfinite",
-    "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
-    "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable",
-    "input.allow_damaged",
-}  # fmt: skip
 
 
 class Run(TrainingState):
@@ -277,7 +258,7 @@ class Run(TrainingState):
         for path in training_checkpoints(self.folder):
             try:
                 checkpoint = checkpoints.load(path)
-                self._saved_step = _checked(checkpoint)["step"] if path.name == LAST else None
+                self._saved_step = checked_state(checkpoint)["step"] if path.name == LAST else None
             except (ValueError, OSError) as error:
                 damaged.append(str(error))
                 continue
@@ -346,7 +327,7 @@ class Run(TrainingState):
         """
         state = checkpoint.state
         try:
-            _check_optimizer(state["optimizer"], self.optimizer)
+            check_optimizer(state["optimizer"], self.optimizer)
             self.raw.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
@@ -502,64 +483,6 @@ def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
-def _checked(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The content of a training checkpoint.
-
-    Raises:
-        ValueError: An entry is missing or has another type.
-    """
-    state = checkpoint.state
-    for name, kinds in (STATE | {name: kinds for name, kinds in OPTIONAL_STATE.items() if name in state}).items():
-        value = state.get(name)
-        valid = isinstance(value, kinds)
-        if isinstance(value, int | float) and name not in HASHES:
-            valid = valid and 0 <= value < math.inf
-        elif isinstance(value, list):
-            valid = valid and all(isinstance(item, int | float) for item in value)
-        if not valid:
-            raise ValueError(f"{checkpoint.path}: not a training checkpoint: its entry {name!r} is {str(value)[:80]!r}")
-    if not isinstance(state["spec"].get("classes"), list | tuple):
-        raise ValueError(f"{checkpoint.path}: not a training checkpoint: its model spec has no classes")
-    try:
-        json.dumps(state["metrics"])
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{checkpoint.path}: not a training checkpoint: its metrics are invalid ({error})") from error
-    return state
-
-
-def _check_optimizer(state: Any, optimizer: Any) -> None:
-    """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end.
-
-    Other optimizers may have several kinds of states, as Muon, or one number per parameter, as NovoGrad.
-    """
-    groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
-    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in ours]:
-        raise ValueError("the groups have other numbers of parameters")
-    fused = any(group.get("fused") for group in ours)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [number for group in groups for number in group["params"]]
-    states = [state["state"].get(number, {}) for number in numbers]
-    for number, parameter, values in zip(numbers, parameters, states, strict=True):
-        if fused and values.keys() != states[0].keys():
-            raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(states[0])}")
-        for name, value in values.items():
-            if name == "step" and isinstance(value, Tensor) and value.numel() != 1:
-                raise ValueError(f"step of parameter {number} has shape {tuple(value.shape)} instead of one element")
-            if name in MOMENTS and not _is_moment(value, parameter, number_will_do=not fused):
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name} of parameter {number} is {found} instead of {tuple(parameter.shape)}")
-            if name in MOMENTS:
-                end = (value.storage_offset() + value.numel()) * value.element_size()
-                if value.untyped_storage().nbytes() < end:
-                    raise ValueError(f"{name} of parameter {number} is a view of fewer numbers than it has")
-
-
-def _is_moment(value: Any, parameter: Tensor, number_will_do: bool) -> bool:
-    if not isinstance(value, Tensor):
-        return False
-    return value.shape == parameter.shape or (number_will_do and value.numel() == 1)
-
-
 def _used_images(task: Training, data: str) -> UsedImages:
     val = task.val_set.fingerprints()
     used = UsedImages(np.unique(task.train_set.fingerprints(MAX_TRAIN)), np.unique(task.val_set.identities()))
@@ -584,25 +507,3 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
             common, len(val),
         )  # fmt: skip
     return replace(used, train=np.union1d(used.train, initial.train))
-
-
-def changed_fields(recipe: Recipe) -> list[str]:
-    """The fields that differ from the recipe of that name and change results, except for data, seed and processes."""
-    named = RECIPES.get(recipe.name)
-    if named is None or named.task != recipe.task:
-        return []
-    theirs, ours = flat_fields(named), flat_fields(recipe)
-    free = {*FREE_FIELDS, "data", "seed", "engine.accelerator", "engine.devices", "engine.nodes"}
-    return [name for name in ours if name not in free and ours[name] != theirs.get(name)]
-
-
-def flat_fields(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as one flat dictionary, with keys like ``optim.lr``; a model's own arguments stay together."""
-    fields: dict[str, Any] = {}
-    groups = recipe.groups()
-    for key, value in recipe.to_dict().items():
-        if key in groups:
-            fields.update({f"{key}.{name}": item for name, item in value.items()})
-        else:
-            fields[key] = value
-    return fields

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from ..bounds import Count, check
-from ..engine.run import FREE_FIELDS, flat_fields
+from ..engine.fields import FREE_FIELDS, flat_fields
 from ..recipe import Recipe
 
 Overrides = Mapping[str, Any]  # values by dotted field name, e.g. {"optim.lr": 1e-3, "model_args.conv_heads": 1}

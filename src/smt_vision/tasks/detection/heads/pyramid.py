@@ -71,18 +71,28 @@ class StridedAnchors(AnchorGenerator):
         strides: Stride of each level.
         sizes: Sides of the anchors of each level, in pixels.
         ratios: Height / width of the anchors, of all levels.
+        offset: Position of the anchors' centers in their cells, as a fraction of the stride: 0 for the upper left
+            corner, as torchvision has it, 0.5 for the center.
     """
 
-    def __init__(self, strides: Sequence[int], sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: tuple[tuple[float, ...], ...],
+        ratios: tuple[float, ...],
+        offset: float = 0.0,
+    ) -> None:
         super().__init__(sizes, (ratios,) * len(sizes))
         self.strides = tuple(strides)
+        self.offset = offset
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         dtype, device = feature_maps[0].dtype, feature_maps[0].device
         self.set_cell_anchors(dtype, device)
         strides = [[torch.full((), stride, dtype=torch.int64, device=device)] * 2 for stride in self.strides]
         grids = [[feature_map.shape[-2], feature_map.shape[-1]] for feature_map in feature_maps]
-        anchors = torch.cat(self.grid_anchors(grids, strides))
+        levels = zip(self.strides, self.grid_anchors(grids, strides), strict=True)
+        anchors = torch.cat([anchors + self.offset * stride if self.offset else anchors for stride, anchors in levels])
         return [anchors for _ in image_list.image_sizes]
 
 

@@ -109,7 +109,8 @@ class FCOS(SingleStage, TorchvisionFCOS):
     """torchvision's FCOS; the losses are ``class`` (focal), ``box`` (GIoU) and ``centerness``.
 
     An object belongs to the cells near its center of the level for its size: the finest for distances up to 8 strides
-    from a cell to the object's sides, each further level for twice that. The head has GroupNorm, as published.
+    from a cell to the object's sides, each further level for twice that. The head has GroupNorm, and the point of a
+    cell is its center, as published; torchvision's is its upper left corner.
 
     Args:
         pyramid: Feature pyramid of five levels.
@@ -125,7 +126,12 @@ class FCOS(SingleStage, TorchvisionFCOS):
         super().__init__(
             pyramid,
             num_classes,
-            anchor_generator=StridedAnchors(pyramid.strides, tuple((stride,) for stride in pyramid.strides), (1.0,)),
+            anchor_generator=StridedAnchors(
+                pyramid.strides,
+                tuple((stride,) for stride in pyramid.strides),
+                (1.0,),
+                offset=0.5 if config.fcos_points == "center" else 0.0,
+            ),
             head=in_float32(head),
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
