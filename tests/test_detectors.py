@@ -177,7 +177,8 @@ def test_anchors_are_at_the_strides_for_any_padding(head: str) -> None:
         counts = [m[0, 0].numel() * n for m, n in zip(maps, generator.num_anchors_per_location(), strict=True)]
         for stride, level, m in zip(strides, anchors.split(counts), maps, strict=True):
             centers = ((level[:, :2] + level[:, 2:]) / 2).unique(dim=0)
-            assert centers[-1].tolist() == [(m.shape[3] - 1) * stride, (m.shape[2] - 1) * stride]
+            offset = stride / 2 if head == "fcos" else 0
+            assert centers[-1].tolist() == [(m.shape[side] - 1) * stride + offset for side in (3, 2)]
 
 
 @pytest.mark.parametrize("side", [12.0, 40.0])
