@@ -116,6 +116,7 @@ def test_resumed_run_replaces_repeated_steps(tmp_path):
     with open_tracker(tmp_path) as tracker:
         train(tracker, 1, 23)
         tracker.note("before")
+    time.sleep(1)  # files of TensorBoard are in the order of their seconds, and then of a number as text: 10 before 9
     with open_tracker(tmp_path, start_step=15) as tracker:
         tracker.step(16, 1.6, loss=7.0)
     lines = read_log(tmp_path)
