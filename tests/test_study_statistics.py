@@ -243,6 +243,10 @@ def test_pictures_of_budgets_with_different_variants(tmp_path: Path, monkeypatch
     for axes, expected in ((short, {"a - d": 10}), (long, {"a - b": 2, "a - c": 6, "a - d": 10})):
         points = [line.get_xydata() for line in axes.lines if line.get_marker() == "o"]
         assert {names[round(y)]: round(x) for ((x, y),) in points} == expected
+    few = made_up(STUDY, "short", dict(a=60, b=58), noise=9, seeds=2) | made_up(STUDY, "long", dict(a=60, b=58))
+    pictures.draw_differences(summarize(STUDY, few), "top1 (%)", tmp_path / "differences.svg")
+    low, high = figures.pop().axes[0].get_xlim()
+    assert -20 < low < 0 < 2 < high < 20  # an interval of two pairs does not set the scale
     pictures.draw_curves(summaries, list(STUDY.variants), "top1 (%)", tmp_path / "curves.svg")
     short, long = figures[1].axes
     legend = long.get_legend()

@@ -22,7 +22,10 @@ VERDICT_COLORS = {Verdict.SUPPORTED: BEST, Verdict.CONTRADICTED: EVAL, Verdict.U
 
 
 def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path) -> None:
-    """One panel per budget: the difference of each comparison with its 95 % interval, and the published one."""
+    """One panel per budget: the difference of each comparison with its 95 % interval, and the published one.
+
+    An interval of two pairs, which is many times as wide as others, may extend beyond the panel.
+    """
 
     def draw() -> Figure:
         fullest_first = sorted(summaries, key=lambda summary: -len(summary.comparisons))
@@ -33,12 +36,23 @@ def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path)
                 _draw_interval(axes, names.index(_name(comparison)), comparison)
             axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
             axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label.removesuffix(' (%)')} (points)")
-        panels[0].set(ylim=(len(names) - 0.5, -0.5))
+        panels[0].set(ylim=(len(names) - 0.5, -0.5), xlim=_limits([c for s in summaries for c in s.comparisons]))
         for axes in panels[::COLUMNS]:
             axes.set(yticks=range(len(names)), yticklabels=names)
         return figure
 
     _save(draw, path)
+
+
+def _limits(comparisons: Sequence[Comparison]) -> tuple[float, float]:
+    """The range of the differences, of 0, of the published ones, and of the intervals of three pairs or more."""
+    shown = [0.0]
+    for comparison in comparisons:
+        shown += [comparison.interval.mean, *filter(None, [comparison.published])]
+        if comparison.pairs > 2:
+            shown += [comparison.interval.low, comparison.interval.high]
+    margin = 0.06 * (max(shown) - min(shown)) or 1.0
+    return min(shown) - margin, max(shown) + margin
 
 
 def _name(comparison: Comparison) -> str:
