@@ -129,11 +129,9 @@ def _from_file(path: Path) -> "Study":
         spec.loader.exec_module(module)
     except Exception as error:  # code of the user may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = (
-            f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1]}"
-            if lines or isinstance(error, SyntaxError)
-            else ""
-        )
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno]
+        where = f", line {lines[-1]}" if lines else ""
         raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
@@ -183,8 +181,8 @@ def _data(studies: "Sequence[Study]", args: Any) -> dict[str, str]:
     from ..study.debug import write_debug_data
 
     if args.debug:
-        return {name: str(write_debug_data(study.base, args.run / "debug_data"))
-                for study in studies for name in _datasets([study])}  # fmt: skip
+        folders = {study.name: str(write_debug_data(study.base, args.run / "debug_data")) for study in studies}
+        return {name: folders[study.name] for study in studies for name in _datasets([study])}
     names = _datasets(studies)
     given = dict(entry.split("=", 1) for entry in args.data if entry.partition("=")[0] in names and "=" in entry)
     paths = [entry for entry in args.data if entry.partition("=")[0] not in given]

@@ -200,10 +200,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         """
         crowds, count = int(self._crowd.sum()), len(self._labels)
         ignored = f"{self.where}: {crowds} of {count} objects are crowds or marked difficult"
-        of_class, lost = (
-            np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (slice(None), self._crowd)
-        )
-        gone = [name for name, n, m in zip(self.classes, of_class, lost, strict=True) if n == m > 0]
+        gone = self._lost_classes(np.ones_like(self._crowd), self._crowd)
         ignored += f", among them all of {len(gone)} classes: {first_few(gone)}" if gone else ""
         advice = (
             "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0 (CVAT's "
@@ -251,8 +248,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         dropped = objects & ((sides < smallest) | (sides <= 0))
         if not dropped.any():
             return
-        of_class, lost = (np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (objects, dropped))
-        gone = [name for name, n, m in zip(self.classes, of_class, lost, strict=True) if n == m > 0]
+        gone = self._lost_classes(objects, dropped)
         message = (
             f"{self.where}: training drops {dropped.sum()} of {objects.sum()} objects, whose boxes have a side below "
             f"min_box={smallest:g} pixels {when}"
@@ -263,6 +259,11 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         log.log(
             logging.WARNING if gone or dropped.sum() > objects.sum() / 2 else logging.INFO, "%s; %s", message, advice
         )
+
+    def _lost_classes(self, objects: npt.NDArray[np.bool_], dropped: npt.NDArray[np.bool_]) -> list[str]:
+        """The classes of which all of some objects are dropped; both are masks of the objects (M,)."""
+        counts, lost = (np.bincount(self._labels[rows], minlength=len(self.classes)) for rows in (objects, dropped))
+        return [name for name, n, m in zip(self.classes, counts, lost, strict=True) if n == m > 0]
 
     def unused_classes(self) -> list[int]:
         """Indices of the classes without an object."""
