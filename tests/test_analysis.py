@@ -17,7 +17,7 @@ from debug_model import create, images
 from sample_images import photograph, picture
 from smt_vision.analysis import attention as attention_module
 from smt_vision.analysis.attention import attention_maps
-from smt_vision.analysis.blocks import NotDefined, block_outputs, find_blocks, stage_ends
+from smt_vision.analysis.blocks import NotDefined, block_outputs, feature_map, find_blocks, stage_ends
 from smt_vision.analysis.class_activation import class_activation
 from smt_vision.analysis.kinds import KINDS, class_index
 from smt_vision.analysis.modulation import modulation_maps
@@ -62,6 +62,10 @@ def test_blocks_of_known_models() -> None:
         "focalnet_tiny_srf": ("layers.0.blocks.0", 4),
         "davit_tiny": ("stages.0.blocks.0.0", 4),
         "densenet121": None,
+        "legacy_seresnet18": ("layer1.0", 4),  # layer0 is the stem
+        "gcvit_xxtiny": ("stages.0.blocks.0", 4),  # not stages.0.global_block.blocks
+        "hrnet_w18_small": None,  # layer1 is not the network
+        "hiera_tiny_224": None,  # tokens of its blocks are not in raster order
     }
     with torch.device("meta"):
         for name, blocks in expected.items():
@@ -85,6 +89,55 @@ def test_maps_of_blocks_have_their_channels_first(size: tuple[int, int]) -> None
             expected = model.forward_intermediates(images(1, 3, *size), intermediates_only=True)
             torch.testing.assert_close(stage.norm(output.value), expected[int(output.info.stage[-1])])
     assert [output.info.mixer for output in outputs] == list("SSSAA")
+
+
+def test_of_several_outputs_the_feature_map_is_taken() -> None:
+    x = torch.zeros(2, 3, 64, 64)
+    parts, tokens = torch.zeros(2 * 16, 16, 8), torch.arange(2 * 17 * 8.0).reshape(2, 17, 8)  # as TNT's blocks give
+    found = feature_map((parts, tokens), x.shape, channels_last=False, what="block")
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda model, x: effective_receptive_fields(model, [x]),
+        lambda model, x: spectra(model, [x]),
+        modulation_maps,
+        attention_maps,
+        class_activation,
+        pooled_features,
+    ],
+)
+def test_networks_are_run_in_evaluation_mode_and_left_as_they_were(compute: Callable[..., Any]) -> None:
+    model = smt(drop_path_rate=0.5, attn_drop_rate=0.5).train()
+    model.stages[0].eval()
+    modes = [module.training for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    x = images(1, 3, 64, 64)
+    found = compute(model, x)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    arrays = [found] if isinstance(found, np.ndarray) else _arrays(found)
+    expected = compute(model.eval(), x)
+    for a, b in zip(arrays, [expected] if isinstance(expected, np.ndarray) else _arrays(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _arrays(found: Any) -> list[Any]:
+    return [array for one in (found if isinstance(found, list) else [found]) for array in one.arrays().values()]
+
+
+def test_one_image_at_a_time() -> None:
+    model, x = smt(), images(2, 3, 64, 64)
+    for compute in (modulation_maps, attention_maps, class_activation):
+        with pytest.raises(ValueError, match=r"\(2, 3, 64, 64\): expected one image"):
+            compute(model, x)
+    for average in (effective_receptive_fields, spectra):
+        with pytest.raises(ValueError, match="one image at a time"):
+            average(model, [x])
+        with pytest.raises(ValueError, match="at least one"):
+            average(model, [])
 
 
 def test_what_is_no_feature_map_is_refused() -> None:
@@ -539,6 +592,40 @@ def test_bad_input_is_one_error(
     assert not Path("analysis").exists()
 
 
+def test_an_image_is_not_its_own_neighbor(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    for i in range(3):
+        picture(seed=i).save(gallery / f"{i}.png")
+    arguments = ("--kinds", "neighbors", "--folder", gallery, "--out", tmp_path / "out")
+    answer(capsys, "analyze", CIFAR, gallery / "0.png", *arguments)
+    with np.load(tmp_path / "out" / CIFAR / "neighbors.npz") as arrays:
+        assert sorted(arrays["indices"][0]) == [1, 2]
+    answer(capsys, "analyze", CIFAR, gallery / "0.png", photo, *arguments)
+    with np.load(tmp_path / "out" / CIFAR / "neighbors.npz") as arrays:
+        assert arrays["indices"][0, -1] == -1
+        assert np.isnan(arrays["similarities"][0, -1])
+        assert sorted(arrays["indices"][1]) == [0, 1, 2]
+    alone = ("--kinds", "neighbors", "--folder", photo, "--out", tmp_path / "alone")
+    assert "no other image" in refusal(capsys, 1, "analyze", CIFAR, photo, *alone)
+
+
+def test_models_are_checked_before_the_first_is_analyzed(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("analyze", "smt_atto", photo, "--untrained", "--input.size", "64", "--out", out, "--compare")
+    assert "smt_tinny" in refusal(capsys, 1, *arguments, "smt_tinny", "--kinds", "erf")
+    assert "not defined for resnet10t" in refusal(capsys, 1, *arguments, "resnet10t", "--kinds", "modulation")
+    assert not out.exists()
+
+
+def test_several_last_maps_have_no_class_activation_map() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(NotDefined, match="several last feature maps"):
+        class_activation(timm.create_model("crossvit_tiny_240").eval(), images(1, 3, 240, 240))
+
+
 def test_a_missing_package_is_named(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -566,6 +653,7 @@ def test_backbones_of_dense_predictors(
 ) -> None:
     folder: Path = request.getfixturevalue(f"{kind}_run")
     assert "classifier" in refusal(capsys, 1, "analyze", folder, photo, "--kinds", "cam")
+    picture(seed=1).save(photo.parent / "other.png")
     arguments = ("--kinds", "spectrum", "neighbors", "--out", tmp_path / "out", "--folder", photo.parent)
     (model,) = answer(capsys, "analyze", folder, *arguments, photo)["models"]
     assert next(iter(model["results"]["spectrum"])) == "stages.0.blocks.0"
@@ -591,3 +679,5 @@ def test_names_for_files(tmp_path: Path) -> None:
     names = model_names(["hf-hub:timm/resnet18.a1_in1k", str(tmp_path), str(file)])
     assert names == ["hf-hub_timm_resnet18.a1_in1k", tmp_path.name, f"{tmp_path.name}-last"]
     assert image_names([Path("a/1.png"), Path("b/1.jpg"), Path("c/1-2.png")]) == ["1", "1-2", "1-2-2"]
+    assert image_names([Path("a.png"), Path("A.png"), Path("b/a.png")]) == ["a", "A-2", "a-3"]
+    assert image_names([Path("distance.png")]) == ["distance-2"]  # attention-distance is the mean over images

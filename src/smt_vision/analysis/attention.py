@@ -22,7 +22,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, 
 from torch import Tensor, nn
 
 from ..model import MSA
-from .blocks import NotDefined, token_grid
+from .blocks import NotDefined, evaluation_mode, require_one_image, token_grid
 
 Floats = npt.NDArray[np.float32]
 WEIGHTS = 2**24  # attention weights in memory at a time
@@ -98,6 +98,7 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
     Raises:
         NotDefined: The network has no attention, or a block computes something else than the recomputed weights give.
     """
+    require_one_image(x)
     found = find_attention(network)
     windows = {block.attn: block for block in network.modules() if isinstance(block, SwinTransformerBlock)}
     size = (x.shape[-2], x.shape[-1])
@@ -143,7 +144,8 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
             module.register_forward_hook(analyze(name)),
         ]
     try:
-        network(x)
+        with evaluation_mode(network):
+            network(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -5,7 +5,8 @@ Shapes: ``B`` images of ``C`` channels; a map of ``H W`` cells.
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,10 +19,33 @@ T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 # Names that timm gives to a container of blocks: blocks (most models), layer1 (ResNet).
 BLOCKS = re.compile(r"(?:.*\.)?(?:blocks|layer\d+)")
+LEAST_SHARE = 0.1  # of the parameters: what holds less is not the network's blocks, e.g. layer1 of an HRNet
 
 
 class NotDefined(ValueError):
     """A quantity is not defined for a model; the message says what and why."""
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Runs a network in evaluation mode, and restores the mode of each of its modules."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def require_one_image(x: Tensor) -> None:
+    """Raise if an input is not one image.
+
+    Raises:
+        ValueError: Its shape is not ``(1, C, H, W)``.
+    """
+    if x.ndim != 4 or len(x) != 1:
+        raise ValueError(f"invalid shape {tuple(x.shape)}: expected one image at a time, (1, C, H, W)")
 
 
 @dataclass(frozen=True)
@@ -56,9 +80,12 @@ def find_blocks(network: nn.Module) -> dict[str, BlockInfo]:
     """The blocks of an SMT, and of the timm models that keep them in a container named as most do.
 
     Returns:
-        The blocks by module path, in the order of the modules; empty if there are none.
+        The blocks by module path, in the order of the modules; empty if there are none, if they are a small part of the
+        network, or if their tokens are not in the order of the image's rows (Hiera).
     """
     blocks: dict[str, BlockInfo] = {}
+    if hasattr(network, "reroll"):
+        return blocks
 
     def add(container: nn.Module, path: str, stage: str) -> None:
         for key, child in container.named_children():
@@ -67,11 +94,18 @@ def find_blocks(network: nn.Module) -> dict[str, BlockInfo]:
             else:
                 blocks[f"{path}.{key}"] = BlockInfo(stage, _mixer(child))
 
-    for path, module in network.named_modules():
-        inside = any(path.startswith(f"{known}.") for known in blocks)
-        if isinstance(module, CONTAINERS) and BLOCKS.fullmatch(path) and not inside and f"{path}.0" not in blocks:
+    modules = dict(network.named_modules())
+    for path, module in modules.items():
+        if not isinstance(module, CONTAINERS) or not BLOCKS.fullmatch(path):
+            continue
+        inside = any(path.startswith(f"{known}.") for known in blocks) or f"{path}.0" in blocks
+        # Of a side branch, e.g. stages.0.global_block.blocks beside stages.0.blocks (GCViT).
+        aside = ".".join([*path.split(".")[:-2], "blocks"]) in modules and path.count(".") > 1
+        numbered = all(key.isdecimal() for key, _ in module.named_children())
+        if numbered and not inside and not aside:
             add(module, path, path.removesuffix("blocks").removesuffix("."))
-    return blocks
+    held = sum(p.numel() for name in blocks for p in network.get_submodule(name).parameters())
+    return blocks if held >= LEAST_SHARE * _size_without_classifier(network) else {}
 
 
 def block_outputs(
@@ -95,10 +129,11 @@ def block_outputs(
         NotDefined: There are no feature maps, or a block's output is not one.
     """
     blocks = find_blocks(network)
-    size, layout = (x.shape[-2], x.shape[-1]), is_channels_last(network)
+    layout = is_channels_last(network)
     outputs: list[BlockOutput[T]] = []
     if not blocks:
-        maps = _stage_maps(network, x)
+        with evaluation_mode(network):
+            maps = _stage_maps(network, x)
         return [
             BlockOutput(name, BlockInfo(name), reduce(value))
             for name, value in maps.items()
@@ -107,7 +142,7 @@ def block_outputs(
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            value = feature_map(out, size, layout or isinstance(module, Block), f"block {name}")
+            value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}")
             outputs.append(BlockOutput(name, blocks[name], reduce(value)))
 
         return hook
@@ -118,7 +153,8 @@ def block_outputs(
         if names is None or name in names
     ]
     try:
-        network(x)
+        with evaluation_mode(network):
+            network(x)
     finally:
         for handle in handles:
             handle.remove()
@@ -149,30 +185,32 @@ def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
     return list(dict.fromkeys(names[math.ceil(len(names) * (i + 1) / parts) - 1] for i in range(parts)))
 
 
-def feature_map(out: Any, size: tuple[int, int], channels_last: bool, what: str) -> Tensor:
+def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) -> Tensor:
     """A module's output as ``(B, C, H, W)``.
 
     Args:
-        out: ``(B, C, H, W)``, ``(B, H, W, C)``, tokens ``(B, N, C)``, or a tuple whose first item is one of these.
-        size: Height and width of the network's input, whose aspect ratio tells the axes apart.
+        out: ``(B, C, H, W)``, ``(B, H, W, C)``, tokens ``(B, N, C)``, or a tuple, whose first such item is taken.
+        shape: Shape of the network's input, ``(B, C, H, W)``; its aspect ratio tells the axes of a map apart.
         channels_last: Layout if the shape fits both.
         what: Whose output it is, for the message.
 
     Raises:
         NotDefined: The output is not a feature map.
     """
-    if isinstance(out, list | tuple) and out:
-        out = out[0]
-    if isinstance(out, Tensor) and out.ndim == 4:
-        first, last = _fits(out.shape[2:], size), _fits(out.shape[1:3], size)
-        if first or last:
-            return out.permute(0, 3, 1, 2) if last and (channels_last or not first) else out
-    elif isinstance(out, Tensor) and out.ndim == 3:
-        grid, prefix = token_grid(out.shape[1], size)
-        if grid[0]:
-            return out[:, prefix:].transpose(1, 2).unflatten(2, grid)
-    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    raise NotDefined(f"the output of {what}, {shape}, is not a feature map of an image of {size[0]} x {size[1]} pixels")
+    images, size = shape[0], (shape[-2], shape[-1])
+    for item in out if isinstance(out, list | tuple) else [out]:
+        if not isinstance(item, Tensor) or len(item) != images:
+            continue
+        if item.ndim == 4:
+            first, last = _fits(item.shape[2:], size), _fits(item.shape[1:3], size)
+            if first or last:
+                return item.permute(0, 3, 1, 2) if last and (channels_last or not first) else item
+        elif item.ndim == 3:
+            grid, prefix = token_grid(item.shape[1], size)
+            if grid[0]:
+                return item[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise NotDefined(f"the output of {what}, {found}, is not a feature map of an image of {size[0]} x {size[1]} pixels")
 
 
 def token_grid(tokens: int, size: tuple[int, int], most: int = 8) -> tuple[tuple[int, int], int]:
@@ -210,11 +248,17 @@ def is_channels_last(network: nn.Module) -> bool:
     return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in network.modules())
 
 
+def _size_without_classifier(network: Any) -> int:
+    classifier: Any = network.get_classifier() if hasattr(network, "get_classifier") else None
+    heads = classifier.parameters() if isinstance(classifier, nn.Module) else ()
+    return sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in heads)
+
+
 def _stage_maps(network: Any, x: Tensor) -> Mapping[str, Tensor]:
     if hasattr(network, "forward_intermediates"):
         out: Any = network.forward_intermediates(x, intermediates_only=True)
     else:
         out = network(x)
-    maps, size = out if isinstance(out, list) else [out], (x.shape[-2], x.shape[-1])
+    maps = out if isinstance(out, list) else [out]
     name, last = type(network).__name__, is_channels_last(network)
-    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, size, last, name) for i, m in enumerate(maps)}
+    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, x.shape, last, name) for i, m in enumerate(maps)}

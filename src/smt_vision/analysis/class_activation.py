@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require
-from .blocks import NotDefined, feature_map
+from .blocks import NotDefined, evaluation_mode, feature_map, require_one_image
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,9 +64,11 @@ class LastMap(nn.Module):
         self.map = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.classifier.forward_features(x)
+        features: Any = self.classifier.forward_features(x)
+        if not isinstance(features, Tensor):  # e.g. CrossViT's, of two branches
+            raise NotDefined("there are no class activation maps: the network has several last feature maps")
         channels_last = features.ndim == 4 and features.shape[-1] == self.classifier.num_features
-        before = feature_map(features, (x.shape[-2], x.shape[-1]), channels_last, "forward_features")
+        before = feature_map(features, x.shape, channels_last, "forward_features")
         map = self.map(before)
         if features.ndim == 3:
             others = features.shape[1] - before[0, 0].numel()
@@ -95,15 +97,17 @@ def class_activation(
         ImportError: Captum is not installed.
         NotDefined: The model has no feature map before its pooling, or its classifier does not read it.
     """
+    require_one_image(x)
     attr = require("captum.attr", "analysis")
     model = LastMap(classifier)
-    with torch.no_grad():
-        found = scores(model(x))[0]
-    predicted = int(found.argmax())
-    target = predicted if class_id is None else class_id
-    with torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        map = attr.LayerGradCam(model, model.map).attribute(x, target=target).detach().float()
+    with evaluation_mode(classifier):
+        with torch.no_grad():
+            found = scores(model(x))[0]
+        predicted = int(found.argmax())
+        target = predicted if class_id is None else class_id
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            map = attr.LayerGradCam(model, model.map).attribute(x, target=target).detach().float()
     if not map.any():
         raise NotDefined(
             "the class activation map is zero: the logit has no gradient with respect to the last feature map, e.g. "

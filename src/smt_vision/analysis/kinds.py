@@ -13,6 +13,7 @@ from ..data.decode import UnreadableImage, decode_picture
 from ..tasks.classes import some_names
 from . import pictures
 from .attention import AttentionMaps, attention_maps, find_attention
+from .blocks import find_blocks
 from .class_activation import class_activation, require_classifier
 from .modulation import find_modulation, modulation_maps
 from .neighbors import batch_features, nearest, pooled_features
@@ -147,7 +148,10 @@ def _attention(subject: Subject, samples: Samples, options: Options, folder: Pat
         block.name: {"distance": block.distance.tolist(), "uniform_distance": block.uniform_distance} for block in total
     }
     means = [float(block.distance.mean()) for block in total]
-    summary = f"mean attention distance {min(means):.0f} to {max(means):.0f} px in {len(total)} blocks"
+    known = len(find_blocks(subject.network))
+    # Blocks without attention, and those whose attention has another form, are not among them.
+    blocks = f"{len(total)} of {known} blocks" if known > len(total) else f"{len(total)} blocks"
+    summary = f"mean attention distance {min(means):.0f} to {max(means):.0f} px in {blocks}"
     return Outcome(summary, data, written, total)
 
 
@@ -219,8 +223,11 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     if not paths:
         raise ValueError(f"none of the {len(options.gallery)} images to search can be read, e.g. {notes[0]}")
     queries = [(sample.name, sample.path, pooled_features(subject.network, sample.pixels)) for sample in samples()]
-    excluded = np.array([[own.resolve() == path.resolve() for path in paths] for _, own, _ in queries])
-    k = min(options.top_k, len(paths))
+    resolved = np.array([str(path.resolve()) for path in paths])
+    excluded = np.array([resolved == str(own.resolve()) for _, own, _ in queries])
+    k = min(options.top_k, int((~excluded).sum(1).max()))
+    if not k:
+        raise ValueError(f"there is no other image than {paths[0]} to search; name a folder of images with --folder")
     found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
     stem = folder / "neighbors"
     names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import SAM
-from .blocks import NotDefined
+from .blocks import NotDefined, evaluation_mode, require_one_image
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,6 +73,7 @@ def modulation_maps(network: nn.Module, x: Tensor) -> list[ModulationMaps]:
     Raises:
         NotDefined: The network has no modulation.
     """
+    require_one_image(x)
     kept: dict[nn.Module, Tensor] = {}
     found = find_modulation(network)
 
@@ -81,7 +82,8 @@ def modulation_maps(network: nn.Module, x: Tensor) -> list[ModulationMaps]:
 
     handles = [module.register_forward_hook(keep) for sam in found.values() for module in (sam.mhmc, sam.saa)]
     try:
-        network(x)
+        with evaluation_mode(network):
+            network(x)
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .blocks import feature_map, is_channels_last
+from .blocks import evaluation_mode, feature_map, is_channels_last
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -52,14 +52,15 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
     Raises:
         NotDefined: The network has neither.
     """
-    if hasattr(network, "forward_head"):
-        features = network.forward_head(network.forward_features(x), pre_logits=True)
-    else:
-        out: Any = network(x)
-        features = out[-1] if isinstance(out, list) else out
+    with evaluation_mode(network):
+        if hasattr(network, "forward_head"):
+            features = network.forward_head(network.forward_features(x), pre_logits=True)
+        else:
+            out: Any = network(x)
+            features = out[-1] if isinstance(out, list) else out
     if features.ndim != 2:
-        size = (x.shape[-2], x.shape[-1])
-        features = feature_map(features, size, is_channels_last(network), type(network).__name__).mean(dim=(2, 3))
+        last = is_channels_last(network)
+        features = feature_map(features, x.shape, last, type(network).__name__).mean(dim=(2, 3))
     return features.float().cpu().numpy()
 
 
@@ -96,14 +97,16 @@ def nearest(queries: Floats, gallery: Floats, k: int, excluded: npt.NDArray[np.b
         queries: ``(Q, D)``.
         gallery: ``(G, D)``.
         k: Number of neighbors; at most G.
-        excluded: ``(Q, G)``: pairs that do not count, e.g. a query and its own file. They come last, with similarity
-            minus infinity.
+        excluded: ``(Q, G)``: pairs that do not count, e.g. a query and its own file. Where fewer than k are left, the
+            last indices are -1 and their similarities NaN.
     """
     similarities = _normalized(queries) @ _normalized(gallery).T
     if excluded is not None:
         similarities = np.where(excluded, -np.inf, similarities)
     order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return Neighbors(order.astype(np.int64), np.take_along_axis(similarities, order, axis=1).astype(np.float32))
+    found = np.take_along_axis(similarities, order, axis=1)
+    left = np.isfinite(found)
+    return Neighbors(np.where(left, order, -1).astype(np.int64), np.where(left, found, np.nan).astype(np.float32))
 
 
 def _normalized(features: Floats) -> npt.NDArray[np.float64]:

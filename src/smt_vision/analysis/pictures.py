@@ -253,10 +253,11 @@ def spectrum_picture(models: Sequence[tuple[str, Sequence[BlockSpectrum]]], titl
             panels[0].plot(
                 [], [], marker, color=GRAY, label={"S": "S: modulation", "A": "A: attention"}.get(mixer, mixer)
             )
+        odd = any(block.highest_is_complex for _, blocks in models for block in blocks)
         panels[0].set(
             title="Highest frequency by depth",
             xlabel="depth: 0 is the first block, 1 the last",
-            ylabel="Δ log amplitude (natural logarithm)",
+            ylabel="Δ log amplitude" + (", less ln(2)/2 on odd grids" if odd else " (natural logarithm)"),
         )
         panels[0].legend(fontsize=7.5)
         return figure

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .blocks import NotDefined, block_outputs, stage_ends
+from .blocks import NotDefined, block_outputs, require_one_image, stage_ends
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,10 +60,12 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
 
     Raises:
         NotDefined: The network has no feature maps, or one has no gradient with respect to the image.
+        ValueError: There are no images, or several in a batch.
     """
     names = stage_ends(network)
     sums: dict[str, _CenteredSum] = {}
     for image in images:
+        require_one_image(image)
         x = image.detach().clone().requires_grad_()
         with torch.enable_grad():
             outputs = block_outputs(network, x, lambda value: value, names)
@@ -73,6 +75,8 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
             (gradient,) = torch.autograd.grad(center, x, retain_graph=i < len(outputs) - 1)
             place = (int((h // 2 + 0.5) * x.shape[-2] / h), int((w // 2 + 0.5) * x.shape[-1] / w))
             sums.setdefault(output.name, _CenteredSum()).add(gradient[0].abs().sum(0).double().cpu().numpy(), place)
+    if not sums:
+        raise ValueError("no images to average over: expected at least one")
     return [_receptive_field(name, total.mean()) for name, total in sums.items()]
 
 

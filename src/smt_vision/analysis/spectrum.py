@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockInfo, NotDefined, block_outputs
+from .blocks import BlockInfo, NotDefined, block_outputs, require_one_image
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = 1e-6  # amplitudes below count as this one
@@ -61,6 +61,7 @@ class BlockSpectrum:
             f"{self.name}.depth": np.array(self.depth),
             f"{self.name}.frequencies": self.frequencies,
             f"{self.name}.log_amplitude": self.log_amplitude,
+            f"{self.name}.high": np.array(self.high),
         }
 
 
@@ -102,11 +103,13 @@ def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]
 
     Raises:
         NotDefined: The network has no feature maps, or all of them have one cell along a side, hence one frequency.
+        ValueError: There are no images, or several in a batch.
     """
     first: list[Any] = []
     sums: list[Floats] = []
     count = 0
     for x in images:
+        require_one_image(x)
         with torch.no_grad():
             outputs = block_outputs(network, x, _spectrum)
         count += 1
@@ -115,6 +118,8 @@ def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]
         else:
             for i, output in enumerate(outputs):
                 sums[i] = sums[i] + np.interp(first[i].value[0], *output.value[:2])
+    if not first:
+        raise ValueError("no images to average over: expected at least one")
     if all(len(total) < 2 for total in sums):
         raise NotDefined("there are no spectra: all feature maps have one cell along a side; use larger images")
     last = max(1, len(first) - 1)

@@ -172,11 +172,16 @@ def model_names(sources: Iterable[str]) -> list[str]:
 
 
 def image_names(paths: Iterable[Path]) -> list[str]:
-    """A name for each image: its file name without suffix, numbered if another has it."""
-    names: list[str] = []
+    """A name for each image: its file name without suffix, numbered if another has it, in whichever case.
+
+    ``distance`` counts as taken: attention-distance is the file of the mean over all images.
+    """
+    taken, next_number, names = {"distance"}, dict[str, int](), []
     for path in paths:
-        name, number = path.stem, 2
-        while name in names:
-            name, number = f"{path.stem}-{number}", number + 1
+        name, key = path.stem, path.stem.casefold()
+        while name.casefold() in taken:
+            number = next_number.get(key, 2)
+            name, next_number[key] = f"{path.stem}-{number}", number + 1
+        taken.add(name.casefold())
         names.append(name)
     return names

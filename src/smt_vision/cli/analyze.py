@@ -63,6 +63,7 @@ def run(args: Any) -> Output:
     from ..analysis.kinds import KINDS as ALL
     from ..analysis.subject import load_subject, model_names
 
+    kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
     sources = [args.model, *args.compare]
     names = model_names(sources)
     data: list[dict[str, Any]] = []
@@ -70,10 +71,15 @@ def run(args: Any) -> Output:
     written: list[Path] = []
     comparable: dict[str, list[tuple[str, Any]]] = {}
     with status_callback() as on_status:
+        analyses = []
         for source, name in zip(sources, names, strict=True):
             on_status(f"loading {source}")
             subject = load_subject(source, name, args.device, overrides_of(args), args.untrained)
-            outcomes, undefined, notes = _analyze(subject, images, args, options, args.out / name, on_status)
+            analyses.append(_Analysis(subject, images, options, args.out / name, all_or_error=bool(args.kinds)))
+            analyses[-1].check(kinds)
+        for source, analysis in zip(sources, analyses, strict=True):
+            subject = analysis.subject
+            outcomes, undefined, notes = analysis.run(kinds, on_status)
             show.append(styled((subject.name, "bold")))
             show += [f"  {kind:<12}{outcome.summary}" for kind, outcome in outcomes.items()]
             show += [styled(f"  {kind:<12}", ("not defined:", "yellow"), f" {why}") for kind, why in undefined.items()]
@@ -115,57 +121,74 @@ def _options(args: Any) -> tuple["Options", list[Path]]:
     return Options(query, args.target, gallery, args.top_k, args.format), images
 
 
-def _analyze(
-    subject: "Subject", images: list[Path], args: Any, options: "Options", folder: Path, on_status: Any
-) -> tuple[dict[str, "Outcome"], dict[str, str], list[str]]:
-    """Results by kind, reasons of what is not defined, and notes."""
-    from ..analysis.blocks import NotDefined
-    from ..analysis.kinds import KINDS as ALL
-    from ..analysis.kinds import class_index
-    from ..analysis.subject import image_names
+class _Analysis:
+    """The analysis of one model.
 
-    reduced: dict[str, str] = {}
+    Attributes:
+        undefined: The kinds that are not defined for the model, with the reason.
+    """
 
-    def samples() -> Iterator["Sample"]:
-        for path, name in zip(images, image_names(images), strict=True):
-            sample = subject.sample(path, name)
-            if sample.reduced:
-                reduced[sample.name] = f"{path}: {sample.reduced}"
-            yield sample
+    def __init__(
+        self, subject: "Subject", images: list[Path], options: "Options", folder: Path, all_or_error: bool
+    ) -> None:
+        self.subject = subject
+        self.images = images
+        self.options = options
+        self.folder = folder
+        self.all_or_error = all_or_error
+        self.undefined: dict[str, str] = {}
 
-    for i, sample in enumerate(samples()):  # an unreadable image is an error before anything is written
-        if i == 0:
-            subject.check(sample)
-    if options.target is not None and subject.is_classifier:
-        class_index(options.target, subject.predictor.classes)
-    outcomes: dict[str, Outcome] = {}
-    undefined: dict[str, str] = {}
-    kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
-    for kind in kinds:
-        try:
-            ALL[kind].check(subject)
-        except NotDefined as error:
-            undefined[kind] = str(error)
-    _raise_if_asked(subject, args.kinds, undefined)
-    for kind in kinds:
-        if kind in undefined:
-            continue
-        on_status(f"{subject.name}: {kind}")
-        try:
-            outcomes[kind] = ALL[kind].run(subject, samples, options, folder)
-        except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
-            if args.kinds and isinstance(error, ImportError):
-                raise
-            undefined[kind] = str(error)
-            _raise_if_asked(subject, args.kinds, undefined)
-    notes = [note for outcome in outcomes.values() for note in outcome.notes]
-    return outcomes, undefined, [*reduced.values(), *notes]
+    def check(self, kinds: list[str]) -> None:
+        """Raise what can be known before anything is computed, e.g. that an image is unreadable."""
+        from ..analysis.blocks import NotDefined
+        from ..analysis.kinds import KINDS as ALL
+        from ..analysis.kinds import class_index
 
+        for i, path in enumerate(self.images):
+            sample = self.subject.sample(path, path.stem)
+            if i == 0:
+                self.subject.check(sample)
+        if self.options.target is not None and self.subject.is_classifier:
+            class_index(self.options.target, self.subject.predictor.classes)
+        for kind in kinds:
+            try:
+                ALL[kind].check(self.subject)
+            except NotDefined as error:
+                self._leave_out(kind, error)
 
-def _raise_if_asked(subject: "Subject", asked: list[str] | None, undefined: dict[str, str]) -> None:
-    """What was asked for by name and is not defined is an error."""
-    if asked and undefined:
-        kind, why = next(iter(undefined.items()))
-        raise ValueError(
-            f"{kind} is not defined for {subject.name}: {why}; without --kinds, what is defined is computed"
-        )
+    def run(self, kinds: list[str], on_status: Any) -> tuple[dict[str, "Outcome"], dict[str, str], list[str]]:
+        """Results by kind, reasons of what is not defined, and notes."""
+        from ..analysis.blocks import NotDefined
+        from ..analysis.kinds import KINDS as ALL
+        from ..analysis.subject import image_names
+
+        reduced: dict[str, str] = {}
+
+        def samples() -> Iterator["Sample"]:
+            for path, name in zip(self.images, image_names(self.images), strict=True):
+                sample = self.subject.sample(path, name)
+                if sample.reduced:
+                    reduced[sample.name] = f"{path}: {sample.reduced}"
+                yield sample
+
+        outcomes: dict[str, Outcome] = {}
+        for kind in kinds:
+            if kind in self.undefined:
+                continue
+            on_status(f"{self.subject.name}: {kind}")
+            try:
+                outcomes[kind] = ALL[kind].run(self.subject, samples, self.options, self.folder)
+            except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
+                self._leave_out(kind, error)
+        notes = [note for outcome in outcomes.values() for note in outcome.notes]
+        return outcomes, self.undefined, [*reduced.values(), *notes]
+
+    def _leave_out(self, kind: str, error: Exception) -> None:
+        """Keep the reason; for kinds that were asked for by name it is an error."""
+        if self.all_or_error:
+            if isinstance(error, ImportError):
+                raise error
+            raise ValueError(
+                f"{kind} is not defined for {self.subject.name}: {error}; without --kinds, what is defined is computed"
+            ) from error
+        self.undefined[kind] = str(error)
