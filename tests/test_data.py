@@ -310,6 +310,19 @@ def test_shards_with_both_splits_and_class_names(tmp_path: Path, names: tuple[st
         open_both(tmp_path)
 
 
+def test_the_folder_of_a_shard_or_the_last_word_of_its_name_is_its_split(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "val")):
+        (tmp_path / "a" / split).mkdir(parents=True)
+        shard(tmp_path / "a" / split / "valid_faces-0.tar", [(str(i), i, i) for i in (2 * i, 2 * i + 1)])
+    train_set, val_set = open_both(str(tmp_path / "a"))
+    assert (len(train_set), len(val_set)) == (2, 2)
+    assert not set(contents(train_set)) & set(contents(val_set))
+    (tmp_path / "b").mkdir()
+    for i, split in enumerate(("train", "val")):
+        shard(tmp_path / "b" / f"my-test-set-{split}-0.tar", [(str(j), j, j % 2) for j in range(2 + i)])
+    assert [len(images) for images in open_both(str(tmp_path / "b"))] == [2, 3]
+
+
 def test_open_files_are_bounded_with_many_shards(tmp_path: Path) -> None:
     for number in range(70):
         shard(tmp_path / f"{number:03d}.tar", [(str(number), number, number % 2)])
@@ -374,6 +387,18 @@ def parquet(folder: Path, name: str, values: list[int]) -> None:
     rows = {"img": [{"bytes": png(v), "path": None} for v in values], "label": [v % 2 for v in values]}
     folder.mkdir(exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.mark.usefixtures("hub_home")
+def test_a_configuration_of_a_hub_dataset_is_named(tmp_path: Path) -> None:
+    for name, values in (("large", range(10)), ("small", range(4))):
+        parquet(tmp_path / name, "train", list(values))
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}/train-*\n" for name in ("large", "small"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    for name in (str(tmp_path), f"{tmp_path}:huge"):
+        with pytest.raises(ValueError, match=r"expected one of its configurations: hfds/.*:large, hfds/.*:small"):
+            open_dataset(f"hfds/{name}", "train")
+    assert len(open_dataset(f"hfds/{tmp_path}:small", "train", val_fraction=0.0)) == 4
 
 
 @pytest.mark.usefixtures("hub_home")

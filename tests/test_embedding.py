@@ -1,6 +1,7 @@
 """Features of images, and the duplicates that they find."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from PIL import Image
 import smt_vision
 from command import answer, refusal
 from drawn_sets import write_scenes, write_shapes
-from smt_vision import load
+from smt_vision import checkpoints, load
+from smt_vision.data.fingerprint import UsedImages
 from smt_vision.embedding.embeddings import embed
 from smt_vision.embedding.report import search, write_report
-from tiny_run import COLORS, write_split
+from smt_vision.engine.loop import train
+from tiny_run import COLORS, tiny, write_images, write_split
 
 
 def textured(path: Path, seed: int) -> Path:
@@ -56,9 +59,9 @@ def test_files_of_features(
     assert (result["images"], result["features"]) == ({"all": 4}, 64)
     assert "broken.jpg" in result["unreadable"][0]
     if suffix == ".npz":
-        content = np.load(out)
-        ids, features = content["ids"].tolist(), content["features"]
-        assert content["labels"].tolist() == [""] * 4
+        with np.load(out) as content:
+            ids, features = content["ids"].tolist(), content["features"]
+            assert content["labels"].tolist() == [""] * 4
     else:
         table = pytest.importorskip("pyarrow.parquet").read_table(out).to_pydict()
         ids, features = table["ids"], np.array(table["features"], np.float32)
@@ -140,6 +143,25 @@ def test_images_of_every_layout(trained: Path, tmp_path: Path, caplog: pytest.Lo
     textured(tmp_path / "one" / "deep" / "a.png", 0)
     assert embed(trained, tmp_path / "one").ids == ("a.png",)
     assert "without labels and splits" in caplog.text
+
+
+def test_splits_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another path of the same folder, and of a fold."""
+    root = write_images(tmp_path / "set", COLORS, [6, 6, 6])
+    monkeypatch.chdir(tmp_path)
+    train(tiny(Path("set"), epochs=1, seed=3, input=dict(val_fraction=0.3)), tmp_path / "run", display=False)
+    held_out = set(embed("run", "set").ids[-6:])
+    for data in (root, "./set"):
+        found = embed("run", data)
+        assert {id for id, split in zip(found.ids, found.splits, strict=True) if split == "val"} == held_out
+    recipe = replace(tiny(root, epochs=1), folds=3, fold=2)
+    train(recipe, tmp_path / "fold", display=False)
+    found = embed("fold", root)
+    used = UsedImages.from_checkpoint(checkpoints.load(tmp_path / "fold"))
+    assert used is not None
+    assert len(found) == 18
+    assert found.splits.count("val") == 6
+    assert set(found.datasets["val"].identities()) == set(used.val)
 
 
 @pytest.mark.parametrize("fixture", ["detector_run", "segmenter_run"])

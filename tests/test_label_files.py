@@ -218,6 +218,42 @@ def test_splits(write: Write, tmp_path: Path) -> None:
         open_dataset(str(tmp_path), "train")
 
 
+def test_keys_that_the_first_line_of_json_lacks_count(write: Write) -> None:
+    rows = [
+        {"path": "0.png", "label": "a"},
+        {"path": "1.png", "label": "b"},
+        {"path": "2.png", "label": "a", "split": "val"},
+    ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    with pytest.raises(ValueError, match="line 1 lacks 'split', which other lines have"):
+        opened(write(lines, "x.jsonl"))
+    lines = "".join(f"{json.dumps({'split': 'train', **row})}\n" for row in rows)
+    assert labels_of(open_dataset(str(write(lines, "x.jsonl")), "val")) == {"2.png": "a"}
+
+
+@pytest.mark.parametrize("labeled", ["train.csv", "train/metadata.csv", "train/labels.csv"])
+def test_validation_images_without_labels_are_an_error(labeled: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name in NAMES:
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name)
+    prefix = "train/" if labeled == "train.csv" else ""
+    (tmp_path / labeled).write_text(table("a", "b", "a", "b", names=[prefix + name for name in NAMES]))
+    with pytest.raises(ValueError, match=r"the 6 images in .*val/ have none; expected .*val/labels\.csv"):
+        open_dataset(str(tmp_path), "val")
+    assert len(open_dataset(str(tmp_path / labeled), "val", val_fraction=0.5)) == 2
+    (tmp_path / "val" / "labels.csv").write_text(table("a", "b"))
+    found = open_dataset(str(tmp_path), "val")
+    assert [found.name(i) for i in range(len(found))] == [str(tmp_path / "val" / name) for name in NAMES[:2]]
+
+
+def test_a_label_file_without_a_path_column_is_named(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    root = write(PLAIN.replace("path", "image_id"), "train.csv").parent
+    write_images(root / "train", COLORS, [2, 2, 2])
+    assert len(open_dataset(str(root), "train", val_fraction=0.0).classes) == 3
+    assert "train.csv: ignored: it has no path column" in caplog.text
+
+
 def test_metadata_of_hugging_face_is_read(tmp_path: Path) -> None:
     for split, labels in (("train", "ab"), ("validation", "ba")):
         (tmp_path / split).mkdir()
@@ -347,6 +383,45 @@ def test_multi_label_images_are_held_out_in_proportion(tmp_path: Path) -> None:
     assert labels_of(again) == labels_of(sets[1])
     other = open_dataset(str(tmp_path / "set"), "val", val_fraction=0.2, multi_label=True, seed=1)
     assert labels_of(other) != labels_of(sets[1])
+
+
+def test_every_class_keeps_an_image_for_training(write: Write) -> None:
+    """Z has two images, which also are the rarest of two other classes."""
+    rows = table("A", "A|Z", "C", "C|Z", "F", "F")
+    for seed in range(20):
+        images = open_dataset(str(write(rows)), "train", val_fraction=0.1, multi_label=True, seed=seed)
+        assert images.targets.any(0).all(), seed
+
+
+def test_validation_images_without_any_label_are_an_error_at_the_start(write: Write) -> None:
+    file = write(table("a|b,train", "b,train", ",val", header="path,label,split"))
+    with pytest.raises(ValueError, match="none of the 1 validation images has a class"):
+        smt_vision.tasks.get_task("classify").training(tiny(file, classify=MULTI))
+
+
+def test_label_files_of_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model reads them as in training, by default, or as an option says; evaluated are the images it held out."""
+    root = write_images(tmp_path / "set", COLORS, [4, 4, 4])
+    rows = sorted((str(path.relative_to(root)), path.parent.name) for path in root.rglob("*.png"))
+    for name, columns in (("own", "photo,kind"), ("default", "path,label"), ("other", "image_id,breed")):
+        text = "".join(f"{path},{label}\n" for path, label in rows)
+        (tmp_path / f"{name}.csv").write_text(f"{columns}\n{text}")
+    labels = LabelsConfig(path="photo", label="kind", folder="set")
+    train(replace(tiny(tmp_path / "own.csv", epochs=1), labels=labels), tmp_path / "run", display=False)
+    (tmp_path / "same_columns.csv").write_text((tmp_path / "own.csv").read_text())
+    arguments = ("eval", tmp_path / "run", "--workers", "0", "--data")
+    assert answer(capsys, *arguments, tmp_path / "same_columns.csv")["count"] == 3
+    assert "'photo'" in refusal(capsys, 1, *arguments, tmp_path / "other.csv")
+    (root / "default.csv").write_text((tmp_path / "default.csv").read_text())
+    assert answer(capsys, *arguments, root / "default.csv")["count"] == 3
+    options = ("--labels.path", "image_id", "--labels.label", "breed", "--labels.folder", "set")
+    assert answer(capsys, *arguments, tmp_path / "other.csv", *options)["count"] == 3
+    out = ("--out", tmp_path / "features.npz")
+    assert answer(capsys, "embed", tmp_path / "run", tmp_path / "other.csv", *out, *options)["images"]["train"] == 9
+
+
+def test_names_that_read_as_numbers_are_to_be_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "quote names" in refusal(capsys, 2, "train", "finetune", "--labels.classes", "[0, 1]")
 
 
 # --- cross-validation ---

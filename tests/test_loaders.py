@@ -98,7 +98,7 @@ def test_image_folder_matches_timm_validation(tmp_path: Path, name: str) -> None
         (tmp_path / "val" / label).mkdir(parents=True, exist_ok=True)
         photo(*size).save(tmp_path / "val" / label / f"{k}.jpg")
     model = timm.create_model(name)
-    config = resolve_data_config({}, model=model)
+    config = resolve_data_config({}, model=model, use_test_size=True)  # as validate.py
     theirs = TimmDataset(str(tmp_path / "val"), transform=create_transform(**config))
     loader = classification_eval_loader(
         open_dataset(str(tmp_path), "val"), replace(published_input(model), workers=0), batch_size=2

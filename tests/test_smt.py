@@ -237,6 +237,11 @@ def test_focal_modulation() -> None:
     expected = mixer.modulation(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     assert torch.equal(mixer(x), expected)
     assert mixer.modulation.kernel_sizes == [3, 5, 7]
+    theirs = timm.create_model("focalnet_tiny_lrf", depths=(1, 1, 1, 1)).layers[0].blocks[0].modulation
+    weights = dict(theirs.named_parameters())
+    for name, weight in mixer.modulation.named_parameters():
+        if weight.ndim > 1:  # FocalNet's initialisation, not that of SMT's convolutions
+            assert weight.std().item() == pytest.approx(weights[name].std().item(), rel=0.25), name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rich.table import Table
 from ..bounds import Count, CountOrZero, Workers
 from ..recipe import Engine, from_plain
 from .common import Output, Parser, new_parser
+from .overrides import add_labels, labels_of
 from .progress import progress_callback
 
 HELP = "make a classifier's scores match its accuracy: temperature scaling"
@@ -32,6 +33,7 @@ def build_parser(words: list[str]) -> Parser:
     )
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes", "precision"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
+    add_labels(parser)
     parser.set_defaults({"engine.precision": "32-true"})
     return parser
 
@@ -48,6 +50,7 @@ def run(args: Any) -> Output:
             batch_size=args.batch_size,
             workers=args.workers,
             max_unreadable=args.max_unreadable,
+            labels=labels_of(args),
             on_progress=on_progress,
         )
     table = Table("", "before", "after", box=None, header_style="bold")

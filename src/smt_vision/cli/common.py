@@ -154,6 +154,8 @@ class Parser(ArgumentParser):
                 hint = nearest(name, options)
                 message = f"there is no {dashes}{name}" + hint.replace("mean ", f"mean {dashes}")
                 break
+        if re.search(r"Expected a <class 'str'>\. Got value: (True|False|[-\d.]+)\b", message):
+            message += '\nquote names in a list that read as numbers, true or false, e.g. \'["1", "2"]\''
         print(f"{self.prog}: error: {printable(message, multiline=True)}\nsee {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 

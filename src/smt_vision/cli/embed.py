@@ -5,7 +5,7 @@ from typing import Any
 
 from ..bounds import Count, Fraction, OutputFolder
 from .common import Output, Parser, new_parser
-from .overrides import add_overrides, overrides_of
+from .overrides import add_labels, add_overrides, labels_of, overrides_of
 from .progress import progress_callback
 
 HELP = "write the features of images to a file, and report duplicates and leakage between splits"
@@ -38,6 +38,7 @@ def build_parser(arguments: list[str]) -> Parser:
     parser.add_argument("--batch_size", type=Count, default=32, help="images per forward pass")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     add_overrides(parser)
+    add_labels(parser)
     return parser
 
 
@@ -55,7 +56,7 @@ def run(args: Any) -> Output:
     with progress_callback("embedding images") as on_progress:
         found = embed(
             args.model, args.data, device=args.device, batch_size=args.batch_size, overrides=overrides_of(args),
-            on_progress=on_progress,
+            labels=labels_of(args), on_progress=on_progress,
         )  # fmt: skip
     found.save(out)
     counts = {split: found.splits.count(split) for split in found.datasets}

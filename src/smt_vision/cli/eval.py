@@ -12,7 +12,7 @@ from ..recipe import Engine, from_plain
 from ..text import Markdown
 from .common import Output, Parser, new_parser
 from .console import styled
-from .overrides import add_overrides, add_precision, add_providers, overrides_of, providers_of
+from .overrides import add_labels, add_overrides, add_precision, add_providers, labels_of, overrides_of, providers_of
 from .progress import progress_callback
 
 HELP = "evaluate a model on labeled images: accuracy, average precision, IoU"
@@ -48,6 +48,7 @@ def build_parser(words: list[str]) -> Parser:
     add_precision(parser)
     add_providers(parser)
     add_overrides(parser)
+    add_labels(parser)
     unused = {f.name for f in fields(Engine)} - {"accelerator", "devices", "nodes"}
     parser.add_class_arguments(Engine, "engine", skip=unused)
     return parser
@@ -74,6 +75,7 @@ def run(args: Any) -> Output:
             overrides=overrides_of(args),
             providers=providers_of(args),
             precision=args.precision,
+            labels=labels_of(args),
             on_progress=on_progress,
         )
     show: list[Any] = [f"{metrics['model']} on {metrics['data']} ({metrics['input']})", _metrics(metrics, evaluation)]

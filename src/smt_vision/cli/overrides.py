@@ -1,9 +1,12 @@
 """Options for fields that may differ in use from training, e.g. ``--input.size``."""
 
+from dataclasses import fields
 from typing import Any
 
 from ..precision import Precision
+from ..recipe import from_plain
 from ..tasks import TASKS, inference_overrides, recipe_class
+from ..tasks.classification.config import LabelsConfig
 from .common import Parser, add_field
 
 # Group and field, with the class that declares it.
@@ -19,6 +22,18 @@ def add_overrides(parser: Parser) -> None:
     """Add an option for each field; by default the model's own value is kept."""
     for (group, name), declared in FIELDS.items():
         add_field(parser, group, name, declared, default="the value stored with the model")
+
+
+def add_labels(parser: Parser) -> None:
+    """Add an option for each field of how a label file is read."""
+    for field in fields(LabelsConfig):
+        add_field(parser, "labels", field.name, LabelsConfig, default="that of training")
+
+
+def labels_of(args: Any) -> LabelsConfig | None:
+    """How a label file is read; ``None`` if no option was given."""
+    given = {name: value for name, value in vars(args.labels).items() if value is not None}
+    return from_plain(LabelsConfig, given, "labels") if given else None
 
 
 def add_precision(parser: Parser) -> None:

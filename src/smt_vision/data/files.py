@@ -201,8 +201,8 @@ def describe_suffixes(names: Collection[str]) -> str:
 
 
 def split_in_name(name: str) -> str | None:
-    """The first word of a name that is one of ``TRAIN_NAMES`` or ``VAL_NAMES``, e.g. ``val`` in ``set-VAL2-0``."""
-    return next((word for word in re.split(r"[\W\d_]+", name.lower()) if word in TRAIN_NAMES + VAL_NAMES), None)
+    """The last word of a name that is one of ``TRAIN_NAMES`` or ``VAL_NAMES``, e.g. ``val`` in ``test-set-VAL2-0``."""
+    return next((w for w in reversed(re.split(r"[\W\d_]+", name.lower())) if w in TRAIN_NAMES + VAL_NAMES), None)
 
 
 def first_existing(names: Sequence[str], existing: Collection[str], where: object) -> str | None:

@@ -73,10 +73,21 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
     keys = (os.fsencode(f"{seed}/{images.id(i)}") for i in range(len(images)))
     hashes = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     in_val, decided = np.zeros(len(images), dtype=bool), np.zeros(len(images), dtype=bool)
-    for members in sorted(images.by_class(), key=len):
+    by_class = images.by_class()
+    left = [len(members) for members in by_class]  # images of each class that are not held out
+    classes_of: dict[int, list[int]] = {}  # of images that have several
+    if sum(left) > len(images):
+        for c, members in enumerate(by_class):
+            for i in members.tolist():
+                classes_of.setdefault(i, []).append(c)
+    for members in sorted(by_class, key=len):
         count = min(max(round(val_fraction * len(members)), 1), len(members) - 1) - int(in_val[members].sum())
-        free = sorted(members[~decided[members]].tolist(), key=hashes.__getitem__)
-        in_val[free[: max(count, 0)]] = True
+        for i in sorted(members[~decided[members]].tolist(), key=hashes.__getitem__):
+            if count > 0 and all(left[c] > 1 for c in classes_of.get(i, ())):
+                in_val[i] = True
+                count -= 1
+                for c in classes_of.get(i, ()):
+                    left[c] -= 1
         decided[members] = True
     return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
 

@@ -138,14 +138,17 @@ def _open_json_lines(path: Path, lines: Iterator[str]) -> Table:
                 )
             yield f"line {number}", content
 
-    objects = read()
-    first = next(objects, ("", {}))
-    header = list(first[1])
+    keys: dict[str, None] = {}
+    for _, content in read():  # a key may be in some lines only, e.g. "split" in those of validation images
+        keys.update(dict.fromkeys(content))
+        if len(keys) > MAX_COLUMNS:
+            break
+    header, lines = list(keys), _lines(path)
 
     def rows(used: Sequence[int]) -> Rows:
-        for row, content in chain([first] if header else [], objects):
+        for row, content in read():
             if missing := [header[i] for i in used if header[i] not in content]:
-                raise ValueError(f"{path}: {row} lacks {missing[0]!r}, which the first line has; use null for no value")
+                raise ValueError(f"{path}: {row} lacks {missing[0]!r}, which other lines have; use null for no value")
             yield row, {i: _cell(content[header[i]], f"{path}: {row}", header[i]) for i in used}
 
     return Table(header, rows)

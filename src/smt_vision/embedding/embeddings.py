@@ -21,6 +21,7 @@ from ..data.decode import UnreadableImage
 from ..extras import require
 from ..files import write_atomic
 from ..tasks.classes import label_separator
+from ..tasks.classification.config import LabelsConfig
 from ..tasks.load import Overrides, load
 from .sources import open_splits
 
@@ -111,6 +112,7 @@ def embed(
     device: str | torch.device = "cpu",
     batch_size: Count = 32,
     overrides: Overrides | None = None,
+    labels: LabelsConfig | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Embeddings:
     """Pooled features of images: what a classifier's last layer reads, or a backbone's last feature map, averaged.
@@ -125,6 +127,7 @@ def embed(
         device: Device to run on.
         batch_size: Images per forward pass.
         overrides: Fields that differ from training, e.g. ``{"input": {"size": 128}}``.
+        labels: How a label file is read; ``None``: as in the model's training, or by default.
         on_progress: Called with the number of images done and of all.
 
     Returns:
@@ -135,7 +138,7 @@ def embed(
         FileNotFoundError: A path does not exist.
     """
     subject = Subject(load(source, device, overrides, require_classes=False), str(source))
-    datasets = open_splits([data] if isinstance(data, str | Path) else list(data), subject.predictor.recipe)
+    datasets = open_splits([data] if isinstance(data, str | Path) else list(data), subject.predictor, labels)
     total = sum(map(len, datasets.values()))
     features: Floats | None = None
     kept: list[tuple[str, int]] = []

@@ -14,6 +14,7 @@ from ..checkpoints import BEST
 from ..deploy.exported import MANIFEST
 from ..recipe import Engine
 from ..tasks.classification.calibration import CalibrationEvaluation
+from ..tasks.classification.config import LabelsConfig
 from ..tasks.classification.task import ClassificationEvaluation
 from ..tasks.predictor import Predictor
 from ..text import get_logger
@@ -36,6 +37,7 @@ def calibrate(
     batch_size: Count | None = None,
     workers: Workers = 8,
     max_unreadable: CountOrZero = 10,
+    labels: LabelsConfig | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Fit the temperature of a classifier on images that it was not trained on, and store it in the model.
@@ -51,6 +53,7 @@ def calibrate(
         batch_size: Images per batch; ``None`` for 64.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
+        labels: How a label file is read, as for :func:`smt_vision.evaluate`.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
@@ -66,8 +69,9 @@ def calibrate(
     target = _target(source, out)
     fabric = launch(engine)
     model, data, evaluation, loader, progress = open_evaluation(
-        fabric, source, data, batch_size, workers, max_unreadable, "val", None, on_progress
-    )
+        fabric, source, data, batch_size, workers, max_unreadable, "val", None, on_progress,
+        labels=labels,
+    )  # fmt: skip
     if not isinstance(evaluation, ClassificationEvaluation):
         raise ValueError(f"{source} is {model.kind}; only classifiers have a temperature")
     with closing(loader):

@@ -14,6 +14,7 @@ from ..deploy.quantize import AccuracyControl
 from ..precision import Precision
 from ..recipe import Engine
 from ..tasks import get_task
+from ..tasks.classification.config import LabelsConfig
 from ..tasks.load import Overrides, load
 from ..tasks.predictor import Predictor
 from ..tasks.task import EvalLoader, Evaluation
@@ -38,6 +39,7 @@ def evaluate(
     overrides: Overrides | None = None,
     providers: Sequence[str] = (),
     precision: Precision | None = None,
+    labels: LabelsConfig | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a dataset's validation images; exact for any batch size and number of processes.
@@ -55,6 +57,8 @@ def evaluate(
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.
         precision: ``fp32``, ``bf16`` or ``auto``; see :func:`smt_vision.load`.
+        labels: How the label file of a classifier's images is read; ``None``: as in the model's training, or by default
+            if other data cannot be read so.
         on_progress: Called after each batch with the number of batches done, and of all.
 
     Returns:
@@ -78,6 +82,7 @@ def evaluate(
         overrides=overrides,
         providers=providers,
         precision=precision,
+        labels=labels,
         on_progress=on_progress,
     )[0]
 
@@ -96,6 +101,7 @@ def evaluate_with_details(
     overrides: Overrides | None,
     providers: Sequence[str],
     precision: Precision | None,
+    labels: LabelsConfig | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], Evaluation]:
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
@@ -103,8 +109,9 @@ def evaluate_with_details(
         engine = replace(engine, precision="32-true")  # the model itself computes in another one
     fabric = launch(engine)
     model, data, evaluation, loader, progress = open_evaluation(
-        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers, precision
-    )
+        fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers, precision,
+        labels,
+    )  # fmt: skip
     used: dict[str, Any] = count_used(model, evaluation)
     for use, number in used.items():
         if number and fabric.is_global_zero:
@@ -128,6 +135,7 @@ def open_evaluation(
     on_progress: Callable[[int, int], None] | None,
     providers: Sequence[str] = (),
     precision: Precision | None = None,
+    labels: LabelsConfig | None = None,
 ) -> tuple[Predictor[Any], str, Evaluation, EvalLoader, Callable[[int], None]]:
     """Load a model and open the images to evaluate it on; the arguments are those of :func:`evaluate`.
 
@@ -137,7 +145,7 @@ def open_evaluation(
     """
     with fabric.rank_zero_first():  # one process downloads pretrained weights, the others find them in the cache
         model = load(source, fabric.device, overrides, providers=providers, precision=precision)
-    data, evaluation, loader = _open_images(fabric, model, data, batch_size, workers, max_unreadable, split)
+    data, evaluation, loader = _open_images(fabric, model, data, batch_size, workers, max_unreadable, split, labels)
     done = 0
 
     def progress(n: int) -> None:
@@ -157,6 +165,7 @@ def _open_images(
     workers: int,
     max_unreadable: int,
     split: str = "val",
+    labels: LabelsConfig | None = None,
 ) -> tuple[str, Evaluation, EvalLoader]:
     if data is None and model.recipe is None:
         raise ValueError(f"missing data: {model.name} has no dataset of its own; pass labeled images (--data)")
@@ -167,11 +176,13 @@ def _open_images(
             f"invalid split={split!r}: {model.name} is {model.kind}, for which expected {' or '.join(task.splits)}; "
             "for other images pass their folder as data (--data)"
         )
+    if labels is not None and model.spec.task != "classify":
+        raise ValueError(f"labels are of classifiers, and {model.name} is {model.kind}; omit them")
     input = replace(model.spec.input, workers=workers, max_unreadable=max_unreadable)
     with fabric.rank_zero_first():
         evaluation, loader = task.evaluation(
             model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size,
-            **({} if split == "val" else {"split": split}),
+            **({} if split == "val" else {"split": split}), **({} if labels is None else {"labels": labels}),
         )  # fmt: skip
     return data, evaluation, loader
 

@@ -426,6 +426,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, FocalModulation):  # after its layers
+        module.init_weights()
 
 
 def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ def published_spec(model: Any, name: str) -> ModelSpec:
 
 
 def published_input(model: Any) -> ClassificationInput:
-    """The input that a timm model was published with; ``exact``, as its metrics are.
+    """The input that a timm model was published with, at its test size, as in timm's ``validate.py``; ``exact``, too.
 
     Raises:
         ValueError: The input is not square, or has another crop mode.
     """
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model, use_test_size=True)
     channels, height, width = config["input_size"]
     if height != width:
         raise ValueError(f"the model's input is {height} x {width}: only square inputs are supported")

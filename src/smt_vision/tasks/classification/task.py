@@ -15,6 +15,7 @@ from ...data.dataset import Split
 from ...data.decode import decode_picture
 from ...data.fingerprint import UsedImages
 from ...data.subset import held_out_in_training
+from ...recipe import Recipe
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
 from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
@@ -23,7 +24,7 @@ from ..distill import Distillation, with_teacher
 from ..image_size import arguments_for_size
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
-from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig
+from .config import ClassificationAugment, ClassificationInput, ClassificationRecipe, ClassifyConfig, LabelsConfig
 from .data.dataset import ImageDataset
 from .data.loaders import classification_eval_loader, classification_train_loader
 from .data.sources import open_dataset
@@ -165,6 +166,10 @@ class ClassificationTraining(ClassificationEvaluation):
         checkpoint = initial_weights(recipe)
         self.initial_images = UsedImages.from_checkpoint(checkpoint)
         self.train_set, val_set = open_splits(recipe, self._open)
+        if val_set.multi_label and not len(val_set.presence()[1]):
+            raise ValueError(
+                f"{val_set.where}: none of the {len(val_set)} validation images has a class; use images with labels"
+            )
         super().__init__(
             self.train_set.classes,
             with_classes(val_set, self.train_set.classes, owner="the training set"),
@@ -302,12 +307,29 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 
 
 def open_evaluation(
-    model: Classifier, data: str, input: ClassificationInput, batch_size: int, rank: int, world: int
+    model: Classifier,
+    data: str,
+    input: ClassificationInput,
+    batch_size: int,
+    rank: int,
+    world: int,
+    labels: LabelsConfig | None = None,
 ) -> tuple[ClassificationEvaluation, EvalLoader]:
-    """Open the validation split of a dataset; for the model's training dataset, the images held out in training."""
+    """Open the validation split of a dataset; for the model's training dataset, the images held out in training.
+
+    Args:
+        model: The model.
+        data: The dataset.
+        input: How images become tensors.
+        batch_size: Images per batch.
+        rank: Number of this process.
+        world: Number of processes.
+        labels: How a label file is read; ``None``: as in training, or by default if other data cannot be read so.
+    """
     recipe, fraction, seed = model.recipe, 1.0, 0
+    own = isinstance(recipe, ClassificationRecipe) and same_source(data, recipe.data)
     if model.used_images is None and isinstance(recipe, ClassificationRecipe):
-        if _same_source(data, recipe.data):
+        if own:
             fraction, seed = recipe.input.val_fraction, recipe.seed
         else:
             log.warning(
@@ -316,15 +338,10 @@ def open_evaluation(
             )  # fmt: skip
 
     def open_split(split: Split, val_fraction: float) -> ImageDataset:
-        return open_dataset(
-            data,
-            split,
-            val_fraction=val_fraction,
-            seed=seed,
-            allow_damaged=input.allow_damaged,
-            labels=recipe.labels if isinstance(recipe, ClassificationRecipe) else None,
-            multi_label=model.config.multi_label,
-        )
+        return open_labeled(
+            data, split, val_fraction, seed, recipe, labels, own=own,
+            allow_damaged=input.allow_damaged, multi_label=model.config.multi_label,
+        )  # fmt: skip
 
     images = held_out_fold(model, lambda: open_split("train", 0.0))
     if images is None:
@@ -337,7 +354,52 @@ def open_evaluation(
     return ClassificationEvaluation(model.classes, images, model.config, input), loader
 
 
-def _same_source(data: str, trained_on: str) -> bool:
+def open_labeled(
+    data: str,
+    split: Split,
+    val_fraction: float,
+    seed: int,
+    recipe: Recipe | None,
+    labels: LabelsConfig | None,
+    *,
+    own: bool,
+    allow_damaged: bool | None = None,
+    multi_label: bool | None = None,
+) -> ImageDataset:
+    """Open a dataset for a model that was trained with a recipe; the other arguments are those of ``open_dataset``.
+
+    Args:
+        data: The dataset.
+        split: The split to open.
+        val_fraction: Fraction of images to hold out.
+        seed: Random seed of the held-out selection.
+        recipe: Recipe of the model; of another task it does not count.
+        labels: How a label file is read; ``None``: as in training, or by default if other data cannot be read so.
+        own: Whether it is the dataset of the recipe.
+        allow_damaged: Whether to use a damaged tar; ``None`` for the recipe's.
+        multi_label: Whether an image may have several classes; ``None`` for the recipe's.
+    """
+    trained = recipe if isinstance(recipe, ClassificationRecipe) else None
+    if allow_damaged is None:
+        allow_damaged = trained is not None and trained.input.allow_damaged
+    if multi_label is None:
+        multi_label = trained is not None and trained.classify.multi_label
+    ways = [labels or (LabelsConfig() if trained is None else trained.labels)]
+    if labels is None and not own and ways[0] != LabelsConfig():
+        ways.append(LabelsConfig())
+    errors: list[ValueError] = []
+    for way in ways:
+        try:
+            return open_dataset(
+                data, split, val_fraction=val_fraction, seed=seed, allow_damaged=allow_damaged, labels=way,
+                multi_label=multi_label,
+            )  # fmt: skip
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def same_source(data: str, trained_on: str) -> bool:
     """Whether two datasets are the same, e.g. one folder by a relative and an absolute path."""
     paths = Path(data).expanduser(), Path(trained_on).expanduser()
     return data == trained_on or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))

@@ -98,15 +98,38 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     return TorchvisionDataset(dataset, classes, targets, f"{where} {split} ")
 
 
+class _Configurations(ValueError):
+    """A dataset has several configurations."""
+
+
 def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
-    """Open an image dataset of the Hugging Face Hub, or a local directory in the same format."""
+    """Open an image dataset of the Hugging Face Hub, or a local directory in the same format.
+
+    Args:
+        name: Its name or directory; with one of several configurations as ``NAME:CONFIGURATION``.
+        split: The split to return.
+        val_fraction: Fraction of images to hold out if there is no validation split.
+        seed: Random seed of the held-out selection.
+
+    Raises:
+        ValueError: It cannot be opened, has several configurations of which none is named, or has no images or classes.
+    """
     datasets = require("datasets", "data")
     where = f"hfds/{name}"
+    name, _, config = name.partition(":")
     # Files are read while a dataset is prepared: whatever a damaged one raises is the cause of a DatasetsError.
     failures = (OSError, RuntimeError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError)
     fix = "check the name, or download the dataset and use hfds/DIRECTORY"
     try:
-        splits = datasets.get_dataset_split_names(name)
+        configs = datasets.get_dataset_config_names(name)
+        if (len(configs) > 1 and not config and datasets.get_dataset_default_config_name(name) is None) or (
+            config and config not in configs
+        ):
+            known = ", ".join(f"hfds/{name}:{known}" for known in configs)
+            raise _Configurations(f"{where}: expected one of its configurations: {known}")
+        splits = datasets.get_dataset_split_names(name, config or None)
+    except _Configurations:
+        raise
     except failures as error:  # includes the Hub's own errors, and those without a network
         raise _unavailable(where, error, fix) from error
     train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
@@ -114,7 +137,7 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     if split_name is None:
         raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
     try:
-        dataset = datasets.load_dataset(name, split=split_name)
+        dataset = datasets.load_dataset(name, config or None, split=split_name)
     except failures as error:
         raise _unavailable(where, error, fix) from error
     features = dataset.features

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....bounds import short
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, list_files
 from ....data.subset import held_out
 from ....data.tables import SUFFIXES, Cell, open_table
 from ....data.validation import ValidationReport, first_few
@@ -85,19 +85,20 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
     """The label files of a folder of images.
 
     Returns:
-        By split (``train``, ``val``) the files of one, e.g. ``train.csv`` or ``train/metadata.csv``; under an empty
-        name that of all images, ``metadata.*`` or ``labels.*``; empty if there is none. A file without a path column is
-        none.
+        By split (``train``, ``val``) the files of one, e.g. ``train.csv``, ``train/metadata.csv`` or
+        ``train/labels.csv``; under an empty name that of all images, ``metadata.*`` or ``labels.*``; empty if there is
+        none. A file without a path column is none, which a warning says.
 
     Raises:
-        ValueError: There are several for one split.
+        ValueError: There are several for one split, or there is one for the training split only although another
+            folder has validation images.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted(root.iterdir()):
         stem, suffix = path.stem.lower(), path.suffix.lower()
         if path.is_dir() and path.name.lower() in TRAIN_NAMES + VAL_NAMES:
-            inside = [path / f"metadata{suffix}" for suffix in SUFFIXES if (path / f"metadata{suffix}").is_file()]
-            found.setdefault(path.name.lower(), []).extend(inside)
+            inside = [path / f"{name}{suffix}" for name in FILE_NAMES for suffix in SUFFIXES]
+            found.setdefault(path.name.lower(), []).extend(file for file in inside if file.is_file())
         elif suffix in SUFFIXES and path.is_file() and stem in TRAIN_NAMES + VAL_NAMES + FILE_NAMES:
             found.setdefault("" if stem in FILE_NAMES else stem, []).append(path)
     usable: dict[str, list[Path]] = {}
@@ -109,8 +110,10 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
                 usable.setdefault(name, []).append(path)
             elif _path_column(header, config) is not None or config.path is not None:
                 if name in TRAIN_NAMES or name == "":
-                    raise ValueError(f"{path}: {columns}")
+                    raise ValueError(f"{path}: {columns}; if it is no label file, move it elsewhere")
                 log.warning("%s: ignored: %s", path, columns)
+            else:
+                log.warning("%s: ignored: it has no path column; name the column (labels.path)", path)
     for name, paths in usable.items():
         if len(paths) > 1:
             listed = " and ".join(map(str, paths))
@@ -127,7 +130,20 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
         return names
     train = first_existing(TRAIN_NAMES, names, root)
     val = first_existing(VAL_NAMES, names, root)
+    if train is not None and val is None:
+        _require_no_validation_images(root, names[train])
     return {split: names[name] for split, name in (("train", train), ("val", val)) if name is not None}
+
+
+def _require_no_validation_images(root: Path, labels: Path) -> None:
+    """Raise if a folder of a dataset whose only labels are those of training images has validation images."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in VAL_NAMES):
+        if count := len(list_files(folder).images):
+            raise ValueError(
+                f"{root}: {labels} has the labels of training images, but the {count} images in {folder}/ have none; "
+                f"expected {folder / 'labels.csv'}; to hold out a part of the training images instead, pass {labels} "
+                "as data"
+            )
 
 
 def open_label_files(

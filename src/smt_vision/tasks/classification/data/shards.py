@@ -87,7 +87,8 @@ def open_shards(
 ) -> ImageDataset:
     """Open one split of a list of shards.
 
-    The split of a shard is read from a word in its file name, e.g. ``set-val-0.tar``, or is the name of its directory.
+    The split of a shard is the name of its directory, or is read from a word in its file name, e.g. ``set-val-0.tar``;
+    of several such words it is the last.
     If there are no validation shards, a part of the images is held out. Of several validation splits, e.g. val and
     test, the first of ``VAL_NAMES`` is used.
     """
@@ -95,7 +96,11 @@ def open_shards(
     if missing or not shards:
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
     images = _index_samples(shards, where, allow_damaged)
-    names = [split_in_name(path.name) or path.parent.name.lower() for path in shards]
+    folders = [path.parent.name.lower() for path in shards]
+    names = [
+        folder if folder in TRAIN_NAMES + VAL_NAMES else split_in_name(path.name) or ""
+        for path, folder in zip(shards, folders, strict=True)
+    ]
     val = first_existing(VAL_NAMES, names, where)
     if val is None:
         return held_out(images, split, val_fraction=val_fraction, seed=seed)

@@ -35,12 +35,14 @@ def open_dataset(
               Hidden files are passed over, and other files that are not images are counted in a warning.
               A compressed tar (gzip, bzip2 or xz) is unpacked once, to ``$SMT_CACHE_DIR`` or ``~/.cache/smt-vision``.
             - A label file: a CSV, TSV, Parquet or JSON lines file with a path and labels per image; or a directory with
-              one of these: train.csv and val.csv, metadata.csv, or labels.csv. These take precedence over class
-              folders. A column ``split`` or the names of the files give the splits; else images are held out.
+              train.csv and val.csv, or with metadata.csv or labels.csv, there or in train/ and val/. These take
+              precedence over class folders. A column ``split`` or the names of the files give the splits; else images
+              are held out.
             - ``wds/PATTERN``, a path with braces, or a directory of .tar files: WebDataset shards, with targets in
               .cls or .json files and optional class names in classes.txt next to the shards.
             - ``torch/NAME``: A torchvision dataset, e.g. ``torch/cifar10``.
-            - ``hfds/NAME``: A dataset of the Hugging Face Hub, or a local directory in the same format.
+            - ``hfds/NAME``: A dataset of the Hugging Face Hub, or a local directory in the same format; with several
+              configurations ``hfds/NAME:CONFIGURATION``.
             - ``auto``: 5,000 handwritten digits, available offline.
         split: ``train`` or ``val``.
         val_fraction: Fraction of images to hold out, stratified, if the source has no validation split; 1 for all.
