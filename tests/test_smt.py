@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
+from timm.models.focalnet import FocalNet
 from torch import Tensor, nn
 
 from debug_model import create, images
@@ -238,7 +238,12 @@ def test_focal_modulation() -> None:
     expected = mixer.modulation(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     assert torch.equal(mixer(x), expected)
     assert mixer.modulation.kernel_sizes == [3, 5, 7]
-    theirs = timm.create_model("focalnet_tiny_lrf", embed_dim=16).layers[0].blocks[0].modulation
+    theirs = (
+        FocalNet(depths=(1, 1, 1, 1), embed_dim=16, focal_levels=(3,) * 4, focal_windows=(3,) * 4)
+        .layers[0]
+        .blocks[0]
+        .modulation
+    )
     weights = dict(theirs.named_parameters())
     for name, weight in mixer.modulation.named_parameters():
         if weight.ndim > 1:  # FocalNet's initialisation, not that of SMT's convolutions

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from command import answer, refusal, run
 from pages import REPO
 from smt_vision.study import runner, throughput
 from smt_vision.study.debug import write_debug_data
 from smt_vision.study.estimate import estimate_seconds
+from smt_vision.study.file import study_from_file
 from smt_vision.study.report import verdict_table
 from smt_vision.study.results import FAILURES, RESULTS, add_result, read_failures, read_results
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
@@ -39,6 +41,23 @@ COMMAND = """\
 from smt_vision.study.study import *
 from test_study import TINY_STUDY
 STUDY = replace(TINY_STUDY, {changes})
+"""
+
+
+NETWORK = """\
+from dataclasses import replace
+from timm.models import build_model_with_cfg, register_model
+from timm.models.resnet import ResNet, BasicBlock
+from smt_vision.study.study import Study
+from test_study import TINY_STUDY
+
+@register_model
+def own_network(pretrained=False, **kwargs):
+    small = dict(block=BasicBlock, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))
+    return build_model_with_cfg(ResNet, "own_network", pretrained, **small, **kwargs)
+
+variants = {"own": {"model": "own_network", "model_args": {}}}
+STUDY = replace(TINY_STUDY, variants=variants, claims=(), seeds=1)
 """
 
 
@@ -152,6 +171,25 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
     assert (finished / RESULTS).read_bytes() == before
 
 
+def test_finished_cells_are_not_those_of_other_data(finished: Path, tmp_path: Path) -> None:
+    other = write_debug_data(TINY_STUDY.base, tmp_path)
+    image = next((other / "val").rglob("*.png"))
+    Image.new("RGB", (40, 40)).save(image)
+    with pytest.raises(ValueError, match=r"results of shapes are of other validation images than those of .*--run"):
+        run_cells(list(TINY_STUDY.cells()), finished, data={"shapes": str(other)})
+
+
+def test_a_file_may_define_a_network(shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own_study.py"
+    file.write_text(NETWORK)
+    assert run("study", file, "--run", tmp_path / "run", "--data", shapes) == 0
+    (result,) = read_results([tmp_path / "run" / RESULTS]).values()
+    assert result.cell == "tiny_study / own / seed 0"
+    (tmp_path / "pathlib.py").write_text(NETWORK)
+    with pytest.raises(ValueError, match=r"a module called pathlib already; rename the file"):
+        study_from_file(tmp_path / "pathlib.py")
+
+
 def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) -> None:
     variants = {"bad": {"optim.lr": 1e30}, "saa": {}}
     cells = list(replace(TINY_STUDY, variants=variants, claims=(), seeds=1).cells())
@@ -198,15 +236,19 @@ def test_jobs_must_be_positive(tmp_path: Path) -> None:
 ANY = made_up_result(TINY_STUDY.cell("", "saa", 0), 1.0)
 
 
-def test_results_files_are_merged_and_the_last_result_counts(tmp_path: Path) -> None:
-    for file, values in (("a.jsonl", {"x": 1.0, "y": 2.0}), ("b.jsonl", {"y": 3.0})):
+def test_results_files_are_merged(tmp_path: Path) -> None:
+    for file, values in (("a.jsonl", {"x": 1.0, "y": 3.0}), ("b.jsonl", {"y": 3.0, "z": 2.0})):
         for key, value in values.items():
             add_result(tmp_path / file, replace(ANY, key=key, value=value))
     merged = read_results([tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "missing.jsonl"])
-    assert {key: result.value for key, result in merged.items()} == {"x": 1.0, "y": 3.0}
+    assert {key: result.value for key, result in merged.items()} == {"x": 1.0, "y": 3.0, "z": 2.0}
     appended = tmp_path / "both.jsonl"
     appended.write_text((tmp_path / "a.jsonl").read_text() + "\n" + (tmp_path / "b.jsonl").read_text())
     assert read_results([appended]) == merged
+    add_result(tmp_path / "c.jsonl", replace(ANY, key="z", value=4.0, by_epoch=(4.0,)))
+    expected = rf"c\.jsonl, line 1: {ANY.cell} has another result, 4\.00, than in .*b\.jsonl, line 2, 2\.00; remove one"
+    with pytest.raises(ValueError, match=expected):
+        read_results([tmp_path / "b.jsonl", tmp_path / "c.jsonl"])
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"key": 1}', '{"other": 2}', "7"])

@@ -1,8 +1,6 @@
 """``smt study``."""
 
-import importlib.util
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,8 +85,9 @@ def run(args: Any) -> Output:
         return _throughput(cells, data, args)
     if args.dry_run:
         return _dry_run(cells, data, args)
+    files = [Path(name).resolve() for name in args.studies if name.endswith(".py")]
     with _display(json=args.json) as on_progress:
-        results = run_cells(cells, args.run, data=data, jobs=args.jobs, on_progress=on_progress)
+        results = run_cells(cells, args.run, data=data, files=files, jobs=args.jobs, on_progress=on_progress)
     rows = [{"cell": cell.label, "value": results[cell.key].value} for cell in cells]
     options = [*args.studies, *(["--debug"] if args.debug else []), "--run", str(args.run), "--report"]
     show = [f"all {len(cells)} cells are done; report: smt study {' '.join(map(shell_word, options))}"]
@@ -97,12 +96,13 @@ def run(args: Any) -> Output:
 
 def _studies(names: Sequence[str]) -> "list[Study]":
     """The named studies, or all that ship."""
+    from ..study.file import study_from_file
     from ..study.studies import STUDIES
 
     found = []
     for name in names or STUDIES:
         if name.endswith(".py"):
-            found.append(_from_file(Path(name)))
+            found.append(study_from_file(Path(name)))
         elif name in STUDIES:
             found.append(STUDIES[name])
         else:
@@ -113,30 +113,6 @@ def _studies(names: Sequence[str]) -> "list[Study]":
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"several of these studies have the name {twice[0]!r}; give each a name of its own")
     return found
-
-
-def _from_file(path: Path) -> "Study":
-    """The variable ``STUDY`` of a Python file, which is executed."""
-    from ..study.study import Study
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; expected a Python file that defines STUDY")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # code of the user may raise anything
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        if isinstance(error, SyntaxError):
-            lines = [error.lineno]
-        where = f", line {lines[-1]}" if lines else ""
-        raise ValueError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "STUDY", None)
-    if not isinstance(study, Study):
-        raise ValueError(f"{path}: expected a variable STUDY of type smt_vision.study.study.Study, got {study!r}")
-    return study
 
 
 def _chosen(study: "Study", args: Any) -> "Study":

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.ticker import MaxNLocator
 
 from ..pictures.style import BEST, EVAL, GRAY, save
@@ -24,19 +25,20 @@ VERDICT_COLORS = {Verdict.SUPPORTED: BEST, Verdict.CONTRADICTED: EVAL, Verdict.U
 def draw_differences(summaries: Sequence[BudgetSummary], label: str, path: Path) -> None:
     """One panel per budget: the difference of each comparison with its 95 % interval, and the published one.
 
-    An interval of two pairs, which is many times as wide as others, may extend beyond the panel.
+    An interval of two pairs, which is many times as wide as others, may extend beyond the panel: it ends in an arrow.
     """
 
     def draw() -> Figure:
         fullest_first = sorted(summaries, key=lambda summary: -len(summary.comparisons))
         names = list(dict.fromkeys(_name(c) for summary in fullest_first for c in summary.comparisons))
         figure, panels = _panels(len(summaries), 3.6, 1.3 + 0.38 * len(names), sharex=True, sharey=True)
+        limits = _limits([c for s in summaries for c in s.comparisons])
         for axes, summary in zip(panels, summaries, strict=True):
             for comparison in summary.comparisons:
-                _draw_interval(axes, names.index(_name(comparison)), comparison)
+                _draw_interval(axes, names.index(_name(comparison)), comparison, limits)
             axes.axvline(0, color="#8a8f98", linewidth=1, zorder=0)
             axes.set(title=summary.budget or "All cells", xlabel=f"difference in {label.removesuffix(' (%)')} (points)")
-        panels[0].set(ylim=(len(names) - 0.5, -0.5), xlim=_limits([c for s in summaries for c in s.comparisons]))
+        panels[0].set(ylim=(len(names) - 0.5, -0.5), xlim=limits)
         for axes in panels[::COLUMNS]:
             axes.set(yticks=range(len(names)), yticklabels=names)
         return figure
@@ -59,11 +61,15 @@ def _name(comparison: Comparison) -> str:
     return f"{comparison.claim.better} - {comparison.than}"
 
 
-def _draw_interval(axes: Axes, row: int, comparison: Comparison) -> None:
+def _draw_interval(axes: Axes, row: int, comparison: Comparison, limits: tuple[float, float]) -> None:
     color = VERDICT_COLORS[comparison.verdict]
     interval = comparison.interval
     if np.isfinite(interval.low):
         axes.plot([interval.low, interval.high], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+        if interval.low < limits[0]:
+            axes.plot(limits[0], row, marker=CARETRIGHTBASE, color=color, markersize=8, clip_on=False)
+        if interval.high > limits[1]:
+            axes.plot(limits[1], row, marker=CARETLEFTBASE, color=color, markersize=8, clip_on=False)
     axes.plot(interval.mean, row, "o", color=color, markersize=6)
     if comparison.published is not None:
         axes.plot(comparison.published, row, "D", color="black", markerfacecolor="none", markersize=6)

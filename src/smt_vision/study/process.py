@@ -19,6 +19,7 @@ import torch
 from .._version import __version__
 from ..allocator import keep_large_allocations
 from ..cost import describe
+from ..data.dataset import RawDataset
 from ..data.fingerprint import hash_bytes
 from ..engine.log import read_log
 from ..engine.loop import train
@@ -29,6 +30,7 @@ from ..recipe_files import read_recipe_file
 from ..signals import Stopped, unblock_stop_signals
 from ..tasks import get_task
 from ..text import printable
+from .file import import_file
 from .results import CellResult
 
 # Files in the folder of a cell.
@@ -37,7 +39,7 @@ FAILED = 1  # exit code after an error, also of Python after a traceback
 EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 
 
-def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
+def train_cell(folder: Path, key: str, label: str, device: str | None, files: Sequence[Path] = ()) -> None:
     """Train the recipe in ``cell.yaml``, from where it was stopped, and write ``result.json``.
 
     Exits with code 1 after an error, whose message is the last line of ``messages.txt``, and as a command does after a
@@ -48,6 +50,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
         key: Key of the cell.
         label: Label of the cell.
         device: The GPU to use, for ``CUDA_VISIBLE_DEVICES``; ``None`` to train on one thread of the CPU.
+        files: Python files to import first, which may register networks.
     """
     os.setsid()  # a signal to the group of the runner does not reach its cells: it stops them
     unblock_stop_signals()
@@ -61,6 +64,8 @@ def train_cell(folder: Path, key: str, label: str, device: str | None) -> None:
     with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until a process of an earlier runner, which was killed, has stopped
         try:
+            for file in files:
+                import_file(file)
             recipe = read_recipe_file(folder / RECIPE)
             result = _result(train(recipe, folder, display=False), folder, key, label)
         except Stopped as stopped:
@@ -92,10 +97,13 @@ def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
         torch=torch.__version__,
         hardware=describe_hardware(),
         date=date.today().isoformat(),
-        val_images=hash_bytes(np.unique(run.task.val_set.fingerprints()).tobytes())
-        .to_bytes(8, "big", signed=True)
-        .hex(),
+        val_images=hash_of_images(run.task.val_set),
     )
+
+
+def hash_of_images(images: RawDataset[Any]) -> str:
+    """Hash of the content of images, whatever their order."""
+    return hash_bytes(np.unique(images.fingerprints()).tobytes()).to_bytes(8, "big", signed=True).hex()
 
 
 def _write_output_to(path: Path) -> None:

@@ -11,17 +11,18 @@ from ..text import Markdown, code, markdown
 from .pictures import draw_cost, draw_curves, draw_differences
 from .results import CellResult
 from .statistics import MIN_PAIRS, BudgetSummary, Comparison, Interval, Trend, Verdict, decisive_summary, trends
-from .study import Claim, Study, inference_key
+from .study import Claim, Study, changed_fields, inference_key
 
 METHOD = """\
-Every cell is one training run; its result is the metric of the weights at the end of training, not of the best
-epoch. The cells of one seed have the same data order and augmentation. Two variants are compared by the paired t test
-over the seeds that both have; the 95 % interval is its t interval, not corrected for the number of comparisons. A
-verdict needs four pairs and a two-sided p-value below 0.05 after Holm's correction for all comparisons of the study at
-that budget: `supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`, which
-does not mean that the variants are equal. A claim about several variants is supported by all of its comparisons, and
-contradicted by any. The number of seeds should be fixed in advance: a verdict that is looked for after every further
-seed is found too often.
+Every cell is one training run; its result is the metric of the weights at the end of training (their moving average, if
+the recipe has one), not of the best epoch. The cells of one seed have the same data order and augmentation. Two
+variants are compared by the paired t test over the seeds that both have; the 95 % interval is its t interval, not
+corrected for the number of comparisons. A verdict needs four pairs and a two-sided p-value below 0.05 after Holm's
+correction for all comparisons of the study at that budget: `supported` or `contradicted` by the sign of the difference,
+otherwise `undecided at this scale`, which does not mean that the variants are equal. A claim about several variants is
+supported by all of its comparisons, and contradicted by any. The number of seeds should be fixed in advance: a verdict
+that is looked for after every further seed is found too often. In the pictures of differences, green is supported,
+orange contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
 """
 METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
@@ -103,11 +104,11 @@ def _section(
     study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str, float], drawn: Sequence[Path]
 ) -> list[str]:
     label = metric_label(summaries)
-    lines = []
-    for claim in study.claims:
-        lines += [f"- {claim.text}: {_verdicts(claim, summaries)}"]
-    sources = dict.fromkeys(claim.source for claim in study.claims if claim.source)
-    lines += ["", *(f"Claimed by {source}." for source in sources), ""]
+    lines = [f"- {claim.text}: {_verdicts(claim, summaries)}" for claim in study.claims]
+    for source in dict.fromkeys(claim.source for claim in study.claims if claim.source):
+        theirs = "; ".join(claim.text for claim in study.claims if claim.source == source)
+        lines += ["", f"Claimed by {source}: {theirs}."]
+    lines += ["", _recipe(study), ""]
     for summary in summaries:
         lines += [f"### {summary.budget or 'Results'}", ""]
         if summary.missing:
@@ -139,6 +140,19 @@ def _section(
         lines += ["### Trend", "", *_trend_table(changes)]
     lines += [line for path in drawn for line in (f"![{path.stem.replace('_', ' ')}]({path.name})", "")]
     return lines
+
+
+def _recipe(study: Study) -> str:
+    """The base recipe, as far as it differs from the task's defaults, and what each budget changes."""
+    base = study.base
+    values = {"engine.precision": base.engine.precision, **changed_fields(base)}
+    changed = ", ".join(code(f"{name}={value}") for name, value in values.items() if name not in ("name", "data"))
+    budgets = "; ".join(
+        f"{markdown(name)}: {', '.join(code(f'{field}={value}') for field, value in overrides.items())}"
+        for name, overrides in study.budgets.items() if overrides
+    )  # fmt: skip
+    about = f"Recipe: {code(base.name)} on {code(base.data)}; other values than the task's defaults: {changed}."
+    return f"{about} Budgets: {budgets}." if budgets else about
 
 
 def _seeds_of_several_machines(summary: BudgetSummary) -> list[int]:

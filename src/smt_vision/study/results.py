@@ -58,12 +58,14 @@ class CellResult:
 def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
     """The results in files of JSON lines, by key; files of several machines may be given, or appended to each other.
 
-    Of several results with the same key, the last one counts. A file that does not exist has no results.
+    A file that does not exist has no results.
 
     Raises:
-        ValueError: A line is not a result; the message has the file and the line.
+        ValueError: A line is not a result, or two of one cell have different metrics, since it was trained twice; the
+            message has the file and the line.
     """
     results: dict[str, CellResult] = {}
+    places: dict[str, str] = {}
     for path in paths:
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -71,8 +73,14 @@ def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
             raise ValueError(f"{path}: not UTF-8 ({error}); expected lines of JSON, one per result") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                result = read_result(line, f"{path}, line {number}")
-                results[result.key] = result
+                where = f"{path}, line {number}"
+                result = read_result(line, where)
+                if (earlier := results.get(result.key, result)).by_epoch != result.by_epoch:
+                    raise ValueError(
+                        f"{where}: {result.cell} has another result, {result.value:.2f}, than in "
+                        f"{places[result.key]}, {earlier.value:.2f}; remove one of the lines"
+                    )
+                results[result.key], places[result.key] = result, where
     return results
 
 

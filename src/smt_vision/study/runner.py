@@ -81,6 +81,7 @@ def run_cells(
     folder: Path,
     *,
     data: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
     jobs: Processes = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, CellResult]:
@@ -94,6 +95,7 @@ def run_cells(
         cells: The cells; those with equal recipes are trained once.
         folder: Folder of the results and of all runs.
         data: Path of the dataset, by the name that recipes have for it.
+        files: Python files that every process imports, e.g. those of the studies, which may register networks.
         jobs: Cells that are trained at the same time.
         on_progress: Called when a cell has finished or failed, and twice per second.
 
@@ -101,16 +103,17 @@ def run_cells(
         The results of all cells, by key.
 
     Raises:
-        ValueError: ``jobs`` is below 1, another process runs studies in this folder, or a network or dataset is invalid
-            (see :func:`check_cells`).
+        ValueError: ``jobs`` is below 1, another process runs studies in this folder, a network or dataset is invalid
+            (see :func:`check_cells`), or cells in this folder were evaluated on other images than those of ``data``.
         CellsFailed: Some cells failed. The others were trained nevertheless.
         StudyStopped: A signal was received.
     """
     cells = unique_cells(cells)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder), stop_signals() as signals:
-        runner = _Runner(cells, folder, data or {}, jobs, on_progress)
+        runner = _Runner(cells, folder, data or {}, files, jobs, on_progress)
         check_cells(runner.waiting, runner.data)
+        _check_images(cells, runner.results, runner.data, folder)
         try:
             while runner.running or (runner.waiting and not signals):
                 if signals:
@@ -155,6 +158,20 @@ def check_cells(cells: Sequence[Cell], data: Mapping[str, str]) -> None:
         open_training(cell, data)
 
 
+def _check_images(
+    cells: Sequence[Cell], results: Mapping[str, CellResult], data: Mapping[str, str], folder: Path
+) -> None:
+    """Raise if finished cells were evaluated on other images than those of the dataset that is given now."""
+    for name, path in data.items():
+        finished = [cell for cell in cells if cell.recipe.data == name and cell.key in results]
+        known = {results[cell.key].val_images for cell in finished} - {""}
+        if known and process.hash_of_images(open_training(finished[0], data).val_set) not in known:
+            raise ValueError(
+                f"{folder}: its results of {name} are of other validation images than those of {path}; choose another "
+                "folder (--run)"
+            )
+
+
 def open_training(cell: Cell, data: Mapping[str, str]) -> Training:
     """The training of a cell's recipe, with its dataset opened and its network built with random weights."""
     recipe = replace(with_data(cell.recipe, data), pretrained=False, checkpoint=None)
@@ -177,10 +194,11 @@ class _Runner:
         cells: Sequence[Cell],
         folder: Path,
         data: Mapping[str, str],
+        files: Sequence[Path],
         jobs: int,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        self.folder, self.data, self.jobs, self.on_progress = folder, data, jobs, on_progress
+        self.folder, self.data, self.files, self.jobs, self.on_progress = folder, data, files, jobs, on_progress
         self.total = len(cells)
         self.results = read_results([folder / RESULTS])
         self.waiting = [cell for cell in cells if cell.key not in self.results]
@@ -206,7 +224,7 @@ class _Runner:
             write_recipe(recipe, own / process.RECIPE)
             (own / process.RESULT).unlink(missing_ok=True)
             child = self._context.Process(
-                target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot))
+                target=process.train_cell, args=(own, cell.key, cell.label, _device(recipe, slot), self.files)
             )
             with blocked_stop_signals():  # for the server that forks the cells, which the first one starts
                 child.start()

@@ -77,7 +77,7 @@ STACKING_CLAIMS = (
     Claim(
         "The hybrid is better than modulation or attention only", "alternate", ("sam_only", "msa_only"), source=SOURCE
     ),
-    Claim("Modulation first is better than attention first", "alternate", ("reversed",), source=SOURCE),
+    Claim("Modulation first is better than attention first", "alternate", ("reversed",)),
 )
 MODULATION: Mapping[str, Overrides] = {
     "sam": {},
@@ -95,13 +95,12 @@ MODULATION: Mapping[str, Overrides] = {
 }
 MODULATION_CLAIMS = (
     Claim(
-        "Convolutions of several sizes are better than one of any size",
+        "Several convolutions of different sizes are better than a single one of any size",
         "sam",
         ("kernel_3", "kernel_5", "kernel_7", "kernel_9"),
-        source=SOURCE,
     ),
-    Claim("Modulation by a product is better than a sum", "sam", ("sum",), source=SOURCE),
-    Claim("SAM is better than FocalNet's modulation", "sam", ("focal",), source=SOURCE),
+    Claim("Modulation by a product is better than a sum", "sam", ("sum",)),
+    Claim("SAM is better than FocalNet's modulation", "sam", ("focal",)),
     Claim(
         "SAM is better than plain convolution and plain attention", "sam", ("plain_conv_7", "msa_only"), source=SOURCE
     ),
@@ -228,7 +227,11 @@ def _studies() -> Iterator[Study]:
         ("peers", "parameters", EQUAL_PARAMETERS, PEERS_CLAIM),
         ("peers_gmac", "GMAC", EQUAL_GMAC, PEERS_GMAC_CLAIM),
     ):
-        about = f"How accurate are other networks of equal {how}, with the SMT's recipe and learning rate? CIFAR-10"
+        about = (
+            f"How accurate are other networks of equal {how}, with the SMT's recipe and learning rate? CIFAR-10. They "
+            "are otherwise as timm builds them: Swin and FocalNet with stochastic depth up to a rate of 0.1, ConvNeXt "
+            "with LayerScale from 1e-6."
+        )
         yield Study(name, about, CIFAR10, {"smt": {}, **peers}, (claim,), CIFAR10_BUDGETS, debug=DEBUG_CLASSIFY)
     yield Study(
         "peers_imagenet",

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from ..bounds import Count, check
@@ -178,7 +178,7 @@ class Cell:
         parts = (self.study, self.budget, self.variant, f"seed {self.recipe.seed}")
         return " / ".join(part for part in parts if part)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of the recipe, 12 hexadecimal digits; see :func:`recipe_key`."""
         return recipe_key(self.recipe)
@@ -197,10 +197,14 @@ def recipe_key(recipe: Recipe) -> str:
     Fields with their default are left out, so that a field that is new in a later version does not change the hash.
     Studies that share a run have the same hash for it, and it is trained once.
     """
+    return hashlib.sha256(json.dumps(changed_fields(recipe), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields that decide a run's result and have another value than the task's default, by dotted name."""
     defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is no Hashable
     decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS - DECISIVE}
-    changed = {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+    return {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
 
 
 @cache
