@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from matplotlib.ticker import MaxNLocator
 
 from ..pictures.style import BEST, EVAL, GRAY, save
@@ -67,9 +67,9 @@ def _draw_interval(axes: Axes, row: int, comparison: Comparison, limits: tuple[f
     if np.isfinite(interval.low):
         axes.plot([interval.low, interval.high], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
         if interval.low < limits[0]:
-            axes.plot(limits[0], row, marker=CARETRIGHTBASE, color=color, markersize=8, clip_on=False)
+            axes.plot(limits[0], row, marker=CARETLEFT, color=color, markersize=8, clip_on=False)
         if interval.high > limits[1]:
-            axes.plot(limits[1], row, marker=CARETLEFTBASE, color=color, markersize=8, clip_on=False)
+            axes.plot(limits[1], row, marker=CARETRIGHT, color=color, markersize=8, clip_on=False)
     axes.plot(interval.mean, row, "o", color=color, markersize=6)
     if comparison.published is not None:
         axes.plot(comparison.published, row, "D", color="black", markerfacecolor="none", markersize=6)
