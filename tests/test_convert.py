@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import smt_vision
 from literal import LiteralSMT
 from smt_vision import convert
 from smt_vision.convert import convert_file
@@ -108,6 +110,13 @@ def test_every_variant_is_told_from_its_shapes(variant: str) -> None:
     assert convert.identify(model.state_dict(), Path("file.pth")) == (variant, 5, 4, parameters)
 
 
+def test_the_weights_that_ship_are_told_from_their_shapes(tmp_path: Path) -> None:
+    file = str(timm.models.get_pretrained_cfg("smt_femto.cifar10").file)
+    assert convert_file(file, tmp_path / "release.pth").variant == "smt_femto.cifar10"
+    convert_file(tmp_path / "release.pth", tmp_path / "ours.safetensors")
+    assert smt_vision.load(tmp_path / "ours.safetensors").spec.model == "smt_femto.cifar10"
+
+
 def changed(**changes: Any) -> dict[str, Any]:
     state: dict[str, Any] = official_state()
     for key, value in changes.items():
@@ -124,6 +133,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         (lambda: changed(block1__0__mlp__fc1__bias=None), r"looks like smt_atto.*ffn\.fc1\.bias"),
         (lambda: changed(block1__0__attn__s__bias=None), r"looks like smt_atto.*attn\.v\.bias"),
+        (lambda: changed(norm4__weight=None), r"incomplete: it has no stages\.3\.norm\.weight"),
         (lambda: changed(extra=torch.zeros(1)), r"looks like smt_atto.*extra"),
         (lambda: changed(head__bias=torch.zeros(9)), r"looks like smt_atto.*size mismatch for head\.fc\.bias"),
         (

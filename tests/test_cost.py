@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import smt_vision
 from literal import LiteralSMT
 from smt_vision.cost import describe
 from smt_vision.model.attention import MSA
@@ -73,6 +74,12 @@ def test_fused_and_written_out_attention_count_alike() -> None:
     tokens, C = 4 * 6, 8
     expected = tokens * C * 3 * C + 2 * tokens * tokens * C + tokens * C * 9 + tokens * C * C
     assert describe(OnGrid(), (8, 4, 6)).gmac == expected / 1e9
+
+
+def test_a_fused_model_has_the_activations_of_its_layers() -> None:
+    model = timm.create_model("smt_atto").eval()
+    plain, fused = describe(model), describe(smt_vision.fuse(model))
+    assert 0.9 * plain.activations < fused.activations <= plain.activations
 
 
 def test_the_model_is_left_alone() -> None:

@@ -137,6 +137,16 @@ def test_linear_can_be_differentiated_twice() -> None:
     assert torch.autograd.gradgradcheck(linear, (x, layer.weight, layer.bias))
 
 
+def test_the_gradient_of_a_constant_product_has_a_gradient_in_the_weight() -> None:
+    """In float32, where oneDNN's operators could be used; the cotangent itself requires no gradient."""
+    layer, x = nn.Linear(4, 6), images(3, 4).requires_grad_()
+    found = []
+    for function in (linear, F.linear):
+        (grad,) = torch.autograd.grad(function(x, layer.weight, layer.bias).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), layer.weight)[0])
+    torch.testing.assert_close(*found)
+
+
 # --- linear layers with recomputed inputs ---
 
 

@@ -302,6 +302,12 @@ def test_bfloat16_inside_float32_outside(case: str) -> None:
     assert torch.equal(under_autocast, found)
 
 
+def test_a_new_classifier_of_a_model_fused_in_another_dtype() -> None:
+    fused: Any = fuse(create(), torch.bfloat16)
+    fused.reset_classifier(3)
+    assert fused(images(1, 3, 32, 32)).shape == (1, 3)
+
+
 def test_dtypes_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"dtype=torch\.int8: expected a floating point type"):
         fuse(lively(), torch.int8)

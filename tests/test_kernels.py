@@ -310,6 +310,22 @@ def test_forms_use_the_kernels(training: bool, launches: list[str]) -> None:
 
 
 @on_kernels
+def test_the_gradients_can_be_differentiated(launches: list[str]) -> None:
+    plain, x = sam()
+    fast = use_fast_forms(copy.deepcopy(plain)).train()
+    plain.train()
+    found = []
+    for module in (fast, plain):
+        leaves = [leaf(x), *module.parameters()]
+        (grad,) = torch.autograd.grad(module(leaves[0]).square().sum(), leaves[0], create_graph=True)
+        found.append([grad, *torch.autograd.grad(grad.square().sum(), leaves, allow_unused=True)])
+    assert launches == ["convolve", "expand_norm_gelu"]
+    for (name, _), a, b in zip([("first", 0), ("x", 0), *plain.named_parameters()], *found, strict=True):
+        if not re.fullmatch(r"mhmc.*bias|saa\.expand\.bias|.*proj\.bias", name):  # zero, or of the batch's mean
+            assert off(a, b) < 1e-3, name
+
+
+@on_kernels
 @pytest.mark.parametrize(("modulation", "dtype"), [("product", torch.float32), ("sum", torch.bfloat16)])
 def test_a_fused_model_uses_the_kernels(
     modulation: str, dtype: torch.dtype, launches: list[str], monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,6 +230,11 @@ def test_the_sum_in_place_of_the_product() -> None:
     modulator = product.eval().saa(product.mhmc(context))
     torch.testing.assert_close(total.eval()(x), product.proj(modulator + value))
     torch.testing.assert_close(product(x), product.proj(modulator * value))
+
+
+def test_arguments_may_be_numpy_s_numbers() -> None:
+    model = create(embed_dims=tuple(np.array([8, 8, 16, 16])), drop_path_rate=np.float32(0.1))
+    assert model(images(1, 3, 32, 32)).shape == (1, 1000)
 
 
 def test_focal_modulation() -> None:

@@ -100,6 +100,21 @@ print(type(timm.__spec__.loader).__module__)
     assert "smt_vision" not in python(code)
 
 
+def test_after_a_failed_registration_the_next_import_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMT_VISION_KERNELS", "bad")
+    code = """
+import importlib.util
+import smt_vision
+assert importlib.util.find_spec("timm").loader.is_package("timm")
+for _ in range(2):
+    try:
+        import timm
+    except ValueError as error:
+        print(error)
+"""
+    assert python(code).count("invalid SMT_VISION_KERNELS='bad'") == 2
+
+
 def test_other_imports_do_not_import_timm() -> None:
     code = "import smt_vision, sys; smt_vision.RECIPES; print('timm' in sys.modules, 'torch' in sys.modules)"
     assert python(code).split() == ["False", "False"]

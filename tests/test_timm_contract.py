@@ -373,8 +373,9 @@ def test_forward_head(atto: SMT) -> None:
 
 
 @pytest.mark.parametrize(("pool", "width"), [("avg", 128), ("max", 128), ("avgmax", 128), ("catavgmax", 256)])
-def test_global_pool(pool: str, width: int) -> None:
-    model = create(global_pool=pool, num_classes=5).eval()
+@pytest.mark.parametrize("fast", ["", "fast"])
+def test_global_pool(pool: str, width: int, fast: str) -> None:
+    model = create(global_pool=fast + pool, num_classes=5).eval()
     features = model.forward_features(images(2, 3, 64, 64))
     mean, top = features.mean(dim=(2, 3)), features.amax(dim=(2, 3))
     pooled = {"avg": mean, "max": top, "avgmax": (mean + top) / 2, "catavgmax": torch.cat([mean, top], 1)}[pool]

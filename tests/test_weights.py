@@ -512,6 +512,32 @@ def test_own_keys_keep_the_rules_of_load_state_dict(literal: LiteralSMT) -> None
         net.load_state_dict(matching, strict=False)
 
 
+def test_a_whole_network_under_the_backbone_s_own_prefix_is_accepted() -> None:
+    """As in the checkpoint of a classifier that is the attribute ``model`` of a Lightning module."""
+    source = create()
+    state = {f"model.{key}": value for key, value in source.state_dict().items()}
+    net = smt_vision.backbone("smt_tiny", **SIZE)
+    net.load_state_dict({**state, "criterion.weight": torch.zeros(1)})
+    assert torch.equal(net.model.stem.conv1.weight, source.stem.conv1.weight)
+    first = timm.create_model("smt_tiny", features_only=True, out_indices=(0, 1), **SIZE)
+    first.load_state_dict(net.state_dict())
+    assert torch.equal(first.state_dict()["model.stem.conv1.weight"], source.stem.conv1.weight)
+
+
+def test_a_file_of_the_release_is_preprocessed_as_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
+    monkeypatch.setitem(VARIANTS, "smt_large", small)
+    state = SMT(**small).state_dict()
+    for name, size in (("smt_large_22k_384_ft.pth", 384), ("smt_large_22k_224_ft.pth", 224), ("mine.pth", 224)):
+        caplog.clear()
+        torch.save(state, tmp_path / name)
+        input: Any = smt_vision.load(tmp_path / name).spec.input
+        assert (input.size, input.crop_mode) == (size, "squash" if size == 384 else "center")
+        assert ("224 or 384 pixels" in caplog.text) == (name == "mine.pth")
+
+
 class TwoStreams(torch.nn.Module):
     """A network of RGB and depth images, whichever encoder it has."""
 

@@ -44,9 +44,13 @@ class _Loader(importlib.abc.Loader):
         assert spec is not None
         spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
+        importlib.import_module(REGISTRY)  # after an error, the next import of timm tries again
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
-        importlib.import_module(REGISTRY)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the other loader has, e.g. ``get_data``."""
+        return getattr(self.loader, name)
 
 
 def register() -> None:

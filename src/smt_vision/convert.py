@@ -16,7 +16,7 @@ from . import checkpoints
 from .files import write_atomic
 from .model import SMT
 from .model.official import is_official, require_smt, smt_state, to_official, to_ours
-from .registry import VARIANTS
+from .registry import TAG_ARGS, VARIANTS
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -100,15 +100,18 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
     depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
     norms = [state.get(f"stages.{i}.norm.weight") for i in range(len(depths))]
-    dims = tuple(0 if norm is None else norm.shape[0] for norm in norms)
-    found = [name for name, row in VARIANTS.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
+    if absent := [f"stages.{i}.norm.weight" for i, norm in enumerate(norms) if norm is None]:
+        raise ValueError(f"{source}: incomplete: it has no {', '.join(absent)}; download or write the file again")
+    dims = tuple(norm.shape[0] for norm in norms if norm is not None)
+    rows = {**VARIANTS, **{tag: {**VARIANTS[tag.partition(".")[0]], **args} for tag, args in TAG_ARGS.items()}}
+    found = [name for name, row in rows.items() if (row["embed_dims"], row["depths"]) == (dims, depths)]
     if not found:
-        known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in VARIANTS.items())
+        known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in rows.items())
         raise ValueError(f"{source}: unknown channels {dims} and depths {depths} per stage; the variants are {known}")
     head = state.get("head.fc.weight")
     num_classes, in_chans = 0 if head is None else head.shape[0], state["stem.conv1.weight"].shape[1]
     with torch.device("meta"):
-        model = SMT(**VARIANTS[found[0]], num_classes=num_classes, in_chans=in_chans)
+        model = SMT(**rows[found[0]], num_classes=num_classes, in_chans=in_chans)
     try:
         model.load_state_dict({key: value.to("meta") for key, value in state.items()}, assign=True)
     except RuntimeError as error:

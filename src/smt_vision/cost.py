@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .forms.fused_layers import FusedConv2d, FusedLinear
 from .model.smt import SMT
+
+COUNTED = (nn.Linear, nn.Conv2d, FusedLinear, FusedConv2d)  # layers whose outputs are activations
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _trace(model: nn.Module, x: Tensor) -> _Trace:
             nonlocal activations
             if isinstance(out, Tensor):
                 shapes[name] = tuple(out.shape[1:])
-                activations += out.numel() if isinstance(module, nn.Linear | nn.Conv2d) else 0
+                activations += out.numel() if isinstance(module, COUNTED) else 0
 
         module.register_forward_hook(hook)
 

@@ -26,12 +26,14 @@ from torch import Tensor
 
 from . import baselines, checkpoints  # noqa: F401  baselines registers models with timm
 from .tensor_files import find_state_dict, read_tensors
+from .text import get_logger
 
 # The network is imported when it is built: this module is imported in the midst of whichever import of timm comes
 # first, which may be the network's own.
 if TYPE_CHECKING:
     from .model import SMT
 
+log = get_logger(__name__)
 RELEASE_URL = "https://github.com/AFeng-x/SMT/releases/download/v1.0.0/"
 # URLError, timeouts, lost connections and most of the Hub's errors are OSErrors.
 DOWNLOAD_ERRORS = (OSError, HTTPException, hub_errors.HTTPError)
@@ -108,6 +110,30 @@ default_cfgs = generate_default_cfgs(
         "smt_large.in22k": _cfg(url=RELEASE_URL + "smt_large_22k.pth", num_classes=21841),
     }
 )
+
+
+def published_name(variant: str, num_classes: int, file: Path) -> str:
+    """The name of the weights in a file, with the tag that its name has in the release, e.g. ``smt_tiny.in1k``.
+
+    A file of another name gets the name of the variant, i.e. the input of its default tag; where files of the release
+    for as many classes have other inputs, a warning says so.
+    """
+    tags = {name: cfg for name, cfg in _published_cfgs(variant) if cfg.num_classes == num_classes}
+    for name, cfg in tags.items():
+        if cfg.url and Path(urlparse(cfg.url).path).name == file.name:
+            return name
+    sizes = {cfg.input_size[-1] for cfg in tags.values() if cfg.url}
+    if len(sizes) > 1:
+        log.warning(
+            "%s: its name does not say whether the weights are for %s pixels; uses the input of %s (--input.size)",
+            file, " or ".join(map(str, sorted(sizes))), variant,
+        )  # fmt: skip
+    return variant
+
+
+def _published_cfgs(variant: str) -> list[tuple[str, Any]]:
+    default = default_cfgs.get(variant)
+    return [] if default is None else [(f"{variant}.{tag}", cfg) for tag, cfg in default.cfgs.items()]
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: "SMT") -> dict[str, Tensor]:

@@ -44,6 +44,9 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     detector, stay the same. Blocks with parts that are for ablations (aggregations other than the paper's or none,
     FocalNet's modulation) are only put into evaluation mode.
 
+    On a CPU, weights are packed at the first call, and again after an in-place operation on them or another
+    ``load_state_dict``. Writes through ``weight.data`` are not noticed: write to the weight under ``torch.no_grad()``.
+
     Args:
         model: An SMT, or any module that contains one.
         dtype: Type that the stem, the downsampling and the blocks compute in, e.g. ``torch.bfloat16``, which is 1.6

@@ -5,8 +5,10 @@ Triton's interpreter, which is slow and meant for tests.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +57,23 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a convolution of ``x``: autocast's dtype if enabled, except for float64, else the dtype of ``x``."""
     return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device.type) or x.dtype
+
+
+def gradients_of(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, *arguments: Any
+) -> list[Tensor | None]:
+    """Gradients of a function of PyTorch's operators, which can be differentiated again; for a custom operator whose
+    kernels compute the same function.
+
+    Args:
+        function: Takes ``inputs`` and ``arguments``.
+        inputs: Tensors; those that do not require gradients get ``None``.
+        grad: Gradient of the function's value.
+        arguments: Further arguments.
+    """
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(function(*inputs, *arguments), wanted, grad, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .availability import HEADS, INT32, compute_dtype, triton_is_supported
+from .availability import HEADS, INT32, compute_dtype, gradients_of, triton_is_supported
 
 
 def is_supported(s: Tensor, kernel_sizes: Sequence[int]) -> bool:
@@ -24,7 +25,7 @@ def is_supported(s: Tensor, kernel_sizes: Sequence[int]) -> bool:
 def convolve(s: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """The zero-padded depthwise convolutions of all heads; see :class:`~smt_vision.model.MHMC`.
 
-    Differentiable once. Sums are in float32; under autocast the context is cast as for a convolution.
+    Sums are in float32; under autocast the context is cast as for a convolution.
 
     Args:
         s: Context ``(B, H, W, C)``; :func:`is_supported` must be true.
@@ -73,11 +74,26 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
     ctx.bias_dtype = bias.dtype
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     s, weight = ctx.saved_tensors
+    grad_bias = grad.sum((0, 1, 2), dtype=torch.float32).t().to(ctx.bias_dtype)
+    if torch.is_grad_enabled():  # the gradients will be differentiated, which the kernels cannot be
+        return *gradients_of(_plain, (s, weight), grad, grad.shape[4]), grad_bias
     grad = grad.transpose(-1, -2)
     grad_s, grad_weight = _mhmc_backward(grad, s, weight, grad.shape[3])
-    return grad_s, grad_weight, grad.sum((0, 1, 2), dtype=torch.float32).to(ctx.bias_dtype)
+    return grad_s, grad_weight, grad_bias
+
+
+def _plain(s: Tensor, weight: Tensor, num_heads: int) -> Tensor:
+    """The convolutions without their biases, by PyTorch's operators."""
+    heads = s.permute(0, 3, 1, 2).chunk(num_heads, dim=1)
+    maps, start = [], 0
+    for i, head in enumerate(heads):
+        k, groups = 3 + 2 * i, head.shape[1]
+        taps = weight[start : start + k * k].t().reshape(groups, 1, k, k).to(s.dtype)
+        maps.append(F.conv2d(head, taps, padding=k // 2, groups=groups).permute(0, 2, 3, 1))
+        start += k * k
+    return torch.stack(maps, dim=-1)
 
 
 _mhmc.register_autograd(_gradients, setup_context=_save)

@@ -25,7 +25,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: ``(C_out, C_in)`` with any strides.
         bias: ``(C_out,)``.
     """
-    if not is_supported(x) or weight.dtype != x.dtype:
+    differentiated = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    if differentiated or not is_supported(x) or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.contiguous()  # the operator ignores the strides of the bias
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

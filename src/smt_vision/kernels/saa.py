@@ -9,9 +9,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .availability import HEADS, INT32, compute_dtype, triton_is_supported
+from .availability import HEADS, INT32, compute_dtype, gradients_of, triton_is_supported
 
 MAX_OUTPUTS = 16  # per group; a kernel thread holds N times as many weights
 
@@ -50,7 +51,7 @@ def grouped_gelu_is_supported(x: Tensor, weight: Tensor) -> bool:
 def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """``gelu(norm(expand(x)))``, including the update of the running statistics.
 
-    Differentiable once, in training mode. Computed in float32; under autocast the input is cast as for a convolution.
+    Differentiable in training mode. Computed in float32; under autocast the input is cast as for a convolution.
 
     Args:
         x: MHMC's output ``(B, H, W, G, N)``; :func:`is_supported` must be true.
@@ -189,8 +190,19 @@ def _save(
     ctx.save_for_backward(x, weight, bias, gamma, beta, mean, var)
 
 
+def _plain(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """The output, by PyTorch's operators."""
+    G, N = x.shape[3:]
+    product = torch.einsum("bhwgn,grn->bhwgr", x.float(), weight.float().view(G, -1, N)).flatten(3)
+    normed = F.batch_norm(product.flatten(0, 2), None, None, gamma.float(), beta.float(), training=True, eps=eps)
+    return F.gelu(normed).view_as(product).to(x.dtype)
+
+
 def _gradients(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, gamma, beta, mean, var = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradients will be differentiated, which the kernels cannot be
+        grad_x, grad_weight, grad_gamma, grad_beta = gradients_of(_plain, (x, weight, gamma, beta), grad, ctx.eps)
+        return grad_x, grad_weight, torch.zeros_like(bias), grad_gamma, grad_beta, None
     grad_x, grad_weight, grad_gamma, grad_beta = _norm_gelu_backward(grad, x, weight, gamma, beta, mean, var, ctx.eps)
     return grad_x.transpose(-1, -2), grad_weight, torch.zeros_like(bias), grad_gamma, grad_beta, None
 

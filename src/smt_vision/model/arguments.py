@@ -5,6 +5,7 @@ Every error message has the argument's name, its value and what was expected.
 
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from .modulation import AGGREGATIONS, MODULATIONS
@@ -43,10 +44,10 @@ def check_numbers(kind: type, limit: float, **arguments: Any) -> None:
 
     An integer is a float too.
     """
-    types, described = ((int,), "integers") if kind is int else ((int, float), "numbers")
+    expected, described = (Integral, "integers") if kind is int else (Real, "numbers")
     for name, value in arguments.items():
         values = value if isinstance(value, list | tuple) else (value,)
-        valid = all(isinstance(v, types) and not isinstance(v, bool) and abs(v) <= limit for v in values)
+        valid = all(isinstance(v, expected) and not isinstance(v, bool) and -limit <= float(v) <= limit for v in values)
         check(valid, name, value, f"{described} of at most {limit}")
 
 
@@ -113,11 +114,12 @@ def check_modulation(
 
 def check_head(num_classes: int, global_pool: str) -> None:
     check(num_classes >= 0, "num_classes", num_classes, "0 (no classifier) or more")
-    pools = ("avg", "max", "avgmax", "catavgmax") if num_classes else ("avg", "max", "avgmax", "catavgmax", "")
-    expected = "one of 'avg', 'max', 'avgmax', 'catavgmax', or '' with num_classes=0"
+    pools = ("avg", "max", "avgmax", "catavgmax")
+    pools += ("fast", *(f"fast{pool}" for pool in pools), *(() if num_classes else ("",)))
+    expected = "one of 'avg', 'max', 'avgmax', 'catavgmax', these with 'fast' before, or '' with num_classes=0"
     check(global_pool in pools, "global_pool", global_pool, expected)
 
 
 def check_rates(**rates: float) -> None:
     for name, rate in rates.items():
-        check(isinstance(rate, int | float) and 0 <= rate < 1, name, rate, "a probability, at least 0 and below 1")
+        check(isinstance(rate, Real) and 0 <= float(rate) < 1, name, rate, "a probability, at least 0 and below 1")

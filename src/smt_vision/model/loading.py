@@ -67,8 +67,11 @@ def _convert(
         error_msgs.append(
             f"state dict: it is empty; pass all tensors of the file, whose keys need not be those of {kind}"
         )
+    others = own.keys() - set(names.values())
     layout = {name for smt_name, name in names.items() if name != smt_name}  # names that only this module has
-    if own.keys() <= set(names.values()) or own.keys() & layout:
+    # Under these may be a whole network, e.g. a classifier that is the attribute "model" of another module.
+    absent = [key for key in others if (m := _PARAMETER.search(key)) and parts is not None and _part(m[1]) not in parts]
+    if not others or (own.keys() & layout and not absent):
         return
     where = f"state dict, {prefix[:-1]}" if prefix else "state dict"
     try:

@@ -382,7 +382,8 @@ class SMT(nn.Module):
         self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         if isinstance(self.head.fc, nn.Linear):
             _init_weights(self.head.fc)
-            self.head.to(self.stem.norm.weight)  # an empty head has no device of its own
+            # An empty head has no device of its own. Of a fused model, only the norms after stages keep their dtype.
+            self.head.to(self.get_parameter(f"stages.{len(self.patterns) - 1}.norm.weight"))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

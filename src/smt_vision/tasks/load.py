@@ -19,6 +19,7 @@ from ..forms.inference import at_dtype
 from ..model.official import our_state
 from ..precision import Precision, resolve_dtype
 from ..recipe import Recipe
+from ..registry import published_name
 from ..spec import ModelSpec
 from . import get_task, inference_overrides, read_recipe, read_spec
 from .build import UnknownModelError, check_image_size, create_model, resolve_input
@@ -121,6 +122,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
     if checkpoint.spec is None:
         weights = our_state(checkpoint.weights, checkpoint.path)
         variant, num_classes, in_chans, _ = identify(weights, checkpoint.path)
+        variant = published_name(variant, num_classes, checkpoint.path)
         model = create_model(variant, num_classes=num_classes, in_chans=in_chans)
         model.load_state_dict(weights)
         _check_finite(model, checkpoint.path)
