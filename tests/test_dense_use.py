@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -547,6 +548,47 @@ def test_eval_of_a_segmenter_equals_the_run_s_metrics(segmenter_run: Path, tmp_p
     other = answer(capsys, "eval", segmenter_run, "--workers", "0", *options)
     assert "scales 0.5, 1, flipped" in other["input"]
     assert other["miou"] != metrics["miou"]
+
+
+def test_eval_of_the_test_split_of_a_segmenter(
+    segmenter_run: Path, scenes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(scenes, root)
+    arguments = ("eval", segmenter_run, "--workers", "0", "--data", root)
+    assert "for test" in refusal(capsys, 1, *arguments, "--split", "test")
+    for kind in ("images", "labels"):
+        (root / kind / "test").mkdir()
+        shutil.copy(root / kind / "val" / "1.png", root / kind / "test")
+    assert answer(capsys, *arguments, "--split", "test")["count"] == 1
+    assert answer(capsys, *arguments)["count"] == 4
+
+
+def test_label_maps_in_which_0_is_ignored_are_evaluated_as_others(
+    segmenter_run: Path, scenes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(scenes, root)
+    for path in (root / "labels").rglob("*.png"):
+        label = np.array(Image.open(path))
+        Image.fromarray(np.where(label == 255, 0, label + 1).astype(np.uint8)).save(path)
+    arguments = ("eval", segmenter_run, "--workers", "0", "--data")
+    expected = answer(capsys, *arguments, scenes)
+    found = answer(capsys, *arguments, root, "--segment.zero_is_ignored", "true")
+    assert (found["miou"], found["confusion"]) == (expected["miou"], expected["confusion"])
+
+
+def test_a_score_below_the_detector_s_own_is_an_error(detector_run: Path, shapes: Path, capsys: Capture) -> None:
+    arguments = ("predict", detector_run, shapes / "val" / "0.png", "--score", "0.01")
+    assert "--detect.score_threshold 0.01" in refusal(capsys, 1, *arguments)
+
+
+def test_json_has_the_masks(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:
+    options = ("--score", "0", "--detect.score_threshold", "0", "--out", tmp_path)
+    (found,) = answer(capsys, "predict", detector_run, shapes / "val" / "0.png", *options)
+    rows = json.loads((tmp_path / "detections.json").read_text())
+    assert rows
+    assert [item["segmentation"] for item in found["objects"]] == [row["segmentation"] for row in rows]
 
 
 def test_evaluate_from_python(segmenter_run: Path, detector_run: Path) -> None:

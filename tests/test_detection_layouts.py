@@ -393,6 +393,23 @@ def test_roboflow_s_coco_without_splits(tmp_path: Path) -> None:
     same(open_detection(str(root / "train"), "train"), expected)
 
 
+def test_one_coco_file_without_splits(tmp_path: Path) -> None:
+    """As Label Studio exports it: ``result.json`` beside ``images/``."""
+    expected = coco(tmp_path / "plain")
+    content = yolo_content()
+    for image in content["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    root = write_coco(tmp_path / "coco", yolo_content())
+    (root / "annotations" / "instances_train.json").unlink()
+    (root / "train").rename(root / "images")
+    (root / "result.json").write_text(json.dumps(content))
+    same(open_detection(str(root), "train"), expected)
+    (root / "coco.json").write_text("[]")  # not of the format
+    (root / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"several annotation files: result\.json, annotations\.json; keep only one"):
+        open_detection(str(root), "train")
+
+
 OBJECTS = {"a": [("dog", (2, 3, 20, 25), 0), ("cat", (5, 5, 30, 28), 1)], "b": [("cat", (1, 1, 40, 30), 0)], "c": []}
 
 
@@ -591,5 +608,5 @@ def test_split_that_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_split_of_another_task_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"split='test'.* a segmenter, for which expected val; .*--data"):
-        smt_vision.evaluate(Path(__file__).parent / "golden" / "segment.pt", "images", workers=0, split="test")
+    with pytest.raises(ValueError, match=r"split='test'.* a classifier, for which expected val; .*--data"):
+        smt_vision.evaluate("smt_femto.cifar10", "images", workers=0, split="test")

@@ -144,7 +144,7 @@ def test_videos_of_detectors_and_segmenters(fixture: str, request: pytest.Fixtur
     model = load(request.getfixturevalue(fixture))
     video = write_video(tmp_path / "clip.mp4", size=(66, 50))
     progress: list[tuple[int, int]] = []
-    lines, drawn = smt_vision.predict_video(
+    lines, drawn, *maps = smt_vision.predict_video(
         model, video, tmp_path / "out", every=5, on_progress=lambda done, total: progress.append((done, total))
     )
     assert progress == [(1, 2), (2, 2)]
@@ -153,6 +153,14 @@ def test_videos_of_detectors_and_segmenters(fixture: str, request: pytest.Fixtur
     assert [{k: v for k, v in row.items() if k not in ("frame", "time")} for row in rows(lines)] == expected
     with av.open(drawn) as container:
         assert [(frame.width, frame.height) for frame in container.decode(video=0)] == [(66, 50)] * 2
+    if fixture == "detector_run":
+        assert not maps
+        return
+    assert maps == [tmp_path / "out" / "labels" / "clip"]
+    assert sorted(path.name for path in maps[0].iterdir()) == ["000000.png", "000005.png"]
+    for path, result in zip(sorted(maps[0].iterdir()), model(images), strict=True):
+        assert np.array_equal(np.array(Image.open(path)), result.class_ids)
+    assert not [path for path in (tmp_path / "out" / "labels").iterdir() if path.name != "clip"]
 
 
 def test_damaged_videos_name_the_file_and_the_frame(

@@ -40,7 +40,10 @@ def build_parser(words: list[str]) -> Parser:
         "--max_unreadable", type=CountOrZero, default=10, help="unreadable images to skip before giving up"
     )
     parser.add_argument(
-        "--split", type=Literal["val", "test"], default="val", help="split of the dataset; test for detectors only"
+        "--split",
+        type=Literal["val", "test"],
+        default="val",
+        help="split of the dataset; test for detectors and segmenters only",
     )
     parser.add_argument(
         "--bootstrap", type=Resamples, default=0, help="resamples for a 95 % interval of the primary metric, e.g. 1000"

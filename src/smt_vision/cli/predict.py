@@ -74,6 +74,7 @@ def run(args: Any) -> Output:
     options = {name: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     if refused := [name for name in options if name not in model.options]:
         raise ValueError(f"--{refused[0]} does not apply to {args.model}, which is {model.kind}; omit it")
+    model.check_options(**options)
     if "top_k" in model.options:
         options.setdefault("top_k", 3)
     if videos:

@@ -52,7 +52,7 @@ def evaluate(
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
-        split: ``val``, or for a detector ``test``.
+        split: ``val``, or for a detector or segmenter ``test``.
         bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.

@@ -123,6 +123,17 @@ class Predictor(ABC, Generic[R]):
     def save(self, results: Iterable[R], folder: str | Path, **options: Any) -> list[Path]:
         """Write results to a folder; returns the files and folders written."""
 
+    @property
+    def frame_maps(self) -> str:
+        """Folder of the maps that :meth:`save_frame` writes for the frames of a video; empty if there are none."""
+        return ""
+
+    def save_frame(self, result: R, path: Path) -> None:
+        """Write the map of a video's frame; nothing where :attr:`frame_maps` is empty."""
+
+    def check_options(self, **options: Any) -> None:
+        """Raise a ValueError for values of the task's options that this model cannot meet."""
+
     @abstractmethod
     def draw(self, result: R, **options: Any) -> Image.Image:
         """A readable image with its result drawn over it, in the size of the image, without a legend."""

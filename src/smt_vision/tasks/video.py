@@ -1,6 +1,7 @@
 """Prediction on video files: one line of JSON per frame, and a video with the results drawn."""
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -32,14 +33,15 @@ def predict_video(
         model: Predictor of any task.
         path: The video.
         folder: Output folder. ``NAME.jsonl`` has per frame its number, its time in seconds, and the result as plain
-            data; ``drawn/NAME.mp4`` is the video with the results drawn, at the speed of the original, without sound.
+            data; ``drawn/NAME.mp4`` is the video with the results drawn, at the speed of the original, without sound. A
+            segmenter writes the map of each frame, too, ``labels/NAME/000000.png`` and so on (binary: ``maps/``).
         every: Predict each n-th frame only.
         batch_size: Frames per forward pass.
         on_progress: Called with the number of predicted frames, and the total as far as the file tells it.
         options: Options of the task's predictor.
 
     Returns:
-        The two files. They are written only if all frames can be read.
+        The two files, and of a segmenter the folder of the maps. They are written only if all frames can be read.
 
     Raises:
         FileNotFoundError: The video does not exist.
@@ -47,8 +49,12 @@ def predict_video(
         ImportError: PyAV is not installed.
     """
     path, folder = Path(path), Path(folder)
+    model.check_options(**options)
     reader = VideoReader(path, every)
     lines, drawn = folder / f"{path.stem}.jsonl", folder / DRAWN / f"{path.stem}.mp4"
+
+    maps = folder / model.frame_maps / path.stem if model.frame_maps else None
+    new_maps = None if maps is None else maps.with_name(f".{maps.name}.new")
 
     def write(lines: Path, drawn: Path) -> None:
         writer = VideoWriter(drawn, reader.rate / every)
@@ -58,13 +64,23 @@ def predict_video(
                     values = {"frame": frame.number, "time": round(frame.time, 6), **model.to_dict(result, **options)}
                     del values["id"]  # the number of a frame among those that are predicted
                     file.write(json.dumps(values) + "\n")
+                    if new_maps is not None and not result.error:
+                        model.save_frame(result, new_maps / f"{frame.number:06d}.png")
                     writer.add(frame.image if result.error else model.draw(result, **options), frame.time)
                     on_progress(done, max(done, reader.total))
         finally:
             writer.close()
 
-    write_atomic(lines, lambda new_lines: write_atomic(drawn, lambda new_drawn: write(new_lines, new_drawn)))
-    return [lines, drawn]
+    try:
+        write_atomic(lines, lambda new_lines: write_atomic(drawn, lambda new_drawn: write(new_lines, new_drawn)))
+        if maps is None or new_maps is None or not new_maps.exists():
+            return [lines, drawn]
+        shutil.rmtree(maps, ignore_errors=True)
+        new_maps.rename(maps)
+        return [lines, drawn, maps]
+    finally:
+        if new_maps is not None:
+            shutil.rmtree(new_maps, ignore_errors=True)
 
 
 def _results(

@@ -15,6 +15,7 @@ INFERENCE_OVERRIDES = {
         "score_threshold",
         "nms_threshold",
         "max_detections",
+        "eval_detections",
         "tiles",
         "tile_overlap",
     ),

@@ -20,7 +20,7 @@ from .box_masks import BoxMasks
 from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
 from .heads.detectors import run_detector, to_original
-from .results import Detections, draw_result, write_detections
+from .results import Detections, draw_result, segmentations, write_detections
 from .tiles import detect_image
 
 
@@ -75,6 +75,14 @@ class Detector(Predictor[Detections]):
             annotations=None if annotations is None else Path(annotations),
         )  # fmt: skip
 
+    def check_options(self, score: float = DRAWN_SCORE, **options: Any) -> None:
+        """Raise a ValueError for a score below which there are no detections."""
+        if score < self.config.score_threshold:
+            raise ValueError(
+                f"score={score:g} is below detect.score_threshold={self.config.score_threshold:g}, the lowest score of "
+                f"this detector's results; set that to {score:g}, too (--detect.score_threshold {score:g})"
+            )
+
     def draw(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> Image.Image:
         return draw_result(result, score, self.classes, self.input, legend=False)
 
@@ -85,11 +93,12 @@ class Detector(Predictor[Detections]):
     def to_dict(self, result: Detections, score: float = DRAWN_SCORE, **options: Any) -> dict[str, Any]:
         kept = result.above(score)
         objects = [
-            {"label": label, "class_id": class_id, "score": value, "box": box}
-            for label, class_id, value, box in zip(
-                kept.labels, kept.class_ids.tolist(), kept.scores.tolist(), kept.boxes.tolist(), strict=True
+            {"label": label, "class_id": class_id, "score": value, "box": box, **segmentation}
+            for label, class_id, value, box, segmentation in zip(
+                kept.labels, kept.class_ids.tolist(), kept.scores.tolist(), kept.boxes.tolist(),
+                segmentations(kept), strict=True,
             )
-        ]
+        ]  # fmt: skip
         return {"id": result.id, "objects": objects, "error": result.error}
 
     def _make_transform(self) -> Callable[[Any], Tensor]:

@@ -232,17 +232,13 @@ def coco_results(
         file_name: Name of the image, unique among the images.
         category_ids: COCO category ids, by class index.
     """
-    count = len(detections)
-    masks: list[bytes | None] = [None] * count
-    if detections.box_masks is not None:
-        masks = [mask for chunk in detections.box_masks.chunks() for mask in encode_rle(chunk)]
     rows = []
-    for box, score, class_id, label, mask in zip(
+    for box, score, class_id, label, segmentation in zip(
         detections.boxes.tolist(),
         detections.scores.tolist(),
         detections.class_ids.tolist(),
         detections.labels,
-        masks,
+        segmentations(detections),
         strict=True,
     ):
         x1, y1, x2, y2 = (round(side, 4) for side in box)
@@ -253,11 +249,18 @@ def coco_results(
             "category": label,
             "bbox": [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)],
             "score": round(score, 6),
+            **segmentation,
         }
-        if mask is not None:
-            row["segmentation"] = {"size": list(detections.size), "counts": mask.decode()}
         rows.append(row)
     return rows
+
+
+def segmentations(detections: Detections) -> list[dict[str, Any]]:
+    """Per detection its mask as COCO's compressed RLE, under ``segmentation``; empty without masks."""
+    if detections.box_masks is None:
+        return [{} for _ in range(len(detections))]
+    masks = [mask for chunk in detections.box_masks.chunks() for mask in encode_rle(chunk)]
+    return [{"segmentation": {"size": list(detections.size), "counts": mask.decode()}} for mask in masks]
 
 
 def draw_result(

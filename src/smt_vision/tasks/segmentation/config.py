@@ -11,7 +11,7 @@ IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
-    "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip"),
+    "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip", "zero_is_ignored"),
 }
 
 Scale = Annotated[float, Range(ge=0.01, le=16)]

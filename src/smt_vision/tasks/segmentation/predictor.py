@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...data.padding import pad_together
 from ..predictor import Predictor, PreparedImage
-from ..results import Source
+from ..results import Source, save_image
 from .data.transforms import segmentation_eval_transform
 from .heads.sliding import segment
-from .results import SegmentationResult, draw_result, write_label_maps
+from .results import LABELS, MAPS, SegmentationResult, draw_result, stored_map, write_label_maps
 
 MAX_CLASSES = 4  # classes per image in a table row
 
@@ -62,6 +62,13 @@ class Segmenter(Predictor[SegmentationResult]):
         return write_label_maps(
             results, images, Path(folder), classes=self.classes, config=self.config, input=self.input
         )
+
+    @property
+    def frame_maps(self) -> str:
+        return MAPS if self.config.is_binary else LABELS
+
+    def save_frame(self, result: SegmentationResult, path: Path) -> None:
+        save_image(stored_map(result, self.config), path)
 
     def draw(self, result: SegmentationResult, **options: Any) -> Image.Image:
         return draw_result(result, self.classes, self.input, legend=False)

@@ -52,14 +52,19 @@ def write_label_maps(
     for result, name in zip(results, result_names(images), strict=True):
         if result.error is not None:
             continue
-        if result.class_ids is not None:
-            stored = result.class_ids.to(torch.uint8) + config.zero_is_ignored
-        else:
-            assert result.scores is not None
-            stored = (255 * result.scores).round().to(torch.uint8)
-        save_image(Image.fromarray(stored.numpy()), maps / name)
+        save_image(stored_map(result, config), maps / name)
         save_image(draw_result(result, classes, input), folder / DRAWN / name)
     return [maps, folder / DRAWN]
+
+
+def stored_map(result: SegmentationResult, config: SegmentConfig) -> Image.Image:
+    """The label map of a result in the format of the training labels, or the probabilities of a binary segmenter."""
+    if result.class_ids is not None:
+        stored = result.class_ids.to(torch.uint8) + config.zero_is_ignored
+    else:
+        assert result.scores is not None
+        stored = (255 * result.scores).round().to(torch.uint8)
+    return Image.fromarray(stored.numpy())
 
 
 def draw_result(result: SegmentationResult, classes: Sequence[str], input: Input, legend: bool = True) -> Image.Image:

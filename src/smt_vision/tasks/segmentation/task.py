@@ -32,7 +32,7 @@ from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
 from .data.dataset import SegmentationDataset
 from .data.loaders import segmentation_eval_loader, segmentation_train_loader
-from .data.sources import open_segmentation
+from .data.sources import SegmentationSplit, open_segmentation
 from .data.transforms import SegmentationTransform
 from .export import SegmenterExport
 from .heads.network import SegmentationNetwork
@@ -381,11 +381,13 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 
 
 def open_evaluation(
-    model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int
+    model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int, split: SegmentationSplit = "val"
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
     """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
-    images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
-    images = with_classes(images or open_segmentation(data, "val", model.config), model.classes)
+    images = None
+    if split == "val":
+        images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
+    images = with_classes(images or open_segmentation(data, split, model.config), model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 
@@ -395,4 +397,6 @@ def flops_model(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, tuple[int
     return model, (spec.input.channels, *spec.head.crop)
 
 
-TASK = TaskType(build_model, SegmentationTraining, open_evaluation, flops_model, Segmenter, SegmenterExport)
+TASK = TaskType(
+    build_model, SegmentationTraining, open_evaluation, flops_model, Segmenter, SegmenterExport, ("val", "test")
+)

@@ -37,6 +37,8 @@ PREFIXES: Mapping[DetectionSplit, tuple[str, ...]] = {
     "test": ("test",),
 }
 ROBOFLOW = "_annotations.coco.json"  # the annotation file in the folder of each split, beside the images
+# The only annotation file of a set without splits, in its folder: Roboflow's and Label Studio's names, and usual ones.
+SINGLE = (ROBOFLOW, "result.json", "annotations.json", "coco.json")
 PROBED = 100  # file names by which the folder of the images is found
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # fields of LVIS images
 UNUSED = (  # fields of an annotation that have no effect here: field, kind of warning, consequence
@@ -49,7 +51,8 @@ def find_coco(root: Path, split: DetectionSplit) -> Path | None:
     """Find the annotation file of a split, e.g. ``annotations/instances_train2017.json``; ``None`` if there is none.
 
     Roboflow's ``train/_annotations.coco.json`` is found, too, and as ``train`` CVAT's ``instances_default.json`` and
-    ``_annotations.coco.json`` of a set without splits.
+    the file of a set without splits: ``_annotations.coco.json``, Label Studio's ``result.json``, ``annotations.json``
+    or ``coco.json``.
 
     Raises:
         ValueError: Several files match.
@@ -71,9 +74,18 @@ def find_coco(root: Path, split: DetectionSplit) -> Path | None:
             return files[0]
     folders = [path.parent.name for path in root.glob(f"*/{ROBOFLOW}")]
     name = first_existing(SPLIT_NAMES[split], folders, root)
-    if name or split != "train" or not (root / ROBOFLOW).is_file():
+    if name or split != "train":
         return root / name / ROBOFLOW if name else None
-    return root / ROBOFLOW
+    files = [root / name for name in SINGLE if (root / name).is_file() and _has_coco_keys(root / name)]
+    if len(files) > 1:
+        raise ValueError(f"{root}: several annotation files: {', '.join(f.name for f in files)}; keep only one of them")
+    return files[0] if files else None
+
+
+def _has_coco_keys(file: Path) -> bool:
+    """Whether a file may be in COCO format; a damaged one may, too."""
+    content = file.read_bytes()
+    return file.name == ROBOFLOW or all(f'"{kind}"'.encode() in content for kind in KINDS)
 
 
 def open_coco(root: Path, file: Path) -> DetectionDataset:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ....data.dataset import Split
 from ....data.files import (
@@ -33,6 +33,12 @@ log = get_logger(__name__)
 IMAGES = ("images", "image", "imgs", "img", "im", "rgb")
 LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
 SPLITS: Mapping[Split, tuple[str, ...]] = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
+SegmentationSplit = Literal["train", "val", "test"]
+WORDS: Mapping[SegmentationSplit, tuple[str, ...]] = {
+    "train": SPLITS["train"],
+    "val": SPLITS["val"],
+    "test": TEST_NAMES,
+}
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
     "training/ and validation/), or labels/ without subfolders, or train/images/ and train/masks/ (or Imgs/ and GT/); "
@@ -58,14 +64,17 @@ def find_splits(data: str) -> list[Split]:
     return found
 
 
-def open_segmentation(data: str, split: Split, config: SegmentConfig, *, check: bool = True) -> SegmentationDataset:
+def open_segmentation(
+    data: str, split: SegmentationSplit, config: SegmentConfig, *, check: bool = True
+) -> SegmentationDataset:
     """Open one split of a dataset of images and label maps, and check that each image has a label map.
 
     Args:
         data: Folder with subfolders of images and of label maps; see ``LAYOUT``. An image and its label map have the
             same file name apart from the suffix. Class names are read from ``classes.json`` (a list, or
             ``{"classes": [...], "ignore_index": 255}``) or ADE20K's ``objectInfo150.txt``; binary masks need none.
-        split: ``train`` or ``val``. A dataset without splits can only be opened as ``val``, which is all of it.
+        split: ``train``, ``val``, or ``test``, a test split beside the validation split. A dataset without splits can
+            only be opened as ``val``, which is all of it.
         config: ``kind`` and ``zero_is_ignored`` are used.
         check: Read pairs evenly spaced over the dataset, to find systematic errors.
 
@@ -107,7 +116,7 @@ def image_folder(root: Path, split: Split) -> Path | None:
         return None
 
 
-def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
+def _folders(root: Path, split: SegmentationSplit) -> tuple[Path, Path, list[Path]]:
     """A split's folder of images, its folder of label maps, and folders of images that have the same of label maps."""
     images, labels = _child(root, IMAGES), _child(root, LABELS)
     others: list[Path] = []
@@ -120,14 +129,15 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
             folders = folders[0], labels
             others = [child for child in images.iterdir() if child.is_dir() and child != folders[0]]
         elif not images_are_split and not labels_are_split:
-            if split == "train":
+            if split != "val":
                 raise ValueError(
                     f"{root}: {images.name}/ and {labels.name}/ have no subfolders for training and validation, e.g. "
-                    "train/ and val/; the dataset can be evaluated as a whole (smt eval), but training needs both"
+                    "train/ and val/; the dataset can be evaluated as a whole (smt eval without --split), but training "
+                    "needs both"
                 )
             folders = images, labels
     else:  # train/images
-        parent = _child(root, SPLITS[split])
+        parent = _child(root, WORDS[split])
         folders = (_child(parent, IMAGES), _child(parent, LABELS)) if parent else (None, None)
     if folders[0] is None or folders[1] is None:
         raise ValueError(
@@ -136,15 +146,13 @@ def _folders(root: Path, split: Split) -> tuple[Path, Path, list[Path]]:
     return folders[0], folders[1], others
 
 
-def _same_split(images: Path, labels: Path, split: Split) -> tuple[Path | None, Path | None]:
+def _same_split(images: Path, labels: Path, split: SegmentationSplit) -> tuple[Path | None, Path | None]:
     """A split's subfolders of images and of label maps, of the same name if both have one.
 
     Raises:
         ValueError: One has a folder for validation, and the other one for testing.
     """
-    of_images, of_labels = (
-        [word for word in SPLITS[split] if word in _children(folder)] for folder in (images, labels)
-    )
+    of_images, of_labels = ([word for word in WORDS[split] if word in _children(folder)] for folder in (images, labels))
     if common := [word for word in of_images if word in of_labels]:
         of_images = of_labels = common
     elif of_images and of_labels and (of_images[0] in TEST_NAMES) != (of_labels[0] in TEST_NAMES):
@@ -155,9 +163,9 @@ def _same_split(images: Path, labels: Path, split: Split) -> tuple[Path | None, 
     return _child(images, of_images), _child(labels, of_labels)
 
 
-def _hint(root: Path, split: Split) -> str:
+def _hint(root: Path, split: SegmentationSplit) -> str:
     """The test sets in a folder, or in its folder of a split, which are datasets of their own."""
-    parents = [root, *filter(None, [_child(root, SPLITS[split])])]
+    parents = [root, *filter(None, [_child(root, WORDS[split])])]
     found = [
         str(folder)
         for parent in parents
