@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from matplotlib.figure import Figure
 
+from blank_pictures import SAVE, no_pictures
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
-from smt_vision.pictures import style
 from tiny_run import tiny, write_split
 
 # A garbage collection takes half a second where millions of objects have been imported.
@@ -35,12 +36,17 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_layout() -> Iterator[None]:
-    """Place the parts of pictures without matplotlib's constrained layout, which takes half of their time."""
-    layout = "figure.constrained_layout.use"
-    style.STYLE[layout] = False
-    yield
-    style.STYLE[layout] = True
+def _blank_pictures() -> Iterator[None]:
+    """Pictures are drawn, but PNG files are blank: writing them takes half of the time of a tiny run."""
+    with no_pictures():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests with the mark ``pictures`` have real ones."""
+    if request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(Figure, "savefig", SAVE)
 
 
 @pytest.fixture(params=["oneDNN", "plain"])

@@ -3,18 +3,28 @@
 The documentation runs dozens of commands, and seconds of imports for each would be most of their time. A program that
 :func:`write_client` writes passes its words, folder, environment, input and output on to the process that serves.
 
-Usage: python smt_server.py SOCKET
+Programs can be run in the same way, in forks of a process that has imported PyTorch and timm only.
+
+Usage: python smt_server.py SOCKET smt|python
 """
 
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+# What `python FILE` starts with: nothing of this package.
+OF_PROGRAMS = ("torch", "torchvision", "timm")
 MODULES = (
     "smt_vision.convert", "smt_vision.engine.evaluation", "smt_vision.engine.loop", "smt_vision.tasks.detection.task",
     "smt_vision.tasks.segmentation.task", "smt_vision.tasks.classification.task", "torchmetrics.classification",
@@ -38,15 +48,56 @@ def write_client(path: Path, address: str) -> None:
     path.chmod(0o755)
 
 
-def serve(address: str) -> None:
+@contextmanager
+def server(program: Path, kind: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Serve a program, ``smt`` or ``python``, that is written to a file."""
+    with tempfile.TemporaryDirectory() as short:  # a socket's name has a hundred characters
+        address = f"{short}/socket"
+        process = subprocess.Popen([sys.executable, __file__, address, kind], env=dict(environment))
+        try:
+            deadline = time.monotonic() + 120
+            while not Path(address).exists():
+                assert process.poll() is None, "the server ended; its error is above"
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.05)
+            write_client(program, address)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def serve_commands(address: str) -> None:
     """Import what commands need, then run each in its own process, forever."""
     for module in MODULES:
         importlib.import_module(module)
-    from smt_vision.pictures import style
+    from blank_pictures import no_pictures
+    from smt_vision.benchmark import memory, timing
+    from smt_vision.cli import main
     from smt_vision.tasks.classification.data.sources import open_dataset
 
     open_dataset("auto", "val", val_fraction=0.2)  # parsed from text once
-    style.STYLE["figure.constrained_layout.use"] = False  # as in conftest.py
+    timing.matmul_peak = lambda *arguments: 1e9  # measured in tests/test_speed.py
+    memory.in_fresh_process = lambda function, *arguments: function(*arguments)  # so is memory
+    with no_pictures():
+        _serve(address, lambda words: main(words))
+
+
+def serve_programs(address: str) -> None:
+    """Run each program, a file with its arguments, in its own process, forever."""
+    for module in OF_PROGRAMS:
+        importlib.import_module(module)
+
+    def run(words: list[str]) -> int:
+        sys.argv = words
+        sys.path[0] = str(Path(words[0]).parent)
+        runpy.run_path(words[0], run_name="__main__")
+        return 0
+
+    _serve(address, run)
+
+
+def _serve(address: str, run: Callable[[list[str]], int]) -> None:
     gc.freeze()  # a collection in a fork would copy all memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX) as listener:
@@ -56,14 +107,14 @@ def serve(address: str) -> None:
             connection, _ = listener.accept()
             request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
             if os.fork() == 0:
-                _be_the_command(connection, request, descriptors)
+                _be_the_process(run, connection, request, descriptors)
             for descriptor in (*descriptors, connection.detach()):
                 os.close(descriptor)
 
 
-def _be_the_command(connection: socket.socket, request: bytes, descriptors: list[int]) -> None:
-    from smt_vision.cli import main
-
+def _be_the_process(
+    run: Callable[[list[str]], int], connection: socket.socket, request: bytes, descriptors: list[int]
+) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
@@ -74,7 +125,7 @@ def _be_the_command(connection: socket.socket, request: bytes, descriptors: list
     sys.argv = ["smt", *words]
     code = 1
     try:
-        code = main(words)
+        code = run(words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -86,4 +137,4 @@ def _be_the_command(connection: socket.socket, request: bytes, descriptors: list
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    (serve_commands if sys.argv[2] == "smt" else serve_programs)(sys.argv[1])

@@ -29,6 +29,8 @@ from smt_vision.cli.analyze import KINDS as DESCRIBED
 from smt_vision.model import MSA, SAM
 from smt_vision.model.modulation import ConcatHeads
 
+pytestmark = pytest.mark.pictures
+
 CIFAR = "smt_femto.cifar10"
 
 

@@ -16,6 +16,8 @@ from smt_vision.benchmark.published import BASELINES
 from smt_vision.benchmark.report import markdown_table
 from smt_vision.cost import describe
 
+pytestmark = pytest.mark.pictures
+
 Capture = pytest.CaptureFixture[str]
 TINY = ("--size", "32", "--rounds", "1", "--seconds", "0", "--memory", "false")
 
@@ -60,7 +62,7 @@ def test_models_side_by_side(capsys: Capture, tmp_path: Path) -> None:
 
 def test_models_in_pairs(capsys: Capture) -> None:
     """Each model in a process of its own beside the first one, whose speed is its median over all of them."""
-    models = ("smt_atto", "smt_atto:fused", "resnet10t")
+    models = ("smt_atto", "resnet10t")
     options = ("--pairs", "--batch_size", "2", "1", "--threads", "1", *TINY, "--json")
     assert run("bench", *models, "no_such_model", "--skip_failures", *options) == 0
     data = json.loads(capsys.readouterr().out)

@@ -365,6 +365,7 @@ def test_predict_table_with_unreadable_image(trained: Path, colored: Path, tmp_p
     assert run("predict", trained, images[1]) == 1  # no image could be read
 
 
+@pytest.mark.pictures
 def test_predict_out(trained: Path, colored: Path, tmp_path: Path, capsys: Capture) -> None:
     unreadable = tmp_path / "unreadable.png"
     unreadable.write_bytes(b"")

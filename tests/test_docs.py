@@ -15,9 +15,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ import torch
 
 from drawn_sets import write_scenes, write_shapes
 from pages import LIBRARIES, PAGES, REPO, page_blocks, page_name, write_photos
-from smt_server import write_client
+from smt_server import server
 from smt_vision.cli import COMMANDS
 from smt_vision.cost import describe
 from smt_vision.registry import VARIANTS
@@ -63,23 +60,8 @@ def _parse(words: list[str]) -> None:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for the PATH, with ``smt`` in it."""
     folder = tmp_path_factory.mktemp("bin")
-    with tempfile.TemporaryDirectory() as short:  # a socket's name has a hundred characters
-        address = f"{short}/smt"
-        server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("smt_server.py")), address],
-            env={**os.environ, **_threads()},
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not Path(address).exists():
-                assert server.poll() is None, "the server ended; its error is above"
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.05)
-            write_client(folder / "smt", address)
-            yield folder
-        finally:
-            server.terminate()
-            server.wait()
+    with server(folder / "smt", "smt", {**os.environ, **_threads()}):
+        yield folder
 
 
 def _threads() -> dict[str, str]:

@@ -19,6 +19,8 @@ from smt_vision.embedding.report import search, write_report
 from smt_vision.engine.loop import train
 from tiny_run import COLORS, tiny, write_images, write_split
 
+pytestmark = pytest.mark.pictures
+
 
 def textured(path: Path, seed: int) -> Path:
     """An image that is unlike those of other seeds."""

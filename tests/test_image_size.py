@@ -133,7 +133,10 @@ def test_weights_that_timm_cannot_resample_are_one_error(monkeypatch: pytest.Mon
         create_model("levit_128s", pretrained=True, pretrained_cfg_overlay=overlay, img_size=96)
 
 
-def test_commands_build_a_named_model_for_the_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_build_a_named_model_for_the_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smt_vision.benchmark.timing.matmul_peak", lambda *args: 1e9)
     assert answer(capsys, "info", VIT, "--size", "96", "64")["input_size"] == [3, 96, 64]
     assert answer(capsys, "info", "levit_128s", "--size", "96")["input_size"] == [3, 96, 96]
     quick = ("--rounds", "1", "--seconds", "0", "--memory", "false", "--batch_size", "1")

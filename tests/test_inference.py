@@ -259,6 +259,7 @@ def test_packaged_weights_classify_cifar10(shared: Path) -> None:
     assert right >= 155  # 85 % on the full test set; three standard deviations below that on 200 images
 
 
+@pytest.mark.pictures
 def test_save_predictions(classifier: Classifier, colored: Path, tmp_path: Path) -> None:
     paths = [next((colored / "val" / color).iterdir()) for color in COLORS]
     results = classifier([*paths, tmp_path / "missing.png", picture("red")])
@@ -313,6 +314,8 @@ def test_public_names_are_imported_on_first_use() -> None:
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
         "assert all(getattr(smt_vision, name) is not None for name in smt_vision.__all__)\n"
         "assert sorted(smt_vision.__all__) == sorted(dir(smt_vision))\n"
+        "import smt_vision.engine.loop\n"
+        "assert not [name for name in sys.modules if 'tensorboard.summary' in name]  # until something is written\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing"):

@@ -24,6 +24,8 @@ from smt_vision.text import markdown, printable
 from test_names import HOSTILE, unprintable
 from tiny_run import write_split
 
+pytestmark = pytest.mark.pictures
+
 Capture = pytest.CaptureFixture[str]
 # What a page may consist of: none of these loads, executes or submits anything.
 TAGS = {

@@ -319,6 +319,7 @@ def test_multi_label_run_is_evaluated_on_its_held_out_images(multi_label_run: Pa
     assert 0 < metrics["map"] <= 100
 
 
+@pytest.mark.pictures
 def test_multi_label_predictions(multi_label_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictor: Any = smt_vision.load(multi_label_run / "run", overrides={"classify": {"threshold": 0.4}})
     images = [multi_label_run / "set" / f"{i}.png" for i in range(4)]

@@ -25,6 +25,7 @@ import pytest
 
 import smt_vision
 from pages import LIBRARIES, REPO, Block, page_blocks, write_photos
+from smt_server import server
 
 HEADINGS = re.compile(r"^## (.+)$", re.M)
 STRICT = 'import warnings; warnings.filterwarnings("error", module=r"smt_vision|__main__$")'
@@ -86,16 +87,34 @@ def _python(blocks: list[Block]) -> str:
     return code
 
 
-def _run_python(code: str, folder: Path) -> str:
+def _run_python(code: str, folder: Path, python: Path) -> str:
     program = folder / "program.py"
     program.write_text(code, encoding="utf-8")
-    return _run([sys.executable, str(program)], folder)
+    return _run([str(python), str(program)], folder)
 
 
 def _run(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+SOURCE = str(Path(smt_vision.__file__).parents[1])
+# Without network, also where it is not asked for by a variable: what needs it fails, since nothing answers there.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    **dict.fromkeys(("HF_HUB_OFFLINE", "NO_ALBUMENTATIONS_UPDATE", "LIGHTLY_TRAIN_EVENTS_DISABLED"), "1"),
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+}
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program that runs a file as Python does; PyTorch and timm are imported already, and this package is not."""
+    program = tmp_path_factory.mktemp("bin") / "python-of-programs"
+    path = os.pathsep.join([SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with server(program, "python", {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}):
+        yield program
 
 
 @pytest.fixture
@@ -105,20 +124,16 @@ def desk(tmp_path: Path, release_file: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "runs").mkdir()
     for script in ("train.py", "validate.py"):
         (tmp_path / script).write_text(TIMM_SCRIPT)
-    source = Path(smt_vision.__file__).parents[1]
-    monkeypatch.setenv("PYTHONPATH", str(source), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", SOURCE, prepend=os.pathsep)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("TORCH_HOME", str(release_file.parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for offline in ("HF_HUB_OFFLINE", "NO_ALBUMENTATIONS_UPDATE", "LIGHTLY_TRAIN_EVENTS_DISABLED"):
-        monkeypatch.setenv(offline, "1")
-    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing answers: what needs the network fails
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-def test_section_runs(heading: str, desk: Path, request: pytest.FixtureRequest) -> None:
+def test_section_runs(heading: str, desk: Path, python: Path, request: pytest.FixtureRequest) -> None:
     blocks = SECTIONS[heading]
     assert blocks, f"no block in section {heading!r}"
     code = "\n".join(block.code for block in blocks if block.language == "python")
@@ -128,7 +143,7 @@ def test_section_runs(heading: str, desk: Path, request: pytest.FixtureRequest) 
         (desk / "runs" / "nuclei_mask_rcnn").symlink_to(request.getfixturevalue("detector_run"))
     for language, group in groupby(blocks, key=lambda block: block.language):
         if language == "python":
-            print(_run_python(_python(list(group)), desk))
+            print(_run_python(_python(list(group)), desk, python))
         else:
             print(_run(["bash", "-eu", "-c", "\n".join(block.code for block in group)], desk))
 
@@ -141,7 +156,7 @@ PRETRAINED = {
 
 
 @pytest.mark.parametrize("library", PRETRAINED)
-def test_pretrained_weights_and_statistics_arrive(library: str, desk: Path) -> None:
+def test_pretrained_weights_and_statistics_arrive(library: str, desk: Path, python: Path) -> None:
     if find_spec(library.partition(".")[0]) is None:
         pytest.skip(f"not installed: {library}")
     code = f"""{STRICT}
@@ -152,7 +167,7 @@ expected = timm.create_model("smt_tiny", pretrained=True, num_classes=0).state_d
 assert expected["stem.bn.running_mean"].any()
 assert {{key for key in expected if not torch.equal(found[key], expected[key])}} == set()
 """
-    _run_python(code, desk)
+    _run_python(code, desk, python)
 
 
 def _table() -> dict[str, str]:

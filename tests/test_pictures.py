@@ -25,6 +25,8 @@ from smt_vision.tasks.detection.pictures import draw_detections
 from smt_vision.tasks.segmentation.pictures import draw_label_map
 from smt_vision.tasks.task import MetricFormat, Table
 
+pytestmark = pytest.mark.pictures
+
 TOP1 = dict(metric="top1", label="top-1 (%)", loss_label="loss (nats)")
 
 LOG = [

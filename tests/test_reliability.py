@@ -46,6 +46,13 @@ from tiny_run import environment, tiny, write_config, write_split
 STEPS = 6  # per epoch
 
 
+@pytest.fixture(autouse=True)
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without pictures and a summary, which take as long as their training, unless a test is marked so."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(Run, "report", lambda run, command: None)
+
+
 @pytest.fixture(scope="module")
 def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_split(tmp_path_factory.mktemp("data"))
@@ -56,6 +63,14 @@ def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, left alone."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(tiny(colored), folder, display=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, with one checkpoint."""
+    folder = tmp_path_factory.mktemp("started") / "run"
+    train(tiny(colored, engine=dict(keep_last=1)), folder, display=False, max_steps=2)
     return folder
 
 
@@ -152,7 +167,7 @@ def test_a_step_is_left_out_with_a_loss_scale(
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon", "adamuon", "novograd", "lion", "adafactor"])
 def test_runs_of_all_kinds_of_optimizers_can_be_resumed(colored: Path, tmp_path: Path, name: str) -> None:
-    recipe = tiny(colored, optim=dict(name=name))
+    recipe = tiny(colored, epochs=1, optim=dict(name=name))
     train(recipe, tmp_path / "run", display=False, max_steps=3)
     train(recipe, tmp_path / "run", display=False)
     train(recipe, tmp_path / "whole", display=False)
@@ -410,9 +425,9 @@ def _classes(state: Any) -> None:
         _tensor_in_metrics, _no_primary_metric, _history, _listing, _labels, _classes,
     ],
 )  # fmt: skip
-def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, change: Any) -> None:
+def test_checkpoint_of_other_content_is_refused(colored: Path, started: Path, tmp_path: Path, change: Any) -> None:
     recipe, folder = tiny(colored, engine=dict(keep_last=1)), tmp_path / "run"
-    train(recipe, folder, display=False, max_steps=2)
+    shutil.copytree(started, folder)
     content = dict(state(folder))
     change(content)
     checkpoints.save(content, folder / "last.pt")
@@ -420,6 +435,7 @@ def test_checkpoint_of_other_content_is_refused(colored: Path, tmp_path: Path, c
         train(recipe, folder, display=False)
 
 
+@pytest.mark.pictures
 def test_metrics_that_cannot_be_drawn_are_those_of_the_checkpoint(colored: Path, tmp_path: Path) -> None:
     recipe, folder = tiny(colored, epochs=1), tmp_path / "run"
     train(recipe, folder, display=False)
@@ -468,12 +484,12 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 def test_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a network file system whose locks do not reach other machines.
-    monkeypatch.setattr(lock, "STALE_SECONDS", 3.0)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
     path = tmp_path / LOCK
     path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     start = time.monotonic()
     with FolderLock(tmp_path):  # no sign of life: it has died
-        assert time.monotonic() - start > 2
+        assert time.monotonic() - start > 1
     path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     beat = subprocess.Popen([sys.executable, "-c", f"import os, time\ntime.sleep(0.5)\nos.utime({str(path)!r})"])
     with pytest.raises(ValueError, match="process 7 on elsewhere"), FolderLock(tmp_path):
@@ -726,14 +742,14 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
     if not (pid := os.fork()):
         sys.stderr = errors.open("w")
         watchdog.SUSPENDED_SECONDS = 1.0
-        with stop_signals() as signals, Watchdog(0.05, signals, "runs/a") as dog:
+        with stop_signals() as signals, Watchdog(0.04, signals, "runs/a") as dog:
             dog.at("training step 1")
-            for _ in range(10):
+            for _ in range(7):
                 time.sleep(0.2)
         os._exit(0)
-    time.sleep(1)
+    time.sleep(0.7)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(3.5)
     os.kill(pid, signal.SIGCONT)
     _, status = os.waitpid(pid, 0)
     assert errors.read_text() == ""
@@ -763,6 +779,7 @@ class Unreliable(ExperimentLogger):
             raise ConnectionError("no answer")
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("fails_at", ["log_metrics", "finalize"])
 def test_training_goes_on_without_a_logger_that_fails(
     colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: str
@@ -838,6 +855,7 @@ def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tm
     assert kept.to_dict() == changed.to_dict()
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("when", ["evaluation", "report"])
 def test_signal_outside_of_training(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from smt_vision.benchmark.compare import Result
 from smt_vision.benchmark.picture import SpeedPoint, pareto_front, plot_accuracy_and_throughput, speed_points
+
+pytestmark = pytest.mark.pictures
 
 
 def points(crowd: float = 1.0) -> list[SpeedPoint]:
