@@ -20,7 +20,7 @@ from smt_vision.data.decode import UnreadableImage
 from smt_vision.data.label_maps import decode_labels, decode_mask
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.data.dataset import SegmentationDataset
-from smt_vision.tasks.segmentation.data.sources import open_segmentation
+from smt_vision.tasks.segmentation.data.sources import find_splits, open_segmentation
 
 BINARY = SegmentConfig(kind="binary")
 ADE20K = SegmentConfig(zero_is_ignored=True)
@@ -728,6 +728,63 @@ def test_invalid_class_names_are_refused(tmp_path: Path) -> None:
     (root / "labels/val").mkdir()
     with pytest.raises(ValueError, match=r"images/val: "):
         open_segmentation(str(root), "val", BINARY)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_voc_s_layout_of_cvat(mode: str, tmp_path: Path) -> None:
+    """Colors of labelmap.txt, of color images or palettes; gray values are indices."""
+    colors = {"background": (0, 0, 0), "road": (128, 64, 128), "car": (0, 0, 142)}
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    labels = np.random.default_rng(0).integers(0, 3, (4, 12, 16))
+    for i, label in enumerate(labels):
+        write_image(tmp_path / "JPEGImages" / f"{i}.jpg", 16, 12, seed=i)
+        shown = Image.fromarray(np.array(list(colors.values()), dtype=np.uint8)[label])
+        stored = {
+            "RGB": shown,
+            "P": shown.quantize(3, dither=Image.Dither.NONE),
+            "L": Image.fromarray(label.astype(np.uint8)),
+        }
+        stored[mode].save(tmp_path / "SegmentationClass" / f"{i}.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.joinpath("train.txt").write_text("1\n3\n0\n")
+    lists.joinpath("val.txt").write_text("2\n")
+    lines = "".join(f"{name}:{','.join(map(str, color))}::\n" for name, color in colors.items())
+    (tmp_path / "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\n{lines}")
+    train, val = (open_segmentation(str(tmp_path), split, SegmentConfig()) for split in ("train", "val"))
+    assert train.classes == ("background", "road", "car")
+    assert [train.id(i) for i in range(len(train))] == ["0.jpg", "1.jpg", "3.jpg"]
+    for i, k in enumerate((0, 1, 3)):
+        assert np.array_equal(train.read(i)[1], labels[k])
+    assert np.array_equal(val.read(0)[1], labels[2])
+    assert find_splits(str(tmp_path)) == ["train", "val"]
+    with pytest.raises(ValueError, match="no folders of images and label maps for test"):
+        open_segmentation(str(tmp_path), "test", SegmentConfig())
+    lists.joinpath("val.txt").write_text("2\n7\n")
+    with pytest.raises(ValueError, match=r"val\.txt: .*7"):
+        open_segmentation(str(tmp_path), "val", SegmentConfig())
+    if mode == "RGB":
+        (tmp_path / "labelmap.txt").write_text(lines.replace("142", "143"))
+        with pytest.raises(ValueError, match=r"other colors than the classes, e\.g\. \(0, 0, 142\)"):
+            open_segmentation(str(tmp_path), "train", SegmentConfig())
+    (tmp_path / "labelmap.txt").write_text("cat\n")
+    with pytest.raises(ValueError, match=r"labelmap\.txt, line 1: found 'cat'; expected a class, e\.g\. cat:128,0,0::"):
+        open_segmentation(str(tmp_path), "train", SegmentConfig())
+
+
+def test_voc_s_own_classes_and_a_set_without_splits(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_image(tmp_path / "JPEGImages" / "a.jpg", 4, 1, seed=0)
+    label = Image.fromarray(np.array([[0, 15, 20, 255]], dtype=np.uint8))
+    label.putpalette(list(range(256)) * 3)
+    label.save(tmp_path / "SegmentationClass" / "a.png")
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
+    found = open_segmentation(str(tmp_path), "val", SegmentConfig())
+    assert (len(found.classes), found.classes[15]) == (21, "person")
+    assert found.read(0)[1].tolist() == [[0, 15, 20, 255]]
+    with pytest.raises(ValueError, match="for train"):
+        open_segmentation(str(tmp_path), "train", SegmentConfig())
 
 
 def test_camvid(shared: Path, caplog: pytest.LogCaptureFixture) -> None:

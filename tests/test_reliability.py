@@ -879,14 +879,16 @@ def test_signal_outside_of_training(
     assert (folder / "summary.md").is_file()
 
 
-def test_interrupt_while_libraries_are_imported() -> None:
-    for seconds in (0.4, 0.8):
-        words = [sys.executable, "-m", "smt_vision", "recipes"]
+def test_interrupt_while_libraries_are_imported(colored: Path) -> None:
+    image = next(colored.rglob("*.png"))
+    for seconds in (0.4, 0.8):  # the imports take seconds
+        words = [sys.executable, "-m", "smt_vision", "predict", "smt_femto.cifar10", str(image)]
         with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
             _, error = process.communicate(timeout=60)
         assert "Traceback" not in error
+        assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
 def test_torn_log_does_not_keep_a_run_from_being_resumed(

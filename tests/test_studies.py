@@ -1,5 +1,6 @@
 """The studies that ship: their cells, the sizes of the networks beside SMT, and training runs at debug size."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN
 
 from drawn_sets import write_scenes
 from smt_vision.cost import describe
+from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.run import Run
 from smt_vision.recipe import Recipe
@@ -97,6 +99,9 @@ def test_study_trains_at_debug_size(name: str, data: Mapping[str, Path], tmp_pat
     study = STUDIES[name].for_debugging()
     run = train_one_epoch(study.cell("debug", list(study.variants)[-1], 0).recipe, data, tmp_path)
     assert run.metrics[run.task.primary_metric] >= 0
+    losses = [line["loss"] for line in read_log(tmp_path) if line["kind"] == "train"]
+    assert len(losses) == run.step
+    assert all(map(math.isfinite, losses))
 
 
 def test_every_variant_builds() -> None:

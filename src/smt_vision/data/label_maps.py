@@ -3,6 +3,7 @@
 Shapes: a label map or mask has H x W pixels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha
 _NEW_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 0b101  # TIFF tag, and its bits for pages that belong to the main image
 
 
-def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer]:
+def decode_labels(
+    path: Path, *, name: str, max_pixels: int = MAX_PIXELS, colors: Sequence[tuple[int, int, int]] | None = None
+) -> npt.NDArray[np.integer]:
     """Decode a label map to the values stored in it; EXIF orientation is applied.
 
     The values are the indices of a palette image (its colors and transparency have no meaning), 0 (black) and 1 (white)
@@ -31,6 +34,7 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
         path: Path of an image with one value per pixel; an alpha channel must be opaque.
         name: Name of the label map in error messages.
         max_pixels: Maximum width x height, as in :func:`smt_vision.data.decode.decode`.
+        colors: Color of each class, where images of colors or with a palette show the classes by them.
 
     Returns:
         (H, W) array of uint8 or a wider integer type.
@@ -45,6 +49,8 @@ def decode_labels(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt
             _check_black_is_0(image, name)
         factor = stored_scale(image)
         image = load_upright(image)
+        if colors is not None and image.mode in ("P", "PA", "RGB", "RGBA", "RGBX"):
+            return _indices_of(np.asarray(image.convert("RGB")), colors, name)
         values = np.asarray(image)
         if image.mode in ("LA", "PA", "RGB", "RGBA", "RGBX"):
             return _equal_channels(image, name, factor)
@@ -107,6 +113,23 @@ def decode_mask(path: Path, *, name: str, max_pixels: int = MAX_PIXELS) -> npt.N
                     "grayscale image without transparency"
                 )
         return levels
+
+
+def _indices_of(
+    pixels: npt.NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], name: str
+) -> npt.NDArray[np.int64]:
+    """The index of each pixel's color."""
+    weights = np.array([1 << 16, 1 << 8, 1])
+    known = np.array(colors) @ weights
+    order = np.argsort(known)
+    packed = pixels.astype(np.int64) @ weights
+    places = np.minimum(np.searchsorted(known, packed, sorter=order), len(known) - 1)
+    indices: npt.NDArray[np.int64] = order[places]
+    wrong = known[indices] != packed
+    if wrong.any():
+        color = tuple(pixels[wrong][0].tolist())
+        raise UnreadableImage(f"{name}: {int(wrong.sum())} pixels have other colors than the classes, e.g. {color}")
+    return indices
 
 
 def _check_one_page(image: Image.Image, name: str) -> None:

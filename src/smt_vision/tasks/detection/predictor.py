@@ -53,7 +53,10 @@ class Detector(Predictor[Detections]):
         annotations: str | Path | None = None,
         **options: Any,
     ) -> list[Path]:
-        """Write ``detections.json``, in COCO's results format, and images with drawn detections to ``drawn/``.
+        """Write detections as files, and images with drawn detections to ``drawn/``.
+
+        ``detections.json`` has all detections in COCO's results format; ``annotations.json`` is a COCO dataset of those
+        of at least ``score``, e.g. to correct them in a labeling tool.
 
         Args:
             results: Detections of this detector; may be an iterator.
@@ -76,8 +79,8 @@ class Detector(Predictor[Detections]):
         )  # fmt: skip
 
     def check_options(self, score: float = DRAWN_SCORE, **options: Any) -> None:
-        """Raise a ValueError for a score below which there are no detections."""
-        if score < self.config.score_threshold:
+        """Raise a ValueError for a score below which there are no detections; 0 is for all that there are."""
+        if 0 < score < self.config.score_threshold:
             raise ValueError(
                 f"score={score:g} is below detect.score_threshold={self.config.score_threshold:g}, the lowest score of "
                 f"this detector's results; set that to {score:g}, too (--detect.score_threshold {score:g})"

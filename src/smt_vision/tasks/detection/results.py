@@ -4,7 +4,7 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from .data.coco import file_name, own_categories
 from .metrics import encode_rle
 from .pictures import draw_detections
 
-RESULTS = "detections.json"
+RESULTS, ANNOTATIONS = "detections.json", "annotations.json"
 log = get_logger(__name__)
 
 
@@ -294,14 +294,29 @@ def write_detections(
         image_ids, known = coco_ids(annotations, images, classes)
         written_ids = known or category_ids
     rows: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
         if result.error is not None:
             continue
-        rows += coco_results(result, image_id, name, written_ids)
+        found = coco_results(result, image_id, name, written_ids)
+        rows += found
+        entries.append({"id": image_id, "file_name": name, "height": result.size[0], "width": result.size[1]})
+        shown = (row for row, value in zip(found, result.scores.tolist(), strict=True) if value >= score)
+        objects += [_as_annotation(row, len(objects) + i) for i, row in enumerate(shown, 1)]
         save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
+    categories = [{"id": id, "name": name} for id, name in zip(written_ids, classes, strict=True)]
+    dataset = {"images": entries, "annotations": objects, "categories": categories}
+    for path, content in ((folder / RESULTS, rows), (folder / ANNOTATIONS, dataset)):
+        text = json.dumps(content)
+        write_atomic(path, lambda new, text=text: new.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    return [folder / RESULTS, folder / ANNOTATIONS, folder / DRAWN]
 
-    def write(path: Path) -> None:
-        path.write_text(json.dumps(rows), encoding="utf-8")
 
-    write_atomic(folder / RESULTS, write)
-    return [folder / RESULTS, folder / DRAWN]
+def _as_annotation(row: Mapping[str, Any], id: int) -> dict[str, Any]:
+    """A detection in COCO's results format as an annotation of a COCO dataset."""
+    area = row["bbox"][2] * row["bbox"][3]
+    if "segmentation" in row:
+        area = float(require("faster_coco_eval.core.mask", "detect").area(row["segmentation"]))
+    kept = {key: row[key] for key in ("image_id", "category_id", "bbox", "segmentation", "score") if key in row}
+    return {"id": id, **kept, "area": area, "iscrowd": 0}

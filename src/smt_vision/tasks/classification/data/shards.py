@@ -87,8 +87,8 @@ def open_shards(
 ) -> ImageDataset:
     """Open one split of a list of shards.
 
-    The split of a shard is the name of its directory, or is read from a word in its file name, e.g. ``set-val-0.tar``;
-    of several such words it is the last.
+    The split of a shard is the name of its directory, if they are in directories of several splits; else a word in its
+    file name, e.g. ``set-val-0.tar``, of several such words the last, or the name of its directory.
     If there are no validation shards, a part of the images is held out. Of several validation splits, e.g. val and
     test, the first of ``VAL_NAMES`` is used.
     """
@@ -97,8 +97,9 @@ def open_shards(
         raise ValueError(f"{where}: no such shards: {', '.join(missing[:3]) or where}; expected .tar files")
     images = _index_samples(shards, where, allow_damaged)
     folders = [path.parent.name.lower() for path in shards]
+    in_folders = len({folder for folder in folders if folder in TRAIN_NAMES + VAL_NAMES}) > 1
     names = [
-        folder if folder in TRAIN_NAMES + VAL_NAMES else split_in_name(path.name) or ""
+        folder if in_folders else split_in_name(path.name) or folder
         for path, folder in zip(shards, folders, strict=True)
     ]
     val = first_existing(VAL_NAMES, names, where)

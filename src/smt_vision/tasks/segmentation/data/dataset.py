@@ -40,6 +40,7 @@ class SegmentationDataset(RawDataset[Labels]):
         classes: K class names; one for binary masks.
         config: ``kind`` and ``zero_is_ignored`` are used.
         ignore: Stored label of ignored pixels; ``None`` if the dataset does not name it, then it is 255.
+        colors: Color of each class, if label maps show classes by color.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SegmentationDataset(RawDataset[Labels]):
         classes: Sequence[str],
         config: SegmentConfig,
         ignore: int | None = None,
+        colors: Sequence[tuple[int, int, int]] | None = None,
     ) -> None:
         super().__init__(classes, ids, f"{images}/")
         self.images = images
@@ -59,6 +61,7 @@ class SegmentationDataset(RawDataset[Labels]):
         self.zero_is_ignored = config.zero_is_ignored
         self.ignore = IGNORE_INDEX if ignore is None else ignore
         self.ignore_is_assumed = ignore is None
+        self.colors = colors
         self._num_labels = len(classes)
         self._indices = np.arange(256, dtype=np.uint8)  # class index of each label
         self._label_ids = np.array([os.fsencode(name) for name in label_ids], dtype=np.bytes_)
@@ -79,11 +82,12 @@ class SegmentationDataset(RawDataset[Labels]):
         if self.binary:
             labels = (decode_mask(path, name=str(path)) > OBJECT_ABOVE).astype(np.uint8)
         else:
-            labels = self._indices[self._classes(decode_labels(path, name=str(path)), path)]
+            labels = self._indices[self._classes(decode_labels(path, name=str(path), colors=self.colors), path)]
         return self.raw(i), labels, self.name(i)
 
     def hash_labels(self) -> int:
-        return hash_bytes(self._indices.tobytes(), map_images(self._hash_label_map, len(self)).tobytes())
+        colors = [] if self.colors is None else [np.array(self.colors).tobytes()]
+        return hash_bytes(self._indices.tobytes(), *colors, map_images(self._hash_label_map, len(self)).tobytes())
 
     def _hash_label_map(self, i: int) -> int:
         path = self._label_path(i)

@@ -25,6 +25,9 @@ from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
 from .dataset import SegmentationDataset
+from .voc import CLASSES as VOC_CLASSES
+from .voc import LABEL_MAP, VocSplit, find_voc, read_label_map
+from .voc import LAYOUT as VOC_LAYOUT
 
 log = get_logger(__name__)
 
@@ -42,15 +45,16 @@ WORDS: Mapping[SegmentationSplit, tuple[str, ...]] = {
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
     "training/ and validation/), or labels/ without subfolders, or train/images/ and train/masks/ (or Imgs/ and GT/); "
-    "to evaluate, also only Imgs/ and GT/ with all files of a test set"
+    f"to evaluate, also only Imgs/ and GT/ with all files of a test set; or Pascal VOC's: {VOC_LAYOUT}"
 )
 
 
 class _Names(NamedTuple):
-    """Class names, and the stored label of ignored pixels if it is given."""
+    """Class names, the stored label of ignored pixels if it is given, and the colors of the classes if it is they."""
 
     classes: list[str]
     ignore: int | None
+    colors: list[tuple[int, int, int]] | None = None
 
 
 def find_splits(data: str) -> list[Split]:
@@ -59,7 +63,8 @@ def find_splits(data: str) -> list[Split]:
     found: list[Split] = []
     for split in SPLITS if root.is_dir() else ():
         with suppress(ValueError):
-            _folders(root, split)
+            if _voc(root, split) is None:
+                _folders(root, split)
             found.append(split)
     return found
 
@@ -89,21 +94,29 @@ def open_segmentation(
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
-    images, labels, others = _folders(root, split)
-    names = _Names(["object"], None) if config.is_binary else _class_names(root)
+    voc = _voc(root, split)
+    if voc is not None:
+        images, labels, pairs = voc
+    else:
+        images, labels, others = _folders(root, split)
+        pairs = _pairs(images, labels, others)
+    names = _Names(["object"], None) if config.is_binary else _class_names(root, is_voc=voc is not None)
     if config.zero_is_ignored and len(names.classes) >= IGNORE_INDEX:
         raise ValueError(
             f"{root}: {len(names.classes)} classes with zero_is_ignored, the last of which would be stored as "
             f"{IGNORE_INDEX}, the label of ignored pixels; expected at most {IGNORE_INDEX - 1}"
         )
-    pairs = _pairs(images, labels, others)
     dataset = SegmentationDataset(
-        images, labels, list(pairs), list(pairs.values()), names.classes, config, ignore=names.ignore
+        images, labels, list(pairs), list(pairs.values()), names.classes, config, names.ignore, names.colors
     )
     if check:
         dataset.check()
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
+
+
+def _voc(root: Path, split: SegmentationSplit) -> VocSplit | None:
+    return find_voc(root, WORDS[split], whole=split == "val")
 
 
 def image_folder(root: Path, split: Split) -> Path | None:
@@ -247,10 +260,14 @@ def _files(folder: Path) -> list[str]:
     return sorted(listing.images)
 
 
-def _class_names(root: Path) -> _Names:
+def _class_names(root: Path, *, is_voc: bool) -> _Names:
     json_file, ade20k = root / "classes.json", root / "objectInfo150.txt"
     if json_file.is_file():
         where, names = json_file, _read_classes_json(json_file)
+    elif is_voc and (colors := read_label_map(root)) is not None:
+        where, names = root / LABEL_MAP, _Names(list(colors), None, list(colors.values()))
+    elif is_voc:
+        where, names = root, _Names(list(VOC_CLASSES), IGNORE_INDEX)
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
         try:
             lines = ade20k.read_text(encoding="utf-8").splitlines()[1:]
