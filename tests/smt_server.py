@@ -8,6 +8,7 @@ Programs can be run in the same way, in forks of a process that has imported PyT
 Usage: python smt_server.py SOCKET smt|python
 """
 
+import functools
 import gc
 import importlib
 import json
@@ -74,10 +75,12 @@ def serve_commands(address: str) -> None:
     from blank_pictures import no_pictures
     from smt_vision.benchmark import memory, timing
     from smt_vision.cli import main
+    from smt_vision.engine import lr_finder
     from smt_vision.tasks.classification.data.sources import open_dataset
 
     open_dataset("auto", "val", val_fraction=0.2)  # parsed from text once
     timing.matmul_peak = lambda *arguments: 1e9  # measured in tests/test_speed.py
+    lr_finder.find_lr = functools.partial(lr_finder.find_lr, steps=20)
     memory.in_fresh_process = lambda function, *arguments: function(*arguments)  # so is memory
     with no_pictures():
         _serve(address, lambda words: main(words))

@@ -164,6 +164,7 @@ def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("resolution.in_fresh_process", lambda function, *args: function(*args))
+    monkeypatch.setattr("resolution.CALLS", 1)
     results = run("resolution", "--model smt_atto --sizes 64x96 --threads 1", tmp_path / "resolution.json")
     rows = results["resolution"]
     assert [(row["part"], row["train"]) for row in rows] == [

@@ -168,7 +168,7 @@ def test_torch_and_pillow_predict_same_classes_cifar10(shared: Path) -> None:
     if not archive.is_file():
         pytest.skip("CIFAR-10 is not among the shared files")
     torch_classes, pillow_classes = predicted_classes(
-        list(cifar_images(archive, 128)), ClassificationInput(size=64, crop_pct=1.0)
+        list(cifar_images(archive, 64)), ClassificationInput(size=64, crop_pct=1.0)
     )
     assert torch_classes == pillow_classes
 
