@@ -75,8 +75,9 @@ def predict_video(
         write_atomic(lines, lambda new_lines: write_atomic(drawn, lambda new_drawn: write(new_lines, new_drawn)))
         if maps is None or new_maps is None or not new_maps.exists():
             return [lines, drawn]
-        shutil.rmtree(maps, ignore_errors=True)
-        new_maps.rename(maps)
+        maps.mkdir(exist_ok=True)  # what else is there stays
+        for file in new_maps.iterdir():
+            file.replace(maps / file.name)
         return [lines, drawn, maps]
     finally:
         if new_maps is not None:
