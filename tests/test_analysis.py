@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import smt_vision
 from command import answer, refusal, run
 from debug_model import create, images
 from sample_images import photograph, picture
@@ -185,6 +186,13 @@ def brute_force_distance(weights: Tensor, grid: tuple[int, int], cell: tuple[flo
             apart = np.hypot((i // grid[1] - j // grid[1]) * cell[0], (i % grid[1] - j % grid[1]) * cell[1])
             total += weights[:, i, j] * apart
     return total / (grid[0] * grid[1])
+
+
+def test_of_a_fused_network_the_source_is_named() -> None:
+    fused = smt_vision.fuse(smt())
+    for compute in (modulation_maps, attention_maps):
+        with pytest.raises(NotDefined, match="use the one that it was made from"):
+            compute(fused, images(1, 3, 64, 64))
 
 
 def test_attention_of_an_smt() -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
+from ..forms.inference import is_fused
 from ..model import MSA
 from .blocks import NotDefined, evaluation_mode, require_one_image, token_grid
 
@@ -77,9 +78,10 @@ def find_attention(network: nn.Module) -> dict[str, nn.Module]:
         and isinstance(getattr(module, "proj", None), nn.Linear)
     }
     if not found:
-        raise NotDefined(
-            "there are no attention maps: the network has no attention with one linear layer for query, key and value"
-        )
+        why = "the network has no attention with one linear layer for query, key and value"
+        if is_fused(network):
+            why = "those of a fused network are not kept; use the one that it was made from"
+        raise NotDefined(f"there are no attention maps: {why}")
     return found
 
 

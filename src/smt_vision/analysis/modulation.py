@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..forms.inference import is_fused
 from ..model import SAM
 from .blocks import NotDefined, evaluation_mode, require_one_image
 
@@ -58,8 +59,14 @@ def find_modulation(network: nn.Module) -> dict[str, SAM]:
     """
     found = {name: module for name, module in network.named_modules() if isinstance(module, SAM)}
     if not found:
-        raise NotDefined("there are no modulation maps: the network has no scale-aware modulation (SAM)")
+        raise NotDefined(f"there are no modulation maps: {_why(network)}")
     return found
+
+
+def _why(network: nn.Module) -> str:
+    if is_fused(network):
+        return "a fused network computes its convolution heads as one; use the one that it was made from"
+    return "the network has no scale-aware modulation (SAM)"
 
 
 @torch.no_grad()
