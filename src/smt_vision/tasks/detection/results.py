@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...extras import require
-from ...files import write_atomic
+from ...files import write_text_atomic
 from ...recipe import Input
 from ...text import get_logger
 from ..classes import class_candidates, some_names
@@ -307,9 +307,8 @@ def write_detections(
         save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
     categories = [{"id": id, "name": name} for id, name in zip(written_ids, classes, strict=True)]
     dataset = {"images": entries, "annotations": objects, "categories": categories}
-    for path, content in ((folder / RESULTS, rows), (folder / ANNOTATIONS, dataset)):
-        text = json.dumps(content)
-        write_atomic(path, lambda new, text=text: new.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    write_text_atomic(folder / RESULTS, json.dumps(rows))
+    write_text_atomic(folder / ANNOTATIONS, json.dumps(dataset))
     return [folder / RESULTS, folder / ANNOTATIONS, folder / DRAWN]
 
 
