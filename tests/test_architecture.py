@@ -34,6 +34,7 @@ LAYERS = (
     {
         "recipe",
         "seeding",
+        "modes",
         "hardware",
         "precision",
         "allocator",

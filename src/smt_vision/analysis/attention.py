@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..forms.inference import is_fused
 from ..model import MSA
-from .blocks import NotDefined, evaluation_mode, require_one_image, token_grid
+from ..modes import evaluation_mode
+from .blocks import NotDefined, require_one_image, token_grid
 
 Floats = npt.NDArray[np.float32]
 WEIGHTS = 2**24  # attention weights in memory at a time

@@ -5,8 +5,7 @@ Shapes: ``B`` images of ``C`` channels; a map of ``H W`` cells.
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..model import MSA, SAM
 from ..model.smt import Block
+from ..modes import evaluation_mode
 
 T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -24,18 +24,6 @@ LEAST_SHARE = 0.1  # of the parameters: what holds less is not the network's blo
 
 class NotDefined(ValueError):
     """A quantity is not defined for a model; the message says what and why."""
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Runs a network in evaluation mode, and restores the mode of each of its modules."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def require_one_image(x: Tensor) -> None:

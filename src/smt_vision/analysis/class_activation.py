@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require
-from .blocks import NotDefined, evaluation_mode, feature_map, require_one_image
+from ..modes import evaluation_mode
+from .blocks import NotDefined, feature_map, require_one_image
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..forms.inference import is_fused
 from ..model import SAM
-from .blocks import NotDefined, evaluation_mode, require_one_image
+from ..modes import evaluation_mode
+from .blocks import NotDefined, require_one_image
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .blocks import evaluation_mode, feature_map, is_channels_last
+from ..modes import evaluation_mode
+from .blocks import feature_map, is_channels_last
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")

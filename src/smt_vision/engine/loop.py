@@ -16,6 +16,7 @@ from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..data.loaders import DeadWorker, explained_dead_workers
+from ..modes import evaluation_mode
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
@@ -401,25 +402,23 @@ def run_evaluation(
     Raises:
         ValueError: No image could be read.
     """
-    training = weights.training
-    weights.eval()
     metric = task.metric(fabric.device, resamples)
     any_image = False
-    for batch in loader:
-        any_image = True
-        batch = fabric.to_device(batch)
-        with fabric.autocast():
-            output = task.predict(weights, batch)
-        metric.update(output, batch)
-        if on_progress is not None:
-            on_progress(1)
+    with evaluation_mode(weights):
+        for batch in loader:
+            any_image = True
+            batch = fabric.to_device(batch)
+            with fabric.autocast():
+                output = task.predict(weights, batch)
+            metric.update(output, batch)
+            if on_progress is not None:
+                on_progress(1)
     if not any_process(fabric, any_image)[0]:
         raise ValueError(
             f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
             "above say why"
         )
     metric.reduce(partial(reduced, fabric, "sum"), partial(gathered, fabric))
-    weights.train(training)
     return metric.compute()
 
 

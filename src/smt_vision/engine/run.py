@@ -20,6 +20,7 @@ from ..cost import describe
 from ..data.fingerprint import MAX_TRAIN, UsedImages, hash_bytes
 from ..files import remove_temporary, write_atomic, write_text_atomic
 from ..hardware import describe_hardware
+from ..modes import evaluation_mode
 from ..pictures.training import curves
 from ..recipe import Recipe
 from ..recipe_files import write_recipe
@@ -386,10 +387,8 @@ class Run(TrainingState):
         """Draw the task's sample images with their predictions; returns the path of the picture, if there is one."""
         if not self.fabric.is_global_zero:
             return None
-        training = self.weights.training
-        with torch.inference_mode(), self.fabric.autocast():
-            picture = self.task.samples(self.weights.eval(), self.fabric.device)
-        self.weights.train(training)
+        with torch.inference_mode(), self.fabric.autocast(), evaluation_mode(self.weights):
+            picture = self.task.samples(self.weights, self.fabric.device)
         if picture is None:
             return None
         path = self._samples(epoch)

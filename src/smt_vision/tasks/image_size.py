@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from ..modes import evaluation_mode
 from ..registry import create_timm_model
 
 # The arguments of timm's models for images of any size: of Swin and Swin V2, and of ViT and its relatives. Windows are
@@ -70,13 +71,11 @@ def check_any_size(network: nn.Module, channels: int) -> None:
 
 @torch.no_grad()
 def run_on_black(network: nn.Module, channels: int, height: int, width: int) -> None:
-    """Run a network on one black image, in evaluation mode, and leave it in the mode that it was in."""
-    training, parameter = network.training, next(network.parameters(), None)
+    """Run a network on one black image, in evaluation mode."""
+    parameter = next(network.parameters(), None)
     image = torch.zeros(1, channels, height, width)
-    try:
-        network.eval()(image if parameter is None else image.to(parameter))
-    finally:
-        network.train(training)
+    with evaluation_mode(network):
+        network(image if parameter is None else image.to(parameter))
 
 
 def _fixed_size_cfg(name: str) -> Any:
