@@ -255,6 +255,13 @@ def test_option_of_another_type(arguments: list[str], capsys: pytest.CaptureFixt
     assert arguments[-2].lstrip("-") in capsys.readouterr().err
 
 
+def test_milestones_are_those_of_the_schedule_with_steps() -> None:
+    with pytest.raises(ValueError, match=r"optim.schedule=step needs optim.milestones"):
+        Optim(schedule="step")
+    with pytest.raises(ValueError, match=r"optim.milestones=\[1\] has no effect with optim.schedule=cosine"):
+        Optim(milestones=(1,))
+
+
 def test_engine_of_eval_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "MODEL", "--engine.devices", "0"]) == 1
     assert "engine.devices=0" in capsys.readouterr().err

@@ -316,6 +316,11 @@ def test_resume_of_finished_run_changes_nothing(working_folder: Path, capsys: Ca
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert "optim.lr" in refusal(capsys, 1, "train", "--resume", folder, "--optim.lr", "1")
+    for words, omit in ((["--run", "runs/other"], "--run runs/other"), (["quickstart"], "the recipe quickstart")):
+        assert f"omit {omit}" in refusal(capsys, 2, "train", "--resume", folder, *words)
+    assert f"give its folder: --resume {folder}" in refusal(capsys, 1, "train", "--resume", folder / "last.pt")
+    recipe = folder / "recipe.yaml"
+    assert f"smt train RECIPE --config {recipe}" in refusal(capsys, 2, "train", recipe)
 
 
 def test_json_has_no_numbers_that_are_not_finite() -> None:

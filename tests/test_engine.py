@@ -316,7 +316,7 @@ def test_learning_rate_is_scaled_by_the_images_of_a_step(colored: Path, tmp_path
     for batch_size, images in ((256, 24), (12, 12)):  # there are 24 images
         recipe = tiny(colored, batch_size=batch_size, epochs=1, optim=constant)
         train(recipe, tmp_path / str(batch_size), display=False)
-        (first, *_) = read_log(tmp_path / str(batch_size))
+        (first, *_) = (line for line in read_log(tmp_path / str(batch_size)) if line["kind"] == "train")
         assert first["lr"] == pytest.approx(1e-3 * images / 48)
 
 
@@ -735,12 +735,21 @@ def test_allocator_is_set_by_the_command_and_not_by_the_library(
 # --- several processes
 
 SCRIPT = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, signal, sys
 from smt_vision.cli import main
+from smt_vision.engine import loop
 results = []
 for words in json.loads(open(sys.argv[1]).read()):
     out = io.StringIO()
     words = [word.replace("RANK", os.environ.get("LOCAL_RANK", "0")) for word in words]
+    if words[-1] == "SIGNAL":  # which the second process receives in its first step
+        def step(*args, train_step=loop.train_step):
+            if args[0].step == 0 and os.environ["LOCAL_RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(*args)
+
+        loop.train_step = step
+        words.pop()
     with contextlib.redirect_stdout(out):
         code = main(words)
     results.append((code, out.getvalue()))
@@ -782,6 +791,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     jobs["frozen"] = train_arguments("frozen", frozen, "--max_steps", "2")
     # A folder on each machine, of which that of the first one has the checkpoints.
     jobs["apart"], jobs["apart again"] = (train_arguments("apartRANK", random, "--max_steps", n) for n in ("2", "4"))
+    jobs["signaled"] = [*train_arguments("signaled", random), "SIGNAL"]
     (root / "jobs").write_text(json.dumps(list(jobs.values())))
     (root / "script.py").write_text(SCRIPT)
     done = subprocess.run(
@@ -791,7 +801,8 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     first, second = (json.loads((root / f"jobs{rank}").read_text()) for rank in (0, 1))
-    assert [code for code, _ in first] == [0] * (len(jobs) - 1) + [1], done.stderr
+    assert [code for code, _ in first] == [0] * (len(jobs) - 2) + [1, 143], done.stderr
+    assert second[-1][0] == 0  # Fabric kills the first process if another ends with a code
     assert [out for _, out in second] == [""] * len(jobs)  # only the first process prints
     out = {name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True) if out}
     return SimpleNamespace(root=root, out=out, errors=done.stderr)
@@ -829,6 +840,10 @@ def test_two_processes_train_and_resume(two: SimpleNamespace) -> None:
     assert [line["step"] for line in log] == list(range(1, 10))
     assert all(math.isfinite(line["loss"]) for line in log)
     assert_same_run(two.root / "whole", two.root / "halves")
+
+
+def test_all_processes_stop_in_the_step_after_a_signal_to_one(two: SimpleNamespace) -> None:
+    assert checkpoints.load(two.root / "signaled" / "last.pt").state["step"] == 2
 
 
 def test_processes_that_read_different_checkpoints_are_an_error(two: SimpleNamespace) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from smt_vision.data.decode import UnreadableImage
-from smt_vision.data.loaders import TrainLoader, seed_all
+from smt_vision.data.loaders import TrainLoader, _share_of_cores, seed_all
 from smt_vision.data.samplers import EvalSampler, TrainSampler
 from smt_vision.data.transforms import ToNormalized
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
@@ -396,6 +396,22 @@ def test_workers_are_limited_to_batches_and_cores(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert loader_of(64, length=4000)._loader.num_workers == 1
     assert loader_of(0, length=4000)._loader.num_workers == 0
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert _share_of_cores() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert _share_of_cores() == 4
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # a shell in a job, in which the processes are started otherwise
+    assert _share_of_cores() == 4
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # SLURM has started the processes, four per machine
+    assert _share_of_cores() == 12
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # one torchrun per task
+    assert _share_of_cores() == 4
 
 
 def test_eval_batches_over_ranks_cover_the_dataset() -> None:

@@ -19,7 +19,12 @@ from smt_vision.engine.tracker import RunTracker
 
 
 def open_tracker(
-    folder: Path, start_step: int = 0, display: bool = False, active: bool = True, primary_metric: str = "top1"
+    folder: Path,
+    start_step: int = 0,
+    display: bool = False,
+    active: bool = True,
+    primary_metric: str = "top1",
+    best: float = -math.inf,
 ) -> RunTracker:
     return RunTracker(
         folder,
@@ -31,6 +36,7 @@ def open_tracker(
         label={"top1": "top-1", "mask_ap": "mask AP"}[primary_metric],
         display=display,
         start_step=start_step,
+        best=best,
         active=active,
     )
 
@@ -204,10 +210,10 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys, monkeypatch):
     assert lines[-1] == "done [b]at last[/b]  folder=runs/x"
 
 
-def test_best_metric_is_restored_on_resume(tmp_path, capsys):
+def test_best_metric_so_far_is_shown(tmp_path, capsys):
     with open_tracker(tmp_path) as tracker:
         train(tracker, 1, 30)  # top-1 reaches 20 by step 20, 30 by step 30
-    with open_tracker(tmp_path, start_step=25, display=True) as tracker:
+    with open_tracker(tmp_path, start_step=25, display=True, best=20.0) as tracker:
         tracker.evaluation(26, 2, {"top1": 15.0})
         tracker.evaluation(27, 2, {"top1": 21.0})
     first, second = capsys.readouterr().out.splitlines()
@@ -219,7 +225,7 @@ def test_primary_metric_can_be_any_metric(tmp_path, capsys):
     with open_tracker(tmp_path, primary_metric="mask_ap", display=True) as tracker:
         tracker.evaluation(10, 1, {"mask_ap": 21.5, "box_ap": 30.0, "top1": 99.0})
         tracker.evaluation(20, 2, {"mask_ap": 20.0, "box_ap": 40.0})
-    with open_tracker(tmp_path, primary_metric="mask_ap", start_step=20, display=True) as tracker:
+    with open_tracker(tmp_path, primary_metric="mask_ap", start_step=20, display=True, best=21.5) as tracker:
         tracker.evaluation(30, 3, {"mask_ap": 21.0})
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("epoch 1/4  mask AP 21.50 %*  best 21.50 %  ")

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from command import refusal
 from smt_vision.cli import train as train_command
 from smt_vision.engine import loggers
+from smt_vision.engine.log import read_log
 from smt_vision.engine.loggers import LOGGERS, build_loggers, check_loggers
 from smt_vision.engine.loop import train
 from smt_vision.engine.tracker import RunTracker
@@ -156,6 +157,32 @@ def test_tracker_passes_everything_to_every_logger(
             (2, "samples", (4, 6, 3)),
             status,
         ]
+
+
+class Unreachable(Recorder):
+    def __init__(self, *args: Any) -> None:
+        raise ConnectionError("the server does not answer")
+
+
+def test_resumed_run_goes_on_without_a_logger_that_cannot_be_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loggers, "LOGGERS", {"mlflow": Unreachable, "other": Recorder})
+    monkeypatch.setattr(loggers, "require", lambda module, extra: None)
+
+    def tracker(start_step: int) -> RunTracker:
+        return RunTracker(
+            tmp_path / "run", loggers=("mlflow", "other"), config=CONFIG, total_steps=4, total_epochs=2,
+            primary_metric="top1", label="top-1", start_step=start_step, display=False,
+        )  # fmt: skip
+
+    with pytest.raises(ConnectionError):  # a new run, whose settings may be wrong
+        tracker(0)
+    with tracker(1) as resumed:
+        assert [type(logger) for logger in resumed._loggers] == [Recorder]
+    message = "mlflow records nothing any more: ConnectionError: the server does not answer"
+    assert message in caplog.text
+    assert message in [line.get("message") for line in read_log(tmp_path / "run")]
 
 
 @pytest.mark.filterwarnings("default")

@@ -1,5 +1,6 @@
 """Self-supervised pretraining: folders without labels, views, metrics, and weights that other tasks start from."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from drawn_sets import scenes_recipe, shapes_recipe
+from processes import run_on_processes
 from same_run import assert_same_run
 from smt_vision import RECIPES, checkpoints, load
 from smt_vision.cli import main
@@ -130,6 +132,23 @@ def test_metric_of_known_features() -> None:
         metric.update(torch.cat([images[rows], views[rows]]), batch)
     metric.reduce(lambda value: value, lambda value: value[None])
     assert metric.compute() == {"count": 4, "retrieval": 75.0, "knn": 75.0}
+
+
+def test_metric_of_processes_of_which_one_has_no_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, views = torch.randn(2, 3, 5, generator=generator)
+
+    def work(rank: int, all_gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+        metric = NeighborMetric(torch.device("cpu"), neighbors=1, classes=2)
+        if rank == 0:
+            batch = {"index": torch.arange(3), "target": torch.tensor([0, 1, 1])}
+            metric.update(torch.cat([features, views]), batch)
+        metric.reduce(lambda value: value, all_gather)
+        return metric.compute()
+
+    first, second = run_on_processes(work, 2)
+    assert first == second
+    assert first["count"] == 3
 
 
 # --- runs

@@ -589,6 +589,38 @@ def test_changed_data_is_refused_unless_accepted(tmp_path: Path, change: Any) ->
         assert train(accepted, tmp_path / "run", display=False, max_steps=3).step == 3
 
 
+@pytest.mark.pictures
+@pytest.mark.parametrize("stopped_at", [8, 12])  # in an epoch, and at the end of the run
+def test_metrics_of_other_validation_images_are_not_compared(
+    tmp_path: Path, stopped_at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, folder = write_split(tmp_path / "data"), tmp_path / "run"
+    before = train(tiny(data), folder, display=False, max_steps=stopped_at)
+    assert before.metrics["count"] == 12
+    best = (folder / "best.pt").read_bytes()
+    for i in range(2):
+        (data / f"val/red/{i}.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        run = train(tiny(data, engine=dict(allow_changed_data=True)), folder, display=False)
+    kept = folder / f"best-{before.best_epoch:03}.pt"
+    assert kept.read_bytes() == best
+    assert f"the best weights so far are kept as {kept.name}" in caplog.text
+    assert run.metrics["count"] == 10
+    assert (run.step, run.best_epoch, len(run.history)) == (12, 2, 1)
+    assert checkpoints.load(folder / "best.pt").state["metrics"]["count"] == 10
+    assert "on 10 images" in (folder / "summary.md").read_text()
+    again = train(tiny(data, engine=dict(allow_changed_data=True)), folder, display=False)  # nothing is left to do
+    assert (again.best_epoch, len(again.history)) == (2, 1)
+
+
+def test_training_images_that_are_added_leave_the_best_weights(tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+    before = train(tiny(data), tmp_path / "run", display=False, max_steps=8)
+    add_image(data)
+    run = train(tiny(data, engine=dict(allow_changed_data=True)), tmp_path / "run", display=False, max_steps=9)
+    assert (run.metrics, run.history) == (before.metrics, before.history)
+
+
 def test_another_number_of_steps_per_epoch_is_refused(tmp_path: Path) -> None:
     data = write_split(tmp_path / "data")
     train(tiny(data), tmp_path / "run", display=False, max_steps=2)
@@ -596,6 +628,38 @@ def test_another_number_of_steps_per_epoch_is_refused(tmp_path: Path) -> None:
         (data / f"train/red/{i}.png").unlink()
     with pytest.raises(ValueError, match="started with 6 steps per epoch and would continue with 5"):
         train(tiny(data, engine=dict(allow_changed_data=True)), tmp_path / "run", display=False)
+
+
+def test_resumed_run_may_have_other_devices_and_less_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_split(tmp_path / "data")
+    train(tiny(data, engine=dict(devices=-1)), tmp_path / "run", display=False, max_steps=2)
+    engine = dict(devices=1, accelerator="cpu", grad_checkpointing=True)
+    assert train(tiny(data, engine=engine), tmp_path / "run", display=False, max_steps=3).step == 3
+    with pytest.raises(ValueError, match=r"epochs is 2 there and 3 here.* To train longer, .*--checkpoint"):
+        train(tiny(data, epochs=3), tmp_path / "run", display=False)
+
+
+def test_run_that_leaves_out_images_says_so(tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+
+    def notes(**fields: Any) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(tiny(data, **fields), folder, display=False, max_steps=1)
+        return [line["message"] for line in read_log(folder) if line["kind"] == "note"]
+
+    assert notes() == []
+    left = "each leaves out 8 of the 24 images, others each time; with a smaller batch_size, there are fewer"
+    assert notes(batch_size=16) == [f"epochs of 1 steps x 16 images: {left}"]
+    assert notes(batch_size=50) == ["batches of 24 images, not 50: there are no more"]
+    assert notes(engine=dict(accumulate=50)) == ["6 batches per step, not 50: an epoch has no more"]
+
+
+def test_emulated_bfloat16_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "has_bf16", lambda device: False)
+    data = write_split(tmp_path / "data")
+    train(tiny(data, engine=dict(precision="bf16-mixed")), tmp_path / "run", display=False, max_steps=1)
+    (note,) = [line["message"] for line in read_log(tmp_path / "run") if line["kind"] == "note"]
+    assert note == "this cpu emulates bfloat16, which is slow: --engine.precision 32-true is faster"
 
 
 def test_run_follows_its_data_to_another_path(whole: Path, tmp_path: Path) -> None:
@@ -607,6 +671,17 @@ def test_run_follows_its_data_to_another_path(whole: Path, tmp_path: Path) -> No
 
 
 # --- signals and waits
+
+
+def test_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    child = "import os, time; from smt_vision.signals import end_with_parent; end_with_parent(os.getppid()); "
+    child += "print('started', flush=True); time.sleep(60)"
+    parent = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+    )
+    parent += "p.stdout.read(7)"  # then the parent ends
+    # The standard error, which the child has too, is at its end when the child has ended.
+    subprocess.run([sys.executable, "-c", parent], env=environment(), stderr=subprocess.PIPE, timeout=30, check=True)
 
 
 @contextmanager
@@ -891,6 +966,7 @@ def test_interrupt_while_libraries_are_imported(colored: Path) -> None:
         assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
+@pytest.mark.pictures
 def test_torn_log_does_not_keep_a_run_from_being_resumed(
     colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

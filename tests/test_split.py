@@ -27,7 +27,7 @@ from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.predictor import Classifier
 from smt_vision.tasks.classification.published import class_names, class_synonyms
-from smt_vision.tasks.classification.task import open_evaluation
+from smt_vision.tasks.classification.task import ClassificationTraining, open_evaluation
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
 from tiny_run import COLORS, QUICK_TO_EXPORT, tiny, write_images, write_split
@@ -200,6 +200,15 @@ def test_images_of_the_initial_weights_are_told(unsplit: Path, unsplit_run: Path
     assert f"initial weights were trained on {common} of the 6 validation images" in caplog.text
     metrics = smt_vision.evaluate(tmp_path / "run", unsplit, workers=0)
     assert (metrics["count"], metrics["trained_on"]) == (HELD_OUT, common)
+
+
+def test_seed_of_the_split(unsplit: Path, tmp_path: Path) -> None:
+    def held_out(**seeds: int) -> set[str]:
+        task = ClassificationTraining(tiny(unsplit, **seeds))
+        return {task.val_set.name(i) for i in range(len(task.val_set))}
+
+    assert held_out(seed=0) == held_out(seed=1, split_seed=0) != held_out(seed=1)
+    assert held_out(seed=1) == held_out(seed=0, split_seed=1)
 
 
 def test_run_is_resumed_with_the_same_images_only(unsplit: Path, tmp_path: Path, caplog: Log) -> None:

@@ -21,7 +21,7 @@ from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone
-from smt_vision.tasks.build import build_backbone
+from smt_vision.tasks.build import build_backbone, share_statistics
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.heads import sliding
 from smt_vision.tasks.segmentation.heads.network import SegmentationNetwork
@@ -84,10 +84,17 @@ def test_every_parameter_gets_a_gradient():
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
-def test_share_statistics_converts_the_batchnorm_of_the_heads_only():
+def test_share_statistics_converts_batchnorm_of_processes_on_gpus(monkeypatch):
     model = build()
     names = set(model.state_dict())
-    model.share_statistics()
+    assert share_statistics(model.head) is model.head
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for backend, shared in (("gloo", False), ("nccl", True)):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda backend=backend: backend)
+        for part in (model.head, model.auxiliary):
+            share_statistics(part)
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == shared
     norms = {name: type(m) for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     assert {kind for name, kind in norms.items() if name.startswith(("head", "auxiliary"))} == {nn.SyncBatchNorm}
     assert {kind for name, kind in norms.items() if name.startswith("backbone")} == {nn.BatchNorm2d}

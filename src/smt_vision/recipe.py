@@ -71,8 +71,10 @@ class Input(Group):
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
             trained with.
         std: Each channel is divided by it; ``None`` likewise.
-        workers: Data loading processes per training process; 0 loads in the training process.
-        max_unreadable: Unreadable images to report and skip before the run stops with an error.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error; counted by each
+            training process, in training and in validation, since its start.
         exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
             otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
             files at the resolution that is needed.
@@ -116,8 +118,10 @@ class BandsInput(Input):
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
             trained with.
         std: Each channel is divided by it; ``None`` likewise.
-        workers: Data loading processes per training process; 0 loads in the training process.
-        max_unreadable: Unreadable images to report and skip before the run stops with an error.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error; counted by each
+            training process, in training and in validation, since its start.
         exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
             otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
             files at the resolution that is needed. Not for bands.
@@ -257,6 +261,13 @@ class Optim(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("optim.schedule=step needs optim.milestones, the epochs after which it lowers the rate")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(
+                f"optim.milestones={short(list(self.milestones))} has no effect with optim.schedule={self.schedule}: "
+                "expected step, or no milestones ([])"
+            )
         if self.layer_decay is not None and self.no_decay == "norm":
             raise ValueError(f"optim.layer_decay={self.layer_decay} requires optim.no_decay=1d, not norm")
 
@@ -317,7 +328,8 @@ class Engine(Group):
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: Processes on this machine; -1 for all devices (one process on a CPU).
+        devices: Processes on this machine; -1 for all devices (one process on a CPU). A script that trains with
+            several is run by each of them, also what follows the training.
         nodes: Number of machines.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accumulate: Batches per optimizer step.
@@ -326,7 +338,8 @@ class Engine(Group):
         grad_checkpointing: Recompute activations in the backward pass.
         deterministic: Use deterministic kernels only, for reruns that are bitwise equal; slower on a GPU.
         ema: Decay of the exponential moving average of the weights, which is then what is evaluated and saved as
-            best; ``None`` for none.
+            best; ``None`` for none. It is warmed up: after step t the decay is at most 1 - (t + 1)^(-2/3), e.g. 0.99
+            after 1,000 steps and 0.998 after 11,200, so that the average does not keep the initial weights.
         log_every: Steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
         patience: Stop the run after this many evaluations in a row without an improvement of the primary metric;
@@ -390,7 +403,10 @@ class Recipe:
         distill: A teacher to learn from.
         data: Where the images are; see the task's guide for the layouts.
         train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
-            at least one image. The images are the same for every seed, and those of a smaller fraction are among them.
+            at least one image. The images are the same for every model and, with a validation split of the dataset,
+            every seed, and those of a smaller fraction are among them.
+        split_seed: Seed by which images are held out for validation and divided into folds, e.g. for runs with several
+            seeds that are evaluated on the same images; ``None``: ``seed``.
         folds: Number of folds of a cross-validation: the training images (without a validation split, all images) are
             divided into this many parts, stratified and seeded; ``None`` for none.
         fold: The fold that this run validates on, from 1 on; it trains on the others. ``None``: all folds in turn.
@@ -422,6 +438,7 @@ class Recipe:
     distill: Distill = field(default_factory=Distill)
     data: str
     train_fraction: PositiveFraction = 1.0
+    split_seed: Annotated[int, Range(ge=0, le=2**32 - 1)] | None = None
     folds: Annotated[int, Range(ge=2, le=1000)] | None = None
     fold: Annotated[int, Range(ge=1, le=1000)] | None = None
     epochs: Count
@@ -451,6 +468,11 @@ class Recipe:
             )
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
             raise ValueError(f"invalid fold={self.fold}: expected 1 to the number of folds, with folds={self.folds}")
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed by which images are held out and divided into folds."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @classmethod
     @cache

@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # timeout(1) sends its signal to the command and then to its process group, which the command is in; schedulers signal
 # all processes of a job, some of which pass it on.
 ONE_EVENT_SECONDS = 1.0
+PARENT_SECONDS = 1.0  # between two looks whether the parent process is there
 
 
 class Stopped(RuntimeError):
@@ -170,3 +171,23 @@ def blocked_stop_signals() -> Iterator[None]:
 def unblock_stop_signals() -> None:
     """In a process that was started within :func:`blocked_stop_signals`: let the parent's signals in."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_with_parent(parent: int, grace_seconds: float = 30.0) -> None:
+    """End this process when the process that started it has ended, which would otherwise leave it waiting.
+
+    It receives SIGTERM, and SIGKILL if it has not ended after the grace period, e.g. because it waits in a collective.
+
+    Args:
+        parent: Process id of the parent.
+        grace_seconds: Time from SIGTERM to SIGKILL.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -101,13 +101,20 @@ def run(args: Any) -> Output:
     resumed = None
     if args.resume:
         folder = args.resume
+        if args.run or args.recipe:
+            what = f"--run {args.run}" if args.run else f"the recipe {args.recipe}"
+            print(f"smt train: error: --resume continues a run in its folder; omit {what}", file=sys.stderr)
+            raise SystemExit(EXIT_USAGE)
         if not (folder / "recipe.yaml").is_file():
-            raise FileNotFoundError(f"{folder} is not a run: there is no recipe.yaml in it")
+            of = f"; give its folder: --resume {folder.parent}" if (folder.parent / "recipe.yaml").is_file() else ""
+            raise FileNotFoundError(f"{folder} is not a run's folder: there is no recipe.yaml in it{of}")
         resumed = _resumed(["--resume", str(folder)])
     elif args.recipe in RECIPES:
         folder = args.run or _free_folder(Path("runs") / args.recipe)
     else:
         what = f"unknown recipe {args.recipe!r}{nearest(args.recipe, RECIPES)}" if args.recipe else "name a recipe"
+        if args.recipe and Path(args.recipe).is_file():
+            what += f"; fields from a file are given with --config: smt train RECIPE --config {args.recipe}"
         print(f"smt train: error: {what} (smt recipes lists them)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
     kind = type(resumed or RECIPES[args.recipe])

@@ -282,6 +282,11 @@ class TrainLoader(_Loader[B]):
         return len(self._batches.sampler)
 
     @property
+    def images_per_epoch(self) -> int:
+        """Images of an epoch, over all ranks, before an incomplete last batch is dropped."""
+        return self._batches.sampler.per_epoch
+
+    @property
     def images_per_batch(self) -> int:
         """Images per batch and rank: those of the recipe, or all, if the dataset has fewer."""
         return self._batches.sampler.batch_size
@@ -363,6 +368,14 @@ def eval_loader(
 
 def _workers(requested: int, batches: int) -> int:
     """Number of worker processes: at most one per batch, and at most this process's share of the CPU cores."""
+    return max(0, min(requested, _share_of_cores(), batches))
+
+
+def _share_of_cores() -> int:
+    """Number of CPU cores per training process; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(0, min(requested, share, batches))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    per_task, tasks = (int(os.environ.get(f"SLURM_{name}", "0")) for name in ("CPUS_PER_TASK", "NTASKS"))
+    if per_task and tasks >= processes and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return min(cores, per_task)  # SLURM started the processes, and has divided the cores among them
+    return max(1, cores // processes)

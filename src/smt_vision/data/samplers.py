@@ -79,6 +79,7 @@ class EvalSampler:
     """
 
     def __init__(self, length: int, batch_size: int, rank: int, world: int) -> None:
+        self.per_epoch = length
         self.indices = range(rank, length, world)
         self.batch_size = batch_size
 

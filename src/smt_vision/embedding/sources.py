@@ -55,7 +55,7 @@ def _one(source: str, model: Predictor[Any] | None, labels: LabelsConfig | None)
     fraction, seed = 0.1, 0
     own = recipe is not None and same_source(source, recipe.data)
     if recipe is not None and own:
-        fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed
+        fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed_of_split
     if found := find_splits(path):
         if "train" in found and "val" not in found:
             found = [*found, "val"]

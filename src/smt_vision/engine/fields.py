@@ -12,6 +12,8 @@ FREE_FIELDS = {
     "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
     "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable",
     "input.allow_damaged",
+    # The number of processes, which must not change, is compared by itself. Others change the last digits only.
+    "engine.accelerator", "engine.devices", "engine.nodes", "engine.grad_checkpointing",
 }  # fmt: skip
 
 
@@ -21,7 +23,7 @@ def changed_fields(recipe: Recipe) -> list[str]:
     if named is None or named.task != recipe.task:
         return []
     theirs, ours = flat_fields(named), flat_fields(recipe)
-    free = {*FREE_FIELDS, "data", "seed", "engine.accelerator", "engine.devices", "engine.nodes"}
+    free = {*FREE_FIELDS, "data", "seed"}
     return [name for name in ours if name not in free and ours[name] != theirs.get(name)]
 
 

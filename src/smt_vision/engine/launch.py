@@ -2,13 +2,20 @@
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.strategies import DDPStrategy
 
 from ..recipe import Engine
+from ..signals import end_with_parent
+
+MARGIN_MINUTES = 10.0  # by which a collective may take longer than engine.timeout_minutes
+MAX_MINUTES = 525_600.0  # a year: backends count in integers
+LAUNCHER = "SMT_VISION_LAUNCHER"  # environment variable: the process that started the others
 
 
 class Autocast(MixedPrecision):
@@ -46,6 +53,10 @@ def launch(engine: Engine) -> Fabric:
         devices, nodes = local, world // local
     else:
         os.environ["LOCAL_WORLD_SIZE"] = str(devices)  # as torchrun sets it: loader workers share the CPU cores
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.environ[LAUNCHER] = str(os.getpid())
+        elif LAUNCHER in os.environ:
+            end_with_parent(int(os.environ[LAUNCHER]))
     # Depthwise kernels have one input channel, so contiguous and channels-last strides describe the same memory: the
     # warning's copy does not happen.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -57,7 +68,10 @@ def launch(engine: Engine) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         plugins=autocast,
-        strategy="ddp" if devices * nodes > 1 else "auto",
+        # The watchdog ends a run that stands still; a collective must not end it before.
+        strategy=DDPStrategy(timeout=timedelta(minutes=min(engine.timeout_minutes + MARGIN_MINUTES, MAX_MINUTES)))
+        if devices * nodes > 1
+        else "auto",
     )
     fabric.launch()
     if fabric.world_size != devices * nodes:

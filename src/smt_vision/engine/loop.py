@@ -1,5 +1,6 @@
 """The training loop and the evaluation loop, the only ones of the project."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -15,8 +16,10 @@ from torch import nn
 from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
+from ..data.decode import UnreadableImage
 from ..data.loaders import DeadWorker, explained_dead_workers
 from ..modes import evaluation_mode
+from ..precision import has_bf16
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
@@ -33,7 +36,7 @@ from .tracker import RunTracker
 from .watchdog import SAVING, Watchdog
 
 T = TypeVar("T")
-SYNC_EVERY = 10  # optimizer steps between two checks whether any process received a signal
+MAX_LEFT_OUT = 0.05  # share of the images of an epoch that may be left out without a note
 MAX_FAILED = 10  # steps in a row whose loss or gradient is not finite
 
 
@@ -104,8 +107,9 @@ def train(
                 if finished_before:
                     done = _early(run) if run.stopped_early else f"all {run.total_steps} steps are done"
                     tracker.note(f"the run in {folder} is finished: {done}")
-                elif run.is_partial:
-                    tracker.note(f"training {run.trained_description}")
+                else:
+                    for note in _notes(run, plan, train_loader):
+                        tracker.note(note)
                 loop = _Loop(run, plan, tracker, signals, watchdog)
                 with explained_dead_workers(recipe.input.workers):
                     loop.run_to_end(train_loader, eval_loader)
@@ -183,6 +187,26 @@ def _plan(run: Run, loader: TrainLoader, max_steps: int | None) -> Plan:
     )
 
 
+def _notes(run: Run, plan: Plan, loader: TrainLoader) -> Iterator[str]:
+    """What may not be as the recipe's reader expects, for the start of a run."""
+    recipe, device = run.recipe, run.fabric.device
+    if run.is_partial:
+        yield f"training {run.trained_description}"
+    if recipe.engine.precision == "bf16-mixed" and device.type in ("cpu", "cuda") and not has_bf16(device):
+        faster = "16-mixed or 32-true" if device.type == "cuda" else "32-true"
+        yield f"this {device.type} emulates bfloat16, which is slow: --engine.precision {faster} is faster"
+    if loader.images_per_batch < recipe.batch_size:
+        yield f"batches of {loader.images_per_batch} images, not {recipe.batch_size}: there are no more"
+    if plan.accumulate < recipe.engine.accumulate:
+        yield f"{plan.accumulate} batches per step, not {recipe.engine.accumulate}: an epoch has no more"
+    left = loader.images_per_epoch - plan.steps_per_epoch * plan.images_per_step
+    if left > MAX_LEFT_OUT * loader.images_per_epoch:
+        yield (
+            f"epochs of {plan.steps_per_epoch} steps x {plan.images_per_step} images: each leaves out {left} of the "
+            f"{loader.images_per_epoch} images, others each time; with a smaller batch_size, there are fewer"
+        )
+
+
 def _evaluation_due(run: Run, plan: Plan) -> bool:
     """Whether the run is at the end of an epoch that the recipe evaluates, and has not evaluated it yet."""
     epoch, rest = divmod(run.step, plan.steps_per_epoch)
@@ -211,6 +235,7 @@ def _tracker(run: Run, display: bool) -> RunTracker:
         primary_metric=primary,
         label=run.task.metric_formats[primary].label,
         start_step=run.step,
+        best=run.metrics.get(primary, -math.inf),
         display=display,
         active=run.fabric.is_global_zero,
     )
@@ -277,7 +302,8 @@ class _Loop:
         while (group := self._next(groups)) is not None:
             self.watchdog.at(f"training step {run.step + 1}")
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
-            losses, grad_norm, reason = train_step(run, group, lr)
+            flags = torch.tensor([bool(self.signals), run.checkpoint_due()], dtype=torch.float32, device=fabric.device)
+            losses, grad_norm, reason = train_step(run, group, lr, flags)
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
             if reason:
@@ -294,8 +320,11 @@ class _Loop:
             if run.step == plan.stop_at:
                 break
             # Not after the last step of an epoch: the caller saves there.
-            if run.step % plan.steps_per_epoch and (fabric.world_size == 1 or run.step % SYNC_EVERY == 0):
-                stop, checkpoint_due = any_process(fabric, bool(self.signals), run.checkpoint_due())
+            if run.step % plan.steps_per_epoch:
+                # One process acts on a signal in the step that has just been done, several after their next one.
+                stop, checkpoint_due = (
+                    (bool(self.signals), run.checkpoint_due()) if fabric.world_size == 1 else (flags > 0).tolist()
+                )
                 if stop:
                     break
                 if checkpoint_due:
@@ -307,7 +336,10 @@ class _Loop:
         """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them.
 
         Raises:
-            DeadWorker: A worker process died. The run has saved itself, unless other processes take part in it.
+            DeadWorker: A worker process died.
+            UnreadableImage: There were too many unreadable images.
+
+        The run has saved itself, unless other processes take part in it.
         """
         self.watchdog.at("waiting for training images")
         try:
@@ -316,7 +348,7 @@ class _Loop:
                 return next(groups, None)
         except Interrupted:
             return None
-        except DeadWorker:
+        except (DeadWorker, UnreadableImage):
             if self.fabric.world_size == 1 and self.run.step:
                 self._save()
             raise

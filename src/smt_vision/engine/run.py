@@ -64,6 +64,7 @@ class Run(TrainingState):
         self.history: list[float] = []
         self._used_images: UsedImages | None = None  # on the first process only
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
+        self._val_listing = hash_bytes(task.val_set.listing())
         self._labels = task.train_set.hash_labels(), task.val_set.hash_labels()
         self._teacher = task.distillation.identity if task.distillation is not None else None
         self._seconds_before = self._kept_at = 0.0
@@ -78,9 +79,9 @@ class Run(TrainingState):
         self._check_same_state()
         if fabric.is_global_zero:  # of a resumed run with the fields that may be others now
             write_recipe(recipe, folder / RECIPE)
-        if fabric.is_global_zero and self._used_images is None:
-            self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
-        fabric.barrier()
+        with fabric.rank_zero_first():  # without the time limit of a barrier: reading all images may take long
+            if fabric.is_global_zero and self._used_images is None:
+                self._used_images = _with_initial(_used_images(task, recipe.data), task, recipe.data)
 
     def _check_same_state(self) -> None:
         """Raise a ValueError on every process if they restored different states: each reads the folder by itself."""
@@ -243,6 +244,7 @@ class Run(TrainingState):
                 "recipe": self.recipe.to_dict(),
                 "images": self._used_images.to_tensors(),
                 "listing": self._listing,
+                "val_listing": self._val_listing,
                 "labels": list(self._labels),
                 **({"teacher": self._teacher} if self._teacher else {}),
             }
@@ -287,9 +289,14 @@ class Run(TrainingState):
             different = [name for name in different if name != "distill.teacher"]  # the weights decide
         if different:
             listed = "; ".join(f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in different)
+            longer = (
+                f" To train longer, start another run from its weights: --checkpoint {shell_word(self.folder)}."
+                if different == ["epochs"]
+                else ""
+            )
             raise ValueError(
                 f"{self.folder} holds a run of another recipe: {listed}. Resume that run (smt train --resume "
-                f"{shell_word(self.folder)}) or choose another folder with --run."
+                f"{shell_word(self.folder)}) or choose another folder with --run.{longer}"
             )
         if state.get("teacher") != self._teacher:
             raise ValueError(
@@ -303,8 +310,9 @@ class Run(TrainingState):
                 f"{some_names(self.task.spec.classes)} in {self.recipe.data}; restore them, or choose another folder "
                 "with --run"
             )
-        if self._used_images is not None:
-            self._used_images = self._compare_images(self._used_images, state)
+        before = self._used_images
+        if before is not None:
+            self._used_images = self._compare_images(before, state)
         self._load_state(checkpoint)
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         self._metrics_from = checkpoint.path
@@ -319,6 +327,40 @@ class Run(TrainingState):
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
         self._kept_at = state.get("kept_at", 0.0)
         self._processes_before = state.get("processes", 0)
+        if before is not None and self._evaluates_other_images(before, state):
+            self._forget_evaluations()
+
+    def _evaluates_other_images(self, before: UsedImages, state: Mapping[str, Any]) -> bool:
+        """Whether the validation images, their order or their labels are not those of a checkpoint."""
+        # Earlier checkpoints have one listing of the training and validation images.
+        listings = (
+            (state["val_listing"], self._val_listing)
+            if "val_listing" in state
+            else (state.get("listing", self._listing), self._listing)
+        )
+        labels = state.get("labels", self._labels)[1], self._labels[1]
+        val = np.unique(self.task.val_set.identities())
+        return listings[0] != listings[1] or labels[0] != labels[1] or not np.array_equal(val, before.val)
+
+    def _forget_evaluations(self) -> None:
+        """Start the search for the best weights anew: metrics on other images cannot be compared.
+
+        The best weights so far are kept, under the name of their epoch. At the end of an epoch, the evaluation is
+        repeated before training goes on.
+        """
+        if self.metrics and self.fabric.is_global_zero:
+            log.warning(
+                "%s: the validation images are others than before: metrics are not compared with earlier ones, and the "
+                "patience starts anew%s",
+                self.folder,
+                f"; the best weights so far are kept as {self._keep_best()}" if (self.folder / BEST).is_file() else "",
+            )
+        self.metrics, self.history, self.best_epoch, self.evaluated_step = {}, [], 0, 0
+
+    def _keep_best(self) -> str:
+        name = f"{Path(BEST).stem}-{self.best_epoch:03}.pt"
+        _link(self.folder / BEST, self.folder / name)
+        return name
 
     def _load_state(self, checkpoint: Checkpoint) -> None:
         """Load weights, averages and the states of the optimizer and of mixed precision.
@@ -416,6 +458,7 @@ class Run(TrainingState):
             metric=task.primary_metric,
             label=formats[task.primary_metric].title,
             loss_label=formats["loss"].title if "loss" in formats else "loss",
+            best_epoch=self.best_epoch,
         )
         try:
             drawn, tables = task.pictures(self.folder, self.metrics), task.tables(self.metrics)

@@ -27,8 +27,16 @@ def step_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
 
 
-def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dict[str, Tensor], Tensor | None, str]:
+def train_step(
+    run: TrainingState, batches: list[Batch], lr: float, flags: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor | None, str]:
     """One optimizer step, or none if the loss or the gradient is not finite.
+
+    Args:
+        run: What is trained.
+        batches: The batches of the step on this process.
+        lr: Learning rate.
+        flags: 0 or 1, of any number; replaced by their means over all processes, above 0 where any process has a 1.
 
     Returns:
         The mean losses over its batches and all processes; the gradient norm before clipping, if it was computed; and
@@ -50,7 +58,8 @@ def train_step(run: TrainingState, batches: list[Batch], lr: float) -> tuple[dic
             means[name] = means.get(name, 0) + loss.detach() / len(batches)
     if run.step == 0:
         check_adapters(run.raw)
-    average(fabric, [*(buffer for buffer in buffers if buffer.is_floating_point()), *means.values()])
+    statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+    average(fabric, [*statistics, *means.values(), *([] if flags is None else [flags])])
     grad_norm = _clip_gradients(run)
     run.step += 1
     run.rescaled = run.rescaled + 1 if grad_norm is None else 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..signals import Stopped
 from ..text import get_logger
 from .display import PlainDisplay, open_display
-from .log import TrainingLog, read_log
+from .log import TrainingLog
 from .loggers import ExperimentLogger, build_loggers
 
 log = get_logger(__name__)
@@ -32,6 +32,7 @@ class RunTracker:
         primary_metric: Name of the metric, in percent, that decides which evaluation is best.
         label: How the primary metric is displayed.
         start_step: The last step already done, where a run resumes.
+        best: The primary metric's best value so far; ``-inf`` for none.
         display: Whether to show progress on the standard output.
         active: ``False`` on all processes but the first: every method then does nothing.
     """
@@ -47,15 +48,24 @@ class RunTracker:
         primary_metric: str,
         label: str,
         start_step: int = 0,
+        best: float = -math.inf,
         display: bool = True,
         active: bool = True,
     ) -> None:
         self._active = active
         if not active:
             return
-        self._loggers = build_loggers(loggers, folder, config, start_step)
         self._log = TrainingLog(folder, start_step)
-        best = max((line[primary_metric] for line in read_log(folder) if primary_metric in line), default=-math.inf)
+        self._loggers: list[ExperimentLogger] = []
+        for name in loggers:
+            try:
+                self._loggers += build_loggers([name], folder, config, start_step)
+            except Exception as error:
+                # A server that does not answer now is no reason to end a run that was going on.
+                if not start_step or isinstance(error, ValueError):
+                    self._log.close()
+                    raise
+                self._drop(name, error)
         self._display = (
             open_display(
                 total_steps=total_steps,
@@ -86,9 +96,12 @@ class RunTracker:
                 write(logger)
             except Exception as error:  # loggers raise those of their libraries
                 self._loggers.remove(logger)
-                message = f"{type(logger).__name__} records nothing any more: {type(error).__name__}: {error}"
-                log.warning("%s", message)
-                self._log.write("note", message=message)
+                self._drop(type(logger).__name__, error)
+
+    def _drop(self, name: str, error: Exception) -> None:
+        message = f"{name} records nothing any more: {type(error).__name__}: {error}"
+        log.warning("%s", message)
+        self._log.write("note", message=message)
 
     def step(self, step: int, epoch: float, **values: float) -> None:
         """Record an optimizer step: a ``train`` line, ``train/NAME`` for the loggers, and the display.

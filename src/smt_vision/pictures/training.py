@@ -17,7 +17,14 @@ LOSS_TERM_COLORS = ("#8a63b8", "#2f9ca6", "#b5852a", "#b6507d", "#6f8f3a", "#5c6
 
 
 def curves(
-    log: list[dict[str, Any]], path: Path, title: str, *, metric: str, label: str, loss_label: str = "loss"
+    log: list[dict[str, Any]],
+    path: Path,
+    title: str,
+    *,
+    metric: str,
+    label: str,
+    loss_label: str = "loss",
+    best_epoch: int | None = None,
 ) -> Figure:
     """Draw the losses, the primary metric and the learning rate over epochs.
 
@@ -28,6 +35,7 @@ def curves(
         metric: Name of the primary metric in the log.
         label: Axis label of the metric, e.g. ``top-1 (%)``.
         loss_label: Axis label of the losses.
+        best_epoch: The epoch of the best weights, which is marked; ``None``: that of the largest value.
 
     Returns:
         The figure as written.
@@ -56,7 +64,8 @@ def curves(
         epochs, percent = _series(evals, metric)
         metric_axes.plot(epochs, percent, **eval_style)
         if np.isfinite(percent).any():
-            best = int(np.nanargmax(percent))
+            known = np.flatnonzero(epochs == best_epoch)
+            best = int(known[-1]) if len(known) else int(np.nanargmax(percent))
             metric_axes.plot(epochs[best], percent[best], "*", color=BEST, markersize=14, zorder=3)
             subtitle = f"best {percent[best]:.2f} %, epoch {epochs[best]:g}"
             metric_axes.set_title(subtitle, loc="right", color=BEST, fontsize=9.5)

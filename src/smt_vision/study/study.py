@@ -186,7 +186,8 @@ class Cell:
 
 # Fields that a run can be resumed with other values of, but that decide what it trains.
 DECISIVE = {"engine.patience", "engine.min_delta", "engine.max_grad_norm", "engine.on_nonfinite",
-            "input.max_unreadable"}  # fmt: skip
+            "input.max_unreadable", "engine.accelerator", "engine.devices", "engine.nodes",
+            "engine.grad_checkpointing"}  # fmt: skip
 # Fields without a default, which are always part of the hash.
 REQUIRED: Mapping[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
 

@@ -28,12 +28,15 @@ def top_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def gather_rows(local: Tensor, all_gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """Concatenate tensors of different lengths from all processes: gather the lengths, then the padded tensors."""
-    lengths = all_gather(torch.tensor([len(local)], device=local.device)).reshape(-1).tolist()
-    padded = local.new_zeros(max(lengths), *local.shape[1:])
-    padded[: len(local)] = local
-    gathered = all_gather(padded).reshape(len(lengths), *padded.shape)
-    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)])
+    """Concatenate tensors of different lengths from all processes: gather the shapes, then the padded tensors.
+
+    Rows have the same shape on all processes; one without rows may have others, e.g. (0, 0).
+    """
+    shapes = all_gather(torch.tensor(local.shape, device=local.device)).reshape(-1, local.ndim)
+    padded = local.new_zeros(*shapes.amax(dim=0).tolist())
+    padded[tuple(map(slice, local.shape))] = local
+    gathered = all_gather(padded).reshape(len(shapes), *padded.shape)
+    return torch.cat([part[:length] for part, length in zip(gathered, shapes[:, 0].tolist(), strict=True)])
 
 
 def with_float64(device: torch.device | str) -> torch.device:

@@ -20,7 +20,7 @@ def open_splits(recipe: Recipe, open_split: Callable[[Split], Images]) -> tuple[
     """Open the training and the validation images of a run.
 
     Args:
-        recipe: The run; its ``folds``, ``fold`` and ``train_fraction`` are used.
+        recipe: The run; its ``folds``, ``fold``, ``split_seed`` and ``train_fraction`` are used.
         open_split: Opens a split of its data. With ``folds``, the training split has all images of which none are held
             out for validation otherwise.
 
@@ -34,7 +34,7 @@ def open_splits(recipe: Recipe, open_split: Callable[[Split], Images]) -> tuple[
             f"folds={recipe.folds} without a fold: choose one, e.g. fold=1, or train all with "
             "smt_vision.cross_validate (smt train --folds)"
         )
-    train, val = split_fold(open_split("train"), recipe.fold, recipe.folds, recipe.seed)
+    train, val = split_fold(open_split("train"), recipe.fold, recipe.folds, recipe.seed_of_split)
     return take_fraction(train, recipe.train_fraction), val
 
 

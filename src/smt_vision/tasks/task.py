@@ -82,6 +82,9 @@ class TrainLoader(Protocol):
     def batches_per_epoch(self) -> int: ...
 
     @property
+    def images_per_epoch(self) -> int: ...
+
+    @property
     def images_per_batch(self) -> int: ...
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Any]:

@@ -57,7 +57,8 @@ class ClassificationInput(BandsInput):
         mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
             weights were trained with; their average over the channels where there are not three.
         std: Standard deviation that divides each channel; ``None`` as for mean.
-        workers: Data loading processes per training process; 0 loads in the training process.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
         max_unreadable: Number of unreadable images to report and skip before the run stops with an error.
         exact: Decode and resize with Pillow exactly as timm does, for comparison with published results; otherwise
             resize with torch, which is faster and differs by one or two of 256 levels, and decode large JPEG files at

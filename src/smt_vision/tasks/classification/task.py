@@ -205,7 +205,7 @@ class ClassificationTraining(ClassificationEvaluation):
             recipe.data,
             split,
             val_fraction=recipe.input.val_fraction if recipe.folds is None else 0.0,
-            seed=recipe.seed,
+            seed=recipe.seed_of_split,
             allow_damaged=recipe.input.allow_damaged,
             labels=recipe.labels,
             multi_label=recipe.classify.multi_label,
@@ -330,7 +330,7 @@ def open_evaluation(
     own = isinstance(recipe, ClassificationRecipe) and same_source(data, recipe.data)
     if model.used_images is None and isinstance(recipe, ClassificationRecipe):
         if own:
-            fraction, seed = recipe.input.val_fraction, recipe.seed
+            fraction, seed = recipe.input.val_fraction, recipe.seed_of_split
         else:
             log.warning(
                 "%s: the model does not say which images it was trained on, only their source, %s; if some of them are "

@@ -37,8 +37,10 @@ class DetectionInput(BandsInput):
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
             trained with.
         std: Each channel is divided by it; ``None`` likewise.
-        workers: Data loading processes per training process; 0 loads in the training process.
-        max_unreadable: Unreadable images to report and skip before the run stops with an error.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error; counted by each
+            training process, in training and in validation, since its start.
         exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
             otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
             files at the resolution that is needed.

@@ -168,7 +168,7 @@ class DetectionTraining(DetectionEvaluation):
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
         val_fraction = self.recipe.input.val_fraction if self.recipe.folds is None else 0.0
-        dataset = open_detection(self.recipe.data, split, val_fraction, self.recipe.seed)
+        dataset = open_detection(self.recipe.data, split, val_fraction, self.recipe.seed_of_split)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset

@@ -43,7 +43,7 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     Raises:
         ValueError: There are no images, or the data can be read neither way.
     """
-    input, seed = recipe.input, recipe.seed
+    input, seed = recipe.input, recipe.seed_of_split
     fraction = input.val_fraction if recipe.folds is None else 0.0
 
     def labeled(split: Split) -> ImageDataset:

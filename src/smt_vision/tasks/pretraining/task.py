@@ -16,7 +16,15 @@ from ...data.fingerprint import UsedImages
 from ...extras import require
 from ...spec import ModelSpec
 from .. import get_task, read_spec
-from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
+from ..build import (
+    check_image_size,
+    classifier_layers,
+    create_model,
+    initial_weights,
+    load_pretrained,
+    resolve_input,
+    share_statistics,
+)
 from ..distill import Distillation
 from ..image_size import arguments_for_size
 from ..samples import gather_rows, with_float64
@@ -60,7 +68,11 @@ class PretrainingTraining:
         self.training_modules = _replace_classifier(
             self.model,
             recipe.model,
-            lambda features: heads.SimCLRProjectionHead(features, recipe.pretrain.hidden, recipe.pretrain.dim),
+            # With statistics of its own on each process, the head could tell the two views of an image, which are on
+            # the same process, from the negatives of the others (Chen et al., ICML 2020).
+            lambda features: share_statistics(
+                heads.SimCLRProjectionHead(features, recipe.pretrain.hidden, recipe.pretrain.dim)
+            ),
         )
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -124,7 +136,9 @@ class NeighborMetric:
         self._rows.append(torch.cat([labels, *output.chunk(2)], dim=1).double().cpu())
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
-        self._rows = [gather_rows(torch.cat(self._rows).to(with_float64(self.device)), all_gather)]
+        # A process may have no image: the validation images may be few.
+        rows = torch.cat(self._rows) if self._rows else torch.zeros(0, 0, dtype=torch.float64)
+        self._rows = [gather_rows(rows.to(with_float64(self.device)), all_gather)]
 
     def compute(self) -> dict[str, Any]:
         rows = torch.cat(self._rows).cpu()

@@ -22,7 +22,7 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..bootstrap import as_interval, percentile_interval, resampled_counts
-from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input, share_statistics
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
@@ -178,9 +178,9 @@ class SegmentationTraining(SegmentationEvaluation):
         if recipe.distill.teacher is not None:
             self.distillation = Distillation(recipe, self.model, self.input)
             self.initial_images = self.distillation.with_initial(self.initial_images)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_backend() == "nccl":
-            self.model.share_statistics()
+        for part in (self.model.head, self.model.auxiliary):  # as published
+            if part is not None:
+                share_statistics(part)
         self.dice = dice_loss(self.binary) if recipe.loss.dice > 0 else None
         self.class_weights = self._class_weights()
         height, width = self.config.crop

@@ -60,9 +60,3 @@ class SegmentationNetwork(nn.Module):
         if self.training:
             return logits, None if self.auxiliary is None else self.auxiliary(maps[-2])
         return resize(logits, image.shape[-2:])[..., :height, :width]
-
-    def share_statistics(self) -> None:
-        """Compute the heads' BatchNorm statistics over the images of all processes, as published; needs GPUs."""
-        for part in (self.head, self.auxiliary):
-            if part is not None:
-                nn.SyncBatchNorm.convert_sync_batchnorm(part)
