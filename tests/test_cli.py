@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import nn
 import smt_vision
 from command import answer, refusal, run
 from drawn_sets import scenes_recipe, shapes_recipe
-from smt_vision import checkpoints
+from smt_vision import checkpoints, load
 from smt_vision._version import __version__
 from smt_vision.cli import COMMANDS
 from smt_vision.cli.common import finite
@@ -432,6 +433,22 @@ def test_predict_out_of_images_that_differ_in_suffix(
     predictions = answer(capsys, "predict", trained, tmp_path / "a.png", tmp_path / "a.bmp", "--out", tmp_path / "out")
     assert [p["label"] for p in predictions] == ["red", "red"]
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
+
+
+def test_interrupted_predictions_leave_the_earlier_ones(trained: Path, colored: Path, tmp_path: Path) -> None:
+    classifier = load(trained)
+    results = classifier(sorted((colored / "val" / "red").iterdir())[:2])
+    classifier.save(results, tmp_path)
+    before = (tmp_path / "predictions.csv").read_text()
+
+    def interrupted() -> Iterator[Any]:
+        yield results[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier.save(interrupted(), tmp_path)
+    assert (tmp_path / "predictions.csv").read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "predictions.png"}
 
 
 def test_predict_out_without_readable_images(trained: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -435,8 +435,32 @@ def test_result_names(tmp_path: Path) -> None:
     assert result_names([Path("x.jpg")]) == [Path("x.png")]
     assert result_names([Image.new("L", (1, 1))] * 2) == [Path("0.png"), Path("1.png")]
     assert result_names([]) == []
-    with pytest.raises(ValueError, match=r"x\.jpg and .*x\.png"):
-        result_names([tmp_path / "x.jpg", tmp_path / "x.png"])
+    names = result_names([tmp_path / "x.jpg", tmp_path / "x.png", tmp_path / "y.png"])
+    assert names == [Path("x.jpg.png"), Path("x.png.png"), Path("y.png")]
+    with pytest.raises(ValueError, match=r"x\.jpg would both be written to x\.jpg\.png"):
+        result_names([tmp_path / "x.jpg.tif", tmp_path / "x.png", tmp_path / "x.jpg"])
+    with pytest.raises(ValueError, match=r"x\.png is given twice"):
+        result_names([tmp_path / "x.png", tmp_path / "x.png"])
+
+
+def test_label_maps_of_logits_that_are_not_finite_are_errors(segmenter_run: Path) -> None:
+    segmenter = smt_vision.load(segmenter_run)
+    network = segmenter.model
+
+    class Overflows(torch.nn.Module):
+        """Infinite where an image is bright."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = network(images)
+            return torch.where(images.mean(dim=(1, 2, 3), keepdim=True) > 1, torch.nan, logits)
+
+    segmenter.model = Overflows().eval()
+    dark, bright = (Image.new("RGB", (64, 48), color) for color in ("black", "white"))
+    first, second, third = segmenter([dark, bright, dark], batch_size=3)
+    assert (first.error, third.error) == (None, None)
+    assert first.class_ids is not None
+    assert second.class_ids is None
+    assert str(second.error).startswith("1: the model's outputs are not finite")
 
 
 # --- commands ---
@@ -882,7 +906,7 @@ def test_exported_detector_in_commands(
     for command in (("export", folder, "--format", "onnx", "--out", tmp_path / "again"), ("info", folder)):
         error = refusal(capsys, 1, *command)
         assert "is an export" in error
-        assert str(detector_run) in error
+        assert re.search(rf"source model[:,] {detector_run.name}\b", error)
 
 
 def test_detector_exports_that_are_refused(detector_run: Path, shapes: Path, tmp_path: Path, capsys: Capture) -> None:

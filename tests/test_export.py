@@ -40,7 +40,7 @@ from smt_vision.deploy.openvino_core import openvino_core, signal_stack_restored
 from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.quantize import AccuracyControl
-from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops
+from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops, source_name
 from smt_vision.engine.loop import train
 from smt_vision.forms.inference import FusedSAM, fuse
 from smt_vision.precision import Precision, has_bf16
@@ -471,7 +471,7 @@ def test_export_from_python(trained: Path, tmp_path: Path, fake_exporter: Callab
     manifest = predictor.export(tmp_path / "x", "torch", on_status=steps.append)
     assert Manifest.read(tmp_path / "x") == manifest
     assert read_spec(manifest.spec) == predictor.spec
-    assert manifest.name == predictor.name
+    assert manifest.name == trained.name
     assert len(steps) == 3
     with pytest.raises(FileExistsError, match=str(tmp_path / "x")):
         smt_vision.export(trained, tmp_path / "x", "torch")
@@ -555,6 +555,108 @@ def test_existing_folders(model: nn.Module, tmp_path: Path, fake_exporter: Calla
         export_classifier(model, "abc", tmp_path / "x", name=name, replace=True)
     assert Manifest.read(tmp_path / "x").name == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "x"]
+
+
+def test_only_an_export_is_replaced(model: nn.Module, tmp_path: Path, fake_exporter: Callable[..., None]) -> None:
+    fake_exporter(model)
+    app = tmp_path / "app"  # web applications have a file of this name
+    app.mkdir()
+    (app / MANIFEST).write_text('{"name": "app"}')
+    with pytest.raises(FileExistsError, match="app is not an export"):
+        export_classifier(model, "abc", app, replace=True)
+    assert (app / MANIFEST).is_file()
+    folder = tmp_path / "x"
+    export_classifier(model, "abc", folder)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("content")
+    with pytest.raises(FileExistsError, match=r"beside the export, e\.g\. notes/mine\.txt"):
+        export_classifier(model, "abc", folder, replace=True)
+    assert (folder / "notes" / "mine.txt").read_text() == "content"
+
+
+def test_link_to_an_export_stays(model: nn.Module, tmp_path: Path, fake_exporter: Callable[..., None]) -> None:
+    fake_exporter(model)
+    export_classifier(model, "abc", tmp_path / "v1", name="first")
+    link, other = tmp_path / "current", tmp_path / ".v1.old"
+    link.symlink_to("v1")
+    other.mkdir()
+    (other / "file").write_text("content")
+    for name in ("second", "third"):
+        export_classifier(model, "abc", link, name=name, replace=True)
+    assert link.is_symlink()
+    assert Manifest.read(tmp_path / "v1").name == "third"
+    assert (other / "file").read_text() == "content"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".v1.old", "current", "v1"]
+
+
+def test_export_stays_if_it_cannot_be_replaced(
+    model: nn.Module, tmp_path: Path, fake_exporter: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_exporter(model)
+    export_classifier(model, "abc", tmp_path / "x", name="first")
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if Path(target).name == "x" and not path.name.endswith(".old"):
+            raise PermissionError("refused")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError, match="refused"):
+        export_classifier(model, "abc", tmp_path / "x", name="second", replace=True)
+    assert Manifest.read(tmp_path / "x").name == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_name_of_the_source_has_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: nn.Module, fake_exporter: Callable[..., None]
+) -> None:
+    run = tmp_path / "client" / "run"
+    run.mkdir(parents=True)
+    for name in ("best.pt", "last.pt", "weights.pt"):
+        (run / name).touch()
+    assert [source_name(str(run / name)) for name in ("best.pt", "last.pt", "weights.pt")] == [
+        "run",
+        "run",
+        "weights.pt",
+    ]
+    monkeypatch.chdir(run)
+    assert source_name(".") == "run"
+    assert source_name("hf-hub:owner/model") == "hf-hub:owner/model"
+    fake_exporter(model)
+    assert export_classifier(model, "abc", tmp_path / "x", name=str(run / "best.pt")).name == "run"
+
+
+def test_program_that_loses_more_than_max_drop_is_refused(
+    model: nn.Module, tmp_path: Path, fake_exporter: Callable[..., None]
+) -> None:
+    """The program may lose more than NNCF's validation says, which runs it for other shapes."""
+    fake_exporter(model)
+    (tmp_path / "model.pt2").touch()
+    form = ClassifierExport(model, classifier_spec("abc"), "m")
+    form.batch, form._dynamic = images(2, 3, 32, 32), False
+    control = AccuracyControl(1.0, "top1", measure=lambda module: 89.5, baseline=90.0)
+    with torch.no_grad():
+        assert export._compared(form, tmp_path, "torch", False, control, print)["accuracy"]["after"] == 89.5
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"cost 2\.00 points of top1"):
+        export._compared(form, tmp_path, "torch", False, replace(control, measure=lambda module: 88.0), print)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_programs_say_what_they_are(exported: Callable[[str], Path], format: str) -> None:
+    folder = exported(format)
+    if format == "onnx":
+        program = pytest.importorskip("onnx").load(folder / "model.onnx")
+        found = {each.key: each.value for each in program.metadata_props}
+        assert not [p for part in (*program.graph.node, *program.graph.value_info) for p in part.metadata_props]
+    else:
+        program = openvino_core().read_model(folder / "model.xml")
+        found = {name: value.astype(str) for name, value in program.get_rt_info()["smt_vision"].items()}
+    spec = Manifest.read(folder).spec
+    assert found.keys() == {"task", "classes", "input", "head"}
+    assert found["task"] == "classify"
+    for name in ("classes", "input", "head"):
+        assert json.loads(found[name]) == spec[name]
 
 
 # Invalid arguments
@@ -717,6 +819,12 @@ def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> 
     folder = exported("onnx")
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(load_exported(folder, ["CPUExecutionProvider"])(images), load_exported(folder)(images))
+    with_options = [("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
+    assert torch.equal(smt_vision.load(folder, providers=with_options).model(images), load_exported(folder)(images))
+    with pytest.raises(ValueError, match=r"expected a list, e\.g\. \['CPUExecutionProvider'\]"):
+        load_exported(folder, "CPUExecutionProvider")
+    with pytest.raises(ValueError, match=r"cannot run on meta.*--providers CUDAExecutionProvider"):
+        smt_vision.load(folder, "meta")
     with pytest.raises(ValueError, match=r"providers.*CPUExecutionProvider.*NoSuchProvider"):
         load_exported(folder, ["NoSuchProvider", "CPUExecutionProvider"])
     with pytest.raises(ValueError, match=r"providers.*torch"):
@@ -731,6 +839,14 @@ def test_execution_providers_of_commands(exported: Callable[[str], Path], colore
     assert answer(capsys, "predict", folder, image, *words) == answer(capsys, "predict", folder, image)
     for command in (["predict", folder, image], ["eval", folder, "--data", colored]):
         assert "NoSuchProvider" in refusal(capsys, 1, *command, "--providers", "CPUExecutionProvider, NoSuchProvider")
+
+
+def test_benchmark_says_how_exports_run(exported: Callable[[str], Path], capsys: Capture) -> None:
+    folder = exported("onnx")
+    command = ("bench", folder, "--rounds", "1", "--seconds", "0", "--memory", "false", "--batch_size", "1")
+    assert answer(capsys, *command)["exports"] == {str(folder): ["onnx", "fp32"]}
+    assert "runs in float32 only" in refusal(capsys, 1, *command, "--precision", "bf16")
+    assert "this export runs in fp32; omit --precision int8" in refusal(capsys, 1, *command, "--precision", "int8")
 
 
 def test_the_form_for_openvino_computes_the_same() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from smt_vision.data.files import find_images
 from smt_vision.precision import has_bf16
 from smt_vision.registry import CIFAR10_CLASSES
 from smt_vision.spec import ModelSpec
-from smt_vision.tasks import get_task
+from smt_vision.tasks import get_task, predictor
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
 from smt_vision.tasks.classification.predictor import Classifier
 from tiny_run import COLORS, tiny
@@ -163,6 +164,22 @@ def test_device(trained: Path) -> None:
     for precision in (None, "auto"):
         with pytest.raises(ValueError, match="invalid device='nonsense'"):
             load(trained, device="nonsense", precision=precision)  # type: ignore[arg-type]
+    for device in ("xpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device={device} cannot be used here .*; use cpu"):
+            load(trained, device=device)
+
+
+def test_model_on_another_device_is_exported_from_the_cpu(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = load(trained)
+    own = classifier.model
+    classifier.device = torch.device("meta")  # as if it were a GPU
+    seen: list[Any] = []
+    monkeypatch.setattr(predictor, "export_model", lambda form, *args, **options: seen.append(form.model))
+    classifier.export(tmp_path / "x", "torch")
+    assert seen[0] is not own
+    assert {parameter.device.type for parameter in seen[0].parameters()} == {"cpu"}
 
 
 def test_outputs_that_are_not_finite_are_errors(trained: Path, tmp_path: Path) -> None:
@@ -172,6 +189,12 @@ def test_outputs_that_are_not_finite_are_errors(trained: Path, tmp_path: Path) -
     state["model"][name][0, 0, 0, 0] = torch.nan
     torch.save(state, tmp_path / "nan.pt")
     with pytest.raises(ValueError, match=rf"nan\.pt: 1 weights are infinite or NaN, e\.g\. {re.escape(name)}"):
+        load(tmp_path / "nan.pt")
+    state = torch.load(trained / "best.pt", weights_only=True)
+    statistic = next(name for name in state["model"] if name.endswith("running_var"))
+    state["model"][statistic][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=rf"nan\.pt: 1 weights are infinite or NaN, e\.g\. {re.escape(statistic)}"):
         load(tmp_path / "nan.pt")
     classifier = load(trained)
     model = classifier.model

@@ -196,6 +196,10 @@ def test_options_of_videos_and_images(
     (tmp_path / "other").mkdir()
     same = write_video(tmp_path / "other" / "clip.mkv")
     assert "separate calls" in refusal(capsys, 1, "predict", trained, video, colored)
-    assert "same name" in refusal(capsys, 1, "predict", trained, video, same)
+    beside = write_video(tmp_path / "clip.mkv")
+    assert "same name" in refusal(capsys, 1, "predict", trained, video, beside)
+    out = tmp_path / "out"
+    answer(capsys, "predict", trained, video, same, "--every", "5", "--out", out)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.jsonl")} == {"clip.jsonl", "other/clip.jsonl"}
     assert "--every" in refusal(capsys, 1, "predict", trained, colored, "--every", "2")
     assert "--every" in refusal(capsys, 1, "predict", trained, video, "--every", "0")

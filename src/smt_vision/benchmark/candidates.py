@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ..bounds import Side, checked
-from ..deploy.exported import ExportedModel
+from ..deploy.exported import MANIFEST, ExportedModel
 from ..forms.inference import fuse
 from ..tasks.backbone import Backbone
 from ..tasks.build import create_model
@@ -52,7 +52,8 @@ def load_candidate(
     precision = "fp32" if train else precision
     original: Any
     if Path(source).exists():
-        predictor = load(source, device, require_classes=False)
+        in_bf16 = precision == "bf16" and (Path(source) / MANIFEST).is_file()
+        predictor = load(source, device, require_classes=False, precision="bf16" if in_bf16 else None)
         if predictor.spec.task != "classify":
             raise ValueError(f"{spec!r}: only classifiers can be compared, and this is {predictor.kind}")
         original, (channels, default_size, _) = predictor.flops_model()
@@ -61,6 +62,8 @@ def load_candidate(
                 raise ValueError(f"{spec!r}: an exported model has no execution variants; remove :{'+'.join(variants)}")
             if engine != "eager":
                 raise ValueError(f"{spec!r}: an exported model has an engine already; omit --engine {engine}")
+            if precision != "fp32" and original.precision != precision:
+                raise ValueError(f"{spec!r}: this export runs in {original.precision}; omit --precision {precision}")
             sides = size or (default_size, default_size)
             return Candidate(spec, original, (channels, *sides), None, original.manifest.parameters)
     else:

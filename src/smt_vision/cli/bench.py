@@ -114,13 +114,28 @@ def run(args: Any) -> Output:
     )
     data = {**conditions, "peak_gflops": peak and peak / 1e9, "results": [result.to_dict() for result in results]}
     data |= {"failures": failures} if failures else {}
+    exports = _exports(args.models, args.precision)
+    data |= {"exports": exports} if exports else {}
     heading = [conditions_line(conditions), *failure_lines(failures)]
+    heading += [f"{name}: an export, run by {format} in {precision}" for name, (format, precision) in exports.items()]
     heading += [f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s"] if peak else []
     show: list[Any] = [*heading, _table(*result_table(results, args.train))]
     if args.out:
         written = _write(args.out, data, "\n\n".join(heading), results, conditions)
         show.append(f"written: {', '.join(map(str, written))}")
     return Output(data, show)
+
+
+def _exports(models: list[str], precision: str) -> dict[str, tuple[str, str]]:
+    """The exports among the models, with their format and the precision in which they run."""
+    from ..deploy.exported import MANIFEST, Manifest
+
+    manifests = {name: Manifest.read(Path(name)) for name in models if (Path(name) / MANIFEST).is_file()}
+    short = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
+    return {
+        name: (manifest.format, "bf16" if precision == "bf16" else short[manifest.precision])
+        for name, manifest in manifests.items()
+    }
 
 
 def _together(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":

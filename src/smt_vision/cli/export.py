@@ -71,12 +71,13 @@ def run(args: Any) -> Output:
     from ..api import export
     from ..data.files import find_images
     from ..data.padding import padded
+    from ..deploy.samples import source_name
 
     calibrate = find_images([args.calibrate]) if args.calibrate else []
     images = find_images(args.images) if args.images else []
     suffix = "-int8" if args.int8 else "-bf16" if args.precision == "bf16" else ""
     kind = f"{args.format}{suffix}"
-    folder = args.out or Path("exports") / f"{Path(args.model).name}-{kind}"
+    folder = args.out or Path("exports") / f"{source_name(args.model)}-{kind}"
     with status_callback() as on_status:
         manifest = export(
             args.model,

@@ -109,15 +109,20 @@ def run(args: Any) -> Output:
 
 
 def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) -> Output:
+    from ..data.files import relative_names
     from ..tasks.video import predict_video
 
     if "annotations" in options:
         raise ValueError("--annotations has the ids of images, and these are videos; omit it")
     folder = args.out or Path("predictions")
     _refuse_own_input(folder, videos)
-    stems: dict[str, Path] = {}
+    stems: dict[Path, Path] = {}
+    outputs = dict.fromkeys(videos, folder)
+    if len({path.stem for path in videos}) < len(videos):  # into folders as they are in
+        names = relative_names(videos)
+        outputs = {path: folder / Path(name).parent for path, name in zip(videos, names, strict=True)}
     for path in videos:
-        if (other := stems.setdefault(path.stem, path)) is not path:
+        if (other := stems.setdefault(outputs[path] / path.stem, path)) is not path:
             raise ValueError(f"{other} and {path} have the same name; rename one, or predict them in separate calls")
     data: list[Any] = []
     show: list[Any] = [describe_precision(model.precision, args.device)] if args.precision else []
@@ -126,7 +131,7 @@ def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) 
             written = predict_video(
                 model,
                 path,
-                folder,
+                outputs[path],
                 every=args.every or 1,
                 batch_size=args.batch_size,
                 on_progress=on_progress,

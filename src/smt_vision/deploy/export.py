@@ -38,7 +38,7 @@ from .exported import (
 from .form import ExportForm
 from .programs import ONE_SHAPE, quiet
 from .quantize import CALIBRATION_IMAGES, AccuracyControl
-from .samples import evenly_spaced, sample_names, sample_photo_crops
+from .samples import evenly_spaced, sample_names, sample_photo_crops, source_name
 
 PARITY_IMAGES = 8
 PACKAGES = {  # the extra that brings them, and the packages that write and run a format
@@ -120,7 +120,7 @@ def export_model(
         parity = _compared(form, new, format, exact, control, on_status)
         files = [*FILES[format], *_write_used_images(new, used_images, calibrate)]
         manifest = Manifest(
-            name=form.name,
+            name=source_name(form.name),
             format=format,
             precision="int8" if calibrate else "bfloat16" if precision == "bf16" else "float32",
             parameters=sum(p.numel() for p in form.model.parameters()),
@@ -156,6 +156,7 @@ def _compared(
         on_status(f"measuring {control.metric}")
         # Compiled for other shapes than in quantization, which can change single predictions.
         after = control.measure(ProgramModule(program))
+        control.check(after)
         accuracy = {"metric": control.metric, "before": control.baseline, "after": after}
         parity = {**parity, "accuracy": {**accuracy, "max_drop": control.max_drop}}
     return parity
@@ -217,22 +218,48 @@ def _check_parity(form: ExportForm, parity: Mapping[str, Any]) -> None:
 def _new_folder(folder: Path, replace: bool) -> Iterator[Path]:
     """Yield a temporary folder to write to; it is renamed to ``folder`` on success and deleted on error.
 
+    If the folder is a symbolic link, it stays, and the folder that it points to is replaced.
+
     Raises:
-        FileExistsError: The folder exists and may not be replaced, or is not an export.
+        FileExistsError: The folder exists and may not be replaced, is not an export, or has other files in it.
     """
-    folder = folder.absolute()
-    if folder.exists() and not replace:
-        raise FileExistsError(f"{folder} exists already; choose another --out, or replace an export with --force")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise FileExistsError(f"{folder} is not an export (it has no {MANIFEST}) and is not replaced")
+    folder = folder.resolve()
+    if folder.exists():
+        if not replace:
+            raise FileExistsError(f"{folder} exists already; choose another --out, or replace an export with --force")
+        _check_replaceable(folder)
     new = folder.with_name(f".{folder.name}.{uuid4().hex}")
     new.mkdir(parents=True)
+    old = new.with_name(f"{new.name}.old")
     try:
         yield new
-        old = new.with_suffix(".old")
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise a FileExistsError if a folder has anything but an export in it."""
+    try:
+        manifest = Manifest.read(folder)
+    except (ValueError, OSError) as error:
+        raise FileExistsError(f"{folder} is not an export ({error}) and is not replaced") from error
+    own = {MANIFEST, *FILES[manifest.format], *manifest.files}
+    others = sorted(
+        name
+        for path in folder.rglob("*")
+        if not path.is_dir() and (name := path.relative_to(folder).as_posix()) not in own
+    )
+    if others:
+        raise FileExistsError(
+            f"{folder} has files beside the export, e.g. {others[0]}, and is not replaced; move them, or choose "
+            "another --out"
+        )

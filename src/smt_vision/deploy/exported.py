@@ -40,6 +40,7 @@ MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
 CACHED_SHAPES = 100  # per operator of a program for any shape
 
 CPU_PROVIDER = "CPUExecutionProvider"
+Provider = str | tuple[str, Mapping[str, Any]]  # an execution provider of ONNX Runtime, with its options
 Program = Callable[[Tensor], Any]  # images to the output tensor, or to a tuple of several
 
 
@@ -48,7 +49,7 @@ class Manifest:
     """The content of ``manifest.json``.
 
     Args:
-        name: Display name of the source model.
+        name: Name of the source model: of its run or file, without the folders above, or a timm model name.
         format: A key of :data:`FILES`, e.g. ``onnx``.
         precision: ``float32``, ``bfloat16`` or ``int8``.
         parameters: Number of parameters of the source model.
@@ -166,7 +167,7 @@ class ExportedModel(nn.Module):
 
 
 def load_exported(
-    folder: str | Path, providers: Sequence[str] = (), precision: Precision | None = None
+    folder: str | Path, providers: Sequence[Provider] = (), precision: Precision | None = None
 ) -> ExportedModel:
     """Load an export from its folder.
 
@@ -175,7 +176,9 @@ def load_exported(
     Args:
         folder: Folder of the export.
         providers: ONNX Runtime's execution providers for an ONNX export, the preferred one first, e.g.
-            ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; operators that none of them has run on the CPU.
+            ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``, or names with options, as ONNX Runtime takes
+            them, e.g. ``[("CUDAExecutionProvider", {"device_id": 1})]``; operators that none of them has run on the
+            CPU.
         precision: Precision of an OpenVINO program: ``fp32``, ``bf16`` or ``auto``; ``None`` for the one that it was
             exported for. What is in 8 bits stays so, and by default the rest of such a program is in bfloat16. On a CPU
             without instructions for bfloat16, programs run in float32.
@@ -259,7 +262,7 @@ class UnavailableProvider(ValueError):
     """An execution provider that ONNX Runtime does not have, or cannot start."""
 
 
-def open_onnx(path: Path, providers: Sequence[str] = ()) -> Program:
+def open_onnx(path: Path, providers: Sequence[Provider] = ()) -> Program:
     """Load an ONNX program; see :func:`load_exported`.
 
     Raises:
@@ -267,16 +270,19 @@ def open_onnx(path: Path, providers: Sequence[str] = ()) -> Program:
     """
     runtime = require("onnxruntime", "export")
     available = runtime.get_available_providers()
-    if missing := [name for name in providers if name not in available]:
+    if isinstance(providers, str):
+        raise UnavailableProvider(f"invalid providers={providers!r}: expected a list, e.g. [{providers!r}]")
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    if missing := [name for name in names if name not in available]:
         raise UnavailableProvider(
             f"invalid providers={list(providers)}: this ONNX Runtime has {', '.join(available)}, not {missing[0]}; the "
             "package onnxruntime-gpu has those of NVIDIA's GPUs"
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    used = list(dict.fromkeys([*providers, CPU_PROVIDER]))
+    used = [*providers, *([] if CPU_PROVIDER in names else [CPU_PROVIDER])]
     session = runtime.InferenceSession(path, options, providers=used)
-    if idle := [name for name in used if name not in session.get_providers()]:
+    if idle := [name for name in names if name not in session.get_providers()]:
         raise UnavailableProvider(
             f"ONNX Runtime cannot start {idle[0]}, e.g. since a library is missing; its log on standard error has the "
             "reason"

@@ -13,7 +13,7 @@ from torch import Tensor
 from .exported import Program
 from .form import ExportForm
 from .parity import logits_parity
-from .programs import ONE_SHAPE, trace, trace_one_shape, write
+from .programs import ONE_SHAPE, program_metadata, trace, trace_one_shape, write
 from .quantize import AccuracyControl
 from .samples import image_to_tensor
 
@@ -59,7 +59,7 @@ class LogitsExport(ExportForm):
         self, folder: Path, format: str, calibrate: Sequence[Path], control: AccuracyControl | None = None
     ) -> dict[str, str]:
         preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.calibration_transform)
-        return write(self.program, folder, format, calibrate, preprocess, control)
+        return write(self.program, folder, format, calibrate, preprocess, control, program_metadata(self.spec))
 
     def compare(self, program: Program) -> Mapping[str, Any]:
         return logits_parity(self.model, program, self.batch, self._dynamic)

@@ -7,8 +7,9 @@ are traced with TorchScript, which does, and are written to ONNX and OpenVINO on
 import contextlib
 import copy
 import io
+import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from ..extras import require
 from ..forms.inference import fuse, is_fused
 from ..model.smt import SMT
+from ..spec import ModelSpec
 from .exported import FILES
 from .openvino_form import for_openvino
 from .parity import SMALLEST_SIDE
@@ -93,10 +95,11 @@ def write(
     calibrate: Sequence[Path],
     preprocess: Preprocess,
     control: AccuracyControl | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Write the files of a format; returns additional entries for the manifest's versions.
 
-    ``control`` is that of :func:`~smt_vision.deploy.quantize.quantize`.
+    ``control`` is that of :func:`~smt_vision.deploy.quantize.quantize`. ONNX and OpenVINO files hold the metadata.
     """
     path = folder / FILES[format][0]
     if format == "torch":
@@ -108,6 +111,7 @@ def write(
         axes: Any = graph.model.graph.inputs[0].shape
         names = zip(axes, ("batch", "channels", "height", "width"), strict=True)
         graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
+        _set_onnx_metadata(graph.model, metadata or {})
         graph.save(path, external_data=False)
         return {"opset": str(graph.model.opset_imports[""])}
     if format in ONE_SHAPE:
@@ -122,8 +126,23 @@ def write(
     # OpenVINO 2026.4 does not convert powers of sizes, as MAnet's attention over positions has them.
     power = require("openvino.frontend.pytorch", "export").ConversionExtension("<built-in function pow>", _power)
     model = require("openvino", "export").convert_model(program, extension=[power])
-    _save_openvino(model, path, ["logits"], calibrate, preprocess, control=control)
+    _save_openvino(model, path, ["logits"], calibrate, preprocess, control=control, metadata=metadata)
     return {}
+
+
+def program_metadata(spec: ModelSpec) -> dict[str, str]:
+    """What a program's file says of its model, as text and JSON: the task, the classes, and the preprocessing."""
+    plain = spec.to_dict()
+    return {"task": spec.task, **{name: json.dumps(plain[name]) for name in ("classes", "input", "head")}}
+
+
+def _set_onnx_metadata(model: Any, metadata: Mapping[str, str]) -> None:
+    """Replace the metadata of an ONNX model, which are the exporter's notes on each operator."""
+    graph, nodes = model.graph, list(model.graph.all_nodes())
+    values = [*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)]
+    for part in (model, graph, *nodes, *values):
+        part.metadata_props.clear()
+    model.metadata_props.update(metadata)
 
 
 def _power(node: Any) -> Any:
@@ -191,6 +210,7 @@ def write_traced(
     calibrate: Sequence[Path],
     preprocess: Preprocess,
     ignored: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Trace a model of a fixed number of images with TorchScript, and write the files of a format.
 
@@ -203,6 +223,7 @@ def write_traced(
         calibrate: Images to calibrate quantization on; empty for float32.
         preprocess: Function from an image file to ``(C, H, W)``.
         ignored: Regular expressions for names of operations that stay in float32 when quantized.
+        metadata: What the file says of the model, by name.
 
     Returns:
         Additional entries for the manifest's versions.
@@ -219,10 +240,14 @@ def write_traced(
                 fused, (example,), path, dynamo=False, opset_version=OPSET, input_names=["images"],
                 output_names=list(outputs), dynamic_axes=axes,
             )  # fmt: skip
+            onnx = require("onnx", "export")
+            program = onnx.load(path)
+            onnx.helper.set_model_props(program, dict(metadata or {}))
+            onnx.save(program, path)
             return {"opset": str(OPSET)}
         openvino = require("openvino", "export")
         converted = openvino.convert_model(fused, example_input=(example,), input=[*example.shape[:2], -1, -1])
-    _save_openvino(converted, path, outputs, calibrate, preprocess, ignored)
+    _save_openvino(converted, path, outputs, calibrate, preprocess, ignored, metadata=metadata)
     return {}
 
 
@@ -241,12 +266,15 @@ def _save_openvino(
     preprocess: Preprocess,
     ignored: Sequence[str] = (),
     control: AccuracyControl | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     model.input(0).get_tensor().set_names({"images"})
     for i, name in enumerate(outputs):
         model.output(i).get_tensor().set_names({name})
     if calibrate:
         model = quantize(model, calibrate, lambda path: preprocess(path)[None].numpy(), ignored, control)
+    for name, value in (metadata or {}).items():
+        model.set_rt_info(value, ["smt_vision", name])
     require("openvino", "export").save_model(model, path, compress_to_fp16=False)
 
 

@@ -1,4 +1,4 @@
-"""Sample images for parity checks and calibration."""
+"""Sample images for parity checks and calibration, and the names that an export may have of what it came from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from ..checkpoints import BEST, LAST
 from ..data.decode import decode, decode_for_resize
 from ..data.files import relative_names
 from ..recipe import Input
@@ -57,3 +58,12 @@ def sample_names(images: Sequence[Path | Image.Image]) -> list[str]:
     """Paths of images relative to their common folder, since the export may be passed on; or what the crops are."""
     names = relative_names([image for image in images if isinstance(image, Path)])
     return names or [f"{len(images)} crops of matplotlib's grace_hopper.jpg"]
+
+
+def source_name(model: str) -> str:
+    """The name of a model: of a run or file, without the folders above; a timm model name as it is."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    path = path.resolve()
+    return path.parent.name if path.name in (BEST, LAST) else path.name

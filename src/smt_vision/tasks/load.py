@@ -14,7 +14,7 @@ from .. import checkpoints
 from ..checkpoints import BEST, Checkpoint, training_checkpoints
 from ..convert import identify
 from ..data.fingerprint import UsedImages
-from ..deploy.exported import MANIFEST, load_exported, load_used_images
+from ..deploy.exported import MANIFEST, Provider, load_exported, load_used_images
 from ..forms.inference import at_dtype
 from ..model.official import our_state
 from ..precision import Precision, resolve_dtype
@@ -40,7 +40,7 @@ def load(
     overrides: Overrides | None = None,
     *,
     require_classes: bool = True,
-    providers: Sequence[str] = (),
+    providers: Sequence[Provider] = (),
     precision: Precision | None = None,
 ) -> Predictor[Any]:
     """Load a predictor.
@@ -94,7 +94,7 @@ def _load(
     source: str | Path,
     device: str | torch.device,
     overrides: Overrides,
-    providers: Sequence[str],
+    providers: Sequence[Provider],
     precision: Precision | None,
 ) -> Predictor[Any]:
     path, device = Path(source).expanduser(), parse_device(device)
@@ -151,8 +151,16 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
 
 
 def _check_finite(model: nn.Module, path: Path) -> None:
-    """Raise a ValueError if weights are not finite: every prediction would be NaN."""
-    if bad := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
+    """Raise a ValueError if weights or statistics are not finite: every prediction would be NaN."""
+    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    # Other buffers, e.g. attention masks, may be infinite.
+    bad += [
+        f"{name}.{statistic}" if name else statistic
+        for name, module in model.named_modules()
+        for statistic in ("running_mean", "running_var")
+        if isinstance(value := getattr(module, statistic, None), Tensor) and not value.isfinite().all()
+    ]
+    if bad:
         raise ValueError(f"{path}: {len(bad)} weights are infinite or NaN, e.g. {bad[0]}; use an earlier checkpoint")
 
 
@@ -193,13 +201,14 @@ def _from_export(
     folder: Path,
     device: torch.device,
     overrides: Overrides,
-    providers: Sequence[str],
+    providers: Sequence[Provider],
     precision: Precision | None,
 ) -> Predictor[Any]:
     if device.type != "cpu":
         raise ValueError(
             f"{folder} is an export, which cannot run on {device}: use the CPU (--device cpu, or --engine.accelerator "
-            "cpu for smt eval), or load the model that was exported"
+            "cpu for smt eval), load the model that was exported, or run an ONNX export on a GPU with ONNX Runtime "
+            "(--providers CUDAExecutionProvider)"
         )
     program = load_exported(folder, providers, precision)
     with _named(folder / MANIFEST):

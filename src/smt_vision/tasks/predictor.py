@@ -1,5 +1,6 @@
 """Base class of the predictors of all tasks."""
 
+import copy
 import math
 import os
 from abc import ABC, abstractmethod
@@ -81,7 +82,6 @@ class Predictor(ABC, Generic[R]):
         self.classes = tuple(spec.classes)
         self.transform = self._make_transform()
         self.name = name
-        self.device = torch.device(device)
         self.recipe = recipe
         self.used_images = used_images
         self.dtype = torch.float32  # of matrix products and convolutions
@@ -193,8 +193,9 @@ class Predictor(ABC, Generic[R]):
                 raise TypeError(f"invalid {name}={short(paths)}: expected a list of image files and folders")
         if self.dtype != torch.float32:
             raise ValueError(f"{self.name} was loaded in {self.dtype}; load it without precision to export it")
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         return export_model(
-            get_task(self.spec.task).export(self.model, self.spec, self.name, batch_size),
+            get_task(self.spec.task).export(model, self.spec, self.name, batch_size),
             Path(folder),
             format=format,
             images=find_images(images),
@@ -296,12 +297,18 @@ def parse_device(device: str | torch.device) -> torch.device:
     """The device with this name.
 
     Raises:
-        ValueError: There is no such kind of device.
+        ValueError: There is no such kind of device, or none on this computer that this build of PyTorch supports.
     """
     try:
-        return torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"invalid device={short(device)}: expected e.g. cpu, cuda, cuda:1 or mps") from error
+    try:
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # an AssertionError: the build is without it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={parsed} cannot be used here ({reason}); use cpu") from error
+    return parsed
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Saving results: helpers that all tasks share."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -44,11 +45,17 @@ def image_names(images: Sequence[Source]) -> list[str]:
 def result_names(images: Sequence[Source]) -> list[Path]:
     """Output path of each image: its name (:func:`image_names`) with suffix ``.png``.
 
+    Where several names differ in their suffix only, it stays, e.g. ``a.jpg.png`` and ``a.tif.png``.
+
     Raises:
         ValueError: An image is given twice, or two images have the same output path.
     """
     names = image_names(images)
     outputs = [Path(name).with_suffix(".png") for name in names]
+    times = Counter(outputs)
+    outputs = [
+        output if times[output] == 1 else Path(f"{name}.png") for name, output in zip(names, outputs, strict=True)
+    ]
     first: dict[Path, int] = {}
     for i, output in enumerate(outputs):
         other = first.setdefault(output, i)
@@ -56,8 +63,8 @@ def result_names(images: Sequence[Source]) -> list[Path]:
             raise ValueError(f"{images[i]} is given twice; pass each image once")
         if other != i:
             raise ValueError(
-                f"{images[other]} and {images[i]} differ only in their suffix, so both would be written to {output}; "
-                "rename one or process them in separate calls"
+                f"{images[other]} and {images[i]} would both be written to {output}; rename one or process them in "
+                "separate calls"
             )
     return outputs
 

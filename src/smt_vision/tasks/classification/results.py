@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...files import write_atomic
 from ...recipe import Input
 from ..results import Source, decode_source, image_names
 
@@ -55,14 +56,18 @@ def write_predictions(
     folder.mkdir(parents=True, exist_ok=True)
     table, sheet = folder / "predictions.csv", folder / "predictions.png"
     shown: list[tuple[Prediction, Image.Image]] = []
-    with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        label_columns = ["labels", "scores"] if separator else ["label", "class_id", "score", "others"]
-        writer.writerow(["image", *label_columns, "error"])
-        for result in results:
-            writer.writerow([result.id, *_cells(result, separator), result.error or ""])
-            if result.label is not None and len(shown) < GRID:
-                shown.append((result, thumbnail(decode_source(result.source, input))))
+
+    def write(path: Path) -> None:
+        with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            label_columns = ["labels", "scores"] if separator else ["label", "class_id", "score", "others"]
+            writer.writerow(["image", *label_columns, "error"])
+            for result in results:
+                writer.writerow([result.id, *_cells(result, separator), result.error or ""])
+                if result.label is not None and len(shown) < GRID:
+                    shown.append((result, thumbnail(decode_source(result.source, input))))
+
+    write_atomic(table, write)
     names = image_names([result.source for result, _ in shown])
     items = [
         LabeledImage(

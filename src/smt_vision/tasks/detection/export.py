@@ -17,7 +17,7 @@ from ...data.padding import padded
 from ...deploy.exported import ExportedModel, Program
 from ...deploy.form import ExportForm
 from ...deploy.parity import batches_of_one_size, detection_parity
-from ...deploy.programs import write_traced
+from ...deploy.programs import program_metadata, write_traced
 from ...deploy.quantize import AccuracyControl
 from ...deploy.samples import image_to_tensor, sample_names
 from ...spec import ModelSpec
@@ -157,8 +157,9 @@ class DetectorExport(ExportForm):
     ) -> dict[str, str]:
         outputs = OUTPUTS[: len(self.detector(self.example))]
         return write_traced(
-            self.detector, self.example, outputs, folder, format, calibrate, self.preprocess, ignored=COORDINATES
-        )
+            self.detector, self.example, outputs, folder, format, calibrate, self.preprocess, ignored=COORDINATES,
+            metadata=program_metadata(self.spec),
+        )  # fmt: skip
 
     def compare(self, program: Program) -> Mapping[str, Any]:
         return detection_parity(self.detector, program, self.images, self.count, split_batch)

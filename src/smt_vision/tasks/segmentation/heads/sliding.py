@@ -7,22 +7,23 @@ Shapes: B images of h x w pixels as the model sees them and of H x W pixels as s
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....data.padding import group_by_size, padded
 from ..config import SegmentConfig
 from .upernet import resize
 
 BAND = 1 << 22  # values per band of rows, 16 MB
+Network = Callable[[Tensor], Tensor]  # images (B, C, H, W) to logits (B, K, H, W)
 MAX_PIXELS = 1 << 22  # of images that go through the model together; a larger image goes alone
 
 
 def segment(
-    model: nn.Module, image: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]], config: SegmentConfig
+    model: Network, image: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]], config: SegmentConfig
 ) -> list[Tensor]:
     """Label maps or object probabilities of images, at their original size.
 
@@ -53,7 +54,7 @@ def segment(
     return [by_row[row] for row in range(len(sizes))]
 
 
-def probability_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
+def probability_rows(model: Network, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
     """Yield the class probabilities of images of one size, from top to bottom: ``(B, K, n, w)`` for n rows each.
 
     Args:
@@ -162,7 +163,7 @@ class _OutputMap:
 
 
 def _variant_rows(
-    model: nn.Module, image: Tensor, scale: float, flipped: bool, config: SegmentConfig
+    model: Network, image: Tensor, scale: float, flipped: bool, config: SegmentConfig
 ) -> Iterator[Tensor]:
     """Yield the probabilities of a scale, flipped or not, in rows of the same number for all scales."""
     size = (image.shape[-2], image.shape[-1])
@@ -178,7 +179,7 @@ def _variant_rows(
         del logits  # otherwise kept while the next are computed
 
 
-def _logit_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
+def _logit_rows(model: Network, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
     """Yield the logits of images of one size, ``(B, K, n, w)`` float32, in one pass or in windows."""
     height, width = image.shape[-2:]
     sides = padded(height), padded(width)
@@ -197,7 +198,7 @@ def _logit_rows(model: nn.Module, image: Tensor, config: SegmentConfig) -> Itera
             del rows
 
 
-def _slide(model: nn.Module, image: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[Tensor]:
+def _slide(model: Network, image: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Iterator[Tensor]:
     """Yield the mean logits of overlapping windows, ``(B, K, n, w)`` float32, when no window below covers the rows."""
     height, width = image.shape[-2:]
     tops, lefts = (window_starts(*lengths) for lengths in zip((height, width), crop, stride, strict=True))
