@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from same_run import assert_identical
 from smt_vision import checkpoints, load
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
+from smt_vision.data.decode import UnreadableImage
 from smt_vision.data.loaders import DeadWorker, TrainLoader
 from smt_vision.engine import lock, loggers, loop, watchdog
 from smt_vision.engine import step as step_module
@@ -41,6 +43,7 @@ from smt_vision.engine.watchdog import Watchdog
 from smt_vision.files import write_atomic
 from smt_vision.recipe_files import read_recipe_file
 from smt_vision.signals import stop_signals
+from smt_vision.tasks import get_task
 from tiny_run import environment, tiny, write_config, write_split
 
 STEPS = 6  # per epoch
@@ -637,6 +640,18 @@ def test_resumed_run_may_have_other_devices_and_less_memory(tmp_path: Path, capl
     assert train(tiny(data, engine=engine), tmp_path / "run", display=False, max_steps=3).step == 3
     with pytest.raises(ValueError, match=r"epochs is 2 there and 3 here.* To train longer, .*--checkpoint"):
         train(tiny(data, epochs=3), tmp_path / "run", display=False)
+
+
+def test_run_with_too_many_unreadable_images_saves_itself(tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+    recipe = tiny(data, batch_size=1, epochs=1)
+    task = get_task(recipe.task).training(recipe)
+    order = [int(batch["index"]) for batch in task.train_loader(0, 1).epoch(0)]
+    for row in (order[2], order[5]):
+        (data / "train" / task.train_set.name(row)).write_bytes(b"")
+    with pytest.raises(UnreadableImage, match="2 unreadable images, more than max_unreadable=1"):
+        train(replace(recipe, input=replace(recipe.input, max_unreadable=1)), tmp_path / "run", display=False)
+    assert state(tmp_path / "run")["step"] == 5
 
 
 def test_run_that_leaves_out_images_says_so(tmp_path: Path) -> None:

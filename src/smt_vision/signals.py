@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
@@ -173,6 +174,7 @@ def unblock_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+@cache  # one thread, however often it is called
 def end_with_parent(parent: int, grace_seconds: float = 30.0) -> None:
     """End this process when the process that started it has ended, which would otherwise leave it waiting.
 

@@ -293,7 +293,7 @@ class _Loop:
 
     def _train_epoch(self, loader: TrainLoader) -> None:
         """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
-        run, plan, recipe, fabric = self.run, self.plan, self.run.recipe, self.fabric
+        run, plan, recipe = self.run, self.plan, self.run.recipe
         epoch, steps_done = divmod(run.step, plan.steps_per_epoch)
         batches = loader.epoch(epoch, start_batch=steps_done * plan.accumulate)
         groups, start = step_batches(batches, plan.accumulate), run.step
@@ -302,7 +302,7 @@ class _Loop:
         while (group := self._next(groups)) is not None:
             self.watchdog.at(f"training step {run.step + 1}")
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
-            flags = torch.tensor([bool(self.signals), run.checkpoint_due()], dtype=torch.float32, device=fabric.device)
+            flags = self._flags()
             losses, grad_norm, reason = train_step(run, group, lr, flags)
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
@@ -321,16 +321,24 @@ class _Loop:
                 break
             # Not after the last step of an epoch: the caller saves there.
             if run.step % plan.steps_per_epoch:
-                # One process acts on a signal in the step that has just been done, several after their next one.
-                stop, checkpoint_due = (
-                    (bool(self.signals), run.checkpoint_due()) if fabric.world_size == 1 else (flags > 0).tolist()
-                )
+                # Several processes act on a signal one step later: on what all knew before this one.
+                if flags is None:
+                    stop, checkpoint_due = bool(self.signals), run.checkpoint_due()
+                else:
+                    stop, checkpoint_due = (flags > 0).tolist()
                 if stop:
                     break
                 if checkpoint_due:
                     self._save()
         if run.step == start and not self.signals:
             raise no_batch(recipe)
+
+    def _flags(self) -> torch.Tensor | None:
+        """Whether there is a signal, and whether a checkpoint is due, for the other processes; ``None`` without any."""
+        if self.fabric.world_size == 1:
+            return None
+        flags = [bool(self.signals), self.run.checkpoint_due()]
+        return torch.tensor(flags, dtype=torch.float32, device=self.fabric.device)
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
         """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them.

@@ -349,18 +349,15 @@ class Run(TrainingState):
         repeated before training goes on.
         """
         if self.metrics and self.fabric.is_global_zero:
+            kept = self.folder / f"{Path(BEST).stem}-{self.best_epoch:03}.pt"
+            if (self.folder / BEST).is_file():
+                _link(self.folder / BEST, kept)
             log.warning(
                 "%s: the validation images are others than before: metrics are not compared with earlier ones, and the "
-                "patience starts anew%s",
-                self.folder,
-                f"; the best weights so far are kept as {self._keep_best()}" if (self.folder / BEST).is_file() else "",
-            )
+                "patience starts anew; the best weights so far are kept as %s",
+                self.folder, kept.name,
+            )  # fmt: skip
         self.metrics, self.history, self.best_epoch, self.evaluated_step = {}, [], 0, 0
-
-    def _keep_best(self) -> str:
-        name = f"{Path(BEST).stem}-{self.best_epoch:03}.pt"
-        _link(self.folder / BEST, self.folder / name)
-        return name
 
     def _load_state(self, checkpoint: Checkpoint) -> None:
         """Load weights, averages and the states of the optimizer and of mixed precision.
