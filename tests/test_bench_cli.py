@@ -1,15 +1,16 @@
 """``smt bench``: what it metric_formats, prints and writes."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from command import refusal, run
+from command import answer, refusal, run
 from smt_vision.benchmark.candidates import load_candidate
 from smt_vision.benchmark.compare import Result
 from smt_vision.benchmark.published import BASELINES
@@ -81,12 +82,10 @@ def test_models_in_pairs(capsys: Capture) -> None:
 def test_training_and_memory(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
-    def here(prepare: Callable[[], list[Callable[[], object]]], device: str) -> list[int]:
-        calls = prepare()
-        for call in calls:
-            call()
-        counts.append(len(calls))
-        return [(n + 1) * 10**7 for n in range(len(calls))]
+    def here(prepare: Callable[[], Iterable[Callable[[], object]]], device: str) -> list[int]:
+        made = [call() for call in prepare()]
+        counts.append(len(made))
+        return [(n + 1) * 10**7 for n in range(len(made))]
 
     monkeypatch.setattr("smt_vision.benchmark.candidates.peak_memory", here)
     assert run("bench", "smt_atto", "--train", "--batch_size", "4", "2", *TINY, "--memory", "true") == 0
@@ -109,7 +108,7 @@ def test_baselines_are_added_and_plotted(capsys: Capture, monkeypatch: pytest.Mo
             for i, candidate in enumerate(candidates)
         ]
 
-    def run_once(candidate: SimpleNamespace, batch_sizes: list[int], device: str) -> None:
+    def run_once(candidate: SimpleNamespace, batch_sizes: list[int], device: str, **options: Any) -> None:
         if candidate.name == "caformer_s18":
             raise RuntimeError("no such operator")
 
@@ -129,6 +128,35 @@ def test_baselines_are_added_and_plotted(capsys: Capture, monkeypatch: pytest.Mo
     (tmp_path / "bench.png").unlink()
     assert run("bench", "smt_tiny", "--train", *options[1:]) == 0
     assert not (tmp_path / "bench.png").exists()  # published accuracies are plotted against inference speed only
+
+
+def test_failures_in_training_and_in_the_measurement_of_memory(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*args: Any, **options: Any) -> dict[int, int]:
+        if args[0] == "smt_pico":
+            raise RuntimeError("the measuring process died")
+        return {2: 10**7}
+
+    monkeypatch.setattr("smt_vision.benchmark.candidates.candidate_peak_memory", died)
+    command = ("bench", "smt_atto:fused", "smt_atto", "smt_pico", "--train", "--size", "32", "--skip_failures", *TINY)
+    found = answer(capsys, *command, "--memory", "true", "--batch_size", "2")
+    assert [result["model"] for result in found["results"]] == ["smt_atto"]
+    assert "no trainable parameters" in found["failures"]["smt_atto:fused"]
+    assert "the measuring process died" in found["failures"]["smt_pico"]
+
+
+def test_baselines_for_training_are_not_fused(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def load(spec: str, *args: Any, **options: Any) -> Any:
+        names.append(spec)
+        raise ValueError("not here")
+
+    monkeypatch.setattr("smt_vision.benchmark.candidates.load_candidate", load)
+    assert "not here" in refusal(capsys, 1, "bench", "--baselines", "--train", *TINY)
+    assert names
+    assert not [name for name in names if "fused" in name]
 
 
 @pytest.mark.parametrize(

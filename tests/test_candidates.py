@@ -1,6 +1,7 @@
 """Models to compare, from model spec strings: that each variant computes the same as the original."""
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ def test_pairs_are_combined_by_their_ratios() -> None:
     assert [(r.model, r.images_per_s, r.ratio) for r in others] == [("a", 50, 2), ("b", 25, 1), ("c", 12.5, 0.5)]
     assert [(r.p50_ms, r.p90_ms) for r in others] == [(20, 40), (40, 80), (80, 160)]
     assert [r.share_of_peak for r in others] == pytest.approx([0.05, 0.025, 0.0125])
+    # With the peak of each comparison, the shares are of the largest.
+    pairs = [pair(20, "a", 40), pair(10, "b", 10)]
+    shares = [r.share_of_peak for r in combine_pairs(pairs, [1000.0, 500.0])]
+    alone = [r.share_of_peak for r in combine_pairs(pairs)]
+    assert [share / other for share, other in zip(shares[1:], alone[1:], strict=True)] == pytest.approx([1, 0.5])
 
 
 def test_eight_bits_are_of_openvino() -> None:
@@ -169,9 +175,12 @@ def test_peak_memory_by_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     def here(prepare: Any, device: str) -> list[int]:
-        calls = prepare()
-        for call in calls:
+        calls = []
+        for call in prepare():
             call()
+            assert not [earlier for earlier in calls if earlier() is not None]  # which would be measured too
+            calls.append(weakref.ref(call))
+            del call
         return list(range(1, len(calls) + 1))
 
     monkeypatch.setattr("smt_vision.benchmark.candidates.peak_memory", here)

@@ -176,6 +176,21 @@ def test_more_than_100_objects() -> None:
     assert results == pytest.approx([100 * 100 / 130, 100.0])
 
 
+@pytest.mark.parametrize("limit", [1, 3, 10, 30])
+def test_every_number_counts_the_same_detections(limit: int) -> None:
+    places = [[float(x), float(y), 8.0, 8.0] for x in range(0, 200, 40) for y in range(0, 200, 40)]
+    found = [(box, 0.9 - i / 1000, 0) for i, box in enumerate(places)]
+
+    def results(max_detections: int, kept: int) -> dict[str, Any]:
+        metric = metrics(truth(*((10, 7, box) for box in places)), masks=False, max_detections=max_detections)
+        add(metric, 10, *found[:kept])
+        return metric.compute()
+
+    limited, cut = results(limit, 25), results(100, limit)
+    for name in ("box_ap", "box_ap50", "box_ar", "box_ar1", "box_ar10"):
+        assert limited[name] == pytest.approx(cut[name]), name
+
+
 # --- agreement with the library, and several processes ---
 
 

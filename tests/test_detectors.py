@@ -25,11 +25,17 @@ from smt_vision.tasks.detection import box_masks
 from smt_vision.tasks.detection.box_masks import BoxMasks, paste_masks
 from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.heads import dino, rcnn
-from smt_vision.tasks.detection.heads.class_loss import region_class_loss, set_class_weights, weighted_focal_terms
+from smt_vision.tasks.detection.heads.class_loss import (
+    CellHead,
+    region_class_loss,
+    set_class_weights,
+    weighted_focal_terms,
+)
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
 from smt_vision.tasks.detection.heads.dino import DINO
 from smt_vision.tasks.detection.heads.pyramid import Pyramid, group_norm
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, giou_loss
+from smt_vision.tasks.processes import mean_count
 
 HEADS: tuple[Any, ...] = ("retinanet", "fcos", "faster_rcnn", "dino", "mask_rcnn", "cascade_mask_rcnn")
 SMALL = DetectConfig(
@@ -623,10 +629,36 @@ def test_recipes_build(name: str) -> None:
     assert [p.out_channels for p in pyramids] == [RECIPES[name].detect.fpn_channels] * (not isinstance(model, DINO))
 
 
-def test_dino_counts_the_objects_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object counts the same wherever it is: losses are divided by the mean number, which is at least 1."""
-    assert (dino._mean_count(0, torch.device("cpu")), dino._mean_count(3, torch.device("cpu"))) == (1, 3)
+def beside_another_process(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
+    """As if a second process had this number of objects or pixels."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(10))  # of the other process
-    assert dino._mean_count(1, torch.device("cpu")) == 5.5
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(count))
+
+
+def test_losses_are_divided_by_the_mean_count_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object counts the same wherever it is; the mean is at least 1."""
+    zero, one, three = torch.tensor([0, 1, 3])
+    assert (mean_count(zero), mean_count(three)) == (1, 3)
+    beside_another_process(monkeypatch, 10)
+    assert mean_count(one) == 5.5
+    assert one == 1  # unchanged
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fcos_counts_the_positive_points_of_all_processes(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = CellHead(32, 1, 3, num_convs=1)
+    if weighted:
+        head.class_weights = torch.tensor([1.0, 2.0, 3.0])
+    anchors = [torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(4, 1)]
+    outputs = {
+        "cls_logits": torch.randn(1, 4, 3), "bbox_regression": torch.rand(1, 4, 4), "bbox_ctrness": torch.randn(1, 4, 1)
+    }  # fmt: skip
+    targets = [{"boxes": torch.tensor([[0.0, 0.0, 8.0, 8.0]]), "labels": torch.tensor([1])}]
+    matched = [torch.tensor([0, 0, -1, -1])]
+    alone = head.compute_loss(targets, outputs, anchors, matched)
+    beside_another_process(monkeypatch, 6)
+    shared = head.compute_loss(targets, outputs, anchors, matched)
+    for name, loss in alone.items():
+        assert float(shared[name]) == pytest.approx(float(loss) * 2 / 4)

@@ -17,6 +17,7 @@ from smt_vision.data.fingerprint import UsedImages
 from smt_vision.embedding.embeddings import embed
 from smt_vision.embedding.report import search, write_report
 from smt_vision.engine.loop import train
+from smt_vision.tasks.classification.data.hub import ArrayDataset
 from tiny_run import COLORS, tiny, write_images, write_split
 
 pytestmark = pytest.mark.pictures
@@ -139,6 +140,16 @@ def test_images_of_every_layout(trained: Path, tmp_path: Path, caplog: pytest.Lo
     scenes = embed(trained, tmp_path / "scenes")
     assert set(scenes.splits) == {"train", "val"}  # no label maps among them
     assert not [id for id in scenes.ids if "label" in id or "mask" in id]
+    voc = tmp_path / "voc"
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (voc / folder).mkdir()
+        for i in range(3):
+            textured(voc / folder / f"{i}.png", i)
+    for split, names in (("train", "0\n1\n"), ("val", "2\n")):
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+    in_voc = embed(trained, voc)
+    assert (in_voc.splits, len(set(in_voc.ids))) == (("train", "train", "val"), 3)
     write_split(tmp_path / "set", train=2, val=1)
     two = embed(trained, [tmp_path / "set" / "train", tmp_path / "set" / "val"])
     assert two.splits.count(str(tmp_path / "set" / "train")) == 6
@@ -164,6 +175,38 @@ def test_splits_are_those_of_training(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(found) == 18
     assert found.splits.count("val") == 6
     assert set(found.datasets["val"].identities()) == set(used.val)
+    for split in ("train", "val"):  # folds of the training images, beside which there is a validation split
+        write_images(tmp_path / "own" / split, COLORS, [6, 6, 6] if split == "train" else [2, 2, 2], seed=7)
+    train(replace(recipe, data=str(tmp_path / "own")), tmp_path / "beside", display=False)
+    found = embed("beside", tmp_path / "own")
+    counts = {split: found.splits.count(split) for split in found.datasets}
+    assert counts == {"train": 12, "val": 6, "val of the dataset": 6}
+
+
+def test_report_of_images_with_bands(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("a", "b"):
+            folder = tmp_path / "set" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                np.save(folder / f"{i}.npy", np.full((32, 32, 5), 1000 * (i + 1), dtype=np.uint16))
+    input = dict(channels=5, max_value=10_000.0, mean=(0.5,) * 5, std=(0.5,) * 5)
+    train(tiny(tmp_path / "set", epochs=1, batch_size=2, input=input), tmp_path / "run", display=False)
+    found = embed(tmp_path / "run", tmp_path / "set")
+    report = write_report(found, tmp_path / "report", threshold=0.0)
+    assert report["counts"]["exact_duplicates"] == 3
+    assert (tmp_path / "report" / "report.md").is_file()
+    assert (tmp_path / "report" / "pairs.png").is_file()
+
+
+def test_copies_among_images_that_are_not_files(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+    pixels[3] = pixels[1]
+    images = ArrayDataset(pixels, ["a", "b"], np.array([0, 1] * 2), "digit ")
+    monkeypatch.setattr("smt_vision.embedding.embeddings.open_splits", lambda *args: {"all": images})
+    hashes = embed(trained, "auto").fingerprints
+    assert hashes[3] == hashes[1]
+    assert len(set(hashes.tolist())) == 3
 
 
 @pytest.mark.parametrize("fixture", ["detector_run", "segmenter_run"])

@@ -422,6 +422,25 @@ def test_segmentation_losses_by_hand() -> None:
     assert class_losses(logits, nothing, gamma=2.0, weight=weight)["focal"] == 0
 
 
+def test_pixels_count_the_same_on_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over processes of the losses is the mean over the labeled pixels of all of them."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    label[1, :3] = IGNORE_INDEX  # 16 labeled pixels on the first process, 4 on the second
+    expected = float(class_losses(logits, label)["cross_entropy"])
+    binary = float(binary_losses(logits[:, :1], label.where(label == IGNORE_INDEX, label % 2))["bce"])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    found, found_binary = [], []
+    for i, other in ((0, 4), (1, 16)):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda total, other=other: total.add_(other))
+        own, of = logits[i : i + 1], label[i : i + 1]
+        found.append(float(class_losses(own, of)["cross_entropy"]))
+        found_binary.append(float(binary_losses(own[:, :1], of.where(of == IGNORE_INDEX, of % 2))["bce"]))
+    assert sum(found) / 2 == pytest.approx(expected)
+    assert sum(found_binary) / 2 == pytest.approx(binary)
+
+
 def test_binary_segmentation_losses_by_hand() -> None:
     torch.manual_seed(0)
     logits, label = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 4, 4))

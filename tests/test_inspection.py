@@ -17,9 +17,12 @@ import smt_vision
 from command import answer, refusal
 from drawn_sets import write_scenes, write_shapes
 from smt_vision.inspection.duplicates import near_duplicates
+from smt_vision.inspection.inspect import inspect
 from smt_vision.inspection.measure import measure, measures
 from smt_vision.pages import PICTURE_SIZE, POLICY, html_page
 from smt_vision.tasks import recipe_class
+from smt_vision.tasks.classification.data.hub import ArrayDataset
+from smt_vision.tasks.classification.inspection import ClassificationInspection
 from smt_vision.text import markdown, printable
 from test_names import HOSTILE, unprintable
 from tiny_run import write_split
@@ -103,6 +106,56 @@ def test_classes_duplicates_and_damaged_images(classes: Path, tmp_path: Path, ca
     text = "".join(check_page(tmp_path / "out" / "inspect.html").text)
     assert "damaged.png" in text
     assert "val: red/copy.png" in text
+
+
+def test_splits_with_categories_of_their_own(tmp_path: Path, capsys: Capture) -> None:
+    """The rows of a class are of that class in each split, as training matches them by name."""
+    data = write_shapes(tmp_path / "set")
+    path = data / "annotations" / "instances_val.json"
+    before = answer(capsys, "inspect", data, "--out", tmp_path / "before")["splits"]["val"]["classes"]
+    content = json.loads(path.read_text())
+    content["categories"].reverse()  # in another order
+    path.write_text(json.dumps(content))
+    assert answer(capsys, "inspect", data, "--out", tmp_path / "reversed")["splits"]["val"]["classes"] == before
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    gone = next(category for category in content["categories"] if category["id"] in used)
+    content["categories"].remove(gone)
+    content["annotations"] = [each for each in content["annotations"] if each["category_id"] != gone["id"]]
+    path.write_text(json.dumps(content))
+    after = answer(capsys, "inspect", data, "--out", tmp_path / "fewer")["splits"]["val"]["classes"]
+    assert [row["class"] for row in after] == [row["class"] for row in before]
+    assert {row["class"]: row["objects"] for row in after}[gone["name"]] == 0
+    content["categories"].append({"id": 99, "name": "hexagon"})
+    content["annotations"].append({**content["annotations"][0], "id": 999, "category_id": 99})
+    path.write_text(json.dumps(content))
+    report = answer(capsys, "inspect", data, "--out", tmp_path / "more")
+    assert any(text.startswith("val: ") and "hexagon" in text for text in report["findings"])
+    assert "hexagon" not in [row["class"] for row in report["splits"]["train"]["classes"]]
+    assert (tmp_path / "more" / "inspect.html").is_file()
+
+
+def test_group_of_many_images_shows_those_of_other_splits(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_split(tmp_path / "set")
+    picture = folder / "train" / "red" / "0.png"
+    for i in range(30):
+        shutil.copy(picture, folder / "train" / "red" / f"copy{i:02}.png")
+    shutil.copy(picture, folder / "val" / "red" / "leaked.png")
+    report = answer(capsys, "inspect", folder, "--out", tmp_path / "out")
+    (group,) = report["duplicates"]["listed"]
+    assert [image["split"] for image in group[:3]] == ["train", "val", "train"]
+    assert group[1]["id"] == "red/leaked.png"
+    assert len(group) == 20
+    assert report["duplicates"]["images"] == 32
+    assert "val: red/leaked.png" in "".join(check_page(tmp_path / "out" / "inspect.html").text)
+
+
+def test_copies_of_images_that_are_not_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    pixels[4] = pixels[1]
+    images = ArrayDataset(pixels, ["a", "b"], np.array([0, 1] * 3), "digit ")
+    monkeypatch.setattr(ClassificationInspection, "open", lambda *args: {"train": images})
+    report = inspect("auto", task="classify")
+    assert [[image["index"] for image in group] for group in report["duplicates"]["listed"]] == [[1, 4]]
 
 
 def test_channel_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:

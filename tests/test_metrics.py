@@ -146,6 +146,14 @@ def test_nan_logits_count_as_wrong():
     assert found["confusion"].sum() == 9  # the image with NaN has no prediction
 
 
+def test_nan_logits_do_not_displace_mistakes():
+    metric = ClassificationMetric(("a", "b"), torch.device("cpu"), ClassifyConfig(), 40)
+    logits = torch.full((40, 2), float("nan"))
+    logits[:3] = torch.tensor([3.0, 0.0])
+    metric.update(logits, {"target": torch.ones(40, dtype=torch.long), "index": torch.arange(40)})
+    assert [row["index"] for row in metric.compute()["worst"][:3]] == [0, 1, 2]
+
+
 def test_classes_without_images_are_left_out_of_the_mean_class_accuracy():
     logits = torch.eye(4)[[0, 0, 1]]
     found = accumulate(logits, torch.tensor([0, 1, 1])).compute()

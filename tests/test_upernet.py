@@ -21,7 +21,8 @@ from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import RECIPES
 from smt_vision.tasks.backbone import Backbone
-from smt_vision.tasks.build import build_backbone, share_statistics
+from smt_vision.tasks.build import build_backbone
+from smt_vision.tasks.processes import share_statistics
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.heads import sliding
 from smt_vision.tasks.segmentation.heads.network import SegmentationNetwork

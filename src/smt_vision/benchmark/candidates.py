@@ -1,6 +1,6 @@
 """Candidates built from model spec strings, and their peak memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,28 @@ def load_candidate(
     return Candidate(spec, model, (channels, *sides), original)
 
 
-def run_once(candidate: Candidate, batch_sizes: Sequence[int], device: str = "cpu") -> None:
+def run_once(
+    candidate: Candidate,
+    batch_sizes: Sequence[int],
+    device: str = "cpu",
+    *,
+    train: bool = False,
+    precision: str = "fp32",
+) -> None:
     """Run a candidate once at every batch size, which builds its programs.
 
+    Args:
+        candidate: The candidate.
+        batch_sizes: Images per call.
+        device: Device of the model.
+        train: Run training steps instead of forward passes.
+        precision: That of training.
+
     Raises:
-        ValueError: The model fails, e.g. since its layers are for images of another size.
+        ValueError: The model fails, e.g. since its layers are for images of another size, or cannot be trained.
     """
     for batch_size in batch_sizes:
-        call = inference_step(candidate.model, torch.randn(batch_size, *candidate.input_size, device=device))
+        call = _call(candidate, batch_size, train, precision, device)
         try:
             call()
         except (AssertionError, RuntimeError) as error:
@@ -144,14 +158,18 @@ def _prepare(
     precision: str,
     device: str,
     setup: Callable[[], object] | None,
-) -> list[Call]:
+) -> Iterator[Call]:
+    """One call after the other: what an earlier one holds is not in the memory of a later one."""
     if setup is not None:
         setup()
     candidate = load_candidate(spec, device, size, engine=engine, precision=precision, train=train)
-    inputs = (torch.randn(batch_size, *candidate.input_size, device=device) for batch_size in batch_sizes)
-    if train:
-        return [training_step(candidate.model, x, precision) for x in inputs]
-    return [inference_step(candidate.model, x) for x in inputs]
+    for batch_size in batch_sizes:
+        yield _call(candidate, batch_size, train, precision, device)
+
+
+def _call(candidate: Candidate, batch_size: int, train: bool, precision: str, device: str) -> Call:
+    x = torch.randn(batch_size, *candidate.input_size, device=device)
+    return training_step(candidate.model, x, precision) if train else inference_step(candidate.model, x)
 
 
 def _apply_variants(model: nn.Module, variants: Sequence[str], dtype: torch.dtype | None) -> nn.Module:

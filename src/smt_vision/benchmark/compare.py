@@ -144,7 +144,7 @@ def compare(
     return results
 
 
-def combine_pairs(pairs: Sequence[Sequence[Result]]) -> list[Result]:
+def combine_pairs(pairs: Sequence[Sequence[Result]], peaks: Sequence[float] = ()) -> list[Result]:
     """One comparison from several, each of which compares other models with the same first one.
 
     The machine's speed differs between comparisons. Therefore, the speed of the first model is its median over all of
@@ -152,10 +152,16 @@ def combine_pairs(pairs: Sequence[Sequence[Result]]) -> list[Result]:
 
     Args:
         pairs: Results of :func:`compare`; the first one of each batch size is of the same model in all of them.
+        peaks: The machine's peak in each of them; ``share_of_peak`` is then of the largest.
 
     Returns:
         Results ordered by batch size, the first model once per batch size.
     """
+    if peaks:
+        pairs = [
+            [_of_peak(result, peak / max(peaks)) for result in results]
+            for results, peak in zip(pairs, peaks, strict=True)
+        ]
     combined = []
     for batch_size in sorted({result.batch_size for results in pairs for result in results}):
         groups = [[result for result in results if result.batch_size == batch_size] for results in pairs]
@@ -163,6 +169,11 @@ def combine_pairs(pairs: Sequence[Sequence[Result]]) -> list[Result]:
         combined.append(_at_speed(min((g[0] for g in groups), key=lambda r: abs(r.images_per_s - speed)), speed))
         combined += [_at_speed(result, result.ratio * speed) for _, *others in groups for result in others]
     return combined
+
+
+def _of_peak(result: Result, factor: float) -> Result:
+    share = result.share_of_peak
+    return replace(result, share_of_peak=None if share is None else share * factor)
 
 
 def _at_speed(result: Result, images_per_s: float) -> Result:
@@ -197,5 +208,8 @@ def _result(candidate: Candidate, cost: ModelInfo | None, batch_size: int, timin
 
 
 def _saved_per_image(model: nn.Module, x: Tensor, precision: str) -> int:
+    """By the difference of two batch sizes: autocast also saves weights in the other precision, once per batch."""
+    more, fewer = (x, x[: len(x) // 2]) if len(x) > 1 else (torch.cat([x, x]), x)
     with autocast(x.device, precision):
-        return saved_activations(model, x) // len(x)
+        saved = saved_activations(model, more) - saved_activations(model, fewer)
+    return saved // (len(more) - len(fewer))

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -61,7 +61,7 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
 
 
 def peak_memory(
-    prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.device | str = "cpu"
+    prepare: Callable[[], Iterable[Callable[[], object]]], device: torch.device | str = "cpu"
 ) -> list[int | None]:
     """Peak memory of calls in bytes: weights, activations and scratch space together.
 
@@ -70,7 +70,8 @@ def peak_memory(
     available on Linux only.
 
     Args:
-        prepare: Builds the model and returns the calls in order of increasing memory; must be picklable.
+        prepare: Builds the model and yields the calls in order of increasing memory; must be picklable. A call is
+            dropped before the next one is made.
         device: Device on which the calls work.
 
     Returns:
@@ -82,7 +83,7 @@ def peak_memory(
     return in_fresh_process(_peaks, prepare, torch.device(device))
 
 
-def _peaks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.device) -> list[int | None]:
+def _peaks(prepare: Callable[[], Iterable[Callable[[], object]]], device: torch.device) -> list[int | None]:
     def read() -> int | None:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
@@ -95,6 +96,7 @@ def _peaks(prepare: Callable[[], Sequence[Callable[[], object]]], device: torch.
         call()
         after = read()
         peaks.append(None if before is None or after is None else after - before)
+        del call
     return peaks
 
 

@@ -87,7 +87,9 @@ def run(args: Any) -> Output:
     from ..benchmark.report import conditions_line, failure_lines, measurement_conditions, result_table
     from ..precision import resolve_precision
 
-    baselines = [name for name in BASELINES if args.baselines and name not in args.models]
+    # What is fused is for inference only.
+    known = [name.removesuffix(":fused") for name in BASELINES] if args.train else BASELINES
+    baselines = [name for name in known if args.baselines and name not in args.models]
     if not args.models and not baselines:
         print("smt bench: error: expected MODEL or --baselines\nsee smt bench --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
@@ -146,8 +148,12 @@ def _together(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured"
     candidates, failures = _candidates(args, specs, batch_sizes)
     if not candidates:
         return [], failures, None
-    models = [candidate.name for candidate in candidates]
-    memory = _peak_memory(args, models, batch_sizes) if args.memory else {}  # before timing, which takes longer to fail
+    memory: dict[tuple[str, int], int | None] = {}
+    if args.memory:  # before timing, which takes longer to fail
+        memory = _peak_memory(args, [candidate.name for candidate in candidates], batch_sizes, failures)
+        candidates = [candidate for candidate in candidates if candidate.name not in failures]
+        if not candidates:
+            return [], failures, None
     peak = None if args.precision == "int8" else matmul_peak(args.precision, args.device)
     with progress_callback("rounds") as on_progress:
         results = compare(
@@ -177,13 +183,17 @@ def _in_pairs(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured"
     failures: dict[str, str] = {}
     peaks: list[float] = []
     for spec in track(others, len(others), "pairs"):
-        results, failed, peak = in_fresh_process(_pair, args, [first, spec], batch_sizes)
+        try:
+            results, failed, peak = in_fresh_process(_pair, args, [first, spec], batch_sizes)
+        except RuntimeError as error:  # the process died
+            failures[spec] = _reason(args, spec, error)
+            continue
         if first in failed:
             raise ValueError(f"{first}: {failed[first]}")
         failures |= failed
         pairs += [results]
         peaks += [peak] if peak else []
-    return combine_pairs(pairs), failures, max(peaks, default=None)
+    return combine_pairs(pairs, peaks), failures, max(peaks, default=None)
 
 
 def _pair(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
@@ -220,18 +230,24 @@ def _candidates(args: Any, specs: list[str], batch_sizes: list[int]) -> tuple[li
     for spec in track(specs, len(specs), "loading"):
         try:
             candidate = load(spec)
-            if not args.train:
-                run_once(candidate, batch_sizes, args.device)
+            run_once(candidate, batch_sizes, args.device, train=args.train, precision=args.precision)
             candidates.append(candidate)
         except Exception as error:  # exporters and runtimes raise almost any
-            if spec in args.models and not args.skip_failures:
-                raise
-            failures[spec] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            failures[spec] = _reason(args, spec, error)
     return candidates, failures
 
 
-def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[tuple[str, int], int | None]:
-    """Peak memory in bytes by model and batch size."""
+def _reason(args: Any, spec: str, error: Exception) -> str:
+    """Why a model does not run, if that may be; else the error is raised."""
+    if spec in args.models and not args.skip_failures:
+        raise error
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _peak_memory(
+    args: Any, models: list[str], batch_sizes: list[int], failures: dict[str, str]
+) -> dict[tuple[str, int], int | None]:
+    """Peak memory in bytes by model and batch size; the reason is added to ``failures`` where it cannot be measured."""
     from ..benchmark.candidates import candidate_peak_memory
 
     measure = partial(
@@ -244,11 +260,13 @@ def _peak_memory(args: Any, models: list[str], batch_sizes: list[int]) -> dict[t
         device=args.device,
         setup=partial(configure_process, args.device, args.threads, args.allocator),
     )
-    return {
-        (spec, batch_size): peak
-        for spec in track(models, len(models), "peak memory")
-        for batch_size, peak in measure(spec).items()
-    }
+    found: dict[tuple[str, int], int | None] = {}
+    for spec in track(models, len(models), "peak memory"):
+        try:
+            found |= {(spec, batch_size): peak for batch_size, peak in measure(spec).items()}
+        except RuntimeError as error:  # the process died
+            failures[spec] = _reason(args, spec, error)
+    return found
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> Table:

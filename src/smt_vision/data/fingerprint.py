@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..checkpoints import Checkpoint
@@ -72,6 +73,11 @@ def map_images(function: Callable[[int], int], count: int) -> Fingerprints:
     with ThreadPoolExecutor(THREADS) as pool:
         hashed = pool.map(lambda chunk: [function(i) for i in chunk], chunks)
         return np.array([value for chunk in hashed for value in chunk], dtype=np.int64)
+
+
+def hash_pixels(image: Image.Image) -> int:
+    """64-bit hash of the mode, size and pixels of an image in memory."""
+    return hash_bytes(f"{image.mode} {image.size} ".encode(), image.tobytes())
 
 
 def hash_files(paths: Iterable[Path]) -> Fingerprints:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..analysis.neighbors import Floats, batch_features
@@ -18,8 +19,10 @@ from ..analysis.subject import Subject
 from ..bounds import Count, checked
 from ..data.dataset import Raw, RawDataset
 from ..data.decode import UnreadableImage
+from ..data.fingerprint import hash_pixels
 from ..extras import require
 from ..files import write_atomic
+from ..recipe import Input
 from ..tasks.classes import label_separator
 from ..tasks.classification.config import LabelsConfig
 from ..tasks.load import Overrides, load
@@ -39,10 +42,12 @@ class Embeddings:
         labels: Class name of each image, several ones joined by ``|``, or by ``;`` or ``,`` where
             the name of a class contains that; empty where it is not known.
         features: ``(N, D)`` float32.
-        fingerprints: ``(N,)`` int64 hashes of the files' content, equal for copies of a file.
+        fingerprints: ``(N,)`` int64 hashes of the content of files, or of the pixels of images that are not files;
+            equal for copies.
         unreadable: Messages about images that could not be read, which are left out.
         datasets: The images by split.
         indices: ``(N,)`` index of each image in the dataset of its split.
+        input: How the images are decoded.
     """
 
     model: str
@@ -54,6 +59,7 @@ class Embeddings:
     unreadable: tuple[str, ...]
     datasets: Mapping[str, RawDataset[Any]]
     indices: npt.NDArray[np.int64]
+    input: Input | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -143,13 +149,17 @@ def embed(
     features: Floats | None = None
     kept: list[tuple[str, int]] = []
     unreadable: list[str] = []
+    pixel_hashes: dict[tuple[str, int], int] = {}
     items = ((split, i) for split, dataset in datasets.items() for i in range(len(dataset)))
 
     def prepared() -> Iterator[tuple[tuple[str, int], Tensor]]:
         for done, (split, i) in enumerate(items):
             on_progress(done, total)
             try:
-                yield (split, i), subject.pixels(_raw(datasets[split], i), datasets[split].name(i))[0]
+                raw = _raw(datasets[split], i)
+                if isinstance(raw, Image.Image):  # not a file
+                    pixel_hashes[split, i] = hash_pixels(raw)
+                yield (split, i), subject.pixels(raw, datasets[split].name(i))[0]
             except UnreadableImage as error:
                 unreadable.append(str(error))
 
@@ -169,10 +179,11 @@ def embed(
         tuple(split for split, _ in kept),
         tuple(names[split][i] for split, i in kept),
         features[: len(kept)],
-        np.array([hashes[split][i] for split, i in kept], dtype=np.int64),
+        np.array([pixel_hashes.get((split, i), hashes[split][i]) for split, i in kept], dtype=np.int64),
         tuple(unreadable),
         datasets,
         np.array([i for _, i in kept], dtype=np.int64),
+        subject.predictor.input,
     )
 
 

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from ..analysis.neighbors import Floats, Neighbors
 from ..analysis.pictures import neighbors_picture
 from ..bounds import Count, Fraction, checked
-from ..data.decode import decode
+from ..data.decode import decode_picture
 from ..engine.summary import table_lines
 from ..files import write_text_atomic
 from ..pictures.style import short
+from ..recipe import Input
 from ..text import markdown
 from .embeddings import Embeddings
 
@@ -228,7 +229,7 @@ def _picture_row(embeddings: Embeddings, i: int, j: int, value: float) -> Any:
 
     def thumbnail(k: int) -> Any:
         raw = embeddings.raw(k)
-        image = decode(raw, 3, name=embeddings.ids[k])
+        image = decode_picture(raw, embeddings.input or Input(), name=embeddings.ids[k])
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         return image
 

@@ -1,6 +1,7 @@
 """The images to embed: datasets of every task, and folders of images."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..tasks.classification.config import LabelsConfig
 from ..tasks.classification.task import open_labeled, same_source
 from ..tasks.detection.data.sources import find_splits, open_detection
 from ..tasks.predictor import Predictor
-from ..tasks.segmentation.data.sources import image_folder
+from ..tasks.segmentation.data.sources import split_images
 from ..tasks.splits import held_out_fold
 from ..text import get_logger
 
@@ -60,9 +61,8 @@ def _one(source: str, model: Predictor[Any] | None, labels: LabelsConfig | None)
         if "train" in found and "val" not in found:
             found = [*found, "val"]
         return _of_fold(model, lambda s, fraction: open_detection(source, s, fraction, seed), found, fraction)
-    images = {s: folder for s in SPLITS if (folder := image_folder(path, s))}
-    if images:
-        return {s: ImageFiles(find_images([folder])) for s, folder in images.items()}
+    if images := {s: files for s in SPLITS if (files := split_images(path, s))}:  # without the label maps
+        return {s: ImageFiles(files) for s, files in images.items()}
     listing = list_files(path) if path.is_dir() else None
     if (path.is_file() and is_image(path.name)) or (
         listing and listing.images and not any("/" in name for name in listing.images)
@@ -88,10 +88,18 @@ def _of_fold(
     splits: Iterable[str],
     fraction: float,
 ) -> dict[str, RawDataset[Any]]:
-    """The splits of a dataset; of a model's fold, its validation images and the others."""
+    """The splits of a dataset; of a model's fold, its validation images and the others.
+
+    A validation split of the dataset, beside that of the fold, is called ``val of the dataset``.
+    """
     held_out: Any = None if model is None else held_out_fold(model, lambda: open_split("train", 0.0))
     if held_out is None:
         return {split: open_split(split, fraction) for split in splits}
     images: Any = open_split("train", 0.0)
     others = ~np.isin(images.identities(), held_out.identities())
-    return {"train": images.select(np.flatnonzero(others)), "val": held_out}
+    out = {"train": images.select(np.flatnonzero(others)), "val": held_out}
+    for split in splits:
+        with suppress(ValueError):  # there is none
+            if split != "train" and len(rest := open_split(split, 0.0)):
+                out["val of the dataset" if split == "val" else split] = rest
+    return out

@@ -82,7 +82,7 @@ def find_lr(
     """
     if min_lr >= max_lr:
         raise ValueError(f"invalid min_lr={min_lr}: expected a value below max_lr={max_lr}")
-    recipe = replace(recipe, engine=replace(recipe.engine, ema=None, on_nonfinite="stop"))
+    recipe = replace(recipe, engine=replace(recipe.engine, ema=None, on_nonfinite="stop", max_grad_norm=None))
     fabric = start(recipe)
     task = open_task(fabric, recipe)
     state = TrainingState(fabric, task, recipe)
@@ -106,7 +106,8 @@ def find_lr(
                 break
     if len(losses) < 2:
         raise ValueError(
-            f"the loss is not finite at the learning rate {min_lr:g}: {failure}; check the data, or lower min_lr"
+            f"the loss or the gradient is not finite at the learning rate {min_lr:g}: {failure}; check the data, or "
+            "lower min_lr"
         )
     curve = _curve(lrs[: len(losses)], losses, diverged)
     if folder is not None and fabric.is_global_zero:

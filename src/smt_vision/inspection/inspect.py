@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from .._version import __version__
 from ..bounds import Range, checked
+from ..data.dataset import RawDataset
 from ..files import write_text_atomic
 from ..tasks import INSPECTED, get_inspection
+from ..tasks.classes import with_classes
 from ..tasks.inspection import Options
 from .duplicates import count_between_splits, near_duplicates, same_files
 from .measure import SplitInspection, measure_images
@@ -66,7 +68,7 @@ def inspect(
         if option not in known:
             raise ValueError(f"{option} does not apply to task {name}: expected one of {', '.join(known)}; omit it")
     input = parts.input(options)
-    opened = parts.open(data, seed, options)
+    opened, problems = _with_the_same_classes(parts.open(data, seed, options))
     samples = {split: _sample(len(images), max_images, seed) for split, images in opened.items()}
     done, total = 0, sum(map(len, samples.values()))
 
@@ -89,12 +91,32 @@ def inspect(
         "splits": {split: _describe(each) for split, each in splits.items()},
         **_duplicates(splits),
     }
-    report["findings"] = find_problems(report)
+    report["findings"] = [*problems, *find_problems(report)]
     if folder is not None:
         folder = Path(folder)
         write_text_atomic(folder / JSON_NAME, json.dumps(report, indent=1))
         write_text_atomic(folder / PAGE_NAME, inspection_page(report, splits, parts, input))
     return report
+
+
+def _with_the_same_classes(
+    splits: Mapping[str, RawDataset[Any]],
+) -> tuple[dict[str, RawDataset[Any]], list[str]]:
+    """The splits with the classes of the first one, as in training, and what keeps training from doing so.
+
+    A split with classes that the first one lacks has them after the others.
+    """
+    out: dict[str, RawDataset[Any]] = {}
+    problems = []
+    for split, images in splits.items():
+        first = next(iter(out.values()), images)
+        try:
+            out[split] = with_classes(images, first.classes, owner=f"the {next(iter(splits))} split")
+        except ValueError as error:
+            problems.append(f"{split}: {error}")
+            classes = tuple(dict.fromkeys([*first.classes, *images.classes]))
+            out[split] = images.relabel(classes, [classes.index(name) for name in images.classes])
+    return out, problems
 
 
 def _sample(count: int, limit: int, seed: int) -> npt.NDArray[np.int64]:
@@ -143,8 +165,9 @@ def _duplicates(splits: Mapping[str, SplitInspection]) -> dict[str, Any]:
     split = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
     rows = np.concatenate([part.rows for part in parts])
     values = np.concatenate([part.values for part in parts])
-    fingerprints = [each.images.select(each.measured.rows).fingerprints() for each in splits.values()]
-    same = same_files(np.concatenate(fingerprints))
+    fingerprints = np.concatenate([each.images.select(each.measured.rows).fingerprints() for each in splits.values()])
+    # Images that are not files have fingerprints of their names.
+    same = same_files(np.where(values["content"] != 0, values["content"], fingerprints))
     copies = np.concatenate([group[1:] for group in same]) if same else np.zeros(0, dtype=np.int64)
     once = np.setdiff1d(np.arange(len(rows)), copies)  # the first of each group of the same files
     near = [once[group] for group in near_duplicates(values["hash"][once], values["cells"][once])]
@@ -163,12 +186,18 @@ def _duplicates(splits: Mapping[str, SplitInspection]) -> dict[str, Any]:
                 for (first, own), count in sorted(count_between_splits(groups, split).items())
             ],
             "listed": [
-                [image(i) for i in group[:LISTED_IMAGES]]
+                [image(i) for i in _first_of_each(group, split)[:LISTED_IMAGES]]
                 for group in sorted(groups, key=lambda group: len(set(split[group])), reverse=True)[:LISTED_GROUPS]
             ],
         }
 
     return {"duplicates": report(same), "near_duplicates": report(near)}
+
+
+def _first_of_each(group: npt.NDArray[np.int64], split: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """A group with the first image of each split before the others."""
+    _, first = np.unique(split[group], return_index=True)
+    return np.concatenate([group[np.sort(first)], np.delete(group, first)])
 
 
 def find_problems(report: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..data.bands import bands_to_picture
 from ..data.dataset import RawDataset
 from ..data.decode import UnreadableImage, decode, decode_input
+from ..data.fingerprint import hash_pixels
 from ..recipe import Input
 from ..tasks.inspection import Counts, Labels, TaskInspection
 
@@ -39,6 +41,7 @@ def measures(channels: int) -> np.dtype[Any]:
             ("is_gray", np.bool_),
             ("hash", np.uint64),
             ("cells", np.uint8, CELLS[0] * CELLS[1]),
+            ("content", np.int64),  # of an image that is not a file: hash of its pixels; else 0
         ]
     )
 
@@ -112,7 +115,8 @@ def _measure(
         label = task.measure(picture, target, name)
     except (UnreadableImage, OSError) as error:
         return str(error)
-    return measure(picture, decoded if isinstance(decoded, Tensor) else None), label
+    content = 0 if isinstance(raw, bytes | Path) else hash_pixels(picture)
+    return measure(picture, decoded if isinstance(decoded, Tensor) else None, content), label
 
 
 def _is_gray(picture: Image.Image) -> bool:
@@ -120,12 +124,13 @@ def _is_gray(picture: Image.Image) -> bool:
     return all(ImageChops.difference(red, other).getbbox() is None for other in others)
 
 
-def measure(picture: Image.Image, bands: Tensor | None = None) -> tuple[Any, ...]:
+def measure(picture: Image.Image, bands: Tensor | None = None, content: int = 0) -> tuple[Any, ...]:
     """What is measured of an image, in the order of :func:`measures`.
 
     Args:
         picture: The image in RGB.
         bands: Its bands (C, H, W), if these are the input instead.
+        content: Hash of its pixels if it is not a file.
     """
     histograms = np.array(picture.histogram(), dtype=np.float64).reshape(3, 256)
     pixels = picture.width * picture.height
@@ -150,4 +155,5 @@ def measure(picture: Image.Image, bands: Tensor | None = None) -> tuple[Any, ...
         bands is None and bool((histograms == histograms[0]).all()) and _is_gray(picture),
         bits.view(np.uint64)[0],
         cells.ravel(),
+        content,
     )

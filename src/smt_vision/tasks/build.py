@@ -319,11 +319,3 @@ def check_image_size(model: nn.Module, channels: int, size: int) -> None:
             f"invalid input.size={size}: the model cannot compute images of this size ({error}); choose "
             + ("a larger one" if size <= SMALL_SIDE else "the size of its pretrained weights")
         ) from error
-
-
-def share_statistics(module: nn.Module) -> nn.Module:
-    """The module with BatchNorm statistics over the images of all processes, where these are on GPUs; else as it is."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_backend() != "nccl":
-        return module
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)

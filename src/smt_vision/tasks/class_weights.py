@@ -3,7 +3,8 @@
 A weight multiplies the loss of the images or pixels of its class; in one-vs-all losses, the term of the class that an
 image has. An image whose labels are mixed has the mean of their weights, and label smoothing does not change a weight.
 The loss stays the plain mean over images or pixels: it never depends on which classes a batch or a process happens to
-have, and the mean over processes is the loss of the global batch.
+have, and the mean over processes is the loss of the global batch. Batches that are accumulated count equally, however
+many labeled pixels they have.
 """
 
 from collections.abc import Sequence

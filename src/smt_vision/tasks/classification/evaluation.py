@@ -103,5 +103,5 @@ class ClassificationMetric:
 
 def _wrong(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each image: the highest score, the true and the predicted class, and whether they differ."""
-    score, prediction = scores.max(-1)
+    score, prediction = scores.nan_to_num(0.0).max(-1)  # NaN would be sorted before every number
     return score, target, prediction, prediction != target

@@ -94,8 +94,9 @@ class DetectConfig(Group):
         head_norm: ``none``: pyramid and heads as published; ``group``: GroupNorm in their convolutions, without which
             training from scratch is slow (He et al., ICCV 2019). A cascade's box heads always have BatchNorm, and the
             heads of ``fcos`` and ``dino`` GroupNorm and LayerNorm, as published.
-        box_loss: ``l1``: torchvision's default loss of the head; ``giou``: GIoU of decoded boxes. Without effect on
-            ``fcos`` (GIoU) and ``dino`` (L1 and GIoU).
+        box_loss: ``l1``: torchvision's default loss of the head, L1 for ``retinanet`` and smooth L1 with a beta of 1/9
+            for the others; ``giou``: GIoU of decoded boxes. Without effect on ``fcos`` (GIoU) and ``dino`` (L1 and
+            GIoU).
         anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level. Not used by
             ``fcos`` and ``dino``, which have no anchors.
         fpn_channels: Channels of the feature pyramid, or of the transformer of ``dino``.

@@ -231,7 +231,8 @@ class DetectionMetrics:
             **quiet,
         )
         evaluation.params.imgIds = sorted(images[id] for id in image_ids)
-        evaluation.params.maxDets = [1, 10, self.max_detections]
+        # The library sorts them, and takes the last one for everything but recalls.
+        evaluation.params.maxDets = [min(limit, self.max_detections) for limit in (1, 10)] + [self.max_detections]
         return evaluation
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ...recipe import OWN_DATA, PAPER, Engine, Optim
 from .config import DetectConfig, DetectionAugment, DetectionInput, DetectionRecipe
 
-WARMUP = 500 / (117_266 // 16)  # 500 steps of 16 images; 117,266 of COCO's 118,287 training images show an object
+WARMUP = 500 / (118_287 // 16)  # 500 steps of 16 images
 
 
 def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float | None) -> DetectionRecipe:
@@ -13,7 +13,7 @@ def _coco(variant: str, drop_path: float, box_ap: float | None, mask_ap: float |
     measured = {"box_ap": box_ap, "mask_ap": mask_ap}
     return DetectionRecipe(
         name=f"coco_mask_rcnn_3x_{variant}",
-        about=f"Mask R-CNN on smt_{variant}, COCO, multi-scale 3x schedule, as in the paper",
+        about=f"Mask R-CNN on smt_{variant}, COCO, multi-scale 3x schedule of the paper",
         model=f"smt_{variant}",
         model_args=dict(drop_path_rate=drop_path),
         pretrained=True,
@@ -101,7 +101,7 @@ RECIPES: tuple[DetectionRecipe, ...] = (
     replace(
         _SMALL,
         name="coco_cascade_3x_small",
-        about="Cascade Mask R-CNN on smt_small, COCO, multi-scale 3x schedule, as in the paper",
+        about="Cascade Mask R-CNN on smt_small, COCO, multi-scale 3x schedule of the paper",
         optim=_HALF_LR,
         detect=replace(_SMALL.detect, head="cascade_mask_rcnn", box_loss="giou"),
         expected={"box_ap": 51.9, "mask_ap": 44.7},
@@ -109,7 +109,7 @@ RECIPES: tuple[DetectionRecipe, ...] = (
     replace(
         _SMALL,
         name="coco_retinanet_3x_small",
-        about="RetinaNet on smt_small, COCO, multi-scale 3x schedule, as in the paper",
+        about="RetinaNet on smt_small, COCO, multi-scale 3x schedule of the paper",
         optim=_HALF_LR,
         detect=replace(_SMALL.detect, head="retinanet"),
         expected={"box_ap": 47.3},

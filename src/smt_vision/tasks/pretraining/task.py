@@ -23,10 +23,10 @@ from ..build import (
     initial_weights,
     load_pretrained,
     resolve_input,
-    share_statistics,
 )
 from ..distill import Distillation
 from ..image_size import arguments_for_size
+from ..processes import share_statistics
 from ..samples import gather_rows, with_float64
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
 from .config import PretrainingRecipe

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...extras import require
+from ..processes import mean_count
 from .config import IGNORE_INDEX
 from .heads.upernet import resize
 
@@ -29,7 +30,7 @@ def class_losses(
         weight: Weight of each class ``(K,)``.
     """
     logits = resize(logits.float(), label.shape[-2:])
-    count = (label != IGNORE_INDEX).sum().clamp(min=1)
+    count = mean_count((label != IGNORE_INDEX).sum())
     if gamma is None:
         total = F.cross_entropy(logits, label, weight, ignore_index=IGNORE_INDEX, reduction="sum")
         return {"cross_entropy": total / count}
@@ -65,7 +66,7 @@ def binary_losses(
     probability = logits.sigmoid() * known
     intersection = (probability * target).sum(dim=(1, 2))
     union = (probability + target - probability * target).sum(dim=(1, 2))
-    return {name: total / known.sum().clamp(min=1), "iou": (1 - (intersection + 1) / (union + 1)).mean()}
+    return {name: total / mean_count(known.sum()), "iou": (1 - (intersection + 1) / (union + 1)).mean()}
 
 
 def dice_loss(binary: bool) -> Callable[[Tensor, Tensor], Tensor]:

@@ -22,10 +22,11 @@ from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..bootstrap import as_interval, percentile_interval, resampled_counts
-from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input, share_statistics
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
+from ..processes import share_statistics
 from ..samples import gather_rows, sample_rows, top_rows, with_float64
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader

@@ -13,6 +13,8 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
+from ...processes import mean_count
+
 
 class WeightsClasses(nn.Module):
     """A module whose loss can weight the classes.
@@ -84,7 +86,8 @@ class AnchorHead(WeightsClasses, RetinaNetHead):
 
 
 class CellHead(WeightsClasses, FCOSHead):
-    """torchvision's head of FCOS, with class weights."""
+    """torchvision's head of FCOS, with class weights, and losses that are divided by the number of positive points of
+    all processes, as published (Tian et al., ICCV 2019)."""
 
     def compute_loss(
         self,
@@ -94,10 +97,12 @@ class CellHead(WeightsClasses, FCOSHead):
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
-        if self.class_weights is None:
-            return losses
         found = [matched >= 0 for matched in matched_idxs]
-        pairs = zip(targets, matched_idxs, found, strict=True)
-        labels = torch.cat([target["labels"][matched[own]] for target, matched, own in pairs])
-        terms = weighted_focal_terms(head_outputs["cls_logits"][torch.stack(found)], labels, self.class_weights)
-        return {**losses, "classification": losses["classification"] + terms / max(1, len(labels))}
+        count = torch.stack(found).sum()
+        if self.class_weights is not None:
+            pairs = zip(targets, matched_idxs, found, strict=True)
+            labels = torch.cat([target["labels"][matched[own]] for target, matched, own in pairs])
+            terms = weighted_focal_terms(head_outputs["cls_logits"][torch.stack(found)], labels, self.class_weights)
+            losses = {**losses, "classification": losses["classification"] + terms / count.clamp(min=1)}
+        factor = count.clamp(min=1) / mean_count(count)  # torchvision's are divided by those of this process
+        return {name: loss * factor for name, loss in losses.items()}

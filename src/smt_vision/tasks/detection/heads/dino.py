@@ -22,6 +22,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 
 from ....extras import require
 from ...backbone import Backbone
+from ...processes import mean_count
 from ..config import DetectConfig
 from .class_loss import WeightsClasses, weighted_focal_terms
 from .pyramid import group_norm, in_float32
@@ -277,7 +278,8 @@ class DINO(WeightsClasses):
         objects: list[dict[str, Tensor]],
         noise: dict[str, Any] | None,
     ) -> dict[str, Tensor]:
-        count = _mean_count(sum(len(o["boxes"]) for o in objects), proposals.logits.device)
+        objects_in_batch = torch.tensor(sum(len(o["boxes"]) for o in objects), device=proposals.logits.device)
+        count = mean_count(objects_in_batch).item()  # as published
         copies = 0 if noise is None else noise["dn_num_split"][0]
         total = proposals.logits.new_zeros(3)
         for logits, boxes in (proposals, *(Prediction(p.logits[:, copies:], p.boxes[:, copies:]) for p in predictions)):
@@ -299,16 +301,6 @@ class DINO(WeightsClasses):
             ]
             denoising = torch.stack(terms).sum()
         return {"class": total[0], "box": total[1], "giou": total[2], "denoising": denoising}
-
-
-def _mean_count(count: int, device: torch.device) -> float:
-    """The number of objects by which the losses are divided, at least 1: its mean over all processes, as published, so
-    that an object counts the same on each."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        total = torch.tensor(float(count), device=device)
-        torch.distributed.all_reduce(total)
-        return max(1.0, total.item() / torch.distributed.get_world_size())
-    return max(1, count)
 
 
 def _loss(

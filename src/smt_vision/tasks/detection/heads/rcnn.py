@@ -3,8 +3,9 @@
 Regions are proposed from every level of the feature pyramid. A box head, and with masks a mask head, processes each
 region. A cascade has three such stages; each stage starts from the boxes of the previous one.
 
-Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads (four
-convolutions with BatchNorm and a linear layer, one mask head per stage) follow the configurations of the paper's runs.
+Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads have four
+convolutions with BatchNorm and a linear layer, and one mask head per stage, as in the configurations of the paper's
+runs; those predict a box per class where these predict one for all, and compute BatchNorm over all processes.
 
 Shapes: B images, K classes, C channels of the pyramid; N, R boxes ``(x1, y1, x2, y2)`` in pixels.
 """

@@ -16,6 +16,7 @@ from ....data.files import (
     TRAIN_NAMES,
     VAL_NAMES,
     describe_suffixes,
+    find_images,
     first_existing,
     is_hidden,
     list_files,
@@ -119,14 +120,15 @@ def _voc(root: Path, split: SegmentationSplit) -> VocSplit | None:
     return find_voc(root, WORDS[split], whole=split == "val")
 
 
-def image_folder(root: Path, split: Split) -> Path | None:
-    """The folder of a split's images; ``None`` if the folder is not a dataset of images and label maps, or lacks it."""
+def split_images(root: Path, split: Split) -> list[Path]:
+    """The images of a split; empty if the folder is not a dataset of images and label maps, or lacks the split."""
     if not root.is_dir():
-        return None
+        return []
     try:
-        return _folders(root, split)[0]
-    except ValueError:
-        return None
+        voc = _voc(root, split)
+        return find_images([_folders(root, split)[0]]) if voc is None else [voc[0] / name for name in voc[2]]
+    except (ValueError, FileNotFoundError):
+        return []
 
 
 def _folders(root: Path, split: SegmentationSplit) -> tuple[Path, Path, list[Path]]:

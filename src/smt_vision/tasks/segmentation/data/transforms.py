@@ -114,6 +114,10 @@ class SegmentationTransform:
 
 
 def _photometric() -> Compose:
-    """Changes of brightness, contrast, saturation and hue, each with probability 0.5, in MMSegmentation's ranges."""
+    """Changes of brightness, contrast, saturation and hue, each with probability 0.5.
+
+    Saturation and hue have MMSegmentation's ranges. Its brightness is a shift by up to 32 of 255, here it is a factor
+    of up to 12.5 % more or less; its contrast is a factor of the values, here of their distance to the mean.
+    """
     ranges = (dict(brightness=0.125), dict(contrast=0.5), dict(saturation=0.5), dict(hue=0.1))
     return Compose([RandomApply([ColorJitter(**kwargs)]) for kwargs in ranges])
