@@ -726,12 +726,12 @@ def test_exported_segmenter_equals_the_model(
     assert miou[0] == pytest.approx(miou[1], abs=0.1)
 
 
-def random_detector(head: Head, backbone: str, score_threshold: float = 0.0) -> Detector:
+def random_detector(head: Head, backbone: str, score_threshold: float = 0.0, **fields: Any) -> Detector:
     """A detector of random weights, which detects 30 objects in any image, unless it has a threshold."""
     torch.manual_seed(0)
     config = DetectConfig(
         head=head, short_side=64, long_side=96, fpn_channels=16, head_channels=32, head_norm="group",
-        score_threshold=score_threshold, max_detections=30, layers=2, queries=40,
+        score_threshold=score_threshold, max_detections=30, layers=2, queries=40, **fields,
     )  # fmt: skip
     spec = ModelSpec(
         "detect", backbone, ("a", "b"), DetectionInput(interpolation="bilinear"), head=config, category_ids=(1, 4)
@@ -873,7 +873,8 @@ def check_thresholds(folder: Path, images: Sequence[Image.Image], expected: Sequ
 def test_quantized_detector_keeps_its_coordinates(head: Head, backbone: str, shapes: Path, tmp_path: Path) -> None:
     """The network is quantized to 8 bits, the arithmetic of anchors and boxes is not."""
     pytest.importorskip("nncf")
-    model, folder = random_detector(head, backbone), tmp_path / "export"
+    # With random weights, 8 bits change which class is the most probable, and with it the box of a cascade.
+    model, folder = random_detector(head, backbone, cascade_boxes="shared"), tmp_path / "export"
     paths = sorted((shapes / "val").iterdir())
     assert model.export(folder, "openvino", calibrate=paths).precision == "int8"
     quantized = re.findall(r'name="([^"]+)/fq_', (folder / "model.xml").read_text())

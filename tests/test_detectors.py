@@ -268,15 +268,18 @@ def test_one_stage_matches_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(own["masks"], other["masks"][:, 0])
 
 
-def test_cascade_averages_its_stages() -> None:
+@pytest.mark.parametrize("boxes", ["class", "shared"])
+def test_cascade_averages_its_stages(boxes: str) -> None:
     """Stages with constant class scores, each of which shifts boxes by a tenth of their width."""
-    model = detector("cascade_mask_rcnn").eval()
+    model = detector("cascade_mask_rcnn", cascade_boxes=boxes).eval()
     class_scores = torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 3.0, 0.0]])
     for stage, bias, std in zip(model.stages, class_scores, (0.1, 0.05, 0.033), strict=True):
         nn.init.zeros_(stage.box_predictor.cls_score.weight)
         nn.init.zeros_(stage.box_predictor.bbox_pred.weight)
         stage.box_predictor.cls_score.bias.data = bias
-        stage.box_predictor.bbox_pred.bias.data = torch.tensor([0.1 / std, 0.0, 0.0, 0.0])
+        stage.box_predictor.bbox_pred.bias.data = torch.tensor([0.1 / std, 0.0, 0.0, 0.0]).repeat(
+            4 if boxes == "class" else 1
+        )
     with torch.inference_mode():
         levels = model.pyramid(images(1, 3, 64, 96))
         (found,) = model._detect(levels, [torch.tensor([[10.0, 10, 50, 50]])], [(64, 96)])
@@ -285,6 +288,38 @@ def test_cascade_averages_its_stages() -> None:
     torch.testing.assert_close(found["scores"], scores)
     assert found["labels"].tolist() == labels.tolist()
     torch.testing.assert_close(found["boxes"], torch.tensor([[22.0, 10, 62, 50]]).expand(3, 4))
+
+
+def test_next_stage_starts_from_the_box_of_a_class() -> None:
+    """In training of the object's class, elsewhere of the most probable one; never of the background."""
+    stage = detector("cascade_mask_rcnn").stages[0]
+    regions = [torch.tensor([[10.0, 10, 50, 50]]).repeat(2, 1)]
+    deltas = torch.zeros(2, 16)
+    for k in range(4):
+        deltas[:, 4 * k] = 0.1 * k / 0.1  # the box of class k is k tenths of the width to the right
+    scores = torch.tensor([[9.0, 0.0, 0.0, 1.0], [9.0, 2.0, 0.0, 1.0]])
+    assert rcnn._best_class(scores).tolist() == [3, 1]
+    (found,) = rcnn._refine(stage, deltas, rcnn._best_class(scores), regions, [(64, 96)])
+    torch.testing.assert_close(found[:, 0], torch.tensor([22.0, 14.0]))
+    label = torch.tensor([2, 0])
+    seen: list[torch.Tensor] = []
+
+    def refine(stage: Any, deltas: Any, labels: torch.Tensor, proposals: Any, shapes: Any) -> Any:
+        seen.append(labels)
+        raise StopIteration
+
+    model = detector("cascade_mask_rcnn").train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rcnn, "_refine", refine)
+        patch.setattr(rcnn, "_box_outputs", lambda *args: (scores.requires_grad_(), deltas.requires_grad_()))
+        patch.setattr(rcnn, "_mask_loss", lambda *args: torch.zeros(()))
+        patch.setattr(
+            type(model.stages[0]), "select_training_samples",
+            lambda *args: (regions, [torch.zeros(2, dtype=torch.int64)], [label], [torch.zeros(2, 4)]),
+        )  # fmt: skip
+        with pytest.raises(StopIteration):
+            model._losses({}, regions, [(64, 96)], [{}])
+    assert seen[0].tolist() == [2, 1]
 
 
 def test_giou_loss_known_answers() -> None:
@@ -599,14 +634,14 @@ def test_gmac_of_dino() -> None:
     [
         ("coco_mask_rcnn_3x_small", 42.19, 40, 2.05, 265),
         ("coco_mask_rcnn_3x_base", 51.68, 52, 0, 328),
-        ("coco_cascade_3x_small", 79.05, 78, 2.05, 744),
+        ("coco_cascade_3x_small", 80.04, 78, 2.05, 744),
         ("coco_retinanet_3x_small", 32.27, 30, 2.05, 247),
     ],
 )
 def test_parameters_and_gmac_match_paper(name: str, ours: float, paper: int, more: float, gmac: int) -> None:
     model = build_on_meta(name, 80)
     assert parameters(model) == pytest.approx(ours, abs=0.005)
-    assert parameters(model) - more == pytest.approx(paper, rel=0.03)
+    assert parameters(model) - more == pytest.approx(paper, abs=0.5)  # which is rounded
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         FlopsView(model).eval()(torch.empty(1, 3, 800, 1280, device="meta"))
     counts = {str(op): flops / 2e9 for op, flops in counter.get_flop_counts()["Global"].items()}

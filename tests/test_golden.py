@@ -47,13 +47,20 @@ def test_detector() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "points"), [({"head": "fcos"}, "corner"), ({"head": "fcos", "fcos_points": "center"}, "center"),
-                         ({"head": "retinanet"}, None)]
-)  # fmt: skip
-def test_points_of_an_earlier_fcos(head: dict[str, str], points: str | None) -> None:
+    ("head", "field", "expected"),
+    [
+        ({"head": "fcos"}, "fcos_points", "corner"),
+        ({"head": "fcos", "fcos_points": "center"}, "fcos_points", "center"),
+        ({"head": "retinanet"}, "fcos_points", None),
+        ({"head": "cascade_mask_rcnn"}, "cascade_boxes", "shared"),
+        ({"head": "cascade_mask_rcnn", "cascade_boxes": "class"}, "cascade_boxes", "class"),
+        ({"head": "mask_rcnn"}, "cascade_boxes", None),
+    ],
+)
+def test_earlier_heads_stay_as_they_were(head: dict[str, str], field: str, expected: str | None) -> None:
     upgraded = upgrade({"spec": {"task": "detect", "head": head}, "recipe": {"task": "detect", "detect": head}})
-    assert upgraded["spec"]["head"].get("fcos_points") == points
-    assert upgraded["recipe"]["detect"].get("fcos_points") == points
+    assert upgraded["spec"]["head"].get(field) == expected
+    assert upgraded["recipe"]["detect"].get(field) == expected
 
 
 def test_segmenter() -> None:

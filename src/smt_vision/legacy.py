@@ -15,12 +15,13 @@ _CLASSIFICATION_ONLY = {
 # field that is newer than the checksum belongs here too.
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "augment.close_mosaic", "augment.copy_paste", "augment.iou_crop", "augment.mosaic", "augment.scale_jitter",
-    "classify", "detect.eval_detections", "detect.fcos_points", "detect.layers", "detect.queries",
-    "detect.tile_overlap", "detect.tiles", "distill", "engine.allow_changed_data", "engine.keep_every_hours",
-    "engine.keep_last", "engine.loggers", "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite",
-    "engine.patience", "engine.timeout_minutes", "fold", "folds", "freeze", "input.allow_damaged", "input.exact",
-    "input.max_value", "input.val_fraction", "labels", "lora", "loss", "optim.backbone_lr_scale", "optim.milestones",
-    "optim.no_decay", "optim.schedule", "sampling", "split_seed", "train_fraction",
+    "classify", "detect.cascade_boxes", "detect.eval_detections", "detect.fcos_points", "detect.layers",
+    "detect.queries", "detect.tile_overlap", "detect.tiles", "distill", "engine.allow_changed_data",
+    "engine.keep_every_hours", "engine.keep_last", "engine.loggers", "engine.max_grad_norm", "engine.min_delta",
+    "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes", "fold", "folds", "freeze",
+    "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels", "lora", "loss",
+    "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling", "split_seed",
+    "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
@@ -34,7 +35,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     - The model argument ``aggregation`` was true or false.
     - Checkpoints of format 1 had the model spec as ``card``, with the head under the task's name.
     - Model specs of classifiers had no head.
-    - FCOS had its points on the corners of the cells, and no field that says so.
+    - FCOS had its points on the corners of the cells, and cascades one box for all classes; no field said so.
     - Manifests of versions 1 (classifiers only) and 2 had the model spec in parts, and those up to 3 no batch size.
     """
     out = dict(values)
@@ -77,7 +78,8 @@ def _model_args(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _detect(values: Mapping[str, Any]) -> dict[str, Any]:
-    return ({"fcos_points": "corner"} if values.get("head") == "fcos" else {}) | dict(values)
+    earlier = {"fcos": {"fcos_points": "corner"}, "cascade_mask_rcnn": {"cascade_boxes": "shared"}}
+    return {**earlier.get(str(values.get("head")), {}), **values}
 
 
 def _recipe(values: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,8 @@ class DetectConfig(Group):
         fpn_channels: Channels of the feature pyramid, or of the transformer of ``dino``.
         head_channels: Channels of the box head's linear layers, or of the feed-forward layers of ``dino``.
         layers: Layers of the encoder and of the decoder of ``dino``.
+        cascade_boxes: Boxes that a stage of ``cascade_mask_rcnn`` predicts per region: one per ``class``, as in the
+            paper's runs, or one ``shared`` by all classes, as in the publication of cascades and in earlier runs.
         fcos_points: Point of a cell from which ``fcos`` measures distances: its ``center``, as published, or its upper
             left ``corner``, as in torchvision and in earlier runs.
         queries: Queries of ``dino``: the most objects per image that it can detect.
@@ -133,6 +135,7 @@ class DetectConfig(Group):
     fpn_channels: Channels = 256
     head_channels: Channels = 1024
     layers: Annotated[int, Range(ge=1, le=100)] = 6
+    cascade_boxes: Literal["class", "shared"] = "class"
     fcos_points: Literal["center", "corner"] = "center"
     queries: Annotated[int, Range(ge=1, le=100_000)] = 900
     rois: Count = 512

@@ -26,6 +26,7 @@ from ..build import build_backbone, initial_weights, load_head_checkpoint, resol
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
+from ..processes import share_statistics
 from ..samples import sample_rows
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
@@ -153,6 +154,8 @@ class DetectionTraining(DetectionEvaluation):
         self.model, backbone = build_parts(spec, recipe.pretrained, checkpoint)
         counts = np.bincount(self.train_set.objects()["labels"], minlength=len(classes))
         set_class_weights(self.model, class_weights(recipe.loss, classes, counts))
+        for stage in getattr(self.model, "stages", ()):  # BatchNorm in a cascade's box heads, as published
+            share_statistics(stage.box_head)
         if recipe.engine.grad_checkpointing:
             backbone.network.set_grad_checkpointing(True)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network, checkpoint), recipe.detect)

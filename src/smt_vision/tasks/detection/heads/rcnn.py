@@ -3,9 +3,9 @@
 Regions are proposed from every level of the feature pyramid. A box head, and with masks a mask head, processes each
 region. A cascade has three such stages; each stage starts from the boxes of the previous one.
 
-Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads have four
-convolutions with BatchNorm and a linear layer, and one mask head per stage, as in the configurations of the paper's
-runs; those predict a box per class where these predict one for all, and compute BatchNorm over all processes.
+Sources: Ren et al., NeurIPS 2015; He et al., ICCV 2017; Cai and Vasconcelos, CVPR 2018. The cascade's heads (four
+convolutions with BatchNorm and a linear layer, a box per class, one mask head per stage) follow the configurations of
+the paper's runs.
 
 Shapes: B images, K classes, C channels of the pyramid; N, R boxes ``(x1, y1, x2, y2)`` in pixels.
 """
@@ -73,6 +73,7 @@ class RCNN(WeightsClasses):
 
     def __init__(self, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> None:
         super().__init__()
+        cascade = config.head == "cascade_mask_rcnn"
         self.has_masks = config.has_masks
         self.pyramid = pyramid
         anchors = StridedAnchors(pyramid.strides, tuple((side,) for side in config.anchor_sizes), RATIOS)
@@ -84,10 +85,9 @@ class RCNN(WeightsClasses):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n=dict(training=2000, testing=1000),
-            post_nms_top_n=dict(training=1000, testing=1000),
+            post_nms_top_n=dict(training=2000 if cascade else 1000, testing=1000),
             nms_thresh=0.7,
         )
-        cascade = config.head == "cascade_mask_rcnn"
         make_stage = _cascade_stage if cascade else _single_stage
         stages = CASCADE if cascade else SINGLE_STAGE
         self.weights = [stage.weight for stage in stages]
@@ -154,7 +154,8 @@ class RCNN(WeightsClasses):
             suffix = str(i + 1) if len(self.stages) > 1 else ""
             losses |= {name + suffix: weight * loss for name, loss in stage_losses.items()}
             if i + 1 < len(self.stages):
-                proposals = _refine(stage, deltas, proposals, shapes)
+                label = torch.cat(labels)
+                proposals = _refine(stage, deltas, label.where(label > 0, _best_class(scores)), proposals, shapes)
         return losses
 
     def _detect(
@@ -165,7 +166,7 @@ class RCNN(WeightsClasses):
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
             probabilities.append(scores.softmax(dim=-1))
             if i + 1 < len(self.stages):
-                proposals = _refine(stage, deltas, proposals, shapes)
+                proposals = _refine(stage, deltas, _best_class(scores), proposals, shapes)
         # postprocess_detections applies softmax, which inverts this log.
         mean = torch.stack(probabilities).mean(dim=0).log()
         boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
@@ -256,11 +257,28 @@ def _mask_loss(
     return maskrcnn_loss(logits, aligned, masks, classes, [m[i] for m, i in zip(matched, positive, strict=True)])
 
 
+def _best_class(scores: Tensor) -> Tensor:
+    """The most probable class (R,) of regions with class logits (R, K + 1), other than background, which is 0."""
+    return scores[:, 1:].argmax(dim=1) + 1
+
+
 @torch.no_grad()
-def _refine(stage: RoIHeads, deltas: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Decode the boxes of a stage: the regions of the next stage."""
-    boxes = stage.box_coder.decode_single(deltas[:, :4], torch.cat(proposals))
-    boxes = boxes.nan_to_num(0.0)  # the loss of this stage says that they are not finite; RoIAlign would fail
+def _refine(
+    stage: RoIHeads, deltas: Tensor, labels: Tensor, proposals: list[Tensor], shapes: list[tuple[int, int]]
+) -> list[Tensor]:
+    """Decode the boxes of a stage: the regions of the next stage.
+
+    Args:
+        stage: Heads with the box coder.
+        deltas: Encoded boxes (R, 4 (K + 1)).
+        labels: The class (R,) whose box is taken.
+        proposals: Regions, one tensor per image, R in total.
+        shapes: Height and width of each image.
+    """
+    chosen = deltas.unflatten(1, (-1, 4)).gather(1, labels[:, None, None].expand(-1, 1, 4))[:, 0]
+    boxes = stage.box_coder.decode_single(chosen, torch.cat(proposals))
+    if stage.training:  # the loss of this stage says that they are not finite; RoIAlign would fail
+        boxes = boxes.nan_to_num(0.0)
     parts = boxes.split([p.shape[0] for p in proposals])  # tracing would record len() as a constant
     return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -274,10 +292,11 @@ def _single_stage(stage: StageConfig, pyramid: Pyramid, num_classes: int, config
 
 
 def _cascade_stage(stage: StageConfig, pyramid: Pyramid, num_classes: int, config: DetectConfig) -> RoIHeads:
-    """Heads of a cascade's stage: four convolutions and a linear layer, and one box for all classes."""
+    """Heads of a cascade's stage: four convolutions and a linear layer, and a box per class or one for all."""
     C, F = config.fpn_channels, config.head_channels
     head = FastRCNNConvFCHead((C, BOX_SIZE, BOX_SIZE), [C] * 4, [F], norm_layer=nn.BatchNorm2d)
-    return _roi_heads(stage, pyramid, num_classes, config, head, ClassAgnosticPredictor(F, num_classes + 1))
+    predictor = FastRCNNPredictor if config.cascade_boxes == "class" else ClassAgnosticPredictor
+    return _roi_heads(stage, pyramid, num_classes, config, head, predictor(F, num_classes + 1))
 
 
 def _roi_heads(
