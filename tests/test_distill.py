@@ -21,7 +21,7 @@ from smt_vision.recipe import Distill, Recipe
 from smt_vision.tasks.classification.config import ClassificationDistill, ClassifyConfig
 from smt_vision.tasks.classification.distill import sigmoid_divergence, softmax_divergence
 from smt_vision.tasks.classification.task import ClassificationTraining
-from smt_vision.tasks.distill import Distillation, attention_transfer, feature_maps
+from smt_vision.tasks.distill import Distillation, attention_transfer, feature_maps, inside_mask
 from tiny_run import COLORS, tiny, write_images, write_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -283,3 +283,26 @@ def test_command_line_takes_the_teacher_as_distill() -> None:
         arguments = ["quickstart", *words, "--distill.alpha", "0.9"]
         args = build_parser(arguments).parse_args(arguments)
         assert (args.distill.teacher, args.distill.alpha) == ("runs/large", 0.9)
+
+
+def test_padding_is_not_part_of_the_loss_of_feature_maps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 6, 4, 4, generator=generator)
+    inside = inside_mask(torch.zeros(2, 3, 64, 64), torch.tensor([[64, 32], [32, 64]]))
+    assert inside.sum(dim=(1, 2, 3)).tolist() == [64 * 32, 32 * 64]
+    expected = [
+        attention_transfer([ours[:1, :, :, :4]], [theirs[:1, :, :, :2]]),
+        attention_transfer([ours[1:, :, :4]], [theirs[1:, :, :2]]),
+    ]
+    assert float(attention_transfer([ours], [theirs], inside)) == pytest.approx(float(sum(expected)) / 2)
+
+
+def test_padding_of_the_teacher_is_zero() -> None:
+    teacher = object.__new__(Distillation)
+    teacher._model, teacher._network = torch.nn.Conv2d(3, 1, 1), lambda image: image
+    teacher._scale, teacher._shift = torch.ones(3, 1, 1), torch.full((3, 1, 1), 0.5)
+    teacher._size, teacher._dtype = None, None
+    image = torch.ones(1, 3, 4, 8)
+    seen = teacher._teacher(image, inside_mask(image, torch.tensor([[4, 6]])))
+    assert (seen[..., :6] == 1.5).all()
+    assert (seen[..., 6:] == 0).all()

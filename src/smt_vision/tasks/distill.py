@@ -80,24 +80,29 @@ class Distillation:
         m, s, tm, ts = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std, their_mean, their_std))
         self._scale, self._shift = s / ts, (m - tm) / ts
 
-    def __call__(self, forward: Callable[[], T], image: Tensor) -> tuple[T, Any, dict[str, Tensor]]:
+    def __call__(
+        self, forward: Callable[[], T], image: Tensor, sizes: Tensor | None = None
+    ) -> tuple[T, Any, dict[str, Tensor]]:
         """Run the model and the teacher.
 
         Args:
             forward: Runs the model on the images.
             image: Its images (B, C, H, W).
+            sizes: Height and width (B, 2) of each image without padding, which is 0 for the teacher, too, and not part
+                of the loss; ``None`` if there is none.
 
         Returns:
             The output of ``forward``; that of the teacher, logits (B, K) of a classifier; and ``features``, the loss
             of the feature maps, if it has a weight.
         """
+        inside = None if sizes is None else inside_mask(image, sizes)
         if not self._weight:
-            return forward(), self._teacher(image), {}
+            return forward(), self._teacher(image, inside), {}
         with feature_maps(self._student) as ours:
             output = forward()
         with feature_maps(self._network) as theirs:
-            target = self._teacher(image)
-        return output, target, {"features": self._weight * attention_transfer(ours, theirs)}
+            target = self._teacher(image, inside)
+        return output, target, {"features": self._weight * attention_transfer(ours, theirs, inside)}
 
     def with_initial(self, images: UsedImages | None) -> UsedImages | None:
         """The images that the initial weights were trained on, and those of the teacher."""
@@ -107,11 +112,13 @@ class Distillation:
         return replace(images, train=np.union1d(images.train, theirs.train))
 
     @torch.no_grad()
-    def _teacher(self, image: Tensor) -> Any:
+    def _teacher(self, image: Tensor, inside: Tensor | None = None) -> Any:
         device = image.device
         if next(self._model.parameters()).device != device:
             self._model.to(device)
         image = image * self._scale.to(device) + self._shift.to(device)
+        if inside is not None:
+            image = image * inside
         if self._size is not None and image.shape[-2:] != (self._size, self._size):
             image = F.interpolate(image, (self._size, self._size), mode="bicubic", antialias=True)
         with torch.autocast(device.type, self._dtype, enabled=self._dtype is not None):
@@ -128,10 +135,19 @@ class Distillation:
 
 
 def with_teacher(
-    distillation: Distillation | None, forward: Callable[[], T], image: Tensor
+    distillation: Distillation | None, forward: Callable[[], T], image: Tensor, sizes: Tensor | None = None
 ) -> tuple[T, Any, dict[str, Tensor]]:
     """:meth:`Distillation.__call__`; without a teacher the output of ``forward`` only, and no losses."""
-    return (forward(), None, {}) if distillation is None else distillation(forward, image)
+    return (forward(), None, {}) if distillation is None else distillation(forward, image, sizes)
+
+
+def inside_mask(image: Tensor, sizes: Tensor) -> Tensor:
+    """Mask (B, 1, H, W) of images (B, C, H, W) with 1 inside of heights and widths (B, 2), and 0 in the padding."""
+    sizes = sizes.to(image.device)
+    rows, columns = (
+        torch.arange(length, device=image.device) < sizes[:, axis, None] for axis, length in enumerate(image.shape[-2:])
+    )
+    return (rows[:, :, None] & columns[:, None, :])[:, None].to(image.dtype)
 
 
 @contextmanager
@@ -156,7 +172,7 @@ def feature_maps(model: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor], inside: Tensor | None = None) -> Tensor:
     """Loss between feature maps of two networks, of any numbers of channels.
 
     The maps are matched from the last one back. Of each, the mean of the squares over the channels (B, H_i, W_i) is
@@ -166,12 +182,16 @@ def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> 
     Args:
         student: Its maps.
         teacher: Its maps; their squares are resized to the student's height and width.
+        inside: Mask (B, 1, H, W) of what is not padding; ``None`` for all. A cell counts by its share inside.
     """
     terms = []
     for ours, theirs in zip(reversed(student), reversed(teacher), strict=False):
         energy, target = (maps.float().square().mean(dim=1, keepdim=True) for maps in (ours, theirs))
         if target.shape != energy.shape:
             target = F.interpolate(target, energy.shape[-2:], mode="area")
+        if inside is not None:
+            share = F.interpolate(inside.float(), energy.shape[-2:], mode="area")
+            energy, target = energy * share, target * share
         difference = F.normalize(energy.flatten(1)) - F.normalize(target.flatten(1))
         terms.append(difference.square().sum(dim=1).mean())
     return torch.stack(terms).mean()

@@ -199,7 +199,7 @@ class DetectionTraining(DetectionEvaluation):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         image = batch["image"]
         losses, _, features = with_teacher(
-            self.distillation, lambda: model(image, batch["sizes"], batch["targets"]), image
+            self.distillation, lambda: model(image, batch["sizes"], batch["targets"]), image, batch["sizes"]
         )
         return {**losses, **features}
 
