@@ -15,11 +15,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test soak lint types audit clean
+.PHONY: help demo test slow soak lint types audit clean
 
 help:
 	@echo "make demo     train a small SMT on handwritten digits, a few minutes on two cores, and classify unseen ones"
 	@echo "make test     run the tests"
+	@echo "make slow     the tests that take long, e.g. the exports of all detectors to all formats; before a release"
 	@echo "make soak     the long form of the tests for faults: KILLS=300 killed runs, INPUTS=100000 fuzzed inputs, about two hours"
 	@echo "make lint     ruff: lint and format"
 	@echo "make types    mypy"
@@ -43,6 +44,10 @@ test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	@echo "==> the Triton kernels, in Triton's interpreter"
 	@TRITON_INTERPRET=1 SMT_VISION_KERNELS=auto $(BIN)/python -m pytest tests/test_kernels.py
+
+slow: $(VENV)/.installed-dev
+	@echo "==> the slow tests, on two processes; those of make soak are left out"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --max-worker-restart 0 --ignore tests/test_soak.py
 
 # What is done is kept in $(SOAK)/; the same command, or one with larger numbers, continues.
 soak: $(VENV)/.installed-dev
