@@ -251,7 +251,9 @@ def _check_replaceable(folder: Path) -> None:
     try:
         manifest = Manifest.read(folder)
     except (ValueError, OSError) as error:
-        raise FileExistsError(f"{folder} is not an export ({error}) and is not replaced") from error
+        raise FileExistsError(
+            f"{folder} is not an export ({error}) and is not replaced; remove it, or choose another --out"
+        ) from error
     own = {MANIFEST, *FILES[manifest.format], *manifest.files}
     others = sorted(
         name
