@@ -327,7 +327,7 @@ class Run(TrainingState):
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
         self._kept_at = state.get("kept_at", 0.0)
         self._processes_before = state.get("processes", 0)
-        if before is not None and self._evaluates_other_images(before, state):
+        if before is not None and before is not self._used_images and self._evaluates_other_images(before, state):
             self._forget_evaluations()
 
     def _evaluates_other_images(self, before: UsedImages, state: Mapping[str, Any]) -> bool:

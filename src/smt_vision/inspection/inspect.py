@@ -106,16 +106,16 @@ def _with_the_same_classes(
 
     A split with classes that the first one lacks has them after the others.
     """
+    name, first = next(iter(splits.items()))
     out: dict[str, RawDataset[Any]] = {}
     problems = []
     for split, images in splits.items():
-        first = next(iter(out.values()), images)
         try:
-            out[split] = with_classes(images, first.classes, owner=f"the {next(iter(splits))} split")
+            out[split] = with_classes(images, first.classes, owner=f"the {name} split")
         except ValueError as error:
             problems.append(f"{split}: {error}")
             classes = tuple(dict.fromkeys([*first.classes, *images.classes]))
-            out[split] = images.relabel(classes, [classes.index(name) for name in images.classes])
+            out[split] = images.relabel(classes, [classes.index(each) for each in images.classes])
     return out, problems
 
 

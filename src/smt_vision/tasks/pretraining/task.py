@@ -16,14 +16,7 @@ from ...data.fingerprint import UsedImages
 from ...extras import require
 from ...spec import ModelSpec
 from .. import get_task, read_spec
-from ..build import (
-    check_image_size,
-    classifier_layers,
-    create_model,
-    initial_weights,
-    load_pretrained,
-    resolve_input,
-)
+from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
 from ..distill import Distillation
 from ..image_size import arguments_for_size
 from ..processes import share_statistics

@@ -126,7 +126,7 @@ def split_images(root: Path, split: Split) -> list[Path]:
         return []
     try:
         voc = _voc(root, split)
-        return find_images([_folders(root, split)[0]]) if voc is None else [voc[0] / name for name in voc[2]]
+        return find_images([_folders(root, split)[0]]) if voc is None else [voc.images / name for name in voc.pairs]
     except (ValueError, FileNotFoundError):
         return []
 
