@@ -981,6 +981,25 @@ def test_interrupt_while_libraries_are_imported(colored: Path) -> None:
         assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
 
 
+def test_interrupt_within_an_import_or_at_exit_ends_the_process(tmp_path: Path) -> None:
+    """An exception in the initialization of an extension module, e.g. PyTorch's, may abort the process instead."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    print('on')\n"
+        "except BaseException as error:\n    print(repr(error))\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "import os, signal, sys\nfrom smt_vision._interrupt import end_on_interrupt, raise_on_interrupt\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\nraise_on_interrupt()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('raised', flush=True)\n"
+        "if sys.argv[1] == 'import':\n    import slow\n"
+        "end_on_interrupt()\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    for where in ("import", "exit"):
+        words = [sys.executable, str(tmp_path / "script.py"), where]
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.stderr, done.returncode) == ("raised\n", "", -signal.SIGINT)
+
+
 @pytest.mark.pictures
 def test_torn_log_does_not_keep_a_run_from_being_resumed(
     colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

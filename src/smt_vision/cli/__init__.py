@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import ModuleType
 
-from .._interrupt import raise_on_interrupt
+from .._interrupt import end_on_interrupt, raise_on_interrupt
 from ..text import printable
 from .common import EXIT_ERROR, EXIT_USAGE, Output, finite, nearest
 from .console import PlainConsole
@@ -75,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"smt: unknown command {command!r}{nearest(command, COMMANDS)} (smt --help lists them)", file=sys.stderr)
         return EXIT_USAGE
-    return _run(command, arguments)
+    raise_on_interrupt()
+    try:
+        return _run(command, arguments)
+    finally:
+        end_on_interrupt()
 
 
 def _run(command: str, arguments: list[str]) -> int:
     from ..signals import Stopped
 
-    raise_on_interrupt()
     try:
         module = _module(command)
         parser = module.build_parser(arguments)
