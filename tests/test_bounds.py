@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import timm
+import torch
 
 import smt_vision
 from smt_vision.bounds import Range, allows, check, describe, has_bound
@@ -314,12 +316,24 @@ def test_python_functions_check_what_commands_check(tmp_path: Path) -> None:
         ("mlp_ratios", math.inf), ("mlp_ratios", 0), ("drop_path_rate", 1.0), ("drop_rate", "0.1"),
         ("layer_scale", math.nan), ("stem_stride", 3), ("stem_kernel", -3), ("output_stride", 12),
         ("conv_heads", True), ("attn_heads", -1), ("conv_kernels", (3, 5, 7, GIANT + 1)), ("num_classes", -1),
-        ("in_chans", 0), ("aggregation", ["saa"]), ("modulation", "mean"), ("mixers", 3),
+        ("in_chans", 0), ("aggregation", ["saa"]), ("modulation", "mean"), ("mixers", 3), ("conv_kernels", 7),
+        ("in_chans", (3,)), ("stem_kernel", (3, 3)), ("num_classes", [10]), ("expand_ratio", [2]),
+        ("expand_ratio", 1.5), ("layer_scale", False), ("embed_dims", 64),
     ],
 )  # fmt: skip
 def test_arguments_of_smt(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"invalid {name}="):
         SMT(**{name: value})
+    if name != "num_classes":
+        with pytest.raises(ValueError, match=f"invalid {name}="):
+            timm.create_model("smt_atto", **{name: value})
+
+
+def test_a_whole_number_is_an_integer() -> None:
+    """As JSON and YAML may have it."""
+    small: dict[str, Any] = dict(embed_dims=(8, 16), depths=1, mlp_ratios=2, mixers=("S", "A"), attn_heads=2)
+    model = SMT(**small, expand_ratio=2.0)  # type: ignore[arg-type]
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 
 
 # The declarations themselves

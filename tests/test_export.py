@@ -41,9 +41,11 @@ from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
 from smt_vision.deploy.quantize import AccuracyControl
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops, source_name
+from smt_vision.engine import evaluation
 from smt_vision.engine.loop import train
 from smt_vision.forms.inference import FusedSAM, fuse
 from smt_vision.precision import Precision, has_bf16
+from smt_vision.recipe import Engine
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import read_spec
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
@@ -232,6 +234,28 @@ def test_evaluation_on_calibration_images_is_told(
         metrics = smt_vision.evaluate(exported("int8"), tmp_path / "data", workers=0)
     assert (metrics["count"], metrics["trained_on"], metrics["calibrated_on"]) == (12, 0, 6)
     assert "calibrated on 6 of these 12" in caplog.text
+
+
+def test_exports_are_evaluated_on_the_cpu_of_a_computer_with_a_gpu(
+    exported: Callable[[str], Path], colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for new, old in zip("abc", sorted((colored / "val").iterdir()), strict=True):
+        shutil.copytree(old, tmp_path / "data" / new)
+    launch = evaluation.launch
+    accelerators = []
+
+    def recorded(engine: Engine) -> Any:
+        accelerators.append(engine.accelerator)
+        return launch(engine)
+
+    monkeypatch.setattr(evaluation, "launch", recorded)
+    assert smt_vision.evaluate(exported("torch"), tmp_path / "data", workers=0)["count"] == 12
+    model = smt_vision.load(exported("torch"))  # in place of the one that is quantized
+    with evaluation.accuracy_control(model, 1.0, tmp_path / "data", workers=0) as control:
+        assert 0 <= control.measure(model.model) <= 100
+    assert accelerators == ["cpu", "cpu"]
+    for source, given, expected in (("smt_tiny", "auto", "auto"), (exported("torch"), "cuda", "cuda")):
+        assert evaluation.engine_for(source, Engine(accelerator=given)).accelerator == expected
 
 
 def test_layers_return_to_floating_point_until_the_accuracy_suffices(colored: Path, tmp_path: Path, capfd: Any) -> None:

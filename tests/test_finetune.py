@@ -420,9 +420,9 @@ def test_finder_writes_a_curve_and_no_run(colored: Path, tmp_path: Path, capsys:
         find_lr(recipe, min_lr=1.0, max_lr=0.1)
     limited = replace(recipe, engine=replace(recipe.engine, max_grad_norm=1e-6))  # a policy of training
     assert find_lr(limited, steps=12, min_lr=1e-6, max_lr=1.0).losses == curve.losses
-    for words in (["--resume", str(folder)], ["quickstart", "--max_steps", "3"]):
+    for words in (["--resume", str(folder), "--find_lr"], ["--find_lr", "quickstart", "--max_steps", "3"]):
         with pytest.raises(SystemExit) as error:
-            main(["train", *words, "--find_lr"])
+            main(["train", *words])
         assert error.value.code == 2
         assert "--find_lr" in capsys.readouterr().err
 

@@ -2,14 +2,15 @@
 
 import ast
 import functools
+import json
 import re
 import stat
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -20,6 +21,9 @@ from smt_vision import checkpoints
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.files import FORMATS, image_formats
 from smt_vision.data.label_maps import decode_labels
+from smt_vision.registry import create_timm_model
+from smt_vision.tasks import recipe_class
+from smt_vision.tasks.build import create_model
 from smt_vision.tasks.detection.task import DetectionTraining
 from smt_vision.tasks.load import load
 
@@ -138,18 +142,35 @@ def test_pickles_and_archives_are_read_nowhere_else() -> None:
     }
 
 
-def test_a_spec_cannot_name_a_file_of_weights(tmp_path: Path) -> None:
-    """``timm.create_model`` would read it, and did so with pickle in earlier versions."""
-    args: dict[str, Any] = {"embed_dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "attn_heads": (1, 1, 2, 4)}
-    model = timm.create_model("smt_atto", num_classes=2, **args)
-    spec = {
-        "task": "classify", "model": "smt_atto", "classes": ["a", "b"], "input": {"size": 32},
-        "model_args": {**args, "checkpoint_path": str(tmp_path / "other.pth")},
-    }  # fmt: skip
-    checkpoints.save({"spec": spec, "model": model.state_dict()}, tmp_path / "best.pt")
-    torch.save({"model": model.state_dict()}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"model_args\.checkpoint_path.*--checkpoint"):
-        load(tmp_path / "best.pt")
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"checkpoint_path": "other.pth"},
+        {"pretrained_cfg_overlay": {"file": "other.pth"}},
+        {"pretrained_cfg": {"url": "https://example.com/usercustomize.py"}},
+        {"pretrained": True},
+        {"cache_dir": "packages"},
+    ],
+    ids=lambda argument: next(iter(argument)),
+)
+def test_a_spec_cannot_choose_weights(tmp_path: Path, argument: dict[str, Any]) -> None:
+    """``timm.create_model`` would read another file, or download one to any folder.
+
+    The layers of Swin are for one image size, so its constructor's arguments are looked at before it is built.
+    """
+    for model in ("smt_atto", "swin_tiny_patch4_window7_224"):
+        for task, size in (("classify", {"size": 32}), ("detect", {}), ("segment", {})):
+            head = json.loads(json.dumps(asdict(recipe_class(task).groups()[recipe_class(task).head_group]())))
+            spec = {
+                "task": task, "model": model, "classes": ["a", "b"], "input": size, "head": head, "model_args": argument
+            }  # fmt: skip
+            checkpoints.save({"spec": spec, "model": {"x": torch.zeros(1)}}, tmp_path / "best.pt")
+            with pytest.raises(ValueError, match=f"model_args.*{next(iter(argument))}.*--checkpoint"):
+                load(tmp_path / "best.pt")
+    for create in (create_model, create_timm_model):
+        if "pretrained" not in argument:
+            with pytest.raises(ValueError, match=f"model_args.*{next(iter(argument))}.*--checkpoint"):
+                create("swin_tiny_patch4_window7_224", **argument)
 
 
 # Dependencies

@@ -28,9 +28,12 @@ def atto() -> SMT:
 # --- training ---
 
 
-def test_grad_checkpointing_changes_nothing_but_memory() -> None:
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_grad_checkpointing_changes_nothing_but_memory(synchronized: bool) -> None:
     torch.manual_seed(0)
     plain = create(num_classes=5, layer_scale=0.1).train()
+    if synchronized:
+        plain = nn.SyncBatchNorm.convert_sync_batchnorm(plain)
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     runs = []

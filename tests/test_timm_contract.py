@@ -448,6 +448,8 @@ def test_compile_is_one_graph(checkpointing: bool) -> None:
     actual.sum().backward()
     for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, msg=name, rtol=1e-3, atol=1e-4)
+    for (name, a), b in zip(model.named_buffers(), twin.buffers(), strict=True):  # updated once
+        torch.testing.assert_close(b, a, msg=name)
 
 
 def test_export_with_dynamic_batch_and_size() -> None:

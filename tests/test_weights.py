@@ -451,6 +451,14 @@ def test_damaged_weights_of_other_models_are_told(content: bytes, tmp_path: Path
         registry.create_timm_model(f"local-dir:{tmp_path}", pretrained=True)
 
 
+def test_a_configuration_brings_the_arguments_of_its_tag() -> None:
+    cfg = timm.get_pretrained_cfg("smt_femto.cifar10")
+    for given in (cfg, cfg.to_dict()):
+        model = timm.create_model("smt_femto", pretrained=True, pretrained_cfg=given)
+        assert model.num_classes == 10
+        assert len(model.stages[0].blocks) == 1
+
+
 # --- the backbone, and networks that have it as a part ---
 
 

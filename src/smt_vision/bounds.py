@@ -125,6 +125,25 @@ class Where(Bound):
         return self.expected
 
 
+@dataclass(frozen=True)
+class Without(Bound):
+    """A mapping without certain names.
+
+    Args:
+        names: The names that it must not have.
+        instead: What to use in their place, for messages.
+    """
+
+    names: tuple[str, ...]
+    instead: str
+
+    def allows(self, value: Any) -> bool:
+        return not any(name in value for name in self.names)
+
+    def describe(self, kind: str) -> str:
+        return f"{kind}, without {', '.join(self.names)}: {self.instead}"
+
+
 def _can_be_folder(path: Path) -> bool:
     """Whether a folder is there or can be created, since neither the path nor one above it is a file."""
     return next((above.is_dir() for above in (path, *path.parents) if above.exists()), True)
@@ -144,6 +163,17 @@ PositiveFraction = Annotated[float, Range(gt=0, le=1)]
 Points = Annotated[float, Range(ge=0, le=100)]  # percentage points
 FractionBelow1 = Annotated[float, Range(ge=0, lt=1)]
 OutputFolder = Annotated[Path, Where(_can_be_folder, "a folder that exists or can be created, not a file")]
+
+# timm.create_model's arguments that choose weights. Arguments may come from the spec in a checkpoint of others, which
+# must not make timm read another file, or download to a folder of its choice.
+WEIGHT_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+ModelArgs = Annotated[
+    dict[str, Any],
+    Without(
+        (*WEIGHT_ARGUMENTS, "num_classes", "in_chans", "features_only"),
+        "they follow from the classes and from pretrained, checkpoint (--checkpoint FILE) and input.channels",
+    ),
+]
 
 
 def allows(hint: Any, value: Any) -> bool:

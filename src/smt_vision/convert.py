@@ -100,6 +100,10 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     places = {(int(m[1]), int(m[2])) for m in blocks if m}
     depths = tuple(sum(stage == i for stage, _ in places) for i in range(len({stage for stage, _ in places})))
     norms = [state.get(f"stages.{i}.norm.weight") for i in range(len(depths))]
+    head = state.get("head.fc.weight")
+    scalars = {f"stages.{i}.norm.weight": norm for i, norm in enumerate(norms)} | {"head.fc.weight": head}
+    if scalar := [name for name, tensor in scalars.items() if tensor is not None and tensor.ndim == 0]:
+        raise ValueError(f"{source}: {scalar[0]} is a single number; the file is damaged, download or write it again")
     if absent := [f"stages.{i}.norm.weight" for i, norm in enumerate(norms) if norm is None]:
         raise ValueError(f"{source}: incomplete: it has no {', '.join(absent)}; download or write the file again")
     dims = tuple(norm.shape[0] for norm in norms if norm is not None)
@@ -108,7 +112,6 @@ def identify(state: Mapping[str, Tensor], source: Path) -> tuple[str, int, int, 
     if not found:
         known = "; ".join(f"{name} {row['embed_dims']}, {row['depths']}" for name, row in rows.items())
         raise ValueError(f"{source}: unknown channels {dims} and depths {depths} per stage; the variants are {known}")
-    head = state.get("head.fc.weight")
     num_classes, in_chans = 0 if head is None else head.shape[0], state["stem.conv1.weight"].shape[1]
     with torch.device("meta"):
         model = SMT(**rows[found[0]], num_classes=num_classes, in_chans=in_chans)

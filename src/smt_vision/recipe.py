@@ -16,6 +16,7 @@ from .bounds import (
     CountOrZero,
     Fraction,
     FractionBelow1,
+    ModelArgs,
     NotEmpty,
     OneOf,
     PositiveFraction,
@@ -393,7 +394,7 @@ class Recipe:
         name: Name of the recipe.
         about: One line on what it is for.
         model: timm name of the model, or of the backbone.
-        model_args: Further constructor arguments of the model.
+        model_args: Further constructor arguments of the model; not those that name weights.
         pretrained: Start from the model's published weights.
         checkpoint: Start from the weights in this file or run folder; layers with an output per class are
             reinitialized where the classes differ.
@@ -430,7 +431,7 @@ class Recipe:
     name: str
     about: str = ""
     model: Annotated[str, NotEmpty()]
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model_args: ModelArgs = field(default_factory=dict)
     pretrained: bool = False
     checkpoint: Annotated[str, NotEmpty()] | None = None
     freeze: Freeze = "none"

@@ -25,6 +25,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from . import baselines, checkpoints  # noqa: F401  baselines registers models with timm
+from .bounds import WEIGHT_ARGUMENTS, short
 from .tensor_files import find_state_dict, read_tensors
 from .text import get_logger
 
@@ -217,28 +218,29 @@ def _cache_file(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
-def create_timm_model(name: str, **arguments: Any) -> Any:
+def create_timm_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Any:
     """``timm.create_model`` with one error for pretrained weights that do not exist or cannot be downloaded.
 
     Raises:
         PretrainedWeightsError: The weights, or the configuration on the Hub, do not exist or cannot be downloaded.
         ValueError: The file of the weights is damaged, or an argument would make timm read another file.
     """
-    if "checkpoint_path" in arguments:  # may come from the spec in a checkpoint
-        raise ValueError(
-            f"invalid model_args.checkpoint_path={arguments['checkpoint_path']!r}: a model's arguments cannot name a "
-            "file of weights; remove it, and train from a file with --checkpoint FILE"
-        )
+    for argument in WEIGHT_ARGUMENTS:
+        if argument in arguments:
+            raise ValueError(
+                f"invalid model_args.{argument}={short(arguments[argument])}: a model's arguments cannot choose its "
+                "weights; remove it, and train from a file with --checkpoint FILE"
+            )
     scheme, _, location = name.rpartition(":")
-    if not arguments.get("pretrained") and scheme in ("", "local-dir"):
+    arguments["pretrained"] = pretrained
+    if not pretrained and scheme in ("", "local-dir"):
         return timm.create_model(name, **arguments)
     cfg: dict[str, Any] = {"file" if scheme == "local-dir" else "hf_hub_id": location}
     if not scheme:
-        given = arguments.get("pretrained_cfg") or name.partition(".")[2]
-        overlay = arguments.get("pretrained_cfg_overlay")
-        cfg = resolve_pretrained_cfg(name.partition(".")[0], given, overlay).to_dict()
+        variant, _, tag = name.partition(".")
+        cfg = resolve_pretrained_cfg(variant, tag).to_dict()
         if not any(cfg.get(source) for source in ("url", "hf_hub_id", "file", "state_dict")):
-            others = timm.list_pretrained(f"{name.partition('.')[0]}*")
+            others = timm.list_pretrained(f"{variant}*")
             there_are = f"; there are weights of {', '.join(others[:5])}" if others else ""
             raise PretrainedWeightsError(name, f"No pretrained weights exist for {name}{there_are}", cfg, exist=False)
     try:
@@ -321,10 +323,15 @@ def _build(**kwargs: Any) -> "SMT":
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> "SMT":
-    tag = kwargs.get("pretrained_cfg")
-    tag_args = TAG_ARGS.get(f"{variant}.{tag}", {}) if isinstance(tag, str) else {}
+    given = kwargs.get("pretrained_cfg")  # a tag, or its configuration, as timm's object or a mapping
+    if isinstance(given, dict):
+        tag = given.get("tag")
+    else:
+        tag = given if isinstance(given, str) else getattr(given, "tag", None)
+    tag_args = TAG_ARGS.get(f"{variant}.{tag}", {})
     args = {**VARIANTS[variant], **tag_args, **kwargs}
-    out_indices = tuple(range(len(args["embed_dims"])))
+    dims = args["embed_dims"]
+    out_indices = tuple(range(len(dims))) if isinstance(dims, list | tuple) else ()  # the network refuses others
     try:
         model: Any = build_model_with_cfg(
             _build,
@@ -335,7 +342,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> "SMT":
             **args,
         )
     except (*DOWNLOAD_ERRORS, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        cfg = resolve_pretrained_cfg(variant, tag, kwargs.get("pretrained_cfg_overlay"))
+        cfg = resolve_pretrained_cfg(variant, given, kwargs.get("pretrained_cfg_overlay"))
         file = Path(cfg.file or _cache_file(str(cfg.url)))
         if file.is_file():
             read_tensors(file)  # raises an error that names the file and what is wrong with it, if it is unreadable
@@ -345,7 +352,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> "SMT":
             raise type(error)(f"Cannot read the weights of {variant} from {cfg.file}: {error!r}") from error
         where = f"{cfg.url or cfg.hf_hub_id} ({_first_line(error)})"
         problem = f"Cannot download the pretrained weights of {variant} from {where}"
-        name = f"{variant}.{tag}" if isinstance(tag, str) else variant
+        name = f"{variant}.{tag}" if tag else variant
         raise PretrainedWeightsError(name, problem, cfg.to_dict()) from error
     if kwargs.get("features_only"):
         from .model.loading import convert_features_state

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .bounds import check_fields
+from .bounds import ModelArgs, check_fields
 from .recipe import Input, Recipe, from_plain
 
 
@@ -27,7 +27,7 @@ class ModelSpec:
     model: str
     classes: tuple[str, ...]
     input: Input
-    model_args: Mapping[str, Any] = field(default_factory=dict)
+    model_args: ModelArgs = field(default_factory=dict)
     head: Any = None
     category_ids: tuple[int, ...] | None = None
 

@@ -19,6 +19,9 @@ log = get_logger(__name__)
 # Entries of a checkpoint that hold the weights. Averaged weights come first, as they are the ones that were evaluated.
 AVERAGED = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema")
 WEIGHTS = ("model", "state_dict")
+MAX_NESTING = 100  # containers in each other
+SHOWN_NAME = 100  # characters of a nested name in a message
+_END = object()  # of a container's items
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -90,13 +93,19 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_tensors(content: Mapping[Any, Any], path: Path) -> None:
-    """Raise a ValueError if a tensor in nested containers is not dense, or describes more data than the file has."""
+    """Raise a ValueError if a tensor in nested containers is not dense, or describes more data than the file has.
+
+    So do containers that contain themselves, or are nested deeply.
+    """
     size = path.stat().st_size
     pending: list[tuple[str, Any]] = [("", content)]
-    seen: set[int] = set()  # containers may contain themselves
+    around: list[int] = []  # the containers that the present value is in
+    seen: set[int] = set()
     while pending:
         name, value = pending.pop()
-        if isinstance(value, Tensor):
+        if value is _END:
+            around.pop()
+        elif isinstance(value, Tensor):
             kind = "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)
             if kind != "torch.strided":
                 raise ValueError(
@@ -107,10 +116,17 @@ def _check_tensors(content: Mapping[Any, Any], path: Path) -> None:
                     f"{path}: {name[1:]} of shape {tuple(value.shape)} has {needed} bytes, but the file has {size}; "
                     "it is damaged, or the tensor is an expanded view: save it with .contiguous()"
                 )
-        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            pending += [(f"{name}.{key}", item) for key, item in items]
+        elif isinstance(value, Mapping | list | tuple):
+            if id(value) in around or len(around) >= MAX_NESTING:
+                raise ValueError(
+                    f"{path}: {name[1 : 1 + SHOWN_NAME]} is in itself, or in more than {MAX_NESTING} containers; "
+                    "expected a state dict, tensors by name"
+                )
+            if id(value) not in seen:
+                seen.add(id(value))
+                around.append(id(value))
+                items = value.items() if isinstance(value, Mapping) else enumerate(value)
+                pending += [("", _END), *((f"{name}.{key}", item) for key, item in items)]
 
 
 def _found_instead(start: bytes, error: Exception) -> str:

@@ -1,8 +1,4 @@
-"""Inputs that once were a traceback, a hang, a crash or out of memory: files in ``tests/corpus/``, and those made here.
-
-A file is in the folder of its target and called ``WHAT--NAME``; NAME is the file of an example that it takes the
-place of.
-"""
+"""Inputs that once were a traceback, a hang, a crash or out of memory."""
 
 import gzip
 import io
@@ -10,14 +6,12 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from .targets import Example
-
-FOLDER = Path(__file__).resolve().parent.parent / "corpus"
 
 
 def png(width: int, height: int, *, data_length: int | None = None) -> bytes:
@@ -141,6 +135,8 @@ MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
     ("model", "a huge model", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(embed_dims=[8, 8, 10**5, 16]))),  # noqa: E501
     ("model", "a million blocks", "classify.pt", _edited_state(lambda state: state["spec"]["model_args"].update(depths=[1, 1, 10**6, 1]))),  # noqa: E501
     ("state dict", "an expanded tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.zeros(1).expand(2**40)}))),  # noqa: E501
+    ("state dict", "a scalar", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"stages.0.norm.weight": torch.tensor(1.0)}))),  # noqa: E501
+    ("state dict", "an entry that is in itself", "timm.pth.tar", _edited_state(lambda state: state.update(model=state, state_dict=1))),  # noqa: E501
     ("state dict", "a sparse tensor", "timm.pth.tar", _edited_state(lambda state: state["state_dict"].update({"head.fc.bias": torch.ones(9).to_sparse()}))),  # noqa: E501
 )  # fmt: skip
 
@@ -148,10 +144,6 @@ MADE: Sequence[tuple[str, str, str, Callable[[bytes], bytes]]] = (
 def corpus(examples: Mapping[str, Sequence[Example]]) -> list[tuple[str, str, Example]]:
     """Target, name and input of each entry whose target is among those with examples."""
     entries = []
-    for path in sorted(FOLDER.glob("*/*")):
-        target, (what, name) = path.parent.name.replace("_", " "), path.name.split("--")
-        content = path.read_bytes()
-        entries += _entries(examples, target, what, name, lambda _, content=content: content)  # type: ignore[misc]
     for target, what, name, make in MADE:
         entries += _entries(examples, target, what, name, make)
     return entries

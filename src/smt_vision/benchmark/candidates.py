@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ..bounds import Side, checked
-from ..deploy.exported import MANIFEST, ExportedModel
+from ..deploy.exported import ExportedModel, is_export
 from ..forms.inference import fuse
 from ..tasks.backbone import Backbone
 from ..tasks.build import create_model
@@ -52,7 +52,7 @@ def load_candidate(
     precision = "fp32" if train else precision
     original: Any
     if Path(source).exists():
-        in_bf16 = precision == "bf16" and (Path(source) / MANIFEST).is_file()
+        in_bf16 = precision == "bf16" and is_export(source)
         predictor = load(source, device, require_classes=False, precision="bf16" if in_bf16 else None)
         if predictor.spec.task != "classify":
             raise ValueError(f"{spec!r}: only classifiers can be compared, and this is {predictor.kind}")

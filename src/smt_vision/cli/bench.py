@@ -130,9 +130,9 @@ def run(args: Any) -> Output:
 
 def _exports(models: list[str], precision: str) -> dict[str, tuple[str, str]]:
     """The exports among the models, with their format and the precision in which they run."""
-    from ..deploy.exported import MANIFEST, Manifest
+    from ..deploy.exported import Manifest, is_export
 
-    manifests = {name: Manifest.read(Path(name)) for name in models if (Path(name) / MANIFEST).is_file()}
+    manifests = {name: Manifest.read(Path(name)) for name in models if is_export(name)}
     short = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
     return {
         name: (manifest.format, "bf16" if precision == "bf16" else short[manifest.precision])

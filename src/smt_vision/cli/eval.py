@@ -59,10 +59,10 @@ def build_parser(words: list[str]) -> Parser:
 
 def run(args: Any) -> Output:
     from ..allocator import keep_large_allocations
-    from ..engine.evaluation import evaluate_with_details
+    from ..engine.evaluation import engine_for, evaluate_with_details
     from ..engine.launch import runs_on_cuda
 
-    engine = from_plain(Engine, {**vars(args.engine), "precision": "32-true"}, "engine")
+    engine = engine_for(args.model, from_plain(Engine, {**vars(args.engine), "precision": "32-true"}, "engine"))
     if not runs_on_cuda(engine):
         keep_large_allocations()
     with progress_callback("evaluating batches") as on_progress:

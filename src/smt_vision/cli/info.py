@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..bounds import Side
+from ..bounds import ModelArgs, Side
 from .common import Output, Parser, new_parser
 from .console import styled
 
@@ -22,7 +22,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("info", f"{HELP}. GMAC include attention's matrix products.", EXAMPLES)
     parser.add_argument("model", help="a timm model name, a run folder, or a checkpoint")
     parser.add_argument("--size", nargs="+", type=Side, help="pixels: side, or height and width; default: the model's")
-    parser.add_argument("--model_args", type=dict[str, Any], default={}, help="constructor arguments, for a name")
+    parser.add_argument("--model_args", type=ModelArgs, default={}, help="constructor arguments, for a name")
     return parser
 
 

@@ -28,6 +28,7 @@ smt train finetune --data MY_IMAGES --log wandb,tensorboard     experiment logge
 smt train finetune --data MY_IMAGES --find_lr   find a learning rate before training
 smt train finetune --data MY_IMAGES --folds 5   cross-validation: five runs, mean and deviation
 """
+FLAGS = ("--json", "--find_lr")  # options without a value
 
 
 def build_parser(words: list[str]) -> Parser:
@@ -37,7 +38,7 @@ def build_parser(words: list[str]) -> Parser:
     positional = [
         word
         for before, word in zip(["", *words], words, strict=False)
-        if not before.startswith("--") or "=" in before or before == "--json"
+        if not before.startswith("--") or "=" in before or before in FLAGS
     ]
     named = next((RECIPES[word] for word in positional if word in RECIPES), None)
     recipe = resumed or named

@@ -166,6 +166,11 @@ class ExportedModel(nn.Module):
         return f"{self.manifest.name}, {self.manifest.format}, {self.manifest.precision}"
 
 
+def is_export(path: str | Path) -> bool:
+    """Whether a path is an export's folder."""
+    return (Path(path).expanduser() / MANIFEST).is_file()
+
+
 def load_exported(
     folder: str | Path, providers: Sequence[Provider] = (), precision: Precision | None = None
 ) -> ExportedModel:

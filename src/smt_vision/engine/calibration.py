@@ -11,14 +11,14 @@ import numpy as np
 from .. import checkpoints
 from ..bounds import Count, CountOrZero, Workers, checked
 from ..checkpoints import BEST
-from ..deploy.exported import MANIFEST
+from ..deploy.exported import is_export
 from ..recipe import Engine
 from ..tasks.classification.calibration import CalibrationEvaluation
 from ..tasks.classification.config import LabelsConfig
 from ..tasks.classification.task import ClassificationEvaluation
 from ..tasks.predictor import Predictor
 from ..text import get_logger
-from .evaluation import CPU_FLOAT32, count_used, open_evaluation
+from .evaluation import FLOAT32, count_used, open_evaluation
 from .launch import launch
 from .lock import FolderLock
 from .loop import run_evaluation
@@ -33,7 +33,7 @@ def calibrate(
     data: str | Path | None = None,
     *,
     out: str | Path | None = None,
-    engine: Engine = CPU_FLOAT32,
+    engine: Engine = FLOAT32,
     batch_size: Count | None = None,
     workers: Workers = 8,
     max_unreadable: CountOrZero = 10,
@@ -49,7 +49,7 @@ def calibrate(
         source: A run's folder, a checkpoint, or a timm model name.
         data: The images, as for :func:`smt_vision.evaluate`; ``None`` for those that the run held out.
         out: Checkpoint to write, a new ``.pt`` file; ``None`` for the run's ``best.pt``, or the checkpoint itself.
-        engine: Devices, processes and precision.
+        engine: Devices, processes and precision. By default all GPUs, or the CPU if there are none.
         batch_size: Images per batch; ``None`` for 64.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
@@ -97,7 +97,7 @@ def calibrate(
 def _target(source: str | Path, out: str | Path | None) -> Path:
     """The file to write; errors show before the images are read."""
     path = Path(source).expanduser()
-    if (path / MANIFEST).is_file():
+    if is_export(path):
         raise ValueError(f"{path} is an export, which cannot be changed; calibrate its source model and export that")
     if out is not None:
         target = Path(out).expanduser()

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ..bounds import Count, CountOrZero, Resamples, Workers, checked
+from ..deploy.exported import is_export
 from ..deploy.quantize import AccuracyControl
 from ..precision import Precision
 from ..recipe import Engine
@@ -23,14 +24,14 @@ from .launch import launch
 from .loop import run_evaluation
 
 log = get_logger(__name__)
-CPU_FLOAT32 = Engine(precision="32-true")
+FLOAT32 = Engine(precision="32-true")
 
 
 def evaluate(
     source: str | Path,
     data: str | Path | None = None,
     *,
-    engine: Engine = CPU_FLOAT32,
+    engine: Engine = FLOAT32,
     batch_size: int | None = None,
     workers: int = 8,
     max_unreadable: int = 10,
@@ -48,7 +49,8 @@ def evaluate(
         source: A run's folder, a checkpoint, an export's folder, or a timm model name.
         data: The images, as for training; ``None`` for the dataset of the run. The validation split is evaluated, or
             without one all images, of the run's own dataset only those that training held out.
-        engine: Devices and processes, and the precision unless ``precision`` is given.
+        engine: Devices and processes, and the precision unless ``precision`` is given. By default all GPUs, or the CPU
+            if there are none or the model is an export.
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
@@ -107,7 +109,7 @@ def evaluate_with_details(
     """:func:`evaluate`, and what formats its metrics and draws its pictures."""
     if precision is not None:
         engine = replace(engine, precision="32-true")  # the model itself computes in another one
-    fabric = launch(engine)
+    fabric = launch(engine_for(source, engine))
     model, data, evaluation, loader, progress = open_evaluation(
         fabric, source, data, batch_size, workers, max_unreadable, split, overrides, on_progress, providers, precision,
         labels,
@@ -121,6 +123,11 @@ def evaluate_with_details(
         metrics = run_evaluation(fabric, evaluation, model.model, loader, progress, bootstrap)
     named = {} if precision is None else {"precision": model.precision}
     return {"model": model.name, "data": data, "input": model.input_description, **named, **metrics, **used}, evaluation
+
+
+def engine_for(source: str | Path, engine: Engine) -> Engine:
+    """The engine with ``accelerator="auto"`` decided for a model that runs on the CPU only, an export."""
+    return replace(engine, accelerator="cpu") if engine.accelerator == "auto" and is_export(source) else engine
 
 
 def open_evaluation(
@@ -206,7 +213,7 @@ def accuracy_control(
         data, batch_size, workers, max_unreadable: As in :func:`evaluate`.
         on_status: Called with each measured value.
     """
-    fabric = launch(CPU_FLOAT32)
+    fabric = launch(Engine(accelerator="cpu", precision="32-true"))  # where exports run
     _, evaluation, loader = _open_images(fabric, model, data, batch_size, workers, max_unreadable)
     label = evaluation.metric_formats[evaluation.primary_metric].label
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from .modulation import AGGREGATIONS, MODULATIONS
 
+CONV_KERNELS = "odd numbers, one per head, e.g. (3, 5, 7, 9)"
+
 
 def expand_pattern(pattern: str, depth: int) -> str:
     """Expand the mixer pattern of a stage to one letter per block: ``S`` (SAM), ``A`` (MSA) or ``F`` (FocalNet's).
@@ -34,21 +36,29 @@ def expand_pattern(pattern: str, depth: int) -> str:
     return "".join(token[0] * next(shares) if token.endswith("*") else token for token in tokens)
 
 
-def check(valid: bool, name: str, value: Any, expected: str) -> None:
+def check(valid: Any, name: str, value: Any, expected: str) -> None:
     if not valid:
         raise ValueError(f"invalid {name}={value!r}: expected {expected}")
 
 
-def check_numbers(kind: type, limit: float, **arguments: Any) -> None:
-    """Raise a ValueError unless each argument is a number, or several, of a type and at most ``limit``.
+def check_number(kind: type, limit: float, **arguments: Any) -> None:
+    """Raise a ValueError unless each argument is a number of a type, at most ``limit``; an integer is a float too."""
+    expected = f"{'an integer' if kind is int else 'a number'} of at most {limit}"
+    for name, value in arguments.items():
+        check(_is_number(kind, limit, value), name, value, expected)
 
-    An integer is a float too.
-    """
-    expected, described = (Integral, "integers") if kind is int else (Real, "numbers")
+
+def check_numbers(kind: type, limit: float, **arguments: Any) -> None:
+    """As :func:`check_number`, of arguments that may be several numbers."""
     for name, value in arguments.items():
         values = value if isinstance(value, list | tuple) else (value,)
-        valid = all(isinstance(v, expected) and not isinstance(v, bool) and -limit <= float(v) <= limit for v in values)
-        check(valid, name, value, f"{described} of at most {limit}")
+        valid = all(_is_number(kind, limit, v) for v in values)
+        check(valid, name, value, f"{'integers' if kind is int else 'numbers'} of at most {limit}")
+
+
+def _is_number(kind: type, limit: float, value: Any) -> bool:
+    of_kind = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return of_kind and -limit <= float(value) <= limit
 
 
 def per_stage(name: str, value: Any, num_stages: int) -> tuple[Any, ...]:
@@ -101,7 +111,7 @@ def check_modulation(
     check(modulation in MODULATIONS, "modulation", modulation, f"one of {', '.join(map(repr, MODULATIONS))}")
     if conv_kernels is not None:
         odd = bool(conv_kernels) and all(k >= 1 and k % 2 == 1 for k in conv_kernels)
-        check(odd, "conv_kernels", conv_kernels, "odd numbers, one per head, e.g. (3, 5, 7, 9)")
+        check(odd, "conv_kernels", conv_kernels, CONV_KERNELS)
         for i, pattern in enumerate(patterns):
             if "S" in pattern and conv_heads[i] != len(conv_kernels):
                 raise ValueError(

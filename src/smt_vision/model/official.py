@@ -63,9 +63,16 @@ def is_official(state_dict: Mapping[str, Any]) -> bool:
 
 
 def our_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
-    """The SMT in a state dict (see :func:`smt_state`) with this package's keys; the release's are converted."""
+    """The SMT in a state dict (see :func:`smt_state`) with this package's keys; the release's are converted.
+
+    Raises:
+        ValueError: There are several SMTs, or tensors that are merged have shapes that do not fit.
+    """
     state = smt_state(state_dict, where)
-    return to_ours(state) if is_official(state) else state
+    try:
+        return to_ours(state) if is_official(state) else state
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def smt_state(state_dict: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
@@ -153,7 +160,7 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[key] = value
         elif key == parts[0]:
             values = [state_dict[part] for part in parts]
-            if len({(value.ndim, value.shape[1:]) for value in values}) > 1:
+            if len({(value.ndim, value.shape[1:]) for value in values}) > 1 or (len(values) > 1 and not values[0].ndim):
                 shapes = ", ".join(f"{part} {tuple(state_dict[part].shape)}" for part in parts)
                 raise ValueError(f"the shapes of tensors that are merged do not fit: {shapes}")
             out[rule.ours.format(match, shift=-1)] = values[0] if len(values) == 1 else torch.cat(values)

@@ -27,11 +27,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .arguments import (
+    CONV_KERNELS,
     check,
     check_head,
     check_heads,
     check_modulation,
     check_network,
+    check_number,
     check_numbers,
     check_rates,
     expand_pattern,
@@ -237,13 +239,19 @@ class SMT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check(isinstance(embed_dims, list | tuple), "embed_dims", embed_dims, "positive numbers, one per stage")
-        check_numbers(int, 16_384, in_chans=in_chans, embed_dims=embed_dims, conv_heads=conv_heads)
-        check_numbers(int, 16_384, attn_heads=attn_heads)
-        check_numbers(int, 1_000_000, num_classes=num_classes)
+        check(isinstance(embed_dims, list | tuple) and embed_dims, "embed_dims", embed_dims, "channels of each stage")
+        check_numbers(int, 16_384, embed_dims=embed_dims, conv_heads=conv_heads, attn_heads=attn_heads)
         check_numbers(int, 1000, depths=depths)
-        check_numbers(int, 255, stem_kernel=stem_kernel, stem_stride=stem_stride, conv_kernels=conv_kernels or ())
-        check_numbers(float, 100, mlp_ratios=mlp_ratios, expand_ratio=expand_ratio, layer_scale=layer_scale or 0)
+        check_numbers(float, 100, mlp_ratios=mlp_ratios)
+        check_number(int, 16_384, in_chans=in_chans)
+        check_number(int, 1_000_000, num_classes=num_classes)
+        check_number(int, 255, stem_kernel=stem_kernel, stem_stride=stem_stride)
+        check_number(float, 100, expand_ratio=expand_ratio)
+        if layer_scale is not None:
+            check_number(float, 100, layer_scale=layer_scale)
+        if conv_kernels is not None:
+            check(isinstance(conv_kernels, list | tuple), "conv_kernels", conv_kernels, CONV_KERNELS)
+            check_numbers(int, 255, conv_kernels=conv_kernels)
         num_stages = len(embed_dims)
         depths = per_stage("depths", depths, num_stages)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios, num_stages)
@@ -274,7 +282,7 @@ class SMT(nn.Module):
                 mixer = SAM(
                     dim,
                     conv_heads[i],
-                    expand_ratio,
+                    int(expand_ratio),
                     aggregation,
                     proj_drop_rate,
                     dilation,
@@ -450,7 +458,9 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:  # SyncBatchNorm needs it
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:

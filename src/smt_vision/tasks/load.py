@@ -14,7 +14,7 @@ from .. import checkpoints
 from ..checkpoints import BEST, Checkpoint, training_checkpoints
 from ..convert import identify
 from ..data.fingerprint import UsedImages
-from ..deploy.exported import MANIFEST, Provider, load_exported, load_used_images
+from ..deploy.exported import MANIFEST, Provider, is_export, load_exported, load_used_images
 from ..forms.inference import at_dtype
 from ..model.official import our_state
 from ..precision import Precision, resolve_dtype
@@ -98,7 +98,7 @@ def _load(
     precision: Precision | None,
 ) -> Predictor[Any]:
     path, device = Path(source).expanduser(), parse_device(device)
-    if (path / MANIFEST).is_file():
+    if is_export(path):
         return _from_export(path, device, overrides, providers, precision)
     if providers:
         raise ValueError(f"{source}: providers are for ONNX exports, and this is not an export; omit them")
@@ -106,7 +106,7 @@ def _load(
         raise FileNotFoundError(
             f"{path}: contains neither a best checkpoint ({BEST}) nor an export ({MANIFEST}){_hint(path)}"
         )
-    if path.is_file() and (path.parent / MANIFEST).is_file():
+    if path.is_file() and is_export(path.parent):
         raise ValueError(f"{path} is a file of an export; expected the folder, {path.parent}")
     dtype = torch.float32 if precision is None else resolve_dtype(precision, device)
     if path.exists():
