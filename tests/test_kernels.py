@@ -420,6 +420,7 @@ def test_they_compile_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatc
     from smt_vision.kernels import triton_mhmc, triton_saa
 
     monkeypatch.setattr(availability, "INTERPRETED", True)
+    monkeypatch.setattr(availability, "triton_runs_on", lambda device: True)
     kernels = [(triton_mhmc, "_convolve"), (triton_mhmc, "_weight_gradient")]
     kernels += [(triton_saa, name) for name in ("_apply", "_statistics", "_gradient_sums", "_gradients")]
     for module, name in kernels:
@@ -437,6 +438,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels may run on any device, as far as the choice is concerned."""
     monkeypatch.setattr(availability, "HAS_TRITON", True)
     monkeypatch.setattr(availability, "INTERPRETED", True)
+    monkeypatch.setattr(availability, "triton_runs_on", lambda device: True)
 
 
 def takes_saa(x: Tensor, change: Callable[[SAA], Any] = lambda module: None) -> bool:
@@ -467,6 +469,26 @@ def test_what_the_kernels_take() -> None:
         assert not mhmc.is_supported(torch.empty(20_000, 56, 56, 64), paper_kernel_sizes(4))  # offsets beyond 32 bits
         assert not takes_saa(torch.empty(50_000, 56, 56, 4, 2))
     assert not mhmc.is_supported(s.to("meta"), paper_kernel_sizes(4))
+
+
+@needs_triton
+@pytest.mark.skipif(CUDA or availability.INTERPRETED, reason="Triton runs here")
+def test_where_triton_cannot_run_the_plain_form_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a GPU in a container without a C compiler; Triton really fails on this CPU."""
+    monkeypatch.setattr(availability, "INTERPRETED", True)
+    try:
+        for _ in range(2):
+            assert not mhmc.is_supported(torch.zeros(2, 3, 3, 8), paper_kernel_sizes(4))
+    finally:
+        availability.triton_runs_on.cache_clear()
+    assert [record.getMessage()[:36] for record in caplog.records] == ["Triton kernels cannot run on cpu (Ru"]
+
+
+@on_kernels
+def test_triton_runs_here() -> None:
+    assert availability.triton_runs_on(torch.device("cuda" if CUDA else "cpu"))
 
 
 def test_an_unknown_choice_of_kernels() -> None:

@@ -7,6 +7,7 @@ Triton's interpreter, which is slow and meant for tests.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..text import get_logger
+
+log = get_logger(__name__)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +49,30 @@ def in_dispatch_mode() -> bool:
 def triton_is_supported(x: Tensor) -> bool:
     """Whether the Triton kernels can run on ``x``; false for an FX proxy."""
     device = isinstance(x, Tensor) and (x.is_cuda or (INTERPRETED and x.device.type == "cpu"))
-    return device and HAS_TRITON and compute_dtype(x) in DTYPES
+    if not (device and HAS_TRITON and compute_dtype(x) in DTYPES):
+        return False
+    # Compiled code needs Triton anyway; in a dispatch mode, e.g. of fake tensors, a kernel may not be launched.
+    return torch.compiler.is_compiling() or in_dispatch_mode() or triton_runs_on(x.device)
+
+
+@cache
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether Triton can compile and launch a kernel on a device; the reason is logged if it cannot.
+
+    It needs a C compiler, which many container images do not have, and a GPU that is not too old.
+    """
+    try:
+        from . import triton_probe
+
+        triton_probe.launch(device)
+    except Exception as error:  # of Triton, its compiler or the driver
+        log.warning(
+            "Triton kernels cannot run on %s (%s: %s); PyTorch's operators are used instead, which take more time and "
+            "memory. Triton needs a C compiler, e.g. gcc, and the headers of Python",
+            device, type(error).__name__, next(iter(str(error).splitlines()), ""),
+        )  # fmt: skip
+        return False
+    return True
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

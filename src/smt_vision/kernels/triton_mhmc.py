@@ -18,10 +18,7 @@ taps of all heads, ordered by head, then row (9 + 25 + 49 + 81 = 164 for four he
 # mypy: allow-untyped-defs, disable-error-code="assignment,var-annotated"
 # Kernels are Triton, not Python: arguments become Triton values, and tuples grow at compile time.
 
-from functools import cache
-
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -132,21 +129,18 @@ def _pad_taps(weight: Tensor, num_heads: int, groups: int, transposed: bool) -> 
     Returns:
         Padded taps, float32, ``groups`` columns.
     """
-    with_zeros = F.pad(weight.float(), (0, groups - weight.shape[1], 0, 1))  # the appended tap is zero
-    return with_zeros[_tap_order(num_heads, transposed, weight.device)]
-
-
-@cache
-def _tap_order(num_heads: int, transposed: bool, device: torch.device) -> Tensor:
-    order: list[int] = []
-    first, zero_tap = 0, num_taps(num_heads)
-    for i in range(num_heads):
-        size = 3 + 2 * i
-        taps = list(range(first, first + size * size))
-        margin = [zero_tap] * (size * (ROWS - 1))
-        order += margin + (taps[::-1] if transposed else taps) + margin
+    sizes = [3 + 2 * i for i in range(num_heads)]
+    margins = [size * (ROWS - 1) for size in sizes]
+    padded = weight.new_zeros(num_taps(num_heads) + 2 * sum(margins), groups, dtype=torch.float32)
+    first = row = 0
+    # No tensor is kept for the next call: in a CUDA graph it would be memory that the graph may reuse.
+    for size, margin in zip(sizes, margins, strict=True):
+        taps = weight[first : first + size * size]
+        row += margin
+        padded[row : row + size * size, : weight.shape[1]] = taps.flip(0) if transposed else taps
         first += size * size
-    return torch.tensor(order, device=device)
+        row += size * size + margin
+    return padded
 
 
 @triton.jit(do_not_specialize=["Q"])
