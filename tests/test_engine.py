@@ -791,6 +791,18 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     jobs["frozen"] = train_arguments("frozen", frozen, "--max_steps", "2")
     # A folder on each machine, of which that of the first one has the checkpoints.
     jobs["apart"], jobs["apart again"] = (train_arguments("apartRANK", random, "--max_steps", n) for n in ("2", "4"))
+    for rank, counts in enumerate(((6, 6, 6), (6, 6, 7))):
+        write_images(root / f"data{rank}" / "train", COLORS, counts)
+        write_images(root / f"data{rank}" / "val", COLORS, counts)
+    jobs["other images"] = train_arguments("other", random, "--data", str(root / "dataRANK"))
+    jobs["eval other"] = ["eval", str(whole), "--data", str(root / "dataRANK"), "--json", *TWO, "--workers", "0"]
+    shutil.copytree(colored, root / "damaged data")
+    damaged = replace(random, data=str(root / "damaged data"), batch_size=1)
+    damaged = replace(damaged, input=replace(damaged.input, max_unreadable=2))
+    task = get_task(damaged.task).training(damaged)
+    for row in [int(batch["index"]) for batch in task.train_loader(1, 2).epoch(0)][2:5]:
+        (root / "damaged data" / "train" / task.train_set.name(row)).write_bytes(b"")
+    jobs["damaged"] = train_arguments("damaged", damaged)
     jobs["signaled"] = [*train_arguments("signaled", random), "SIGNAL"]
     (root / "jobs").write_text(json.dumps(list(jobs.values())))
     (root / "script.py").write_text(SCRIPT)
@@ -801,7 +813,9 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     first, second = (json.loads((root / f"jobs{rank}").read_text()) for rank in (0, 1))
-    assert [code for code, _ in first] == [0] * (len(jobs) - 2) + [1, 143], done.stderr
+    failing = ("apart again", "other images", "eval other", "damaged")
+    expected = [1 if name in failing else 143 if name == "signaled" else 0 for name in jobs]
+    assert [code for code, _ in first] == expected, done.stderr
     assert second[-1][0] == 0  # Fabric kills the first process if another ends with a code
     assert [out for _, out in second] == [""] * len(jobs)  # only the first process prints
     out = {name: json.loads(out) for name, (_, out) in zip(jobs, first, strict=True) if out}
@@ -850,6 +864,21 @@ def test_processes_that_read_different_checkpoints_are_an_error(two: SimpleNames
     message = r"different checkpoints \(process 0: step 2, process 1: step 0\): the folder must be on storage"
     assert re.search(rf"smt train: error: .*apart0: the processes read {message}", two.errors)
     assert re.search(rf"smt train \(rank 1\): error: .*apart1: the processes read {message}", two.errors)
+
+
+def test_processes_with_different_images_are_an_error(two: SimpleNamespace) -> None:
+    message = r"the processes opened different {} images or labels \(.*process 0: 18, process 1: 19\)"
+    for name in ("training", "evaluation"):
+        for rank, who in enumerate(("", r" \(rank 1\)")):
+            assert re.search(rf"{who}: error: .*data{rank}: {message.format(name)}", two.errors)
+
+
+def test_a_process_without_images_ends_the_others_after_it_was_saved(two: SimpleNamespace) -> None:
+    message = r"3 unreadable images, more than max_unreadable=2"
+    assert re.search(rf"smt train: error: process 1 has no more training images: {message}", two.errors)
+    assert re.search(rf"smt train \(rank 1\): error: {message}", two.errors)
+    steps = len(read_log(two.root / "damaged"))
+    assert checkpoints.load(two.root / "damaged" / "last.pt").state["step"] == steps > 0
 
 
 def test_two_processes_evaluate_the_saved_model(

@@ -11,11 +11,13 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from ..text import get_logger
 from .files import is_image
@@ -33,6 +35,17 @@ log = get_logger(__name__)
 def cache_dir() -> Path:
     """Directory of unpacked and downloaded datasets: ``$SMT_CACHE_DIR``, by default ``~/.cache/smt-vision``."""
     return Path(os.environ.get("SMT_CACHE_DIR") or Path.home() / ".cache" / "smt-vision")
+
+
+@contextmanager
+def cache_lock(target: Path) -> Iterator[None]:
+    """Let one process at a time make a file of the cache; those of other machines and other runs may want it, too."""
+    locks = cache_dir() / "locks"
+    with ExitStack() as stack:
+        with suppress(OSError, NotImplementedError):  # a folder that is read-only, or on storage without locks
+            locks.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(locks / f"{target.name}.lock"))
+        yield
 
 
 def is_tar(name: str) -> bool:
@@ -226,12 +239,17 @@ def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir() / "tars" / f"{path.name.partition('.')[0]}-{key}.tar"
-    if target.exists():
-        try:
-            return TarIndex(target, source=path)
-        except ValueError:
-            log.warning("%s: damaged; unpacking %s again", target, path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    with cache_lock(target):
+        if target.exists():
+            try:
+                return TarIndex(target, source=path)
+            except ValueError:
+                log.warning("%s: damaged; unpacking %s again", target, path)
+        return _unpacked(path, opener, target, allow_damaged)
+
+
+def _unpacked(path: Path, opener: Callable[..., Any], target: Path, allow_damaged: bool) -> TarIndex:
     log.info("unpacking %s to %s (once)", path, target)
     # Renamed only when complete: neither an interrupted run nor damage may leave a file that looks like the tar.
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")

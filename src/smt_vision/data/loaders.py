@@ -218,7 +218,8 @@ class _Loader(Generic[B]):
             batch_sampler=cast(Iterable[list[int]], self._batches),
             num_workers=workers,
             collate_fn=Collate(stack),
-            pin_memory=torch.cuda.is_available(),
+            # Not on a computer whose GPU is not used here: pinning would need memory of it.
+            pin_memory=torch.cuda.is_available() and torch.cuda.is_initialized(),
             persistent_workers=workers > 0,
             worker_init_fn=_init_worker,
             # Without its own generator, each pass would advance the global one, and a resumed run would differ.

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ..bounds import Count, CountOrZero, Resamples, Workers, checked
+from ..data.fingerprint import hash_bytes
 from ..deploy.exported import is_export
 from ..deploy.quantize import AccuracyControl
 from ..precision import Precision
@@ -22,6 +23,7 @@ from ..tasks.task import EvalLoader, Evaluation
 from ..text import get_logger
 from .launch import launch
 from .loop import run_evaluation
+from .processes import check_same_images
 
 log = get_logger(__name__)
 FLOAT32 = Engine(precision="32-true")
@@ -191,6 +193,8 @@ def _open_images(
             model, data, input, batch_size or model.eval_batch_size, fabric.global_rank, fabric.world_size,
             **({} if split == "val" else {"split": split}), **({} if labels is None else {"labels": labels}),
         )  # fmt: skip
+    listing = hash_bytes(evaluation.val_set.listing())  # not the labels: reading all label maps takes long
+    check_same_images(fabric, data, evaluation=(len(evaluation.val_set), listing))
     return data, evaluation, loader
 
 

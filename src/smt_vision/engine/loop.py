@@ -248,6 +248,8 @@ class _Loop:
         self.run, self.plan, self.tracker, self.signals, self.watchdog = run, plan, tracker, signals, watchdog
         self.fabric = run.fabric
         self._failed_in_a_row = 0
+        self._last: list[Batch] | None = None  # the last step's batches, of one of several processes
+        self._failure: DeadWorker | UnreadableImage | None = None  # why this one of several processes has no batches
 
     def run_to_end(self, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:
         """Train up to ``plan.stop_at``, and evaluate whenever it is due."""
@@ -304,6 +306,8 @@ class _Loop:
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
             flags = self._flags()
             losses, grad_norm, reason = train_step(run, group, lr, flags)
+            if flags is not None and flags[-1] > 0:
+                raise self._without_batches()
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
             if reason:
@@ -325,7 +329,7 @@ class _Loop:
                 if flags is None:
                     stop, checkpoint_due = bool(self.signals), run.checkpoint_due()
                 else:
-                    stop, checkpoint_due = (flags > 0).tolist()
+                    stop, checkpoint_due, _ = (flags > 0).tolist()
                 if stop:
                     break
                 if checkpoint_due:
@@ -334,32 +338,48 @@ class _Loop:
             raise no_batch(recipe)
 
     def _flags(self) -> torch.Tensor | None:
-        """Whether there is a signal, and whether a checkpoint is due, for the other processes; ``None`` without any."""
+        """What the other processes must know: whether there is a signal, whether a checkpoint is due, and whether this
+        process has no more batches. ``None`` without others."""
         if self.fabric.world_size == 1:
             return None
-        flags = [bool(self.signals), self.run.checkpoint_due()]
+        flags = [bool(self.signals), self.run.checkpoint_due(), self._failure is not None]
         return torch.tensor(flags, dtype=torch.float32, device=self.fabric.device)
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
         """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them.
 
-        Raises:
-            DeadWorker: A worker process died.
-            UnreadableImage: There were too many unreadable images.
+        One of several processes that fails has the last step's batches once more: it takes part in a step, which the
+        others give up when it tells them.
 
-        The run has saved itself, unless other processes take part in it.
+        Raises:
+            DeadWorker: A worker process died; the run has saved itself.
+            UnreadableImage: There were too many unreadable images; the run has saved itself.
         """
         self.watchdog.at("waiting for training images")
+        several = self.fabric.world_size > 1
         try:
             # Of several processes, all must stop at the same step.
-            with self.signals.interruptible(self.fabric.world_size == 1):
-                return next(groups, None)
+            with self.signals.interruptible(not several):
+                group = next(groups, None)
         except Interrupted:
             return None
-        except (DeadWorker, UnreadableImage):
-            if self.fabric.world_size == 1 and self.run.step:
+        except (DeadWorker, UnreadableImage) as error:
+            if several and self._last is not None:
+                self._failure = error
+                return self._last
+            if not several and self.run.step:
                 self._save()
             raise
+        if several:
+            self._last = group
+        return group
+
+    def _without_batches(self) -> Exception:
+        """The error to raise after a step that a process had no batches for; the run has saved itself."""
+        reasons = gathered_objects(self.fabric, str(self._failure or ""))
+        self._save()
+        rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+        return self._failure or UnreadableImage(f"process {rank} has no more training images: {reason}")
 
     def _leave_out(self, reason: str, group: list[Batch]) -> None:
         """Note a step that changed nothing with its images, and do what the recipe says.
@@ -440,20 +460,27 @@ def run_evaluation(
         The metrics, the same on every process.
 
     Raises:
-        ValueError: No image could be read.
+        ValueError: No image could be read, or too many could not, on any process.
+        DeadWorker: A worker process of this process died.
     """
     metric = task.metric(fabric.device, resamples)
-    any_image = False
+    any_image, failure = False, None
     with evaluation_mode(weights):
-        for batch in loader:
-            any_image = True
-            batch = fabric.to_device(batch)
-            with fabric.autocast():
-                output = task.predict(weights, batch)
-            metric.update(output, batch)
-            if on_progress is not None:
-                on_progress(1)
-    if not any_process(fabric, any_image)[0]:
+        try:
+            for batch in loader:
+                any_image = True
+                batch = fabric.to_device(batch)
+                with fabric.autocast():
+                    output = task.predict(weights, batch)
+                metric.update(output, batch)
+                if on_progress is not None:
+                    on_progress(1)
+        except (DeadWorker, UnreadableImage) as error:
+            failure = error
+    any_image, any_failure = any_process(fabric, any_image, failure is not None)
+    if any_failure:
+        raise failure or UnreadableImage(f"{task.val_set.where}: another process could not read its images")
+    if not any_image:
         raise ValueError(
             f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
             "above say why"

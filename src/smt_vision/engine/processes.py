@@ -41,6 +41,24 @@ def any_process(fabric: Fabric, *flags: bool) -> list[bool]:
     return [bool(flag) for flag in summed]
 
 
+def check_same_images(fabric: Fabric, where: str, **sets: tuple[int, int]) -> None:
+    """Raise a ValueError on every process if they opened different images, of which each would then take its share.
+
+    Args:
+        fabric: The processes.
+        where: Name of the data, for the message.
+        sets: By its name, the number of images of a set, and a hash of its names and labels.
+    """
+    every = gathered_objects(fabric, sets)
+    for name in sets:
+        if len({each[name] for each in every}) > 1:
+            numbers = ", ".join(f"process {rank}: {each[name][0]}" for rank, each in enumerate(every))
+            raise ValueError(
+                f"{where}: the processes opened different {name} images or labels (numbers of images: {numbers}): "
+                "machines have different copies of the data; make them equal, or use storage that all machines share"
+            )
+
+
 def gathered_objects(fabric: Fabric, content: T) -> list[T]:
     """The objects of all processes."""
     gathered = [content] * fabric.world_size

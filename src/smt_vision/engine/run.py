@@ -30,7 +30,7 @@ from ..tasks.task import Training
 from ..text import get_logger, shell_word
 from .fields import FREE_FIELDS, changed_fields, flat_fields
 from .log import read_log
-from .processes import gathered_objects
+from .processes import check_same_images, gathered_objects
 from .state import TrainingState
 from .stored_state import check_optimizer, checked_state
 from .summary import write_summary
@@ -66,6 +66,12 @@ class Run(TrainingState):
         self._listing = hash_bytes(task.train_set.listing(), b"\0", task.val_set.listing())
         self._val_listing = hash_bytes(task.val_set.listing())
         self._labels = task.train_set.hash_labels(), task.val_set.hash_labels()
+        check_same_images(
+            fabric,
+            recipe.data,
+            training=(len(task.train_set), hash_bytes(task.train_set.listing(), str(self._labels[0]).encode())),
+            validation=(len(task.val_set), hash_bytes(task.val_set.listing(), str(self._labels[1]).encode())),
+        )
         self._teacher = task.distillation.identity if task.distillation is not None else None
         self._seconds_before = self._kept_at = 0.0
         self._started = self._saved = time.monotonic()

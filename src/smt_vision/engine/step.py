@@ -36,7 +36,8 @@ def train_step(
         run: What is trained.
         batches: The batches of the step on this process.
         lr: Learning rate.
-        flags: 0 or 1, of any number; replaced by their means over all processes, above 0 where any process has a 1.
+        flags: 0 or 1, of any number; replaced by their means over all processes, above 0 where any process has a 1. If
+            that is so of the last one, the step is given up: no process makes it, and it does not count.
 
     Returns:
         The mean losses over its batches and all processes; the gradient norm before clipping, if it was computed; and
@@ -60,6 +61,9 @@ def train_step(
         check_adapters(run.raw)
     statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
     average(fabric, [*statistics, *means.values(), *([] if flags is None else [flags])])
+    if flags is not None and flags[-1] > 0:
+        run.optimizer.zero_grad()
+        return means, None, ""
     grad_norm = _clip_gradients(run)
     run.step += 1
     run.rescaled = run.rescaled + 1 if grad_norm is None else 0

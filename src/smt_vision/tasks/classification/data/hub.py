@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from timm.data import create_dataset
 
-from ....data.archive import cache_dir
+from ....data.archive import cache_dir, cache_lock
 from ....data.dataset import Split
 from ....data.decode import UnreadableImage
 from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
@@ -85,7 +85,7 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     root.mkdir(parents=True, exist_ok=True)
     timm_split = "train" if split == "train" else "validation"
     try:
-        with _opening(where, (OSError, RuntimeError), f"put its files under {root}"):
+        with cache_lock(root), _opening(where, (OSError, RuntimeError), f"put its files under {root}"):
             dataset = create_dataset(where, root=str(root), split=timm_split, download=download)
     except AssertionError as error:
         raise ValueError(f"{where}: {error}; expected a name, e.g. torch/cifar10 or torch/mnist") from error
