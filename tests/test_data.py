@@ -275,6 +275,18 @@ def shard(path: Path, samples: list[tuple[str, int, int]], label: str = "cls") -
                 tar.addfile(member, io.BytesIO(data))
 
 
+def test_images_of_a_sample_whose_names_differ_in_case_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("1.png", png(1)), ("1.PNG", png(2)), ("1.cls", b"0"), ("2.png", png(3)), ("2.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert contents(open_dataset(str(tmp_path), "val", val_fraction=1.0)) == [(2, "0"), (3, "1")]
+    assert "one image per sample is used; ignored 1 others, e.g. 1.png" in caplog.text
+
+
 @pytest.mark.parametrize("label", ["cls", "json"])
 def test_shards_by_pattern_are_split(tmp_path: Path, label: str) -> None:
     for number in range(2):
@@ -434,14 +446,17 @@ def test_one_of_several_hub_columns_is_used_and_told(tmp_path: Path, caplog: pyt
     import datasets
 
     fine, coarse = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["x", "y"])
-    rows = {"img": [{"bytes": png(i), "path": None} for i in range(4)], "fine": [0, 1, 0, 1], "coarse": [0, 0, 1, 1]}
-    features = datasets.Features({"img": datasets.Image(), "fine": fine, "coarse": coarse})
+    rows = {"img": [{"bytes": png(i), "path": None} for i in range(4)], "fine": [0, 1, 0, 1], "coarse": [0, 0, 1, 1],
+            "mask": [{"bytes": b"damaged", "path": None}] * 4}  # fmt: skip
+    features = datasets.Features({"img": datasets.Image(), "fine": fine, "coarse": coarse, "mask": datasets.Image()})
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
     images = open_dataset(f"hfds/{tmp_path}/set", "val", val_fraction=1.0)
     assert images.classes == ("a", "b")
     assert images.targets.tolist() == [0, 1, 0, 1]
     assert "uses column fine, ignores coarse" in caplog.text
+    assert "uses column img, ignores mask" in caplog.text
+    assert contents(images) == [(0, "a"), (1, "b"), (2, "a"), (3, "b")]
 
 
 @pytest.mark.usefixtures("hub_home")

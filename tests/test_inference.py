@@ -316,6 +316,9 @@ def test_evaluate_from_python(trained: Path, colored: Path, tmp_path: Path) -> N
     other = smt_vision.evaluate(trained, str(tmp_path), workers=0, overrides={"input": {"size": 48}})
     assert (other["data"], other["count"]) == (str(tmp_path), 24)
     assert other["input"].startswith("48 px")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "red").symlink_to(colored / "val" / "red")
+    assert smt_vision.evaluate(trained, str(tmp_path / "one"), workers=0)["count"] == 4
     with pytest.raises(ValueError, match=r"smt_femto\.cifar10.*data"):
         smt_vision.evaluate("smt_femto.cifar10", workers=0)
 

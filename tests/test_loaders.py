@@ -363,6 +363,16 @@ def test_evaluation_drops_unreadable_images(workers: int) -> None:
     loader.close()
 
 
+def test_an_error_of_the_storage_is_one_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: ArrayImages, row: int, name: str) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ArrayImages, "_read", read)
+    loader = classification_eval_loader(ArrayImages(3), SMALL, 2)
+    assert not list(loader)
+    assert loader.unreadable[0] == "set/0.png: [Errno 5] Input/output error"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_unreadable_images(workers: int) -> None:
     message = r"^[4-9] .*max_unreadable=3: set/\d+\.png: .*; set/.*; set/.* \.\.\..*input\.max_unreadable"

@@ -1,5 +1,6 @@
 """Self-supervised pretraining: folders without labels, views, metrics, and weights that other tasks start from."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from smt_vision.tasks.classification.config import ClassificationDistill
 from smt_vision.tasks.pretraining.config import PretrainConfig, PretrainingRecipe
 from smt_vision.tasks.pretraining.data import open_images
 from smt_vision.tasks.pretraining.task import NeighborMetric, PretrainingTraining
-from tiny_run import TINY, tiny, write_split
+from tiny_run import COLORS, TINY, tiny, write_images, write_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,6 +91,25 @@ def test_splits_without_classes_are_one_set(tmp_path: Path, caplog: pytest.LogCa
         Image.new("RGB", (40, 40)).save(tmp_path / name)
     assert sum(map(len, open_images(small(tmp_path)))) == 3
     assert "3 images without labels, because" in caplog.text
+
+
+def test_only_a_folder_without_class_folders_has_no_labels(tmp_path: Path) -> None:
+    """Other errors are not a reason to train on the validation images, too."""
+    write_images(tmp_path / "set" / "train", COLORS, [2, 2, 2])
+    write_images(tmp_path / "set" / "val", {"red": COLORS["red"]}, [2])
+    with pytest.raises(ValueError, match=r"must have the same class folders"):
+        open_images(small(tmp_path / "set"))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "train-0.tar").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"train-0\.tar: "):
+        open_images(small(tmp_path / "shards"))
+
+
+def test_validation_labels_beyond_those_of_training(colored: Path) -> None:
+    task = PretrainingTraining(small(colored))
+    task.train_set = copy.copy(task.train_set)
+    task.train_set.classes = task.train_set.classes[:2]  # as a dataset of numbers may have
+    assert task.metric(torch.device("cpu")).classes == 3
 
 
 def test_data_that_is_no_set_of_images(tmp_path: Path) -> None:

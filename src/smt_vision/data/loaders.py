@@ -91,7 +91,10 @@ class DecodedImages(Dataset[Item], Generic[T]):
         return {"image": None, "index": index, "unreadable": unreadable}
 
     def _item(self, row: int) -> Item:
-        raw, target, name = self.images.read(row)
+        try:
+            raw, target, name = self.images.read(row)
+        except OSError as error:  # of the storage: another image takes its place, as if it were damaged
+            raise UnreadableImage(f"{self.images.name(row)}: {error}") from error
         return self.transform(decode_for_resize(raw, self.input, name=name), target, name)
 
     def _another(self, row: int, unreadable: list[str]) -> Item:

@@ -340,7 +340,7 @@ def open_evaluation(
     def open_split(split: Split, val_fraction: float) -> ImageDataset:
         return open_labeled(
             data, split, val_fraction, seed, recipe, labels, own=own,
-            allow_damaged=input.allow_damaged, multi_label=model.config.multi_label,
+            allow_damaged=input.allow_damaged, multi_label=model.config.multi_label, one_class=True,
         )  # fmt: skip
 
     images = held_out_fold(model, lambda: open_split("train", 0.0))
@@ -365,6 +365,7 @@ def open_labeled(
     own: bool,
     allow_damaged: bool | None = None,
     multi_label: bool | None = None,
+    one_class: bool = False,
 ) -> ImageDataset:
     """Open a dataset for a model that was trained with a recipe; the other arguments are those of ``open_dataset``.
 
@@ -378,6 +379,7 @@ def open_labeled(
         own: Whether it is the dataset of the recipe.
         allow_damaged: Whether to use a damaged tar; ``None`` for the recipe's.
         multi_label: Whether an image may have several classes; ``None`` for the recipe's.
+        one_class: Whether images of a single class are enough.
     """
     trained = recipe if isinstance(recipe, ClassificationRecipe) else None
     if allow_damaged is None:
@@ -392,7 +394,7 @@ def open_labeled(
         try:
             return open_dataset(
                 data, split, val_fraction=val_fraction, seed=seed, allow_damaged=allow_damaged, labels=way,
-                multi_label=multi_label,
+                multi_label=multi_label, one_class=one_class,
             )  # fmt: skip
         except ValueError as error:
             errors.append(error)

@@ -20,7 +20,7 @@ from ...data.transforms import ToNormalized, channel_statistics
 from ...text import get_logger
 from ..classification.config import ClassificationInput, LabelsConfig
 from ..classification.data.dataset import ImageDataset
-from ..classification.data.folders import FolderDataset
+from ..classification.data.folders import FolderDataset, NoClassFolders
 from ..classification.data.label_files import find_label_files
 from ..classification.data.sources import open_dataset
 from ..classification.data.transforms import Transform, eval_transform
@@ -37,8 +37,8 @@ SIGMA = (0.1, 2.0)  # of the Gaussian blur in pixels, with a kernel of a tenth o
 def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     """Open the training and the validation images.
 
-    A folder that is no classification dataset is one of images without labels: all images in it and its subfolders, of
-    which ``input.val_fraction`` are held out. They have a single class.
+    A folder whose images are not in class folders is one of images without labels: all images in it and its subfolders,
+    of which ``input.val_fraction`` are held out. They have a single class.
 
     Raises:
         ValueError: There are no images, or the data can be read neither way.
@@ -54,7 +54,7 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
 
     try:
         return open_splits(recipe, labeled)
-    except ValueError as error:
+    except NoClassFolders as error:
         folder = Path(recipe.data).expanduser()
         if not folder.is_dir() or find_label_files(folder, LabelsConfig()):
             raise

@@ -61,12 +61,11 @@ class PretrainingTraining:
         self.training_modules = _replace_classifier(
             self.model,
             recipe.model,
-            # With statistics of its own on each process, the head could tell the two views of an image, which are on
-            # the same process, from the negatives of the others (Chen et al., ICML 2020).
-            lambda features: share_statistics(
-                heads.SimCLRProjectionHead(features, recipe.pretrain.hidden, recipe.pretrain.dim)
-            ),
+            lambda features: heads.SimCLRProjectionHead(features, recipe.pretrain.hidden, recipe.pretrain.dim),
         )
+        # With statistics of its own on each process, the network could tell the two views of an image, which are on the
+        # same process, from the negatives of the others (Chen et al., ICML 2020).
+        self.model = share_statistics(self.model)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
         self.input = resolve_input(recipe.input, self.model, checkpoint)
@@ -95,7 +94,8 @@ class PretrainingTraining:
         return network.forward_head(network.forward_features(batch["image"]), pre_logits=True).float()
 
     def metric(self, device: torch.device, resamples: int = 0) -> "NeighborMetric":
-        return NeighborMetric(device, self.recipe.pretrain.neighbors, len(self.train_set.classes))
+        classes = max(len(self.train_set.classes), len(self.val_set.classes))  # they may be numbers without names
+        return NeighborMetric(device, self.recipe.pretrain.neighbors, classes)
 
     def samples(self, model: nn.Module, device: torch.device) -> None:
         """Return ``None``: there are no sample pictures."""

@@ -75,6 +75,10 @@ class TarDataset(ImageDataset):
         return self.tars[tar].fingerprint(int(member))
 
 
+class NoClassFolders(ValueError):
+    """The images of a folder or an archive are not in one folder per class, or in those of two or more classes."""
+
+
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sort key of class names and image ids: timm's natural order, for equal class indices.
 
@@ -136,14 +140,13 @@ def _class_folders(
         _check_same_classes(groups, train, val, where)
     by_class = groups[top]
     classes = sorted(by_class, key=natural_order)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{where}: {f'only one class ({classes[0]})' if classes else 'no class folders'}; expected images in two "
-            "or more class folders, e.g. train/cat/1.jpg and train/dog/1.jpg"
+    if not classes:
+        raise NoClassFolders(
+            f"{where}: no class folders; expected images in class folders, e.g. train/cat/1.jpg and train/dog/1.jpg"
         )
     hints = [split_in_name(name) for name in classes]
     if top == root and None not in hints and len({hint in TRAIN_NAMES for hint in hints}) == 2:
-        raise ValueError(
+        raise NoClassFolders(
             f"{where}: images directly in {first_few([f'{name}/' for name in classes])}, which are named like splits, "
             "not classes; expected class folders in them, e.g. train/cat/1.jpg and val/cat/2.jpg"
         )
@@ -204,7 +207,7 @@ def _split_folders(listing: Listing, root: str, where: str) -> tuple[str | None,
         lacking, more = (first_few([f"{root}{top}/" for top in tops]) for tops in (without_classes, others))
         top = (without_classes or splits)[0]
         problem = f"no class folders in {lacking}" if lacking else f"class folders in {root}{top}/, but also {more}"
-        raise ValueError(
+        raise NoClassFolders(
             f"{where}: {problem}. If {top} is a split, expected class folders in it, e.g. {top}/cat/1.jpg, and only "
             f"other splits ({', '.join(SPLIT_NAMES)}) next to it. If {top} is a class, put the folders of all classes "
             f"into a folder train, e.g. train/{top}/1.jpg"
@@ -252,7 +255,10 @@ def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[i
             report.error(
                 "class folders without images", case, "add images in a format that is read, or remove these folders"
             )
-    report.raise_errors()
+    try:
+        report.raise_errors()
+    except ValueError as error:
+        raise NoClassFolders(error) from error
     if len({os.path.dirname(folder) for folder in by_folder}) > 1:
         log.warning(
             "%s: the class folders are in several folders: %s; only the innermost folder is the class",

@@ -150,7 +150,8 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
         )
     targets = values.astype(np.int64)
     classes = getattr(features[labels[0]], "names", None) or numbered_classes(targets, where)
-    undecoded = dataset.cast_column(images[0], datasets.Image(decode=False))
+    # Of the other columns nothing is read: an image in one of them would be decoded with every row.
+    undecoded = dataset.select_columns([images[0]]).cast_column(images[0], datasets.Image(decode=False))
     hub_dataset = HubDataset(undecoded, images[0], classes, targets, f"{where} {split_name} ")
     return hub_dataset if val else held_out(hub_dataset, split, val_fraction=val_fraction, seed=seed)
 

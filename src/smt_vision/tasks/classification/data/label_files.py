@@ -14,7 +14,7 @@ from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, list_files
 from ....data.subset import held_out
 from ....data.tables import SUFFIXES, Cell, open_table
 from ....data.validation import ValidationReport, first_few
-from ....text import get_logger, printable
+from ....text import get_logger
 from ...classes import LABEL_SEPARATORS
 from ..config import LabelsConfig
 from .dataset import MAX_CLASSES, ImageDataset
@@ -221,9 +221,8 @@ def _classes(parts: dict[str, LabelFile], config: LabelsConfig, multi_label: boo
         report.raise_errors()
     if len(classes) > MAX_CLASSES:
         raise ValueError(f"{first.path}: {len(classes)} classes; expected at most {MAX_CLASSES}")
-    if len(classes) < 2:
-        found = f"only one class ({printable(classes[0])})" if classes else "no labels"
-        raise ValueError(f"{first.path}: {found}; expected images of two or more classes")
+    if not classes:
+        raise ValueError(f"{first.path}: no labels; expected images of two or more classes")
     return classes
 
 

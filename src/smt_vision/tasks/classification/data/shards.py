@@ -128,7 +128,10 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
             folder, base = os.path.split(name)
             stem, _, extension = base.partition(".")
             if not is_hidden(name):
-                samples[os.path.join(folder, stem)][extension.lower()] = row
+                files = samples[os.path.join(folder, stem)]
+                if (earlier := files.get(extension.lower())) is not None:  # 17.jpg beside 17.JPG
+                    unused.append(tar.names[earlier])
+                files[extension.lower()] = row
         for key, files in samples.items():
             # 17.jpg takes precedence over 17.mask.png.
             images = sorted((ext.count("."), row) for ext, row in files.items() if is_image(f"_.{ext}"))
@@ -152,8 +155,6 @@ def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDa
     if unused:
         log.warning("%s: one image per sample is used; ignored %d others, e.g. %s", where, len(unused), unused[0])
     classes = _read_classes(shards[0], max(targets))
-    if len(classes) < 2:
-        raise ValueError(f"{where}: only one class ({classes[0]}); expected two or more")
     return TarDataset(tars, members, classes, targets, ids, f"{root}{os.sep}")
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from ....data.archive import TAR_SUFFIXES, is_tar
 from ....data.dataset import Split
 from ....data.tables import SUFFIXES
+from ....text import printable
 from ..config import LabelsConfig
 from .dataset import ImageDataset
-from .folders import open_folder, open_tar_of_folders
+from .folders import NoClassFolders, open_folder, open_tar_of_folders
 from .hub import open_digits, open_hub, open_torchvision
 from .label_files import find_label_files, is_label_file, open_label_files
 from .shards import expand_shards, list_shards, open_shards
@@ -23,6 +24,7 @@ def open_dataset(
     allow_damaged: bool = False,
     labels: LabelsConfig | None = None,
     multi_label: bool = False,
+    one_class: bool = False,
 ) -> ImageDataset:
     """Open one split of a labeled image dataset.
 
@@ -51,6 +53,7 @@ def open_dataset(
         allow_damaged: Use a damaged tar or shard up to the damage, with a warning, instead of raising an error.
         labels: How a label file is read; ``None`` for the default.
         multi_label: Whether an image may have any number of classes; needs a label file.
+        one_class: Whether images of a single class are enough, e.g. to evaluate a model on some of its classes.
 
     Returns:
         The dataset of undecoded images.
@@ -67,6 +70,11 @@ def open_dataset(
         raise ValueError(
             f"{source}: each image has one class, but classify.multi_label is true; set it to false, or pass a label "
             f"file ({', '.join(SUFFIXES)}) or a folder with one"
+        )
+    if len(images.classes) < 2 and not one_class:
+        raise NoClassFolders(
+            f"{source}: only one class ({printable(images.classes[0])}); expected images of two or more classes, e.g. "
+            "train/cat/1.jpg and train/dog/1.jpg"
         )
     return images
 
