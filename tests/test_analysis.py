@@ -409,6 +409,13 @@ def test_the_highest_frequency_of_white_noise_is_that_of_frequency_0_on_any_grid
         assert block.high == pytest.approx(0, abs=0.05)
 
 
+def test_the_highest_frequency_of_images_of_different_sizes() -> None:
+    even, odd = (14, 20), (15, 20)
+    for sizes in ([even, odd, odd], [odd, even, even]):
+        (block,) = spectra(nn.Identity(), [images(1, 4096, *size, seed=i) for i, size in enumerate(sizes)])
+        assert block.high == pytest.approx(0, abs=0.05)
+
+
 def test_spectra_by_depth() -> None:
     blocks = spectra(smt(), [images(1, 3, 64, 64), images(1, 3, 64, 96, seed=1)])
     assert [block.depth for block in blocks] == [0, 0.25, 0.5, 0.75, 1]

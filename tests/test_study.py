@@ -3,7 +3,9 @@
 import functools
 import json
 import re
+import runpy
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,12 @@ from PIL import Image
 
 from command import answer, refusal, run
 from pages import REPO
-from smt_vision.study import runner, throughput
+from smt_vision.study import report, runner, throughput
 from smt_vision.study.debug import write_debug_data
 from smt_vision.study.estimate import estimate_seconds
 from smt_vision.study.file import study_from_file
 from smt_vision.study.report import verdict_table
-from smt_vision.study.results import FAILURES, RESULTS, add_result, read_failures, read_results
+from smt_vision.study.results import FAILURES, RESULTS, add_failure, add_result, read_failures, read_results
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
 from smt_vision.study.statistics import Verdict, summarize
 from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
@@ -160,7 +162,7 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
         assert result.by_epoch == (pytest.approx(evaluation["top1"]),)
         assert (result.epochs, result.value, result.steps) == ((1,), result.by_epoch[-1], 6)
         assert result.seconds > 0
-        assert re.fullmatch(r"[0-9a-f]{16}", result.val_images)
+        assert re.fullmatch(r"[0-9a-f]{16} [0-9a-f]{16}", f"{result.val_images} {result.listing}")
     assert len({result.val_images for result in results.values()}) == 1
     saa, none = (results[TINY_STUDY.cell("", name, 0).key] for name in ("saa", "none"))
     assert saa.parameters > none.parameters
@@ -172,11 +174,20 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
 
 
 def test_finished_cells_are_not_those_of_other_data(finished: Path, tmp_path: Path) -> None:
-    other = write_debug_data(TINY_STUDY.base, tmp_path)
+    def refusal_of(data: Path) -> str:
+        with pytest.raises(ValueError, match=rf"than those of {data} are now.*--run") as raised:
+            run_cells(list(TINY_STUDY.cells()), finished, data={"shapes": str(data)})
+        return str(raised.value)
+
+    other = write_debug_data(TINY_STUDY.base, tmp_path / "images")
     image = next((other / "val").rglob("*.png"))
     Image.new("RGB", (40, 40)).save(image)
-    with pytest.raises(ValueError, match=r"results of shapes are of other validation images than those of .*--run"):
-        run_cells(list(TINY_STUDY.cells()), finished, data={"shapes": str(other)})
+    assert "results of shapes are of other validation images than" in refusal_of(other)
+    other = write_debug_data(TINY_STUDY.base, tmp_path / "labels")
+    image = next((other / "train").rglob("*.png"))
+    another = next(folder for folder in (other / "train").iterdir() if folder != image.parent)
+    image.rename(another / f"moved-{image.name}")
+    assert "results of shapes are of other images or labels than" in refusal_of(other)
 
 
 def test_a_file_may_define_a_network(shapes: Path, tmp_path: Path) -> None:
@@ -196,16 +207,16 @@ def test_a_failed_cell_does_not_stop_the_others(shapes: Path, tmp_path: Path) ->
     with pytest.raises(CellsFailed, match=r"1 of 2 cells failed: tiny_study / bad / seed 0: .*loss is"):
         run_cells(cells, tmp_path, data={"shapes": str(shapes)})
     assert [result.cell for result in read_results([tmp_path / RESULTS]).values()] == ["tiny_study / saa / seed 0"]
-    failures = read_failures(tmp_path / FAILURES)
-    assert failures.keys() == {cells[0].key}
-    assert "loss is" in failures[cells[0].key]
+    (failure,) = read_failures([tmp_path / FAILURES]).values()
+    assert (failure["key"], failure["cell"]) == (cells[0].key, "tiny_study / bad / seed 0")
+    assert "loss is" in failure["reason"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"key": "x"}'])
 def test_a_damaged_file_of_failures_names_the_line(line: str, tmp_path: Path) -> None:
     (tmp_path / FAILURES).write_text(f'{{"key": "k", "cell": "c", "reason": "r"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"failures\.jsonl, line 2: not a cell that failed"):
-        read_failures(tmp_path / FAILURES)
+        read_failures([tmp_path / FAILURES])
 
 
 @pytest.mark.parametrize(
@@ -286,6 +297,8 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
         (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
         (("--report", "--results", "nowhere.jsonl"), r"nowhere.jsonl: there is no such file"),
         (("aggregation", "--dry-run"), r"several of these studies have the name 'aggregation'"),
+        (("--report", "--throughput"), r"measure first, then write the report"),
+        (("--results", "more.jsonl"), r"--results is for the report; add --report"),
         (("--throughput", "--run", "nowhere"), r"nowhere: no cell of these studies is finished"),
     ],
 )
@@ -415,12 +428,17 @@ def test_a_debug_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     assert "all 2 cells are done" in shown
     assert run(*shlex.split(shown.partition("report: smt ")[2])) == 0
-    assert "undecided" in (folder / "report" / "studies.md").read_text()
+    page = (folder / "report" / "studies.md").read_text()
+    assert "undecided" in page
+    assert (
+        f"\nsmt study aggregation --run {folder} --debug\nsmt study aggregation --run {folder} --debug --report" in page
+    )
 
 
 # --- the results that are committed ---
 
 COMMITTED = REPO / "docs" / "results" / "study"
+PUBLISH = runpy.run_path(str(REPO / "tools" / "publish_study.py"))
 
 
 @functools.cache
@@ -432,9 +450,48 @@ def committed_rows(decisive: bool = False) -> list[str]:
     return verdict_table(list(STUDIES.values()), summaries, decisive=decisive)[2:]
 
 
-def test_the_committed_report_is_that_of_the_committed_results() -> None:
-    page = (COMMITTED / "studies.md").read_text(encoding="utf-8").splitlines()
-    assert [row for row in committed_rows() if row not in page] == []
+def test_the_committed_report_is_that_of_the_committed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published anew, into copies; without the pictures, which take long."""
+    monkeypatch.setattr(report, "_draw", lambda study, summaries, speeds, folder: [
+        path for kind in ("differences", "curves", "cost")
+        if (path := folder / f"{study.name}_{kind}.svg").name in {each.name for each in COMMITTED.iterdir()}
+    ])  # fmt: skip
+    monkeypatch.setattr(report, "html_page", lambda *args: "")
+    (tmp_path / "study").mkdir()
+    for name in (RESULTS, FAILURES, "throughput.json"):
+        if (COMMITTED / name).is_file():
+            shutil.copy(COMMITTED / name, tmp_path / "study")
+    shutil.copy(REPO / "README.md", tmp_path)
+    PUBLISH["main"](tmp_path / "empty", tmp_path / "study", tmp_path / "README.md")
+    for path, committed in ((tmp_path / "study" / "studies.md", COMMITTED), (tmp_path / "README.md", REPO)):
+        assert path.read_text(encoding="utf-8") == (committed / path.name).read_text(encoding="utf-8")
+
+
+def test_publishing_merges_and_changes_nothing_where_results_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_draw", lambda *args: [])
+    cells = [STUDIES["aggregation"].cell("2 epochs", name, seed) for name in ("saa", "none") for seed in range(3)]
+    published, run_folder = tmp_path / "published", tmp_path / "run"
+    published.mkdir()
+    run_folder.mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{PUBLISH['FIRST']}\n{PUBLISH['LAST']}\nafter\n")
+    for cell in cells[:5]:
+        add_result(published / RESULTS, made_up_result(cell, 50.0))
+    add_failure(published / FAILURES, "a", "cell a", "its reason")
+    add_failure(run_folder / FAILURES, "b", "cell b", "another reason")
+    add_result(run_folder / RESULTS, made_up_result(cells[0], 50.0))
+    add_result(run_folder / RESULTS, made_up_result(cells[5], 50.0))
+    PUBLISH["main"](run_folder, published, readme)
+    assert len((published / RESULTS).read_text().splitlines()) == 6
+    assert list(read_failures([published / FAILURES])) == ["a", "b"]
+    assert readme.read_text().startswith(f"before\n{PUBLISH['FIRST']}\n| claim")
+    before = {path: path.read_bytes() for path in published.iterdir()}
+    add_result(run_folder / RESULTS, made_up_result(cells[1], 60.0))
+    with pytest.raises(ValueError, match="has another result"):
+        PUBLISH["main"](run_folder, published, readme)
+    assert {path: path.read_bytes() for path in published.iterdir()} == before
 
 
 def test_every_committed_result_is_of_a_study() -> None:

@@ -152,6 +152,20 @@ def test_a_variant_with_failed_cells_gets_no_verdict() -> None:
     assert summarize(STUDY, results | {lost.key: again}, failed=[lost.key])[0].verdict(BETTER) == Verdict.SUPPORTED
 
 
+def test_a_seed_that_failed_beyond_the_planned_ones_counts() -> None:
+    results = made_up(STUDY, "long", dict(a=80, b=78, c=77, d=76), seeds=7)
+    lost = [STUDY.cell("long", variant, seed) for variant in "abcd" for seed in (5, 7)]
+    for cell in lost:  # seeds 0 to 4 and 6 are done
+        results.pop(cell.key, None)
+    found = summarize(STUDY, results)[0]
+    assert (len(found.variants[0].results), found.missing, found.failed) == (6, 0, ())
+    lost = [cell for cell in lost if cell.variant == "b"]
+    for cells in (lost[:1], lost[1:], lost):
+        found = summarize(STUDY, results, failed=[cell.key for cell in cells])[0]
+        assert found.failed == tuple(cell.label for cell in cells)
+        assert found.missing == 0
+
+
 @pytest.mark.parametrize(("seeds", "verdict"), [(3, Verdict.UNDECIDED), (4, Verdict.SUPPORTED)])
 def test_a_verdict_needs_four_pairs(seeds: int, verdict: Verdict) -> None:
     results = made_up(STUDY, "long", dict(a=80, b=75, c=79, d=79), seeds=6)

@@ -2,15 +2,15 @@
 
     python tools/publish_study.py runs/study
 
-The results are merged with those that are there already. The README has, between two comments, the table of verdicts
-with one line per claim.
+Results and failures are merged with those that are there already, and the throughputs replaced. The README has, between
+two comments, the table of verdicts with one line per claim.
 """
 
 import sys
 from pathlib import Path
 
 from smt_vision.study.report import verdict_table, write_report
-from smt_vision.study.results import FAILURES, RESULTS, add_result, read_failures, read_results
+from smt_vision.study.results import FAILURES, RESULTS, add_failure, add_result, read_failures, read_results
 from smt_vision.study.statistics import summarize
 from smt_vision.study.studies import STUDIES
 from smt_vision.study.throughput import THROUGHPUT, read_throughput
@@ -26,15 +26,18 @@ python tools/publish_study.py runs/study"""
 
 
 def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme: Path = REPO / "README.md") -> None:
-    known = read_results([results / RESULTS])
-    for key, result in read_results([run / RESULTS]).items():
-        if known.get(key) != result:
+    known, known_failures = read_results([results / RESULTS]), read_failures([results / FAILURES])
+    # An error, if a cell has another result here and there, leaves everything as it is.
+    found = read_results([results / RESULTS, run / RESULTS])
+    failed = read_failures([results / FAILURES, run / FAILURES])
+    for key, result in found.items():
+        if key not in known:
             add_result(results / RESULTS, result)
-    for name in (THROUGHPUT, FAILURES):
-        if (run / name).is_file():
-            (results / name).write_bytes((run / name).read_bytes())
-    found = read_results([results / RESULTS])
-    failed = read_failures(results / FAILURES)
+    for key, failure in failed.items():
+        if known_failures.get(key) != failure:
+            add_failure(results / FAILURES, **failure)
+    if (run / THROUGHPUT).is_file():  # of one measurement, since only models that were timed in turn compare
+        (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
     summaries = {name: summarize(study, found, failed=failed) for name, study in STUDIES.items()}
     studies = [study for name, study in STUDIES.items() if any(summary.comparisons for summary in summaries[name])]
     command = COMMAND.format(names=" ".join(study.name for study in studies))

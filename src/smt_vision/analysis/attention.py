@@ -219,7 +219,7 @@ class _Global(_Weights):
         chosen = self.others + row * W + column
         out = torch.empty_like(v)
         from_query, mean = torch.zeros(2, A, H * W, device=q.device)
-        distance, uniform = torch.zeros(A, dtype=torch.float64, device=q.device), 0.0
+        distance, uniform = torch.zeros(A, dtype=torch.float64), 0.0  # on the CPU: MPS has no float64
         step = max(1, WEIGHTS // (A * N))
         for start in range(0, N, step):
             weights = (q[:, start : start + step] @ k.transpose(1, 2)).softmax(-1)
@@ -234,8 +234,8 @@ class _Global(_Weights):
                 from_query = weights[:, chosen - begin]
             mean += weights.sum(1)
             apart = torch.cdist(places[begin - self.others :][: weights.shape[1]], places)
-            distance += (weights * apart).sum(-1).double().sum(-1)
-            uniform += float(apart.double().mean(-1).sum())
+            distance += (weights * apart).sum(-1).cpu().double().sum(-1)
+            uniform += float(apart.mean(-1).cpu().double().sum())
         self._check(name, out[None])
         n = H * W
         return AttentionMaps(
@@ -279,7 +279,7 @@ class _Windows(_Weights):
         is_query = self._partition(chosen)[:, 0]  # (G, n)
         out = torch.empty_like(v)
         from_query, mean = torch.zeros(2, G, A, n, device=q.device)
-        distance, uniform = torch.zeros(A, dtype=torch.float64, device=q.device), 0.0
+        distance, uniform = torch.zeros(A, dtype=torch.float64), 0.0  # on the CPU: MPS has no float64
         step = max(1, WEIGHTS // (A * n * n))
         for start in range(0, G, step):
             part = slice(start, start + step)
@@ -290,9 +290,9 @@ class _Windows(_Weights):
             weights = _scaled(weights * valid[part, None, None])
             from_query[part] = (weights * is_query[part, None, :, None]).sum(2)
             mean[part] = (weights * valid[part, None, :, None]).sum(2)
-            distance += ((weights * apart[:, None]).sum(-1) * valid[part, None]).double().sum((0, 2))
+            distance += ((weights * apart[:, None]).sum(-1) * valid[part, None]).cpu().double().sum((0, 2))
             equal = _scaled((mask[:, 0] > -1) * valid[part, None])
-            uniform += float(((equal * apart).sum(-1) * valid[part]).double().sum())
+            uniform += float(((equal * apart).sum(-1) * valid[part]).cpu().double().sum())
         self._check(name, out)
         return AttentionMaps(
             name,

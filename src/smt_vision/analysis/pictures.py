@@ -253,7 +253,7 @@ def spectrum_picture(models: Sequence[tuple[str, Sequence[BlockSpectrum]]], titl
             panels[0].plot(
                 [], [], marker, color=GRAY, label={"S": "S: modulation", "A": "A: attention"}.get(mixer, mixer)
             )
-        odd = any(block.highest_is_complex for _, blocks in models for block in blocks)
+        odd = any(block.complex_share > 0 for _, blocks in models for block in blocks)
         panels[0].set(
             title="Highest frequency by depth",
             xlabel="depth: 0 is the first block, 1 the last",

@@ -74,7 +74,7 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
             center = output.value[0, :, h // 2, w // 2].sum()
             (gradient,) = torch.autograd.grad(center, x, retain_graph=i < len(outputs) - 1)
             place = (int((h // 2 + 0.5) * x.shape[-2] / h), int((w // 2 + 0.5) * x.shape[-1] / w))
-            sums.setdefault(output.name, _CenteredSum()).add(gradient[0].abs().sum(0).double().cpu().numpy(), place)
+            sums.setdefault(output.name, _CenteredSum()).add(gradient[0].abs().sum(0).cpu().double().numpy(), place)
     if not sums:
         raise ValueError("no images to average over: expected at least one")
     return [_receptive_field(name, total.mean()) for name, total in sums.items()]

@@ -33,8 +33,8 @@ class BlockSpectrum:
         frequencies: ``(F,)`` on the diagonal, in units of pi per cell: from 0 to 1, or to ``(n - 1) / n`` for an odd
             short side of n cells.
         log_amplitude: ``(F,)``: natural logarithm of the amplitude relative to frequency 0.
-        highest_is_complex: Whether the coefficient of the highest frequency is a complex number, as on a grid with an
-            odd side.
+        complex_share: Share of the images whose coefficient of the highest frequency is a complex number: those whose
+            grid has an odd side. Between two frequencies of an image, it is interpolated like the amplitude.
     """
 
     name: str
@@ -42,7 +42,7 @@ class BlockSpectrum:
     depth: float
     frequencies: Floats
     log_amplitude: Floats
-    highest_is_complex: bool = False
+    complex_share: float = 0.0
 
     @property
     def high(self) -> float:
@@ -53,7 +53,7 @@ class BlockSpectrum:
         """
         if len(self.log_amplitude) < 2:
             return float("nan")
-        return float(self.log_amplitude[-1]) - self.highest_is_complex * math.log(2) / 2
+        return float(self.log_amplitude[-1]) - self.complex_share * math.log(2) / 2
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
@@ -78,7 +78,7 @@ def relative_log_amplitude(maps: Tensor) -> tuple[Floats, Floats]:
         Frequencies ``(F,)`` in units of pi per cell, and relative log amplitudes ``(F,)``; F is ``min(H, W) // 2 + 1``.
     """
     H, W = maps.shape[-2:]
-    log = torch.fft.fft2(maps.float()).abs().clamp_min(SMALLEST).log().double().mean(dim=(0, 1)).cpu().numpy()
+    log = torch.fft.fft2(maps.float()).abs().clamp_min(SMALLEST).log().cpu().double().mean(dim=(0, 1)).numpy()
     n = min(H, W)
     steps = np.arange(n // 2 + 1)
     rows, columns = np.rint(steps * H / n).astype(int), np.rint(steps * W / n).astype(int)
@@ -86,10 +86,14 @@ def relative_log_amplitude(maps: Tensor) -> tuple[Floats, Floats]:
     return 2 * steps / n, diagonal - diagonal[0]
 
 
-def _spectrum(maps: Tensor) -> tuple[Floats, Floats, bool]:
-    """The spectrum, and whether the coefficient of its highest frequency is complex."""
-    H, W = maps.shape[-2:]
-    return *relative_log_amplitude(maps), H % 2 == 1 or W % 2 == 1
+def _spectrum(maps: Tensor) -> tuple[Floats, Floats, Floats]:
+    """The spectrum, and which of its coefficients are complex (1) or real (0)."""
+    frequencies, log_amplitude = relative_log_amplitude(maps)
+    is_complex = np.ones(len(frequencies))
+    is_complex[0] = 0
+    if maps.shape[-2] % 2 == maps.shape[-1] % 2 == 0:
+        is_complex[-1] = 0
+    return frequencies, log_amplitude, is_complex
 
 
 def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]:
@@ -106,7 +110,7 @@ def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]
         ValueError: There are no images, or several in a batch.
     """
     first: list[Any] = []
-    sums: list[Floats] = []
+    sums: list[Floats] = []  # (2, F) of each block: log amplitude, and which coefficients are complex
     count = 0
     for x in images:
         require_one_image(x)
@@ -114,16 +118,17 @@ def spectra(network: nn.Module, images: Iterable[Tensor]) -> list[BlockSpectrum]
             outputs = block_outputs(network, x, _spectrum)
         count += 1
         if not first:
-            first, sums = outputs, [output.value[1] for output in outputs]
-        else:
-            for i, output in enumerate(outputs):
-                sums[i] = sums[i] + np.interp(first[i].value[0], *output.value[:2])
+            first, sums = outputs, [np.zeros((2, len(output.value[0]))) for output in outputs]
+        for total, at, output in zip(sums, first, outputs, strict=True):
+            frequencies, *values = output.value
+            total += [np.interp(at.value[0], frequencies, value) for value in values]
     if not first:
         raise ValueError("no images to average over: expected at least one")
-    if all(len(total) < 2 for total in sums):
+    if all(total.shape[1] < 2 for total in sums):
         raise NotDefined("there are no spectra: all feature maps have one cell along a side; use larger images")
     last = max(1, len(first) - 1)
-    return [
-        BlockSpectrum(output.name, output.info, i / last, output.value[0], total / count, output.value[2])
-        for i, (output, total) in enumerate(zip(first, sums, strict=True))
-    ]
+    found = []
+    for i, (output, total) in enumerate(zip(first, sums, strict=True)):
+        log_amplitude, is_complex = total / count
+        found.append(BlockSpectrum(output.name, output.info, i / last, output.value[0], log_amplitude, is_complex[-1]))
+    return found

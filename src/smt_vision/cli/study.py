@@ -75,6 +75,10 @@ def run(args: Any) -> Output:
 
     args.run = args.run or Path("runs/study_debug" if args.debug else "runs/study")
     studies = [_chosen(study, args) for study in _studies(args.studies)]
+    if args.report and args.throughput:
+        raise ValueError("--report and --throughput are two steps: measure first, then write the report")
+    if (args.results or args.out) and not args.report:
+        raise ValueError(f"{'--results' if args.results else '--out'} is for the report; add --report")
     if (not args.studies and not args.report) or (args.list and not args.dry_run):
         return _listed(studies, cells=bool(args.studies))
     if args.report:
@@ -212,15 +216,17 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file; expected a results file of studies")
     results = read_results([args.run / RESULTS, *args.results])
-    failed = read_failures(args.run / FAILURES)
+    failed = read_failures(path.with_name(FAILURES) for path in [args.run / RESULTS, *args.results])
     summaries = {study.name: summarize(study, results, args.seeds, failed) for study in studies}
     studies = [study for study in studies if args.studies or summaries[study.name]]
-    chosen = [*(args.studies or [study.name for study in studies]), "--run", str(args.run)]
+    known = [study.name.removesuffix("_debug") if args.debug else study.name for study in studies]
+    chosen = [*(args.studies or known), "--run", str(args.run)]
     for option, values in (("--budgets", args.budgets), ("--seeds", [args.seeds])):
         chosen += [option, *map(str, values)] if any(values) else []
+    chosen += ["--debug"] if args.debug else []
     names = " ".join(map(shell_word, chosen))
-    data = " ".join(shell_word(f"{name}=PATH") for name in _datasets(studies))
-    command = f"smt study {names} --data {data}\nsmt study {names} --report"
+    data = "" if args.debug else " --data " + " ".join(shell_word(f"{name}=PATH") for name in _datasets(studies))
+    command = f"smt study {names}{data}\nsmt study {names} --report"
     files = write_report(
         studies, summaries, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
     )

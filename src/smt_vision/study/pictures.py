@@ -93,9 +93,9 @@ def draw_curves(summaries: Sequence[BudgetSummary], variants: Sequence[str], lab
         for axes, summary in zip(panels, summaries, strict=True):
             for variant in summary.variants:
                 color = colors[variant.variant]
-                shortest = min(len(result.by_epoch) for result in variant.results)
-                values = np.array([result.by_epoch[:shortest] for result in variant.results])
-                epochs = variant.results[0].epochs[:shortest]
+                curves = [dict(zip(result.epochs, result.by_epoch, strict=True)) for result in variant.results]
+                epochs = sorted(set.intersection(*map(set, curves)))  # some may have been evaluated more often
+                values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
                 lines[variant.variant] = axes.plot(
                     epochs, values.mean(0), color=color, linewidth=1.6, marker="o" if len(epochs) == 1 else None
                 )[0]

@@ -29,6 +29,7 @@ from ..hardware import describe_hardware
 from ..recipe_files import read_recipe_file
 from ..signals import Stopped, unblock_stop_signals
 from ..tasks import get_task
+from ..tasks.task import Training
 from ..text import printable
 from .file import import_file
 from .results import CellResult
@@ -98,12 +99,23 @@ def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
         hardware=describe_hardware(),
         date=date.today().isoformat(),
         val_images=hash_of_images(run.task.val_set),
+        listing=hash_of_listing(run.task),
     )
 
 
 def hash_of_images(images: RawDataset[Any]) -> str:
     """Hash of the content of images, whatever their order."""
-    return hash_bytes(np.unique(images.fingerprints()).tobytes()).to_bytes(8, "big", signed=True).hex()
+    return _hex(hash_bytes(np.unique(images.fingerprints()).tobytes()))
+
+
+def hash_of_listing(task: Training) -> str:
+    """Hash of names and labels of the training and validation images."""
+    parts = [(images.listing(), str(images.hash_labels()).encode()) for images in (task.train_set, task.val_set)]
+    return _hex(hash_bytes(*parts[0], *parts[1]))
+
+
+def _hex(value: int) -> str:
+    return value.to_bytes(8, "big", signed=True).hex()
 
 
 def _write_output_to(path: Path) -> None:

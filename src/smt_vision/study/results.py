@@ -35,6 +35,7 @@ class CellResult:
         date: Day on which the cell was finished, e.g. ``2026-11-26``.
         val_images: Hash of the content of the validation images; empty where it is not known. Cells that were evaluated
             on different images are not compared.
+        listing: Hash of names and labels of the training and validation images; empty where it is not known.
     """
 
     key: str
@@ -53,6 +54,7 @@ class CellResult:
     hardware: str
     date: str
     val_images: str = ""
+    listing: str = ""
 
 
 def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
@@ -75,13 +77,20 @@ def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
             if line.strip():
                 where = f"{path}, line {number}"
                 result = read_result(line, where)
-                if (earlier := results.get(result.key, result)).by_epoch != result.by_epoch:
+                if _differ(earlier := results.get(result.key, result), result):
                     raise ValueError(
                         f"{where}: {result.cell} has another result, {result.value:.2f}, than in "
                         f"{places[result.key]}, {earlier.value:.2f}; remove one of the lines"
                     )
                 results[result.key], places[result.key] = result, where
     return results
+
+
+def _differ(one: CellResult, other: CellResult) -> bool:
+    """Whether two results of one cell are different; one of them may have been evaluated more often."""
+    by_epoch = [dict(zip(result.epochs, result.by_epoch, strict=True)) for result in (one, other)]
+    common = by_epoch[0].keys() & by_epoch[1].keys()
+    return one.value != other.value or any(by_epoch[0][epoch] != by_epoch[1][epoch] for epoch in common)
 
 
 def add_result(path: Path, result: CellResult) -> None:
@@ -94,19 +103,23 @@ def add_failure(path: Path, key: str, cell: str, reason: str) -> None:
     _append(path, {"key": key, "cell": cell, "reason": reason})
 
 
-def read_failures(path: Path) -> dict[str, str]:
-    """The reason why each cell failed, by its key; a cell may have a result since.
+def read_failures(paths: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """The cells that failed, by key: ``key``, ``cell`` and ``reason``; a cell may have a result since.
+
+    A file that does not exist has none.
 
     Raises:
         ValueError: A line is not one of a failed cell.
     """
-    failures: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
-        try:
-            values = json.loads(line)
-            failures[str(values["key"])] = str(values["reason"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise ValueError(f"{path}, line {number}: not a cell that failed ({error}): {line[:80]!r}") from error
+    failures: dict[str, dict[str, str]] = {}
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                values = json.loads(line)
+                failures[str(values["key"])] = {name: str(values[name]) for name in ("key", "cell", "reason")}
+            except (ValueError, TypeError, LookupError) as error:
+                raise ValueError(f"{path}, line {number}: not a cell that failed ({error}): {line[:80]!r}") from error
     return failures
 
 
@@ -131,6 +144,8 @@ def read_result(line: str, where: str) -> CellResult:
             is_right = all(isinstance(entry, wanted) and not isinstance(entry, bool) for entry in entries)
             if isinstance(value, tuple) != (get_origin(kind) is tuple) or not is_right:
                 raise TypeError(f"its {name} is {value!r}"[:200])
+        if len(result.epochs) != len(result.by_epoch):
+            raise ValueError(f"{len(result.by_epoch)} values of {len(result.epochs)} epochs")
         return result
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}: not a result of a study ({error}): {line[:80]!r}") from error

@@ -161,14 +161,24 @@ def check_cells(cells: Sequence[Cell], data: Mapping[str, str]) -> None:
 def _check_images(
     cells: Sequence[Cell], results: Mapping[str, CellResult], data: Mapping[str, str], folder: Path
 ) -> None:
-    """Raise if finished cells were evaluated on other images than those of the dataset that is given now."""
-    for name, path in data.items():
+    """Raise if finished cells were trained or evaluated on other data than what is there now.
+
+    The content of training images is not compared, which takes long: their names and labels are.
+    """
+    for name in dict.fromkeys(cell.recipe.data for cell in cells):
         finished = [cell for cell in cells if cell.recipe.data == name and cell.key in results]
-        known = {results[cell.key].val_images for cell in finished} - {""}
-        if known and process.hash_of_images(open_training(finished[0], data).val_set) not in known:
+        images = {results[cell.key].val_images for cell in finished} - {""}
+        listings = {results[cell.key].listing for cell in finished} - {""}
+        if not (images or listings):
+            continue
+        task = open_training(finished[0], data)
+        other = "validation images" if images and process.hash_of_images(task.val_set) not in images else ""
+        if not other and listings and process.hash_of_listing(task) not in listings:
+            other = "images or labels"
+        if other:
             raise ValueError(
-                f"{folder}: its results of {name} are of other validation images than those of {path}; choose another "
-                "folder (--run)"
+                f"{folder}: its results of {name} are of other {other} than those of {data.get(name, name)} are now; "
+                "choose another folder (--run)"
             )
 
 

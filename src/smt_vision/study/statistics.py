@@ -173,12 +173,12 @@ def summarize(
     Args:
         study: The study.
         results: Results by key, of this and other studies.
-        seeds: Number of seeds; ``None`` for all seeds from 0 that have a result, at least the study's.
+        seeds: Number of seeds; ``None`` for all that have a result or a cell that failed, at least the study's.
         failed: Keys of cells that failed. Those with a result count as finished.
     """
     summaries = []
     for budget in study.budgets:
-        count = _seeds_with_results(study, budget, results) if seeds is None else seeds
+        count = _tried_seeds(study, budget, results, failed) if seeds is None else seeds
         table = {
             variant: tuple(
                 results[key] for seed in range(count) if (key := study.cell(budget, variant, seed).key) in results
@@ -188,13 +188,14 @@ def summarize(
         if not any(table.values()):
             continue
         planned = study.seeds if seeds is None else seeds
-        waiting = [
+        absent = [
             cell
             for variant in study.variants
-            for seed in range(planned)
+            for seed in range(count)
             if (cell := study.cell(budget, variant, seed)).key not in results
         ]
-        lost = [cell for cell in waiting if cell.key in failed]
+        waiting = [cell for cell in absent if cell.recipe.seed < planned]
+        lost = [cell for cell in absent if cell.key in failed]
         summaries.append(
             BudgetSummary(
                 budget,
@@ -257,9 +258,19 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     return Interval(mean, float(low), float(high), float(test.pvalue))
 
 
-def _seeds_with_results(study: Study, budget: str, results: Mapping[str, CellResult]) -> int:
-    count = study.seeds
-    while any(study.cell(budget, variant, count).key in results for variant in study.variants):
+def _tried_seeds(study: Study, budget: str, results: Mapping[str, CellResult], failed: Collection[str]) -> int:
+    """One more than the largest seed that any variant has a result of or has failed with; at least the study's number.
+
+    A seed that failed beyond the planned ones counts: without it, the others would be a choice by their results.
+    """
+
+    def tried(seed: int) -> bool:
+        keys = [study.cell(budget, variant, seed).key for variant in study.variants]
+        return any(key in results or key in failed for key in keys)
+
+    last = max((result.seed for result in results.values()), default=-1)
+    count = max([study.seeds, *(seed + 1 for seed in range(study.seeds, last + 1) if tried(seed))])
+    while tried(count):
         count += 1
     return count
 

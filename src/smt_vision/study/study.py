@@ -124,6 +124,16 @@ class Study:
                         f"{f' at {budget}' if budget else ''}: a difference between them is always 0; remove one"
                     )
 
+        for variant in self.variants:
+            budget_of: dict[str, str] = {}
+            for budget in self.budgets:
+                key = self.cell(budget, variant, 0).key
+                if (same := budget_of.setdefault(key, budget)) != budget:
+                    raise ValueError(
+                        f"study {self.name!r}: the variant {variant!r} is the same run at {same} and {budget}: its "
+                        "values replace those of the budget, e.g. model_args those of model_args.NAME"
+                    )
+
     def cells(self, seeds: int | None = None) -> Iterator["Cell"]:
         """All cells: budget by budget, seed by seed, so that an unfinished study has complete pairs.
 
