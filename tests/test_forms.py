@@ -1,6 +1,8 @@
 """The fast forms: the same function and gradients as the plain modules, and when they step aside."""
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +31,7 @@ from smt_vision.model import SAM, SMT
 from smt_vision.model.official import to_official
 from smt_vision.model.smt import FFN
 from smt_vision.registry import VARIANTS
+from tiny_run import environment
 
 
 def gradients(f: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -591,3 +594,30 @@ def test_each_form_can_be_sharded() -> None:
     expected(x).square().mean().backward()
     for parameter, reference in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad.full_tensor(), reference.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_wide_kernels_in_bfloat16_on_a_cpu() -> None:
+    """From which PyTorch's own operator does not return: hence in a process."""
+    code = """
+import torch, timm, smt_vision
+from smt_vision.forms.inference import at_dtype
+torch.manual_seed(0)
+model = timm.create_model("smt_atto", embed_dims=(8, 16), depths=(1, 1), mixers=("S", "A"), mlp_ratios=2, attn_heads=2,
+                          conv_heads=8, stem_stride=1, num_classes=3)
+x = torch.randn(2, 3, 40, 40)
+outputs, gradients = [], []
+for dtype in (torch.float32, torch.bfloat16):
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        y = model.train()(x)
+    model.zero_grad()
+    y.float().square().sum().backward()
+    gradients.append(model.stages[0].blocks[0].mixer.mhmc.convs[7].weight.grad.clone())
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        outputs.append(model.eval()(x).float())
+with torch.no_grad():
+    outputs.append(at_dtype(model, torch.bfloat16)(x))
+for y in outputs[1:]:
+    torch.testing.assert_close(y, outputs[0], atol=0.05, rtol=0.05)
+assert torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)

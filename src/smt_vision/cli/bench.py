@@ -71,7 +71,7 @@ def build_parser(words: list[str]) -> Parser:
         "--allocator",
         choices=("large", "default"),
         default="large",
-        help="glibc's, on a CPU: keep large allocations for reuse, as smt train does, or its default",
+        help="glibc allocator on a CPU: keep large allocations for reuse, as smt train does, or its default",
     )
     parser.add_argument("--rounds", type=Count, default=5, help="turns of each model at each batch size")
     parser.add_argument("--seconds", type=Seconds, default=1.0, help="duration of a turn")

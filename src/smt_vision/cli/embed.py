@@ -49,7 +49,7 @@ def run(args: Any) -> Output:
 
     options = {name: value for name in ("threshold", "top_k") if (value := getattr(args, name)) is not None}
     if options and not args.report:
-        raise ValueError(f"--{next(iter(options))} needs --report FOLDER: it is of the report")
+        raise ValueError(f"--{next(iter(options))} applies to the report only; add --report FOLDER")
     out = check_output(args.out or Path("features.npz"))
     if args.device == "cpu":
         keep_large_allocations()

@@ -43,7 +43,8 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--max_drop",
         type=Points | None,
-        help="largest loss of accuracy by --int8, in points; layers return to floating point until it is met",
+        help="largest accuracy loss allowed for --int8, in percentage points; layers return to floating point until it "
+        "is met",
     )
     parser.add_argument(
         "--data", type=Path, help="labeled images for --max_drop, as for smt eval; default: those that a run held out"

@@ -25,6 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ..kernels import saa
 from ..kernels.availability import triton_is_supported
+from ..kernels.depthwise import HANGS_FROM
 from ..model.attention import MSA, split_heads
 from ..model.focal import FocalModulation
 from ..model.modulation import MHMC, SAA, SAM, ConcatHeads, DenseAggregation
@@ -96,7 +97,10 @@ def at_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     smts = [module for module in model.modules() if isinstance(module, SMT)]
-    if on_cpu and smts and all(_can_fuse(block) for smt in smts for block in smt.modules() if isinstance(block, Block)):
+    blocks = [block for smt in smts for block in smt.modules() if isinstance(block, Block)]
+    widest = max((max(mhmc.kernel_sizes) for mhmc in model.modules() if isinstance(mhmc, MHMC)), default=0)
+    hanging = dtype is torch.bfloat16 and widest >= HANGS_FROM
+    if on_cpu and smts and not hanging and all(map(_can_fuse, blocks)):
         model = fuse(model, dtype)
         if isinstance(model, SMT):
             return model  # its classifier stays float32

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..kernels.attention import attention
 from ..kernels.availability import in_functorch_transform
-from ..kernels.depthwise import depthwise_conv2d, residual_depthwise_conv2d
+from ..kernels.depthwise import depthwise_conv2d, hangs, residual_depthwise_conv2d
 from ..kernels.linear import linear, recomputed_linear
 from ..model.attention import MSA, split_heads
 from ..model.modulation import MHMC, SAA, SAM
 from ..model.smt import FFN, Stem
 from .form import FastForm
-from .guard import can_recompute
+from .guard import can_bypass, can_recompute
 
 
 class TrainingStem(FastForm, Stem):
@@ -35,10 +35,11 @@ class TrainingStem(FastForm, Stem):
 
 
 class TrainingMHMC(FastForm, MHMC):
-    """:class:`MHMC` with a fast weight gradient on a CPU."""
+    """:class:`MHMC` with a fast weight gradient on a CPU, where it also takes kernels of any size in bfloat16."""
 
     def fast_forward(self, s: Tensor) -> Tensor:
-        if not can_recompute(s, *self.convs):
+        wanted = torch.is_grad_enabled() or hangs(s, max(self.kernel_sizes))
+        if not wanted or not can_bypass(s, *self.convs):
             return self.plain_forward(s)
         convs: Any = self.convs
         heads = s.permute(0, 3, 1, 2).chunk(self.num_heads, dim=1)

@@ -2,6 +2,9 @@
 
 oneDNN has a fast weight gradient for depthwise kernels of up to three columns; wider kernels are many times slower.
 Therefore, the gradient of a wide kernel is computed in strips of three columns, each for a shifted input.
+
+In bfloat16, oneDNN (of PyTorch 2.15, on AVX-512) does not return from a depthwise convolution with a kernel of 15 or
+more columns on a map of some 30 or more. These are computed in float32.
 """
 
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor
 from .availability import autocast_dtype
 
 STRIP = 3
+HANGS_FROM = 15  # columns of a kernel in bfloat16
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,11 +28,27 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: ``(C,)``.
     """
     if x.device.type != "cpu" or weight.shape[-1] <= STRIP or not weight.requires_grad:
-        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
+        return _conv2d(x, weight, bias)
     weight = _crop_kernel(weight, *x.shape[2:])
     if dtype := autocast_dtype("cpu"):
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _Depthwise.apply(x, weight, bias)
+
+
+def hangs(x: Tensor, columns: int) -> bool:
+    """Whether PyTorch's operator may not return from a depthwise convolution with kernels of so many columns."""
+    if columns < HANGS_FROM or x.device.type != "cpu":
+        return False
+    return (autocast_dtype("cpu") or x.dtype) is torch.bfloat16
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not hangs(x, weight.shape[-1]):
+        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
+    with torch.autocast("cpu", enabled=False):
+        bias = None if bias is None else bias.float()
+        y = F.conv2d(x.float(), weight.float(), bias, padding=_padding(weight), groups=weight.shape[0])
+    return y.bfloat16()
 
 
 def residual_depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,7 +77,7 @@ def _crop_kernel(weight: Tensor, height: int, width: int) -> Tensor:
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
+        return _conv2d(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -70,7 +90,7 @@ class _Depthwise(torch.autograd.Function):
         grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = F.conv2d(grad, weight.flip(2, 3), padding=_padding(weight), groups=weight.shape[0])
+            grad_x = _conv2d(grad, weight.flip(2, 3), None)
         if ctx.needs_input_grad[1]:
             grad_weight = weight_gradient(x, grad, weight)
         if ctx.needs_input_grad[2]:

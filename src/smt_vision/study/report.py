@@ -20,9 +20,10 @@ variants are compared by the paired t test over the seeds that both have; the 95
 corrected for the number of comparisons. A verdict needs four pairs and a two-sided p-value below 0.05 after Holm's
 correction for all comparisons of the study at that budget: `supported` or `contradicted` by the sign of the difference,
 otherwise `undecided at this scale`, which does not mean that the variants are equal. A claim about several variants is
-supported by all of its comparisons, and contradicted by any. The number of seeds should be fixed in advance: a verdict
-that is looked for after every further seed is found too often. In the pictures of differences, green is supported,
-orange contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
+supported by all of its comparisons, and contradicted by any. Intervals cover variation over training seeds, on one set
+of validation images, not over images. The number of seeds should be fixed in advance: checking for a verdict after
+every additional seed gives too many false positives. In the pictures of differences, green is supported, orange
+contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
 """
 METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
