@@ -5,9 +5,13 @@ import logging
 import os
 import pickle
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +38,7 @@ from smt_vision.tasks.classification.data.loaders import (
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.data.transforms import PadCrop, eval_transform, train_transform
 from smt_vision.tasks.classification.published import published_input
+from tiny_run import environment
 
 PLAIN = ClassificationAugment(crop="none", hflip=0.0, color_jitter=0.0, auto_augment=None, random_erasing=0.0)
 SMALL = ClassificationInput(size=16, crop_pct=1.0, workers=0)
@@ -397,6 +402,33 @@ def test_dead_worker() -> None:
     with pytest.raises(RuntimeError, match=r"memory.*input\.workers \(now 1\)"):
         list(loader.epoch(0))
     loader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_with_a_training_process_that_is_killed(method: str) -> None:
+    code = f"""
+import multiprocessing, time
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    from test_loaders import ArrayImages, SMALL, classification_eval_loader, replace
+    loader = classification_eval_loader(ArrayImages(8), replace(SMALL, workers=1), 2)
+    batches = iter(loader)
+    next(batches)
+    print(*(worker.pid for worker in loader._loader._iterator._workers), flush=True)
+    time.sleep(60)
+"""
+    env = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as process:
+        assert process.stdout is not None
+        worker = Path(f"/proc/{int(process.stdout.readline())}/cmdline")
+        assert worker.exists()
+        process.kill()
+    end = time.monotonic() + 20
+    while worker.exists() and worker.read_bytes() and time.monotonic() < end:  # a zombie has no command line
+        time.sleep(0.2)
+    assert not worker.exists() or not worker.read_bytes()
 
 
 def test_workers_are_limited_to_batches_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:

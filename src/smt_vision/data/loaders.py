@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import connection, parent_process
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -155,6 +156,17 @@ def _init_worker(index: int) -> None:
     """Leave signals to the training process: a scheduler sends them to all processes at once."""
     ignore_stop_signals()
     sys.excepthook = _report_unless_closed
+    threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Exit when the training process has ended, also if it was killed.
+
+    PyTorch looks after the process that forked the worker, which may be multiprocessing's server.
+    """
+    if (parent := parent_process()) is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _report_unless_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
