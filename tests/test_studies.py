@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 
@@ -38,6 +39,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def build(overrides: Overrides) -> Any:
     recipe = with_overrides(CIFAR10, overrides)
     return create_model(recipe.model, num_classes=10, in_chans=3, **recipe.model_args)
+
+
+def test_baselines_are_classifiers_only() -> None:
+    with pytest.raises(ValueError, match="cifar_convnext is a classifier.*without features_only"):
+        timm.create_model("cifar_convnext", features_only=True)
 
 
 def test_hashes_of_cells_do_not_change() -> None:

@@ -1,7 +1,7 @@
 """timm's hierarchical networks for small images, registered with timm as ``cifar_NAME``.
 
-timm's own entry points fix the stride of the stem, 4, and some also the widths and depths. These have all arguments of
-timm's classes, and a stem of stride 2, so that their feature maps have the sizes of an SMT with ``stem_stride=2``: 16,
+timm's own entry points fix the stride of the stem, 4, and some also the widths and depths. These classifiers have all
+arguments of timm's classes, and a stem of stride 2, so that their feature maps have the sizes of an SMT with ``stem_stride=2``: 16,
 8, 4 and 2 pixels for images of 32 pixels. Only the stride and the padding of one convolution are changed, or the
 pooling of ResNet's stem, so the weights have the shapes of timm's. There are no pretrained weights.
 
@@ -46,6 +46,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(kind: type[nn.Module], name: str, pretrained: bool, kwargs: dict[str, Any], **fixed: Any) -> Any:
+    if kwargs.get("features_only"):
+        raise ValueError(f"cifar_{name} is a classifier for comparisons, without features_only; use timm's own network")
     return build_model_with_cfg(kind, f"cifar_{name}", pretrained, **{**fixed, **kwargs})
 
 

@@ -39,7 +39,7 @@ class Distillation:
         recipe: Recipe of the run; ``distill.teacher`` is set.
         student: The model that is trained.
         input: Its input, with mean and standard deviation.
-        resize: Resize square images to the size that the teacher was trained with, if it has one.
+        resize: Resize square images to the size that the teacher is evaluated with, if it has one.
 
     Attributes:
         predictor: The teacher.

@@ -92,7 +92,8 @@ class ClassificationAugment(Augment):
     Args:
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        crop: ``rrc``: random resized crop; ``pad``: random crop of the zero-padded image; ``none``: no crop.
+        crop: ``rrc``: random resized crop; ``pad``: random crop of the zero-padded image; ``none``: no crop. The last
+            two resize the whole image to a square first, whatever its aspect ratio.
         scale: Range of the area of ``rrc``, as a fraction of the image.
         ratio: Range of the aspect ratio of ``rrc``.
         pad: Padding on each side in pixels, for ``pad``.
