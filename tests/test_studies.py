@@ -42,7 +42,7 @@ def build(overrides: Overrides) -> Any:
 
 
 def test_baselines_are_classifiers_only() -> None:
-    with pytest.raises(ValueError, match="cifar_convnext is a classifier.*without features_only"):
+    with pytest.raises(ValueError, match=r"cifar_convnext is a classifier.*without features_only"):
         timm.create_model("cifar_convnext", features_only=True)
 
 

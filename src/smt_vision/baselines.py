@@ -1,9 +1,9 @@
 """timm's hierarchical networks for small images, registered with timm as ``cifar_NAME``.
 
 timm's own entry points fix the stride of the stem, 4, and some also the widths and depths. These classifiers have all
-arguments of timm's classes, and a stem of stride 2, so that their feature maps have the sizes of an SMT with ``stem_stride=2``: 16,
-8, 4 and 2 pixels for images of 32 pixels. Only the stride and the padding of one convolution are changed, or the
-pooling of ResNet's stem, so the weights have the shapes of timm's. There are no pretrained weights.
+arguments of timm's classes, and a stem of stride 2, so that their feature maps have the sizes of an SMT with
+``stem_stride=2``: 16, 8, 4 and 2 pixels for images of 32 pixels. Only the stride and the padding of one convolution are
+changed, or the pooling of ResNet's stem, so the weights have the shapes of timm's. There are no pretrained weights.
 
 Swin needs no such form: ``swin_tiny_patch4_window7_224`` has an argument ``patch_size``.
 """

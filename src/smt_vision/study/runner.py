@@ -168,12 +168,11 @@ def _check_images(
     for name in dict.fromkeys(cell.recipe.data for cell in cells):
         finished = [cell for cell in cells if cell.recipe.data == name and cell.key in results]
         images = {results[cell.key].val_images for cell in finished} - {""}
-        listings = {results[cell.key].listing for cell in finished} - {""}
-        if not (images or listings):
-            continue
-        task = open_training(finished[0], data)
-        other = "validation images" if images and process.hash_of_images(task.val_set) not in images else ""
-        if not other and listings and process.hash_of_listing(task) not in listings:
+        listed = next((cell for cell in finished if results[cell.key].listing), None)
+        other = ""
+        if images and process.hash_of_images(open_training(finished[0], data).val_set) not in images:
+            other = "validation images"
+        elif listed and process.hash_of_listing(open_training(listed, data)) != results[listed.key].listing:
             other = "images or labels"
         if other:
             raise ValueError(
