@@ -105,6 +105,23 @@ def test_only_a_folder_without_class_folders_has_no_labels(tmp_path: Path) -> No
         open_images(small(tmp_path / "shards"))
 
 
+@pytest.mark.parametrize(
+    "rows", ["path,label\na.png,cat|dog\nb.png,cat\nc.png,", "file_name,text\na.png,a cat\nb.png,a dog\nc.png,both"]
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_paths_of_label_files_whose_labels_are_not_classes(
+    rows: str, as_file: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abcd":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text(f"{rows}\n")
+    train_set, val_set = open_images(small(tmp_path / "metadata.csv" if as_file else tmp_path))
+    names = [images.id(i) for images in (train_set, val_set) for i in range(len(images))]
+    assert sorted(names) == ["a.png", "b.png", "c.png"]
+    assert train_set.classes == ("image",)
+    assert "3 images without labels, because" in caplog.text
+
+
 def test_validation_labels_beyond_those_of_training(colored: Path) -> None:
     task = PretrainingTraining(small(colored))
     task.train_set = copy.copy(task.train_set)

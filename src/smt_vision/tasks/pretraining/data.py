@@ -21,7 +21,7 @@ from ...text import get_logger
 from ..classification.config import ClassificationInput, LabelsConfig
 from ..classification.data.dataset import ImageDataset
 from ..classification.data.folders import FolderDataset, NoClassFolders
-from ..classification.data.label_files import find_label_files
+from ..classification.data.label_files import find_label_files, is_label_file, open_label_files
 from ..classification.data.sources import open_dataset
 from ..classification.data.transforms import Transform, eval_transform
 from ..splits import open_splits
@@ -38,7 +38,8 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     """Open the training and the validation images.
 
     A folder whose images are not in class folders is one of images without labels: all images in it and its subfolders,
-    of which ``input.val_fraction`` are held out. They have a single class.
+    of which ``input.val_fraction`` are held out. Of label files whose labels are not one class per image, the paths are
+    used. Such images have a single class.
 
     Raises:
         ValueError: There are no images, or the data can be read neither way.
@@ -52,17 +53,27 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     def unlabeled(split: Split) -> ImageDataset:
         return held_out(images, split, val_fraction=fraction, seed=seed)
 
+    def listed(split: Split) -> ImageDataset:
+        return open_label_files(
+            files, split, LabelsConfig(), multi_label=False, val_fraction=fraction, seed=seed, labeled=False
+        )
+
     try:
         return open_splits(recipe, labeled)
-    except NoClassFolders as error:
-        folder = Path(recipe.data).expanduser()
-        if not folder.is_dir() or find_label_files(folder, LabelsConfig()):
+    except ValueError as error:
+        path = Path(recipe.data).expanduser()
+        if path.is_file() and is_label_file(path.name):
+            files = {"": path}
+        else:
+            files = find_label_files(path, LabelsConfig(), labeled=False) if path.is_dir() else {}
+        if not files and not (isinstance(error, NoClassFolders) and path.is_dir()):
             raise
-        images = _all_images(folder)
-        log.warning(
-            "%s: %d images without labels, because it is no set of class folders: %s", folder, len(images), error
-        )
-    return open_splits(recipe, unlabeled)
+        if not files:
+            images = _all_images(path)
+        opened = open_splits(recipe, listed if files else unlabeled)
+        log.warning("%s: %d images without labels, because it is no set of images with a class each: %s", path,
+                    sum(map(len, opened)), error)  # fmt: skip
+        return opened
 
 
 def _all_images(folder: Path) -> ImageDataset:

@@ -81,8 +81,13 @@ def is_label_file(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
+def find_label_files(root: Path, config: LabelsConfig, *, labeled: bool = True) -> dict[str, Path]:
     """The label files of a folder of images.
+
+    Args:
+        root: The folder.
+        config: Columns and their meaning.
+        labeled: Whether they need labels, and not only paths.
 
     Returns:
         By split (``train``, ``val``) the files of one, e.g. ``train.csv``, ``train/metadata.csv`` or
@@ -105,7 +110,7 @@ def find_label_files(root: Path, config: LabelsConfig) -> dict[str, Path]:
     for name, paths in found.items():
         for path in paths:
             header = open_table(path).header
-            columns = _find_columns(header, config)
+            columns = _find_columns(header, config, labeled)
             if isinstance(columns, Columns):
                 usable.setdefault(name, []).append(path)
             elif _path_column(header, config) is not None or config.path is not None:
@@ -147,7 +152,14 @@ def _require_no_validation_images(root: Path, labels: Path) -> None:
 
 
 def open_label_files(
-    files: dict[str, Path], split: Split, config: LabelsConfig, *, multi_label: bool, val_fraction: float, seed: int
+    files: dict[str, Path],
+    split: Split,
+    config: LabelsConfig,
+    *,
+    multi_label: bool,
+    val_fraction: float,
+    seed: int,
+    labeled: bool = True,
 ) -> ImageDataset:
     """Open one split of the images of label files.
 
@@ -158,13 +170,14 @@ def open_label_files(
         multi_label: Whether an image may have any number of labels.
         val_fraction: Fraction of images to hold out if the files define no validation split.
         seed: Random seed of the held-out selection.
+        labeled: Whether labels are read; without them, all images have a single class.
 
     Raises:
         ValueError: A file cannot be read, or rows of it are invalid; the message has the file and the first rows.
     """
     where = ", ".join(dict.fromkeys(map(str, files.values())))
     if "" in files:
-        read = _read(files[""], config, multi_label)
+        read = _read(files[""], config, multi_label, labeled)
         named = {name for entry in read.entries if (name := entry.split)}
         train, val = (first_existing(names, named, where) for names in (TRAIN_NAMES, VAL_NAMES))
         parts = {
@@ -173,18 +186,17 @@ def open_label_files(
             if name is not None
         }
     else:
-        parts = {part: _read(path, config, multi_label) for part, path in files.items()}
+        parts = {part: _read(path, config, multi_label, labeled) for part, path in files.items()}
     if split == "train" and "train" not in parts:
         raise ValueError(f"{where}: no training images; expected train.csv beside it, or train in the split column")
-    classes = _classes(parts, config, multi_label)
-    if split == "train":
+    classes = _classes(parts, config, multi_label) if labeled else ["image"]
+    if split == "train" and labeled:
         _check_kind([entry for part in parts.values() for entry in part.entries], where, multi_label)
     part = parts[split] if split in parts else parts["train"]
     entries = sorted(part.entries, key=lambda entry: natural_order(entry.id))
     index = {name: i for i, name in enumerate(classes)}
-    images: ImageDataset = LabeledFiles(
-        part.root, classes, _targets(entries, index, multi_label, where), [entry.id for entry in entries]
-    )
+    targets = _targets(entries, index, multi_label, where) if labeled else [0] * len(entries)
+    images: ImageDataset = LabeledFiles(part.root, classes, targets, [entry.id for entry in entries])
     return images if "val" in parts else held_out(images, split, val_fraction=val_fraction, seed=seed)
 
 
@@ -235,18 +247,18 @@ def _check_kind(entries: Sequence[Entry], where: str, multi_label: bool) -> None
         )
 
 
-def _read(path: Path, config: LabelsConfig, multi_label: bool) -> LabelFile:
+def _read(path: Path, config: LabelsConfig, multi_label: bool, labeled: bool) -> LabelFile:
     """Read and check a label file.
 
     Raises:
         ValueError: It cannot be read, a column is missing, or rows are invalid.
     """
     table = open_table(path)
-    columns = _find_columns(table.header, config)
+    columns = _find_columns(table.header, config, labeled)
     if not isinstance(columns, Columns):
         raise ValueError(f"{path}: {columns}")
     root = path.parent / config.folder
-    reader = _RowReader(path, root, table.header, columns, config, multi_label)
+    reader = _RowReader(path, root, table.header, columns, config, multi_label or not labeled)
     used = [i for i in (columns.path, columns.split, *columns.labels) if i is not None]
     entries = [entry for row, cells in table.rows(used) if (entry := reader.entry(row, cells)) is not None]
     reader.finish(entries)
@@ -417,8 +429,8 @@ def _column(header: list[str], given: str | None, names: Sequence[str], field: s
     return found[0] if len(found) == 1 else f"{problem}; it has {first_few(header)}"
 
 
-def _find_columns(header: list[str], config: LabelsConfig) -> Columns | str:
-    """The columns that are used, or a text that says which is missing."""
+def _find_columns(header: list[str], config: LabelsConfig, labeled: bool) -> Columns | str:
+    """The columns that are used, those of labels only if ``labeled``, or a text that says which is missing."""
     path = _path_column(header, config)
     if path is None:
         return (
@@ -428,13 +440,15 @@ def _find_columns(header: list[str], config: LabelsConfig) -> Columns | str:
     split = _column(header, config.split, ("split",), "labels.split")
     given = config.label if isinstance(config.label, tuple) else ()
     label: int | str | None = None
-    if not given:
+    if not given and labeled:
         label = _column(header, config.label if isinstance(config.label, str) else None, LABEL_COLUMNS, "labels.label")
     for problem in (path, split, label):
         if isinstance(problem, str):
             return problem
     assert isinstance(path, int)
     assert split is None or isinstance(split, int)
+    if not labeled:
+        return Columns(path, (), split, per_class=True)
     if isinstance(label, int):
         return Columns(path, (label,), split, per_class=False)
     if given:
