@@ -1,21 +1,25 @@
-"""Write docs/api.md, the reference of the public API, from the docstrings.
+"""Write docs/api.md, the reference of the public API, and docs/fields.md, that of recipes, from the docstrings.
 
     python tools/write_api.py
 
-The names are those of ``smt_vision.__all__``. A test compares the committed page with the docstrings.
+The names of the API are those of ``smt_vision.__all__``. A test compares the committed pages with the docstrings.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from docstring_parser import Docstring, parse
 
 import smt_vision
+from smt_vision.bounds import describe
+from smt_vision.recipe import Recipe
+from smt_vision.tasks import TASKS, recipe_class
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 SECTIONS = {
     "Models": ("backbone", "fuse", "SMT"),
     "Prediction": (
@@ -36,16 +40,60 @@ The names of `smt_vision`, which are imported on first use. This page is written
 `RECIPES` maps the names of the recipes (`smt recipes` lists them) to frozen dataclasses of the class `Recipe`, one
 subclass per task; `__version__` is the version of the package. In PyTorch, images are tensors of shape (B, C, H, W).
 """
+FIELDS_INTRODUCTION = """\
+# Fields of the recipes
+
+All fields of the recipes, with what they take and their defaults; a recipe may have other values (`smt recipes NAME`
+prints them). On the command line a field is `--GROUP.FIELD VALUE`, e.g. `smt train finetune --optim.lr 5e-4`; in Python
+`dataclasses.replace` makes a copy with another value. This page is written from the docstrings by `python
+tools/write_api.py`.
+"""
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"written: {PAGE}")
+    """Write the pages."""
+    for name, write in PAGES.items():
+        (DOCS / name).write_text(write(), encoding="utf-8")
+        print(f"written: {DOCS / name}")
+
+
+def fields_page() -> str:
+    """The page of the recipes' fields as Markdown."""
+    groups: dict[tuple[str, type], list[str]] = {}
+    for task in TASKS:
+        for group, kind in recipe_class(task).groups().items():
+            groups.setdefault((group, kind), []).append(task)
+    lines = [FIELDS_INTRODUCTION, "## Of the recipe itself\n", *_fields(Recipe, {group for group, _ in groups})]
+    for (group, kind), tasks in groups.items():
+        of = "" if len(tasks) == len(TASKS) else f" ({', '.join(tasks)})"
+        lines += [f"## {group}{of}\n", _prose(parse(inspect.getdoc(kind) or "").short_description or "") + "\n"]
+        lines += _fields(kind, set())
+    return "\n".join(lines)
+
+
+def _fields(kind: Any, left_out: set[str]) -> Iterator[str]:
+    """A table of the fields of a dataclass."""
+    described: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        described |= {p.arg_name: _prose(p.description or "") for p in parse(inspect.getdoc(base) or "").params}
+    hints = get_type_hints(kind, include_extras=True)
+    yield "| field | takes | default | meaning |\n|---|---|---|---|"
+    for each in fields(kind):
+        if each.name not in left_out:
+            cells = (f"`{each.name}`", describe(hints[each.name]), _default(each), described.get(each.name, ""))
+            yield "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+    yield ""
+
+
+def _default(each: "Field[Any]") -> str:
+    value = each.default if each.default_factory is MISSING else each.default_factory()
+    if value is MISSING:
+        return "none: required"
+    return "" if is_dataclass(value) else f"`{value!r}`"
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """The page of the API as Markdown."""
     lines, described = [INTRODUCTION], dict[Any, str]()
     for section, names in SECTIONS.items():
         lines.append(f"## {section}\n")
@@ -152,6 +200,8 @@ def _prose(text: str) -> str:
             paragraphs.append(re.sub(r"\s+", " ", paragraph).strip())
     return re.sub(r"::(?=\n|$)", ":", "\n\n".join(paragraphs))
 
+
+PAGES: dict[str, Callable[[], str]] = {"api.md": page, "fields.md": fields_page}
 
 if __name__ == "__main__":
     main()
