@@ -14,8 +14,9 @@ from PIL import Image
 from drawn_sets import scenes_recipe, shapes_recipe
 from processes import run_on_processes
 from same_run import assert_same_run
-from smt_vision import RECIPES, checkpoints, load
+from smt_vision import RECIPES, calibrate, checkpoints, evaluate, load
 from smt_vision.cli import main
+from smt_vision.data.fingerprint import UsedImages
 from smt_vision.engine.loop import train
 from smt_vision.engine.run import Run
 from smt_vision.recipe import Recipe
@@ -219,6 +220,23 @@ def test_classifier_starts_from_the_weights(colored: Path, pretrained: Path, cap
         assert torch.equal(state[name], value), name
     assert state["head.fc.weight"].shape == (3, 64)
     assert "initialized anew" not in caplog.text  # there was no classifier
+
+
+def test_images_of_pretraining_are_not_images_of_training(tmp_path: Path, no_report: None) -> None:
+    """A temperature may be fitted on held-out images that were seen without labels; an evaluation tells them."""
+    data = write_images(tmp_path / "data", COLORS, [12, 12, 12])
+    train(small(data, input=replace(small(data).input, val_fraction=0.05)), tmp_path / "pretrained", display=False)
+    recipe = tiny(data, checkpoint=str(tmp_path / "pretrained"), input=dict(val_fraction=0.3))
+    train(recipe, tmp_path / "run", display=False)
+    metrics = evaluate(tmp_path / "run", workers=0)
+    assert metrics["trained_on"] == 0
+    assert 0 < metrics["pretrained_on"] <= metrics["count"]
+    with pytest.raises(ValueError, match="no temperature fits"):  # to images that are all classified correctly
+        calibrate(tmp_path / "run", workers=0)
+    again = UsedImages.of_initial_weights(checkpoints.load(tmp_path / "run"))
+    assert again is not None
+    assert len(again.train) > 0
+    assert len(again.unlabeled) > 0
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

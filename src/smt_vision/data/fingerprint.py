@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,25 @@ class UsedImages:
             trained on.
         val: Id and content of the validation images; see :meth:`smt_vision.data.dataset.RawDataset.identities`.
         calibration: Content of the images that an 8-bit export or the temperature of a classifier was calibrated on.
+        unlabeled: Content of the images that the initial weights were pretrained on without their labels.
     """
 
     train: Fingerprints = field(default_factory=NONE.copy)
     val: Fingerprints = field(default_factory=NONE.copy)
     calibration: Fingerprints = field(default_factory=NONE.copy)
+    unlabeled: Fingerprints = field(default_factory=NONE.copy)
 
     def count_in(self, fingerprints: Fingerprints) -> dict[str, int]:
-        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content."""
+        """Numbers of images that the model was ``trained_on`` and ``calibrated_on`` among those with a content.
+
+        After pretraining without labels, also those that it was ``pretrained_on`` only.
+        """
+        trained = np.isin(fingerprints, self.train)
+        pretrained = np.isin(fingerprints, self.unlabeled) & ~trained
         return {
-            "trained_on": int(np.isin(fingerprints, self.train).sum()),
+            "trained_on": int(trained.sum()),
             "calibrated_on": int(np.isin(fingerprints, self.calibration).sum()),
+            **({"pretrained_on": int(pretrained.sum())} if len(self.unlabeled) else {}),
         }
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -134,3 +142,12 @@ class UsedImages:
             return cls.from_tensors(checkpoint.state["images"])
         except ValueError as error:
             raise ValueError(f"{checkpoint.path}: {error}; use another checkpoint") from error
+
+    @classmethod
+    def of_initial_weights(cls, checkpoint: Checkpoint | None) -> "UsedImages | None":
+        """:meth:`from_checkpoint`, for a run that starts from its weights: images of pretraining are without labels."""
+        used = cls.from_checkpoint(checkpoint)
+        recipe = None if checkpoint is None else checkpoint.state.get("recipe")
+        if used is None or not isinstance(recipe, Mapping) or recipe.get("task") != "pretrain":
+            return used
+        return replace(used, train=NONE.copy(), unlabeled=np.union1d(used.unlabeled, used.train))

@@ -426,7 +426,7 @@ class Run(TrainingState):
         if self.fabric.is_global_zero:
             log.warning("%s: the data have changed since the run began: %s", self.recipe.data, ", ".join(changes))
         now = _used_images(self.task, self.recipe.data)
-        return replace(now, train=np.union1d(before.train, now.train))
+        return replace(now, train=np.union1d(before.train, now.train), unlabeled=before.unlabeled)
 
     def draw_samples(self, epoch: int) -> Path | None:
         """Draw the task's sample images with their predictions; returns the path of the picture, if there is one."""
@@ -551,4 +551,5 @@ def _with_initial(used: UsedImages, task: Training, data: str) -> UsedImages:
             "initial weights were" if task.distillation is None else "initial weights, or the teacher, were",
             common, len(val),
         )  # fmt: skip
-    return replace(used, train=np.union1d(used.train, initial.train))
+    unlabeled = np.union1d(used.unlabeled, initial.unlabeled)
+    return replace(used, train=np.union1d(used.train, initial.train), unlabeled=unlabeled)

@@ -109,7 +109,8 @@ class Distillation:
         theirs = self.predictor.used_images
         if images is None or theirs is None:
             return images or theirs
-        return replace(images, train=np.union1d(images.train, theirs.train))
+        unlabeled = np.union1d(images.unlabeled, theirs.unlabeled)
+        return replace(images, train=np.union1d(images.train, theirs.train), unlabeled=unlabeled)
 
     @torch.no_grad()
     def _teacher(self, image: Tensor, inside: Tensor | None = None) -> Any:

@@ -164,7 +164,7 @@ class ClassificationTraining(ClassificationEvaluation):
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
-        self.initial_images = UsedImages.from_checkpoint(checkpoint)
+        self.initial_images = UsedImages.of_initial_weights(checkpoint)
         self.train_set, val_set = open_splits(recipe, self._open)
         if val_set.multi_label and not len(val_set.presence()[1]):
             raise ValueError(

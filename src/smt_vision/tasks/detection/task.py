@@ -143,7 +143,7 @@ class DetectionTraining(DetectionEvaluation):
             )
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
-        self.initial_images = UsedImages.from_checkpoint(checkpoint)
+        self.initial_images = UsedImages.of_initial_weights(checkpoint)
         self.train_set, val_set = open_splits(recipe, self._open)
         check_training_sizes(self.train_set, recipe.detect, recipe.augment)
         classes, category_ids = self.train_set.classes, self.train_set.category_ids

@@ -46,7 +46,7 @@ class PretrainingTraining:
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
         heads, losses = require("lightly.models.modules.heads", "pretrain"), require("lightly.loss", "pretrain")
-        self.initial_images = UsedImages.from_checkpoint(checkpoint)
+        self.initial_images = UsedImages.of_initial_weights(checkpoint)
         self.train_set, self.val_set = open_images(recipe)
         arguments = arguments_for_size(recipe.model, recipe.model_args, recipe.input.size)
         self.model = create_model(

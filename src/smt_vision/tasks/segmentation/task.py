@@ -164,7 +164,7 @@ class SegmentationTraining(SegmentationEvaluation):
         _check(recipe)
         self.recipe = recipe
         checkpoint = initial_weights(recipe)
-        self.initial_images = UsedImages.from_checkpoint(checkpoint)
+        self.initial_images = UsedImages.of_initial_weights(checkpoint)
         self.train_set, val_set = open_splits(recipe, self._open)
         spec = ModelSpec(
             "segment", recipe.model, val_set.classes, recipe.input, dict(recipe.model_args), recipe.segment
