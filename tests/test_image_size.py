@@ -1,6 +1,7 @@
 """timm models whose layers depend on the image size, at other sizes: Swin, ViT and the like."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,10 @@ def test_a_checkpoint_starts_a_run_at_another_size(tmp_path: Path, colored: Path
 
 def test_weights_that_timm_cannot_resample_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     state = timm.create_model("levit_128s").state_dict()
-    overlay = {"state_dict": state}
+    download = partial(timm.create_model, pretrained_cfg_overlay={"state_dict": state})
+    monkeypatch.setattr(timm, "create_model", download)
     with pytest.raises(ValueError, match=r"'levit_128s'.*another size.*96 pixels: set input\.size to theirs"):
-        create_model("levit_128s", pretrained=True, pretrained_cfg_overlay=overlay, img_size=96)
+        create_model("levit_128s", pretrained=True, img_size=96)
 
 
 def test_commands_build_a_named_model_for_the_size(
