@@ -194,6 +194,13 @@ def test_single_labels_in_a_multi_label_run_are_refused(write: Write, tmp_path: 
         opened(write_images(tmp_path / "folders", COLORS, [1, 1, 1]), multi_label=True)
 
 
+def test_a_column_called_split_can_be_ignored(write: Write) -> None:
+    path = write(table("cat,0", "dog,1", header="path,label,split"))
+    with pytest.raises(ValueError, match=r"invalid splits.*set labels\.split to none"):
+        opened(path)
+    assert len(opened(path, split="none")) == 2
+
+
 def test_order_of_classes(write: Write) -> None:
     rows = table("10", "9", "b", "A")
     assert open_dataset(str(write(rows)), "train").classes == ("9", "10", "A", "b")  # natural order

@@ -198,7 +198,8 @@ class LabelsConfig(Group):
         path: Column of the images' paths; ``None``: the one called e.g. ``path``, ``file_name`` or ``image``.
         label: Column of the labels, or a list of columns of 0 and 1, one per class; ``None``: the one called e.g.
             ``label``, ``class`` or ``tags``, else all columns of 0 and 1.
-        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is one.
+        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is any; ``none``
+            for no column, e.g. if that one has something else.
         separator: Text between the labels of an image; ``None``: ``|``.
         folder: Folder of the images, relative to the label file.
         suffix: Appended to each path, e.g. ``.jpg`` where the file has names without it.

@@ -24,6 +24,7 @@ log = get_logger(__name__)
 FILE_NAMES = ("metadata", "labels")  # of label files of both splits, in a folder of images
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name")
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets", "category", "tags")
+NO_SPLIT = "none"  # labels.split for no column
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 MAX_CELLS = 1 << 32  # of the table of images and classes, one byte each
 
@@ -335,7 +336,10 @@ class _RowReader:
         name = cell.strip().lower() if isinstance(cell, str) else ""
         if name in TRAIN_NAMES + VAL_NAMES:
             return name
-        fix = f"expected one of {', '.join(TRAIN_NAMES + VAL_NAMES)} in column {self.header[self.columns.split]!r}"
+        fix = (
+            f"expected one of {', '.join(TRAIN_NAMES + VAL_NAMES)} in column {self.header[self.columns.split]!r}; if "
+            f"it has something else, set labels.split to {NO_SPLIT}"
+        )
         self.report.error("invalid splits", f"{_shown(cell)} ({row})", fix)
         return None
 
@@ -437,7 +441,8 @@ def _find_columns(header: list[str], config: LabelsConfig, labeled: bool) -> Col
             f"no path column: expected one called {', '.join(PATH_COLUMNS)}, or labels.path to name it, and a header "
             f"in the first line; it has {first_few(header)}"
         )
-    split = _column(header, config.split, ("split",), "labels.split")
+    ignored = config.split == NO_SPLIT and NO_SPLIT not in header
+    split = None if ignored else _column(header, config.split, ("split",), "labels.split")
     given = config.label if isinstance(config.label, tuple) else ()
     label: int | str | None = None
     if not given and labeled:
