@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from same_run import assert_identical, assert_same_run
 from smt_vision import checkpoints, load
 from smt_vision.cli import main
+from smt_vision.data.decode import UnreadableImage
 from smt_vision.engine import loop
 from smt_vision.engine.launch import launch
 from smt_vision.engine.log import read_log
@@ -35,8 +37,9 @@ from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.processes import average
 from smt_vision.engine.run import Run
+from smt_vision.engine.watchdog import Watchdog
 from smt_vision.recipe import Engine, Input, Optim, Recipe
-from smt_vision.signals import Stopped, stop_signals
+from smt_vision.signals import Stopped, StopSignals, stop_signals
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
 from smt_vision.tasks.build import build_backbone
@@ -879,6 +882,23 @@ def test_a_process_without_images_ends_the_others_after_it_was_saved(two: Simple
     assert re.search(rf"smt train \(rank 1\): error: {message}", two.errors)
     steps = len(read_log(two.root / "damaged"))
     assert checkpoints.load(two.root / "damaged" / "last.pt").state["step"] == steps > 0
+
+
+def test_a_process_that_fails_at_the_start_of_an_epoch_has_the_last_batches_of_the_one_before() -> None:
+    signals = StopSignals()
+    several: Any = SimpleNamespace(fabric=SimpleNamespace(world_size=2))
+    each = loop._Loop(several, several, several, signals, Watchdog(1, signals, "run"))
+
+    def damaged() -> Iterator[Any]:
+        raise UnreadableImage("3 unreadable images")
+        yield
+
+    batches: Any = [["first"], ["second"]]
+    epoch = iter(batches)
+    assert [each._next(epoch) for _ in range(3)] == [["first"], ["second"], None]
+    assert each._failure is None
+    assert each._next(damaged()) == ["second"]
+    assert isinstance(each._failure, UnreadableImage)
 
 
 def test_two_processes_evaluate_the_saved_model(

@@ -111,6 +111,13 @@ def test_what_a_claim_compares_with_is_a_tuple_of_others(than: Any) -> None:
         (dict(variants={"saa": {}, "none": {"optim.lr": TINY.optim.lr}}), r"'saa' and 'none' are the same run.*remove"),
         (dict(variants={"saa": {}, "none": {"seed": 3}}), r"sets the seed; seeds=N"),
         (dict(budgets={"x": {"seed": 3}}), r"sets the seed; seeds=N"),
+        (
+            dict(
+                variants={"saa": {}, "none": {"optim.lr": 5e-4}},
+                budgets={"low": {"optim.lr": 1e-3}, "high": {"optim.lr": 2e-3}},
+            ),
+            r"the variant 'none' is the same run at low and high",
+        ),
     ],
 )
 def test_studies_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:

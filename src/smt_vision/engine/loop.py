@@ -370,7 +370,7 @@ class _Loop:
             if not several and self.run.step:
                 self._save()
             raise
-        if several:
+        if several and group is not None:  # at the end of an epoch, the last ones stay for the next one
             self._last = group
         return group
 

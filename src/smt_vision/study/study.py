@@ -114,25 +114,23 @@ class Study:
                     f"study {self.name!r}: a variant or budget sets the seed; seeds=N runs the seeds 0 to N - 1"
                 )
             with_overrides(self.base, values)
+        known: dict[str, list[tuple[str, str]]] = {}
         for budget in self.budgets:
-            known: dict[str, str] = {}
             for variant in self.variants:
-                key = self.cell(budget, variant, 0).key
-                if (same := known.setdefault(key, variant)) != variant:
-                    raise ValueError(
-                        f"study {self.name!r}: the variants {same!r} and {variant!r} are the same run"
-                        f"{f' at {budget}' if budget else ''}: a difference between them is always 0; remove one"
-                    )
-
-        for variant in self.variants:
-            budget_of: dict[str, str] = {}
-            for budget in self.budgets:
-                key = self.cell(budget, variant, 0).key
-                if (same := budget_of.setdefault(key, budget)) != budget:
-                    raise ValueError(
-                        f"study {self.name!r}: the variant {variant!r} is the same run at {same} and {budget}: its "
-                        "values replace those of the budget, e.g. model_args those of model_args.NAME"
-                    )
+                same = known.setdefault(self.cell(budget, variant, 0).key, [])
+                for other_budget, other in same:
+                    if other_budget == budget:
+                        raise ValueError(
+                            f"study {self.name!r}: the variants {other!r} and {variant!r} are the same run"
+                            f"{f' at {budget}' if budget else ''}: a difference between them is always 0; remove one"
+                        )
+                    if other == variant:
+                        raise ValueError(
+                            f"study {self.name!r}: the variant {variant!r} is the same run at {other_budget} and "
+                            f"{budget}: its values replace those of the budget, e.g. model_args those of "
+                            "model_args.NAME"
+                        )
+                same.append((budget, variant))
 
     def cells(self, seeds: int | None = None) -> Iterator["Cell"]:
         """All cells: budget by budget, seed by seed, so that an unfinished study has complete pairs.
