@@ -114,6 +114,18 @@ def test_enough_of_it_runs() -> None:
     assert sum(running.values()) >= 36
 
 
+def test_commands_are_one_a_line() -> None:
+    """No line begins with an argument, as it would in commands filled like a paragraph."""
+    lines = [
+        f"{page_name(page)}:{block.line}: {line}"
+        for page in PAGES
+        for block in page_blocks(page)
+        for line in block.code.splitlines()
+        if block.language == "bash" and re.match(r"[A-Z_]{2,} ", line)
+    ]
+    assert not lines
+
+
 def test_every_fence_is_a_block() -> None:
     for page in PAGES:
         opened = re.findall(r"^\s*```(?:python|bash)\b.*$", page.read_text(encoding="utf-8"), re.M)

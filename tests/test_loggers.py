@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from command import refusal
 from smt_vision.cli import train as train_command
@@ -97,7 +98,11 @@ def test_missing_package_names_the_extra(name: str, monkeypatch: pytest.MonkeyPa
         check_loggers([name])
 
 
-def test_tensorboard_drops_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+def test_tensorboard_drops_the_steps_that_a_resumed_run_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the ninth and the tenth writer of a process: "….10" sorts before "….9", where both are of the same second
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     record_twice("tensorboard", tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]

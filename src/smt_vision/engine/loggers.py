@@ -58,6 +58,10 @@ class TensorBoard(TensorBoardLogger, ExperimentLogger):  # type: ignore[misc]  #
                 "or train without it (--log none)"
             ) from error
         super().__init__(folder, "tensorboard", version="", default_hp_metric=False, purge_step=start_step + 1)
+        # TensorBoard reads files by name, which begins with the second of their creation: with two of one second the
+        # later one may be read first (by process or writer, compared as text), and what it repeats be shown twice.
+        while any(Path(self.log_dir).glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
 
     def log_image(self, name: str, image: npt.NDArray[np.uint8], step: int) -> None:
         self.experiment.add_image(name, image, step, dataformats="HWC")
