@@ -9,7 +9,7 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
 LIBRARIES = REPO / "docs" / "guides" / "libraries.md"  # its blocks need other libraries: see test_libraries.py
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+PAGES = [*map(REPO.joinpath, ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((REPO / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 
 
