@@ -228,9 +228,8 @@ def _studies() -> Iterator[Study]:
         ("peers_gmac", "GMAC", EQUAL_GMAC, PEERS_GMAC_CLAIM),
     ):
         about = (
-            f"How accurate are other networks of equal {how}, with the SMT's recipe and learning rate? CIFAR-10. They "
-            "are otherwise as timm builds them: Swin and FocalNet with stochastic depth up to a rate of 0.1, ConvNeXt "
-            "with LayerScale from 1e-6."
+            f"How accurate are other networks of equal {how}, with the SMT's recipe and learning rate? CIFAR-10. None "
+            "has stochastic depth; ConvNeXt's LayerScale begins at 1."
         )
         yield Study(name, about, CIFAR10, {"smt": {}, **peers}, (claim,), CIFAR10_BUDGETS, debug=DEBUG_CLASSIFY)
     yield Study(
