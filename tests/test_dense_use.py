@@ -463,6 +463,36 @@ def test_label_maps_of_logits_that_are_not_finite_are_errors(segmenter_run: Path
     assert str(second.error).startswith("1: the model's outputs are not finite")
 
 
+def test_detections_of_outputs_that_are_not_finite_are_errors(detector_run: Path) -> None:
+    for tiles in (0, 64):
+        detector = load_detector(detector_run, tiles=tiles)
+        parameter = next(p for name, p in detector.model.named_parameters() if name.endswith("weight"))
+        parameter.data.fill_(torch.nan)
+        found, unreadable = detector([Image.new("RGB", (96, 80)), Path("missing.jpg")])
+        assert len(found) == 0
+        assert found.error == (
+            "0: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+        )
+        assert "missing.jpg" in str(unreadable.error)
+
+
+@pytest.mark.parametrize("run_fixture", ["detector_run", "segmenter_run"])
+def test_evaluation_says_that_outputs_are_not_finite(
+    run_fixture: str, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = request.getfixturevalue(run_fixture)
+    state = torch.load(run / "best.pt", weights_only=True)
+    for name, values in state["model"].items():
+        if name.endswith("weight") and values.ndim == 4:
+            values.mul_(1e30)  # finite, as far as can be told when it is loaded
+    torch.save(state, tmp_path / "damaged.pt")
+    metrics = smt_vision.evaluate(tmp_path / "damaged.pt", data=smt_vision.load(run).recipe.data)
+    assert metrics["count"] == 4
+    assert f"the model's outputs for {metrics['count']} images are not finite" in caplog.text
+    if run_fixture == "detector_run":
+        assert metrics["box_ap"] == 0
+
+
 # --- commands ---
 
 

@@ -19,7 +19,7 @@ from smt_vision.spec import ModelSpec
 from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.detection.predictor import Detector
 from smt_vision.tasks.detection.task import open_evaluation
-from smt_vision.tasks.detection.tiles import TILES_AT_ONCE, plan_tiles
+from smt_vision.tasks.detection.tiles import TILES_AT_ONCE, _suppress, plan_tiles
 
 TILE = 100
 # Tiles overlap by 50 pixels: objects up to 40 are found in the tiles.
@@ -164,3 +164,13 @@ def test_evaluation_in_tiles(tmp_path: Path) -> None:
         measured[tiles] = run_evaluation(fabric, evaluation, model.model, loader)
     assert measured[TILE]["box_ap"] == measured[TILE]["mask_ap"] == pytest.approx(100)
     assert measured[0]["box_ap"] < 90  # the small objects are a few pixels, which are rounded
+
+
+def test_detections_of_a_tile_do_not_suppress_each_other() -> None:
+    """Two overlapping objects of the first tile stay; what the second tile found of one of them goes."""
+    boxes = torch.tensor([[0.0, 0, 100, 100], [20, 0, 120, 100], [21, 0, 121, 100], [0, 0, 101, 100]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 1, 1, 2])
+    tile = torch.tensor([0, 0, 1, 1])
+    assert _suppress(boxes, scores, labels, tile, 0.5).tolist() == [0, 1, 3]
+    assert _suppress(boxes, scores, labels, torch.arange(4), 0.5).tolist() == [0, 3]
+    assert _suppress(boxes, scores, labels, torch.zeros(4), 0.5).tolist() == [0, 1, 2, 3]

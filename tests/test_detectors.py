@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss, project_masks_on_boxes
-from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
+from torchvision.ops import FrozenBatchNorm2d, roi_align, sigmoid_focal_loss
 
 from debug_model import DEBUG, images
 from smt_vision.recipe import Input
@@ -31,7 +31,7 @@ from smt_vision.tasks.detection.heads.class_loss import (
     set_class_weights,
     weighted_focal_terms,
 )
-from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, to_original
+from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, is_finite, run_detector, to_original
 from smt_vision.tasks.detection.heads.dino import DINO
 from smt_vision.tasks.detection.heads.pyramid import Pyramid, group_norm
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, giou_loss
@@ -283,7 +283,7 @@ def test_cascade_averages_its_stages(boxes: str) -> None:
     with torch.inference_mode():
         levels = model.pyramid(images(1, 3, 64, 96))
         (found,) = model._detect(levels, [torch.tensor([[10.0, 10, 50, 50]])], [(64, 96)])
-    mean = class_scores.softmax(dim=-1).mean(dim=0)[1:]  # without the background
+    mean = class_scores.mean(dim=0).softmax(dim=-1)[1:]  # without the background
     scores, labels = mean.sort(descending=True)
     torch.testing.assert_close(found["scores"], scores)
     assert found["labels"].tolist() == labels.tolist()
@@ -320,6 +320,70 @@ def test_next_stage_starts_from_the_box_of_a_class() -> None:
         with pytest.raises(StopIteration):
             model._losses({}, regions, [(64, 96)], [{}])
     assert seen[0].tolist() == [2, 1]
+
+
+def test_regions_of_a_cascade_do_not_descend_from_the_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage makes of the ground-truth boxes is no region of the next one, which gets those boxes anew."""
+    model = detector("cascade_mask_rcnn").train()
+    truth = torch.tensor([[5.0, 10, 45, 40]])
+    target = {"boxes": truth, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.uint8)}
+    regions: list[Tensor] = []
+    select = RoIHeads.select_training_samples
+
+    def record(stage: Any, proposals: Any, targets: Any) -> Any:
+        regions.append(proposals[0])
+        return select(stage, proposals, targets)
+
+    monkeypatch.setattr(RoIHeads, "select_training_samples", record)
+    for stage in model.stages:  # boxes stay as they are
+        nn.init.zeros_(stage.box_predictor.bbox_pred.weight)
+        nn.init.zeros_(stage.box_predictor.bbox_pred.bias)
+    levels = model.pyramid(images(1, 3, 64, 96))
+    model._losses(levels, [torch.tensor([[10.0, 10, 50, 50]])], [(64, 96)], [target])
+    for found in regions:
+        torch.testing.assert_close(found, torch.tensor([[10.0, 10, 50, 50]]))
+    assert len(regions) == 3
+
+
+def test_regions_are_pooled_where_boxes_are() -> None:
+    """As RoIAlign with aligned coordinates, from the level of each region."""
+    levels = {str(i): images(1, 4, 256 // stride, 256 // stride) for i, stride in enumerate((4, 8, 16, 32))}
+    boxes = torch.tensor([[20.0, 30, 36, 50], [10, 10, 130, 140], [4, 8, 250, 240], [0, 0, 256, 256]])
+    pool = rcnn._roi_align(7, (4, 8, 16, 32, 64), aligned=True)
+    mapper: Any = pool.map_levels
+    level = mapper([boxes])
+    assert len(set(level.tolist())) > 1
+    expected = [
+        roi_align(levels[str(i)], [box[None]], 7, 1 / 4 / 2**i, sampling_ratio=2, aligned=True)[0]
+        for i, box in zip(level.tolist(), boxes, strict=True)
+    ]
+    torch.testing.assert_close(pool(levels, [boxes], [(256, 256)]), torch.stack(expected))
+    earlier = rcnn._roi_align(7, (4, 8, 16, 32, 64), aligned=False)(levels, [boxes], [(256, 256)])
+    assert (earlier - torch.stack(expected)).abs().max() > 0.1
+
+
+def test_more_detections_need_more_candidates() -> None:
+    for head, changes in (("retinanet", {}), ("fcos", {}), ("mask_rcnn", {})):
+        model = detector(head, **changes)
+        found = model.rpn._post_nms_top_n["testing"] if head == "mask_rcnn" else model.topk_candidates
+        assert found == 1000, head
+        model = detector(head, max_detections=2000)
+        found = model.rpn._post_nms_top_n["testing"] if head == "mask_rcnn" else model.topk_candidates
+        assert found == 4000, head
+
+
+def test_outputs_that_are_not_finite_are_not_taken_for_no_objects(head: str) -> None:
+    """The other images of the batch, one of which has the same size, keep their detections."""
+    model = detector(head, score_threshold=0.0).eval()
+    image, sizes = images(3, 3, 64, 96), torch.tensor([[64, 96], [64, 96], [32, 64]])
+    with torch.inference_mode():
+        expected = run_detector(model, image, sizes)
+        image[1] = math.inf
+        found = run_detector(model, image, sizes)
+    assert [is_finite(own) for own in found] == [True, False, True]
+    for own, theirs in zip(found[::2], expected[::2], strict=True):
+        torch.testing.assert_close(own["boxes"], theirs["boxes"], atol=1e-3, rtol=1e-4)
+    assert found[1].keys() == found[0].keys()
 
 
 def test_giou_loss_known_answers() -> None:

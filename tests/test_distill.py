@@ -191,6 +191,7 @@ def test_backbone_of_a_dense_task_learns_feature_maps(
         batch = run.fabric.to_device(next(iter(run.task.train_loader(0, 1).epoch(0))))
         torch.manual_seed(0)
         losses.append(float(run.task.loss(run.model, batch)["features"].detach()))
+    assert {"image", "sizes"} <= batch.keys()
     assert 0 < losses[0] < 2e-6
     assert losses[1] == pytest.approx(2 * losses[0], rel=0.05)
 

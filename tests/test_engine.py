@@ -170,6 +170,9 @@ def test_no_decay_on_normalization_layers_only() -> None:
     assert free == {n for n in names.values() if "norm" in n} | {"body.pos_embed", "body.cls_token"}
     assert {"head.weight", "head.bias", "body.blocks.0.attn.qkv.bias"} <= decayed
     assert decayed | free == set(names.values()) - {"frozen"}
+    (group,) = build_optimizer(model, Optim(weight_decay=0.05, no_decay="none")).param_groups
+    assert {names[id(p)] for p in group["params"]} == set(names.values()) - {"frozen"}
+    assert group["weight_decay"] == 0.05
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,13 @@ def test_detector() -> None:
         ({"head": "cascade_mask_rcnn"}, "cascade_boxes", "shared"),
         ({"head": "cascade_mask_rcnn", "cascade_boxes": "class"}, "cascade_boxes", "class"),
         ({"head": "mask_rcnn"}, "cascade_boxes", None),
+        ({"head": "cascade_mask_rcnn"}, "roi_aligned", False),
+        ({"head": "faster_rcnn"}, "roi_aligned", False),
+        ({"head": "mask_rcnn", "roi_aligned": True}, "roi_aligned", True),
+        ({"head": "retinanet"}, "roi_aligned", None),
     ],
 )
-def test_earlier_heads_stay_as_they_were(head: dict[str, str], field: str, expected: str | None) -> None:
+def test_earlier_heads_stay_as_they_were(head: dict[str, Any], field: str, expected: Any) -> None:
     upgraded = upgrade({"spec": {"task": "detect", "head": head}, "recipe": {"task": "detect", "detect": head}})
     assert upgraded["spec"]["head"].get(field) == expected
     assert upgraded["recipe"]["detect"].get(field) == expected

@@ -16,12 +16,12 @@ _CLASSIFICATION_ONLY = {
 FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "augment.close_mosaic", "augment.copy_paste", "augment.iou_crop", "augment.mosaic", "augment.scale_jitter",
     "classify", "detect.cascade_boxes", "detect.eval_detections", "detect.fcos_points", "detect.layers",
-    "detect.queries", "detect.tile_overlap", "detect.tiles", "distill", "engine.allow_changed_data",
-    "engine.keep_every_hours", "engine.keep_last", "engine.loggers", "engine.max_grad_norm", "engine.min_delta",
-    "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes", "fold", "folds", "freeze",
-    "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels", "lora", "loss",
-    "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling", "split_seed",
-    "train_fraction",
+    "detect.queries", "detect.roi_aligned", "detect.tile_overlap", "detect.tiles", "distill",
+    "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
+    "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
+    "fold", "folds", "freeze", "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels",
+    "lora", "loss", "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling",
+    "split_seed", "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 
@@ -78,8 +78,14 @@ def _model_args(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _detect(values: Mapping[str, Any]) -> dict[str, Any]:
-    earlier = {"fcos": {"fcos_points": "corner"}, "cascade_mask_rcnn": {"cascade_boxes": "shared"}}
-    return {**earlier.get(str(values.get("head")), {}), **values}
+    head, earlier = str(values.get("head")), dict[str, Any]()
+    if head == "fcos":
+        earlier["fcos_points"] = "corner"
+    if head == "cascade_mask_rcnn":
+        earlier["cascade_boxes"] = "shared"
+    if head.endswith("_rcnn"):
+        earlier["roi_aligned"] = False
+    return {**earlier, **values}
 
 
 def _recipe(values: dict[str, Any]) -> dict[str, Any]:

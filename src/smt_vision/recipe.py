@@ -236,7 +236,8 @@ class Optim(Group):
         betas: Adam's betas; other optimizers have their own unless these differ from the default.
         eps: Adam's epsilon; other optimizers have their own unless it differs from the default.
         weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
-        no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only.
+        no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only; ``none``: all
+            parameters have weight decay.
         layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.
         backbone_lr_scale: Factor on the learning rate of a detector's or segmenter's backbone.
         clip_grad: Largest gradient norm; ``None`` for no clipping.
@@ -255,7 +256,7 @@ class Optim(Group):
     betas: tuple[FractionBelow1, FractionBelow1] = (0.9, 0.999)
     eps: Annotated[float, Range(ge=0, le=1)] = 1e-8
     weight_decay: Annotated[float, Range(ge=0, le=1000)] = 0.05
-    no_decay: Literal["1d", "norm"] = "1d"
+    no_decay: Literal["1d", "norm", "none"] = "1d"
     layer_decay: PositiveFraction | None = None
     backbone_lr_scale: PositiveFraction = 1.0
     clip_grad: Annotated[float, Range(gt=0)] | None = 5.0
@@ -269,8 +270,8 @@ class Optim(Group):
                 f"optim.milestones={short(list(self.milestones))} has no effect with optim.schedule={self.schedule}: "
                 "expected step, or no milestones ([])"
             )
-        if self.layer_decay is not None and self.no_decay == "norm":
-            raise ValueError(f"optim.layer_decay={self.layer_decay} requires optim.no_decay=1d, not norm")
+        if self.layer_decay is not None and self.no_decay != "1d":
+            raise ValueError(f"optim.layer_decay={self.layer_decay} requires optim.no_decay=1d, not {self.no_decay}")
 
 
 Freeze = Literal["none", "stem", "backbone"] | Annotated[int, Range(ge=1, le=1000)]

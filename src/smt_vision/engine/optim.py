@@ -65,7 +65,9 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
     if config.name in ("adam", "adamw") and not scaled:  # all parameters in one pass
         adam["fused"] = True
     groups: list[dict[str, Any]] | None = None
-    if config.no_decay == "norm":
+    if config.no_decay == "none":
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
+    elif config.no_decay == "norm":
         groups = _groups_by_norm(model, config.weight_decay)
     elif config.layer_decay is None:  # as timm does, which asks the model itself only, and not its backbone
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=_without_decay(model))

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..text import get_logger
+
+log = get_logger(__name__)
 SAMPLES = 4  # images in the sample picture of an evaluation
 
 
@@ -43,3 +46,10 @@ def with_float64(device: torch.device | str) -> torch.device:
     """The device of a metric's state, which needs float64: MPS does not support it."""
     device = torch.device(device)
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def warn_not_finite(images: int, counted: str) -> None:
+    """Log that the outputs for some evaluated images are infinite or not a number, and how the images are counted."""
+    if images:
+        log.warning("the model's outputs for %d images are not finite, and %s; its weights may be damaged, or its "
+                    "precision too low (--engine.precision)", images, counted)  # fmt: skip

@@ -106,6 +106,8 @@ class DetectConfig(Group):
             paper's runs, or one ``shared`` by all classes, as in the publication of cascades and in earlier runs.
         fcos_points: Point of a cell from which ``fcos`` measures distances: its ``center``, as published, or its upper
             left ``corner``, as in torchvision and in earlier runs.
+        roi_aligned: Whether RoIAlign has the center of a cell at half a stride, as in the paper's runs; if not, it has
+            it at the cell's upper left corner, as torchvision and earlier runs.
         queries: Queries of ``dino``: the most objects per image that it can detect.
         rois: Proposals per image sampled to train a box head.
         score_threshold: Detections with a lower score are dropped.
@@ -137,6 +139,7 @@ class DetectConfig(Group):
     layers: Annotated[int, Range(ge=1, le=100)] = 6
     cascade_boxes: Literal["class", "shared"] = "class"
     fcos_points: Literal["center", "corner"] = "center"
+    roi_aligned: bool = True
     queries: Annotated[int, Range(ge=1, le=100_000)] = 900
     rois: Count = 512
     score_threshold: Fraction = 0.05

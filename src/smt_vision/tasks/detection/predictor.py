@@ -14,12 +14,12 @@ from ...bounds import Fraction, checked
 from ...data.decode import decoded
 from ...data.padding import pad_together
 from ...data.transforms import RegionPixels
-from ..predictor import Predictor, PreparedImage
+from ..predictor import Predictor, PreparedImage, not_finite
 from ..results import Source
 from .box_masks import BoxMasks
 from .config import DRAWN_SCORE
 from .data.transforms import detection_eval_transform
-from .heads.detectors import run_detector, to_original
+from .heads.detectors import is_finite, run_detector, to_original
 from .results import Detections, draw_result, segmentations, write_detections
 from .tiles import detect_image
 
@@ -131,7 +131,9 @@ class Detector(Predictor[Detections]):
         outputs = [{name: value.cpu() for name, value in output.items()} for output in outputs]
         outputs = to_original(outputs, sizes, originals)
         return [
-            Detections(
+            self._unreadable(image.source, image.id, not_finite(image.id))
+            if not is_finite(output)
+            else Detections(
                 image.source,
                 image.id,
                 image.size,

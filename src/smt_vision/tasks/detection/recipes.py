@@ -57,7 +57,7 @@ def _1x(recipe: DetectionRecipe, source: str) -> DetectionRecipe:
 
 _SMALL = _coco("small", 0.2, 49.0, 43.4)
 _BASE = _coco("base", 0.3, 49.8, 44.0)
-_HALF_LR = replace(_SMALL.optim, lr=1e-4, warmup_lr=1e-7)
+_HALF_LR = replace(_SMALL.optim, lr=1e-4, warmup_lr=1e-7, no_decay="none")  # as the release has it
 
 _INSTANCE = DetectionRecipe(
     name="instance",

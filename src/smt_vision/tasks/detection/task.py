@@ -27,7 +27,7 @@ from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..processes import share_statistics
-from ..samples import sample_rows
+from ..samples import sample_rows, warn_not_finite
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .box_masks import BoxMasks
@@ -40,7 +40,7 @@ from .data.sources import open_detection
 from .data.transforms import check_training_sizes
 from .export import DetectorExport
 from .heads.class_loss import set_class_weights
-from .heads.detectors import build_detector, flops_view, run_detector, to_original
+from .heads.detectors import build_detector, flops_view, is_finite, run_detector, to_original
 from .metrics import DetectionMetrics, encode_rle
 from .pictures import draw_detections
 from .predictor import Detector
@@ -249,6 +249,7 @@ class DetectionMetric:
         self, dataset: DetectionDataset, config: DetectConfig, device: torch.device, resamples: int = 0
     ) -> None:
         self.resamples = resamples
+        self.not_finite = 0  # images of this process whose outputs were not finite
         self.image_ids = dataset.image_ids.tolist()
         self.metrics = DetectionMetrics(
             dataset.ground_truth(),
@@ -262,6 +263,9 @@ class DetectionMetric:
     def update(self, output: list[dict[str, Tensor]], batch: Batch) -> None:
         rows = zip(output, batch["sizes"], batch["original"], batch["index"].tolist(), strict=True)
         for detections, size, original, row in rows:
+            if not is_finite(detections):
+                self.not_finite += 1
+                detections = {name: values[:0] for name, values in detections.items()}
             (detections,) = to_original([detections], size[None], original[None])
             masks: list[bytes] = []
             if self.metrics.masks:
@@ -277,6 +281,7 @@ class DetectionMetric:
             )
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        warn_not_finite(self.not_finite, "they count as images without detections")
         self.metrics.reduce(all_gather)
 
     def compute(self) -> dict[str, Any]:

@@ -17,16 +17,17 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from ...data.padding import pad_together
 from ...data.region import Region, fit_size
 from ...data.resample import image_size
 from ...data.transforms import RegionPixels
 from .config import DetectConfig
-from .heads.detectors import run_detector
+from .heads.detectors import is_finite, run_detector
 
 TILES_AT_ONCE = 4
+ROWS_AT_ONCE = 1024  # of the IoU of dropped and kept detections
 # As shares of the overlap: the size up to which objects are taken from tiles, and how far a detection may be off
 # without being lost. LARGEST + SIZE_SLACK + 2 * CENTER_SLACK is below 1, so that no part of an object is taken.
 LARGEST = 0.8
@@ -91,7 +92,7 @@ def detect_image(
 
     Returns:
         ``boxes`` (N, 4) in pixels of the image, ``scores`` (N,) and ``labels`` (N,), best first, and with masks
-        ``masks`` (N, 28, 28), probabilities inside the box.
+        ``masks`` (N, 28, 28), probabilities inside the box. Outputs that are not finite: as of :func:`run_detector`.
     """
     tiles = plan_tiles(*image_size(image), detect)
     parts: list[dict[str, Tensor]] = []
@@ -99,12 +100,35 @@ def detect_image(
         chunk = tiles[start : start + TILES_AT_ONCE]
         batch, sizes = pad_together([pixels(image, _region(tile, detect)) for tile in chunk])
         found = run_detector(model, batch.to(device), sizes.to(device))
+        for own in found:
+            if not is_finite(own):
+                return own
         parts += [_taken(own, tile, size) for own, tile, size in zip(found, chunk, sizes.tolist(), strict=True)]
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if len(tiles) == 1:
         return merged
-    keep = batched_nms(merged["boxes"].float(), merged["scores"].float(), merged["labels"], detect.nms_threshold)
+    tile = torch.cat([torch.full_like(part["labels"], number) for number, part in enumerate(parts)])
+    keep = _suppress(merged["boxes"].float(), merged["scores"].float(), merged["labels"], tile, detect.nms_threshold)
     return {name: values[keep[: detect.max_detections]] for name, values in merged.items()}
+
+
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, threshold: float) -> Tensor:
+    """Rows that non-maximum suppression between detections of different tiles keeps, best first.
+
+    Those of a tile are its head's choice, which does not always depend on overlap (``dino``).
+    """
+    keep = batched_nms(boxes, scores, labels, threshold)
+    dropped = torch.ones_like(labels, dtype=torch.bool)
+    dropped[keep] = False
+    restored = [
+        rows[~(box_iou(boxes[rows], boxes[keep]) > threshold)
+             .logical_and(labels[rows, None] == labels[keep])
+             .logical_and(tile[rows, None] != tile[keep])
+             .any(dim=1)]
+        for rows in dropped.nonzero()[:, 0].split(ROWS_AT_ONCE)
+    ]  # fmt: skip
+    keep = torch.cat([keep, *restored])
+    return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
 def _region(tile: Tile, detect: DetectConfig) -> Region:

@@ -94,23 +94,12 @@ class Segmenter(Predictor[SegmentationResult]):
 
     @torch.inference_mode()
     def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Iterator[SegmentationResult]:
-        finite: list[Tensor] = []
-
-        def logits(images: Tensor) -> Tensor:
-            out: Tensor = self.model(images)
-            finite.append(out.isfinite().all())
-            return out
-
         pixels, sizes = pad_together([image.pixels for image in batch])
-        maps = segment(logits, pixels.to(self.device), sizes, [image.size for image in batch], self.config)
-        if not torch.stack(finite).all():
-            for image in batch:
-                if len(batch) == 1:
-                    yield self._unreadable(image.source, image.id, not_finite(image.id))
-                else:
-                    yield from self._predict_batch([image])
-            return
+        maps = segment(self.model, pixels.to(self.device), sizes, [image.size for image in batch], self.config)
         for image, values in zip(batch, maps, strict=True):
+            if values is None:
+                yield self._unreadable(image.source, image.id, not_finite(image.id))
+                continue
             class_ids = None if self.config.is_binary else values.cpu().long()
             scores = values.cpu() if self.config.is_binary else None
             yield SegmentationResult(image.source, image.id, image.size, class_ids, scores)

@@ -25,7 +25,7 @@ def _ade20k(variant: str, drop_path: float, miou: float, multi_scale_miou: float
             schedule="poly",
             warmup_epochs=1500 / ADE20K_EPOCH,
             weight_decay=0.01,
-            no_decay="norm",
+            no_decay="none",
             clip_grad=None,
         ),
         segment=SegmentConfig(zero_is_ignored=True),

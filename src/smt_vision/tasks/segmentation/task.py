@@ -27,7 +27,7 @@ from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..processes import share_statistics
-from ..samples import gather_rows, sample_rows, top_rows, with_float64
+from ..samples import gather_rows, sample_rows, top_rows, warn_not_finite, with_float64
 from ..splits import held_out_fold, open_splits
 from ..task import Batch, EvalLoader, MetricFormat, Table, TaskType, TrainLoader
 from .config import IGNORE_INDEX, SegmentationRecipe, SegmentConfig
@@ -74,8 +74,9 @@ class SegmentationEvaluation:
             }
         )
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Class indices or object probabilities ``(H, W)`` per image, at the size of its label map."""
+    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor | None]:
+        """Class indices or object probabilities ``(H, W)`` per image, at the size of its label map; ``None`` if they
+        are not finite."""
         originals = [(label.shape[0], label.shape[1]) for label in batch["label"]]
         return segment(model, batch["image"], batch["sizes"], originals, self.config)
 
@@ -125,6 +126,8 @@ class SegmentationEvaluation:
                 continue
             batch = {"image": image.to(device), "sizes": torch.tensor([image.shape[-2:]]), "label": [truth]}
             (prediction,) = self.predict(model, batch)
+            if prediction is None:
+                continue
             picture = decode_picture(raw, self.input, name=name)
             items.append(_sample(picture, truth, _thumbnail(prediction), self.val_set.id(row)))
         return self._grid(items) if items else None
@@ -227,7 +230,7 @@ class SegmentationTraining(SegmentationEvaluation):
         """``cross_entropy`` or ``focal``, or for binary segmentation ``bce`` or ``focal``, and ``iou``; ``dice``; and
         ``auxiliary``, the weighted loss of the auxiliary head."""
         image = batch["image"]
-        (logits, auxiliary), _, features = with_teacher(self.distillation, lambda: model(image), image)
+        (logits, auxiliary), _, features = with_teacher(self.distillation, lambda: model(image), image, batch["sizes"])
         losses = self._losses(logits, batch["label"])
         if auxiliary is not None:
             terms = self._losses(auxiliary, batch["label"]).values()
@@ -263,9 +266,14 @@ class SegmentationMetric:
         self.worst = torch.full((WORST, 4 + THUMBNAIL_SIDE**2), -1.0, device=device)
         # For the interval, of each image: its index, and what the primary metric is computed from.
         self.images = [torch.zeros(0, 1 + (1 if binary else 2 * len(classes)), dtype=torch.float64)]
+        self.not_finite = 0  # images of this process without a prediction, of which all pixels count as class 0
 
-    def update(self, output: list[Tensor], batch: Batch) -> None:
+    def update(self, output: list[Tensor | None], batch: Batch) -> None:
         for prediction, label, index in zip(output, batch["label"], batch["index"].tolist(), strict=True):
+            if prediction is None:
+                self.not_finite += 1
+                prediction = torch.zeros(label.shape, dtype=torch.float32 if self.binary else torch.int16)
+                prediction = prediction.to(self.worst.device)
             error = self.sums.update(prediction, label)
             if self.resamples:
                 self.images.append(torch.cat([torch.tensor([float(index)]), self.sums.image_values])[None])
@@ -278,6 +286,7 @@ class SegmentationMetric:
             self.worst = top_rows(torch.cat([self.worst, row]), WORST)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
+        warn_not_finite(self.not_finite, "all of their pixels count as class 0")
         self.sums.reduce(all_reduce)
         self.worst = top_rows(all_gather(self.worst).reshape(-1, self.worst.shape[1]), WORST)
         if self.resamples:

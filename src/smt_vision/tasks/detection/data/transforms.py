@@ -39,7 +39,7 @@ def train_region(
     if crop is None:
         crop = (0, 0, width, height)
         if detect.crop_branch and random.random() < 0.5:
-            crop = _random_crop(width, height)
+            crop = _random_crop(width, height, detect.long_side)
     factor = 1.0 if augment.scale_jitter == (1.0, 1.0) else random.uniform(*augment.scale_jitter)
     crop = _random_part(crop, factor) if factor > 1 else crop
     left, top, right, bottom = crop
@@ -73,9 +73,9 @@ def _random_part(crop: Crop, factor: float) -> Crop:
     return left, top, left + width, top + height
 
 
-def _random_crop(width: int, height: int) -> Crop:
+def _random_crop(width: int, height: int, long_side: int) -> Crop:
     """A crop of 384 to 600 pixels per side after a resize to a short side of 400, 500 or 600, in original pixels."""
-    scale = random.choice(BRANCH_SHORT_SIDES) / min(width, height)
+    scale = min(random.choice(BRANCH_SHORT_SIDES) / min(width, height), long_side / max(width, height))
     smallest, largest = BRANCH_CROP
     sides = []
     for side in (width, height):

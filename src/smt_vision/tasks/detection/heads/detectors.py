@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels, K classes; N objects or detections per image, 
 
 from typing import Protocol
 
+import torch
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from ....data.padding import LARGEST_STRIDE, group_by_size, padded
 from ...backbone import Backbone
 from ..config import DetectConfig
 from .dino import DINO
-from .pyramid import Pyramid, head_norm
+from .pyramid import Pyramid, checked_outputs, head_norm
 from .rcnn import RCNN
 from .single_stage import FCOS, RetinaNet
 
@@ -113,7 +114,8 @@ def run_detector(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[st
     """Detections of a :class:`Detector` in evaluation mode, per image.
 
     The result for an image does not depend on the other images of the batch: each image is cropped to its own padding,
-    a multiple of 32 pixels, and images of equal padded size are processed together.
+    a multiple of 32 pixels, and images of equal padded size are processed together. Where the model's outputs for an
+    image are infinite or not a number, its only detection has a score of NaN; see :func:`is_finite`.
 
     Args:
         model: Detector in evaluation mode.
@@ -122,8 +124,26 @@ def run_detector(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[st
     """
     detections: dict[int, dict[str, Tensor]] = {}
     for rows, (height, width) in group_by_size(-(-sizes // LARGEST_STRIDE) * LARGEST_STRIDE):
-        detections.update(zip(rows, model(image[rows, :, :height, :width], sizes[rows]), strict=True))
+        detections.update(zip(rows, _checked(model, image[rows, :, :height, :width], sizes[rows]), strict=True))
     return [detections[row] for row in range(len(sizes))]
+
+
+def is_finite(detections: dict[str, Tensor]) -> bool:
+    """Whether the outputs of which :func:`run_detector` has made an image's detections were finite."""
+    return not detections["scores"].isnan().any()
+
+
+def _checked(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+    """Detections of images of equal size; images together with one whose outputs are not finite are run alone."""
+    with checked_outputs(model) as checks:
+        found: list[dict[str, Tensor]] = model(image, sizes)
+    if not checks or torch.stack(checks).all():
+        return found
+    if len(sizes) > 1:
+        return [own for row in range(len(sizes)) for own in _checked(model, image[row, None], sizes[row, None])]
+    (own,) = found
+    return [{name: values.new_full((1, *values.shape[1:]), 0 if name == "labels" else torch.nan)
+             for name, values in own.items()}]  # fmt: skip
 
 
 def to_original(detections: list[dict[str, Tensor]], sizes: Tensor, original: Tensor) -> list[dict[str, Tensor]]:

@@ -3,11 +3,13 @@
 Shapes: B images of H x W pixels; four maps of C_i channels and strides s_i, finest first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
@@ -17,6 +19,7 @@ from ...backbone import Backbone
 from ..config import DetectConfig
 
 GROUPS, GROUP_CHANNELS = 32, 4
+CANDIDATES = 1000
 Norm = Callable[[int], nn.Module]
 
 
@@ -96,6 +99,12 @@ class StridedAnchors(AnchorGenerator):
         return [anchors for _ in image_list.image_sizes]
 
 
+def candidates(config: DetectConfig) -> int:
+    """Anchors, points or regions per level and image that reach non-maximum suppression: 1000, as published, or more
+    where it could not leave ``max_detections`` otherwise."""
+    return max(CANDIDATES, 2 * config.max_detections)
+
+
 def head_norm(config: DetectConfig) -> Norm | None:
     """Function from a number of channels to the normalization layer of pyramid and heads, or ``None``."""
     return None if config.head_norm == "none" else group_norm
@@ -110,7 +119,28 @@ def group_norm(channels: int) -> nn.Module:
 def in_float32(module: nn.Module) -> nn.Module:
     """Cast the outputs of a module to float32 in any precision, because boxes and losses are computed from them."""
     module.register_forward_hook(_cast)
+    module.is_output_layer = True  # type: ignore[assignment]
     return module
+
+
+@contextmanager
+def checked_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the context, every call of an output layer of a detector appends whether its outputs are finite.
+
+    Detections do not show it: no comparison with NaN is true, so that they are dropped.
+    """
+    checks: list[Tensor] = []
+
+    def check(module: nn.Module, args: Any, output: Any) -> None:
+        checks.extend(x.isfinite().all() for x in tree_leaves(output))
+
+    layers = [module for module in model.modules() if getattr(module, "is_output_layer", False)]
+    handles = [layer.register_forward_hook(check) for layer in layers]
+    try:
+        yield checks
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _cast(module: nn.Module, args: Any, output: Any) -> Any:

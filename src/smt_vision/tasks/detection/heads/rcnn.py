@@ -27,7 +27,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from ..config import DetectConfig
 from .class_loss import WeightsClasses, region_class_loss
-from .pyramid import Pyramid, StridedAnchors, head_norm, in_float32
+from .pyramid import Pyramid, StridedAnchors, candidates, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 BOX_SIZE, MASK_SIZE = 7, 14  # sides of the pooled features of a region, for box and mask heads
@@ -84,8 +84,8 @@ class RCNN(WeightsClasses):
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
             positive_fraction=0.5,
-            pre_nms_top_n=dict(training=2000, testing=1000),
-            post_nms_top_n=dict(training=2000 if cascade else 1000, testing=1000),
+            pre_nms_top_n=dict(training=2000, testing=candidates(config)),
+            post_nms_top_n=dict(training=2000 if cascade else 1000, testing=candidates(config)),
             nms_thresh=0.7,
         )
         make_stage = _cascade_stage if cascade else _single_stage
@@ -140,7 +140,8 @@ class RCNN(WeightsClasses):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for i, (stage, weight) in enumerate(zip(self.stages, self.weights, strict=True)):
-            # The ground-truth boxes are added to the regions of each stage, so that every stage has positive samples.
+            # The ground-truth boxes are added to the regions of each stage, so that every stage has positive samples;
+            # what a stage makes of them is no region of the next one.
             proposals, matched, labels, box_targets = stage.select_training_samples(proposals, targets)
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
             if self.giou:
@@ -155,20 +156,23 @@ class RCNN(WeightsClasses):
             losses |= {name + suffix: weight * loss for name, loss in stage_losses.items()}
             if i + 1 < len(self.stages):
                 label = torch.cat(labels)
-                proposals = _refine(stage, deltas, label.where(label > 0, _best_class(scores)), proposals, shapes)
+                refined = _refine(stage, deltas, label.where(label > 0, _best_class(scores)), proposals, shapes)
+                proposals = [
+                    new[~_rows_in(old, target["boxes"])]
+                    for new, old, target in zip(refined, proposals, targets, strict=True)
+                ]
         return losses
 
     def _detect(
         self, levels: dict[str, Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        probabilities: list[Tensor] = []
+        logits: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
-            probabilities.append(scores.softmax(dim=-1))
+            logits.append(scores)
             if i + 1 < len(self.stages):
                 proposals = _refine(stage, deltas, _best_class(scores), proposals, shapes)
-        # postprocess_detections applies softmax, which inverts this log.
-        mean = torch.stack(probabilities).mean(dim=0).log()
+        mean = torch.stack(logits).mean(dim=0)
         boxes, scores, labels = self.stages[-1].postprocess_detections(mean, deltas, proposals, shapes)
         detections = [{"boxes": b, "scores": s, "labels": k - 1} for b, s, k in zip(boxes, scores, labels, strict=True)]
         if self.has_masks:
@@ -251,15 +255,23 @@ def _mask_loss(
     positive = [torch.where(label > 0)[0] for label in labels]
     regions = [boxes[i] for boxes, i in zip(proposals, positive, strict=True)]
     logits = _mask_logits(stage, levels, regions, shapes)
-    masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+    # Of the objects of these regions only: torchvision converts all it is given to float32, in the image's size.
+    used = [m[i].unique(return_inverse=True) for m, i in zip(matched, positive, strict=True)]
+    masks = [target["masks"][objects] for target, (objects, _) in zip(targets, used, strict=True)]
+    classes = [target["labels"][objects] for target, (objects, _) in zip(targets, used, strict=True)]
     # torchvision samples the targets with the center of pixel i at i, where boxes and `paste_masks` have it at i + 0.5.
     aligned = [boxes - 0.5 for boxes in regions]
-    return maskrcnn_loss(logits, aligned, masks, classes, [m[i] for m, i in zip(matched, positive, strict=True)])
+    return maskrcnn_loss(logits, aligned, masks, classes, [rows for _, rows in used])
 
 
 def _best_class(scores: Tensor) -> Tensor:
     """The most probable class (R,) of regions with class logits (R, K + 1), other than background, which is 0."""
     return scores[:, 1:].argmax(dim=1) + 1
+
+
+def _rows_in(boxes: Tensor, others: Tensor) -> Tensor:
+    """Whether each box (R, 4) is one of the others (N, 4)."""
+    return (boxes[:, None] == others.to(boxes)).all(dim=2).any(dim=1)
 
 
 @torch.no_grad()
@@ -306,13 +318,13 @@ def _roi_heads(
     masks: dict[str, nn.Module] = {}
     if config.has_masks:
         masks = dict(
-            mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides),
+            mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides, config.roi_aligned),
             mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1, norm_layer=head_norm(config)),
             mask_predictor=in_float32(MaskRCNNPredictor(C, C, num_classes + 1)),
         )
     x, y, w, h = stage.stds
     return RoIHeads(
-        _roi_align(BOX_SIZE, pyramid.strides),
+        _roi_align(BOX_SIZE, pyramid.strides, config.roi_aligned),
         head,
         in_float32(predictor),
         fg_iou_thresh=stage.iou,
@@ -327,9 +339,25 @@ def _roi_heads(
     )
 
 
-def _roi_align(size: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
+class AlignedRoIAlign(MultiScaleRoIAlign):
+    """torchvision's RoIAlign, with the center of a cell at half a stride, where boxes have it.
+
+    torchvision's own has it at the cell's upper left corner, so that regions are pooled half a cell too far to the
+    lower right: an eighth of the side of a region of 16 pixels.
+    """
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        mapper: Any = self.map_levels
+        shifts = boxes[0].new_tensor([0.5 / scale for scale in self.scales or ()])[mapper(boxes)][:, None]
+        parts = shifts.split([part.shape[0] for part in boxes])  # tracing would record len() as a constant
+        pooled: Tensor = super().forward(x, [part - by for part, by in zip(boxes, parts, strict=True)], image_shapes)
+        return pooled
+
+
+def _roi_align(size: int, strides: Sequence[int], aligned: bool) -> MultiScaleRoIAlign:
     """RoIAlign to ``size`` x ``size``, from the level that fits the region's scale; the coarsest level is not used."""
-    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides) - 1)], size, sampling_ratio=2)
+    kind = AlignedRoIAlign if aligned else MultiScaleRoIAlign
+    pool = kind([str(i) for i in range(len(strides) - 1)], size, sampling_ratio=2)
     # Set explicitly: torchvision infers strides from the first batch, and wrongly if that is mostly padding.
     pool.scales = [1 / stride for stride in strides[:-1]]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-2])))

@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from ..config import DetectConfig
 from .class_loss import AnchorHead, CellHead
-from .pyramid import Pyramid, StridedAnchors, group_norm, head_norm, in_float32
+from .pyramid import Pyramid, StridedAnchors, candidates, group_norm, head_norm, in_float32
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 OCTAVES = tuple(2 ** (i / 3) for i in range(3))
@@ -95,6 +95,7 @@ class RetinaNet(SingleStage, TorchvisionRetinaNet):
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
             detections_per_img=config.max_detections,
+            topk_candidates=candidates(config),
         )
         self.transform = nn.Identity()  # done by the data loaders
 
@@ -136,6 +137,7 @@ class FCOS(SingleStage, TorchvisionFCOS):
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
             detections_per_img=config.max_detections,
+            topk_candidates=candidates(config),
         )
         self.transform = nn.Identity()  # done by the data loaders
 

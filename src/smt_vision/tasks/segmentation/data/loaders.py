@@ -3,7 +3,7 @@
 Shapes: B images of H x W pixels, crops in training; in evaluation full images, zero-padded to multiples of 32.
 """
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ class SegmentationBatch(TypedDict):
     Args:
         image: (B, C, H, W) float32.
         label: In training (B, H, W) int64; in evaluation a list of label maps (h, w) uint8, at the stored size.
-        sizes: In evaluation, (B, 2) int64, heights and widths without the padding.
+        sizes: (B, 2) int64, heights and widths without the padding.
         index: (B,) int64, indices of the images in their dataset.
         unreadable: One message per unreadable image.
     """
 
     image: Tensor
     label: Tensor | list[Tensor]
-    sizes: NotRequired[Tensor]
+    sizes: Tensor
     index: Tensor
     unreadable: list[str]
 
 
 def _stack_crops(items: list[Item]) -> dict[str, Any]:
-    return {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
+    return {key: torch.stack([item[key] for item in items]) for key in ("image", "label", "sizes")}
 
 
 def _stack_padded(items: list[Item]) -> dict[str, Any]:

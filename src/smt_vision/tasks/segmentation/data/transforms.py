@@ -110,7 +110,8 @@ class SegmentationTransform:
         pixels = self.pixels(image, region, self.photometric)
         label = torch.from_numpy(np.ascontiguousarray(region.labels(labels))).long()
         margin = (0, self.config.crop[1] - region.width, 0, self.config.crop[0] - region.height)
-        return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORE_INDEX)}
+        size = torch.tensor([region.height, region.width])
+        return {"image": pad(pixels, margin), "label": pad(label, margin, value=IGNORE_INDEX), "sizes": size}
 
 
 def _photometric() -> Compose:

@@ -24,7 +24,7 @@ MAX_PIXELS = 1 << 22  # of images that go through the model together; a larger i
 
 def segment(
     model: Network, image: Tensor, sizes: Tensor, originals: Sequence[tuple[int, int]], config: SegmentConfig
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Label maps or object probabilities of images, at their original size.
 
     An image's result does not depend on the other images of its batch: batch padding is removed first, and images of
@@ -39,19 +39,38 @@ def segment(
 
     Returns:
         Per image the most probable class of each pixel, ``(H, W)`` int16; with ``config.kind`` ``binary`` the object
-        probabilities, ``(H, W)`` float32. The probabilities are resized, not the labels.
+        probabilities, ``(H, W)`` float32. The probabilities are resized, not the labels. ``None`` for an image whose
+        logits are infinite or not a number.
     """
-    by_row: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor | None] = {}
     for same_size, (height, width) in group_by_size(sizes):
         together = max(1, MAX_PIXELS // (height * width))
         for start in range(0, len(same_size), together):
             rows = same_size[start : start + together]
             maps = [_OutputMap((height, width), originals[row], config.is_binary, image.device) for row in rows]
-            for probabilities in probability_rows(model, image[rows, :, :height, :width], config):
+            checked = _CheckedNetwork(model)
+            for probabilities in probability_rows(checked, image[rows, :, :height, :width], config):
                 for output, values in zip(maps, probabilities, strict=True):
                     output.add(values)
-            by_row.update(zip(rows, (output.values for output in maps), strict=True))
+            for row, output, finite in zip(rows, maps, checked.finite(), strict=True):
+                by_row[row] = output.values if finite else None
     return [by_row[row] for row in range(len(sizes))]
+
+
+class _CheckedNetwork:
+    """A network of which is known afterwards whether all logits of each image of its batches were finite."""
+
+    def __init__(self, model: Network) -> None:
+        self._model = model
+        self._checks: list[Tensor] = []
+
+    def __call__(self, image: Tensor) -> Tensor:
+        logits = self._model(image)
+        self._checks.append(logits.isfinite().flatten(1).all(dim=1))
+        return logits
+
+    def finite(self) -> list[bool]:
+        return torch.stack(self._checks).all(dim=0).tolist()
 
 
 def probability_rows(model: Network, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
