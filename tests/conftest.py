@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
 from tiny_run import tiny, write_split
+
+# A shell that ignores Ctrl-C, as of background jobs, passes that on to all tests and to the processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A garbage collection takes half a second where millions of objects have been imported.
 gc.set_threshold(50_000, 20, 50)

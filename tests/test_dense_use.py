@@ -865,6 +865,7 @@ def test_exported_detector_of_a_batch(head: Head, format: str, backbone: str, sh
         assert one.class_ids.tolist() == other.class_ids.tolist()
         torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        assert (one.masks is None) == (other.masks is None)
         if one.masks is not None and other.masks is not None:
             assert float((one.masks == other.masks).float().mean()) > 0.999
 
