@@ -589,6 +589,8 @@ def test_what_is_not_defined_is_named(photo: Path, tmp_path: Path, capsys: pytes
         (["photo.png", "--kinds", "neighbors"], "--folder"),
         (["photo.png", "--folder", "absent"], "absent"),
         (["photo.png", "--kinds", "erf", "--target", "cat"], "--target"),
+        (["photo.png", "--kinds", "erf", "--query", "0.2", "0.2"], "--query"),
+        (["photo.png", "--kinds", "attention", "--top_k", "5"], "--top_k"),
         (["photo.png", "--target", "zebra"], "'zebra'"),
         (["photo.png", "--target", "10"], "'10'"),
         (["photo.png", "--query", "0.5", "2"], "--query"),

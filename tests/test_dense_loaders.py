@@ -148,7 +148,7 @@ def test_segmentation_batches(folders: Path) -> None:
     loader = segmentation_train_loader(maps(folders), SMALL, AUGMENT, CROPS, 4, seed=0)
     assert loader.batches_per_epoch == 2
     for batch in loader.epoch(0):
-        assert set(batch) == {"image", "label", "index", "unreadable"}
+        assert set(batch) == {"image", "label", "sizes", "index", "unreadable"}
         assert batch["image"].shape == (4, 3, 24, 32)
         assert batch["label"].shape == (4, 24, 32)
         assert batch["label"].dtype == torch.int64

@@ -51,6 +51,7 @@ def test_points_are_models_run_at_their_published_size() -> None:
 
     results = [result("smt_tiny:fused", 40), result("convnext_tiny", 30), result("fastvit_sa12:fused", 50, size=256)]
     results += [result("smt_small", 20, size=256), result("resnet18", 90), result("smt_tiny", 60, batch_size=16)]
+    results.append(result("resnet50:features", 70))  # no classifier
     assert speed_points(results) == {
         "batch 1": [
             SpeedPoint("SMT-T fused", 40, 82.2, True),

@@ -43,13 +43,13 @@ class SpeedPoint:
 
 
 def speed_points(results: Sequence[Result]) -> dict[str, list[SpeedPoint]]:
-    """Points by batch size, of the models that were run at the size of their published accuracy."""
+    """Points by batch size, of the classifiers that were run at the size of their published accuracy."""
     panels: dict[str, list[SpeedPoint]] = {}
     for result in results:
         source, variants = parse_spec(result.model)
         architecture = source.partition(".")[0]
         published = PUBLISHED.get(architecture)
-        if published and result.input_size == (3, published.size, published.size):
+        if published and "features" not in variants and result.input_size == (3, published.size, published.size):
             label = " ".join((published.label, *variants))
             point = SpeedPoint(label, result.images_per_s, published.top1, architecture in VARIANTS)
             panels.setdefault(f"batch {result.batch_size}", []).append(point)

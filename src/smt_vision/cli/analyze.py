@@ -45,10 +45,10 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--untrained", action="store_true", help="random weights for the models, which are timm names")
     parser.add_argument("--folder", type=Path, help="images to search for nearest neighbors")
-    parser.add_argument("--top_k", type=Count, default=8, help="number of nearest neighbors")
+    parser.add_argument("--top_k", type=Count | None, help="number of nearest neighbors; default: 8")
     parser.add_argument(
-        "--query", type=Fraction, nargs=2, default=[0.5, 0.5], metavar=("Y", "X"),
-        help="query of attention maps: position from the top and from the left, 0 to 1",
+        "--query", type=Fraction, nargs=2, metavar=("Y", "X"),
+        help="query of attention maps: position from the top and from the left, 0 to 1; default: the center",
     )  # fmt: skip
     parser.add_argument("--target", type=str | None, help="class of class activation maps: a name or an index")
     parser.add_argument("--out", type=OutputFolder, default=Path("analysis"), help="output folder")
@@ -107,7 +107,12 @@ def _options(args: Any) -> tuple["Options", list[Path]]:
     kinds = args.kinds or []
     if args.folder is None and "neighbors" in kinds:
         raise ValueError("--kinds neighbors needs --folder FOLDER: images to search")
-    given = {"folder": ("neighbors", args.folder), "target": ("cam", args.target)}
+    given = {
+        "folder": ("neighbors", args.folder),
+        "top_k": ("neighbors", args.top_k),
+        "query": ("attention", args.query),
+        "target": ("cam", args.target),
+    }
     for option, (kind, value) in given.items():
         if value is not None and kinds and kind not in kinds:
             raise ValueError(f"--{option} is used by --kinds {kind}, not by {', '.join(kinds)}; omit it")
@@ -117,8 +122,11 @@ def _options(args: Any) -> tuple["Options", list[Path]]:
     gallery = find_images([args.folder]) if args.folder else []
     from ..analysis.kinds import Options
 
-    query = (args.query[0], args.query[1])
-    return Options(query, args.target, gallery, args.top_k, args.format), images
+    given_options = {
+        **({} if args.query is None else {"query": (args.query[0], args.query[1])}),
+        **({} if args.top_k is None else {"top_k": args.top_k}),
+    }
+    return Options(target=args.target, gallery=gallery, format=args.format, **given_options), images
 
 
 class _Analysis:

@@ -10,7 +10,7 @@ from ..bounds import Count, CountOrZero, OutputFolder, Resamples, Workers
 from ..precision import describe_precision
 from ..recipe import Engine, from_plain
 from ..text import Markdown
-from .common import Output, Parser, new_parser
+from .common import Output, Parser, finite, new_parser
 from .console import styled
 from .overrides import add_labels, add_overrides, add_precision, add_providers, labels_of, overrides_of, providers_of
 from .progress import progress_callback
@@ -87,7 +87,7 @@ def run(args: Any) -> Output:
     show += [_rendered(table) for table in evaluation.tables(metrics) if table.rows]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        (args.out / "metrics.json").write_text(json.dumps(finite(metrics), indent=1, allow_nan=False))
         drawn = evaluation.pictures(args.out, metrics)
         show.append(f"written: {', '.join(map(str, [args.out / 'metrics.json', *drawn]))}")
     return Output(metrics, show)
