@@ -202,7 +202,8 @@ class Run(TrainingState):
         tensors = {f"{part}.{name}": value for part, state in self._state().items() for name, value in _tensors(state)}
         if not tensors:
             return set()
-        finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
+        # The step of an optimizer that is not fused is on the CPU, beside a GPU's parameters.
+        finite = torch.stack([value.isfinite().all().cpu() for value in tensors.values()]).tolist()
         return {name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite}
 
     def _set_aside(self) -> None:
