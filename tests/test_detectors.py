@@ -362,14 +362,15 @@ def test_regions_are_pooled_where_boxes_are() -> None:
     assert (earlier - torch.stack(expected)).abs().max() > 0.1
 
 
-def test_more_detections_need_more_candidates() -> None:
-    for head, changes in (("retinanet", {}), ("fcos", {}), ("mask_rcnn", {})):
-        model = detector(head, **changes)
-        found = model.rpn._post_nms_top_n["testing"] if head == "mask_rcnn" else model.topk_candidates
-        assert found == 1000, head
-        model = detector(head, max_detections=2000)
-        found = model.rpn._post_nms_top_n["testing"] if head == "mask_rcnn" else model.topk_candidates
-        assert found == 4000, head
+@pytest.mark.parametrize("head", ["retinanet", "fcos", "mask_rcnn"])
+@pytest.mark.parametrize(("detections", "candidates"), [(100, 1000), (2000, 4000)])
+def test_more_detections_need_more_candidates(head: str, detections: int, candidates: int) -> None:
+    model = detector(head, max_detections=detections)
+    if head != "mask_rcnn":
+        assert model.topk_candidates == candidates
+        return
+    assert model.rpn._pre_nms_top_n["testing"] == candidates
+    assert model.rpn._post_nms_top_n["testing"] == candidates
 
 
 def test_outputs_that_are_not_finite_are_not_taken_for_no_objects(head: str) -> None:

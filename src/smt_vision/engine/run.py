@@ -202,8 +202,9 @@ class Run(TrainingState):
         tensors = {f"{part}.{name}": value for part, state in self._state().items() for name, value in _tensors(state)}
         if not tensors:
             return set()
-        # The step of an optimizer that is not fused is on the CPU, beside a GPU's parameters.
-        finite = torch.stack([value.isfinite().all().cpu() for value in tensors.values()]).tolist()
+        # On one device: the step of an optimizer that is not fused is on the CPU, beside a GPU's parameters.
+        device = self.fabric.device
+        finite = torch.stack([value.isfinite().all().to(device) for value in tensors.values()]).tolist()
         return {name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite}
 
     def _set_aside(self) -> None:

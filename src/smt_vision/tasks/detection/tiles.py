@@ -120,13 +120,11 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor, thres
     keep = batched_nms(boxes, scores, labels, threshold)
     dropped = torch.ones_like(labels, dtype=torch.bool)
     dropped[keep] = False
-    restored = [
-        rows[~(box_iou(boxes[rows], boxes[keep]) > threshold)
-             .logical_and(labels[rows, None] == labels[keep])
-             .logical_and(tile[rows, None] != tile[keep])
-             .any(dim=1)]
-        for rows in dropped.nonzero()[:, 0].split(ROWS_AT_ONCE)
-    ]  # fmt: skip
+    restored = []
+    for rows in dropped.nonzero()[:, 0].split(ROWS_AT_ONCE):
+        overlap = box_iou(boxes[rows], boxes[keep]) > threshold
+        rival = overlap & (labels[rows, None] == labels[keep]) & (tile[rows, None] != tile[keep])
+        restored.append(rows[~rival.any(dim=1)])
     keep = torch.cat([keep, *restored])
     return keep[scores[keep].argsort(descending=True, stable=True)]
 

@@ -272,8 +272,8 @@ class SegmentationMetric:
         for prediction, label, index in zip(output, batch["label"], batch["index"].tolist(), strict=True):
             if prediction is None:
                 self.not_finite += 1
-                prediction = torch.zeros(label.shape, dtype=torch.float32 if self.binary else torch.int16)
-                prediction = prediction.to(self.worst.device)
+                dtype = torch.float32 if self.binary else torch.int16
+                prediction = torch.zeros(label.shape, dtype=dtype, device=self.worst.device)
             error = self.sums.update(prediction, label)
             if self.resamples:
                 self.images.append(torch.cat([torch.tensor([float(index)]), self.sums.image_values])[None])
