@@ -15,7 +15,6 @@ from command import answer, refusal, run
 from smt_vision import checkpoints
 from smt_vision.engine.lock import FolderLock
 from smt_vision.engine.loop import train
-from smt_vision.engine.run import Run
 from smt_vision.tasks.classification.calibration import CalibrationMetric, fit_temperature
 from smt_vision.tasks.classification.config import ClassifyConfig
 from tiny_run import COLORS, tiny, write_images
@@ -100,7 +99,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that held out a third of the images."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "report", lambda run, command: None)  # its pictures take seconds
+        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)  # its pictures take seconds
         train(tiny(images, epochs=2, batch_size=16, input={"val_fraction": 0.33}), folder, display=False)
     return folder
 
@@ -145,7 +144,7 @@ def test_run_is_calibrated_on_the_images_that_it_held_out(
 
 
 def test_run_that_is_calibrated_can_be_resumed(copy: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "report", lambda run, command: None)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
     answer(capsys, "calibrate", copy, "--workers", "0")
     assert answer(capsys, "train", "--resume", copy)["step"] > 0
 

@@ -20,7 +20,8 @@ from command import answer, refusal, run
 from drawn_sets import CATEGORIES, CLASSES, scenes_recipe
 from smt_vision.data.files import find_images
 from smt_vision.data.padding import pad_together
-from smt_vision.engine.loop import run_evaluation, train
+from smt_vision.engine.evaluation_loop import run_evaluation
+from smt_vision.engine.loop import train
 from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task

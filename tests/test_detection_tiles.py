@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dense_sets import annotation, write_coco
-from smt_vision.engine.loop import run_evaluation
+from smt_vision.engine.evaluation_loop import run_evaluation
 from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks.detection.config import DetectConfig

@@ -16,7 +16,6 @@ from smt_vision import checkpoints, load
 from smt_vision.checkpoints import checksum
 from smt_vision.cli.train import build_parser
 from smt_vision.engine.loop import train
-from smt_vision.engine.run import Run
 from smt_vision.recipe import Distill, Recipe
 from smt_vision.tasks.classification.config import ClassificationDistill, ClassifyConfig
 from smt_vision.tasks.classification.distill import sigmoid_divergence, softmax_divergence
@@ -31,7 +30,7 @@ MIXED = dict(mixup=0.2, cutmix=1.0, mix_prob=1.0)
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr(Run, "report", lambda run, command: None)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def teacher(colored: Path) -> Path:
     folder = colored.parent / "teacher"
     input = dict(size=40, mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "report", lambda run, command: None)
+        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
         train(tiny(colored, input=input, seed=1), folder, display=False, max_steps=6)
     return folder
 

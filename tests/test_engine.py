@@ -37,6 +37,7 @@ from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.processes import average
 from smt_vision.engine.run import Run
+from smt_vision.engine.step import train_step
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.recipe import Engine, Input, Optim, Recipe
 from smt_vision.signals import Stopped, StopSignals, stop_signals
@@ -63,7 +64,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures at the end of a run: they take seconds, and these tests do not read them."""
-    monkeypatch.setattr(Run, "report", lambda run, command: None)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
 
 
 # --- the learning rate
@@ -890,7 +891,7 @@ def test_a_process_without_images_ends_the_others_after_it_was_saved(two: Simple
 def test_a_process_that_fails_at_the_start_of_an_epoch_has_the_last_batches_of_the_one_before() -> None:
     signals = StopSignals()
     several: Any = SimpleNamespace(fabric=SimpleNamespace(world_size=2))
-    each = loop._Loop(several, several, several, signals, Watchdog(1, signals, "run"))
+    each = loop._Loop(several, several, several, several, signals, Watchdog(1, signals, "run"))
 
     def damaged() -> Iterator[Any]:
         raise UnreadableImage("3 unreadable images")
@@ -902,6 +903,20 @@ def test_a_process_that_fails_at_the_start_of_an_epoch_has_the_last_batches_of_t
     assert each._failure is None
     assert each._next(damaged()) == ["second"]
     assert isinstance(each._failure, UnreadableImage)
+
+
+def test_a_step_that_is_given_up_changes_nothing(colored: Path, tmp_path: Path) -> None:
+    run = train(tiny(colored), tmp_path / "run", display=False, max_steps=1)
+    before = {name: value.clone() for name, value in run.raw.state_dict().items()}
+    assert any(name.endswith("running_mean") for name in before)
+    batch = next(iter(run.task.train_loader(0, 1).epoch(1)))
+    run.train_mode()
+    train_step(run, [batch], lr=0.1, flags=torch.tensor([0.0, 0.0, 1.0]))
+    assert run.step == 1
+    assert all(torch.equal(value, before[name]) for name, value in run.raw.state_dict().items())
+    train_step(run, [batch], lr=0.1, flags=torch.zeros(3))
+    assert run.step == 2
+    assert not torch.equal(run.raw.state_dict()["head.fc.weight"], before["head.fc.weight"])
 
 
 def test_two_processes_evaluate_the_saved_model(

@@ -19,7 +19,7 @@ from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.lr_finder import _curve
 from smt_vision.engine.optim import build_optimizer
-from smt_vision.engine.run import Run, evaluations_without_improvement
+from smt_vision.engine.run import evaluations_without_improvement
 from smt_vision.lora import merge_state, merge_weight
 from smt_vision.recipe import Lora, Recipe
 from smt_vision.spec import ModelSpec
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr(Run, "report", lambda run, command: None)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
 
 
 def prepared(model: str, arguments: dict[str, Any], **fields: Any) -> tuple[Any, list[nn.Module]]:

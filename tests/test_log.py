@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import resource
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smt_vision.engine import display as display_module
-from smt_vision.engine.log import read_log
+from smt_vision.engine.log import TrainingLog, read_log
 from smt_vision.engine.tracker import RunTracker
 
 
@@ -276,3 +277,33 @@ def test_close_twice(tmp_path):
     tracker.close()
     tracker.step(1, 0.1, loss=1.0)
     assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_lines_that_cannot_be_written_are_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the size of files stands in for a full disk, which may end a write in the middle of a line."""
+    log = TrainingLog(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for step in range(1, 6):
+            log.write("train", step=step, epoch=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(read_log(tmp_path)) == 1
+    assert (caplog.text.count("kept in memory"), caplog.text.count("File too large")) == (1, 1)
+    log.write("train", step=6, epoch=1.0)
+    log.close()
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_that_are_lost_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = TrainingLog(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        log.write("note", message="a")
+        log.write("note", message="b")
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "its last 2 lines are lost" in caplog.text

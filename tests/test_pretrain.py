@@ -18,7 +18,6 @@ from smt_vision import RECIPES, calibrate, checkpoints, evaluate, load
 from smt_vision.cli import main
 from smt_vision.data.fingerprint import UsedImages
 from smt_vision.engine.loop import train
-from smt_vision.engine.run import Run
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import get_task
 from smt_vision.tasks.backbone import find_backbone
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr(Run, "report", lambda run, command: None)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def small(data: Path, **fields: Any) -> PretrainingRecipe:
 def pretrained(unlabeled: Path) -> Path:
     folder = unlabeled.parent / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "report", lambda run, command: None)
+        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
         train(small(unlabeled), folder, display=False)
     return folder
 

@@ -16,7 +16,6 @@ from smt_vision.cli import main
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import learning_rate
-from smt_vision.engine.run import Run
 from smt_vision.legacy import upgrade
 from smt_vision.recipe import OWN_DATA, Augment, Engine, Input, Optim, Recipe
 from smt_vision.tasks import RECIPES, TASKS, get_task, read_recipe, recipe_class
@@ -188,7 +187,7 @@ def test_builds_at_full_size(recipe: Recipe) -> None:
 def test_trains_one_step_and_evaluates(
     recipe: Recipe, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "report", lambda run, command: None)  # pictures, seconds each
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)  # pictures, seconds each
     small = replace(
         recipe,
         data=str(colored),

@@ -14,9 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from smt_vision.engine.run import Run
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.files import write_atomic
 from smt_vision.recipe_files import read_recipe_file
-from smt_vision.signals import stop_signals
+from smt_vision.signals import Interrupted, stop_signals
 from smt_vision.tasks import get_task
 from tiny_run import environment, tiny, write_config, write_split
 
@@ -53,7 +54,7 @@ STEPS = 6  # per epoch
 def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without pictures and a summary, which take as long as their training, unless a test is marked so."""
     if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(Run, "report", lambda run, command: None)
+        monkeypatch.setattr(loop, "write_report", lambda run, command: None)
 
 
 @pytest.fixture(scope="module")
@@ -467,6 +468,50 @@ def test_full_disk_is_named_with_the_space_that_is_missing(tmp_path: Path) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
+def full_disk(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_in_an_epoch_does_not_end_the_run(
+    colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on with the last checkpoint that could be written, and the next one is complete again."""
+    folder, write = tmp_path / "run", checkpoints.save
+
+    def save(content: dict[str, Any], path: Path) -> None:
+        (full_disk if content.get("step") in (3, 6) else write)(content, path)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    train(tiny(colored, engine=dict(checkpoint_minutes=0, keep_last=20)), folder, display=False)
+    notes = [line["message"] for line in read_log(folder) if line["kind"] == "note"]
+    assert [re.findall(r"no checkpoint of step (\d+): .*No space left on device", note) for note in notes] == [
+        ["3"], ["6"], ["6"]  # before and after the evaluation
+    ]  # fmt: skip
+    assert {checkpoints.load(path).state["step"] for path in training_checkpoints(folder)} == {
+        1,
+        2,
+        4,
+        5,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+    }
+    assert_same_weights(folder, whole)
+
+
+def test_a_full_disk_at_the_end_of_a_run_is_an_error(
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny(colored), tmp_path / "run", display=False, max_steps=1)
+    monkeypatch.setattr(checkpoints, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny(colored), tmp_path / "run", display=False, max_steps=2)
+    assert state(tmp_path / "run")["step"] == 1
+
+
 # --- two processes in one folder
 
 
@@ -489,15 +534,59 @@ def test_lock_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # As on a network file system whose locks do not reach other machines.
     monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
     path = tmp_path / LOCK
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.1)
     path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
-    start = time.monotonic()
-    with FolderLock(tmp_path):  # no sign of life: it has died
-        assert time.monotonic() - start > 1
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
-    beat = subprocess.Popen([sys.executable, "-c", f"import os, time\ntime.sleep(0.5)\nos.utime({str(path)!r})"])
-    with pytest.raises(ValueError, match="process 7 on elsewhere"), FolderLock(tmp_path):
-        pass
-    beat.wait()
+    for clock in (-1e6, 0, 1e6):  # of the other machine
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+        os.utime(path, (time.time() + clock,) * 2)
+        start = time.monotonic()
+        with FolderLock(tmp_path):  # no sign of life: it has died
+            assert time.monotonic() - start > 1
+        monkeypatch.setattr(lock, "STALE_SECONDS", 600.0)
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+        os.utime(path, (time.time() + clock,) * 2)
+        with showing_life(path, clock), pytest.raises(ValueError, match="process 7 on elsewhere"), FolderLock(tmp_path):
+            pass
+        monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
+
+
+@contextmanager
+def showing_life(path: Path, clock: float = 0) -> Iterator[None]:
+    """Renew the time of a lock in another thread, by a clock that is seconds ahead."""
+    end = threading.Event()
+
+    def renew() -> None:
+        while not end.wait(0.2):
+            os.utime(path, (time.time() + clock,) * 2)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_lock_that_was_taken_over_is_noticed(colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stood still for longer than others wait does not write beside the one that continues its run."""
+    save, folder = Run.save_last, tmp_path / "run"
+
+    def take_over(run: Run) -> None:
+        save(run)
+        (folder / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+
+    monkeypatch.setattr(Run, "save_last", take_over)
+    with pytest.raises(ValueError, match="process 7 on elsewhere has taken over"):
+        train(tiny(colored, engine=dict(checkpoint_minutes=0)), folder, display=False)
+    assert state(folder)["step"] == 1
+    assert "elsewhere" in (folder / LOCK).read_text()  # its lock stays
+
+
+def test_a_lock_that_was_removed_is_no_error(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as held:
+        (tmp_path / LOCK).unlink()
+        held.check()
 
 
 def test_a_lock_shows_signs_of_life_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,15 +621,12 @@ def test_lock_where_the_file_system_has_none(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
     path = tmp_path / LOCK
     path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-    os.utime(path, (0, 0))
     with FolderLock(tmp_path):
         pass
-    monkeypatch.setattr(lock, "STALE_SECONDS", 30.0)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 600.0)
     path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-    beat = subprocess.Popen([sys.executable, "-c", f"import os, time\ntime.sleep(0.5)\nos.utime({str(path)!r})"])
-    with pytest.raises(ValueError, match="is training in this folder"), FolderLock(tmp_path):
+    with showing_life(path), pytest.raises(ValueError, match="is training in this folder"), FolderLock(tmp_path):
         pass
-    beat.wait()
 
 
 # --- data that has changed
@@ -622,6 +708,17 @@ def test_training_images_that_are_added_leave_the_best_weights(tmp_path: Path) -
     add_image(data)
     run = train(tiny(data, engine=dict(allow_changed_data=True)), tmp_path / "run", display=False, max_steps=9)
     assert (run.metrics, run.history) == (before.metrics, before.history)
+
+
+def test_a_large_dataset_with_identical_images_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large dataset, not all fingerprints are known; identical images make them even fewer."""
+    data = write_split(tmp_path / "data")
+    for i in range(1, 4):
+        shutil.copy(data / "train/red/0.png", data / f"train/red/{i}.png")
+    monkeypatch.setattr("smt_vision.engine.run_images.MAX_TRAIN", 20)  # of 24 images
+    train(tiny(data), tmp_path / "run", display=False, max_steps=2)
+    assert len(state(tmp_path / "run")["images"]["train"]) < 20
+    assert train(tiny(data), tmp_path / "run", display=False, max_steps=3).step == 3
 
 
 def test_another_number_of_steps_per_epoch_is_refused(tmp_path: Path) -> None:
@@ -812,6 +909,66 @@ def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: f
     assert os.waitstatus_to_exitcode(status) == 128 + (signal.SIGINT if pause else signal.SIGTERM)
 
 
+def test_waits_for_images_say_nothing_about_the_time_of_a_step() -> None:
+    """After a signal, a process that does not react is not given twice its longest wait."""
+    if not (pid := os.fork()):
+        try:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            watchdog.GRACE_SECONDS = 1.0
+            with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
+                for phase in (watchdog.WAITING, watchdog.SAVING):
+                    dog.at(phase)
+                    dog._since -= 600
+                dog.at("training step 7")
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(60)
+        finally:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
+
+
+def test_a_run_saves_itself_after_a_stall_however_long_it_takes() -> None:
+    """And where the signal is ignored that would otherwise end the wait."""
+    if not (pid := os.fork()):
+        try:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            watchdog.GRACE_SECONDS = 1.0
+            with stop_signals() as signals, Watchdog(0.1, signals, "runs/a") as dog:
+                dog.at(watchdog.WAITING)
+                with suppress(Interrupted), signals.interruptible():
+                    dog._since -= 6
+                    time.sleep(60)
+                dog.at(watchdog.SAVING)
+                time.sleep(4)
+                os._exit(5 if dog.stalled else 6)
+        finally:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+
+def test_a_full_pipe_does_not_keep_a_process_from_being_ended() -> None:
+    """Whoever reads the standard error may stand still as well."""
+    read_end, write_end = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            sys.stderr = os.fdopen(write_end, "w")
+            os.set_blocking(write_end, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(write_end, bytes(4096))
+            os.set_blocking(write_end, True)
+            with stop_signals() as signals, Watchdog(0.02, signals, "runs/a") as dog:
+                watchdog.GRACE_SECONDS = 1.0
+                dog.at("training step 7")
+                while True:
+                    time.sleep(1)
+        finally:
+            os._exit(7)
+    os.close(write_end)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    os.close(read_end)
+
+
 @pytest.mark.parametrize("phase", ["writing a checkpoint", "training step 7"])
 def test_what_a_signal_asked_for_is_not_cut_short(phase: str) -> None:
     """A checkpoint may take long, and a step that had taken long before the signal is given the whole time."""
@@ -959,7 +1116,7 @@ def test_signal_outside_of_training(
         if when == "evaluation":
             patch.setattr(loop, "run_evaluation", interrupted)
         else:
-            patch.setattr(Run, "report", interrupted)
+            patch.setattr(loop, "write_report", interrupted)
         start = time.monotonic()
         with pytest.raises(loop.RunStopped, match=f"after step {STEPS if when == 'evaluation' else 2 * STEPS} of 12"):
             train(recipe, folder, display=False)

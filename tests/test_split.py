@@ -312,7 +312,7 @@ def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:
 def test_held_out_images_of_a_sampled_dataset_are_found(
     unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smt_vision.engine.run.MAX_TRAIN", 20)
+    monkeypatch.setattr("smt_vision.engine.run_images.MAX_TRAIN", 20)
     monkeypatch.setattr("smt_vision.data.subset.MAX_TRAIN", 20)
     train(tiny(unsplit, epochs=1), tmp_path / "run", display=False)
     assert len(checkpoints.load(tmp_path / "run").state["images"]["train"]) == 20  # of 54

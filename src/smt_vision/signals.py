@@ -10,6 +10,7 @@ from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 from .text import shell_word
 
@@ -62,6 +63,7 @@ class StopSignals:
     Attributes:
         received: Their numbers, in order.
         handled: Whether signals are collected: they are in the main thread only.
+        numbers: Those that are collected: the others are ignored.
         pipe: Read end of a pipe in which every signal is a byte, its number, as soon as it arrives: Python calls
             handlers between two steps of the main thread's code, and thus not while that waits in a collective. There
             may be other bytes, of signals that are not handled here, and 0. -1 if signals are not collected.
@@ -70,6 +72,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.handled = False
+        self.numbers: tuple[signal.Signals, ...] = ()
         self.pipe = self._pipe_end = -1
         self._interruptible = 0
         self._ends_at = 0.0  # from when on another signal ends the process
@@ -97,6 +100,11 @@ class StopSignals:
             yield
         finally:
             self._interruptible -= 1
+
+    def interrupt(self) -> None:
+        """End an :meth:`interruptible` section of the main thread, as a signal does; called in another thread."""
+        if self.numbers:
+            signal.pthread_kill(cast(int, threading.main_thread().ident), self.numbers[-1])
 
     def wake(self) -> None:
         """End a wait for the next byte of ``pipe``."""
@@ -133,10 +141,8 @@ def stop_signals() -> Iterator[StopSignals]:
         return
     signals.pipe, signals._pipe_end = os.pipe()
     os.set_blocking(signals._pipe_end, False)
-    before = {}
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, signals.collect)
+    signals.numbers = tuple(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, signals.collect) for number in signals.numbers}
     wakeup_before = signal.set_wakeup_fd(signals._pipe_end, warn_on_full_buffer=False)
     try:
         yield signals

@@ -2,6 +2,7 @@
 
 import bz2
 import functools
+import glob
 import gzip
 import hashlib
 import lzma
@@ -9,6 +10,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz
 MIN_FREE = 1 << 28  # bytes that unpacking leaves free on the disk
 MAX_RATIO, ALWAYS_UNPACKED = 200, 1 << 26  # unpacked over compressed bytes, in files of more than 64 MB unpacked
 _CHUNK = 1 << 20
+PARTIAL = ".partial"  # suffix of a file that is being unpacked
+ABANDONED_SECONDS = 3600.0  # since the last byte was written to it: by a process that has died
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 log = get_logger(__name__)
 
@@ -246,13 +250,18 @@ def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool
                 return TarIndex(target, source=path)
             except ValueError:
                 log.warning("%s: damaged; unpacking %s again", target, path)
+        for left in target.parent.glob(f"{glob.escape(target.name)}*{PARTIAL}"):
+            # By a process that was killed; where there are no locks, another one may be writing its own now.
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
         return _unpacked(path, opener, target, allow_damaged)
 
 
 def _unpacked(path: Path, opener: Callable[..., Any], target: Path, allow_damaged: bool) -> TarIndex:
     log.info("unpacking %s to %s (once)", path, target)
     # Renamed only when complete: neither an interrupted run nor damage may leave a file that looks like the tar.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".partial")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=PARTIAL)
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as out, opener(path, "rb") as packed:

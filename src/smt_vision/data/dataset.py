@@ -4,6 +4,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Literal, Self, TypeVar
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .fingerprint import Fingerprints, hash_bytes, hash_content, hash_file, map_images
+from .retry import retried
 
 Split = Literal["train", "val"]
 Raw = bytes | Path | Image.Image
@@ -113,12 +115,16 @@ class RawDataset(ABC, Generic[T]):
         return np.array([hash_bytes(bytes(name), value.tobytes()) for name, value in pairs], dtype=np.int64)
 
     def _fingerprint(self, i: int) -> int:
-        try:
-            raw = self.raw(i)
-            if isinstance(raw, Path):
-                return hash_file(raw)
-            if isinstance(raw, bytes):
-                return hash_content(len(raw), lambda offset, length: raw[offset : offset + length])
-        except (OSError, ValueError):  # the data loaders report unreadable images
-            pass
-        return hash_bytes(os.fsencode(self.name(i)))  # an image that is not stored as a file
+        with suppress(OSError, ValueError):  # the data loaders report unreadable images
+            if (content := retried(lambda: self._hash_content(i))) is not None:
+                return content
+        return hash_bytes(os.fsencode(self.name(i)))
+
+    def _hash_content(self, i: int) -> int | None:
+        """Hash of the content of image ``i``; ``None`` if it is not stored as a file."""
+        raw = self.raw(i)
+        if isinstance(raw, Path):
+            return hash_file(raw)
+        if isinstance(raw, bytes):
+            return hash_content(len(raw), lambda offset, length: raw[offset : offset + length])
+        return None

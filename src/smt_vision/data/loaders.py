@@ -23,6 +23,7 @@ from ..signals import ignore_stop_signals
 from ..text import get_logger
 from .dataset import RawDataset
 from .decode import UnreadableImage, decode_for_resize
+from .retry import retried
 from .samplers import EvalSampler, TrainSampler
 from .sampling import image_draws
 
@@ -92,11 +93,15 @@ class DecodedImages(Dataset[Item], Generic[T]):
         return {"image": None, "index": index, "unreadable": unreadable}
 
     def _item(self, row: int) -> Item:
+        return self.transform(*retried(lambda: self._decoded(row)))
+
+    def _decoded(self, row: int) -> tuple[Any, T, str]:
+        """An image that is decoded as far as its size is known, its target, and its name."""
         try:
             raw, target, name = self.images.read(row)
         except OSError as error:  # of the storage: another image takes its place, as if it were damaged
             raise UnreadableImage(f"{self.images.name(row)}: {error}") from error
-        return self.transform(decode_for_resize(raw, self.input, name=name), target, name)
+        return decode_for_resize(raw, self.input, name=name), target, name
 
     def _another(self, row: int, unreadable: list[str]) -> Item:
         """The item of a random other image, or of the next one that can be read; messages are added to the list."""

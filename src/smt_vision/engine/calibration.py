@@ -19,9 +19,9 @@ from ..tasks.classification.task import ClassificationEvaluation
 from ..tasks.predictor import Predictor
 from ..text import get_logger
 from .evaluation import FLOAT32, count_used, open_evaluation
+from .evaluation_loop import run_evaluation
 from .launch import launch
 from .lock import FolderLock
-from .loop import run_evaluation
 
 log = get_logger(__name__)
 FEW_IMAGES = 100

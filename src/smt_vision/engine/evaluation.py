@@ -21,8 +21,8 @@ from ..tasks.load import Overrides, load
 from ..tasks.predictor import Predictor
 from ..tasks.task import EvalLoader, Evaluation
 from ..text import get_logger
+from .evaluation_loop import run_evaluation
 from .launch import launch
-from .loop import run_evaluation
 from .processes import check_same_images
 
 log = get_logger(__name__)

@@ -11,9 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from ..text import get_logger
+
+log = get_logger(__name__)
 LOCK = "run.lock"
 BEAT_SECONDS = 15.0  # between two signs of life
 STALE_SECONDS = 90.0  # without one: the process on another machine has died
+WATCH_SECONDS = 1.0  # between two looks for one
 JOIN_SECONDS = 1.0  # that the end waits for a file system which does not answer
 
 
@@ -76,14 +80,24 @@ class FolderLock:
         if holder and (holder["host"] != socket.gethostname() or (not supported and _is_alive(holder["pid"]))):
             self._wait_for_sign_of_life(holder)
         self._file.truncate(0)
-        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._file.write(json.dumps(_this_process()))
         self._file.flush()
+
+    def check(self) -> None:
+        """Raise a ValueError if another process has taken the lock over while this one showed no sign of life."""
+        with contextlib.suppress(FileNotFoundError):  # removed by hand; whoever comes next makes another one
+            if (holder := self._holder()) == _this_process():
+                return
+            who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+            raise ValueError(
+                f"{self.path.parent}: {who} has taken over this folder, since this process stood still for more than "
+                f"{STALE_SECONDS:.0f} s; it ends without writing anything"
+            )
 
     def _holder(self) -> dict[str, Any] | None:
         """What the file says of the process that holds the lock, or that died with it."""
-        self._file.seek(0)
         try:
-            holder = json.loads(self._file.read())
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
             return {"host": str(holder["host"]), "pid": int(holder["pid"])}
         except (ValueError, TypeError, KeyError):  # empty, as after an orderly end, or damaged
             return None
@@ -91,13 +105,19 @@ class FolderLock:
     def _wait_for_sign_of_life(self, holder: dict[str, Any]) -> None:
         """Return when a process that a lock does not tell of has shown none for long enough.
 
+        The file's time is only compared with itself: it may be of another machine's clock.
+
         Raises:
             ValueError: It has shown one.
         """
-        seen = self.path.stat().st_mtime
-        while time.time() - seen < STALE_SECONDS:
-            time.sleep(1)
-            if self.path.stat().st_mtime != seen:
+        log.warning(
+            "%s: of process %d on %s; waiting %.0f s for a sign of life, before the folder is taken over",
+            self.path, holder["pid"], holder["host"], STALE_SECONDS,
+        )  # fmt: skip
+        seen, start = self.path.stat().st_mtime_ns, time.monotonic()
+        while time.monotonic() - start < STALE_SECONDS:
+            time.sleep(WATCH_SECONDS)
+            if self.path.stat().st_mtime_ns != seen:
                 raise self._in_use(holder)
 
     def _in_use(self, holder: dict[str, Any] | None) -> ValueError:
@@ -109,18 +129,25 @@ class FolderLock:
 
     def _keep_beating(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the latter, when another process has it: leave its time
+                self.check()
                 os.utime(self.path)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._end.set()
         self._beats.join(JOIN_SECONDS)
         _held.discard(self._file)
-        self._file.truncate(0)
+        with contextlib.suppress(ValueError):  # another process has it now
+            self.check()
+            self._file.truncate(0)
         self._file.close()
         if self._made_folder and list(self.path.parent.iterdir()) == [self.path]:  # nothing was written
             self.path.unlink()
             self.path.parent.rmdir()
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def _is_alive(pid: int) -> bool:

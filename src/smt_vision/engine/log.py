@@ -4,7 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..text import get_logger
 
@@ -15,7 +15,9 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # numbers th
 
 
 class TrainingLog:
-    """Appends lines to ``log.jsonl``, each flushed as it is written.
+    """Appends lines to ``log.jsonl``, each of them at once.
+
+    Lines that cannot be written, e.g. because the disk is full, are kept in memory until it is possible.
 
     A line has a ``kind`` (``train``, ``eval``, ``note`` or ``resume``), a ``time`` in seconds since 1970, and the
     values passed to :meth:`write`. Where the log already has lines, or the run starts after step 0, the first line
@@ -32,7 +34,8 @@ class TrainingLog:
         path = folder / LOG_NAME
         _remove_incomplete_line(path)
         has_lines = path.exists() and path.stat().st_size > 0
-        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
         if has_lines or start_step:
             self.write("resume", step=start_step)
 
@@ -40,13 +43,27 @@ class TrainingLog:
         """Append a line. Values that JSON cannot represent are written as their ``str``."""
         fields = {"kind": kind, "time": round(time.time(), 3), **values}
         encodable = {name: _encodable(value) for name, value in fields.items()}
+        line = json.dumps(encodable, allow_nan=False, default=str) + "\n"
+        had_to_wait = bool(self._waiting)
+        self._waiting += line.encode()
         try:
-            self._file.write(json.dumps(encodable, allow_nan=False, default=str) + "\n")
-        except OSError as error:  # e.g. a full disk; the error of a write does not name its file
-            raise OSError(error.errno, error.strerror, self._file.name) from error
+            self._flush()
+        except OSError as error:
+            if not had_to_wait:
+                log.warning("%s: %s; its lines are kept in memory until they can be written", self._file.name, error)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. Lines that cannot be written now either are logged as an error."""
+        if self._file.closed:
+            return
+        try:
+            self._flush()
+        except OSError as error:
+            log.error("%s: %s; its last %d lines are lost", self._file.name, error, self._waiting.count(b"\n"))
         self._file.close()
 
 

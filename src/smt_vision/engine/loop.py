@@ -1,39 +1,38 @@
-"""The training loop and the evaluation loop, the only ones of the project."""
+"""The training loop, the only one of the project."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric, seed_everything
-from torch import nn
 
 from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..data.decode import UnreadableImage
 from ..data.loaders import DeadWorker, explained_dead_workers
-from ..modes import evaluation_mode
 from ..precision import has_bf16
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
-from ..tasks.task import Batch, EvalLoader, Evaluation, Training, TrainLoader
+from ..tasks.task import Batch, EvalLoader, Training, TrainLoader
+from .evaluation_loop import run_evaluation
 from .fields import flat_fields
 from .launch import launch
 from .lock import FolderLock
 from .loggers import check_loggers
 from .optim import learning_rate
-from .processes import any_process, gathered, gathered_objects, reduced
+from .processes import any_process, gathered_objects, on_first
+from .report import draw_samples, write_report
 from .run import Run
 from .step import named, step_batches, train_step
 from .tracker import RunTracker
-from .watchdog import SAVING, Watchdog
+from .watchdog import SAVING, WAITING, Watchdog
 
 T = TypeVar("T")
 MAX_LEFT_OUT = 0.05  # share of the images of an epoch that may be left out without a note
@@ -90,7 +89,7 @@ def train(
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
     fabric = start(recipe)
-    with _locked(fabric, folder):
+    with _locked(fabric, folder) as lock:
         task = open_task(fabric, _without_initial_weights(recipe, folder))
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
         eval_loader = task.eval_loader(fabric.global_rank, fabric.world_size)
@@ -110,7 +109,7 @@ def train(
                 else:
                     for note in _notes(run, plan, train_loader):
                         tracker.note(note)
-                loop = _Loop(run, plan, tracker, signals, watchdog)
+                loop = _Loop(run, plan, lock, tracker, signals, watchdog)
                 with explained_dead_workers(recipe.input.workers):
                     loop.run_to_end(train_loader, eval_loader)
             if run.is_finished and not (finished_before and (folder / "summary.md").exists()):
@@ -119,18 +118,12 @@ def train(
 
 
 @contextmanager
-def _locked(fabric: Fabric, folder: Path) -> Iterator[None]:
+def _locked(fabric: Fabric, folder: Path) -> Iterator[FolderLock]:
     """Hold the lock of the folder on the first process; if that fails, it fails on all of them."""
-    lock, error = FolderLock(folder), None
+    lock = FolderLock(folder)
     with ExitStack() as stack:
-        if fabric.is_global_zero:
-            try:
-                stack.enter_context(lock)
-            except (ValueError, OSError) as caught:
-                error = caught
-        if error := fabric.broadcast(error):
-            raise error
-        yield
+        on_first(fabric, lambda: stack.enter_context(lock))
+        yield lock
 
 
 def start(recipe: Recipe) -> Fabric:
@@ -244,9 +237,20 @@ def _tracker(run: Run, display: bool) -> RunTracker:
 class _Loop:
     """Training and evaluation in turn, until the end or a signal."""
 
-    def __init__(self, run: Run, plan: Plan, tracker: RunTracker, signals: StopSignals, watchdog: Watchdog) -> None:
-        self.run, self.plan, self.tracker, self.signals, self.watchdog = run, plan, tracker, signals, watchdog
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        lock: FolderLock,
+        tracker: RunTracker,
+        signals: StopSignals,
+        watchdog: Watchdog,
+    ) -> None:
+        self.run, self.plan, self.lock, self.tracker, self.signals, self.watchdog = (
+            run, plan, lock, tracker, signals, watchdog
+        )  # fmt: skip
         self.fabric = run.fabric
+        self._saved = True  # whether the last checkpoint that was due could be written
         self._failed_in_a_row = 0
         self._last: list[Batch] | None = None  # the last step's batches, of one of several processes
         self._failure: DeadWorker | UnreadableImage | None = None  # why this one of several processes has no batches
@@ -255,32 +259,36 @@ class _Loop:
         """Train up to ``plan.stop_at``, and evaluate whenever it is due."""
         run, plan = self.run, self.plan
         if run.recipe.engine.on_nonfinite == "rollback" and run.step == 0:
-            run.save_last()
+            self._save()
         while (run.step < plan.stop_at and not run.stopped_early) or _evaluation_due(run, plan):
             if not _evaluation_due(run, plan):
                 self._train_epoch(train_loader)
-                self._save()  # before an evaluation, so that one that fails or is killed costs no training
+                self._try_to_save()  # before an evaluation, so that one that fails or is killed costs no training
             if _evaluation_due(run, plan):
                 self._evaluate(eval_loader, run.step // plan.steps_per_epoch)
-                self._save()
+                self._try_to_save()
                 if run.stopped_early:
                     self.tracker.note(_early(run))
-                    return
+                    break
             if run.step < plan.stop_at and any_process(self.fabric, bool(self.signals))[0]:
                 raise self._stopped()
+        if not self._saved:
+            self._save()
 
     def report(self, command: str) -> None:
         """Write the results of the finished run."""
         self.watchdog.at("writing the results")
         try:
             with self.signals.interruptible():
-                self.run.report(command)
+                write_report(self.run, command)
         except Interrupted:
             raise self._stopped() from None
 
     def _stopped(self) -> Exception:
         """The error to raise after a signal, or after the watchdog has ended a wait; the run has saved itself."""
         run = self.run
+        if not self._saved:
+            self._save()
         self.tracker.note(f"stopped after step {run.step} of {run.total_steps}; saved")
         if self.watchdog.stalled:
             return TimeoutError(
@@ -290,8 +298,29 @@ class _Loop:
         return RunStopped(run.folder, run.step, run.total_steps, self.signals.received)
 
     def _save(self) -> None:
+        """Write ``last.pt``.
+
+        Raises:
+            ValueError: Another process has taken over the run's folder.
+            OSError: It could not be written.
+        """
         self.watchdog.at(SAVING)
+        on_first(self.fabric, self.lock.check)
         self.run.save_last()
+        self._saved = True
+
+    def _try_to_save(self) -> None:
+        """Write ``last.pt`` where the run can go on without it: its next checkpoint may find room on the disk."""
+        try:
+            self._save()
+        except OSError as error:
+            self._saved = False
+            self.run.postpone_checkpoint()
+            minutes = self.run.recipe.engine.checkpoint_minutes
+            self.tracker.note(
+                f"no checkpoint of step {self.run.step}: {error}. Training goes on; the next one is due at the end of "
+                f"the epoch, or in {minutes:g} minutes"
+            )
 
     def _train_epoch(self, loader: TrainLoader) -> None:
         """The rest of the current epoch, or as much of it as ``stop_at`` and the signals allow."""
@@ -333,7 +362,7 @@ class _Loop:
                 if stop:
                     break
                 if checkpoint_due:
-                    self._save()
+                    self._try_to_save()
         if run.step == start and not self.signals:
             raise no_batch(recipe)
 
@@ -355,7 +384,7 @@ class _Loop:
             DeadWorker: A worker process died; the run has saved itself.
             UnreadableImage: There were too many unreadable images; the run has saved itself.
         """
-        self.watchdog.at("waiting for training images")
+        self.watchdog.at(WAITING)
         several = self.fabric.world_size > 1
         try:
             # Of several processes, all must stop at the same step.
@@ -424,69 +453,18 @@ class _Loop:
             except Interrupted:
                 raise self._stopped() from None
             self.watchdog.at("recording the evaluation")
+            on_first(self.fabric, self.lock.check)
             run.keep_if_best(metrics, epoch)
             run.evaluated_step = run.step
             numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
             self.tracker.evaluation(run.step, epoch, numbers)
-            if (samples := run.draw_samples(epoch)) is not None:
+            if (samples := draw_samples(run, epoch)) is not None:
                 self.tracker.image("samples", run.step, samples)
 
 
 def no_batch(recipe: Recipe) -> ValueError:
     """The error of an epoch without a batch."""
     return ValueError(f"{recipe.data}: no training batch could be read; the unreadable images are named above")
-
-
-@torch.inference_mode()
-def run_evaluation(
-    fabric: Fabric,
-    task: Evaluation,
-    weights: nn.Module,
-    loader: EvalLoader,
-    on_progress: Callable[[int], None] | None = None,
-    resamples: int = 0,
-) -> dict[str, Any]:
-    """Evaluate a model over a loader, exactly, on any number of processes.
-
-    Args:
-        fabric: The processes; each has its own, unpadded shard of the data.
-        task: Provides predictions and the metric.
-        weights: The model to evaluate, without a wrapper, so that processes may have different numbers of batches.
-        loader: The batches of this process.
-        on_progress: Called with 1 after each batch.
-        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
-
-    Returns:
-        The metrics, the same on every process.
-
-    Raises:
-        ValueError: No image could be read, or too many could not, on any process.
-        DeadWorker: A worker process of this process died.
-    """
-    metric = task.metric(fabric.device, resamples)
-    any_image, failure = False, None
-    with evaluation_mode(weights):
-        try:
-            for batch in loader:
-                any_image = True
-                batch = fabric.to_device(batch)
-                with fabric.autocast():
-                    output = task.predict(weights, batch)
-                metric.update(output, batch)
-                if on_progress is not None:
-                    on_progress(1)
-        except (DeadWorker, UnreadableImage) as error:
-            failure = error
-    any_image, any_failure = any_process(fabric, any_image, failure is not None)
-    if any_failure:
-        raise failure or UnreadableImage(f"{task.val_set.where}: another process could not read its images")
-    if not any_image:
-        raise ValueError(
-            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
-            "above say why"
-        )
-    metric.reduce(partial(reduced, fabric, "sum"), partial(gathered, fabric))
-    return metric.compute()
 
 
 class _Speed:

@@ -1,7 +1,7 @@
 """What the processes of a run tell each other; with one process, nothing is sent."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -57,6 +57,22 @@ def check_same_images(fabric: Fabric, where: str, **sets: tuple[int, int]) -> No
                 f"{where}: the processes opened different {name} images or labels (numbers of images: {numbers}): "
                 "machines have different copies of the data; make them equal, or use storage that all machines share"
             )
+
+
+def on_first(fabric: Fabric, action: Callable[[], object]) -> None:
+    """Do something on the first process, e.g. write a file, while the others wait.
+
+    Raises:
+        ValueError, OSError: It failed with one; on every process.
+    """
+    error = None
+    if fabric.is_global_zero:
+        try:
+            action()
+        except (ValueError, OSError) as caught:
+            error = caught
+    if error := fabric.broadcast(error):
+        raise error
 
 
 def gathered_objects(fabric: Fabric, content: T) -> list[T]:

@@ -46,7 +46,8 @@ def train_step(
     fabric, recipe = run.fabric, run.recipe
     torch.manual_seed(stable_hash("step", recipe.seed, run.step, fabric.global_rank))  # drop path, mixup, proposals
     buffers = run.statistics()
-    before = [buffer.clone() for buffer in buffers] if recipe.engine.on_nonfinite != "stop" else []
+    may_continue = recipe.engine.on_nonfinite != "stop" or flags is not None
+    before = [buffer.clone() for buffer in buffers] if may_continue else []
     means: dict[str, Tensor] = {}
     for i, batch in enumerate(batches):
         batch = fabric.to_device(batch)
@@ -62,14 +63,14 @@ def train_step(
     statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
     average(fabric, [*statistics, *means.values(), *([] if flags is None else [flags])])
     if flags is not None and flags[-1] > 0:
+        _restore(buffers, before)
         run.optimizer.zero_grad()
         return means, None, ""
     grad_norm = _clip_gradients(run)
     run.step += 1
     run.rescaled = run.rescaled + 1 if grad_norm is None else 0
     if reason := _failure(means, grad_norm, recipe.engine.max_grad_norm, run.rescaled):
-        for buffer, value in zip(buffers, before, strict=False):
-            buffer.copy_(value)
+        _restore(buffers, before)
         scaler = getattr(fabric.strategy.precision, "scaler", None)
         if scaler is not None:
             scaler.update()  # clipping has divided the gradients by the scale, which it does once per update
@@ -80,6 +81,11 @@ def train_step(
             run.ema.update(run.raw, step=run.step)
     run.optimizer.zero_grad()
     return means, grad_norm, reason
+
+
+def _restore(buffers: list[Tensor], before: list[Tensor]) -> None:
+    for buffer, value in zip(buffers, before, strict=False):
+        buffer.copy_(value)
 
 
 def _clip_gradients(run: TrainingState) -> Tensor | None:

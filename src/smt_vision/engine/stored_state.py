@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoints import Checkpoint
@@ -47,6 +48,29 @@ def checked_state(checkpoint: Checkpoint) -> Mapping[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{checkpoint.path}: not a training checkpoint: its metrics are invalid ({error})") from error
     return state
+
+
+def not_finite(state: dict[str, Any], device: torch.device) -> set[str]:
+    """Dotted names of the floating-point tensors in nested dictionaries and lists that are not finite.
+
+    Args:
+        state: E.g. of a model and an optimizer.
+        device: Device on which the answers are collected, in one transfer.
+    """
+    tensors = dict(_tensors(state))
+    if not tensors:
+        return set()
+    # On one device: the step of an optimizer that is not fused is on the CPU, beside a GPU's parameters.
+    finite = torch.stack([value.isfinite().all().to(device) for value in tensors.values()]).tolist()
+    return {name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite}
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor) and content.is_floating_point():
+        yield name, content
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def check_optimizer(state: Any, optimizer: Any) -> None:

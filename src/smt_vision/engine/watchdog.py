@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 from ..signals import ONE_EVENT_SECONDS, SIGNALS, StopSignals
 
 POLL_SECONDS = 1.0
+LAST_WORDS_SECONDS = 1.0  # to write why the process ends
 SUSPENDED_SECONDS = 5.0  # without a poll
 GRACE_SECONDS = 20.0  # to save and end after a signal, if steps are short
+STARTING, WAITING = "starting", "waiting for training images"  # phases whose time says nothing about a step's
 SAVING = "writing a checkpoint"  # a phase with the long limit, also after a signal: it is what the signal asked for
 
 
@@ -38,7 +40,7 @@ class Watchdog:
 
     def __init__(self, minutes: float, signals: StopSignals, where: str) -> None:
         self._limit, self._signals, self._where = 60 * minutes, signals, where
-        self._phase, self._since, self._longest = "starting", time.monotonic(), 0.0
+        self._phase, self._since, self._longest = STARTING, time.monotonic(), 0.0
         self._ended = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._first = 0  # the first signal
@@ -48,7 +50,8 @@ class Watchdog:
     def at(self, phase: str) -> None:
         """Say what follows, e.g. "waiting for a training batch"."""
         now = time.monotonic()
-        self._longest = max(self._longest, now - self._since)
+        if self._phase not in (STARTING, WAITING, SAVING):
+            self._longest = max(self._longest, now - self._since)
         self._phase, self._since = phase, now
 
     def __enter__(self) -> Self:
@@ -79,14 +82,14 @@ class Watchdog:
             still = polled - self._since
             grace = self._limit if self._phase == SAVING else max(GRACE_SECONDS, 2 * self._longest)
             if self.stalled:
-                if polled - asked > GRACE_SECONDS and still > GRACE_SECONDS:
+                if polled - max(self._since, asked) > grace:
                     self._exit(self.stalled, 1)
             elif self._first and polled - max(self._since, self._arrived) > grace:
                 self._unanswered(self._first)
             elif still > self._limit:
                 self.stalled = f"{self._where}: {self._phase} for {still:.0f} s, longer than engine.timeout_minutes"
                 asked = polled
-                signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGUSR1)
+                self._signals.interrupt()
 
     def _arrivals(self) -> bytes:
         """The numbers of the signals that arrive within a poll, as soon as there are any."""
@@ -112,5 +115,9 @@ class Watchdog:
 
     def _exit(self, message: str, code: int) -> None:
         """End the process: the main thread does not react, so that it cannot end itself."""
-        print(f"smt train: error: {message}; nothing was saved since the last checkpoint", file=sys.stderr, flush=True)
+        line = f"smt train: error: {message}; nothing was saved since the last checkpoint"
+        # By another thread: whoever reads the standard error may not react either.
+        last_words = threading.Thread(target=lambda: print(line, file=sys.stderr, flush=True), daemon=True)
+        last_words.start()
+        last_words.join(LAST_WORDS_SECONDS)
         os._exit(code)

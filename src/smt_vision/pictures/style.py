@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_atomic
 from ..text import printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def save(draw: Callable[[], "Figure"], path: Path) -> "Figure":
         # Names may be in a script that the font lacks; its characters are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")
         figure = draw()
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        write_atomic(path, lambda part: figure.savefig(part, metadata=metadata))
     return figure
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from ...checkpoints import Checkpoint
 from ...data.dataset import Split
-from ...data.decode import decode_picture
+from ...data.decode import UnreadableImage, decode_picture
 from ...data.fingerprint import UsedImages
 from ...data.subset import held_out_in_training
 from ...recipe import Recipe
@@ -122,9 +122,13 @@ class ClassificationEvaluation:
             reliability(metrics["calibration"], metrics["ece"], paths[-1], label)
         items = []
         for mistake in metrics["worst"]:
-            raw, _, name = self.val_set.read(mistake["index"])
+            try:
+                raw, _, name = self.val_set.read(mistake["index"])
+                image = thumbnail(decode_picture(raw, self.input, name=name))
+            except (UnreadableImage, OSError) as error:  # it could be read in the evaluation
+                log.warning("left out of %s: %s", folder / "mistakes.png", error)
+                continue
             target, prediction = self._decision(mistake)
-            image = thumbnail(decode_picture(raw, self.input, name=name))
             items.append(Mistake(image=image, target=target, prediction=prediction, score=mistake["score"], id=name))
         paths.append(folder / "mistakes.png")
         mistakes(items, paths[-1])

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, decode_for_resize, decode_picture
 from ...data.fingerprint import UsedImages
+from ...files import write_atomic
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
 from ...spec import ModelSpec
+from ...text import get_logger
 from ..bootstrap import as_interval, percentile_interval, resampled_counts
 from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
 from ..class_weights import class_weights
@@ -43,6 +45,7 @@ from .metrics import BINARY_METRICS, BinaryMetrics, SegmentationMetrics
 from .pictures import draw_label_map
 from .predictor import Segmenter
 
+log = get_logger(__name__)
 WORST = 6  # images in worst.png
 THUMBNAIL_SIDE = 256  # maximum long side of the stored predictions in pixels
 PANELS = ("image", "truth", "prediction")
@@ -105,13 +108,17 @@ class SegmentationEvaluation:
             confusion(np.asarray(metrics["confusion"]), self.classes, files[-1], unit="pixels")
         items = []
         for entry in metrics["worst"]:
-            raw, truth, name = self.val_set.read(entry["index"])
             caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
-            picture = decode_picture(raw, self.input, name=name)
+            try:
+                raw, truth, name = self.val_set.read(entry["index"])
+                picture = decode_picture(raw, self.input, name=name)
+            except (UnreadableImage, OSError) as error:  # it could be read in the evaluation
+                log.warning("left out of %s: %s", folder / "worst.png", error)
+                continue
             items.append(_sample(picture, truth, _decode_png(entry["prediction"]), caption))
         if items:
             files.append(folder / "worst.png")
-            self._grid(items).save(files[-1])
+            write_atomic(files[-1], lambda part: self._grid(items).save(part))
         return files
 
     def samples(self, model: nn.Module, device: torch.device) -> Image.Image | None:

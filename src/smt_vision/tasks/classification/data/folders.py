@@ -70,7 +70,7 @@ class TarDataset(ImageDataset):
         tar, member = self._members[row]
         return self.tars[tar].read(int(member))
 
-    def _fingerprint(self, i: int) -> int:
+    def _hash_content(self, i: int) -> int:
         tar, member = self._members[self._rows[i]]
         return self.tars[tar].fingerprint(int(member))
 

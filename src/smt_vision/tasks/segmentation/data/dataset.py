@@ -18,6 +18,7 @@ from ....data.dataset import RawDataset
 from ....data.decode import UnreadableImage, decode
 from ....data.fingerprint import hash_bytes, hash_file, map_images
 from ....data.label_maps import OBJECT_ABOVE, decode_labels, decode_mask
+from ....data.retry import retried
 from ....data.validation import ValidationReport
 from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
@@ -92,7 +93,7 @@ class SegmentationDataset(RawDataset[Labels]):
     def _hash_label_map(self, i: int) -> int:
         path = self._label_path(i)
         try:
-            return hash_file(path)
+            return retried(lambda: hash_file(path))
         except OSError:  # the data loaders report it
             return hash_bytes(os.fsencode(path.name))
 

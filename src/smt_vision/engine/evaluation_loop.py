@@ -1,0 +1,67 @@
+"""The evaluation loop, the only one of the project."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from ..data.decode import UnreadableImage
+from ..data.loaders import DeadWorker
+from ..modes import evaluation_mode
+from ..tasks.task import EvalLoader, Evaluation
+from .processes import any_process, gathered, reduced
+
+
+@torch.inference_mode()
+def run_evaluation(
+    fabric: Fabric,
+    task: Evaluation,
+    weights: nn.Module,
+    loader: EvalLoader,
+    on_progress: Callable[[int], None] | None = None,
+    resamples: int = 0,
+) -> dict[str, Any]:
+    """Evaluate a model over a loader, exactly, on any number of processes.
+
+    Args:
+        fabric: The processes; each has its own, unpadded shard of the data.
+        task: Provides predictions and the metric.
+        weights: The model to evaluate, without a wrapper, so that processes may have different numbers of batches.
+        loader: The batches of this process.
+        on_progress: Called with 1 after each batch.
+        resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
+
+    Returns:
+        The metrics, the same on every process.
+
+    Raises:
+        ValueError: No image could be read, or too many could not, on any process.
+        DeadWorker: A worker process of this process died.
+    """
+    metric = task.metric(fabric.device, resamples)
+    any_image, failure = False, None
+    with evaluation_mode(weights):
+        try:
+            for batch in loader:
+                any_image = True
+                batch = fabric.to_device(batch)
+                with fabric.autocast():
+                    output = task.predict(weights, batch)
+                metric.update(output, batch)
+                if on_progress is not None:
+                    on_progress(1)
+        except (DeadWorker, UnreadableImage) as error:
+            failure = error
+    any_image, any_failure = any_process(fabric, any_image, failure is not None)
+    if any_failure:
+        raise failure or UnreadableImage(f"{task.val_set.where}: another process could not read its images")
+    if not any_image:
+        raise ValueError(
+            f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
+            "above say why"
+        )
+    metric.reduce(partial(reduced, fabric, "sum"), partial(gathered, fabric))
+    return metric.compute()
