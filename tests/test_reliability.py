@@ -39,6 +39,7 @@ from smt_vision.engine.lock import LOCK, FolderLock
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loggers import ExperimentLogger
 from smt_vision.engine.loop import train
+from smt_vision.engine.report import write_report
 from smt_vision.engine.run import Run
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.files import write_atomic
@@ -700,6 +701,19 @@ def test_metrics_of_other_validation_images_are_not_compared(
     assert "on 10 images" in (folder / "summary.md").read_text()
     again = train(tiny(data, engine=dict(allow_changed_data=True)), folder, display=False)  # nothing is left to do
     assert (again.best_epoch, len(again.history)) == (2, 1)
+
+
+@pytest.mark.pictures
+def test_the_report_leaves_out_an_image_that_has_become_unreadable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, folder = write_split(tmp_path / "data"), tmp_path / "run"
+    run = train(tiny(data, optim=dict(lr=1e-9)), folder, display=False, max_steps=6)
+    (data / "val" / run.task.val_set.id(run.metrics["worst"][0]["index"])).write_bytes(b"")
+    write_report(run, "smt train")
+    assert (folder / "mistakes.png").is_file()
+    assert f"left out of {folder / 'mistakes.png'}: {data}" in caplog.text
+    assert not list(folder.glob(".*"))  # written under their own names
 
 
 def test_training_images_that_are_added_leave_the_best_weights(tmp_path: Path) -> None:
