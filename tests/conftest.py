@@ -1,5 +1,9 @@
 """Fixtures shared by several test files."""
 
+import plain_environment  # noqa: F401  first: libraries read variables when they are imported
+
+# isort: split
+
 import gc
 import os
 import signal

@@ -192,9 +192,8 @@ def test_resumed_run_goes_on_without_a_logger_that_cannot_be_created(
 
 
 @pytest.mark.filterwarnings("default")
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_MODE", raising=False)  # offline by default
     record_twice("wandb", tmp_path / "run")
     run_id = json.loads((tmp_path / "run" / "loggers.json").read_text())["wandb"]
     sessions = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}"))
