@@ -729,9 +729,11 @@ def running(config: str, folder: Path, *options: str) -> Iterator[subprocess.Pop
     )
     with process:
         wait_until(lambda: (folder / "last.pt").exists() or process.poll() is not None)
-        yield process
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
@@ -802,6 +804,19 @@ def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Sig
     message = "without an answer to SIGTERM" if number else r"longer than engine\.timeout_minutes"
     assert re.match(rf"smt train: error: runs/a: training step 7 for \d+ s, {message}", errors.read_text())
     assert code == (128 + number if number else 1)
+
+
+def test_process_whose_standard_error_nobody_reads_is_ended() -> None:
+    def stand_still() -> None:
+        reading_end, writing_end = os.pipe()
+        os.close(reading_end)
+        sys.stderr = os.fdopen(writing_end, "w")
+        watchdog.GRACE_SECONDS = 1.0
+        with stop_signals() as signals, Watchdog(9.0, signals, "runs/a"):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(DEADLINE)
+
+    assert exit_code(in_fork(stand_still)) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("grace", [1.0, DEADLINE], ids=["time limit", "second signal"])

@@ -112,5 +112,8 @@ class Watchdog:
 
     def _exit(self, message: str, code: int) -> None:
         """End the process: the main thread does not react, so that it cannot end itself."""
-        print(f"smt train: error: {message}; nothing was saved since the last checkpoint", file=sys.stderr, flush=True)
-        os._exit(code)
+        try:
+            message = f"smt train: error: {message}; nothing was saved since the last checkpoint"
+            print(message, file=sys.stderr, flush=True)
+        finally:  # also if nobody reads the standard error any more
+            os._exit(code)
