@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -30,7 +31,7 @@ from smt_vision import checkpoints, load
 from smt_vision.cli import main
 from smt_vision.data.decode import UnreadableImage
 from smt_vision.engine import loop
-from smt_vision.engine.launch import launch
+from smt_vision.engine.launch import LAUNCHER, launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
@@ -462,6 +463,12 @@ def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ValueError, match=r"1 processes were started for engine.devices=4.*--ntasks-per-node"):
         launch(Engine(accelerator="cpu", devices=4))
+
+
+def test_processes_that_are_started_after_a_launch_do_not_end_with_this_one() -> None:
+    """As those of another launcher, which sets their LOCAL_RANK and has this process above it."""
+    launch(Engine(accelerator="cpu", devices=1))
+    assert LAUNCHER not in os.environ
 
 
 def test_second_signal_ends_the_process() -> None:
