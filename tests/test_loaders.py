@@ -462,8 +462,10 @@ def test_grayscale_input_from_color_files() -> None:
     given = replace(SMALL, channels=1, mean=(0.5,), std=(0.5,))
     (batch,) = classification_train_loader(ArrayImages(6), given, ClassificationAugment(), 6, seed=0).epoch(0)
     assert batch["image"].shape == (6, 1, 16, 16)
-    (batch,) = classification_eval_loader(ArrayImages(6), given, 6)
-    assert batch["image"].shape == (6, 1, 16, 16)
+    images = ArrayImages(6)
+    (batch,) = classification_eval_loader(images, given, 6)
+    gray = [eval_transform(given)(images.read(i)[0].convert("L")) for i in range(6)]
+    assert torch.equal(batch["image"], torch.stack(gray))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index() -> None:
