@@ -1,11 +1,17 @@
 """Fixtures shared by several test files."""
 
+import plain_environment  # noqa: F401  first: libraries read variables when they are imported
+
+# isort: split
+
 import gc
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -54,6 +60,14 @@ def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(Figure, "savefig", SAVE)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights and data that a test draws do not depend on the tests before it, nor on the process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["oneDNN", "plain"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with oneDNN's operators and without them."""
@@ -68,6 +82,7 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``smt_tiny.pth`` as torch.hub keeps what it has fetched, with random weights and running statistics."""
     path = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / "smt_tiny.pth"
     path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
     model = timm.create_model("smt_tiny")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from waiting import DEADLINE
+
 
 def run_on_processes(work: Callable[[int, Callable[[Tensor], Tensor]], Any], world: int) -> list[Any]:
     """Run ``work(rank, all_gather)`` on threads whose ``all_gather``, like that of processes, needs equal shapes."""
     slots: list[Any] = [None] * world
-    barrier = threading.Barrier(world, timeout=20)
+    barrier = threading.Barrier(world, timeout=DEADLINE)
     results: list[Any] = [None] * world
 
     def run(rank: int) -> None:

@@ -19,10 +19,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from waiting import wait_until
 
 # What `python FILE` starts with: nothing of this package.
 OF_PROGRAMS = ("torch", "torchvision", "timm")
@@ -56,11 +57,8 @@ def server(program: Path, kind: str, environment: Mapping[str, str]) -> Iterator
         address = f"{short}/socket"
         process = subprocess.Popen([sys.executable, __file__, address, kind], env=dict(environment))
         try:
-            deadline = time.monotonic() + 120
-            while not Path(address).exists():
-                assert process.poll() is None, "the server ended; its error is above"
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.05)
+            wait_until(lambda: Path(address).exists() or process.poll() is not None)
+            assert process.poll() is None, "the server ended; its error is above"
             write_client(program, address)
             yield
         finally:

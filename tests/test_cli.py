@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -36,7 +35,8 @@ from smt_vision.model.official import to_official
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import RECIPES, get_task
 from smt_vision.tasks.classification.config import ClassificationAugment
-from tiny_run import CLASSIFICATION_PICTURES, COLORS, tiny, write_config, write_images
+from tiny_run import CLASSIFICATION_PICTURES, COLORS, environment, tiny, write_config, write_images
+from waiting import DEADLINE
 
 Capture = pytest.CaptureFixture[str]
 
@@ -270,7 +270,7 @@ def working_folder(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     config = write_config(tiny(colored, epochs=6), folder / "tiny.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "smt_vision", "train", "quickstart", "--config", config],
-        cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, timeout=DEADLINE, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -1,7 +1,5 @@
 """Regions, and the transforms of detection and segmentation."""
 
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -26,14 +24,6 @@ from smt_vision.tasks.segmentation.data import transforms as segmentation
 PLAIN = DetectionAugment(hflip=0.0, color_jitter=0.0)
 RAW = Input(mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
 FLIPS = [(False, False), (True, False), (False, True), (True, True)]
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    state = random.getstate()
-    random.seed(0)
-    yield
-    random.setstate(state)
 
 
 # Regions

@@ -80,11 +80,14 @@ def test_mosaic_without_masks_and_objects() -> None:
 
 
 def test_object_of_which_a_mosaic_shows_less_than_a_tenth_is_dropped() -> None:
+    counts = []
     for seed in range(200):
         seed_all(seed)
         mixed = mosaic(item((64, 64), (0, 0, 64, 64)), lambda: item((64, 64), (0, 0, 64, 64)), min_box=1)
         sides = mixed["target"]["boxes"][:, 2:] - mixed["target"]["boxes"][:, :2]
         assert (sides.prod(1) >= 0.1 * 64 * 64).all()
+        counts.append(len(sides))
+    assert min(counts) < max(counts) == 4
 
 
 def test_mosaic_ends_before_the_last_epochs() -> None:

@@ -29,6 +29,7 @@ from smt_server import server
 from smt_vision.cli import COMMANDS
 from smt_vision.cost import describe
 from smt_vision.registry import VARIANTS
+from waiting import DEADLINE
 
 GUIDES = (
     "analysis", "backbone", "benchmark", "detection", "evaluation", "export", "finetune", "labels", "libraries",
@@ -101,7 +102,7 @@ def test_page_runs(page: Path, desk: Path) -> None:
             exec(compile("\n" * (block.line - 1) + block.code, where, "exec"), namespace)
         else:
             done = subprocess.run(
-                ["bash", "-eu", "-c", block.code], capture_output=True, text=True, timeout=120, cwd=desk
+                ["bash", "-eu", "-c", block.code], capture_output=True, text=True, timeout=DEADLINE, cwd=desk
             )
             assert done.returncode == 0, f"{where} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
             print(done.stdout)  # shown where a later block fails

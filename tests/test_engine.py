@@ -2,12 +2,12 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from smt_vision import checkpoints, load
 from smt_vision.cli import main
 from smt_vision.data.decode import UnreadableImage
 from smt_vision.engine import loop
-from smt_vision.engine.launch import launch
+from smt_vision.engine.launch import LAUNCHER, launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
@@ -48,6 +48,7 @@ from smt_vision.tasks.classification.task import ClassificationTraining
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, environment, tiny, write_config, write_images
+from waiting import DEADLINE, wait_until
 
 # Everything random that a run can have: crops, flips, RandAugment, erasing, mixup and cutmix; drop path; an average.
 RANDOM: dict[str, Any] = dict(
@@ -465,6 +466,12 @@ def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch
         launch(Engine(accelerator="cpu", devices=4))
 
 
+def test_processes_that_are_started_after_a_launch_do_not_end_with_this_one() -> None:
+    """As those of another launcher, which sets their LOCAL_RANK and has this process above it."""
+    launch(Engine(accelerator="cpu", devices=1))
+    assert LAUNCHER not in os.environ
+
+
 def test_second_signal_ends_the_process() -> None:
     code = """
 import signal, time
@@ -624,11 +631,9 @@ def test_signal_from_outside_and_resume(colored: Path, tmp_path: Path, capsys: p
     words = command("train", "quickstart", "--config", config, "--run", str(folder))
     pipe = subprocess.PIPE
     with subprocess.Popen(words, env=environment(), stderr=pipe, stdout=pipe, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: (folder / "last.pt").exists() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=DEADLINE)
     state = checkpoints.load(folder / "last.pt").state
     assert 0 < state["step"] < 60
     assert process.returncode == 128 + signal.SIGINT
@@ -815,7 +820,7 @@ def two(colored: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (root / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, str(root / "script.py"), str(root / "jobs")],
-        env=environment(), capture_output=True, text=True, timeout=300,
+        env=environment(), capture_output=True, text=True, timeout=DEADLINE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

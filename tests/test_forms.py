@@ -32,6 +32,7 @@ from smt_vision.model.official import to_official
 from smt_vision.model.smt import FFN
 from smt_vision.registry import VARIANTS
 from tiny_run import environment
+from waiting import DEADLINE
 
 
 def gradients(f: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -620,4 +621,4 @@ for y in outputs[1:]:
     torch.testing.assert_close(y, outputs[0], atol=0.05, rtol=0.05)
 assert torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
 """
-    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=DEADLINE)

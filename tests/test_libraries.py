@@ -26,6 +26,7 @@ import pytest
 import smt_vision
 from pages import LIBRARIES, REPO, Block, page_blocks, write_photos
 from smt_server import server
+from waiting import DEADLINE
 
 HEADINGS = re.compile(r"^## (.+)$", re.M)
 STRICT = 'import warnings; warnings.filterwarnings("error", module=r"smt_vision|__main__$")'
@@ -94,7 +95,7 @@ def _run_python(code: str, folder: Path, python: Path) -> str:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, cwd=folder)
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

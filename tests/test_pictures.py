@@ -224,7 +224,7 @@ def test_class_colors_are_stable_and_distinct():
     distances = np.abs(colors[:, None] - colors).sum(-1) + 1000 * np.eye(150, dtype=int)
     assert distances[:12, :12].min() > 80
     assert distances.min() > 0
-    assert class_color(3) == class_color(3)
+    assert [class_color(k) for k in (0, 3, 100)] == [(230, 75, 53), (240, 180, 30), (102, 204, 135)]
 
 
 def test_boxes_are_drawn_at_their_coordinates():

@@ -185,7 +185,7 @@ def candidate(name: str, model: nn.Module, side: int = 4) -> Candidate:
 
 
 def test_compare_reports_what_was_timed() -> None:
-    slow = candidate("slow", Sleeper(0.04))
+    slow = candidate("slow", Sleeper(0.2))
     fast = replace(candidate("fast", Sleeper(0.004)), original=None, parameters=7)
     results = compare([slow, fast], [1, 4], rounds=2, seconds=0.02, peak=1e6)
     assert [(r.model, r.batch_size) for r in results] == [("slow", 1), ("fast", 1), ("slow", 4), ("fast", 4)]
@@ -197,7 +197,7 @@ def test_compare_reports_what_was_timed() -> None:
     for a, b in (results[:2], results[2:]):
         assert a.ratio == 1
         assert b.ratio == pytest.approx(a.p50_ms / b.p50_ms)
-        assert b.ratio > 1.2  # 10 on an idle machine
+        assert b.ratio > 1.2  # 50 on an idle machine
         assert (a.parameters, a.gmac) == (8, 6e-9)
         assert a.share_of_peak == pytest.approx(2 * 6 * a.images_per_s / 1e6)
         assert (b.parameters, b.gmac, b.share_of_peak) == (7, None, None)

@@ -10,6 +10,7 @@ import torch  # noqa: F401  the garbage collector of this process is left alone
 from PIL import Image
 
 from smt_vision.cli.startup import no_garbage_collection
+from waiting import DEADLINE
 
 # What training, export and pictures need, and the prediction of a classifier does not.
 NOT_TO_PREDICT = ("matplotlib", "lightning_fabric", "torchmetrics", "pandas", "scipy", "onnxruntime", "openvino")
@@ -17,7 +18,7 @@ HEAVY = ("torch", "timm", "numpy", "torchvision", "lightning_fabric", "matplotli
 
 
 def python(code: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from smt_vision.study.debug import write_debug_data
 from smt_vision.study.results import RESULTS, read_results
 from smt_vision.study.runner import cell_folder, run_cells
 from test_study import TINY_STUDY
+from waiting import DEADLINE, wait_until
 
 LONG = {"epochs": 8, "engine.eval_every": 8, "engine.log_every": 1}
 COMMAND = """\
@@ -45,12 +45,8 @@ def start(study_file: Path, folder: Path, data: Path, *arguments: str) -> "subpr
 
 def wait_for(path: Path, process: "subprocess.Popen[str]", text: str) -> None:
     """Wait until a file contains a text, which a process that is still running writes."""
-    for _ in range(1200):
-        assert process.poll() is None
-        if path.exists() and text in path.read_text():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {text} in {path}")
+    wait_until(lambda: process.poll() is not None or (path.exists() and text in path.read_text()))
+    assert process.poll() is None
 
 
 def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
@@ -63,14 +59,14 @@ def test_a_stopped_study_continues(shapes: Path, tmp_path: Path) -> None:
     with start(file, folder, shapes) as process:
         wait_for(log, process, '"step": 2')
         os.killpg(process.pid, signal.SIGTERM)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=DEADLINE)[1]
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped with 0 of 1 cells done" in error
     assert "failed" not in error
     with start(file, folder, shapes) as process:
         wait_for(log, process, '"kind": "resume"')
         process.kill()
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(DEADLINE) == -signal.SIGKILL
     assert not (folder / RESULTS).exists()
     assert run_cells([cell], folder, data={"shapes": str(shapes)})[cell.key].steps == 48
     assert read_results([folder / RESULTS]).keys() == {cell.key}

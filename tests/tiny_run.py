@@ -80,6 +80,5 @@ def write_config(recipe: ClassificationRecipe, path: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """One thread per process, without variables of a distributed run."""
-    dropped = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    return {**{k: v for k, v in os.environ.items() if k not in dropped}, "OMP_NUM_THREADS": "1"}
+    """Environment of a process with one thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -74,6 +74,7 @@ def launch(engine: Engine) -> Fabric:
         else "auto",
     )
     fabric.launch()
+    os.environ.pop(LAUNCHER, None)  # it would end processes of other launchers that this one starts later
     if fabric.world_size != devices * nodes:
         raise ValueError(
             f"{fabric.world_size} processes were started for engine.devices={devices} and engine.nodes={nodes}; under "
