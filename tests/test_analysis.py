@@ -191,7 +191,7 @@ def brute_force_distance(weights: Tensor, grid: tuple[int, int], cell: tuple[flo
 def test_of_a_fused_network_the_source_is_named() -> None:
     fused = smt_vision.fuse(smt())
     for compute in (modulation_maps, attention_maps):
-        with pytest.raises(NotDefined, match="use the one that it was made from"):
+        with pytest.raises(NotDefined, match="use the original network"):
             compute(fused, images(1, 3, 64, 64))
 
 

@@ -198,7 +198,7 @@ def test_configuration_file_as_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("a.zip", "is not a file that is read .unpack"), ("a.yaml", "is not a directory")]
+    ("name", "message"), [("a.zip", "is not a supported file .unpack"), ("a.yaml", "is not a directory")]
 )
 def test_file_that_is_no_dataset_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK")

@@ -477,11 +477,11 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
     "box of 400 digits": (set_field("annotations", 2, bbox=[10**400, 2, 3, 4]), r"bbox.*: 2 \(\[1000"),
     "box of 300 digits": (set_field("annotations", 2, bbox=[0, 0, 1e300, 1e300]), r"outside.*annotation 2"),
     "boxes as shares": (
-        change_all("annotations", bbox=lambda box: [0.1, 0.2, 0.5, 1]), r"4 boxes.*shares.*annotation 5 \(b\.png\)"),
+        change_all("annotations", bbox=lambda box: [0.1, 0.2, 0.5, 1]), r"4 boxes.*normal.*annotation 5 \(b\.png\)"),
     "boxes as shares, not clipped": (
         chain(change_all("annotations", bbox=lambda box: [-0.01, 0.2, 1.02, 1]),
               set_field("annotations", 0, bbox=[1, 2, 12, 12], segmentation=None)),
-        r"3 of 4 boxes.*shares.*annotation 1 \(a\.png\)"),
+        r"3 of 4 boxes.*normalized.*annotation 1 \(a\.png\)"),
     "boxes as corners, told by their areas": (
         lambda c: c.update(annotations=[
             {"id": k, "image_id": 7, "category_id": 18, "bbox": [k, k, k + 9, k + 5], "area": 45}
@@ -505,7 +505,7 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
     ),
     "polygons as shares": (
         change_all("annotations", segmentation=lambda p: [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]),
-        r"3 boxes that overlap.*annotation 5 .*shares",
+        r"3 boxes that overlap.*annotation 5 .*normalized",
     ),
     "iscrowd 2": (set_field("annotations", 0, iscrowd=2), r"1 annotations whose iscrowd.*: 5 \(2\)"),
     "iscrowd NaN": (set_field("annotations", 0, iscrowd=float("nan")), r"iscrowd.*: 5 \(nan\)"),
@@ -858,7 +858,7 @@ def test_voc_set_that_loses_its_objects(tmp_path: Path, caplog: pytest.LogCaptur
     with pytest.raises(ValueError, match=r"no objects"):
         open_detection(str(write_voc(tmp_path / "c", {"one": []})), "train")
     shares = [("cow", (0.1, 0.2, 0.5, 1.0), 0)]
-    with pytest.raises(ValueError, match=r"2 boxes.*shares.*one\.xml \(cow\) \[0\.1, 0\.2, 0\.5, 1\.0\]"):
+    with pytest.raises(ValueError, match=r"2 boxes.*normalized.*one\.xml \(cow\) \[0\.1, 0\.2, 0\.5, 1\.0\]"):
         open_detection(str(write_voc(tmp_path / "d", {"one": shares, "two": shares})), "train")
     caplog.clear()
     open_detection(str(write_voc(tmp_path / "e", {"one": [("cow", (0, 1, 10, 10), 0)]})), "train")

@@ -205,7 +205,8 @@ def test_outputs_that_are_not_finite_are_errors(trained: Path, tmp_path: Path) -
     assert (good.class_id, good.error) == (2, None)
     assert (bad.label, bad.class_id, bad.top) == (None, None, ())
     assert (
-        bad.error == "1: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+        bad.error == "1: the model's outputs are not finite; its weights may be damaged, or its training may "
+        "have diverged"
     )
     classifier.model = model
 

@@ -778,9 +778,9 @@ def test_run_that_leaves_out_images_says_so(tmp_path: Path) -> None:
         return [line["message"] for line in read_log(folder) if line["kind"] == "note"]
 
     assert notes() == []
-    left = "each leaves out 8 of the 24 images, others each time; with a smaller batch_size, there are fewer"
+    left = "each skips 8 of the 24 images, different ones each time; a smaller batch_size skips fewer"
     assert notes(batch_size=16) == [f"epochs of 1 steps x 16 images: {left}"]
-    assert notes(batch_size=50) == ["batches of 24 images, not 50: there are no more"]
+    assert notes(batch_size=50) == ["batches of 24 images, not 50: the dataset has no more"]
     assert notes(engine=dict(accumulate=50)) == ["6 batches per step, not 50: an epoch has no more"]
 
 
@@ -897,7 +897,7 @@ def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Sig
                 time.sleep(1)  # signals do not end it, as a system call that does not return
 
     code = exit_code(in_fork(stand_still))
-    message = "without an answer to SIGTERM" if number else r"longer than engine\.timeout_minutes"
+    message = "without a response to SIGTERM" if number else r"longer than engine\.timeout_minutes"
     assert re.match(rf"smt train: error: runs/a: training step 7 for \d+ s, {message}", errors.read_text())
     assert code == (128 + number if number else 1)
 
@@ -945,7 +945,7 @@ def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: f
     if grace == DEADLINE:
         wait_until(signal_again)
     assert exit_code(pid) == 128 + number
-    assert re.search(rf"training step 7 for \d+ s, without an answer to {number.name}", errors.read_text())
+    assert re.search(rf"training step 7 for \d+ s, without a response to {number.name}", errors.read_text())
 
 
 def test_waits_for_images_say_nothing_about_the_time_of_a_step() -> None:

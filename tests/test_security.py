@@ -72,7 +72,7 @@ def test_ghostscript_never_runs(reader: str, ghostscript: Path, tmp_path: Path) 
         with pytest.raises(UnreadableImage):
             decode(training.train_set.read(0)[0], 3, name="0.png")
     elif reader == "label map":
-        with pytest.raises(UnreadableImage, match=r"^p: .*not an image in a format that is read"):
+        with pytest.raises(UnreadableImage, match=r"^p: .*not an image in a supported format"):
             decode_labels(path, name="p")
     elif reader == "opened image":
         with Image.open(path) as image, pytest.raises(UnreadableImage, match=r"^p: .*EPS, .*expected one of JPEG, PNG"):

@@ -19,7 +19,7 @@ def predict(
     overrides: Overrides | None = None,
     **options: Any,
 ) -> list[Any]:
-    """Load a model and predict images; to predict more than once, keep what :func:`smt_vision.load` returns.
+    """Load a model and predict images; to predict more than once, use :func:`smt_vision.load` instead.
 
     Args:
         source: The model, as :func:`smt_vision.load` takes it.

@@ -112,8 +112,8 @@ class BandsInput(Input):
 
     Args:
         channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
-        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
-            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
+        max_value: Pixel value that becomes 1. If set, images of 1 or 3 channels keep all their bits, too. ``None``: 255
+            for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
             ``lanczos``; the last three are not for bands.
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
@@ -166,15 +166,15 @@ class Augment(Group):
 
 @dataclass(frozen=True)
 class Sampling(Group):
-    """How often an epoch has each training image, by the classes of its labels, objects or pixels.
+    """How often each training image is sampled per epoch, by the classes of its labels, objects or pixels.
 
     Args:
         method: ``uniform``: each image once. ``balanced``: each class equally often, and ``sqrt``: in proportion to the
             square root of its number of images (Mahajan et al., ECCV 2018); the epoch has as many images as the
             dataset, those without a class as often as before. ``repeat_factor``: images with a class that fewer than
             ``threshold`` of the images have are repeated, by LVIS's repeat factors (Gupta et al., CVPR 2019); all
-            others are there once, so the epoch is longer.
-        threshold: Of ``repeat_factor``: fraction of the images below which a class is rare.
+            others occur once, so the epoch is longer.
+        threshold: For ``repeat_factor``: fraction of the images below which a class is rare.
     """
 
     group: ClassVar[str] = "sampling"
@@ -188,11 +188,12 @@ class Loss(Group):
     """How the classes are weighted in a loss; each task adds the name of the loss.
 
     Args:
-        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its frequency in the training images;
-            ``effective``: inverse to its effective number (Cui et al., CVPR 2019); or a list, one per class in their
-            order. Computed weights have a mean of 1 over the training labels, so that the scale of the loss stays.
-        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n samples; 0 weights all
-            classes equally, towards 1 the weights become those of ``balanced``.
+        class_weights: Weight of each class: ``none``; ``balanced``: inversely proportional to its frequency in the
+            training images; ``effective``: to its effective number (Cui et al., CVPR 2019); or a list, one per class
+            in their order. Computed weights have a mean of 1 over the training labels, which preserves the scale of
+            the loss.
+        beta: For ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n samples; 0 weights
+            all classes equally, near 1 the weights approach those of ``balanced``.
     """
 
     group: ClassVar[str] = "loss"
@@ -212,8 +213,8 @@ class FocalLoss(Loss):
 
     Args:
         class_weights: Weight of each class, see :class:`Loss`.
-        beta: Of ``effective``, see :class:`Loss`.
-        gamma: Of ``focal``: exponent by which well classified examples count less.
+        beta: For ``effective``, see :class:`Loss`.
+        gamma: For ``focal``: focusing exponent, which down-weights well-classified examples.
     """
 
     gamma: Annotated[float, Range(ge=0, le=100)] = 2.0
@@ -226,21 +227,21 @@ class Optim(Group):
     Args:
         name: timm's name of the optimizer.
         lr: Peak learning rate, for ``lr_batch`` images per step.
-        min_lr: Learning rate at the end of ``cosine`` and ``poly``.
+        min_lr: Final learning rate of ``cosine`` and ``poly``.
         warmup_lr: Learning rate at the first step.
         lr_batch: All three learning rates are multiplied by (images per step) / lr_batch; ``None`` uses them as they
             are.
-        schedule: Schedule after the warm-up: ``cosine``; ``step``: a tenth from each milestone on; ``poly``: linear.
+        schedule: Schedule after the warm-up: ``cosine``; ``step``: divided by 10 at each milestone; ``poly``: linear.
         milestones: Epochs after which ``step`` lowers the learning rate.
-        warmup_epochs: Epochs of linear warm-up; may be a fraction. A longer warm-up than the run ends with the run.
-        betas: Adam's betas; other optimizers have their own unless these differ from the default.
-        eps: Adam's epsilon; other optimizers have their own unless it differs from the default.
-        weight_decay: Weight decay of all parameters but those that ``no_decay`` names.
+        warmup_epochs: Epochs of linear warm-up; may be a fraction. A warm-up longer than the run ends with it.
+        betas: Adam's betas; other optimizers keep their own defaults unless these are changed.
+        eps: Adam's epsilon; other optimizers keep their own default unless it is changed.
+        weight_decay: Weight decay of all parameters except those that ``no_decay`` excludes.
         no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only; ``none``: all
             parameters have weight decay.
         layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.
         backbone_lr_scale: Factor on the learning rate of a detector's or segmenter's backbone.
-        clip_grad: Largest gradient norm; ``None`` for no clipping.
+        clip_grad: Maximum gradient norm; ``None`` for no clipping.
     """
 
     group: ClassVar[str] = "optim"
@@ -330,19 +331,19 @@ class Engine(Group):
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: Processes on this machine; -1 for all devices (one process on a CPU). A script that trains with
-            several is run by each of them, also what follows the training.
+        devices: Processes on this machine; -1 for all devices (one process on a CPU). With several, each
+            process runs the entire script, including what follows the training.
         nodes: Number of machines.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         accumulate: Batches per optimizer step.
-        channels_last: Keep images channels-last in memory.
+        channels_last: Use the channels-last memory format for images.
         compile: Run the model through ``torch.compile``.
         grad_checkpointing: Recompute activations in the backward pass.
         deterministic: Use deterministic kernels only, for reruns that are bitwise equal; slower on a GPU.
         ema: Decay of the exponential moving average of the weights, which is then what is evaluated and saved as
             best; ``None`` for none. It is warmed up: after step t the decay is at most 1 - (t + 1)^(-2/3), e.g. 0.99
             after 1,000 steps and 0.998 after 11,200, so that the average does not keep the initial weights.
-        log_every: Steps between two lines of the training log.
+        log_every: Optimizer steps between two lines of the training log.
         eval_every: Epochs between two evaluations.
         patience: Stop the run after this many evaluations in a row without an improvement of the primary metric;
             ``None`` trains all epochs.
@@ -351,12 +352,12 @@ class Engine(Group):
         keep_last: Number of checkpoints that are kept, the newest of them as ``last.pt``.
         keep_every_hours: Keep a checkpoint permanently every this many hours of training; ``None`` for none.
         on_nonfinite: What happens after a step whose loss or gradient is not finite, or whose gradient norm is above
-            ``max_grad_norm``: ``stop`` ends the run; ``skip`` leaves the batch out; ``rollback`` returns to the last
-            checkpoint and leaves out the batches since. After 10 such steps in a row the run ends.
-        max_grad_norm: Gradient norm from which a step is treated as one that is not finite; ``None`` for no limit.
+            ``max_grad_norm``: ``stop`` ends the run; ``skip`` skips the batch; ``rollback`` returns to the last
+            checkpoint and skips the batches since. After 10 such steps in a row the run ends.
+        max_grad_norm: Gradient norm above which a step is treated as non-finite; ``None`` for no limit.
         allow_changed_data: Resume a run although its images or labels have changed since it was stopped.
-        timeout_minutes: Longest time without any progress, e.g. because a file system or another process stands still;
-            then the run ends, with a checkpoint where that is possible.
+        timeout_minutes: Longest time without any progress, e.g. because a file system or another process hangs; then
+            the run ends, with a checkpoint if possible.
         loggers: Experiment loggers by name: ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``;
             empty for none.
     """
@@ -393,7 +394,7 @@ class Recipe:
 
     Args:
         name: Name of the recipe.
-        about: One line on what it is for.
+        about: Its purpose, in one line.
         model: timm name of the model, or of the backbone.
         model_args: Further constructor arguments of the model; not those that name weights.
         pretrained: Start from the model's published weights.
@@ -404,20 +405,20 @@ class Recipe:
         lora: Low-rank adapters.
         distill: A teacher to learn from.
         data: Where the images are; see the task's guide for the layouts.
-        train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, and
-            at least one image. The images are the same for every model and, with a validation split of the dataset,
-            every seed, and those of a smaller fraction are among them.
+        train_fraction: Fraction of the training images that is used, above 0 and at most 1; the same of each class, at
+            least one image. The subsets are nested, and the same for every model and, with a validation split of the
+            dataset, every seed.
         split_seed: Seed by which images are held out for validation and divided into folds, e.g. for runs with several
             seeds that are evaluated on the same images; ``None``: ``seed``.
         folds: Number of folds of a cross-validation: the training images (without a validation split, all images) are
             divided into this many parts, stratified and seeded; ``None`` for none.
-        fold: The fold that this run validates on, from 1 on; it trains on the others. ``None``: all folds in turn.
+        fold: The fold that this run validates on, counted from 1; it trains on the others. ``None``: all folds in turn.
         epochs: Passes over the training images.
         batch_size: Images per batch and process.
         seed: Seed of everything random.
         input: How images become tensors.
         augment: Training augmentation.
-        sampling: How often an epoch has each training image.
+        sampling: How often each training image is sampled per epoch.
         optim: Optimizer and learning rate.
         engine: How the run is carried out.
         expected: Expected result, in percent by metric.
@@ -484,7 +485,7 @@ class Recipe:
         return {f.name: hints[f.name] for f in fields(cls) if is_dataclass(hints[f.name])}
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON and YAML hold it (dicts, lists, numbers and strings), with its ``task``."""
+        """The recipe as plain data for JSON and YAML (dicts, lists, numbers and strings), with its ``task``."""
         values = json.loads(json.dumps(asdict(self)))
         # A task's own groups are not last, where they would not be missed in a file that is cut off: there were
         # versions without them.
@@ -493,7 +494,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """A recipe of this class from :meth:`to_dict`'s form; of any task: :func:`smt_vision.tasks.read_recipe`.
+        """A recipe of this class from :meth:`to_dict`'s output; for any task: :func:`smt_vision.tasks.read_recipe`.
 
         Raises:
             ValueError: A field is unknown or missing, or a value is not of its field's type or not in its range.

@@ -280,7 +280,7 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
         timm's feature extractor. It maps images ``(B, in_chans, H, W)`` to a list of feature maps
         ``(B, C_i, H / s_i, W / s_i)``. ``feature_info.channels()`` has the C_i and ``feature_info.reduction()`` the
         strides s_i; ``model`` is the :class:`~smt_vision.SMT`, with ``stem`` and ``stages``. It loads state dicts of
-        its own, of the release and of networks that have an SMT in its place.
+        its own, of the release and of networks that contain an SMT.
 
     Raises:
         FileNotFoundError: The file does not exist.

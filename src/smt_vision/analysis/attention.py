@@ -81,7 +81,7 @@ def find_attention(network: nn.Module) -> dict[str, nn.Module]:
     if not found:
         why = "the network has no attention with one linear layer for query, key and value"
         if is_fused(network):
-            why = "those of a fused network are not kept; use the one that it was made from"
+            why = "a fused network does not keep them; use the original network"
         raise NotDefined(f"there are no attention maps: {why}")
     return found
 

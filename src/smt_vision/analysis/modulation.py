@@ -66,7 +66,7 @@ def find_modulation(network: nn.Module) -> dict[str, SAM]:
 
 def _why(network: nn.Module) -> str:
     if is_fused(network):
-        return "a fused network computes its convolution heads as one; use the one that it was made from"
+        return "a fused network computes its convolution heads as one; use the original network"
     return "the network has no scale-aware modulation (SAM)"
 
 

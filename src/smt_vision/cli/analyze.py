@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..analysis.kinds import Options, Outcome
     from ..analysis.subject import Sample, Subject
 
-HELP = "draw what is inside a model: modulation, attention, receptive fields, spectra, CAMs, neighbors"
+HELP = "visualize a model: modulation, attention, receptive fields, spectra, CAMs, neighbors"
 KINDS = {
     "modulation": "outputs of the convolution heads and of their aggregation in every modulation block",
     "attention": "attention maps by head, and mean attention distance",

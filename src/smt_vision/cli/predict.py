@@ -47,7 +47,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument(
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
     )
-    parser.add_argument("--every", type=Count | None, help="predict each n-th frame only; default: 1 (videos only)")
+    parser.add_argument("--every", type=Count | None, help="predict only every n-th frame; default: 1 (videos only)")
     add_precision(parser)
     add_providers(parser)
     add_overrides(parser)

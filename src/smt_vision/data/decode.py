@@ -85,7 +85,7 @@ def _check_readable(image: Image.Image, name: str) -> None:
             f"{name}: the image was closed before its pixels were loaded; pass its path, or call load() before close()"
         )
     if image.format not in (*image_formats(), "MPO", None):
-        raise UnreadableImage(f"{name}: an image in the format {image.format}, which is not read; {_EXPECTED}")
+        raise UnreadableImage(f"{name}: an image in the unsupported format {image.format}; {_EXPECTED}")
     if image.format == "BMP" and image.mode == "1":
         tile = image.tile[0]
         stride = tile.args[1] if tile.codec_name == "raw" and isinstance(tile.args, tuple) else None
@@ -303,9 +303,7 @@ def _reason(data: bytes | Path | IO[bytes] | Image.Image, error: Exception) -> s
         length = len(data) if isinstance(data, bytes) else data.stat().st_size
         if _head(data).startswith(TIFF_MAGIC):
             return "a damaged TIFF file, or one that is not 8-bit RGB or grayscale; set input.channels to its bands"
-        return (
-            "an empty file" if length == 0 else f"not an image in a format that is read ({length} bytes); {_EXPECTED}"
-        )
+        return "an empty file" if length == 0 else f"not an image in a supported format ({length} bytes); {_EXPECTED}"
     return f"{error} ({type(error).__name__})"
 
 

@@ -134,7 +134,7 @@ def embed(
         batch_size: Images per forward pass.
         overrides: Fields that differ from training, e.g. ``{"input": {"size": 128}}``.
         labels: How a label file is read; ``None``: as in the model's training, or by default.
-        on_progress: Called with the number of images done and of all.
+        on_progress: Called with the number of images done and the total.
 
     Returns:
         The features; unreadable images are listed, and left out.

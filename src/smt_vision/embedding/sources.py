@@ -78,7 +78,7 @@ def _one(source: str, model: Predictor[Any] | None, labels: LabelsConfig | None)
     except ValueError as reason:
         if listing is None or not listing.images or labels is not None:
             raise
-        log.warning("%s: embedded as images without labels and splits, since it is no dataset: %s", source, reason)
+        log.warning("%s: embedded as images without labels and splits, since it is not a dataset: %s", source, reason)
         return {"all": ImageFiles(find_images([path]))}
 
 

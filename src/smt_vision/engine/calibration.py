@@ -54,7 +54,7 @@ def calibrate(
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
         labels: How a label file is read, as for :func:`smt_vision.evaluate`.
-        on_progress: Called after each batch with the number of batches done, and of all.
+        on_progress: Called after each batch with the number of batches done and the total.
 
     Returns:
         ``temperature``; ``before`` and ``after``, each with ``loss`` in nats, ``ece`` in percent, and ``top1`` in

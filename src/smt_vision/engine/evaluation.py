@@ -61,9 +61,9 @@ def evaluate(
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.
         precision: ``fp32``, ``bf16`` or ``auto``; see :func:`smt_vision.load`.
-        labels: How the label file of a classifier's images is read; ``None``: as in the model's training, or by default
-            if other data cannot be read so.
-        on_progress: Called after each batch with the number of batches done, and of all.
+        labels: How the label file of a classifier's images is read; ``None``: as in the model's training, or with the
+            defaults if other data cannot be read that way.
+        on_progress: Called after each batch with the number of batches done and the total.
 
     Returns:
         Metrics by name; with ``bootstrap`` also ``interval``: ``metric``, ``low`` and ``high``. If the model says which
@@ -209,7 +209,7 @@ def accuracy_control(
     max_unreadable: int = 10,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> Iterator[AccuracyControl]:
-    """How much accuracy quantization of a model may cost, measured on labeled images while the context is open.
+    """A limit on the accuracy loss by quantization of a model, measured on labeled images while the context is open.
 
     Args:
         model: The model.

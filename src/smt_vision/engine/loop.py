@@ -83,8 +83,8 @@ def train(
         ValueError: The recipe is invalid, the folder holds a run of another recipe or on other data, or another process
             trains in it.
         FloatingPointError: A loss, a gradient or a weight is no longer finite; see ``engine.on_nonfinite``.
-        TimeoutError: The data loaders did not provide a batch for ``engine.timeout_minutes``; the run has saved itself.
-        RunStopped: The run received a signal; it has saved itself.
+        TimeoutError: The data loaders did not provide a batch for ``engine.timeout_minutes``; a checkpoint was saved.
+        RunStopped: The run received a signal; a checkpoint was saved.
     """
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
@@ -189,14 +189,14 @@ def _notes(run: Run, plan: Plan, loader: TrainLoader) -> Iterator[str]:
         faster = "16-mixed or 32-true" if device.type == "cuda" else "32-true"
         yield f"this {device.type} emulates bfloat16, which is slow: --engine.precision {faster} is faster"
     if loader.images_per_batch < recipe.batch_size:
-        yield f"batches of {loader.images_per_batch} images, not {recipe.batch_size}: there are no more"
+        yield f"batches of {loader.images_per_batch} images, not {recipe.batch_size}: the dataset has no more"
     if plan.accumulate < recipe.engine.accumulate:
         yield f"{plan.accumulate} batches per step, not {recipe.engine.accumulate}: an epoch has no more"
     left = loader.images_per_epoch - plan.steps_per_epoch * plan.images_per_step
     if left > MAX_LEFT_OUT * loader.images_per_epoch:
         yield (
-            f"epochs of {plan.steps_per_epoch} steps x {plan.images_per_step} images: each leaves out {left} of the "
-            f"{loader.images_per_epoch} images, others each time; with a smaller batch_size, there are fewer"
+            f"epochs of {plan.steps_per_epoch} steps x {plan.images_per_step} images: each skips {left} of the "
+            f"{loader.images_per_epoch} images, different ones each time; a smaller batch_size skips fewer"
         )
 
 
@@ -421,9 +421,7 @@ class _Loop:
         names = [run.task.train_set.name(i) for each in indices for i in each]
         self._failed_in_a_row += 1
         stop = policy == "stop" or self._failed_in_a_row == MAX_FAILED
-        done = (
-            "the run ends" if stop else "the batch is left out" if policy == "skip" else "back to the last checkpoint"
-        )
+        done = "the run ends" if stop else "the batch is skipped" if policy == "skip" else "back to the last checkpoint"
         self.tracker.note(f"{reason} at step {run.step}: {done}", step=run.step, images=names)
         if stop:
             many = f", the {MAX_FAILED}th time in a row" if self._failed_in_a_row == MAX_FAILED else ""

@@ -67,11 +67,11 @@ def find_lr(
 
     Args:
         recipe: The recipe.
-        folder: Where to write the curve, as ``lr_finder.png`` and ``lr_finder.json``; ``None`` for nowhere.
+        folder: Where to write the curve, as ``lr_finder.png`` and ``lr_finder.json``; ``None`` writes nothing.
         steps: Optimizer steps.
         min_lr: First value of ``optim.lr``.
-        max_lr: Last value.
-        on_progress: Called after each step with the number of steps done, and of all.
+        max_lr: Last value of ``optim.lr``.
+        on_progress: Called after each step with the number of steps done and the total.
 
     Returns:
         The curve and the suggestions, as values of ``optim.lr``: if ``optim.lr_batch`` is set, the learning rates of

@@ -327,8 +327,8 @@ class Run(TrainingState):
             if (self.folder / BEST).is_file():
                 _link(self.folder / BEST, kept)
             log.warning(
-                "%s: the validation images are others than before: metrics are not compared with earlier ones, and the "
-                "patience starts anew; the best weights so far are kept as %s",
+                "%s: the validation images have changed: metrics are not compared with earlier ones, and the "
+                "patience restarts; the best weights so far are kept as %s",
                 self.folder, kept.name,
             )  # fmt: skip
         self.metrics, self.history, self.best_epoch, self.evaluated_step = {}, [], 0, 0

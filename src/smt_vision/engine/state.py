@@ -47,7 +47,7 @@ class TrainingState:
         self.weights: nn.Module = self.raw if self.ema is None else self.ema.module
         self.step = self.rescaled = 0
         if self.is_partial and not recipe.pretrained and recipe.checkpoint is None and fabric.is_global_zero:
-            log.warning("weights are frozen that are random: start from trained ones with --pretrained or --checkpoint")
+            log.warning("the frozen weights are random: start from trained ones with --pretrained or --checkpoint")
 
     @property
     def is_partial(self) -> bool:

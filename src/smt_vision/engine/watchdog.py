@@ -111,7 +111,7 @@ class Watchdog:
     def _unanswered(self, number: int) -> None:
         still = time.monotonic() - self._since
         name = signal.Signals(number).name
-        self._exit(f"{self._where}: {self._phase} for {still:.0f} s, without an answer to {name}", 128 + number)
+        self._exit(f"{self._where}: {self._phase} for {still:.0f} s, without a response to {name}", 128 + number)
 
     def _exit(self, message: str, code: int) -> None:
         """End the process: the main thread does not react, so that it cannot end itself."""

@@ -81,7 +81,7 @@ def _convert(
         return
     left_out = [key for key in state if parts is not None and _part(key) not in {"", *parts}]
     if left_out:
-        log.info("%s: left out %d tensors that %s has no place for", where, len(left_out), type(module).__name__)
+        log.info("%s: ignored %d tensors that %s does not have", where, len(left_out), type(module).__name__)
     # By part, because a file may have entries that the module has not, e.g. BatchNorm's num_batches_tracked.
     places = {_part(key): name.removesuffix(key.removeprefix(_part(key))) for key, name in names.items()}
     state = {

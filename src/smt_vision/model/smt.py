@@ -185,7 +185,7 @@ class SMT(nn.Module):
         global_pool: timm's pooling of the last map: ``avg``, ``max``, ``avgmax``, ``catavgmax`` or ``""`` for none.
         embed_dims: Number of channels of each stage.
         depths: Number of blocks of each stage.
-        mlp_ratios: Hidden channels of the FFN over the stage's channels, per stage.
+        mlp_ratios: Expansion ratio of the FFN (hidden channels / channels), per stage.
         mixers: Mixer pattern (see :func:`~smt_vision.model.arguments.expand_pattern`), per stage.
         conv_heads: Number of convolution heads, per stage.
         attn_heads: Number of attention heads, per stage; read only in stages with attention.
@@ -203,8 +203,8 @@ class SMT(nn.Module):
         stem_stride: Stride of the stem: 4, or 2 or 1 for small images.
         output_stride: Largest stride of a feature map, 8, 16 or 32; ``None`` for no limit, which is 32 with four stages
             and a stem of stride 4. A stage that would exceed it keeps the resolution of its input, and its kernels are
-            dilated instead: by the factor that is missing in the stride, or for its downsampling by that of its input.
-            The weights are the same.
+            dilated instead, by the factor missing in its stride; its downsampling has the dilation of the previous
+            stage. The weights are the same.
         device: Device of the parameters; ``None`` for PyTorch's default.
         dtype: Floating point type of the parameters and buffers. They are initialized in PyTorch's default type.
 

@@ -121,7 +121,7 @@ def _section(
         if summary.failed:
             lines += [
                 f"{len(summary.failed)} cells failed: {markdown(', '.join(summary.failed))}. Their variants get no "
-                "verdict: the seeds that are left are no random choice.",
+                "verdict: the remaining seeds are not a random choice.",
                 "",
             ]
         if summary.other_images:

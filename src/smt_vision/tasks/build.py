@@ -231,8 +231,8 @@ def _same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> bool:
     if tuple(known) == tuple(classes) or not known:  # none: there is no classifier to initialize anew
         return True
     log.warning(
-        "checkpoint %s is of %d other classes (%s), here are %d (%s): layers with an output per class are initialized "
-        "anew", checkpoint.path, len(known), some_names(known), len(classes), some_names(classes),
+        "checkpoint %s has %d other classes (%s), the recipe has %d (%s): layers with an output per class are "
+        "reinitialized", checkpoint.path, len(known), some_names(known), len(classes), some_names(classes),
     )  # fmt: skip
     return False
 

@@ -33,11 +33,11 @@ def predict_video(
         model: Predictor of any task.
         path: The video.
         folder: Output folder. ``NAME.jsonl`` has per frame its number, its time in seconds, and the result as plain
-            data; ``drawn/NAME.mp4`` is the video with the results drawn, at the speed of the original, without sound. A
+            data; ``drawn/NAME.mp4`` is the video with the results drawn, at the original speed, without sound. A
             segmenter writes the map of each frame, too, ``labels/NAME/000000.png`` and so on (binary: ``maps/``).
-        every: Predict each n-th frame only.
+        every: Predict only every n-th frame.
         batch_size: Frames per forward pass.
-        on_progress: Called with the number of predicted frames, and the total as far as the file tells it.
+        on_progress: Called with the number of predicted frames, and the total if the file states it.
         options: Options of the task's predictor.
 
     Returns:

@@ -50,8 +50,8 @@ class ClassificationInput(BandsInput):
 
     Args:
         channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
-        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
-            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
+        max_value: Pixel value that becomes 1. If set, images of 1 or 3 channels keep all their bits, too. ``None``: 255
+            for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming``,
             ``lanczos``, or ``random`` (bilinear or bicubic per training image, bicubic otherwise).
         mean: Mean that is subtracted from each channel, for values in [0, 1]; ``None`` for the mean that the model's
@@ -64,7 +64,7 @@ class ClassificationInput(BandsInput):
             resize with torch, which is faster and differs by one or two of 256 levels, and decode large JPEG files at
             the resolution that is needed.
         size: Side of the model's square input in pixels.
-        crop_pct: Evaluation resizes the short side to size / crop_pct and takes the center.
+        crop_pct: Evaluation resizes the short side to size / crop_pct and crops the center.
         crop_mode: ``center``: as above; ``squash``: resize both sides to size without crop; ``border``: resize the long
             side and pad the short side.
         val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
@@ -129,7 +129,7 @@ class ClassifyConfig(Group):
 
     Args:
         multi_label: An image may have any number of the classes: scores are sigmoids, not a softmax.
-        threshold: Score from which an image has a class; with ``multi_label`` only.
+        threshold: Lowest score at which a class is predicted; with ``multi_label`` only.
         temperature: Divides the logits of predictions, so that scores are calibrated; ``smt calibrate`` fits it.
         top_k: The k of the top-k accuracy that evaluation reports beside top-1; not with ``multi_label``.
     """
@@ -147,21 +147,21 @@ class ClassificationLoss(FocalLoss):
     """The loss of a classifier, and how it weights the classes.
 
     Args:
-        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of training images;
-            ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019); or a list, one
-            per class in their order. Computed weights have a mean of 1 over the training labels, so that the scale of
-            the loss stays. A weight multiplies the loss of the images of its class; in one-vs-all losses, the term of
-            the class that an image has.
-        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
-            classes equally, towards 1 the weights become those of ``balanced``.
-        gamma: Of ``focal``: exponent by which well classified images count less.
+        class_weights: Weight of each class: ``none``; ``balanced``: inversely proportional to its number of training
+            images; ``effective``: to its effective number of training images (Cui et al., CVPR 2019); or a list, one
+            per class in their order. Computed weights have a mean of 1 over the training labels, which preserves the
+            scale of the loss. A weight multiplies the loss of the images of its class; in one-vs-all losses, the
+            positive term of the class.
+        beta: For ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights
+            all classes equally, near 1 the weights approach those of ``balanced``.
+        gamma: For ``focal``: focusing exponent, which down-weights well-classified images.
         name: ``cross_entropy``; ``bce``: binary cross-entropy of each class, one-vs-all; ``focal`` (Lin et al., ICCV
             2017): of the softmax, or with ``classify.multi_label`` of the sigmoid of each class; ``asymmetric``
             (Ridnik et al., ICCV 2021): one-vs-all; ``auto``: ``cross_entropy``, or with ``classify.multi_label``
             ``bce``.
-        gamma_positive: Of ``asymmetric``: exponent for the classes that an image has.
-        gamma_negative: Of ``asymmetric``: exponent for the classes that it does not have.
-        clip: Of ``asymmetric``: probability up to which a class that an image does not have costs nothing.
+        gamma_positive: For ``asymmetric``: focusing exponent of an image's positive classes.
+        gamma_negative: For ``asymmetric``: focusing exponent of its negative classes.
+        clip: For ``asymmetric``: probability margin up to which a negative class adds nothing to the loss.
     """
 
     name: Literal["auto", "cross_entropy", "bce", "focal", "asymmetric"] = "auto"
@@ -178,7 +178,7 @@ class ClassificationDistill(Distill):
         teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.
         features: Weight of the loss between the feature maps of model and teacher (attention transfer: Zagoruyko and
             Komodakis, ICLR 2017); 0 for none.
-        alpha: Share of the teacher's scores in the loss, the rest being that of the labels (Hinton et al., 2015, arXiv
+        alpha: Weight of the teacher's scores in the loss; the labels have the rest (Hinton et al., 2015, arXiv
             1503.02531); 0 for none.
         temperature: Divides the logits of model and teacher where their scores are compared.
     """
@@ -198,8 +198,8 @@ class LabelsConfig(Group):
         path: Column of the images' paths; ``None``: the one called e.g. ``path``, ``file_name`` or ``image``.
         label: Column of the labels, or a list of columns of 0 and 1, one per class; ``None``: the one called e.g.
             ``label``, ``class`` or ``tags``, else all columns of 0 and 1.
-        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is any; ``none``
-            for no column, e.g. if that one has something else.
+        split: Column with ``train``, ``val`` or ``test``; ``None``: the one called ``split``, if there is one; ``none``
+            for no column, e.g. if that one holds something else.
         separator: Text between the labels of an image; ``None``: ``|``.
         folder: Folder of the images, relative to the label file.
         suffix: Appended to each path, e.g. ``.jpg`` where the file has names without it.

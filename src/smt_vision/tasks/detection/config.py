@@ -30,8 +30,8 @@ class DetectionInput(BandsInput):
 
     Args:
         channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
-        max_value: Value of a pixel that becomes 1. With it, the values of 1 or 3 channels are used with all their bits,
-            too. ``None``: 255 for 8 bits and 65535 for 16 bits; other types need it.
+        max_value: Pixel value that becomes 1. If set, images of 1 or 3 channels keep all their bits, too. ``None``: 255
+            for 8 bits and 65535 for 16 bits; other types need it.
         interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
             ``lanczos``.
         mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
@@ -58,13 +58,13 @@ class DetectionAugment(Augment):
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         color_jitter: Strength of brightness, contrast and saturation changes.
-        scale_jitter: Range of a factor on the size of the resized image: above 1, a random crop of the size without
-            jitter; below 1, a smaller image. Large-scale jitter is (0.1, 2.0) (Ghiasi et al., CVPR 2021).
+        scale_jitter: Range of a random factor on the size of the resized image: above 1, it is cropped to the size
+            without jitter; below 1, it is smaller. Large-scale jitter is (0.1, 2.0) (Ghiasi et al., CVPR 2021).
         iou_crop: Probability of a random crop that has at least a random IoU with an object (Liu et al., SSD, ECCV
             2016), and keeps the objects whose center is inside.
-        mosaic: Probability of composing an image of four, which meet at a random point (Bochkovskiy et al., YOLOv4,
+        mosaic: Probability of composing an image from four that meet at a random point (Bochkovskiy et al., YOLOv4,
             2020).
-        close_mosaic: Last epochs, in which there is no mosaic.
+        close_mosaic: Number of final epochs without mosaic.
         copy_paste: Probability of pasting a random half of the objects of another image; for heads with masks (Ghiasi
             et al., CVPR 2021).
     """
@@ -95,7 +95,7 @@ class DetectConfig(Group):
             training from scratch is slow (He et al., ICCV 2019). A cascade's box heads always have BatchNorm, and the
             heads of ``fcos`` and ``dino`` GroupNorm and LayerNorm, as published.
         box_loss: ``l1``: torchvision's default loss of the head, L1 for ``retinanet`` and smooth L1 with a beta of 1/9
-            for the others; ``giou``: GIoU of decoded boxes. Without effect on ``fcos`` (GIoU) and ``dino`` (L1 and
+            for the others; ``giou``: GIoU of decoded boxes. No effect on ``fcos`` (GIoU) and ``dino`` (L1 and
             GIoU).
         anchor_sizes: Anchor sides in pixels, one per level; ``retinanet`` adds two octave scales per level. Not used by
             ``fcos`` and ``dino``, which have no anchors.
@@ -103,12 +103,12 @@ class DetectConfig(Group):
         head_channels: Channels of the box head's linear layers, or of the feed-forward layers of ``dino``.
         layers: Layers of the encoder and of the decoder of ``dino``.
         cascade_boxes: Boxes that a stage of ``cascade_mask_rcnn`` predicts per region: one per ``class``, as in the
-            paper's runs, or one ``shared`` by all classes, as in the publication of cascades and in earlier runs.
+            paper's runs, or one ``shared`` by all classes, as in the Cascade R-CNN paper and in earlier runs.
         fcos_points: Point of a cell from which ``fcos`` measures distances: its ``center``, as published, or its upper
             left ``corner``, as in torchvision and in earlier runs.
         roi_aligned: Whether RoIAlign has the center of a cell at half a stride, as in the paper's runs; if not, it has
             it at the cell's upper left corner, as torchvision and earlier runs.
-        queries: Queries of ``dino``: the most objects per image that it can detect.
+        queries: Queries of ``dino``: the maximum number of objects it can detect per image.
         rois: Proposals per image sampled to train a box head.
         score_threshold: Detections with a lower score are dropped.
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped; ``dino`` needs no such
@@ -119,7 +119,7 @@ class DetectConfig(Group):
         min_box: Training boxes with a shorter side, in pixels after augmentation, are dropped.
         tiles: Side in pixels of the tiles in which larger images are evaluated and predicted, each tile resized like an
             image; 0 for none.
-        tile_overlap: Share of a tile's side by which neighboring tiles overlap at least. Objects up to 0.8 of the
+        tile_overlap: Minimum overlap of neighboring tiles, as a fraction of a tile's side. Objects up to 0.8 of the
             overlap are found in the tiles, larger ones in the whole image.
     """
 
@@ -161,13 +161,13 @@ class DetectionLoss(Loss):
     """How the loss of a detector weights the classes.
 
     Args:
-        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of objects in the training
-            images; ``effective``: inverse to its effective number of objects (Cui et al., CVPR 2019); or a list, one
-            per class in their order. Computed weights have a mean of 1 over the objects, so that the scale of the loss
-            stays. A weight multiplies the terms of the classification loss in which its class is the target; the
-            losses of boxes and masks, and of background, have no weights.
-        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n objects; 0 weights all
-            classes equally, towards 1 the weights become those of ``balanced``.
+        class_weights: Weight of each class: ``none``; ``balanced``: inversely proportional to its number of objects in
+            the training images; ``effective``: to its effective number of objects (Cui et al., CVPR 2019); or a list,
+            one per class in their order. Computed weights have a mean of 1 over the objects, which preserves the scale
+            of the loss. A weight multiplies the terms of the classification loss in which its class is the target; the
+            losses of boxes, masks and background are not weighted.
+        beta: For ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n objects; 0 weights
+            all classes equally, near 1 the weights approach those of ``balanced``.
     """
 
 

@@ -38,7 +38,7 @@ class Detections:
         boxes: Boxes (N, 4) float32, ``(x1, y1, x2, y2)`` in pixels of the stored image.
         scores: Scores (N,) float32 in [0, 1].
         class_ids: Class indices (N,) int64, 0 to K - 1.
-        box_masks: Masks, each made when it is read: the i-th (H, W) bool is ``box_masks[i]``; ``None`` for a detector
+        box_masks: Masks, each computed on access: the i-th (H, W) bool is ``box_masks[i]``; ``None`` for a detector
             without masks.
         labels: Class name of each detection.
         error: Reason why the image could not be read; N is then 0.
@@ -59,7 +59,7 @@ class Detections:
 
     @property
     def masks(self) -> Tensor | None:
-        """All masks (N, H, W) bool, made anew at each access; of large images, read ``box_masks`` one by one."""
+        """All masks (N, H, W) bool, recomputed at each access; for large images, read ``box_masks`` one by one."""
         return None if self.box_masks is None else self.box_masks.stacked()
 
     def above(self, score: float) -> "Detections":

@@ -19,8 +19,8 @@ class PretrainingAugment(Augment):
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         scale: Range of the area of the random resized crop, as a fraction of the image.
-        color_jitter: Strength of the color jitter, which 80 % of the views have.
-        grayscale: Probability of a view without color.
+        color_jitter: Strength of the color jitter, which is applied to 80 % of the views.
+        grayscale: Probability of converting a view to grayscale.
         blur: Probability of Gaussian blur.
     """
 
@@ -36,9 +36,9 @@ class PretrainConfig(Group):
 
     Args:
         hidden: Channels of the projection head's hidden layer.
-        dim: Channels of its output.
+        dim: Output channels of the projection head.
         temperature: Temperature of the contrastive loss.
-        neighbors: Neighbors that vote in the evaluation.
+        neighbors: Number of neighbors in the k-nearest-neighbor evaluation.
     """
 
     group: ClassVar[str] = "pretrain"

@@ -71,7 +71,7 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
         if not files:
             images = _all_images(path)
         opened = open_splits(recipe, listed if files else unlabeled)
-        log.warning("%s: %d images without labels, because it is no set of images with a class each: %s", path,
+        log.warning("%s: %d images without labels, because it is not a set of images with one class each: %s", path,
                     sum(map(len, opened)), error)  # fmt: skip
         return opened
 

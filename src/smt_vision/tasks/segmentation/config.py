@@ -34,8 +34,8 @@ class SegmentConfig(Group):
         scale: Range of the random factor that scales the resize in training.
         max_class_share: A crop with a larger fraction of one class is sampled again, up to ten times.
         photometric: Randomly change brightness, contrast, saturation and hue in training.
-        channels: Channels of the head; decoders in the shape of a U have as many in their first block and half as many
-            in each further one.
+        channels: Channels of the head; U-shaped decoders have this many in their first block, halved in each following
+            one.
         dropout: Dropout before the classifier.
         aux_weight: Weight of the auxiliary head's loss; 0 for no auxiliary head.
         aux_channels: Channels of the auxiliary head.
@@ -91,16 +91,16 @@ class SegmentationLoss(FocalLoss):
     """The loss of a segmenter, and how it weights the classes.
 
     Args:
-        class_weights: Weight of each class: ``none``; ``balanced``: inverse to its number of pixels in the training
-            images; ``effective``: inverse to its effective number of training images (Cui et al., CVPR 2019; the
+        class_weights: Weight of each class: ``none``; ``balanced``: inversely proportional to its number of pixels in
+            the training images; ``effective``: to its effective number of training images (Cui et al., CVPR 2019; the
             pixels of an image are not independent samples); or a list, one per class in their order. Computed weights
-            have a mean of 1 over the labeled pixels, so that the scale of the loss stays. For ``binary``, the classes
-            are background and object; the IoU loss has no weights.
-        beta: Of ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights all
-            classes equally, towards 1 the weights become inverse to the number of images.
-        gamma: Of ``focal``: exponent by which well classified pixels count less.
-        name: ``cross_entropy``; ``focal`` (Lin et al., ICCV 2017): cross-entropy of which well classified pixels count
-            less. For ``binary``, both are of the sigmoid.
+            have a mean of 1 over the labeled pixels, which preserves the scale of the loss. For ``binary``, the
+            classes are background and object; the IoU loss is not weighted.
+        beta: For ``effective``: beta of the effective number (1 - beta^n) / (1 - beta) of n images; 0 weights
+            all classes equally, near 1 the weights become inversely proportional to the number of images.
+        gamma: For ``focal``: focusing exponent, which down-weights well-classified pixels.
+        name: ``cross_entropy``; ``focal`` (Lin et al., ICCV 2017): cross-entropy that down-weights well-classified
+            pixels. For ``binary``, both are of the sigmoid.
         dice: Weight of the Dice loss (Milletari et al., 3DV 2016), which is added; 0 for none. It needs the extra
             ``segment``.
     """

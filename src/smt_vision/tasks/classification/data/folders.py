@@ -253,7 +253,7 @@ def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[i
         if folder.startswith(root):
             case = f"{folder} ({describe_suffixes(others[folder])})"
             report.error(
-                "class folders without images", case, "add images in a format that is read, or remove these folders"
+                "class folders without images", case, "add images in a supported format, or remove these folders"
             )
     try:
         report.raise_errors()

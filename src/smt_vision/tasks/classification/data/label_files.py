@@ -116,7 +116,7 @@ def find_label_files(root: Path, config: LabelsConfig, *, labeled: bool = True) 
                 usable.setdefault(name, []).append(path)
             elif _path_column(header, config) is not None or config.path is not None:
                 if name in TRAIN_NAMES or name == "":
-                    raise ValueError(f"{path}: {columns}; if it is no label file, move it elsewhere")
+                    raise ValueError(f"{path}: {columns}; if it is not a label file, move it elsewhere")
                 log.warning("%s: ignored: %s", path, columns)
             else:
                 log.warning("%s: ignored: it has no path column; name the column (labels.path)", path)

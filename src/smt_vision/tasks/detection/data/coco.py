@@ -405,7 +405,7 @@ def _check_outlines(
         message = f"{case(int(rows[i]))} {boxes[rows[i]].tolist()}, segmentation from {outline[i].tolist()}"
         if differ.sum() > len(rows) / 2:
             report.error(
-                kind, message, "boxes may be stored as corners, or segmentations as shares of the image size; expected "
+                kind, message, "boxes may be stored as corners, or segmentations in normalized coordinates; expected "
                 "x, y, width and height, and polygons, in pixels"
             )  # fmt: skip
         else:

@@ -226,7 +226,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
                 differ.append(f"{self.id(i)} {size[1]} x {size[0]} for {self.sizes[i, 1]} x {self.sizes[i, 0]}")
         if differ:
             raise ValueError(
-                f"{self.where}: {len(differ)} images looked at, and none has the width and height of its annotations: "
+                f"{self.where}: {len(differ)} images checked, and none has the width and height of its annotations: "
                 f"{first_few(differ)}; widths and heights may be swapped, or the images resized (the EXIF orientation "
                 "is applied)"
             )
@@ -388,7 +388,7 @@ def are_shares(report: ValidationReport, boxes: npt.NDArray[np.float64], case: C
         return False
     for row in shares.tolist():
         report.error(
-            f"of {len(boxes)} boxes lie between 0 and 1, as shares of the image size do",
+            f"of {len(boxes)} boxes lie between 0 and 1, as normalized coordinates do",
             f"{case(row)} {boxes[row].tolist()}",
             "multiply them by the image's width and height in pixels",
         )

@@ -78,7 +78,7 @@ def open_detection(
     if opened is None:
         problem = f"has no annotations for {split}" if root.exists() else "is not a directory"
         if root.is_file() and root.suffix not in CONFIG_SUFFIXES:
-            problem = "is not a file that is read (unpack an archive)"
+            problem = "is not a supported file (unpack an archive)"
         if any(root.glob("labels/")) or any(root.glob("*/labels/")):
             problem += ": it has labels/, but no data.yaml or classes.txt with the class names"
         raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")

@@ -25,7 +25,7 @@ from .shapes import Shape, check_shapes
 log = get_logger(__name__)
 LAYOUT = "data.yaml with names, train and val, and labels/NAME.txt for images/NAME.jpg"
 LINE = (
-    "expected CLASS X_CENTER Y_CENTER WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 ... for a polygon, as shares of the "
+    "expected CLASS X_CENTER Y_CENTER WIDTH HEIGHT, or CLASS X1 Y1 X2 Y2 X3 Y3 ... for a polygon, normalized by the "
     "image size, without scores"
 )
 CONFIG_SUFFIXES = (".yaml", ".yml", ".data")
