@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -464,9 +465,14 @@ def test_model_with_fixed_image_size(tmp_path: Path) -> None:
 def fake_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor]], None]:
     """A function that replaces tracing and writing: the exported program is then the one given to it."""
 
+    def touch(folder: Path, format: str) -> dict[str, str]:
+        for name in FILES[format]:
+            (folder / name).touch()
+        return {}
+
     def use(program: Callable[[Tensor], Tensor]) -> None:
         monkeypatch.setattr(logits, "trace", lambda *args: (None, True))
-        monkeypatch.setattr(logits, "write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
+        monkeypatch.setattr(logits, "write", lambda program, folder, format, *rest: touch(folder, format))
         monkeypatch.setattr(export, "open_program", lambda folder, format, **options: program)
 
     return use
@@ -837,6 +843,93 @@ def test_detection_parity_of_a_batch() -> None:
     moved[1, 2] += 1  # where there is no detection
     assert compared(moved, scores, labels)["agreement"] == 1
     assert compared(boxes, scores.clamp(min=0.1), labels)["agreement"] == pytest.approx(5 / 6)
+
+
+def test_detection_parity_at_other_sizes_is_of_images_with_detections() -> None:
+    """Of an image with the most detections; the program is wrong at one size only, for two detections of many."""
+    boxes = torch.rand(60, 4)
+
+    def detect(image: Tensor, wrong: bool = False) -> tuple[Tensor, ...]:
+        n = int(image.mean()) if image.shape[2] > 32 else min(int(image.mean()), 4)
+        labels = torch.full((n,), int(wrong and image.shape[2] == 51))
+        return boxes[:n], torch.ones(n), labels
+
+    def compared(numbers: list[int], program: Callable[..., Any]) -> dict[str, Any]:
+        images = [torch.full((3, 40, 50), float(n)) for n in numbers]
+        return detection_parity(detect, program, images, 1, split_batch)  # type: ignore[arg-type]
+
+    found = compared([0, 2, 60], detect)
+    assert [(case["images"], case["agree"], case["of"]) for case in found["cases"]] == [
+        ([0], 0, 0), ([1], 2, 2), ([2], 60, 60), ([2], 60, 60), ([2], 4, 4)
+    ]  # fmt: skip
+    wrong = compared([60] * 2 + [2], lambda image: detect(image, wrong=True))
+    assert (wrong["cases"][3]["of"], wrong["cases"][3]["agree"]) == (60, 0)
+
+
+def test_detections_that_differ_at_one_size_are_refused() -> None:
+    form: Any = SimpleNamespace(
+        name="m", outputs="detections", tolerance=1e-4, min_agreement=0.99, min_case_agreement=0.9
+    )
+    case: dict[str, Any] = {"shape": [1, 3, 64, 64], "agree": 100, "of": 100}
+    empty = {"shape": [1, 3, 96, 64], "agree": 0, "of": 0}
+
+    def parity(agree: int) -> dict[str, Any]:
+        other = {"shape": [1, 3, 81, 64], "agree": agree, "of": 10}
+        cases = [case] * 9 + [other, empty]
+        return {"max_difference": 0.0, "agreement": (900 + agree) / 910, "cases": cases}
+
+    export._check_parity(form, parity(9), exact=True)
+    with pytest.raises(RuntimeError, match=r"99\.8 % agreement, 8 of 10 for 1 x 3 x 81 x 64"):
+        export._check_parity(form, parity(8), exact=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("output", "value"),
+    [(lambda x: x * torch.nan, "nan"), (torch.neg, r" 0\.0 %"), (lambda x: x / 0, "inf|nan")],
+)
+def test_exports_in_lower_precision_that_compute_something_else_are_refused(
+    precision: str,
+    output: Callable[[Tensor], Tensor],
+    value: str,
+    colored: Path,
+    tmp_path: Path,
+    fake_exporter: Callable[..., None],
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2))
+    paths = sorted((colored / "val").rglob("*.png"))[:2]
+    options: Any = {"precision": "bf16", "images": paths} if precision == "bf16" else {"calibrate": paths}
+    fake_exporter(lambda x: model(x) + 1e-3)
+    assert export_classifier(model, "ab", tmp_path / "x", "openvino", **options).parity["agreement"] == 1
+    fake_exporter(lambda x: output(model(x)))
+    with pytest.raises(RuntimeError, match=value):
+        export_classifier(model, "ab", tmp_path / "y", "openvino", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_parity_in_bfloat16_says_where_it_was_float32(
+    able: bool,
+    model: nn.Module,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    fake_exporter: Callable[..., None],
+) -> None:
+    pytest.importorskip("openvino")
+    source = smt_vision.load(trained).model
+    fake_exporter(source)
+    settings: list[bool] = []
+    monkeypatch.setattr(export, "has_bf16", lambda: able)
+    monkeypatch.setattr(export, "open_program", lambda folder, format, bf16: settings.append(bf16) or source)
+    words = ("export", trained, "--format", "openvino", "--precision", "bf16", "--out", tmp_path / "x")
+    assert run(*words) == 0
+    assert ("compared in float32" in capsys.readouterr().out) is not able
+    assert Manifest.read(tmp_path / "x").parity["floating_point"] == ("bfloat16" if able else "float32")
+    assert settings == [able]
 
 
 def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> None:

@@ -57,7 +57,8 @@ class Manifest:
         dynamic_image_size: Whether the program takes images of any height and width.
         batch_size: Number of images that the program takes; ``None`` for any number.
         parity: Result of the comparison with the source model, and the images that it was made on; ``agreement`` is
-            ``None`` if the program could not be run.
+            ``None`` if the program could not be run. For bfloat16 and int8, ``floating_point`` is the type in which it
+            ran what is not in 8 bits: float32 on a CPU without instructions for bfloat16.
         versions: Versions of the packages that wrote the export.
         files: SHA-256 of each file, by file name.
         created: Creation time in UTC.
