@@ -27,6 +27,7 @@ import smt_vision
 from command import answer, refusal, run
 from debug_model import create, images
 from smt_vision.deploy import export, logits
+from smt_vision.deploy.errors import ProgramError, ProgramMemoryError
 from smt_vision.deploy.exported import (
     CACHED_SHAPES,
     FILES,
@@ -930,6 +931,72 @@ def test_parity_in_bfloat16_says_where_it_was_float32(
     assert ("compared in float32" in capsys.readouterr().out) is not able
     assert Manifest.read(tmp_path / "x").parity["floating_point"] == ("bfloat16" if able else "float32")
     assert settings == [able]
+
+
+class Unsupported(nn.Module):
+    """A model that depends on the values of its input, which torch.export refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_what_cannot_be_traced_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match=r"^torch\.export, which traces the model, failed \(") as error:
+        export_classifier(Unsupported(), "abc", tmp_path / "x", "torch")
+    assert error.value.__cause__ is not None
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+class Failure(Exception):
+    """As ONNX Runtime's: of no built-in type."""
+
+
+@pytest.mark.parametrize(
+    ("format", "place"),
+    [
+        ("onnx", "torch.onnx.export"),
+        ("onnx", "onnxruntime.InferenceSession"),
+        ("openvino", "openvino.convert_model"),
+    ],
+)
+def test_failures_of_converters_and_runtimes_are_one_line(
+    format: str, place: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip(RUNTIMES[format])
+    pytest.importorskip("onnxscript")
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise Failure("no operator 7\nin a page of text")
+
+    monkeypatch.setattr(logits, "trace", lambda *args: (None, True))
+    if place == "onnxruntime.InferenceSession":
+        monkeypatch.setattr(logits, "write", lambda *args: {})
+    monkeypatch.setattr(place, fail)
+    error = refusal(capsys, 1, "export", trained, "--format", format, "--out", tmp_path / "x")
+    [line] = [line for line in error.splitlines() if "error:" in line]
+    assert "(Failure: no operator 7 in a page of text); " in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_failures_of_a_program_in_use(
+    exported: Callable[[str], Path], colored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error; where memory ran out, an image without a result, as with PyTorch."""
+    import onnxruntime
+
+    image, predictor = next((colored / "val").rglob("*.png")), smt_vision.load(exported("onnx"))
+    messages = iter(["invalid dimension", *["Failed to allocate memory for requested buffer of size 7"] * 2])
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise Failure(next(messages))
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(ProgramError, match=r"onnx program failed for 1 x 3 x 32 x 32 .*Failure: invalid dimension"):
+        predictor([image])
+    assert "not enough memory to predict" in predictor([image])[0].error
+    with pytest.raises(ProgramMemoryError, match="memory ran out"):
+        predictor.model(images(1, 3, 32, 32))
 
 
 def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.exported import OpenVINOProgram, Program, open_onnx
-from ..deploy.programs import quiet, trace_one_shape
+from ..deploy.programs import converting, quiet, trace_one_shape
 from ..deploy.quantize import quantize
 from ..extras import require
 from ..forms.inference import is_fused
@@ -76,12 +76,14 @@ class ProgramModel(nn.Module):
     def _build(self, images: Tensor, folder: Path) -> Program:
         program = trace_one_shape(self.model, images.clone(), self.engine)
         if self.engine == "onnxruntime":
-            graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
-            assert graph is not None
-            graph.save(folder / "model.onnx", external_data=False)
+            with converting("onnx"):
+                graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"])
+                assert graph is not None
+                graph.save(folder / "model.onnx", external_data=False)
             return open_onnx(folder / "model.onnx")
         openvino = require("openvino", "export")
-        converted = openvino.convert_model(program)
+        with converting("openvino"):
+            converted = openvino.convert_model(program)
         if self.precision == "int8":
             samples = range(CALIBRATION_SAMPLES)
             converted = quantize(converted, samples, lambda _: torch.randn(images.shape).numpy())

@@ -26,6 +26,7 @@ from ..data.fingerprint import UsedImages, hash_files
 from ..extras import require
 from ..files import write_atomic
 from ..precision import has_bf16
+from .errors import program_errors
 from .exported import (
     FILES,
     IMAGES,
@@ -91,8 +92,8 @@ def export_model(
         The manifest, as written to the folder.
 
     Raises:
-        ValueError: The model does not match its spec, the format is not supported, an image is unreadable, or nothing
-            is detected in the images.
+        ValueError: The model does not match its spec, the format is not supported, an image is unreadable, nothing is
+            detected in the images, or the converter or runtime fails (:class:`~smt_vision.deploy.errors.ProgramError`).
         FileExistsError: The folder exists, and either ``replace`` is false or the folder is not an export.
         ImportError: A package that writes or runs this format is not installed.
         RuntimeError: The outputs of the export differ from the model's; in bfloat16 and 8 bits, if they are not finite
@@ -158,7 +159,8 @@ def _compared(
         return {"agreement": None, "reason": reason}
     on_status("comparing with the model")
     bf16 = not exact and has_bf16()
-    program = open_program(folder, format, bf16=bf16)
+    with program_errors(f"the exported {form.name} cannot be loaded", "try another --format"):
+        program = open_program(folder, format, bf16=bf16)
     parity = form.compare(program, exact)
     _check_parity(form, parity, exact)
     if not exact:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..data.fingerprint import UsedImages
 from ..extras import require
 from ..legacy import upgrade
 from ..precision import Precision, has_bf16, resolve_dtype
+from .errors import ProgramError, program_errors
 from .openvino_core import openvino_core
 
 MANIFEST = "manifest.json"
@@ -218,19 +220,12 @@ def load_exported(
         raise ValueError(
             f"{folder} cannot be used on this computer: {reason}; here, export to another format, e.g. onnx"
         )
-    try:
+    with program_errors(f"{folder}: the {manifest.format} program cannot be loaded", "export the model again"):
         program = (
             open_onnx(folder / FILES["onnx"][0], providers)
             if providers
             else open_program(folder, manifest.format, bf16=bf16)
         )
-    except (ImportError, UnavailableProvider):
-        raise
-    except Exception as error:  # each runtime has its own exceptions
-        raise ValueError(
-            f"{folder}: the {manifest.format} program cannot be loaded ({type(error).__name__}: {error}); export the "
-            "model again"
-        ) from error
     return ExportedModel(program, manifest, bf16)
 
 
@@ -264,7 +259,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class UnavailableProvider(ValueError):
+def _running(format: str, images: Tensor) -> AbstractContextManager[None]:
+    shape = " x ".join(map(str, images.shape))
+    return program_errors(f"the {format} program failed for {shape} images", "export the model again for such images")
+
+
+class UnavailableProvider(ProgramError):
     """An execution provider that ONNX Runtime does not have, or cannot start."""
 
 
@@ -294,7 +294,12 @@ def open_onnx(path: Path, providers: Sequence[Provider] = ()) -> Program:
             "reason"
         )
     (image_input,) = session.get_inputs()
-    return lambda images: _tensors(session.run(None, {image_input.name: images.numpy()}))
+
+    def run(images: Tensor) -> Any:
+        with _running("onnx", images):
+            return _tensors(session.run(None, {image_input.name: images.numpy()}))
+
+    return run
 
 
 class OpenVINOProgram:
@@ -340,7 +345,7 @@ class OpenVINOProgram:
 
     def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        with self._turn:
+        with self._turn, _running("openvino", images):
             again = self.static or shape in self.past_shapes
             static = shape in self.programs or (again and len(self.programs) <= MAX_STATIC_SHAPES)
             program = self._compiled(shape if static else None)
@@ -358,7 +363,7 @@ def _open_torch(path: Path) -> Program:
     program = torch.export.load(path).module(check_guards=False)
 
     def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), _running("torch", images):
             return program(images)
 
     return run
@@ -372,7 +377,7 @@ def _open_executorch(path: Path) -> Program:
     turn = threading.Lock()
 
     def run(images: Tensor) -> Tensor:  # the program takes one image, and reuses the memory of its output
-        with turn, torch.inference_mode():
+        with turn, torch.inference_mode(), _running("executorch", images):
             return torch.cat([method.execute((image[None].contiguous(),))[0].clone() for image in images])
 
     return run
@@ -383,7 +388,8 @@ def _open_coreml(path: Path) -> Program:
     model = tools.models.MLModel(str(path.parent), compute_units=tools.ComputeUnit.CPU_ONLY)
 
     def run(images: Tensor) -> Tensor:  # the program takes one image
-        return torch.cat([torch.from_numpy(model.predict({"images": i[None].numpy()})["logits"]) for i in images])
+        with _running("coreml", images):
+            return torch.cat([torch.from_numpy(model.predict({"images": i[None].numpy()})["logits"]) for i in images])
 
     return run
 
