@@ -45,6 +45,7 @@ from smt_vision.deploy.quantize import AccuracyControl
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops, source_name
 from smt_vision.engine import evaluation
 from smt_vision.engine.loop import train
+from smt_vision.extras import version_of
 from smt_vision.forms.inference import FusedSAM, fuse
 from smt_vision.precision import Precision, has_bf16
 from smt_vision.recipe import Engine
@@ -735,6 +736,13 @@ def test_missing_package_raises_before_tracing(tmp_path: Path, monkeypatch: pyte
         export_classifier(OneSize(), "ab", tmp_path / "x", "onnx")
 
 
+def test_version_of_a_module_of_a_package_with_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. of onnxruntime, which onnxruntime-gpu has."""
+    assert version_of("torch") == torch.__version__.partition("+")[0]
+    monkeypatch.setitem(sys.modules, "no_such_package", SimpleNamespace(__version__="1.2"))
+    assert version_of("no_such_package") == "1.2"
+
+
 # Manifests
 
 
@@ -1031,6 +1039,18 @@ def test_benchmark_says_how_exports_run(exported: Callable[[str], Path], capsys:
     assert answer(capsys, *command)["exports"] == {str(folder): ["onnx", "fp32"]}
     assert "runs in float32 only" in refusal(capsys, 1, *command, "--precision", "bf16")
     assert "this export runs in fp32; omit --precision int8" in refusal(capsys, 1, *command, "--precision", "int8")
+
+
+def test_benchmark_says_the_precision_that_an_export_runs_in(
+    exported: Callable[[str], Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that it was made for, which this CPU may not have."""
+    folder = shutil.copytree(exported("openvino"), tmp_path / "half")
+    replace(Manifest.read(folder), precision="bfloat16").write(folder)
+    command = ("bench", folder, "--rounds", "1", "--seconds", "0", "--memory", "false", "--batch_size", "1")
+    for able, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr("smt_vision.deploy.exported.has_bf16", lambda able=able: able)
+        assert answer(capsys, *command)["exports"] == {str(folder): ["openvino", precision]}
 
 
 def test_the_form_for_openvino_computes_the_same() -> None:

@@ -1,6 +1,7 @@
 """Candidates built from model spec strings, and their peak memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..tasks.load import load
 from .compare import Candidate
 from .engines import compiled, run_by
 from .memory import peak_memory
-from .model_spec import parse_spec
+from .model_spec import RUNTIMES, engine_precision, parse_spec
 from .published import PUBLISHED
 from .timing import Call, inference_step, training_step
 
@@ -41,19 +42,25 @@ def load_candidate(
         device: Device of the model.
         size: Image height and width in pixels; default: those of the published accuracy or of the weights.
         engine: Engine; see :func:`~smt_vision.benchmark.engines.run_by`.
-        precision: Precision of inference.
+        precision: Precision of inference; ``auto``: ``bf16`` if the engine, or the format of an export, has it and the
+            device instructions for it.
         train: Whether the candidate is to be trained: its weights stay float32.
 
     Raises:
         ValueError: The model or variant is unknown, or the model does not support the variant, the engine or the
-            precision.
+            precision, or the engine the device.
     """
+    if engine in RUNTIMES and torch.device(device).type != "cpu":
+        raise ValueError(
+            f"invalid device={device}: engine {engine!r} runs on the CPU; omit --device, or use an engine of PyTorch "
+            "(--engine eager or compiled)"
+        )
     source, variants = parse_spec(spec)
     precision = "fp32" if train else precision
     original: Any
     if Path(source).exists():
-        in_bf16 = precision == "bf16" and is_export(source)
-        predictor = load(source, device, require_classes=False, precision="bf16" if in_bf16 else None)
+        given: Any = precision if precision in ("auto", "bf16") and is_export(source) else None
+        predictor = load(source, device, require_classes=False, precision=given)
         if predictor.spec.task != "classify":
             raise ValueError(f"{spec!r}: only classifiers can be compared, and this is {predictor.kind}")
         original, (channels, default_size, _) = predictor.flops_model()
@@ -62,7 +69,7 @@ def load_candidate(
                 raise ValueError(f"{spec!r}: an exported model has no execution variants; remove :{'+'.join(variants)}")
             if engine != "eager":
                 raise ValueError(f"{spec!r}: an exported model has an engine already; omit --engine {engine}")
-            if precision != "fp32" and original.precision != precision:
+            if precision not in ("auto", "fp32") and original.precision != precision:
                 raise ValueError(f"{spec!r}: this export runs in {original.precision}; omit --precision {precision}")
             sides = size or (default_size, default_size)
             return Candidate(spec, original, (channels, *sides), None, original.manifest.parameters)
@@ -74,6 +81,7 @@ def load_candidate(
         if arguments := arguments_for_size(source, {}, size or (default_size, default_size)):
             original = create_model(source, **arguments)
         original = original.to(device)
+    precision = engine_precision(engine, precision, device)
     sides = size or (default_size, default_size)
     if "features" in variants:
         if Path(source).exists():
@@ -137,7 +145,7 @@ def candidate_peak_memory(
         size: Image height and width in pixels; default: those of the published accuracy or of the weights.
         train: Measure training steps instead of forward passes.
         engine: Engine for inference.
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         device: Device of the model.
         setup: Called in the measuring process before the model is built; must be picklable.
 
@@ -163,6 +171,8 @@ def _prepare(
     if setup is not None:
         setup()
     candidate = load_candidate(spec, device, size, engine=engine, precision=precision, train=train)
+    candidate = replace(candidate, original=None)  # or the memory of a fused model would include the one it was made of
+    precision = engine_precision(engine, precision, device)
     for batch_size in batch_sizes:
         yield _call(candidate, batch_size, train, precision, device)
 

@@ -12,7 +12,7 @@ from ..deploy.programs import converting, quiet, trace_one_shape
 from ..deploy.quantize import quantize
 from ..extras import require
 from ..forms.inference import is_fused
-from .model_spec import ENGINES, TRAINING_ENGINES
+from .model_spec import ENGINES, RUNTIMES, TRAINING_ENGINES
 
 CALIBRATION_SAMPLES = 8
 
@@ -36,7 +36,7 @@ def run_by(model: nn.Module, engine: str, precision: str, train: bool = False) -
         raise ValueError(f"invalid engine={engine!r}: models are trained by {' or '.join(TRAINING_ENGINES)}")
     if precision not in ENGINES[engine]:
         raise ValueError(f"invalid precision={precision!r}: engine {engine!r} has {' and '.join(ENGINES[engine])}")
-    if engine in ("onnxruntime", "openvino"):
+    if engine in RUNTIMES:
         return ProgramModel(model, cast(Any, engine), precision)
     if precision == "bf16":
         model = model if is_fused(model) else model.to(torch.bfloat16)

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from .._version import __version__
 from ..data.decode import decode_input
 from ..data.fingerprint import UsedImages, hash_files
-from ..extras import require
+from ..extras import require, version_of
 from ..files import write_atomic
 from ..precision import has_bf16
 from .errors import program_errors
@@ -134,7 +133,7 @@ def export_model(
             dynamic_image_size=form.dynamic_image_size,
             batch_size=1 if format in ONE_SHAPE else form.batch_size,
             parity={**parity, "tolerance": form.tolerance if exact else None, "images": sample_names(samples)},
-            versions={"smt-vision": __version__, **{p: version(p) for p in ("torch", *packages)}, **format_versions},
+            versions={"smt-vision": __version__, **{p: version_of(p) for p in ("torch", *packages)}, **format_versions},
             files={file: sha256(new / file) for file in files},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )

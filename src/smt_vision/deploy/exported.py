@@ -37,6 +37,13 @@ FILES = {
     "executorch": ("model.pte",),
     "coreml": ("model.mlpackage/Manifest.json", f"{_COREML}/model.mlmodel", f"{_COREML}/weights/weight.bin"),
 }
+RUNTIME_PACKAGES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "torch": None,
+    "executorch": "executorch",
+    "coreml": "coremltools",
+}
 IMAGES = "images.safetensors"  # fingerprints of the images that the model was trained and calibrated on
 MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
 CACHED_SHAPES = 100  # per operator of a program for any shape
