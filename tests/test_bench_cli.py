@@ -204,6 +204,24 @@ def test_auto_is_a_precision_that_the_engine_has(capsys: Capture, monkeypatch: p
     )
 
 
+def test_execution_providers(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an ONNX export and of the engine, not of models that PyTorch runs."""
+    runtime = pytest.importorskip("onnxruntime")
+    session, given = runtime.InferenceSession, []
+
+    def recorded(path: Any, options: Any, providers: Any) -> Any:
+        given.append(providers)
+        return session(path, options, providers=providers)
+
+    monkeypatch.setattr(runtime, "InferenceSession", recorded)
+    command = ("--batch_size", "1", *TINY, "--providers", "CPUExecutionProvider")
+    for words in ((EXPORT,), ("smt_atto", "--engine", "onnxruntime")):
+        assert answer(capsys, "bench", *words, *command)["providers"] == ["CPUExecutionProvider"]
+        assert "NoSuchProvider" in refusal(capsys, 1, "bench", *words, *command[:-1], "NoSuchProvider")
+    assert given == [["CPUExecutionProvider"]] * 2
+    assert "omit it" in refusal(capsys, 1, "bench", "smt_atto", *command)
+
+
 @pytest.mark.parametrize("pairs", [[], ["--pairs"]])
 def test_runtimes_are_timed_in_processes_of_their_own(
     pairs: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch

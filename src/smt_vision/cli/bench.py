@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..bounds import Count, OutputFolder, Processes, Seconds, Side
 from .common import EXIT_USAGE, Output, Parser, new_parser
+from .overrides import add_providers, providers_of
 from .progress import progress_callback, track
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def build_parser(words: list[str]) -> Parser:
         help="auto: bf16 if the engine and the processor have it; training in bf16 keeps weights in fp32",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_providers(parser)
     parser.add_argument(
         "--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice"
     )
@@ -96,6 +98,10 @@ def run(args: Any) -> Output:
     if len(args.size) > 2:
         raise ValueError(f"invalid --size {' '.join(map(str, args.size))}: expected a side, or a height and a width")
     args.size = None if not args.size else (args.size[0], args.size[-1])
+    if providers_of(args) and not any(_package(args, spec) == "onnxruntime" for spec in [*args.models, *baselines]):
+        raise ValueError(
+            f"--providers {args.providers} is for ONNX exports and --engine onnxruntime, and there is none; omit it"
+        )
     batch_sizes = sorted(set(args.batch_size))
     configure_process(args.device, args.threads, args.allocator)
     measure = _in_pairs if args.pairs else _by_runtime
@@ -109,6 +115,7 @@ def run(args: Any) -> Output:
         device=args.device,
         runtimes={package for result in results if (package := _package(args, result.model))},
         allocator=args.allocator if args.device == "cpu" else None,
+        **({"providers": list(providers_of(args))} if args.providers else {}),
         rounds=args.rounds,
         seconds=args.seconds,
         weights="random for model names, trained for files",
@@ -259,6 +266,7 @@ def _candidates(args: Any, specs: list[str], batch_sizes: list[int]) -> tuple[li
         engine=args.engine,
         precision=args.precision,
         train=args.train,
+        providers=providers_of(args),
     )
     candidates: list[Candidate] = []
     failures: dict[str, str] = {}
@@ -293,6 +301,7 @@ def _peak_memory(
         engine=args.engine,
         precision=args.precision,
         device=args.device,
+        providers=providers_of(args),
         setup=partial(configure_process, args.device, args.threads, args.allocator),
     )
     found: dict[tuple[str, int], int | None] = {}
