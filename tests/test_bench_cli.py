@@ -20,6 +20,7 @@ from smt_vision.cost import describe
 pytestmark = pytest.mark.pictures
 
 Capture = pytest.CaptureFixture[str]
+EXPORT = Path(__file__).parent / "golden" / "classify-onnx"
 TINY = ("--size", "32", "--rounds", "1", "--seconds", "0", "--memory", "false")
 
 
@@ -169,6 +170,11 @@ def test_baselines_for_training_are_not_fused(capsys: Capture, monkeypatch: pyte
         (["smt_atto", "smt_atto", *TINY], 1, "['smt_atto', 'smt_atto']"),
         (["smt_atto", "--precision", "8"], 2, "precision"),
         (["smt_atto", "--engine", "onnxruntime", "--precision", "bf16"], 1, "engine 'onnxruntime' has fp32"),
+        (
+            ["smt_atto", "--engine", "onnxruntime", "--device", "cuda"],
+            1,
+            "device=cuda: engine 'onnxruntime' runs on the CPU",
+        ),
         (["smt_atto", "--engine", "openvino", "--train"], 1, "models are trained by eager or compiled"),
         (["smt_atto", "--pairs", *TINY], 1, "two models or more"),
         (["no_such_model", "smt_atto", "--pairs", "--skip_failures", *TINY], 1, "no_such_model"),
@@ -180,6 +186,64 @@ def test_baselines_for_training_are_not_fused(capsys: Capture, monkeypatch: pyte
 )
 def test_refusals(arguments: list[str], code: int, message: str, capsys: Capture) -> None:
     assert message in refusal(capsys, code, "bench", *arguments)
+
+
+def test_auto_is_a_precision_that_the_engine_has(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the report has the version of the runtime."""
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("smt_vision.precision.has_bf16", lambda device: True)
+    command = ("bench", "smt_atto", "--precision", "auto", "--batch_size", "1", *TINY)
+    found = answer(capsys, *command, "--engine", "onnxruntime")
+    assert (found["precision"], found["versions"]["onnxruntime"]) == ("fp32", runtime.__version__)
+    found = answer(capsys, *command)
+    assert (found["precision"], found["versions"].keys()) == ("bf16", {"smt_vision", "torch", "timm"})
+    found = answer(capsys, "bench", EXPORT, *command[2:])
+    assert (found["exports"], found["versions"]["onnxruntime"]) == (
+        {str(EXPORT): ["onnx", "fp32"]},
+        runtime.__version__,
+    )
+
+
+def test_execution_providers(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an ONNX export and of the engine, not of models that PyTorch runs."""
+    runtime = pytest.importorskip("onnxruntime")
+    session, given = runtime.InferenceSession, []
+
+    def recorded(path: Any, options: Any, providers: Any) -> Any:
+        given.append(providers)
+        return session(path, options, providers=providers)
+
+    monkeypatch.setattr(runtime, "InferenceSession", recorded)
+    command = ("--batch_size", "1", *TINY, "--providers", "CPUExecutionProvider")
+    for words in ((EXPORT,), ("smt_atto", "--engine", "onnxruntime")):
+        assert answer(capsys, "bench", *words, *command)["providers"] == ["CPUExecutionProvider"]
+        assert "NoSuchProvider" in refusal(capsys, 1, "bench", *words, *command[:-1], "NoSuchProvider")
+    assert given == [["CPUExecutionProvider"]] * 2
+    assert "omit it" in refusal(capsys, 1, "bench", "smt_atto", *command)
+
+
+@pytest.mark.parametrize("pairs", [[], ["--pairs"]])
+def test_runtimes_are_timed_in_processes_of_their_own(
+    pairs: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    groups: list[list[str]] = []
+
+    def here(function: Callable[..., Any], args: Any, specs: list[str], batch_sizes: list[int]) -> Any:
+        groups.append(specs)
+        return function(args, specs, batch_sizes)
+
+    monkeypatch.setattr("smt_vision.benchmark.memory.in_fresh_process", here)
+    models = ["smt_atto", str(EXPORT), "resnet10t"]
+    found = answer(capsys, "bench", *models, "--batch_size", "2", "1", "--threads", "1", *TINY, *pairs)
+    expected = [["smt_atto"], [str(EXPORT)], ["smt_atto", "resnet10t"]]
+    assert groups == (expected if pairs else [["smt_atto", "resnet10t"], [str(EXPORT)]])
+    rows = found["results"]
+    assert [(row["model"], row["batch_size"]) for row in rows] == [(model, b) for b in (1, 2) for model in models]
+    for first, *others in (rows[:3], rows[3:]):
+        assert first["ratio"] == 1
+        for row in others:
+            assert row["ratio"] == pytest.approx(row["images_per_s"] / first["images_per_s"])
 
 
 def test_markdown_table_is_padded() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from smt_vision.data.archive import open_tar
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.region import Region
+from smt_vision.deploy.errors import is_out_of_memory
 from smt_vision.recipe import Input
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import predictor as predictors
@@ -24,7 +25,6 @@ from smt_vision.tasks.detection.data import masks
 from smt_vision.tasks.detection.data.masks import clip_polygon, rasterize_masks
 from smt_vision.tasks.detection.data.voc import open_voc
 from smt_vision.tasks.detection.results import coco_ids
-from smt_vision.tasks.predictor import is_out_of_memory
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
 

@@ -1,6 +1,7 @@
 """Models to compare, from model spec strings: that each variant computes the same as the original."""
 
 import copy
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,27 @@ def test_exported_model() -> None:
     assert (result.parameters, result.gmac, result.share_of_peak) == (parameters, None, None)
     with pytest.raises(ValueError, match=r"exported model.*:fused"):
         load_candidate(f"{folder}:fused")
+
+
+def test_the_memory_of_a_fused_model_is_without_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    originals: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> Candidate:
+        candidate = load_candidate(*args, **options)
+        originals.append(weakref.ref(candidate.original))
+        return candidate
+
+    def here(prepare: Any, device: str) -> list[int]:
+        alive = []
+        for call in prepare():
+            gc.collect()
+            call()
+            alive.append(originals[0]() is not None)
+        return alive
+
+    monkeypatch.setattr("smt_vision.benchmark.candidates.load_candidate", load)
+    monkeypatch.setattr("smt_vision.benchmark.candidates.peak_memory", here)
+    assert candidate_peak_memory("smt_atto:fused", [1], size=(32, 32)) == {1: False}
 
 
 def test_peak_memory_by_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ import smt_vision
 from command import answer, refusal, run
 from debug_model import create, images
 from smt_vision.deploy import export, logits
+from smt_vision.deploy.errors import ProgramError, ProgramMemoryError
 from smt_vision.deploy.exported import (
     CACHED_SHAPES,
     FILES,
@@ -43,6 +45,7 @@ from smt_vision.deploy.quantize import AccuracyControl
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops, source_name
 from smt_vision.engine import evaluation
 from smt_vision.engine.loop import train
+from smt_vision.extras import version_of
 from smt_vision.forms.inference import FusedSAM, fuse
 from smt_vision.precision import Precision, has_bf16
 from smt_vision.recipe import Engine
@@ -464,9 +467,14 @@ def test_model_with_fixed_image_size(tmp_path: Path) -> None:
 def fake_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor]], None]:
     """A function that replaces tracing and writing: the exported program is then the one given to it."""
 
+    def touch(folder: Path, format: str) -> dict[str, str]:
+        for name in FILES[format]:
+            (folder / name).touch()
+        return {}
+
     def use(program: Callable[[Tensor], Tensor]) -> None:
         monkeypatch.setattr(logits, "trace", lambda *args: (None, True))
-        monkeypatch.setattr(logits, "write", lambda program, folder, *rest: (folder / "model.pt2").touch() or {})
+        monkeypatch.setattr(logits, "write", lambda program, folder, format, *rest: touch(folder, format))
         monkeypatch.setattr(export, "open_program", lambda folder, format, **options: program)
 
     return use
@@ -728,6 +736,13 @@ def test_missing_package_raises_before_tracing(tmp_path: Path, monkeypatch: pyte
         export_classifier(OneSize(), "ab", tmp_path / "x", "onnx")
 
 
+def test_version_of_a_module_of_a_package_with_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. of onnxruntime, which onnxruntime-gpu has."""
+    assert version_of("torch") == torch.__version__.partition("+")[0]
+    monkeypatch.setitem(sys.modules, "no_such_package", SimpleNamespace(__version__="1.2"))
+    assert version_of("no_such_package") == "1.2"
+
+
 # Manifests
 
 
@@ -839,6 +854,159 @@ def test_detection_parity_of_a_batch() -> None:
     assert compared(boxes, scores.clamp(min=0.1), labels)["agreement"] == pytest.approx(5 / 6)
 
 
+def test_detection_parity_at_other_sizes_is_of_images_with_detections() -> None:
+    """Of an image with the most detections; the program is wrong at one size only, for two detections of many."""
+    boxes = torch.rand(60, 4)
+
+    def detect(image: Tensor, wrong: bool = False) -> tuple[Tensor, ...]:
+        n = int(image.mean()) if image.shape[2] > 32 else min(int(image.mean()), 4)
+        labels = torch.full((n,), int(wrong and image.shape[2] == 51))
+        return boxes[:n], torch.ones(n), labels
+
+    def compared(numbers: list[int], program: Callable[..., Any]) -> dict[str, Any]:
+        images = [torch.full((3, 40, 50), float(n)) for n in numbers]
+        return detection_parity(detect, program, images, 1, split_batch)  # type: ignore[arg-type]
+
+    found = compared([0, 2, 60], detect)
+    assert [(case["images"], case["agree"], case["of"]) for case in found["cases"]] == [
+        ([0], 0, 0), ([1], 2, 2), ([2], 60, 60), ([2], 60, 60), ([2], 4, 4)
+    ]  # fmt: skip
+    wrong = compared([60] * 2 + [2], lambda image: detect(image, wrong=True))
+    assert (wrong["cases"][3]["of"], wrong["cases"][3]["agree"]) == (60, 0)
+
+
+def test_detections_that_differ_at_one_size_are_refused() -> None:
+    form: Any = SimpleNamespace(
+        name="m", outputs="detections", tolerance=1e-4, min_agreement=0.99, min_case_agreement=0.9
+    )
+    case: dict[str, Any] = {"shape": [1, 3, 64, 64], "agree": 100, "of": 100}
+    empty = {"shape": [1, 3, 96, 64], "agree": 0, "of": 0}
+
+    def parity(agree: int) -> dict[str, Any]:
+        other = {"shape": [1, 3, 81, 64], "agree": agree, "of": 10}
+        cases = [case] * 9 + [other, empty]
+        return {"max_difference": 0.0, "agreement": (900 + agree) / 910, "cases": cases}
+
+    export._check_parity(form, parity(9), exact=True)
+    with pytest.raises(RuntimeError, match=r"99\.8 % agreement, 8 of 10 for 1 x 3 x 81 x 64"):
+        export._check_parity(form, parity(8), exact=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("output", "value"),
+    [(lambda x: x * torch.nan, "nan"), (torch.neg, r" 0\.0 %"), (lambda x: x / 0, "inf|nan")],
+)
+def test_exports_in_lower_precision_that_compute_something_else_are_refused(
+    precision: str,
+    output: Callable[[Tensor], Tensor],
+    value: str,
+    colored: Path,
+    tmp_path: Path,
+    fake_exporter: Callable[..., None],
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2))
+    paths = sorted((colored / "val").rglob("*.png"))[:2]
+    options: Any = {"precision": "bf16", "images": paths} if precision == "bf16" else {"calibrate": paths}
+    fake_exporter(lambda x: model(x) + 1e-3)
+    assert export_classifier(model, "ab", tmp_path / "x", "openvino", **options).parity["agreement"] == 1
+    fake_exporter(lambda x: output(model(x)))
+    with pytest.raises(RuntimeError, match=value):
+        export_classifier(model, "ab", tmp_path / "y", "openvino", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_parity_in_bfloat16_says_where_it_was_float32(
+    able: bool,
+    model: nn.Module,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    fake_exporter: Callable[..., None],
+) -> None:
+    pytest.importorskip("openvino")
+    source = smt_vision.load(trained).model
+    fake_exporter(source)
+    settings: list[bool] = []
+    monkeypatch.setattr(export, "has_bf16", lambda: able)
+    monkeypatch.setattr(export, "open_program", lambda folder, format, bf16: settings.append(bf16) or source)
+    words = ("export", trained, "--format", "openvino", "--precision", "bf16", "--out", tmp_path / "x")
+    assert run(*words) == 0
+    assert ("compared in float32" in capsys.readouterr().out) is not able
+    assert Manifest.read(tmp_path / "x").parity["floating_point"] == ("bfloat16" if able else "float32")
+    assert settings == [able]
+
+
+class Unsupported(nn.Module):
+    """A model that depends on the values of its input, which torch.export refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_what_cannot_be_traced_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match=r"^torch\.export, which traces the model, failed \(") as error:
+        export_classifier(Unsupported(), "abc", tmp_path / "x", "torch")
+    assert error.value.__cause__ is not None
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+class Failure(Exception):
+    """As ONNX Runtime's: of no built-in type."""
+
+
+@pytest.mark.parametrize(
+    ("format", "place"),
+    [
+        ("onnx", "torch.onnx.export"),
+        ("onnx", "onnxruntime.InferenceSession"),
+        ("openvino", "openvino.convert_model"),
+    ],
+)
+def test_failures_of_converters_and_runtimes_are_one_line(
+    format: str, place: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip(RUNTIMES[format])
+    pytest.importorskip("onnxscript")
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise Failure("no operator 7\nin a page of text")
+
+    monkeypatch.setattr(logits, "trace", lambda *args: (None, True))
+    if place == "onnxruntime.InferenceSession":
+        monkeypatch.setattr(logits, "write", lambda *args: {})
+    monkeypatch.setattr(place, fail)
+    error = refusal(capsys, 1, "export", trained, "--format", format, "--out", tmp_path / "x")
+    [line] = [line for line in error.splitlines() if "error:" in line]
+    assert "(Failure: no operator 7 in a page of text); " in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_failures_of_a_program_in_use(
+    exported: Callable[[str], Path], colored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One error; where memory ran out, an image without a result, as with PyTorch."""
+    import onnxruntime
+
+    image, predictor = next((colored / "val").rglob("*.png")), smt_vision.load(exported("onnx"))
+    messages = iter(["invalid dimension", *["Failed to allocate memory for requested buffer of size 7"] * 2])
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise Failure(next(messages))
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
+    with pytest.raises(ProgramError, match=r"onnx program failed for 1 x 3 x 32 x 32 .*Failure: invalid dimension"):
+        predictor([image])
+    assert "not enough memory to predict" in predictor([image])[0].error
+    with pytest.raises(ProgramMemoryError, match="memory ran out"):
+        predictor.model(images(1, 3, 32, 32))
+
+
 def test_execution_providers(exported: Callable[[str], Path], trained: Path) -> None:
     folder = exported("onnx")
     images = torch.randn(2, 3, 32, 32)
@@ -871,6 +1039,18 @@ def test_benchmark_says_how_exports_run(exported: Callable[[str], Path], capsys:
     assert answer(capsys, *command)["exports"] == {str(folder): ["onnx", "fp32"]}
     assert "runs in float32 only" in refusal(capsys, 1, *command, "--precision", "bf16")
     assert "this export runs in fp32; omit --precision int8" in refusal(capsys, 1, *command, "--precision", "int8")
+
+
+def test_benchmark_says_the_precision_that_an_export_runs_in(
+    exported: Callable[[str], Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that it was made for, which this CPU may not have."""
+    folder = shutil.copytree(exported("openvino"), tmp_path / "half")
+    replace(Manifest.read(folder), precision="bfloat16").write(folder)
+    command = ("bench", folder, "--rounds", "1", "--seconds", "0", "--memory", "false", "--batch_size", "1")
+    for able, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr("smt_vision.deploy.exported.has_bf16", lambda able=able: able)
+        assert answer(capsys, *command)["exports"] == {str(folder): ["openvino", precision]}
 
 
 def test_the_form_for_openvino_computes_the_same() -> None:

@@ -13,8 +13,11 @@ import pytest
 from PIL import Image, features
 from timm.utils.misc import natural_key
 
+from smt_vision.cli.export import build_parser as export_parser
+from smt_vision.cli.train import build_parser as train_parser
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.files import find_images, is_hidden, is_image, list_files
+from smt_vision.data.video import find_videos
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.folders import natural_order
 from smt_vision.tasks.classification.data.sources import open_dataset
@@ -474,3 +477,18 @@ def test_order_of_numbers_in_names_is_timms_at_any_length() -> None:
 def timm_order(name: str) -> list[str | int]:
     order: list[str | int] = natural_key(name.replace("²", "_"))
     return order
+
+
+def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images from Python, and of paths of commands: the shell does not see ~ in --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "set" / "1.png")
+    (tmp_path / "clip.mp4").touch()
+    for path in ("~/set", Path("~/set/1.png")):
+        assert find_images([path]) == [tmp_path / "set" / "1.png"]
+    assert find_videos(["~/clip.mp4"]) == [tmp_path / "clip.mp4"]
+    words = ["m", "--format", "onnx", "--out=~/out", "--images", "~/a", "b"]
+    args = export_parser(words).parse_args(words)
+    assert (args.out, args.images) == (tmp_path / "out", [tmp_path / "a", Path("b")])
+    assert train_parser(["quickstart"]).parse_args(["quickstart", "--run=~/r"]).run == tmp_path / "r"

@@ -257,6 +257,30 @@ def test_pixels_of_label_maps(tmp_path: Path, binary: bool, capsys: Capture) -> 
     check_page(tmp_path / "out" / "inspect.html")
 
 
+def test_what_is_known_of_a_sample_of_label_maps_is_not_said_of_the_split(tmp_path: Path) -> None:
+    """The last class is in one label map of eight, which the sample lacks."""
+    for split in ("train", "val"):
+        for i in range(8):
+            for kind in ("images", "labels"):
+                (tmp_path / "set" / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(tmp_path / "set" / "images" / split / f"{i}.png")
+            labels = np.full((8, 8), 255, dtype=np.uint8)
+            labels[0, :4] = 0
+            labels[1, 0] = 2 if i == 7 else 1
+            Image.fromarray(labels).save(tmp_path / "set" / "labels" / split / f"{i}.png")
+    (tmp_path / "set" / "classes.json").write_text(json.dumps(["road", "car", "rare"]))
+    report = smt_vision.inspect(tmp_path / "set", tmp_path / "out", max_images=3, seed=1)
+    sample = "in a sample of 3 of its 8 images"
+    assert report["splits"]["train"]["label_maps"] == 3
+    assert f"train: 1 class without pixels ({sample}): rare" in report["findings"]
+    assert f"train: 92.2 % of the pixels are ignored ({sample})" in report["findings"]
+    page = (tmp_path / "out" / "inspect.html").read_text()
+    assert "train: classes are counted in the label maps of 3 of 8 images" in page
+    every = smt_vision.inspect(tmp_path / "set")
+    assert "train: 92.2 % of the pixels are ignored" in every["findings"]
+    assert not [text for text in every["findings"] if "sample" in text or "without pixels" in text]
+
+
 def test_a_sample_is_seeded_and_stated(tmp_path: Path, capsys: Capture) -> None:
     data = write_split(tmp_path / "set")
     first = answer(capsys, "inspect", data, "--out", tmp_path / "a", "--max_images", "5")

@@ -18,6 +18,7 @@ import smt_vision
 from command import answer, refusal
 from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
+from smt_vision.data.files import image_formats
 from smt_vision.data.fingerprint import hash_bytes, hash_content, hash_file
 from smt_vision.engine.loop import train
 from smt_vision.tasks import classes as classes_module
@@ -276,7 +277,7 @@ def test_changed_fingerprints_of_an_export_are_refused(export: Path, tmp_path: P
         smt_vision.load(tmp_path / "export")
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".pbm", ".pgm", ".ppm", ".npy", ".png"])
+@pytest.mark.parametrize("suffix", [".bmp", ".dib", ".tga", ".tif", ".pbm", ".pgm", ".ppm", ".npy", ".png"])
 def test_images_that_differ_in_a_single_place_have_different_fingerprints(suffix: str, tmp_path: Path) -> None:
     pixels = np.full((1300, 1300, 3), 255, dtype=np.uint8)
     for name in ("a", "b"):
@@ -298,6 +299,20 @@ def test_fingerprint_is_of_the_content(size: int, tmp_path: Path) -> None:
     assert value == hash_content(size, lambda offset, length: content[offset : offset + length])
     for changed in (content + b"x", content[:-1] + b"\0" if size else b"y"):
         assert changed == content or value != hash_content(len(changed), lambda o, n, c=changed: c[o : o + n])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".jp2", ".avif"])
+def test_of_large_files_with_compression_three_parts_are_hashed(suffix: str, tmp_path: Path) -> None:
+    """As ever: the fingerprints are compared with those in files."""
+    path = tmp_path / f"a{suffix}"
+    if Image.registered_extensions()[suffix] not in image_formats():
+        pytest.skip("this build of Pillow does not have the format")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)).save(path)
+    content, part = path.read_bytes(), 1 << 14
+    assert len(content) > 3 * part
+    middle = (len(content) - part) // 2
+    parts = (content[:part], content[middle : middle + part], content[-part:])
+    assert hash_file(path) == hash_bytes(str(len(content)).encode(), *parts)
 
 
 def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:

@@ -20,3 +20,8 @@ def keep_large_allocations() -> bool:
     libc = ctypes.CDLL(None)
     options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2047 * MIB), (M_TOP_PAD, 64 * MIB))
     return all(libc.mallopt(name, value) == 1 for name, value in options)
+
+
+def release_free_memory() -> bool:
+    """Return free memory of the heap to the kernel; returns whether glibc did. No effect with other C libraries."""
+    return platform.libc_ver()[0] == "glibc" and ctypes.CDLL(None).malloc_trim(0) == 1

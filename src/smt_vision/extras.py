@@ -1,6 +1,7 @@
-"""Optional dependencies: the one helper through which they are imported."""
+"""Optional dependencies: the one helper through which they are imported, and their versions."""
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 
@@ -25,3 +26,11 @@ def require(module: str, extra: str | None = None) -> ModuleType:
             raise  # the module is installed, and one that it needs itself is not: that is the better message
         source = f"extra {extra!r}: pip install 'smt-vision[{extra}]'" if extra else f"pip install {package}"
         raise ImportError(f"the package {module!r} is not installed; install it with {source}") from error
+
+
+def version_of(module: str) -> str:
+    """Version of an installed module, whatever the package that has it is called, e.g. ``onnxruntime-gpu``."""
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return str(importlib.import_module(module).__version__)

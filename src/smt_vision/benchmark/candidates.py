@@ -1,6 +1,7 @@
 """Candidates built from model spec strings, and their peak memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ..bounds import Side, checked
-from ..deploy.exported import ExportedModel, is_export
+from ..deploy.exported import ExportedModel, Provider, is_export
 from ..forms.inference import fuse
 from ..tasks.backbone import Backbone
 from ..tasks.build import create_model
@@ -19,7 +20,7 @@ from ..tasks.load import load
 from .compare import Candidate
 from .engines import compiled, run_by
 from .memory import peak_memory
-from .model_spec import parse_spec
+from .model_spec import RUNTIMES, engine_precision, parse_spec
 from .published import PUBLISHED
 from .timing import Call, inference_step, training_step
 
@@ -33,6 +34,7 @@ def load_candidate(
     engine: str = "eager",
     precision: str = "fp32",
     train: bool = False,
+    providers: Sequence[Provider] = (),
 ) -> Candidate:
     """Build a candidate: random weights for a model name, trained weights for a run, a checkpoint or an export.
 
@@ -41,19 +43,27 @@ def load_candidate(
         device: Device of the model.
         size: Image height and width in pixels; default: those of the published accuracy or of the weights.
         engine: Engine; see :func:`~smt_vision.benchmark.engines.run_by`.
-        precision: Precision of inference.
+        precision: Precision of inference; ``auto``: ``bf16`` if the engine, or the format of an export, has it and the
+            device instructions for it.
         train: Whether the candidate is to be trained: its weights stay float32.
+        providers: Execution providers of ONNX Runtime, for ONNX exports and its engine.
 
     Raises:
         ValueError: The model or variant is unknown, or the model does not support the variant, the engine or the
-            precision.
+            precision, or the engine the device.
     """
+    if engine in RUNTIMES and torch.device(device).type != "cpu":
+        raise ValueError(
+            f"invalid device={device}: engine {engine!r} runs on the CPU, and ONNX Runtime on what --providers names; "
+            "omit --device, or use an engine of PyTorch (--engine eager or compiled)"
+        )
     source, variants = parse_spec(spec)
     precision = "fp32" if train else precision
     original: Any
     if Path(source).exists():
-        in_bf16 = precision == "bf16" and is_export(source)
-        predictor = load(source, device, require_classes=False, precision="bf16" if in_bf16 else None)
+        providers_of_export = providers if is_export(source) else ()
+        given: Any = precision if precision in ("auto", "bf16") and is_export(source) else None
+        predictor = load(source, device, require_classes=False, precision=given, providers=providers_of_export)
         if predictor.spec.task != "classify":
             raise ValueError(f"{spec!r}: only classifiers can be compared, and this is {predictor.kind}")
         original, (channels, default_size, _) = predictor.flops_model()
@@ -62,7 +72,7 @@ def load_candidate(
                 raise ValueError(f"{spec!r}: an exported model has no execution variants; remove :{'+'.join(variants)}")
             if engine != "eager":
                 raise ValueError(f"{spec!r}: an exported model has an engine already; omit --engine {engine}")
-            if precision != "fp32" and original.precision != precision:
+            if precision not in ("auto", "fp32") and original.precision != precision:
                 raise ValueError(f"{spec!r}: this export runs in {original.precision}; omit --precision {precision}")
             sides = size or (default_size, default_size)
             return Candidate(spec, original, (channels, *sides), None, original.manifest.parameters)
@@ -74,13 +84,14 @@ def load_candidate(
         if arguments := arguments_for_size(source, {}, size or (default_size, default_size)):
             original = create_model(source, **arguments)
         original = original.to(device)
+    precision = engine_precision(engine, precision, device)
     sides = size or (default_size, default_size)
     if "features" in variants:
         if Path(source).exists():
             raise ValueError(f"{spec!r}: feature maps are for model names; remove features")
         original = create_backbone(source, sides).to(device)
     dtype = torch.bfloat16 if precision == "bf16" and engine in ("eager", "compiled") else None
-    model = run_by(_apply_variants(original.eval(), variants, dtype), engine, precision, train)
+    model = run_by(_apply_variants(original.eval(), variants, dtype), engine, precision, train, providers)
     return Candidate(spec, model, (channels, *sides), original)
 
 
@@ -127,6 +138,7 @@ def candidate_peak_memory(
     engine: str = "eager",
     precision: str = "fp32",
     device: str = "cpu",
+    providers: Sequence[Provider] = (),
     setup: Callable[[], object] | None = None,
 ) -> dict[int, int | None]:
     """Peak memory of a candidate in bytes by batch size; see :func:`smt_vision.benchmark.memory.peak_memory`.
@@ -137,15 +149,16 @@ def candidate_peak_memory(
         size: Image height and width in pixels; default: those of the published accuracy or of the weights.
         train: Measure training steps instead of forward passes.
         engine: Engine for inference.
-        precision: ``fp32``, ``bf16`` or ``int8``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         device: Device of the model.
+        providers: Execution providers of ONNX Runtime.
         setup: Called in the measuring process before the model is built; must be picklable.
 
     Raises:
         RuntimeError: The measuring process died, e.g. because memory ran out.
     """
     batch_sizes = sorted(set(batch_sizes))
-    prepare = partial(_prepare, spec, batch_sizes, size, train, engine, precision, device, setup)
+    prepare = partial(_prepare, spec, batch_sizes, size, train, engine, precision, device, providers, setup)
     return dict(zip(batch_sizes, peak_memory(prepare, device), strict=True))
 
 
@@ -157,12 +170,15 @@ def _prepare(
     engine: str,
     precision: str,
     device: str,
+    providers: Sequence[Provider],
     setup: Callable[[], object] | None,
 ) -> Iterator[Call]:
     """One call after the other: what an earlier one holds is not in the memory of a later one."""
     if setup is not None:
         setup()
-    candidate = load_candidate(spec, device, size, engine=engine, precision=precision, train=train)
+    candidate = load_candidate(spec, device, size, engine=engine, precision=precision, train=train, providers=providers)
+    candidate = replace(candidate, original=None)  # or the memory of a fused model would include the one it was made of
+    precision = engine_precision(engine, precision, device)
     for batch_size in batch_sizes:
         yield _call(candidate, batch_size, train, precision, device)
 

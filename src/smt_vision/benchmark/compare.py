@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bounds import Count, NotEmpty, Seconds, checked
 from ..cost import ModelInfo, describe
+from ..deploy.exported import ExportedModel
 from .memory import saved_activations
 from .timing import Call, ProgressCallback, Timing, autocast, inference_step, interleave, matmul_peak, training_step
 
@@ -33,6 +34,13 @@ class Candidate:
     original: nn.Module | None
     parameters: int | None = None
 
+    @property
+    def exported(self) -> tuple[str, str] | None:
+        """Format of an export, and the precision in which it runs; ``None`` for other models."""
+        if not isinstance(self.model, ExportedModel):
+            return None
+        return self.model.manifest.format, self.model.precision
+
 
 @dataclass(frozen=True)
 class Result:
@@ -53,6 +61,7 @@ class Result:
             step counts as three forward passes. ``None`` if GMAC are unknown.
         saved_activations: Bytes per image that training saves for the backward pass; ``None`` for inference.
         peak_memory: Bytes; ``None`` if not measured.
+        exported: Format of an export, and the precision in which it ran; ``None`` for other models.
     """
 
     model: str
@@ -70,6 +79,7 @@ class Result:
     share_of_peak: float | None = None
     saved_activations: int | None = None
     peak_memory: int | None = None
+    exported: tuple[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -171,6 +181,20 @@ def combine_pairs(pairs: Sequence[Sequence[Result]], peaks: Sequence[float] = ()
     return combined
 
 
+def relative_to_first(results: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    """Results of separate comparisons as one: by batch size and in the order of the names, relative to the first model.
+
+    Args:
+        results: Results of :func:`compare`, of different models.
+        names: Names of the models; those without results are passed over.
+    """
+    ordered = sorted(results, key=lambda result: (result.batch_size, names.index(result.model)))
+    first: dict[int, Result] = {}
+    for result in ordered:
+        first.setdefault(result.batch_size, result)
+    return [replace(r, ratio=r.images_per_s / first[r.batch_size].images_per_s) for r in ordered]
+
+
 def _of_peak(result: Result, factor: float) -> Result:
     share = result.share_of_peak
     return replace(result, share_of_peak=None if share is None else share * factor)
@@ -204,6 +228,7 @@ def _result(candidate: Candidate, cost: ModelInfo | None, batch_size: int, timin
         p99_ms=1e3 * timing.percentile(99),
         iqr_ms=1e3 * timing.iqr,
         calls=len(timing.seconds),
+        exported=candidate.exported,
     )
 
 

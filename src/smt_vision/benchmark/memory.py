@@ -1,15 +1,19 @@
 """Memory of a model: peak during calls, and activations that training saves for the backward pass."""
 
+import gc
 import multiprocessing
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ..allocator import release_free_memory
 
 T = TypeVar("T")
 
@@ -67,7 +71,8 @@ def peak_memory(
 
     Measured in a fresh process. On CUDA it is the peak of the caching allocator. On a CPU it is the growth of the
     process's resident set since before ``prepare``, which includes what libraries allocate, load and compile; it is
-    available on Linux only.
+    available on Linux only. What building the model took beyond the model, e.g. the one that it was fused from, is not
+    included.
 
     Args:
         prepare: Builds the model and yields the calls in order of increasing memory; must be picklable. A call is
@@ -92,12 +97,25 @@ def _peaks(prepare: Callable[[], Iterable[Callable[[], object]]], device: torch.
     before = read()
     peaks: list[int | None] = []
     for call in prepare():
+        if not peaks:
+            _forget_peak(device)
         call()
         call()
         after = read()
         peaks.append(None if before is None or after is None else after - before)
         del call
     return peaks
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Free what is not in use, and measure the peak from here on, where the platform can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        release_free_memory()
+        with suppress(OSError):  # Linux only
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_resident_set() -> int | None:

@@ -7,6 +7,8 @@ model is run, not what it computes.
 import difflib
 from pathlib import Path
 
+from ..precision import resolve_precision
+
 # Engines, and the precisions that they run models in.
 ENGINES = {
     "eager": ("fp32", "bf16"),
@@ -15,12 +17,20 @@ ENGINES = {
     "openvino": ("fp32", "bf16", "int8"),
 }
 TRAINING_ENGINES = ("eager", "compiled")
+RUNTIMES = ("onnxruntime", "openvino")  # engines other than PyTorch's, which run on the CPU; names of packages
 EXECUTION_VARIANTS = {
     "fused": "inference-optimized: BatchNorm folded, projections merged, parallel branches reparameterized",
     "compiled": "torch.compile, one graph per batch size",
     "channels_last": "weights in channels-last memory format",
     "features": "the four feature maps that detection and segmentation use, without the classifier",
 }
+
+
+def engine_precision(engine: str, precision: str, device: str = "cpu") -> str:
+    """The precision of an engine: for ``auto``, ``bf16`` if the engine has it and the device instructions for it."""
+    if precision == "auto" and "bf16" not in ENGINES[engine]:
+        return "fp32"
+    return resolve_precision(precision, device)
 
 
 def parse_spec(spec: str) -> tuple[str, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Reports of measurements: tables, and the conditions under which they were made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,38 @@ import timm
 import torch
 
 from .._version import __version__
+from ..extras import version_of
 from ..hardware import describe_hardware
 from ..text import markdown
 from .compare import Result
 
 
-def measurement_conditions(**settings: Any) -> dict[str, Any]:
-    """The settings of a measurement together with hardware, versions and date, as plain data for JSON."""
+def measurement_conditions(runtimes: Iterable[str] = (), **settings: Any) -> dict[str, Any]:
+    """The settings of a measurement together with hardware, versions and date, as plain data for JSON.
+
+    ``runtimes`` are packages beside PyTorch that ran models, e.g. ``onnxruntime``.
+    """
     return {
         **settings,
         "hardware": describe_hardware(),
-        "versions": {"smt_vision": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {
+            "smt_vision": __version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            **{package: version_of(package) for package in sorted(runtimes)},
+        },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def conditions_line(conditions: Mapping[str, Any]) -> str:
     """Conditions with a mode, precision, device and allocator, in one line."""
+    versions = [f"{name} {v}" for name, v in conditions["versions"].items() if name not in ("smt_vision", "timm")]
     allocator = {"large": ", large allocations kept", "default": ", default allocator", None: ""}
     return (
         f"{conditions['mode']}, {conditions.get('engine', 'eager')}, {conditions['precision']}, "
         f"{conditions['device']}{allocator[conditions['allocator']]}; "
-        f"{conditions['hardware']}; torch {conditions['versions']['torch']}; {conditions['date'][:10]}"
+        f"{conditions['hardware']}; {', '.join(versions)}; {conditions['date'][:10]}"
     )
 
 

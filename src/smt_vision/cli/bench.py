@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..bounds import Count, OutputFolder, Processes, Seconds, Side
 from .common import EXIT_USAGE, Output, Parser, new_parser
+from .overrides import add_providers, providers_of
 from .progress import progress_callback, track
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def build_parser(words: list[str]) -> Parser:
     from ..benchmark.model_spec import ENGINES, EXECUTION_VARIANTS
 
     about = (
-        f"{HELP}.\nModels are timed in turn, in rounds, in one process; speeds are ratios of medians. MODEL is a timm "
-        "model name (random weights, which do not change the time), a run's folder, a checkpoint or an export's "
-        "folder. Execution variants are appended after a colon:\n"
+        f"{HELP}.\nModels of one runtime are timed in turn, in rounds, in one process; speeds are ratios of medians. "
+        "MODEL is a timm model name (random weights, which do not change the time), or a classifier's run folder, "
+        "checkpoint or export folder. Execution variants are appended after a colon:\n"
     ) + "\n".join(f"  :{name:<14}{meaning}" for name, meaning in EXECUTION_VARIANTS.items())
     parser = new_parser("bench", about, EXAMPLES, "smt bench MODEL[:VARIANT[+VARIANT]] ... [--OPTION VALUE ...]")
     parser.add_argument("models", nargs="*", default=[], metavar="MODEL", help="speeds are relative to the first one")
@@ -61,9 +62,10 @@ def build_parser(words: list[str]) -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "int8"), default="fp32",
-        help="auto: bf16 if the processor has instructions for it; training in bf16 keeps weights in fp32",
+        help="auto: bf16 if the engine and the processor have it; training in bf16 keeps weights in fp32",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    add_providers(parser)
     parser.add_argument(
         "--threads", type=Processes | None, help="PyTorch threads on a CPU; default: PyTorch's own choice"
     )
@@ -83,9 +85,9 @@ def build_parser(words: list[str]) -> Parser:
 
 
 def run(args: Any) -> Output:
+    from ..benchmark.model_spec import engine_precision
     from ..benchmark.published import BASELINES
     from ..benchmark.report import conditions_line, failure_lines, measurement_conditions, result_table
-    from ..precision import resolve_precision
 
     # What is fused is for inference only.
     known = [name.removesuffix(":fused") for name in BASELINES] if args.train else BASELINES
@@ -96,19 +98,24 @@ def run(args: Any) -> Output:
     if len(args.size) > 2:
         raise ValueError(f"invalid --size {' '.join(map(str, args.size))}: expected a side, or a height and a width")
     args.size = None if not args.size else (args.size[0], args.size[-1])
-    args.precision = resolve_precision(args.precision, args.device)
+    if providers_of(args) and not any(_package(args, spec) == "onnxruntime" for spec in [*args.models, *baselines]):
+        raise ValueError(
+            f"--providers {args.providers} is for ONNX exports and --engine onnxruntime, and there is none; omit it"
+        )
     batch_sizes = sorted(set(args.batch_size))
     configure_process(args.device, args.threads, args.allocator)
-    measure = _in_pairs if args.pairs else _together
+    measure = _in_pairs if args.pairs else _by_runtime
     results, failures, peak = measure(args, [*args.models, *baselines], batch_sizes)
     if not results:
         raise ValueError(f"no model runs in this way: {'; '.join(failure_lines(failures))}")
     conditions = measurement_conditions(
         mode="training" if args.train else "inference",
         engine=args.engine,
-        precision=args.precision,
+        precision=engine_precision(args.engine, args.precision, args.device),
         device=args.device,
+        runtimes={package for result in results if (package := _package(args, result.model))},
         allocator=args.allocator if args.device == "cpu" else None,
+        **({"providers": list(providers_of(args))} if args.providers else {}),
         rounds=args.rounds,
         seconds=args.seconds,
         weights="random for model names, trained for files",
@@ -116,7 +123,7 @@ def run(args: Any) -> Output:
     )
     data = {**conditions, "peak_gflops": peak and peak / 1e9, "results": [result.to_dict() for result in results]}
     data |= {"failures": failures} if failures else {}
-    exports = _exports(args.models, args.precision)
+    exports = {result.model: result.exported for result in results if result.exported}
     data |= {"exports": exports} if exports else {}
     heading = [conditions_line(conditions), *failure_lines(failures)]
     heading += [f"{name}: an export, run by {format} in {precision}" for name, (format, precision) in exports.items()]
@@ -128,21 +135,50 @@ def run(args: Any) -> Output:
     return Output(data, show)
 
 
-def _exports(models: list[str], precision: str) -> dict[str, tuple[str, str]]:
-    """The exports among the models, with their format and the precision in which they run."""
-    from ..deploy.exported import Manifest, is_export
+def _package(args: Any, spec: str) -> str | None:
+    """The package that runs a model; ``None`` for PyTorch."""
+    from ..benchmark.model_spec import RUNTIMES
+    from ..deploy.exported import RUNTIME_PACKAGES, Manifest, is_export
 
-    manifests = {name: Manifest.read(Path(name)) for name in models if is_export(name)}
-    short = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
-    return {
-        name: (manifest.format, "bf16" if precision == "bf16" else short[manifest.precision])
-        for name, manifest in manifests.items()
-    }
+    if not is_export(spec):
+        return args.engine if args.engine in RUNTIMES else None
+    try:
+        return RUNTIME_PACKAGES[Manifest.read(Path(spec).expanduser()).format]
+    except ValueError:  # a damaged manifest, as loading it will say
+        return None
+
+
+def _by_runtime(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
+    """As :func:`_together`; models of different runtimes one runtime after the other, each in a process of its own.
+
+    In one process, the threads of a runtime wait actively for work while another one computes, which slows it down.
+    """
+    from ..benchmark.compare import relative_to_first
+    from ..benchmark.memory import in_fresh_process
+
+    groups: dict[str | None, list[str]] = {}
+    for spec in specs:
+        groups.setdefault(_package(args, spec), []).append(spec)
+    if len(groups) == 1:
+        return _together(args, specs, batch_sizes)
+    results: list[Result] = []
+    failures: dict[str, str] = {}
+    peaks: list[float] = []
+    for group in groups.values():
+        try:
+            measured, failed, peak = in_fresh_process(_in_process, args, group, batch_sizes)
+        except RuntimeError as error:  # the process died
+            measured, failed, peak = [], {spec: _reason(args, spec, error) for spec in group}, None
+        results += measured
+        failures |= failed
+        peaks += [peak] if peak else []
+    return relative_to_first(results, specs), failures, max(peaks, default=None)
 
 
 def _together(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
     """Results of all models in this process, the reasons why models do not run in this way, and the machine's peak."""
     from ..benchmark.compare import compare
+    from ..benchmark.model_spec import engine_precision
     from ..benchmark.timing import matmul_peak
 
     candidates, failures = _candidates(args, specs, batch_sizes)
@@ -154,13 +190,14 @@ def _together(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured"
         candidates = [candidate for candidate in candidates if candidate.name not in failures]
         if not candidates:
             return [], failures, None
-    peak = None if args.precision == "int8" else matmul_peak(args.precision, args.device)
+    precision = engine_precision(args.engine, args.precision, args.device)
+    peak = None if precision == "int8" else matmul_peak(precision, args.device)
     with progress_callback("rounds") as on_progress:
         results = compare(
             candidates,
             batch_sizes,
             train=args.train,
-            precision=args.precision,
+            precision=precision,
             device=args.device,
             rounds=args.rounds,
             seconds=args.seconds,
@@ -184,7 +221,10 @@ def _in_pairs(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured"
     peaks: list[float] = []
     for spec in track(others, len(others), "pairs"):
         try:
-            results, failed, peak = in_fresh_process(_pair, args, [first, spec], batch_sizes)
+            if _package(args, first) == _package(args, spec):
+                results, failed, peak = in_fresh_process(_in_process, args, [first, spec], batch_sizes)
+            else:
+                results, failed, peak = _by_runtime(args, [first, spec], batch_sizes)
         except RuntimeError as error:  # the process died
             failures[spec] = _reason(args, spec, error)
             continue
@@ -196,7 +236,7 @@ def _in_pairs(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured"
     return combine_pairs(pairs, peaks), failures, max(peaks, default=None)
 
 
-def _pair(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
+def _in_process(args: Any, specs: list[str], batch_sizes: list[int]) -> "Measured":
     configure_process(args.device, args.threads, args.allocator)
     return _together(args, specs, batch_sizes)
 
@@ -216,7 +256,9 @@ def configure_process(device: str, threads: int | None, allocator: str) -> None:
 def _candidates(args: Any, specs: list[str], batch_sizes: list[int]) -> tuple[list["Candidate"], dict[str, str]]:
     """The models, and the reasons why some do not run in this way, by name."""
     from ..benchmark.candidates import load_candidate, run_once
+    from ..benchmark.model_spec import engine_precision
 
+    precision = engine_precision(args.engine, args.precision, args.device)
     load = partial(
         load_candidate,
         device=args.device,
@@ -224,13 +266,14 @@ def _candidates(args: Any, specs: list[str], batch_sizes: list[int]) -> tuple[li
         engine=args.engine,
         precision=args.precision,
         train=args.train,
+        providers=providers_of(args),
     )
     candidates: list[Candidate] = []
     failures: dict[str, str] = {}
     for spec in track(specs, len(specs), "loading"):
         try:
             candidate = load(spec)
-            run_once(candidate, batch_sizes, args.device, train=args.train, precision=args.precision)
+            run_once(candidate, batch_sizes, args.device, train=args.train, precision=precision)
             candidates.append(candidate)
         except Exception as error:  # exporters and runtimes raise almost any
             failures[spec] = _reason(args, spec, error)
@@ -258,6 +301,7 @@ def _peak_memory(
         engine=args.engine,
         precision=args.precision,
         device=args.device,
+        providers=providers_of(args),
         setup=partial(configure_process, args.device, args.threads, args.allocator),
     )
     found: dict[tuple[str, int], int | None] = {}

@@ -4,11 +4,13 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
@@ -117,9 +119,12 @@ class Parser(ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         words = self._in_full(sys.argv[1:] if args is None else args)
         try:
-            return super().parse_args(words, **kwargs)
+            parsed = super().parse_args(words, **kwargs)
         except ValueError as error:  # of the YAML library, e.g. about a number of 5,000 digits
             self.error(f"a value cannot be read: {error}")
+        for name, value in list(parsed.items()):
+            parsed[name] = _with_home(value)
+        return parsed
 
     def _in_full(self, words: Sequence[str]) -> list[str]:
         """The arguments with shorthands and lists as jsonargparse knows them."""
@@ -171,6 +176,13 @@ def new_parser(command: str, about: str, examples: str, usage: str | None = None
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser
+
+
+def _with_home(value: Any) -> Any:
+    """A path, or the paths in a list, with the home directory for ``~``: shells replace it in ``--out ~/x`` only."""
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _as_list(text: str) -> str:

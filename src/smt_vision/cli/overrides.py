@@ -45,7 +45,7 @@ def add_precision(parser: Parser) -> None:
 
 
 def add_providers(parser: Parser) -> None:
-    """Add ``--providers``, for ONNX exports."""
+    """Add ``--providers``, for ONNX Runtime."""
     parser.add_argument(
         "--providers", type=str | None, metavar="A,B",
         help="execution providers of an ONNX export, the preferred one first, e.g. CUDAExecutionProvider",

@@ -147,15 +147,15 @@ def sort_names(names: Iterable[str], folders: Iterable[str]) -> Listing:
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """List image files: given files, and the images in given directories, searched recursively and sorted.
 
-    Given files are listed whatever their suffix; a file that is given twice, e.g. by itself and with its directory, is
-    listed once. In directories, hidden files are passed over, and the number of other files without the suffix of an
-    image is logged.
+    ``~`` is the home directory. Given files are listed whatever their suffix; a file that is given twice, e.g. by
+    itself and with its directory, is listed once. In directories, hidden files are passed over, and the number of other
+    files without the suffix of an image is logged.
 
     Raises:
         FileNotFoundError: If a path does not exist or a directory has no images.
     """
     images: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(os.path.expanduser(path)) for path in paths):
         if path.is_dir():
             listing = list_files(path)
             if not listing.images:

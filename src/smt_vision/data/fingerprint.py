@@ -21,9 +21,12 @@ log = get_logger(__name__)
 Fingerprints = npt.NDArray[np.int64]
 
 PART = 1 << 14  # bytes; of a larger file than three parts, the first, the middle and the last one are hashed
-# First bytes of formats without compression (BMP, TIFF, PBM, PGM, PPM, .npy): a change leaves the rest of the file the
-# same.
-UNCOMPRESSED = (b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P4", b"P5", b"P6", b"\x93NUMPY")
+# First bytes of JPEG, PNG, GIF, JPEG 2000 and JPEG XL, of which a change of a pixel changes all that follows it. In
+# formats that may be without compression, e.g. BMP, DIB, TGA, TIFF, PPM and .npy, it leaves the rest the same.
+COMPRESSED = (
+    *(b"\xff\xd8", b"\x89PNG", b"GIF8"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+)
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
 MAX_TRAIN = 2_000_000  # training images of which fingerprints are kept, sampled at random from a larger dataset
@@ -40,16 +43,21 @@ def hash_bytes(*parts: bytes) -> int:
 
 
 def hash_content(size: int, read: Callable[[int, int], bytes]) -> int:
-    """64-bit hash of the content of a file; of a large compressed file, its size and three parts of it are hashed.
+    """64-bit hash of the content of a file; of a large file in a format with compression, its size and three parts.
 
     Args:
         size: Size in bytes.
         read: ``(offset, length) -> bytes``.
     """
     first = read(0, PART)
-    whole = size <= 3 * PART or first.startswith(UNCOMPRESSED)
+    whole = size <= 3 * PART or not _is_compressed(first)
     offsets = range(PART, size, PART) if whole else ((size - PART) // 2, size - PART)
     return hash_bytes(str(size).encode(), first, *(read(offset, PART) for offset in offsets))
+
+
+def _is_compressed(first: bytes) -> bool:
+    """Whether these are the first bytes of a format with compression; WebP, AVIF and HEIF start with a length."""
+    return first.startswith(COMPRESSED) or first[8:12] == b"WEBP" or first[4:8] == b"ftyp"
 
 
 def hash_file(path: Path) -> int:

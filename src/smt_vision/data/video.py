@@ -51,7 +51,7 @@ def find_videos(paths: Iterable[str | Path]) -> list[Path]:
     """
     videos: list[Path] = []
     others: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(os.path.expanduser(path)) for path in paths):
         if path.is_dir():
             listing = list_files(path)
             found = [] if listing.images else sorted(path / name for name in listing.others if is_video(name))

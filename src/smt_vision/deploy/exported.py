@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..data.fingerprint import UsedImages
 from ..extras import require
 from ..legacy import upgrade
 from ..precision import Precision, has_bf16, resolve_dtype
+from .errors import ProgramError, program_errors
 from .openvino_core import openvino_core
 
 MANIFEST = "manifest.json"
@@ -34,6 +36,13 @@ FILES = {
     "torch": ("model.pt2",),
     "executorch": ("model.pte",),
     "coreml": ("model.mlpackage/Manifest.json", f"{_COREML}/model.mlmodel", f"{_COREML}/weights/weight.bin"),
+}
+RUNTIME_PACKAGES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "torch": None,
+    "executorch": "executorch",
+    "coreml": "coremltools",
 }
 IMAGES = "images.safetensors"  # fingerprints of the images that the model was trained and calibrated on
 MAX_STATIC_SHAPES = 8  # OpenVINO programs that are compiled for one shape
@@ -57,7 +66,8 @@ class Manifest:
         dynamic_image_size: Whether the program takes images of any height and width.
         batch_size: Number of images that the program takes; ``None`` for any number.
         parity: Result of the comparison with the source model, and the images that it was made on; ``agreement`` is
-            ``None`` if the program could not be run.
+            ``None`` if the program could not be run. For bfloat16 and int8, ``floating_point`` is the type in which it
+            ran what is not in 8 bits: float32 on a CPU without instructions for bfloat16.
         versions: Versions of the packages that wrote the export.
         files: SHA-256 of each file, by file name.
         created: Creation time in UTC.
@@ -217,19 +227,12 @@ def load_exported(
         raise ValueError(
             f"{folder} cannot be used on this computer: {reason}; here, export to another format, e.g. onnx"
         )
-    try:
+    with program_errors(f"{folder}: the {manifest.format} program cannot be loaded", "export the model again"):
         program = (
             open_onnx(folder / FILES["onnx"][0], providers)
             if providers
             else open_program(folder, manifest.format, bf16=bf16)
         )
-    except (ImportError, UnavailableProvider):
-        raise
-    except Exception as error:  # each runtime has its own exceptions
-        raise ValueError(
-            f"{folder}: the {manifest.format} program cannot be loaded ({type(error).__name__}: {error}); export the "
-            "model again"
-        ) from error
     return ExportedModel(program, manifest, bf16)
 
 
@@ -263,7 +266,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class UnavailableProvider(ValueError):
+def _running(format: str, images: Tensor) -> AbstractContextManager[None]:
+    shape = " x ".join(map(str, images.shape))
+    return program_errors(f"the {format} program failed for {shape} images", "export the model again for such images")
+
+
+class UnavailableProvider(ProgramError):
     """An execution provider that ONNX Runtime does not have, or cannot start."""
 
 
@@ -293,7 +301,12 @@ def open_onnx(path: Path, providers: Sequence[Provider] = ()) -> Program:
             "reason"
         )
     (image_input,) = session.get_inputs()
-    return lambda images: _tensors(session.run(None, {image_input.name: images.numpy()}))
+
+    def run(images: Tensor) -> Any:
+        with _running("onnx", images):
+            return _tensors(session.run(None, {image_input.name: images.numpy()}))
+
+    return run
 
 
 class OpenVINOProgram:
@@ -339,7 +352,7 @@ class OpenVINOProgram:
 
     def __call__(self, images: Tensor) -> Any:
         shape = tuple(images.shape)
-        with self._turn:
+        with self._turn, _running("openvino", images):
             again = self.static or shape in self.past_shapes
             static = shape in self.programs or (again and len(self.programs) <= MAX_STATIC_SHAPES)
             program = self._compiled(shape if static else None)
@@ -357,7 +370,7 @@ def _open_torch(path: Path) -> Program:
     program = torch.export.load(path).module(check_guards=False)
 
     def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), _running("torch", images):
             return program(images)
 
     return run
@@ -371,7 +384,7 @@ def _open_executorch(path: Path) -> Program:
     turn = threading.Lock()
 
     def run(images: Tensor) -> Tensor:  # the program takes one image, and reuses the memory of its output
-        with turn, torch.inference_mode():
+        with turn, torch.inference_mode(), _running("executorch", images):
             return torch.cat([method.execute((image[None].contiguous(),))[0].clone() for image in images])
 
     return run
@@ -382,7 +395,8 @@ def _open_coreml(path: Path) -> Program:
     model = tools.models.MLModel(str(path.parent), compute_units=tools.ComputeUnit.CPU_ONLY)
 
     def run(images: Tensor) -> Tensor:  # the program takes one image
-        return torch.cat([torch.from_numpy(model.predict({"images": i[None].numpy()})["logits"]) for i in images])
+        with _running("coreml", images):
+            return torch.cat([torch.from_numpy(model.predict({"images": i[None].numpy()})["logits"]) for i in images])
 
     return run
 

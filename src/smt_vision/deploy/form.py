@@ -31,6 +31,7 @@ class ExportForm(ABC):
     tolerance: float = 1e-4
     has_fixed_batch: ClassVar[bool] = False  # whether a program takes a fixed number of images
     min_agreement: ClassVar[float] = 0.0  # smallest fraction of equal results
+    min_case_agreement: ClassVar[float] = 0.0  # the same, of each case alone
     can_control_accuracy: ClassVar[bool] = True  # whether quantization can be told how much accuracy it may cost
 
     def __init__(self, model: nn.Module, spec: ModelSpec, name: str, batch_size: int | None = None) -> None:
@@ -67,8 +68,11 @@ class ExportForm(ABC):
         """Write the program's files; returns additional entries for the manifest's versions."""
 
     @abstractmethod
-    def compare(self, program: Program) -> Mapping[str, Any]:
-        """Parity of the program with the model: ``max_difference``, ``agreement`` and ``cases``."""
+    def compare(self, program: Program, exact: bool = True) -> Mapping[str, Any]:
+        """Parity of the program with the model: ``max_difference``, ``agreement`` and ``cases``.
+
+        ``exact`` is false for programs in bfloat16 or 8 bits.
+        """
 
     @classmethod
     def as_model(cls, program: ExportedModel, exported: ModelSpec, spec: ModelSpec, folder: Path) -> nn.Module:

@@ -61,7 +61,7 @@ class LogitsExport(ExportForm):
         preprocess = partial(image_to_tensor, input=self.spec.input, transform=self.calibration_transform)
         return write(self.program, folder, format, calibrate, preprocess, control, program_metadata(self.spec))
 
-    def compare(self, program: Program) -> Mapping[str, Any]:
+    def compare(self, program: Program, exact: bool = True) -> Mapping[str, Any]:
         return logits_parity(self.model, program, self.batch, self._dynamic)
 
     def _check_output(self, image: Tensor) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from .exported import Program
 
 SMALLEST_SIDE = 32  # smallest image side that is compared, in pixels; an SMT takes no smaller one
-BOX_TOLERANCE = 1e-3  # largest coordinate difference of matching boxes, as a fraction of the image's longer side
+# Largest coordinate difference of matching boxes, as a fraction of the image's longer side.
+BOX_TOLERANCE = 1e-3
+ROUNDED_BOX_TOLERANCE = 2e-2  # in bfloat16 and 8 bits: the boxes are of the same object
 
 
 def logits_parity(model: nn.Module, program: Program, images: Tensor, dynamic_image_size: bool) -> dict[str, Any]:
@@ -57,11 +59,12 @@ def detection_parity(
     images: Sequence[Tensor],
     batch_size: int,
     split: Callable[[Sequence[Tensor], int], list[tuple[Tensor, ...]]],
+    box_tolerance: float = BOX_TOLERANCE,
 ) -> dict[str, Any]:
-    """Compare the detections of a program with the model's, in each image, and in the first ones at other sizes.
+    """Compare the detections of a program with the model's, in each image, and in some at two other sizes.
 
-    Detections match if they have the same class, and boxes that differ by at most ``BOX_TOLERANCE`` of the image's
-    longer side.
+    At another size, the image is the one with the most detections among those in which the model detects something at
+    this size. Detections match if they have the same class, and boxes that differ by at most ``box_tolerance``.
 
     Args:
         model: A :class:`~smt_vision.tasks.detection.export.DetectorForExport`.
@@ -70,27 +73,53 @@ def detection_parity(
         batch_size: Number of images that model and program take.
         split: Function from their outputs and the batch size to the detections of each image: boxes, scores, labels
             and, with masks, masks.
+        box_tolerance: Largest coordinate difference of matching boxes, as a fraction of the image's longer side.
 
     Returns:
         ``max_difference``: largest difference between matching detections, of scores, mask probabilities, or box
         coordinates as a fraction of the longer side. ``agreement``: fraction of detections that match. ``cases``: the
-        same for each batch, as counts.
+        same for each batch, as counts, with the indices of its images; ``of`` is 0 if neither detects anything.
     """
-    _, height, width = images[0].shape
-    sizes = [(height + height // 4 + 1, width), (max(height // 2, SMALLEST_SIDE), max(width // 2, SMALLEST_SIDE))]
-    batches = list(batches_of_one_size(images, batch_size))
-    cases = []
-    for batch in batches + [_resized(batches[0], *size) for size in sizes]:
-        expected, *actual = (split(run(batch), batch_size) for run in (model, program, program))
+
+    def detections(run: Callable[[Tensor], Any], batch: Tensor) -> list[tuple[Tensor, ...]]:
+        return split(run(batch), batch_size)
+
+    def case(i: int, batch: Tensor, expected: list[tuple[Tensor, ...]]) -> dict[str, Any]:
         compared = [
-            _compare(own, theirs, max(batch.shape[2:]))
-            for found in actual
+            _compare(own, theirs, max(batch.shape[2:]), box_tolerance)
+            for found in (detections(program, batch) for _ in range(2))
             for own, theirs in zip(expected, found, strict=True)
         ]
         differences, matches, counts = np.array(compared).reshape(2, batch_size, 3).transpose(2, 0, 1)
         agree, of = matches.sum(axis=1).min(), counts.sum(axis=1).max()
-        cases.append(_case(batch, float(np.max(differences)), int(agree), int(of)))
+        indices = [(i * batch_size + k) % len(images) for k in range(batch_size)]
+        return {**_case(batch, float(np.max(differences)), int(agree), int(of)), "images": indices}
+
+    batches = list(batches_of_one_size(images, batch_size))
+    found = [detections(model, batch) for batch in batches]
+    cases = [case(i, batch, expected) for i, (batch, expected) in enumerate(zip(batches, found, strict=True))]
+    best_first = sorted(range(len(batches)), key=lambda i: -_count(found[i]))
+    for size_of in (_higher, _halved):
+        attempts = []
+        for i in best_first:
+            batch = _resized(batches[i], *size_of(*batches[i].shape[2:]))
+            attempts.append((i, batch, detections(model, batch)))
+            if _count(attempts[-1][2]):
+                break
+        cases.append(case(*max(attempts, key=lambda attempt: _count(attempt[2]))))
     return _summary(cases)
+
+
+def _higher(height: int, width: int) -> tuple[int, int]:
+    return height + height // 4 + 1, width
+
+
+def _halved(height: int, width: int) -> tuple[int, int]:
+    return max(height // 2, SMALLEST_SIDE), max(width // 2, SMALLEST_SIDE)
+
+
+def _count(found: Sequence[tuple[Tensor, ...]]) -> int:
+    return sum(len(boxes) for boxes, *_ in found)
 
 
 def batches_of_one_size(images: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
@@ -104,7 +133,9 @@ def batches_of_one_size(images: Sequence[Tensor], batch_size: int) -> Iterator[T
         yield torch.cat([x[None] if x.shape == part[0].shape else _resized(x[None], height, width) for x in part])
 
 
-def _compare(expected: tuple[Tensor, ...], actual: tuple[Tensor, ...], side: int) -> tuple[float, int, int]:
+def _compare(
+    expected: tuple[Tensor, ...], actual: tuple[Tensor, ...], side: int, tolerance: float
+) -> tuple[float, int, int]:
     """The largest difference of matching detections, their number, and the larger number of detections."""
     boxes, scores, labels, *masks = expected
     actual_boxes, actual_scores, actual_labels, *actual_masks = actual
@@ -114,7 +145,7 @@ def _compare(expected: tuple[Tensor, ...], actual: tuple[Tensor, ...], side: int
         distances[labels[:, None] != actual_labels[None]] = torch.inf
         for index, row in enumerate(distances):
             nearest = int(row.argmin())
-            if row[nearest] <= BOX_TOLERANCE:
+            if row[nearest] <= tolerance:
                 pairs.append((index, nearest))
                 distances[:, nearest] = torch.inf
     i, j = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)

@@ -23,6 +23,7 @@ from ..extras import require
 from ..forms.inference import fuse, is_fused
 from ..model.smt import SMT
 from ..spec import ModelSpec
+from .errors import program_errors
 from .exported import FILES
 from .openvino_form import for_openvino
 from .parity import SMALLEST_SIDE
@@ -57,7 +58,8 @@ def trace(model: nn.Module, channels: int, size: int, format: str = "") -> tuple
     sides = (side, side + SMALLEST_SIDE) if dynamic_image_size else (size, size)
     shape = (2, channels, *sides)  # torch.export specializes dimensions that are 1, or equal to another
     dynamic = dict.fromkeys((0, 2, 3) if dynamic_image_size else (0,), Dim.DYNAMIC)
-    program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
+    with _tracing():
+        program = torch.export.export(fused, (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     for symbol in program.range_constraints:
         program.range_constraints[symbol] = ValueRanges(1, int_oo)
     return _without_traces(program), dynamic_image_size
@@ -68,7 +70,8 @@ def trace_one_shape(model: nn.Module, example: Tensor, format: str = "") -> Expo
     fused = copy.deepcopy(fused_if_smt(model, format))
     for parameter in fused.parameters():
         parameter.data = parameter.data.contiguous()
-    return _without_traces(torch.export.export(_NamedInput(fused), (example,)))
+    with _tracing():
+        return _without_traces(torch.export.export(_NamedInput(fused), (example,)))
 
 
 def _without_traces(program: ExportedProgram) -> ExportedProgram:
@@ -100,32 +103,22 @@ def write(
     """Write the files of a format; returns additional entries for the manifest's versions.
 
     ``control`` is that of :func:`~smt_vision.deploy.quantize.quantize`. ONNX and OpenVINO files hold the metadata.
+
+    Raises:
+        ProgramError: The converter fails.
     """
     path = folder / FILES[format][0]
-    if format == "torch":
-        torch.export.save(program, path)
-        return {}
-    if format == "onnx":
-        graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"])
-        assert graph is not None
-        axes: Any = graph.model.graph.inputs[0].shape
-        names = zip(axes, ("batch", "channels", "height", "width"), strict=True)
-        graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
-        _set_onnx_metadata(graph.model, metadata or {})
-        graph.save(path, external_data=False)
-        return {"opset": str(graph.model.opset_imports[""])}
-    if format in ONE_SHAPE:
-        try:
+    with converting(format):
+        if format == "torch":
+            torch.export.save(program, path)
+            return {}
+        if format == "onnx":
+            return _write_onnx(program, path, metadata or {})
+        if format in ONE_SHAPE:
             return _write_executorch(program, path) if format == "executorch" else _write_coreml(program, path.parent)
-        except Exception as error:  # the converters raise almost any exception for operators that they do not support
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"the converter of format {format!r} failed ({type(error).__name__}: {reason}); it may not support an "
-                "operator of this model: use 'onnx' or another format"
-            ) from error
-    # OpenVINO 2026.4 does not convert powers of sizes, as MAnet's attention over positions has them.
-    power = require("openvino.frontend.pytorch", "export").ConversionExtension("<built-in function pow>", _power)
-    model = require("openvino", "export").convert_model(program, extension=[power])
+        # OpenVINO 2026.4 does not convert powers of sizes, as MAnet's attention over positions has them.
+        power = require("openvino.frontend.pytorch", "export").ConversionExtension("<built-in function pow>", _power)
+        model = require("openvino", "export").convert_model(program, extension=[power])
     _save_openvino(model, path, ["logits"], calibrate, preprocess, control=control, metadata=metadata)
     return {}
 
@@ -148,6 +141,17 @@ def _set_onnx_metadata(model: Any, metadata: Mapping[str, str]) -> None:
 def _power(node: Any) -> Any:
     operators = require("openvino.opset14", "export")
     return operators.power(node.get_input(0), node.get_input(1)).outputs()
+
+
+def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"])
+    assert graph is not None
+    axes: Any = graph.model.graph.inputs[0].shape
+    names = zip(axes, ("batch", "channels", "height", "width"), strict=True)
+    graph.rename_axes({axis: name for axis, name in names if not isinstance(axis, int)})
+    _set_onnx_metadata(graph.model, metadata)
+    graph.save(path, external_data=False)
+    return {"opset": str(graph.model.opset_imports[""])}
 
 
 def _write_executorch(program: ExportedProgram, path: Path) -> dict[str, str]:
@@ -187,6 +191,17 @@ def _write_coreml(program: ExportedProgram, path: Path) -> dict[str, str]:
     if found != expected:
         raise RuntimeError(f"the Core ML program has the inputs and outputs {found}; expected {expected}")
     return {"deployment_target": "iOS 16, macOS 13"}
+
+
+def converting(format: str) -> contextlib.AbstractContextManager[None]:
+    """What a converter raises, as one :class:`~smt_vision.deploy.errors.ProgramError`."""
+    remedy = "it may not support an operator of this model: use another format or another backbone"
+    return program_errors(f"the converter of format {format!r} failed", remedy)
+
+
+def _tracing() -> contextlib.AbstractContextManager[None]:
+    remedy = "it may not support this model: use another backbone"
+    return program_errors("torch.export, which traces the model, failed", remedy)
 
 
 @contextlib.contextmanager
@@ -229,7 +244,7 @@ def write_traced(
         Additional entries for the manifest's versions.
     """
     fused, path = fused_if_smt(model, format), folder / FILES[format][0]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), converting(format):
         # TracerWarnings about constants, which the parity check at several sizes covers, and deprecation warnings.
         warnings.simplefilter("ignore")
         if format == "onnx":
@@ -275,7 +290,8 @@ def _save_openvino(
         model = quantize(model, calibrate, lambda path: preprocess(path)[None].numpy(), ignored, control)
     for name, value in (metadata or {}).items():
         model.set_rt_info(value, ["smt_vision", name])
-    require("openvino", "export").save_model(model, path, compress_to_fp16=False)
+    with converting("openvino"):
+        require("openvino", "export").save_model(model, path, compress_to_fp16=False)
 
 
 def _takes(model: nn.Module, shape: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..bounds import Points, check
 from ..extras import require
+from .errors import program_errors
 from .exported import ProgramModule
 from .openvino_core import openvino_core, signal_stack_restored
 from .samples import evenly_spaced
@@ -78,6 +79,7 @@ def quantize(
         The quantized OpenVINO model.
 
     Raises:
+        ProgramError: NNCF fails.
         RuntimeError: The loss of accuracy is larger than ``control`` allows, with whatever layers in floating point.
     """
     nncf = require("nncf", "export")
@@ -89,7 +91,8 @@ def quantize(
     dataset = nncf.Dataset(selected, batch_of)
     scope = nncf.IgnoredScope(patterns=list(ignored), validate=False) if ignored else None
     # NNCF prints progress bars to stdout, which may be JSON.
-    with signal_stack_restored(), errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
+    failed = program_errors("quantization with NNCF failed", "calibrate on other images, or omit --int8")
+    with failed, signal_stack_restored(), errors_only("nncf"), contextlib.redirect_stdout(sys.stderr):
         if control is None:
             return nncf.quantize(
                 model, dataset, subset_size=len(selected), ignored_scope=scope, advanced_parameters=settings

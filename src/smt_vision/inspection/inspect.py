@@ -17,7 +17,7 @@ from ..tasks.classes import with_classes
 from ..tasks.inspection import Options
 from .duplicates import count_between_splits, near_duplicates, same_files
 from .measure import SplitInspection, measure_images
-from .page import inspection_page
+from .page import inspection_page, sample_note
 
 JSON_NAME, PAGE_NAME = "inspect.json", "inspect.html"
 MAX_IMAGES = 10_000
@@ -45,7 +45,8 @@ def inspect(
             ``None`` writes nothing.
         task: ``classify``, ``detect`` or ``segment``; ``None``: the one whose layout the data have.
         max_images: Images per split that are read, sampled at random if there are more. The classes of images and
-            objects are counted in all images, everything else in those that are read.
+            objects are counted in all images, everything else in those that are read, also the classes of pixels
+            (``label_maps`` is their number).
         seed: Seed of this sample, and of the images held out from data without a validation split.
         overrides: Fields that differ from a recipe's defaults, by group, e.g. ``{"segment": {"kind": "binary"}}``: to
             classify, of ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
@@ -210,10 +211,12 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
         if split not in splits
     ]
     for split, facts in splits.items():
+        sample = sample_note(facts)
         if facts["unreadable"]:
-            found.append(f"{split}: {_number(len(facts['unreadable']), 'image')} or labels cannot be read or used")
+            count = _number(len(facts["unreadable"]), "image")
+            found.append(f"{split}: {count} or labels cannot be read or used{sample}")
         if facts["read"] and not facts.get("mean"):
-            found.append(f"{split}: no image can be used")
+            found.append(f"{split}: no image can be used{sample}")
     for key, what in (("duplicates", "the same file as"), ("near_duplicates", "nearly the same picture as")):
         for pair in report[key]["between_splits"]:
             found.append(
@@ -226,21 +229,23 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
     if train:
         unit = "objects" if report["task"] == "detect" else "pixels" if report["task"] == "segment" else "images"
         counts = {row["class"]: row[unit] for row in train["classes"]}
+        sample = sample_note(train) if "label_maps" in train else ""
         if missing := [name for name, count in counts.items() if not count]:
-            found.append(f"train: {_number(len(missing), 'class', 'es')} without {unit}: {', '.join(missing[:10])}")
+            names = ", ".join(missing[:10])
+            found.append(f"train: {_number(len(missing), 'class', 'es')} without {unit}{sample}: {names}")
         present = [count for count in counts.values() if count]
         if present and max(present) >= 10 * min(present):
             found.append(
                 f"train: the most frequent class has {max(present) / min(present):,.0f} times the {unit} of the "
-                "rarest: see loss.class_weights and sampling.method"
+                f"rarest{sample}: see loss.class_weights and sampling.method"
             )
     for split, facts in splits.items():
         if facts.get("ignored_pixels", 0) > 50:
-            found.append(f"{split}: {facts['ignored_pixels']:.1f} % of the pixels are ignored")
+            found.append(f"{split}: {facts['ignored_pixels']:.1f} % of the pixels are ignored{sample_note(facts)}")
         if facts.get("images_without_objects", 0) > facts["images"] / 2:
             found.append(f"{split}: {_number(facts['images_without_objects'], 'image')} without objects")
         if facts.get("gray_images") and facts["gray_images"] == facts["read"] - len(facts["unreadable"]):
-            found.append(f"{split}: all images are gray: input.channels=1 suffices")
+            found.append(f"{split}: all images are gray{sample_note(facts)}: input.channels=1 suffices")
     return found
 
 

@@ -49,6 +49,12 @@ def inspection_page(
         return html_page(f"smt inspect {report['data']}", "\n".join(lines) + "\n", folder)
 
 
+def sample_note(facts: Mapping[str, Any]) -> str:
+    """Which images of a split something is known of, if not of all."""
+    sampled = facts["read"] < facts["images"]
+    return f" (in a sample of {facts['read']:,} of its {facts['images']:,} images)" if sampled else ""
+
+
 def _overview(report: Mapping[str, Any]) -> list[str]:
     columns = {"images": "images", "objects": "objects", "read": "read"}
     rows = [
@@ -80,13 +86,18 @@ def _classes(report: Mapping[str, Any], folder: Path) -> list[str]:
         [f"{left_out} classes between these are left out; {code('inspect.json')} has all.", ""] if left_out > 0 else []
     )
     ignored = [
-        f"- {split}: {facts['ignored_pixels']:.2f} % of the pixels are ignored"
+        f"- {split}: {facts['ignored_pixels']:.2f} % of the pixels are ignored{sample_note(facts)}"
         for split, facts in splits.items()
         if "ignored_pixels" in facts
     ]
+    sampled = [
+        f"- {split}: classes are counted in the label maps of {facts['read']:,} of {facts['images']:,} images"
+        for split, facts in splits.items()
+        if "label_maps" in facts and sample_note(facts)
+    ]
     return [
         "## Classes", "", "![images, objects or pixels per class](classes.svg)", "",
-        *table_lines(header, rows), "", *note, *ignored, "",
+        *table_lines(header, rows), "", *note, *sampled, *ignored, "",
     ]  # fmt: skip
 
 
@@ -242,9 +253,10 @@ def _unreadable(report: Mapping[str, Any]) -> list[str]:
 
 def _method(report: Mapping[str, Any]) -> list[str]:
     sampled = [name for name, facts in report["splits"].items() if facts["read"] < facts["images"]]
+    labels = ", and the pixels and images per class," if report["task"] == "segment" else ""
     read = (
         f"Of {' and '.join(sampled)}, {report['max_images']:,} images were read, sampled at random with seed "
-        f"{report['seed']}; duplicates, unreadable images, sizes and colors are those of the sample."
+        f"{report['seed']}; duplicates, unreadable images, sizes and colors{labels} are those of the sample."
         if sampled
         else "All images were read."
     )

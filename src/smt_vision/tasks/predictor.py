@@ -18,6 +18,7 @@ from ..data.decode import UnreadableImage, decode_for_resize
 from ..data.files import find_images
 from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
+from ..deploy.errors import is_out_of_memory
 from ..deploy.export import export_model
 from ..deploy.exported import ExportedModel, Manifest
 from ..deploy.quantize import AccuracyControl
@@ -309,8 +310,3 @@ def parse_device(device: str | torch.device) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device={parsed} cannot be used here ({reason}); use cpu") from error
     return parsed
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error tells that memory could not be allocated, on the CPU or on another device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...data.padding import padded
 from ...deploy.exported import ExportedModel, Program
 from ...deploy.form import ExportForm
-from ...deploy.parity import batches_of_one_size, detection_parity
+from ...deploy.parity import BOX_TOLERANCE, ROUNDED_BOX_TOLERANCE, batches_of_one_size, detection_parity
 from ...deploy.programs import program_metadata, write_traced
 from ...deploy.quantize import AccuracyControl
 from ...deploy.samples import image_to_tensor, sample_names
@@ -114,6 +114,7 @@ class DetectorExport(ExportForm):
     has_fixed_batch = True
     can_control_accuracy = False  # layers are ranked by outputs, and here their number differs from program to program
     min_agreement = 0.99  # where two detections overlap by the NMS threshold, rounding decides
+    min_case_agreement = 0.9  # so that one size at which the program is wrong is not outweighed by the others
     dynamic_image_size = True
 
     def __init__(self, model: nn.Module, spec: ModelSpec, name: str, batch_size: int | None = None) -> None:
@@ -161,8 +162,9 @@ class DetectorExport(ExportForm):
             metadata=program_metadata(self.spec),
         )  # fmt: skip
 
-    def compare(self, program: Program) -> Mapping[str, Any]:
-        return detection_parity(self.detector, program, self.images, self.count, split_batch)
+    def compare(self, program: Program, exact: bool = True) -> Mapping[str, Any]:
+        tolerance = BOX_TOLERANCE if exact else ROUNDED_BOX_TOLERANCE
+        return detection_parity(self.detector, program, self.images, self.count, split_batch, tolerance)
 
     @classmethod
     def as_model(cls, program: ExportedModel, exported: ModelSpec, spec: ModelSpec, folder: Path) -> nn.Module:

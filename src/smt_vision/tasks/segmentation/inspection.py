@@ -4,7 +4,7 @@ Shapes: n images, K classes; of binary masks the classes are background and obje
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from PIL import Image
@@ -50,7 +50,9 @@ class SegmentationInspection(TaskInspection[LabelMap]):
         label, position = np.nonzero(counts[:, binary:].T)
         labeled = max(int(counts.sum()), 1)
         shares = (100 * counts.sum(axis=0) / labeled).tolist()
-        facts = {"ignored_pixels": 100 * int(pixels[:, IGNORE_INDEX].sum()) / max(int(pixels.sum()), 1)}
+        ignored = 100 * int(pixels[:, IGNORE_INDEX].sum()) / max(int(pixels.sum()), 1)
+        # Classes are counted in the label maps that were read, which may be a sample.
+        facts: dict[str, Any] = {"label_maps": len(rows), "ignored_pixels": ignored}
         if binary:
             facts["background_pixels"] = shares[0]
         classes = class_rows(
