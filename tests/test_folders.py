@@ -155,7 +155,7 @@ def test_files_of_unknown_kind_are_counted(opened: Opener, tmp_path: Path, caplo
     unknown = ["cat/1.heic", "cat/2.HEIC", "dog/3.txt", "README", "dog/notes/4.csv"]
     names = [*in_classes("", "cat", "dog"), *unknown[:4]]
     train, _ = opened(names)
-    assert "ignored 4 files that are not images in a format that is read: 2 .heic, " in caplog.text
+    assert "ignored 4 files that are not images in a supported format: 2 .heic, " in caplog.text
     assert "1 .txt" in caplog.text
     assert "1 without a suffix" in caplog.text
     assert len(train) == 2
@@ -285,7 +285,7 @@ def test_an_archive_left_in_a_split_does_not_make_it_shards(tmp_path: Path, capl
     write(tmp_path, [*in_classes("train/", "a", "b"), *in_classes("val/", "a", "b")])
     write_shard(tmp_path / "train" / "a.tar", {"a/1.jpg": b"1"})
     assert ids(open_dataset(str(tmp_path), "train"))[0] == ("a/0.jpg", "a")
-    assert "ignored 1 files that are not images in a format that is read: 1 .tar" in caplog.text
+    assert "ignored 1 files that are not images in a supported format: 1 .tar" in caplog.text
 
 
 @pytest.mark.parametrize(

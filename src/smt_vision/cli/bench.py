@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Measured = tuple[list[Result], dict[str, str], float | None]
 
-HELP = "compare models side by side: images/s, latency, memory, share of the machine's peak"
+HELP = "compare models side by side: images/s, latency, memory, fraction of the machine's peak FLOP/s"
 EXAMPLES = """\
 smt bench smt_tiny smt_tiny:fused convnext_tiny
 smt bench smt_tiny:fused+compiled runs/finetune exports/smt_tiny --batch_size 1 4 16

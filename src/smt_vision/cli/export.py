@@ -70,7 +70,7 @@ def run(args: Any) -> Output:
         needs, given = ("--calibrate FOLDER", "--int8") if args.int8 else ("--int8", "--calibrate")
         raise ValueError(f"{given} needs {needs}: quantization ranges are calibrated on images")
     if args.max_drop is not None and not args.int8:
-        raise ValueError("--max_drop needs --int8: it is the accuracy that 8 bits may cost")
+        raise ValueError("--max_drop needs --int8: it limits the accuracy loss by quantization")
     if args.data is not None and args.max_drop is None:
         raise ValueError("--data needs --max_drop: it is what the loss of accuracy is measured on")
 

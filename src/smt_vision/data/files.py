@@ -186,7 +186,7 @@ def warn_ignored(where: object, names: Collection[str]) -> None:
     """Log how many files of a dataset are not images, by suffix."""
     if names:
         log.warning(
-            "%s: ignored %d files that are not images in a format that is read: %s",
+            "%s: ignored %d files that are not images in a supported format: %s",
             where, len(names), describe_suffixes(names),
         )  # fmt: skip
 

@@ -83,7 +83,7 @@ def export_model(
         replace: Whether to replace an existing export in the folder.
         precision: ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16 on CPUs with instructions for it.
             The parity is that of this precision if this CPU has them, otherwise that of float32, as it says.
-        control: How much accuracy 8 bits may cost; ``None``: all layers are quantized. Not for detectors.
+        control: Limits the accuracy loss by 8-bit quantization; ``None``: all layers are quantized. Not for detectors.
         used_images: Images that the model was trained on, if known; kept with the export.
         on_status: Called with a description of each step.
 

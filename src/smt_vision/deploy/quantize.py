@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 300
 
 @dataclass(frozen=True)
 class AccuracyControl:
-    """How much accuracy quantization may cost.
+    """A limit on the accuracy loss by quantization.
 
     Args:
         max_drop: Largest loss of the metric, in percentage points.

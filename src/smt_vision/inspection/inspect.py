@@ -43,7 +43,7 @@ def inspect(
         data: The images, as for training.
         folder: Where to write ``inspect.html``, a self-contained page, and ``inspect.json``, the returned data;
             ``None`` writes nothing.
-        task: ``classify``, ``detect`` or ``segment``; ``None``: the one whose layout the data have.
+        task: ``classify``, ``detect`` or ``segment``; ``None`` infers it from the layout of the data.
         max_images: Images per split that are read, sampled at random if there are more. The classes of images and
             objects are counted in all images, everything else in those that are read, also the classes of pixels
             (``label_maps`` is their number).
@@ -52,10 +52,10 @@ def inspect(
             classify, of ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
             (``multi_label``) and ``labels``; to detect, of ``input`` (``val_fraction``, ``channels``, ``max_value``);
             to segment, of ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``, ``zero_is_ignored``).
-        on_progress: Called with the number of images read, and of all that will be.
+        on_progress: Called with the number of images read and the total to read.
 
     Returns:
-        Plain data, ready for JSON; per split and class, and for all splits ``findings``, what should be looked at.
+        Plain data, ready for JSON; per split and class, and for all splits ``findings``, the potential problems.
 
     Raises:
         ValueError: The data cannot be opened as those of the task, the task is unknown, or a field is of another task.
@@ -206,7 +206,7 @@ def find_problems(report: Mapping[str, Any]) -> list[str]:
     found = []
     splits = report["splits"]
     found += [
-        f"{split}: there are no images of this split, which training needs; evaluation of the whole set does not"
+        f"{split}: no images in this split, which training needs; evaluating the whole dataset does not"
         for split in ("train", "val")
         if split not in splits
     ]

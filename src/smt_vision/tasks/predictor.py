@@ -100,7 +100,8 @@ class Predictor(ABC, Generic[R]):
         Args:
             images: Paths or PIL images of any mode and size. A PIL image gives the result of its file: its EXIF
                 orientation is applied unless it has been removed, as ``ImageOps.exif_transpose`` does. That of a large
-                JPEG file differs slightly if its pixels have been loaded: a file may be decoded at a lower resolution.
+                JPEG file differs slightly if its pixels have already been loaded, since a file may be decoded at a
+                lower resolution.
             batch_size: Images per forward pass.
             options: Options of the task's predictor.
 
@@ -133,15 +134,15 @@ class Predictor(ABC, Generic[R]):
         """Write the map of a video's frame; nothing where :attr:`frame_maps` is empty."""
 
     def check_options(self, **options: Any) -> None:
-        """Raise a ValueError for values of the task's options that this model cannot meet."""
+        """Raise a ValueError for values of the task's options that this model does not support."""
 
     @abstractmethod
     def draw(self, result: R, **options: Any) -> Image.Image:
-        """A readable image with its result drawn over it, in the size of the image, without a legend."""
+        """A readable image with its result drawn over it, at its original size, without a legend."""
 
     @abstractmethod
     def row(self, result: R, **options: Any) -> tuple[str, ...]:
-        """A result as a table row with the columns :attr:`columns`."""
+        """A result as a table row, with the columns in :attr:`columns`."""
 
     @abstractmethod
     def to_dict(self, result: R, **options: Any) -> dict[str, Any]:
@@ -181,8 +182,8 @@ class Predictor(ABC, Generic[R]):
         """Export the model for another runtime; see :func:`smt_vision.deploy.export.export_model`.
 
         ``batch_size`` is for detectors: the number of images of one size that the program takes, by default one.
-        ``precision`` is ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16. ``control`` is the accuracy
-        that 8 bits may cost; see :func:`smt_vision.engine.evaluation.accuracy_control`.
+        ``precision`` is ``fp32``, or ``bf16`` for a program that OpenVINO runs in bfloat16. ``control`` limits the
+        accuracy loss by 8-bit quantization; see :func:`smt_vision.engine.evaluation.accuracy_control`.
 
         Raises:
             TypeError: ``images`` or ``calibrate`` is a single path.
@@ -291,7 +292,7 @@ class Predictor(ABC, Generic[R]):
 
 def not_finite(id: str) -> str:
     """The error of an image for which a model's outputs are infinite or not a number."""
-    return f"{id}: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+    return f"{id}: the model's outputs are not finite; its weights may be damaged, or its training may have diverged"
 
 
 def parse_device(device: str | torch.device) -> torch.device:
