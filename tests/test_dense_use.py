@@ -472,7 +472,7 @@ def test_detections_of_outputs_that_are_not_finite_are_errors(detector_run: Path
         found, unreadable = detector([Image.new("RGB", (96, 80)), Path("missing.jpg")])
         assert len(found) == 0
         assert found.error == (
-            "0: the model's outputs are not finite; its weights may be damaged, or its training have diverged"
+            "0: the model's outputs are not finite; its weights may be damaged, or its training may have diverged"
         )
         assert "missing.jpg" in str(unreadable.error)
 

@@ -304,12 +304,12 @@ def test_other_layouts_and_sources(tmp_path: Path) -> None:
         shutil.rmtree(only_val / kind / "train")
     report = smt_vision.inspect(only_val)
     assert list(report["splits"]) == ["val"]
-    assert [text.partition(":")[0] for text in report["findings"] if "no images of this split" in text] == ["train"]
+    assert [text.partition(":")[0] for text in report["findings"] if "no images in this split" in text] == ["train"]
     only_train = write_scenes(tmp_path / "more")
     for kind in ("images", "labels"):
         shutil.rmtree(only_train / kind / "val")
     findings = smt_vision.inspect(only_train)["findings"]
-    assert [text.partition(":")[0] for text in findings if "no images of this split" in text] == ["val"]
+    assert [text.partition(":")[0] for text in findings if "no images in this split" in text] == ["val"]
     only_train = write_shapes(tmp_path / "shapes", images=10)
     (only_train / "annotations" / "instances_val.json").unlink()
     report = smt_vision.inspect(only_train, overrides={"input": {"val_fraction": 0.2}})

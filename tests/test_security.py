@@ -75,7 +75,10 @@ def test_ghostscript_never_runs(reader: str, ghostscript: Path, tmp_path: Path) 
         with pytest.raises(UnreadableImage, match=r"^p: .*not an image in a supported format"):
             decode_labels(path, name="p")
     elif reader == "opened image":
-        with Image.open(path) as image, pytest.raises(UnreadableImage, match=r"^p: .*EPS, .*expected one of JPEG, PNG"):
+        with (
+            Image.open(path) as image,
+            pytest.raises(UnreadableImage, match=r"^p: .*format EPS; expected one of JPEG, PNG"),
+        ):
             decode(image, 3, name="p")
     else:
         with pytest.raises(UnreadableImage, match=rf"^p: .*\({len(EPS)} bytes\); expected one of JPEG, PNG"):

@@ -150,8 +150,7 @@ class Run(TrainingState):
             )
         hours = self.recipe.engine.keep_every_hours
         keep = hours is not None and self.seconds - self._kept_at >= 3600 * hours
-        if keep:
-            self._kept_at = self.seconds
+        kept_at = self.seconds if keep else self._kept_at
         state = {
             **self._state(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -160,7 +159,7 @@ class Run(TrainingState):
             "steps_per_epoch": self._steps_per_epoch,
             "processes": self.fabric.world_size,
             "seconds": self.seconds,
-            "kept_at": self._kept_at,
+            "kept_at": kept_at,
             "best_epoch": self.best_epoch,
             "metrics": self.metrics,
             "history": self.history,
@@ -174,7 +173,7 @@ class Run(TrainingState):
                 _link(self.folder / LAST, self.folder / KEPT.format(self.step))
 
         on_first(self.fabric, write)
-        self._saved, self._saved_step = time.monotonic(), self.step
+        self._saved, self._saved_step, self._kept_at = time.monotonic(), self.step, kept_at
 
     def postpone_checkpoint(self) -> None:
         """Let a checkpoint that could not be written be due again only after the recipe's time."""
