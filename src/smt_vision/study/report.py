@@ -215,7 +215,7 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
     header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
     rows = [
         [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.interval.mean:+z.2f}", _shown(c.interval), _published(c),
-         _number(c.p_value, ".3f"), str(c.verdict)]
+         "< 0.001" if c.p_value < 0.001 else _number(c.p_value, ".3f"), str(c.verdict)]
         for c in summary.comparisons
     ]  # fmt: skip
     return [*table_lines(header, rows), ""]
