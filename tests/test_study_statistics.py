@@ -12,7 +12,7 @@ from scipy import stats
 
 from smt_vision.study import pictures
 from smt_vision.study.report import verdict_table
-from smt_vision.study.results import CellResult
+from smt_vision.study.results import CellResult, add_result, read_failures, read_results
 from smt_vision.study.statistics import BudgetSummary, Verdict, correct_p_values, decisive_summary, summarize, trends
 from smt_vision.study.studies import CIFAR10
 from smt_vision.study.study import Claim, Study
@@ -209,13 +209,38 @@ def test_trend() -> None:
     results = made_up(STUDY, "short", dict(a=60, b=60), noise=0.01)
     results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01)
     short, long = summarize(STUDY, results)
-    (trend,) = trends([short, long])
+    (trend,) = trends(STUDY, [short, long])
     assert (trend.first, trend.later, trend.than) == ("short", "long", "b")
     assert trend.change.mean == pytest.approx(2, abs=0.05)
     changes = [long.comparisons[0].by_seed[seed] - short.comparisons[0].by_seed[seed] for seed in range(4)]
     expected = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
     assert (trend.change.low, trend.change.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
-    assert trends([short]) == []
+    assert trend.p_value == pytest.approx(trend.change.p_value)
+    assert trends(STUDY, [short]) == []
+
+
+def test_trends_start_at_the_budget_that_the_study_names_and_are_corrected() -> None:
+    budgets = {"short": {"epochs": 1}, "long": {"epochs": 2}, "wide": {"epochs": 2, "batch_size": 4}}
+    study = replace(STUDY, budgets=budgets, trend_from={"wide": "long"})
+    results: dict[str, CellResult] = {}
+    for budget, b in (("short", 60), ("long", 58), ("wide", 57)):
+        results |= made_up(study, budget, dict(a=60, b=b), noise=0.5)
+    found = trends(study, summarize(study, results))
+    assert [(trend.first, trend.later) for trend in found] == [("short", "long"), ("long", "wide")]
+    raw = sorted(trend.change.p_value for trend in found)
+    assert sorted(trend.p_value for trend in found) == pytest.approx([min(2 * raw[0], 1), max(2 * raw[0], raw[1])])
+    with pytest.raises(ValueError, match="trend_from has 'other', which is not a budget"):
+        replace(STUDY, trend_from={"other": "short"})
+
+
+def test_pairs_of_different_conditions_are_counted() -> None:
+    results = made_up(STUDY, "long", dict(a=80, b=70))
+    elsewhere = dict(hardware="another machine"), dict(torch="9.0"), dict(version="9.9")
+    keys = [STUDY.cell("long", "a", seed).key for seed in range(3)]
+    moved = {key: replace(results[key], **change) for key, change in zip(keys, elsewhere, strict=True)}
+    plain, mixed = (summarize(STUDY, each)[0] for each in (results, results | moved))
+    assert (plain.comparisons[0].mixed, mixed.comparisons[0].mixed) == (0, 3)
+    assert (plain.mixed(BETTER), mixed.mixed(BETTER)) == (0, 3)
 
 
 def test_a_claim_is_judged_by_the_last_budget_with_four_pairs_of_all_its_comparisons() -> None:
@@ -244,8 +269,10 @@ def test_the_short_table_names_other_budgets_that_decide() -> None:
     assert "long" in row
     few = verdict_table([study], {STUDY.name: summarize(study, made_up(STUDY, "long", dict(a=80, b=75), seeds=2))})
     assert few[-1].endswith("| **undecided at this scale**, 2 of 4 seeds |")
+    later = verdict_table([study], {STUDY.name: summarize(replace(study, seeds=5), results)}, decisive=True)[-1]
+    assert later.endswith("; supported (preliminary: not all of its cells have a result yet) at short |")
     everything = verdict_table([study], {STUDY.name: summarize(study, results)})
-    assert not any(";" in row for row in everything)
+    assert not any("; supported" in row for row in everything)
 
 
 def test_pictures_of_budgets_with_different_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,3 +318,13 @@ def test_cells_of_planned_seeds_are_missing_but_none_of_others() -> None:
 
 def test_no_results() -> None:
     assert summarize(STUDY, {}) == []
+
+
+def test_results_that_are_not_numbers_are_read(tmp_path: Path) -> None:
+    """And a file of which a copy was appended to another."""
+    row = made_up_result(STUDY.cell("long", "a", 0), math.nan)
+    for _ in range(2):
+        add_result(tmp_path / "results.jsonl", row)
+    assert list(read_results([tmp_path / "results.jsonl"])) == [row.key]
+    (tmp_path / "failures.jsonl").write_text('\n{"key": "a", "cell": "b", "reason": "c"}\n\n')
+    assert list(read_failures([tmp_path / "failures.jsonl"])) == ["a"]

@@ -79,6 +79,10 @@ def run(args: Any) -> Output:
         raise ValueError("--report and --throughput are two steps: measure first, then write the report")
     if (args.results or args.out) and not args.report:
         raise ValueError(f"{'--results' if args.results else '--out'} is for the report; add --report")
+    if not args.studies and not args.report:
+        steps, choices = (args.throughput, args.dry_run, args.debug), (args.only, args.budgets, args.seeds)
+        if any((*steps, *choices, args.data, args.jobs != 1)):
+            raise ValueError("which studies? Name them: smt study NAME ...; without a name or option, all are listed")
     if (not args.studies and not args.report) or (args.list and not args.dry_run):
         return _listed(studies, cells=bool(args.studies))
     if args.report:
@@ -135,10 +139,11 @@ def _chosen(study: "Study", args: Any) -> "Study":
         for claim in study.claims
         if (than := tuple(name for name in claim.than if name in variants)) and claim.better in variants
     )
+    trend_from = {name: first for name, first in study.trend_from.items() if name in budgets and first in budgets}
     debug_variants = {name: values for name, values in study.debug_variants.items() if name in variants}
     return replace(
         study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds,
-        debug_variants=debug_variants,
+        debug_variants=debug_variants, trend_from=trend_from,
     )  # fmt: skip
 
 

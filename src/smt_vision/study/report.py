@@ -133,11 +133,12 @@ def _section(
         if mixed := _seeds_of_several_machines(summary):
             lines += [
                 f"The cells of seed {', '.join(map(str, mixed))} were trained on different hardware, or with different "
-                "versions of PyTorch; pairing by seed does not remove what these change.",
+                "versions of PyTorch or of this package; pairing by seed does not remove what these change. Pairs of "
+                "such cells are called mixed.",
                 "",
             ]
         lines += [*_variant_table(study, summary, label, speeds), *_comparison_table(summary)]
-    if changes := trends(summaries):
+    if changes := trends(study, summaries):
         lines += ["### Trend", "", *_trend_table(changes)]
     lines += [line for path in drawn for line in (f"![{path.stem.replace('_', ' ')}]({path.name})", "")]
     return lines
@@ -157,10 +158,10 @@ def _recipe(study: Study) -> str:
 
 
 def _seeds_of_several_machines(summary: BudgetSummary) -> list[int]:
-    machines: dict[int, set[tuple[str, str]]] = {}
+    machines: dict[int, set[tuple[str, ...]]] = {}
     for variant in summary.variants:
         for result in variant.results:
-            machines.setdefault(result.seed, set()).add((result.hardware, result.torch))
+            machines.setdefault(result.seed, set()).add(result.conditions)
     return sorted(seed for seed, found in machines.items() if len(found) > 1)
 
 
@@ -174,17 +175,24 @@ def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
 
 
 def _verdict(claim: Claim, summary: BudgetSummary) -> str:
-    """The verdict in bold, and how many seeds there are if they are too few for one."""
-    verdict, pairs = summary.verdict(claim), summary.pairs(claim)
-    too_few = verdict == Verdict.UNDECIDED and pairs < MIN_PAIRS
-    return f"**{verdict}**" + (f", {pairs} of {MIN_PAIRS} seeds" if too_few else "")
+    """The verdict in bold, and what it lacks: seeds, pairs that were trained under the same conditions, or cells."""
+    verdict, pairs, mixed = summary.verdict(claim), summary.pairs(claim), summary.mixed(claim)
+    if verdict == Verdict.UNDECIDED:
+        return f"**{verdict}**" + (f", {pairs} of {MIN_PAIRS} seeds" if pairs < MIN_PAIRS else "")
+    waiting = {claim.better, *claim.than} & {*summary.incomplete}
+    notes = [
+        *([f"{mixed} of {pairs} pairs mixed"] if mixed else []),
+        *(["preliminary: not all of its cells have a result yet"] if waiting else []),
+    ]
+    return f"**{verdict}**" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _elsewhere(claim: Claim, shown: BudgetSummary, summaries: Sequence[BudgetSummary]) -> str:
     """The budgets that decide a claim otherwise than the one shown."""
-    by_budget = [(summary.budget, summary.verdict(claim)) for summary in summaries]
-    others = [pair for pair in by_budget if pair[1] not in (Verdict.UNDECIDED, shown.verdict(claim))]
-    return "".join(f"; {verdict} at {markdown(budget)}" for budget, verdict in others)
+    others = [each for each in summaries if each.verdict(claim) not in (Verdict.UNDECIDED, shown.verdict(claim))]
+    return "".join(
+        f"; {_verdict(claim, summary).replace('**', '')} at {markdown(summary.budget)}" for summary in others
+    )
 
 
 def _variant_table(study: Study, summary: BudgetSummary, label: str, speeds: Mapping[str, float]) -> list[str]:
@@ -214,19 +222,19 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
         return []
     header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
     rows = [
-        [f"{c.claim.better} - {c.than}", str(c.pairs), f"{c.interval.mean:+z.2f}", _shown(c.interval), _published(c),
-         "< 0.001" if c.p_value < 0.001 else _number(c.p_value, ".3f"), str(c.verdict)]
+        [f"{c.claim.better} - {c.than}", f"{c.pairs}, {c.mixed} of them mixed" if c.mixed else str(c.pairs),
+         f"{c.interval.mean:+z.2f}", _shown(c.interval), _published(c), _p_value(c.p_value), str(c.verdict)]
         for c in summary.comparisons
     ]  # fmt: skip
     return [*table_lines(header, rows), ""]
 
 
 def _trend_table(changes: Sequence[Trend]) -> list[str]:
-    header = ["difference in points", "from", "to", "change", "95 % interval"]
+    header = ["difference in points", "from", "to", "change", "95 % interval", "p (Holm)"]
     rows = []
     for trend in changes:
-        mean = f"{trend.change.mean:+z.2f}"
-        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.later, mean, _shown(trend.change)])
+        change = [f"{trend.change.mean:+z.2f}", _shown(trend.change), _p_value(trend.p_value)]
+        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.later, *change])
     return [*table_lines(header, rows), ""]
 
 
@@ -291,6 +299,10 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
     if command:
         lines += ["", "```sh", command, "```"]
     return lines
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else _number(value, ".3f")
 
 
 def _number(value: float, format_spec: str = ".2f") -> str:

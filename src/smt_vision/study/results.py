@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import get_origin, get_type_hints
 
@@ -56,6 +57,11 @@ class CellResult:
     val_images: str = ""
     listing: str = ""
 
+    @property
+    def conditions(self) -> tuple[str, str, str]:
+        """Hardware, version of PyTorch and version of this package."""
+        return self.hardware, self.torch, self.version
+
 
 def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:
     """The results in files of JSON lines, by key; files of several machines may be given, or appended to each other.
@@ -90,7 +96,8 @@ def _differ(one: CellResult, other: CellResult) -> bool:
     """Whether two results of one cell are different; one of them may have been evaluated more often."""
     by_epoch = [dict(zip(result.epochs, result.by_epoch, strict=True)) for result in (one, other)]
     common = by_epoch[0].keys() & by_epoch[1].keys()
-    return one.value != other.value or any(by_epoch[0][epoch] != by_epoch[1][epoch] for epoch in common)
+    pairs = [(one.value, other.value), *((by_epoch[0][epoch], by_epoch[1][epoch]) for epoch in common)]
+    return any(a != b and not (isnan(a) and isnan(b)) for a, b in pairs)
 
 
 def add_result(path: Path, result: CellResult) -> None:
@@ -115,6 +122,8 @@ def read_failures(paths: Iterable[Path]) -> dict[str, dict[str, str]]:
     for path in paths:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 values = json.loads(line)
                 failures[str(values["key"])] = {name: str(values[name]) for name in ("key", "cell", "reason")}

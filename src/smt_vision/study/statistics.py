@@ -8,6 +8,7 @@ the other. Holm's method corrects the p-values for all comparisons of a study at
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import product
 from math import nan
 
 import numpy as np
@@ -82,6 +83,8 @@ class Comparison:
         interval: Mean and interval of the difference, not corrected for the number of comparisons.
         p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN with one pair.
         failed: Number of cells of the two variants that failed and have no result.
+        mixed: Number of pairs whose two cells were trained on different hardware, or with other versions of PyTorch or
+            of this package, which pairing by seed does not remove.
     """
 
     claim: Claim
@@ -91,6 +94,7 @@ class Comparison:
     interval: Interval
     p_value: float = nan
     failed: int = 0
+    mixed: int = 0
 
     @property
     def pairs(self) -> int:
@@ -123,6 +127,7 @@ class BudgetSummary:
         comparisons: All comparisons whose two variants have results.
         missing: Number of cells without a result, among the seeds that are planned.
         failed: Labels of the cells that failed and have no result.
+        incomplete: The variants that the missing cells are of.
         other_images: Seeds of which not all cells were evaluated on the same images; these are no pairs.
     """
 
@@ -132,6 +137,7 @@ class BudgetSummary:
     missing: int
     failed: tuple[str, ...] = ()
     other_images: tuple[int, ...] = ()
+    incomplete: tuple[str, ...] = ()
 
     def verdict(self, claim: Claim) -> Verdict:
         """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
@@ -141,6 +147,10 @@ class BudgetSummary:
         supported = all(verdicts.get(than) == Verdict.SUPPORTED for than in claim.than)
         return Verdict.SUPPORTED if supported else Verdict.UNDECIDED
 
+    def mixed(self, claim: Claim) -> int:
+        """Number of mixed pairs of the comparison of a claim that has the most."""
+        return max((c.mixed for c in self.comparisons if c.claim == claim), default=0)
+
     def pairs(self, claim: Claim) -> int:
         """Number of pairs of the comparison of a claim that has the fewest."""
         pairs = {c.than: c.pairs for c in self.comparisons if c.claim == claim}
@@ -149,13 +159,15 @@ class BudgetSummary:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a difference changes from a study's first budget with results to a later one.
+    """How a difference changes from one budget to a later one.
 
     Args:
         claim: The claim.
         than: The variant that ``claim.better`` is compared with.
         first, later: Names of the budgets.
         change: Difference at the later budget less that at the first, over the seeds that both have.
+        p_value: Two-sided p-value of no change, corrected by Holm's method for all trends of the study; NaN with one
+            seed.
     """
 
     claim: Claim
@@ -163,6 +175,7 @@ class Trend:
     first: str
     later: str
     change: Interval
+    p_value: float = nan
 
 
 def summarize(
@@ -202,6 +215,7 @@ def summarize(
                 variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
                 comparisons=_compare(study, budget, table, [cell.variant for cell in lost]),
                 missing=len(waiting),
+                incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
                 failed=tuple(cell.label for cell in lost),
                 other_images=_seeds_of_other_images([result for rows in table.values() for result in rows]),
             )
@@ -231,18 +245,27 @@ def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> Budget
     return max(compared, key=evidence, default=None)
 
 
-def trends(summaries: Sequence[BudgetSummary]) -> list[Trend]:
-    """Trends of all comparisons, from the first budget to each later one."""
+def trends(study: Study, summaries: Sequence[BudgetSummary]) -> list[Trend]:
+    """Trends of all comparisons, to each budget from the one that ``study.trend_from`` names, or else from the first.
+
+    Args:
+        study: The study.
+        summaries: Its summaries.
+    """
+    by_budget = {summary.budget: summary for summary in summaries}
     found = []
-    for summary in summaries[1:]:
-        for later in summary.comparisons:
-            for first in summaries[0].comparisons:
-                if (first.claim, first.than) == (later.claim, later.than):
-                    seeds = sorted(first.by_seed.keys() & later.by_seed.keys())
-                    if seeds:
-                        change = paired_interval([later.by_seed[seed] - first.by_seed[seed] for seed in seeds])
-                        found.append(Trend(later.claim, later.than, first.budget, later.budget, change))
-    return found
+    for later in summaries[1:]:
+        first = by_budget.get(study.trend_from.get(later.budget, summaries[0].budget))
+        for before, after in product(first.comparisons if first is not None else (), later.comparisons):
+            seeds = sorted(before.by_seed.keys() & after.by_seed.keys())
+            if (before.claim, before.than) == (after.claim, after.than) and seeds:
+                change = paired_interval([after.by_seed[seed] - before.by_seed[seed] for seed in seeds])
+                found.append(Trend(after.claim, after.than, before.budget, after.budget, change))
+    corrected = correct_p_values(np.nan_to_num([trend.change.p_value for trend in found], nan=1.0))
+    return [
+        trend if np.isnan(trend.change.p_value) else replace(trend, p_value=float(p))
+        for trend, p in zip(found, corrected, strict=True)
+    ]
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:
@@ -290,11 +313,11 @@ def _compare(
     comparisons = []
     for claim in study.claims:
         for than in claim.than:
-            by_seed = _differences(table[claim.better], table[than])
+            by_seed, mixed = _differences(table[claim.better], table[than])
             if by_seed:
                 lost = sum(variant in (claim.better, than) for variant in failed)
                 interval = paired_interval(list(by_seed.values()))
-                comparisons.append(Comparison(claim, budget, than, by_seed, interval, failed=lost))
+                comparisons.append(Comparison(claim, budget, than, by_seed, interval, failed=lost, mixed=mixed))
     planned = sum(len(claim.than) for claim in study.claims)
     # Those without results count as the least significant ones, so that results of others do not make a verdict.
     p_values = np.ones(planned)
@@ -306,15 +329,18 @@ def _compare(
     )
 
 
-def _differences(better: Sequence[CellResult], than: Sequence[CellResult]) -> dict[int, float]:
-    """The difference of two variants for each seed at which they were evaluated on the same images."""
+def _differences(better: Sequence[CellResult], than: Sequence[CellResult]) -> tuple[dict[int, float], int]:
+    """The difference of two variants for each seed at which they were evaluated on the same images, and how many of
+    these pairs are mixed."""
     others = {result.seed: result for result in than}
-    return {
-        result.seed: result.value - other.value
+    pairs = {
+        result.seed: (result, other)
         for result in better
         if (other := others.get(result.seed)) is not None
         and (result.val_images == other.val_images or not (result.val_images and other.val_images))
     }
+    differences = {seed: one.value - other.value for seed, (one, other) in pairs.items()}
+    return differences, sum(one.conditions != other.conditions for one, other in pairs.values())
 
 
 def correct_p_values(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

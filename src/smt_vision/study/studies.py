@@ -250,6 +250,7 @@ def _studies() -> Iterator[Study]:
         BUDGET_CLAIMS,
         {**CIFAR10_BUDGETS, **_epochs(10), **SIZES},
         debug=DEBUG_CLASSIFY,
+        trend_from=dict.fromkeys(SIZES, "5 epochs"),
     )
 
 

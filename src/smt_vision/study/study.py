@@ -65,7 +65,9 @@ class Study:
         claims: What the results decide.
         budgets: Values that differ from the base, by budget, e.g. ``{"5 epochs": {"epochs": 5}}``. All variants run at
             every budget.
-        seeds: Number of seeds, from 0.
+        seeds: Number of seeds, from 0; a verdict needs four.
+        trend_from: The budget from which the trend to a budget is shown, by the latter's name; by default the first
+            one. E.g. that of the same length for one of another size.
         debug: Values that make a cell small enough for a test.
         debug_variants: Variants that replace those of the same name in a test, for models that ``debug`` does not make
             small.
@@ -84,6 +86,7 @@ class Study:
     seeds: Count = 4
     debug: Overrides = field(default_factory=dict)
     debug_variants: Mapping[str, Overrides] = field(default_factory=dict)
+    trend_from: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check("seeds", self.seeds, Count)
@@ -101,6 +104,8 @@ class Study:
                     f"study {self.name!r}: a claim names the variant {min(unknown)!r}: expected one of "
                     f"{', '.join(self.variants)}"
                 )
+        if unknown := {*self.trend_from, *self.trend_from.values()} - self.budgets.keys():
+            raise ValueError(f"study {self.name!r}: trend_from has {min(unknown)!r}, which is not a budget")
         if unknown := self.debug_variants.keys() - self.variants.keys():
             raise ValueError(f"study {self.name!r}: debug_variants has {min(unknown)!r}, which is not a variant")
         for values in (
@@ -161,7 +166,9 @@ class Study:
             )
         base = with_overrides(self.base, self.debug)
         variants = {**self.variants, **self.debug_variants}
-        return replace(self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2)
+        return replace(
+            self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2, trend_from={}
+        )
 
 
 @dataclass(frozen=True)
