@@ -508,3 +508,38 @@ def test_commands_say_how_to_use_a_damaged_tar(
     shutil.copy(tar, other)
     assert run("eval", out, "--data", other, "--workers", "0", "--input.allow_damaged", "false") == 1
     assert run("eval", out, "--data", other, "--workers", "0", "--input.allow_damaged", "true") == 0
+
+
+def test_an_archive_that_changes_while_it_is_read_is_an_error(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the old offsets, there may be another image."""
+    path = tmp_path / "set.tar"
+    subprocess.run(["tar", "-cf", path, "-C", files, "."], check=True)
+    index = open_tar(path)
+    assert index.read(0) is not None
+    archive._open_file.cache_clear()  # as with more shards than may be open
+    os.utime(path, (0, 0))
+    with pytest.raises(OSError, match=r"set\.tar: the archive has changed since it was opened"):
+        index.read(0)
+
+
+def test_partly_unpacked_files_of_killed_processes_are_removed(files: Path, tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "set.tar.gz"
+    subprocess.run(["tar", "-czf", path, "-C", files, "."], check=True)
+    (unpacked,) = [open_tar(path).path]
+    unpacked.unlink()
+    abandoned, present = (cache / f"{unpacked.name}{i}.partial" for i in range(2))
+    for each in (abandoned, present):
+        each.touch()
+    os.utime(abandoned, (0, 0))
+    archive._indices.clear()
+    open_tar(path)
+    assert (abandoned.exists(), present.exists(), unpacked.exists()) == (False, True, True)
+
+
+def test_a_compressed_archive_below_a_folder_whose_name_is_not_utf_8(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    subprocess.run(["tar", "-czf", folder / "set.tar.gz", "-C", files, "."], check=True)
+    assert len(open_tar(folder / "set.tar.gz")) > 0

@@ -30,7 +30,7 @@ from same_run import assert_identical, assert_same_run
 from smt_vision import checkpoints, load
 from smt_vision.cli import main
 from smt_vision.data.decode import UnreadableImage
-from smt_vision.engine import loop
+from smt_vision.engine import loop, processes
 from smt_vision.engine.launch import LAUNCHER, launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
@@ -934,6 +934,18 @@ def test_two_processes_evaluate_the_saved_model(
     assert result["data"] == str(colored)
     for name in ("loss", "top1", "ece"):
         assert result[name] == pytest.approx(best["metrics"][name], rel=1e-5), name
+
+
+def test_only_the_first_process_writes_the_results_of_an_evaluation(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["eval", str(whole), "--workers", "0", "--out", str(tmp_path / "results")]
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "is_first", lambda: False)
+        assert main(command) == 0
+    assert not (tmp_path / "results").exists()
+    assert main(command) == 0
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["count"] > 0
 
 
 def test_two_processes_equal_one_with_twice_the_batch(two: SimpleNamespace, colored: Path, tmp_path: Path) -> None:

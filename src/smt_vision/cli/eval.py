@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from ..bounds import Count, CountOrZero, OutputFolder, Resamples, Workers
+from ..files import write_text_atomic
 from ..precision import describe_precision
 from ..recipe import Engine, from_plain
 from ..text import Markdown
@@ -61,6 +62,7 @@ def run(args: Any) -> Output:
     from ..allocator import keep_large_allocations
     from ..engine.evaluation import engine_for, evaluate_with_details
     from ..engine.launch import runs_on_cuda
+    from ..engine.processes import is_first
 
     engine = engine_for(args.model, from_plain(Engine, {**vars(args.engine), "precision": "32-true"}, "engine"))
     if not runs_on_cuda(engine):
@@ -85,9 +87,8 @@ def run(args: Any) -> Output:
     if args.precision:
         show.append(describe_precision(metrics["precision"], "cuda" if runs_on_cuda(engine) else "cpu"))
     show += [_rendered(table) for table in evaluation.tables(metrics) if table.rows]
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "metrics.json").write_text(json.dumps(finite(metrics), indent=1, allow_nan=False))
+    if args.out and is_first():
+        write_text_atomic(args.out / "metrics.json", json.dumps(finite(metrics), indent=1, allow_nan=False))
         drawn = evaluation.pictures(args.out, metrics)
         show.append(f"written: {', '.join(map(str, [args.out / 'metrics.json', *drawn]))}")
     return Output(metrics, show)

@@ -207,7 +207,11 @@ class _OpenFile:
 
 @functools.lru_cache(maxsize=64)  # a dataset may have more shards than a process may have open files
 def _open_file(path: Path, version: tuple[int, int]) -> _OpenFile:
-    return _OpenFile(path)
+    file = _OpenFile(path)
+    stat = os.fstat(file.descriptor)
+    if (stat.st_size, stat.st_mtime_ns) != version:  # what is at the old offsets may be another image
+        raise OSError(f"{path}: the archive has changed since it was opened; start again with the present one")
+    return file
 
 
 # The train and val splits of a dataset are opened one after the other, and share its indices.
@@ -241,7 +245,7 @@ def open_tar(path: Path, *, allow_damaged: bool = False) -> TarIndex:
 
 def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool) -> TarIndex:
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}")).hexdigest()[:16]
     target = cache_dir() / "tars" / f"{path.name.partition('.')[0]}-{key}.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
     with cache_lock(target):

@@ -59,6 +59,12 @@ def check_same_images(fabric: Fabric, where: str, **sets: tuple[int, int]) -> No
             )
 
 
+def is_first() -> bool:
+    """Whether this is the first process, or the only one; for code that has no Fabric."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def on_first(fabric: Fabric, action: Callable[[], object]) -> None:
     """Do something on the first process, e.g. write a file, while the others wait.
 
