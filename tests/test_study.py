@@ -25,7 +25,16 @@ from smt_vision.study.results import FAILURES, RESULTS, add_failure, add_result,
 from smt_vision.study.runner import CellsFailed, cell_folder, run_cells, unique_cells
 from smt_vision.study.statistics import Verdict, summarize
 from smt_vision.study.studies import CAMVID, CIFAR10, STUDIES
-from smt_vision.study.study import Claim, Study, inference_key, recipe_key, with_overrides
+from smt_vision.study.study import (
+    REQUIRED,
+    Claim,
+    Study,
+    decisive_fields,
+    inference_key,
+    recipe_key,
+    with_overrides,
+)
+from smt_vision.tasks import TASKS, recipe_class
 from study_results import made_up_result
 from tiny_run import TINY
 
@@ -147,6 +156,17 @@ def test_the_key_is_of_what_decides_the_result() -> None:
     # Lists and tuples, and a field at its default, are the same recipe.
     assert recipe_key(with_overrides(TINY, {"model_args.depths": [1, 1, 2, 1]})) == key
     assert recipe_key(with_overrides(TINY, {"engine.grad_checkpointing": False})) == key
+
+
+def test_defaults_are_those_that_keys_stand_for() -> None:
+    """Keys leave defaults out. A field that is new gets a line in the file, with the default that has no effect.
+
+    A default that changes must not give the results of the former one to a recipe with the new one: make
+    ``changed_fields`` compare with the former one, and leave the line as it is.
+    """
+    known = json.loads((Path(__file__).parent / "study_defaults.json").read_text(encoding="utf-8"))
+    defaults = {task: decisive_fields(recipe_class(task)(**REQUIRED)) for task in TASKS}
+    assert json.loads(json.dumps(defaults)) == known
 
 
 def test_cells_that_studies_share_are_trained_once() -> None:
@@ -296,6 +316,8 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("stacking", "--budgets", "7"), r"unknown budget of these studies: '7'.*5 epochs"),
+        (("stacking", "--only", "sam_only"), r"aggregation has none of sam_only; omit its name"),
         (("--only", "sa"), r"unknown variant of aggregation: 'sa'; did you mean saa\?; expected one of saa, none"),
         (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
         (("--seeds", "0"), "invalid --seeds 0"),
@@ -425,6 +447,27 @@ def test_report_of_finished_cells(
     html = (tmp_path / "report" / "studies.html").read_text()
     assert html.count('src="data:image/svg+xml;base64,') == 3
     assert not re.search(r'(src|href)="(?!data:)', html)  # nothing is loaded from elsewhere
+
+
+def test_a_report_of_one_budget_is_of_the_studies_that_have_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_draw", lambda *args: [])
+    for budget in ("2 epochs", "5 epochs"):
+        add_result(tmp_path / RESULTS, made_up_result(STUDIES["stacking"].cell(budget, "sam_only", 0), 50.0))
+    page, _ = answer(capsys, "study", "--run", tmp_path, "--report", "--budgets", "5 epochs")
+    text = Path(page).read_text(encoding="utf-8")
+    assert "## stacking\n" in text
+    assert "### 5 epochs" in text
+    assert "2 epochs" not in text
+    assert "1 results do not record which images they are of" in text
+    assert refusal(capsys, 1, "study", "--run", tmp_path, "--report", "--budgets", "7 epochs")
+    page, _ = answer(capsys, "study", "stacking", "--run", tmp_path, "--report")
+    assert "No results yet at: " not in Path(page).read_text(encoding="utf-8")
+    (tmp_path / RESULTS).write_text("")
+    add_result(tmp_path / RESULTS, made_up_result(STUDIES["stacking"].cell("5 epochs", "sam_only", 0), 50.0))
+    page, _ = answer(capsys, "study", "stacking", "--run", tmp_path, "--report")
+    assert "No results yet at: 2 epochs." in Path(page).read_text(encoding="utf-8")
 
 
 def test_a_debug_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

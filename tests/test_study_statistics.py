@@ -131,10 +131,29 @@ def test_cells_that_were_evaluated_on_different_images_are_no_pairs() -> None:
         for key, result in results.items()
     }
     found = summarize(STUDY, results)[0]
-    assert found.other_images == (0,)
+    assert found.incomparable == (0,)
     assert found.comparisons[0].by_seed.keys() == {1, 2, 3, 4}
     unknown = made_up_result(STUDY.cell("long", "b", 0), 78.0)  # of an earlier version
     assert summarize(STUDY, results | {unknown.key: unknown})[0].comparisons[0].pairs == 5
+
+
+def test_cells_that_were_trained_with_different_labels_are_no_pairs() -> None:
+    results = {
+        key: replace(result, listing="one" if "/ a /" in result.cell else "other")
+        for key, result in made_up(STUDY, "long", dict(a=80, b=78)).items()
+    }
+    (found,) = summarize(STUDY, results)
+    assert (found.incomparable, found.comparisons) == ((0, 1, 2, 3), ())
+
+
+def test_variants_may_have_different_training_images() -> None:
+    study = replace(STUDY, variants={**STUDY.variants, "b": {"train_fraction": 0.5}})
+    results = {
+        key: replace(result, val_images="same", listing="all" if "/ a /" in result.cell else "half")
+        for key, result in made_up(study, "long", dict(a=80, b=78)).items()
+    }
+    (found,) = summarize(study, results)
+    assert (found.incomparable, found.comparisons[0].pairs) == ((), 4)
 
 
 def test_a_variant_with_failed_cells_gets_no_verdict() -> None:
@@ -193,10 +212,14 @@ def test_equal_results_are_undecided(seeds: int) -> None:
     assert {(c.verdict, c.p_value, c.interval.mean) for c in found.comparisons} == {(Verdict.UNDECIDED, 1.0, 0.0)}
 
 
-def test_equal_differences_are_an_interval_of_no_width() -> None:
-    found = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=79), noise=0))[0]
-    interval = found.comparisons[0].interval
-    assert (interval.mean, interval.low, interval.high, interval.p_value) == (1.0, 1.0, 1.0, 0.0)
+def test_equal_differences_are_an_interval_of_no_width_and_no_verdict() -> None:
+    """As of a hundred images, of which one variant has one more right at every seed."""
+    (comparison,) = summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=79), noise=0))[0].comparisons
+    interval = comparison.interval
+    assert (interval.mean, interval.low, interval.high) == (1.0, 1.0, 1.0)
+    assert math.isnan(interval.p_value)
+    assert math.isnan(comparison.p_value)
+    assert comparison.verdict == Verdict.UNDECIDED
 
 
 def test_seeds_beyond_the_study_count() -> None:
@@ -207,7 +230,7 @@ def test_seeds_beyond_the_study_count() -> None:
 
 def test_trend() -> None:
     results = made_up(STUDY, "short", dict(a=60, b=60), noise=0.01)
-    results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01)
+    results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01, rng=1)
     short, long = summarize(STUDY, results)
     (trend,) = trends(STUDY, [short, long])
     assert (trend.first, trend.later, trend.than) == ("short", "long", "b")
@@ -223,8 +246,8 @@ def test_trends_start_at_the_budget_that_the_study_names_and_are_corrected() -> 
     budgets = {"short": {"epochs": 1}, "long": {"epochs": 2}, "wide": {"epochs": 2, "batch_size": 4}}
     study = replace(STUDY, budgets=budgets, trend_from={"wide": "long"})
     results: dict[str, CellResult] = {}
-    for budget, b in (("short", 60), ("long", 58), ("wide", 57)):
-        results |= made_up(study, budget, dict(a=60, b=b), noise=0.5)
+    for rng, (budget, b) in enumerate((("short", 60), ("long", 58), ("wide", 57))):
+        results |= made_up(study, budget, dict(a=60, b=b), noise=0.5, rng=rng)
     found = trends(study, summarize(study, results))
     assert [(trend.first, trend.later) for trend in found] == [("short", "long"), ("long", "wide")]
     raw = sorted(trend.change.p_value for trend in found)

@@ -74,7 +74,7 @@ def run(args: Any) -> Output:
     from ..study.runner import run_cells, unique_cells
 
     args.run = args.run or Path("runs/study_debug" if args.debug else "runs/study")
-    studies = [_chosen(study, args) for study in _studies(args.studies)]
+    studies = _chosen(_studies(args.studies), args)
     if args.report and args.throughput:
         raise ValueError("--report and --throughput are two steps: measure first, then write the report")
     if (args.results or args.out) and not args.report:
@@ -123,17 +123,38 @@ def _studies(names: Sequence[str]) -> "list[Study]":
     return found
 
 
-def _chosen(study: "Study", args: Any) -> "Study":
-    """The study, of debug size or restricted to what the arguments name."""
+def _chosen(studies: "Sequence[Study]", args: Any) -> "list[Study]":
+    """The studies, of debug size or restricted to what the arguments name; without those that have nothing of it."""
     if args.report and args.only:
         raise ValueError(
             "--only chooses the variants to train; a report has all that have results, since verdicts are corrected "
             "for all comparisons of a study: omit --only"
         )
     if args.debug:
-        study = study.for_debugging()
-    variants = _subset(study.variants, args.only, f"variant of {study.name}") if args.only else study.variants
-    budgets = _subset(study.budgets, args.budgets, f"budget of {study.name}") if args.budgets else study.budgets
+        studies = [study.for_debugging() for study in studies]
+    _check_known("variant", args.only, [study.variants for study in studies], studies)
+    _check_known("budget", args.budgets, [study.budgets for study in studies], studies)
+    restricted = [_restricted(study, args) for study in studies]
+    empty = [study.name for study in restricted if not (study.variants and study.budgets)]
+    if args.studies and empty:
+        raise ValueError(f"{empty[0]} has none of {', '.join([*args.only, *args.budgets])}; omit its name")
+    return [study for study in restricted if study.name not in empty]
+
+
+def _check_known(what: str, names: Sequence[str], of_each: Sequence[Mapping[str, Any]],
+                 studies: "Sequence[Study]") -> None:  # fmt: skip
+    known = list(dict.fromkeys(name for of_one in of_each for name in of_one))
+    owner = studies[0].name if len(studies) == 1 else "these studies"
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"unknown {what} of {owner}: {name!r}{nearest(name, known)}; expected one of {', '.join(known)}"
+            )
+
+
+def _restricted(study: "Study", args: Any) -> "Study":
+    """The study with the variants, budgets and seeds that the arguments name."""
+    variants, budgets = _subset(study.variants, args.only), _subset(study.budgets, args.budgets)
     claims = tuple(
         replace(claim, than=than, published={name: claim.published[name] for name in than if name in claim.published})
         for claim in study.claims
@@ -147,11 +168,8 @@ def _chosen(study: "Study", args: Any) -> "Study":
     )  # fmt: skip
 
 
-def _subset(known: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Any]:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {what}: {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
-    return {name: value for name, value in known.items() if name in names}
+def _subset(known: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if not names or name in names}
 
 
 def _ordered(studies: "Sequence[Study]") -> "list[Cell]":

@@ -21,7 +21,8 @@ corrected for the number of comparisons. A verdict needs four pairs and a two-si
 correction for all comparisons of the study at that budget: `supported` or `contradicted` by the sign of the difference,
 otherwise `undecided at this scale`, which does not mean that the variants are equal. A claim about several variants is
 supported by all of its comparisons, and contradicted by any. Intervals cover variation over training seeds, on one set
-of validation images, not over images. The number of seeds should be fixed in advance: checking for a verdict after
+of validation images, not over images. Differences that are equal for all seeds have no variance to estimate, and so no
+p-value and no verdict. The number of seeds should be fixed in advance: checking for a verdict after
 every additional seed gives too many false positives. In the pictures of differences, green is supported, orange
 contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
 """
@@ -110,6 +111,9 @@ def _section(
         theirs = "; ".join(claim.text for claim in study.claims if claim.source == source)
         lines += ["", f"Claimed by {source}: {theirs}."]
     lines += ["", _recipe(study), ""]
+    if waiting := study.budgets.keys() - {summary.budget for summary in summaries}:
+        names = ", ".join(markdown(budget) for budget in study.budgets if budget in waiting)
+        lines += [f"No results yet at: {names}.", ""]
     for summary in summaries:
         lines += [f"### {summary.budget or 'Results'}", ""]
         if summary.missing:
@@ -124,10 +128,10 @@ def _section(
                 "verdict: the remaining seeds are not a random choice.",
                 "",
             ]
-        if summary.other_images:
+        if summary.incomparable:
             lines += [
-                f"The cells of seed {', '.join(map(str, summary.other_images))} were evaluated on different images; "
-                "those are not compared.",
+                f"Cells of seed {', '.join(map(str, summary.incomparable))} were trained or evaluated on different "
+                "images or labels; those are not compared.",
                 "",
             ]
         if mixed := _seeds_of_several_machines(summary):
@@ -280,6 +284,7 @@ def _draw(study: Study, summaries: Sequence[BudgetSummary], speeds: Mapping[str,
 
 def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], command: str) -> list[str]:
     """How the results came about: number of cells, seeds, hardware, versions, time and command."""
+    unknown = sum(not result.val_images for result in used)
     lines = [
         "",
         "## Conditions",
@@ -290,6 +295,10 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
         f"- versions: {markdown('; '.join(sorted({f'smt_vision {r.version}, torch {r.torch}' for r in used})))}",
         f"- dates: {markdown(min(r.date for r in used))} to {markdown(max(r.date for r in used))}",
     ]
+    if unknown:
+        lines.append(
+            f"- images: {unknown} results do not record which images they are of; these are assumed to be the same"
+        )
     if conditions := throughput.get("conditions"):
         lines.append(
             f"- images/s: inference, {markdown(conditions['precision'])}, batch {conditions['batch_size']:d}, in turn "

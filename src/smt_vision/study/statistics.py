@@ -9,14 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 import numpy.typing as npt
 
 from ..extras import require
 from .results import CellResult
-from .study import Claim, Study
+from .study import Claim, Study, names_same_images
 
 CONFIDENCE = 0.95
 MIN_PAIRS = 4  # seeds of both variants that a verdict needs
@@ -61,7 +61,8 @@ class Interval:
     Args:
         mean: Mean of the differences.
         low, high: 95 % interval; NaN with one difference.
-        p_value: Two-sided p-value of a mean of zero; NaN likewise.
+        p_value: Two-sided p-value of a mean of zero; NaN likewise, and where all differences are equal and not zero,
+            since a sample without variance has no t statistic.
     """
 
     mean: float
@@ -81,7 +82,7 @@ class Comparison:
         by_seed: The difference for each seed of which both variants have a result: positive if ``claim.better`` has the
             higher metric.
         interval: Mean and interval of the difference, not corrected for the number of comparisons.
-        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN with one pair.
+        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN where ``interval`` has none.
         failed: Number of cells of the two variants that failed and have no result.
         mixed: Number of pairs whose two cells were trained on different hardware, or with other versions of PyTorch or
             of this package, which pairing by seed does not remove.
@@ -128,7 +129,8 @@ class BudgetSummary:
         missing: Number of cells without a result, among the seeds that are planned.
         failed: Labels of the cells that failed and have no result.
         incomplete: The variants that the missing cells are of.
-        other_images: Seeds of which not all cells were evaluated on the same images; these are no pairs.
+        incomparable: Seeds at which two variants of a claim were evaluated on different images, or trained on different
+            images or labels although their recipes name the same; these are no pairs.
     """
 
     budget: str
@@ -136,8 +138,8 @@ class BudgetSummary:
     comparisons: tuple[Comparison, ...]
     missing: int
     failed: tuple[str, ...] = ()
-    other_images: tuple[int, ...] = ()
     incomplete: tuple[str, ...] = ()
+    incomparable: tuple[int, ...] = ()
 
     def verdict(self, claim: Claim) -> Verdict:
         """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
@@ -217,7 +219,7 @@ def summarize(
                 missing=len(waiting),
                 incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
                 failed=tuple(cell.label for cell in lost),
-                other_images=_seeds_of_other_images([result for rows in table.values() for result in rows]),
+                incomparable=_incomparable(study, budget, table),
             )
         )
     return summaries
@@ -263,7 +265,7 @@ def trends(study: Study, summaries: Sequence[BudgetSummary]) -> list[Trend]:
                 found.append(Trend(after.claim, after.than, before.budget, after.budget, change))
     corrected = correct_p_values(np.nan_to_num([trend.change.p_value for trend in found], nan=1.0))
     return [
-        trend if np.isnan(trend.change.p_value) else replace(trend, p_value=float(p))
+        trend if isnan(trend.change.p_value) else replace(trend, p_value=float(p))
         for trend, p in zip(found, corrected, strict=True)
     ]
 
@@ -275,7 +277,7 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     if len(values) < 2:
         return Interval(mean)
     if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, float(mean == 0))
+        return Interval(mean, mean, mean, 1.0 if mean == 0 else nan)
     test = require("scipy.stats", "study").ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(CONFIDENCE)
     return Interval(mean, float(low), float(high), float(test.pvalue))
@@ -298,12 +300,9 @@ def _tried_seeds(study: Study, budget: str, results: Mapping[str, CellResult], f
     return count
 
 
-def _seeds_of_other_images(results: Sequence[CellResult]) -> tuple[int, ...]:
-    images: dict[int, set[str]] = {}
-    for result in results:
-        if result.val_images:
-            images.setdefault(result.seed, set()).add(result.val_images)
-    return tuple(sorted(seed for seed, found in images.items() if len(found) > 1))
+def _incomparable(study: Study, budget: str, table: Mapping[str, Sequence[CellResult]]) -> tuple[int, ...]:
+    compared = [(claim.better, than) for claim in study.claims for than in claim.than]
+    return tuple(sorted(set().union(*(_pairs(study, budget, table, *names)[1] for names in compared))))
 
 
 def _compare(
@@ -313,34 +312,44 @@ def _compare(
     comparisons = []
     for claim in study.claims:
         for than in claim.than:
-            by_seed, mixed = _differences(table[claim.better], table[than])
-            if by_seed:
+            pairs, _ = _pairs(study, budget, table, claim.better, than)
+            if pairs:
+                differences = {seed: one.value - other.value for seed, (one, other) in pairs.items()}
+                interval = paired_interval(list(differences.values()))
                 lost = sum(variant in (claim.better, than) for variant in failed)
-                interval = paired_interval(list(by_seed.values()))
-                comparisons.append(Comparison(claim, budget, than, by_seed, interval, failed=lost, mixed=mixed))
+                mixed = sum(one.conditions != other.conditions for one, other in pairs.values())
+                comparisons.append(Comparison(claim, budget, than, differences, interval, failed=lost, mixed=mixed))
     planned = sum(len(claim.than) for claim in study.claims)
     # Those without results count as the least significant ones, so that results of others do not make a verdict.
     p_values = np.ones(planned)
     p_values[: len(comparisons)] = np.nan_to_num([c.interval.p_value for c in comparisons], nan=1.0)
     corrected = correct_p_values(p_values)
     return tuple(
-        comparison if comparison.pairs < 2 else replace(comparison, p_value=float(p))
+        comparison if isnan(comparison.interval.p_value) else replace(comparison, p_value=float(p))
         for comparison, p in zip(comparisons, corrected, strict=False)
     )
 
 
-def _differences(better: Sequence[CellResult], than: Sequence[CellResult]) -> tuple[dict[int, float], int]:
-    """The difference of two variants for each seed at which they were evaluated on the same images, and how many of
-    these pairs are mixed."""
-    others = {result.seed: result for result in than}
-    pairs = {
-        result.seed: (result, other)
-        for result in better
-        if (other := others.get(result.seed)) is not None
-        and (result.val_images == other.val_images or not (result.val_images and other.val_images))
-    }
-    differences = {seed: one.value - other.value for seed, (one, other) in pairs.items()}
-    return differences, sum(one.conditions != other.conditions for one, other in pairs.values())
+def _pairs(
+    study: Study, budget: str, table: Mapping[str, Sequence[CellResult]], better: str, than: str
+) -> tuple[dict[int, tuple[CellResult, CellResult]], set[int]]:
+    """The results of two variants for each seed that both have, and the seeds whose results are of other images."""
+    same_listing = names_same_images(*(study.cell(budget, variant, 0).recipe for variant in (better, than)))
+    others = {result.seed: result for result in table[than]}
+    both = {result.seed: (result, others[result.seed]) for result in table[better] if result.seed in others}
+    pairs = {seed: pair for seed, pair in both.items() if _are_comparable(*pair, same_listing)}
+    return pairs, both.keys() - pairs.keys()
+
+
+def _are_comparable(one: CellResult, other: CellResult, same_listing: bool) -> bool:
+    """Whether two results are of the same images, as far as they record them.
+
+    Args:
+        one, other: The results.
+        same_listing: Whether their training images and labels should be the same, too.
+    """
+    recorded = [(one.val_images, other.val_images), *([(one.listing, other.listing)] if same_listing else [])]
+    return all(a == b or not (a and b) for a, b in recorded)
 
 
 def correct_p_values(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -203,24 +203,33 @@ class Cell:
 DECISIVE = {"engine.patience", "engine.min_delta", "engine.max_grad_norm", "engine.on_nonfinite",
             "input.max_unreadable", "engine.accelerator", "engine.devices", "engine.nodes",
             "engine.grad_checkpointing"}  # fmt: skip
+# Fields that choose the images, beside those of the group "labels".
+DATA = {"data", "train_fraction", "split_seed", "folds", "fold"}
 # Fields without a default, which are always part of the hash.
-REQUIRED: Mapping[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=1)
+REQUIRED: Mapping[str, Any] = dict(name="any", model="any", data="any", epochs=1, batch_size=2)
 
 
 def recipe_key(recipe: Recipe) -> str:
     """Hash of the fields that decide a run's result, 12 hexadecimal digits.
 
-    Fields with their default are left out, so that a field that is new in a later version does not change the hash.
+    Fields with their default are left out, so that a field that is new in a later version does not change the hash; a
+    default that changes must not change what a hash stands for (``tests/study_defaults.json``).
     Studies that share a run have the same hash for it, and it is trained once.
     """
     return hashlib.sha256(json.dumps(changed_fields(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def decisive_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields that decide a run's result, by dotted name."""
+    return {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS - DECISIVE}
+
+
 def changed_fields(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide a run's result and have another value than the task's default, by dotted name."""
     defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is no Hashable
-    decisive = {name: value for name, value in flat_fields(recipe).items() if name not in FREE_FIELDS - DECISIVE}
-    return {name: value for name, value in decisive.items() if name in REQUIRED or value != defaults[name]}
+    return {
+        name: value for name, value in decisive_fields(recipe).items() if name in REQUIRED or value != defaults[name]
+    }
 
 
 @cache
@@ -244,6 +253,15 @@ def inference_key(recipe: Recipe) -> str:
 def passes(recipe: Recipe) -> float:
     """Passes over the whole dataset."""
     return recipe.epochs * recipe.train_fraction
+
+
+def names_same_images(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes name the same training images with the same labels."""
+    fields_of = [
+        {name: value for name, value in flat_fields(recipe).items() if name in DATA or name.startswith("labels.")}
+        for recipe in (one, other)
+    ]
+    return fields_of[0] == fields_of[1]
 
 
 def with_data(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
