@@ -27,7 +27,7 @@ from command import answer, refusal, run
 from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints, load
 from smt_vision._version import __version__
-from smt_vision.cli import COMMANDS
+from smt_vision.cli import COMMANDS, predict
 from smt_vision.cli.common import finite
 from smt_vision.cli.train import _free_folder
 from smt_vision.engine.loop import train
@@ -435,7 +435,9 @@ def test_predict_out_of_images_that_differ_in_suffix(
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
 
 
-def test_interrupted_predictions_leave_the_earlier_ones(trained: Path, colored: Path, tmp_path: Path) -> None:
+def test_interrupted_predictions_are_kept_beside_the_earlier_ones(
+    trained: Path, colored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     classifier = load(trained)
     results = classifier(sorted((colored / "val" / "red").iterdir())[:2])
     classifier.save(results, tmp_path)
@@ -448,7 +450,30 @@ def test_interrupted_predictions_leave_the_earlier_ones(trained: Path, colored: 
     with pytest.raises(KeyboardInterrupt):
         classifier.save(interrupted(), tmp_path)
     assert (tmp_path / "predictions.csv").read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions.csv",
+        "predictions.partial.csv",
+        "predictions.png",
+    }
+    assert (tmp_path / "predictions.partial.csv").read_text().splitlines() == before.splitlines()[:2]
+    assert f"{tmp_path / 'predictions.partial.csv'}: the results of the images before the interruption" in caplog.text
+    classifier.save(results, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "predictions.png"}
+
+
+def test_the_table_of_many_predictions_is_in_the_files(
+    trained: Path, colored: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "MAX_ROWS", 2)
+    images = sorted((colored / "val").rglob("*.png"))[:5]
+    assert run("predict", trained, *images, "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert (str(images[1]) in text, str(images[2]) in text) == (True, False)
+    assert "\n3 more in the files\n" in text
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 6
+    assert len(answer(capsys, "predict", trained, *images, "--out", tmp_path / "out")) == 5
+    assert run("predict", trained, *images) == 0
+    assert str(images[4]) in capsys.readouterr().out
 
 
 def test_predict_out_without_readable_images(trained: Path, tmp_path: Path, capsys: Capture) -> None:

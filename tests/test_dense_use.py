@@ -681,6 +681,25 @@ def test_json_has_the_masks(detector_run: Path, shapes: Path, tmp_path: Path, ca
     assert [item["segmentation"] for item in found["objects"]] == [row["segmentation"] for row in rows]
 
 
+def test_interrupted_detections_are_kept(detector_run: Path, shapes: Path, tmp_path: Path) -> None:
+    detector = load_detector(detector_run, score_threshold=0.0)
+    images = sorted((shapes / "val").glob("*.png"))[:3]
+    results = detector(images)
+
+    def interrupted() -> Iterator[Any]:
+        yield from results[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detector.save(interrupted(), tmp_path, images=images)
+    assert {path.name for path in tmp_path.iterdir()} == {"detections.partial.json", "drawn"}
+    rows = json.loads((tmp_path / "detections.partial.json").read_text())
+    assert {row["image_id"] for row in rows} == {1, 2}
+    detector.save(results, tmp_path, images=images)
+    assert {path.name for path in tmp_path.iterdir()} == {"annotations.json", "detections.json", "drawn"}
+    assert json.loads((tmp_path / "detections.json").read_text())[: len(rows)] == rows
+
+
 def test_predictions_are_a_dataset_to_correct(detector_run: Path, shapes: Path, tmp_path: Path) -> None:
     """``annotations.json`` can be trained on as it is."""
     detector = load_detector(detector_run, score_threshold=0.0)

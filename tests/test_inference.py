@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,35 @@ def test_stream_reads_no_more_than_a_batch_ahead(classifier: Classifier) -> None
     stream = classifier.stream(endless(), batch_size=4)
     assert [next(stream).label for _ in range(6)] == ["red"] * 6
     assert len(read) == 8
+
+
+@pytest.mark.parametrize("broken", [None, 3])
+def test_files_are_prepared_by_threads_in_order(
+    classifier: Classifier, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int | None
+) -> None:
+    threads: set[str] = set()
+    prepare = Classifier._prepare
+
+    def recorded(self: Classifier, i: int, image: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return prepare(self, i, image)
+
+    monkeypatch.setattr(Classifier, "_prepare", recorded)
+    files = sorted((colored / "val").rglob("*.png"))[:7]
+    if broken is not None:
+        files[broken] = tmp_path / "missing.png"
+    found = classifier(files, batch_size=2)
+    assert [result.id for result in found] == list(map(str, files))
+    assert [result.error is not None for result in found] == [i == broken for i in range(7)]
+    assert any(name.startswith("images") for name in threads)
+    threads.clear()
+    one_by_one = classifier(iter(files), batch_size=2)  # may close or remove them
+    assert threads == {threading.main_thread().name}
+    assert [(result.label, result.score) for result in found] == [(each.label, each.score) for each in one_by_one]
+    threads.clear()
+    monkeypatch.setattr(predictor, "SMALL_FILE", 0)  # large files are decoded one at a time
+    classifier(files)
+    assert threads == {threading.main_thread().name}
 
 
 @pytest.mark.parametrize(("top_k", "returned"), [(1, 1), (2, 2), (3, 3), (99, 3)])

@@ -22,6 +22,7 @@ smt predict runs/nuclei PHOTOS/ --out found               found/detections.json,
 smt predict runs/camvid PHOTOS/ --out labeled             labeled/labels/*.png, and pictures in labeled/drawn/
 smt predict runs/nuclei CLIP.mp4 --every 5                predictions/CLIP.jsonl, and predictions/drawn/CLIP.mp4
 """
+MAX_ROWS = 1000  # images in the table on standard output where files are written
 OPTIONS = ("top_k", "score", "annotations")  # of some tasks only
 
 
@@ -81,12 +82,19 @@ def run(args: Any) -> Output:
         return _videos(model, videos, args, options)
     folder = args.out if args.out or "top_k" in model.options else Path("predictions")
 
-    rows, data = [], []
+    shown = len(images) if folder is None else MAX_ROWS  # the files have all
+    rows: list[tuple[str, str | None, tuple[str, ...]]] = []
+    data: list[Any] = []
+    readable = 0
 
     def results() -> Any:
+        nonlocal readable
         for result in track(model.stream(images, args.batch_size, **options), len(images), "predicting"):
-            rows.append((result.id, result.error, model.row(result, **options)))
-            data.append(model.to_dict(result, **options))
+            readable += not result.error
+            if args.json:
+                data.append(model.to_dict(result, **options))
+            elif len(rows) < shown:
+                rows.append((result.id, result.error, model.row(result, **options)))
             yield result
 
     if folder is None:
@@ -101,11 +109,13 @@ def run(args: Any) -> Output:
     for id, error, cells in rows:
         table.add_row(id, *((styled(("unreadable", "red")), error) if error else cells))
     show: list[Any] = [table]
+    if not args.json and len(images) > len(rows):
+        show.append(f"{len(images) - len(rows):,} more in the files")
     if args.precision:
         show.append(describe_precision(model.precision, args.device))
     if written:
         show.append(f"written: {', '.join(map(str, written))}")
-    return Output(data, show, EXIT_ERROR if all(error for _, error, _ in rows) else 0)
+    return Output(data, show, 0 if readable else EXIT_ERROR)
 
 
 def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) -> Output:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,37 @@ class UnreadableImage(ValueError):
         super().__init__(printable(message))
 
 
+class _NoBombWarnings:
+    """Context without Pillow's warning of large images, in any number of threads.
+
+    ``max_pixels`` is the limit; the warning, at half of Pillow's own, would only be noise for large photographs. The
+    filters of warnings belong to the process: the first thread that enters sets them, and the last one that leaves
+    restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._filters is not None:
+                self._filters.__exit__(None, None, None)
+
+
+_no_bomb_warnings = _NoBombWarnings()
+
+
 @contextlib.contextmanager
 def open_image(data: bytes | Path | IO[bytes] | Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image with Pillow and check its format and size; every error becomes UnreadableImage.
@@ -56,9 +88,7 @@ def open_image(data: bytes | Path | IO[bytes] | Image.Image, name: str, max_pixe
     An image in memory is passed through and not closed; its pixels may not have been decoded yet.
     """
     try:
-        with warnings.catch_warnings():
-            # max_pixels is the limit; Pillow's warning at half of its own would only be noise for large photographs.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _no_bomb_warnings:
             image = data if isinstance(data, Image.Image) else Image.open(_file(data), formats=image_formats())
         with contextlib.nullcontext() if image is data else image:
             width, height = image.size

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..analysis.neighbors import Floats, batch_features
 from ..analysis.subject import Subject
 from ..bounds import Count, checked
+from ..data.ahead import map_ahead
 from ..data.dataset import Raw, RawDataset
 from ..data.decode import UnreadableImage
 from ..data.fingerprint import hash_pixels
@@ -123,8 +124,8 @@ def embed(
 ) -> Embeddings:
     """Pooled features of images: what a classifier's last layer reads, or a backbone's last feature map, averaged.
 
-    Images are read and computed one batch at a time; only the features are kept. Images of a detector or segmenter are
-    batched with those of the same size that follow them.
+    Images are read by threads, a few ahead of the model; only the features are kept. Images of a detector or segmenter
+    are batched with those of the same size that follow them.
 
     Args:
         source: The model, as :func:`smt_vision.load` takes it, also without a classifier, but not an export.
@@ -152,16 +153,23 @@ def embed(
     pixel_hashes: dict[tuple[str, int], int] = {}
     items = ((split, i) for split, dataset in datasets.items() for i in range(len(dataset)))
 
+    def read(item: tuple[str, int]) -> tuple[tuple[str, int], Tensor | UnreadableImage]:
+        split, i = item
+        try:
+            raw = _raw(datasets[split], i)
+            if isinstance(raw, Image.Image):  # not a file
+                pixel_hashes[item] = hash_pixels(raw)
+            return item, subject.pixels(raw, datasets[split].name(i))[0]
+        except UnreadableImage as error:
+            return item, error
+
     def prepared() -> Iterator[tuple[tuple[str, int], Tensor]]:
-        for done, (split, i) in enumerate(items):
+        for done, (item, found) in enumerate(map_ahead(read, items)):
             on_progress(done, total)
-            try:
-                raw = _raw(datasets[split], i)
-                if isinstance(raw, Image.Image):  # not a file
-                    pixel_hashes[split, i] = hash_pixels(raw)
-                yield (split, i), subject.pixels(raw, datasets[split].name(i))[0]
-            except UnreadableImage as error:
-                unreadable.append(str(error))
+            if isinstance(found, Tensor):
+                yield item, found
+            else:
+                unreadable.append(str(found))
 
     for keys, rows in batch_features(subject.network, prepared(), batch_size, subject.predictor.device):
         if features is None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..bounds import Count, checked, short
+from ..data.ahead import map_ahead
 from ..data.decode import UnreadableImage, decode_for_resize
 from ..data.files import find_images
 from ..data.fingerprint import UsedImages
@@ -28,6 +29,7 @@ from . import get_task
 from .results import Source
 
 R = TypeVar("R")
+SMALL_FILE = 8 << 20  # bytes of an image file that is decoded beside others
 MAX_VALUES = 1 << 27  # of the network input of a batch, 0.5 GB; a larger image is a batch of its own
 
 
@@ -222,9 +224,7 @@ class Predictor(ABC, Generic[R]):
         """
         batch: list[PreparedImage | tuple[Source, str, str]] = []
         sizes: list[tuple[int, ...]] = []
-        # Each image is prepared before the next is taken, so that an iterator may close it then.
-        for i, source in enumerate(images):
-            image = self._prepare(i, source)
+        for image in self._prepared(images):
             if isinstance(image, PreparedImage):
                 sizes.append(tuple(image.pixels.shape))
                 if len(sizes) > 1 and len(sizes) * math.prod(map(max, zip(*sizes, strict=True))) > MAX_VALUES:
@@ -236,6 +236,16 @@ class Predictor(ABC, Generic[R]):
                 batch, sizes = [], []
         if batch:
             yield batch
+
+    def _prepared(self, images: Iterable[Source]) -> Iterator[PreparedImage | tuple[Source, str, str]]:
+        """The images in order, prepared; files in a list by threads, ahead of the model.
+
+        Each image of an iterator is prepared before the next is taken, so that the iterator may close or remove it.
+        """
+        items = enumerate(images)
+        if not isinstance(images, list | tuple):
+            return (self._prepare(*item) for item in items)
+        return map_ahead(lambda item: self._prepare(*item), items, alone=lambda item: not _is_small_file(item[1]))
 
     def _predict(self, batch: list[PreparedImage], **options: Any) -> Iterator[R]:
         """Results of a batch; where memory does not suffice, of one image at a time, and then an error."""
@@ -288,6 +298,17 @@ class Predictor(ABC, Generic[R]):
     @abstractmethod
     def _unreadable(self, source: Source, id: str, error: str) -> R:
         """The result of an unreadable image."""
+
+
+def _is_small_file(source: Source) -> bool:
+    """Whether several such images may be decoded at the same time: files whose pixels are no memory to speak of.
+
+    An image in memory is none: two entries of a list may be the same image, which only one thread may decode.
+    """
+    try:
+        return isinstance(source, str | os.PathLike) and os.path.getsize(source) <= SMALL_FILE
+    except (OSError, ValueError):  # reported when it is read
+        return False
 
 
 def not_finite(id: str) -> str:

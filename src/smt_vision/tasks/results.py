@@ -1,7 +1,8 @@
 """Saving results: helpers that all tasks share."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -10,9 +11,31 @@ from PIL import Image
 from ..data.decode import decode_picture
 from ..data.files import relative_names
 from ..recipe import Input
+from ..text import get_logger
 
+log = get_logger(__name__)
 Source = str | Path | Image.Image  # an image as passed to a predictor
 DRAWN = "drawn"  # folder of copies of the images with the results drawn over them
+
+
+@contextmanager
+def kept_when_interrupted(path: Path, save: Callable[[Path], object]) -> Iterator[None]:
+    """Save the results so far beside ``path``, e.g. in ``detections.partial.json``, if the block does not finish.
+
+    Args:
+        path: The file of all results, which the caller writes after the block.
+        save: Writes the results so far, if there are any, to the path that it is called with.
+    """
+    partial = path.with_suffix(f".partial{path.suffix}")
+    partial.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            save(partial)
+        if partial.exists():
+            log.warning("%s: the results of the images before the interruption", partial)
+        raise
 
 
 class Result(Protocol):

@@ -1,6 +1,7 @@
 """Classification results and the files that hold them."""
 
 import csv
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ...files import write_atomic
 from ...recipe import Input
-from ..results import Source, decode_source, image_names
+from ..results import Source, decode_source, image_names, kept_when_interrupted
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,23 @@ def write_predictions(
     shown: list[tuple[Prediction, Image.Image]] = []
 
     def write(path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        written = 0
+
+        def save(partial: Path) -> None:
+            if written:
+                file.flush()
+                shutil.copyfile(path, partial)
+
+        with (
+            open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+            kept_when_interrupted(table, save),
+        ):
             writer = csv.writer(file)
             label_columns = ["labels", "scores"] if separator else ["label", "class_id", "score", "others"]
             writer.writerow(["image", *label_columns, "error"])
             for result in results:
                 writer.writerow([result.id, *_cells(result, separator), result.error or ""])
+                written += 1
                 if result.label is not None and len(shown) < GRID:
                     shown.append((result, thumbnail(decode_source(result.source, input))))
 

@@ -17,7 +17,16 @@ from ...files import write_text_atomic
 from ...recipe import Input
 from ...text import get_logger
 from ..classes import class_candidates, some_names
-from ..results import DRAWN, Source, decode_source, image_names, result_names, save_image, with_sources
+from ..results import (
+    DRAWN,
+    Source,
+    decode_source,
+    image_names,
+    kept_when_interrupted,
+    result_names,
+    save_image,
+    with_sources,
+)
 from .box_masks import BoxMasks
 from .data.coco import file_name, own_categories
 from .metrics import encode_rle
@@ -296,15 +305,21 @@ def write_detections(
     rows: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
-    for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
-        if result.error is not None:
-            continue
-        found = coco_results(result, image_id, name, written_ids)
-        rows += found
-        entries.append({"id": image_id, "file_name": name, "height": result.size[0], "width": result.size[1]})
-        shown = (row for row, value in zip(found, result.scores.tolist(), strict=True) if value >= score)
-        objects += [_as_annotation(row, len(objects) + i) for i, row in enumerate(shown, 1)]
-        save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
+
+    def save(path: Path) -> None:
+        if entries:
+            write_text_atomic(path, json.dumps(rows))
+
+    with kept_when_interrupted(folder / RESULTS, save):
+        for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):
+            if result.error is not None:
+                continue
+            found = coco_results(result, image_id, name, written_ids)
+            rows += found
+            entries.append({"id": image_id, "file_name": name, "height": result.size[0], "width": result.size[1]})
+            shown = (row for row, value in zip(found, result.scores.tolist(), strict=True) if value >= score)
+            objects += [_as_annotation(row, len(objects) + i) for i, row in enumerate(shown, 1)]
+            save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
     categories = [{"id": id, "name": name} for id, name in zip(written_ids, classes, strict=True)]
     dataset = {"images": entries, "annotations": objects, "categories": categories}
     write_text_atomic(folder / RESULTS, json.dumps(rows))
