@@ -21,7 +21,7 @@ from smt_vision.engine.loop import train
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import get_task
 from smt_vision.tasks.backbone import find_backbone
-from smt_vision.tasks.classification.config import ClassificationDistill
+from smt_vision.tasks.classification.config import ClassificationDistill, LabelsConfig
 from smt_vision.tasks.pretraining.config import PretrainConfig, PretrainingRecipe
 from smt_vision.tasks.pretraining.data import open_images
 from smt_vision.tasks.pretraining.task import NeighborMetric, PretrainingTraining
@@ -120,6 +120,32 @@ def test_paths_of_label_files_whose_labels_are_not_classes(
     assert sorted(names) == ["a.png", "b.png", "c.png"]
     assert train_set.classes == ("image",)
     assert "3 images without labels, because" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [("cat", "cat", "dog"), ("cat", "cat|dog", "")])
+def test_label_files_with_other_columns(labels: tuple[str, ...], tmp_path: Path) -> None:
+    """Also where the labels are not one class per image."""
+    for name in "abc":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    rows = [f"{name}\t{label}" for name, label in zip("abc", labels, strict=True)]
+    (tmp_path / "list.tsv").write_text("\n".join(["scan\tfinding", *rows]))
+    way = LabelsConfig(path="scan", label="finding", suffix=".png")
+    sets = open_images(small(tmp_path / "list.tsv", labels=way))
+    assert sorted(images.id(i) for images in sets for i in range(len(images))) == ["a.png", "b.png", "c.png"]
+
+
+def test_many_validation_images_are_sampled(
+    colored: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their comparison takes time by the square of their number."""
+    monkeypatch.setattr("smt_vision.tasks.pretraining.task.MAX_EVALUATED", 3)
+    caplog.set_level("INFO")
+    task = PretrainingTraining(small(colored))
+    batches = list(task.eval_loader(0, 1))
+    assert sum(len(batch["index"]) for batch in batches) == 3
+    assert sorted(torch.cat([batch["target"] for batch in batches]).tolist()) == [0, 1, 2]
+    assert len(task.val_set) == 6  # none of the others is trained on
+    assert "evaluating 3 of 6 images" in caplog.text
 
 
 def test_validation_labels_beyond_those_of_training(colored: Path) -> None:

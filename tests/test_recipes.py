@@ -94,7 +94,9 @@ def test_to_dict_has_only_the_fields_of_its_task(recipe: Recipe) -> None:
     plain = recipe.to_dict()
     own = {
         recipe.task,
-        *{"classify": ("loss", "labels"), "detect": ("loss",), "segment": ("loss",), "pretrain": ()}[recipe.task],
+        *{"classify": ("loss", "labels"), "detect": ("loss",), "segment": ("loss",), "pretrain": ("labels",)}[
+            recipe.task
+        ],
     }
     assert plain.keys() == {"task"} | {f.name for f in fields(Recipe)} | own
     assert set(recipe.groups()) == {"lora", "distill", "input", "augment", "sampling", "optim", "engine"} | own

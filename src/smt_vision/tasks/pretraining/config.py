@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from ...bounds import Ascending, Channels, Count, Fraction, PositiveFraction, Range
 from ...recipe import Augment, Group, Recipe
-from ..classification.config import ClassificationInput
+from ..classification.config import ClassificationInput, LabelsConfig
 
 INFERENCE_OVERRIDES: Mapping[str, tuple[str, ...]] = {}  # nothing is predicted
 
@@ -58,6 +58,7 @@ class PretrainingRecipe(Recipe):
         input: How images become tensors.
         augment: Augmentation of the two views of an image.
         pretrain: Projection head, loss and evaluation.
+        labels: How a label file is read.
     """
 
     task: ClassVar[str] = "pretrain"
@@ -66,6 +67,7 @@ class PretrainingRecipe(Recipe):
     input: ClassificationInput = field(default_factory=ClassificationInput)
     augment: PretrainingAugment = field(default_factory=PretrainingAugment)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from ...data.resample import RandomCrop, ResizeTo
 from ...data.subset import held_out
 from ...data.transforms import ToNormalized, channel_statistics
 from ...text import get_logger
-from ..classification.config import ClassificationInput, LabelsConfig
+from ..classification.config import ClassificationInput
 from ..classification.data.dataset import ImageDataset
 from ..classification.data.folders import FolderDataset, NoClassFolders
 from ..classification.data.label_files import find_label_files, is_label_file, open_label_files
@@ -48,14 +48,21 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
     fraction = input.val_fraction if recipe.folds is None else 0.0
 
     def labeled(split: Split) -> ImageDataset:
-        return open_dataset(recipe.data, split, val_fraction=fraction, seed=seed, allow_damaged=input.allow_damaged)
+        return open_dataset(
+            recipe.data,
+            split,
+            val_fraction=fraction,
+            seed=seed,
+            allow_damaged=input.allow_damaged,
+            labels=recipe.labels,
+        )
 
     def unlabeled(split: Split) -> ImageDataset:
         return held_out(images, split, val_fraction=fraction, seed=seed)
 
     def listed(split: Split) -> ImageDataset:
         return open_label_files(
-            files, split, LabelsConfig(), multi_label=False, val_fraction=fraction, seed=seed, labeled=False
+            files, split, recipe.labels, multi_label=False, val_fraction=fraction, seed=seed, labeled=False
         )
 
     try:
@@ -65,7 +72,7 @@ def open_images(recipe: PretrainingRecipe) -> tuple[ImageDataset, ImageDataset]:
         if path.is_file() and is_label_file(path.name):
             files = {"": path}
         else:
-            files = find_label_files(path, LabelsConfig(), labeled=False) if path.is_dir() else {}
+            files = find_label_files(path, recipe.labels, labeled=False) if path.is_dir() else {}
         if not files and not (isinstance(error, NoClassFolders) and path.is_dir()):
             raise
         if not files:

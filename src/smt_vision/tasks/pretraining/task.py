@@ -9,22 +9,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...data.fingerprint import UsedImages
 from ...extras import require
 from ...spec import ModelSpec
+from ...text import get_logger
 from .. import get_task, read_spec
 from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
+from ..classification.data.dataset import ImageDataset
 from ..distill import Distillation
 from ..image_size import arguments_for_size
 from ..processes import share_statistics
-from ..samples import gather_rows, with_float64
+from ..samples import gather_rows
 from ..task import Batch, EvalLoader, MetricFormat, Table, TrainLoader
 from .config import PretrainingRecipe
 from .data import open_images, pretraining_eval_loader, pretraining_train_loader
 
+log = get_logger(__name__)
+MAX_EVALUATED = 50_000  # images; each is compared with all others
 CHUNK = 1024  # images whose similarities to all others are in memory at a time
 VOTE_TEMPERATURE = 0.07  # of the votes of neighbors by their similarity (Wu et al., CVPR 2018)
 
@@ -68,6 +73,7 @@ class PretrainingTraining:
         self.model = share_statistics(self.model)
         if recipe.engine.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
+        self._evaluated = _evenly_spaced(self.val_set, MAX_EVALUATED)
         self.input = resolve_input(recipe.input, self.model, checkpoint)
         spec = {"task": "classify", "model": recipe.model, "classes": [], "input": asdict(self.input), "head": {}}
         self.spec: ModelSpec = read_spec({**spec, "model_args": arguments})
@@ -82,7 +88,7 @@ class PretrainingTraining:
         return pretraining_train_loader(self.train_set, self.recipe, self.input, rank, world)
 
     def eval_loader(self, rank: int, world: int) -> EvalLoader:
-        return pretraining_eval_loader(self.val_set, self.recipe, self.input, rank, world)
+        return pretraining_eval_loader(self._evaluated, self.recipe, self.input, rank, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         first, second = model(batch["image"]).float().chunk(2)
@@ -126,25 +132,33 @@ class NeighborMetric:
 
     def update(self, output: Tensor, batch: Batch) -> None:
         labels = torch.stack([batch["index"], batch["target"]], dim=1).to(output)
-        self._rows.append(torch.cat([labels, *output.chunk(2)], dim=1).double().cpu())
+        self._rows.append(torch.cat([labels, *output.chunk(2)], dim=1).float().cpu())
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor], all_gather: Callable[[Tensor], Tensor]) -> None:
         # A process may have no image: the validation images may be few.
-        rows = torch.cat(self._rows) if self._rows else torch.zeros(0, 0, dtype=torch.float64)
-        self._rows = [gather_rows(rows.to(with_float64(self.device)), all_gather)]
+        rows = torch.cat(self._rows) if self._rows else torch.zeros(0, 0)
+        self._rows = [gather_rows(rows.to(self.device), all_gather)]
 
     def compute(self) -> dict[str, Any]:
-        rows = torch.cat(self._rows).cpu()
+        rows = torch.cat(self._rows)
         rows = rows[rows[:, 0].argsort()]
         target = rows[:, 1].long()
-        images, views = (nn.functional.normalize(part.float()) for part in rows[:, 2:].chunk(2, dim=1))
+        images, views = (nn.functional.normalize(part) for part in rows[:, 2:].chunk(2, dim=1))
         out: dict[str, Any] = {
             "count": len(rows),
-            "retrieval": _percent(_nearest(views, images), torch.arange(len(rows))),
+            "retrieval": _percent(_nearest(views, images), torch.arange(len(rows), device=rows.device)),
         }
         if self.classes > 1:
             out["knn"] = _percent(_vote(images, target, self.neighbors, self.classes), target)
         return out
+
+
+def _evenly_spaced(images: ImageDataset, count: int) -> ImageDataset:
+    """At most ``count`` images, evenly spaced: of each class in proportion, where images are in order of classes."""
+    if len(images) <= count:
+        return images
+    log.info("%s: evaluating %d of %d images", images.where, count, len(images))
+    return images.select(np.linspace(0, len(images) - 1, count).astype(np.int64))
 
 
 def _nearest(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -166,7 +180,7 @@ def _vote(images: Tensor, target: Tensor, neighbors: int, classes: int) -> Tenso
 
 
 def _percent(prediction: Tensor, target: Tensor) -> float:
-    return 100 * float((prediction == target).double().mean())
+    return 100 * int((prediction == target).sum()) / max(len(target), 1)
 
 
 def _replace_classifier(model: Any, name: str, build: Callable[[int], nn.Module]) -> tuple[str, ...]:
