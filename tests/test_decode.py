@@ -51,6 +51,19 @@ def test_16_bit_gray_is_scaled_not_clipped(kind: str) -> None:
     assert decode(data, 3, name="x").getpixel((0, 1)) == (255, 255, 255)
 
 
+def test_dark_16_bit_images_are_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 12 bits, e.g. of a microscope, or of 8 bits in 32-bit integers."""
+    monkeypatch.setattr("smt_vision.data.decode._dark_images", [])
+    for largest in (0, 4096, 65535):
+        decode(encoded(gray16([[0, largest]])), 3, name="fine.png")
+    assert caplog.text == ""
+    for name in ("first.png", "second.png"):
+        decode(encoded(gray16([[0, 4095]])), 3, name=name)
+    assert "first.png: the largest value of this 16-bit image is 4095" in caplog.text
+    assert "input.max_value (e.g. 4095 for values of 12 bits)" in caplog.text
+    assert "second.png" not in caplog.text
+
+
 def test_16_bit_big_endian_tiff() -> None:
     image = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 514, 65535))
     assert np.array_equal(decode(encoded(image, "TIFF"), 1, name="x"), [[2, 255]])

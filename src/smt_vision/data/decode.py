@@ -15,11 +15,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..recipe import Input
-from ..text import printable
+from ..text import get_logger, printable
 from .bands import TIFF_MAGIC, bands_to_picture, bands_to_tensor, has_arrays, is_numpy, pillow_array, read_array
 from .files import FORMATS, image_formats
 from .stored import stored_scale
 
+log = get_logger(__name__)
+DARK = 1 << 12  # a 16-bit image whose values are all below is probably one of fewer bits
+_dark_images: list[str] = []  # the one that this process has logged a warning about
 MAX_PIXELS = 178_956_970  # Pillow's own limit: about 0.5 GB of decoded RGB
 _EXPECTED = f"expected one of {', '.join(FORMATS)}; convert it, e.g. to PNG"
 LARGE = 1 << 20  # pixels from which a JPEG may be decoded at a lower resolution; smaller ones are decoded in a moment
@@ -317,9 +320,22 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
             f"{name}: integer pixels from {pixels.min()} to {pixels.max()}, outside 16 bits (0 to 65535); "
             "save the image with 8 or 16 bits"
         )
+    if pixels.size and 0 < pixels.max() < DARK:
+        _warn_of_dark_image(name, int(pixels.max()))
     gray = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     gray[pixels == image.info.get("transparency", -1)] = 255
     return Image.fromarray(gray)
+
+
+def _warn_of_dark_image(name: str, largest: int) -> None:
+    """Log that values of fewer bits become nearly black: once per process, since most of such sets' images are so."""
+    if not _dark_images:
+        _dark_images.append(name)
+        log.warning(
+            "%s: the largest value of this 16-bit image is %d, so that it becomes nearly black in 8 bits; if the "
+            "others are like it, set input.max_value (e.g. 4095 for values of 12 bits), which also keeps all bits",
+            printable(name), largest,
+        )  # fmt: skip
 
 
 def _file(data: bytes | Path | IO[bytes]) -> IO[bytes] | Path:
