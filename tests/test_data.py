@@ -19,6 +19,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from smt_vision.data.decode import decode
 from smt_vision.extras import require
+from smt_vision.tasks.classification.data import shards
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.hub import _digits
 from smt_vision.tasks.classification.data.sources import open_dataset
@@ -333,6 +334,46 @@ def test_the_folder_of_a_shard_or_the_last_word_of_its_name_is_its_split(tmp_pat
     for i, split in enumerate(("train", "val")):
         shard(tmp_path / "b" / f"my-test-set-{split}-0.tar", [(str(j), j, j % 2) for j in range(2 + i)])
     assert [len(images) for images in open_both(str(tmp_path / "b"))] == [2, 3]
+
+
+def test_the_index_of_a_shard_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where the shard has changed, or the file in the cache is damaged."""
+    monkeypatch.setattr(shards, "MIN_INDEXED", 4)
+    reads: list[Path] = []
+    read = shards._read_samples
+    monkeypatch.setattr(shards, "_read_samples", lambda path, damaged: reads.append(path) or read(path, damaged))
+    paths = [tmp_path / "s" / f"{number}.tar" for number in range(2)]
+    for number, path in enumerate(paths):
+        shard(path, [(f"{number}é{i}", 10 * number + i, i % 3) for i in range(5 - 2 * number)])  # 5 and 3 samples
+    first = open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0)
+    assert sorted(reads) == paths  # by threads
+    again = open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0)
+    assert reads[2:] == paths[1:]  # it is small
+    assert contents(again) == contents(first)
+    assert [again.id(i) for i in range(8)] == [first.id(i) for i in range(8)]
+    assert again.identities().tolist() == first.identities().tolist()
+    assert contents(pickle.loads(pickle.dumps(again))) == contents(first)
+    (index,) = (cache / "shards").iterdir()
+    index.write_bytes(index.read_bytes()[:-20])
+    assert contents(open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0)) == contents(first)
+    assert sorted(reads[3:]) == paths
+    shard(paths[0], [(f"{i}", 100 + i, i % 3) for i in range(5)])
+    os.utime(paths[0], (1, 1))
+    assert contents(open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0))[0] == (100, "0")
+
+
+def test_warnings_of_a_shard_are_repeated(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shards, "MIN_INDEXED", 1)
+    shard(tmp_path / "s" / "0.tar", [("a", 1, 0), ("A", 2, 1)])
+    with tarfile.open(tmp_path / "s" / "0.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("alone.txt"))
+    for _ in range(2):
+        caplog.clear()
+        open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0)
+        assert "alone" in caplog.text or "1 files that are not images" in caplog.text
+    assert not (cache / "shards").exists()
 
 
 def test_open_files_are_bounded_with_many_shards(tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ MAX_THREADS = 8
 
 
 def map_ahead(
-    function: Callable[[T], R], items: Iterable[T], alone: Callable[[T], bool] = lambda item: False
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    alone: Callable[[T], bool] = lambda item: False,
+    threads: int | None = None,
 ) -> Iterator[R]:
     """``map(function, items)`` by several threads, a few items ahead of the one that is taken.
 
@@ -22,8 +26,9 @@ def map_ahead(
             result.
         items: Taken by the calling thread.
         alone: Whether an item needs so much memory that nothing else should be computed meanwhile.
+        threads: Number of threads; by default as many as PyTorch computes with, at most 8.
     """
-    threads = min(MAX_THREADS, torch.get_num_threads())
+    threads = threads or min(MAX_THREADS, torch.get_num_threads())
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         try:

@@ -13,12 +13,13 @@ import tempfile
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 
 from ..text import get_logger
@@ -26,6 +27,7 @@ from .files import is_image
 from .fingerprint import hash_content
 from .tar import DamagedTar, read_members
 
+Offsets = npt.NDArray[np.int64]
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MIN_FREE = 1 << 28  # bytes that unpacking leaves free on the disk
 MAX_RATIO, ALWAYS_UNPACKED = 200, 1 << 26  # unpacked over compressed bytes, in files of more than 64 MB unpacked
@@ -37,7 +39,7 @@ log = get_logger(__name__)
 
 
 def cache_dir() -> Path:
-    """Directory of unpacked and downloaded datasets: ``$SMT_CACHE_DIR``, by default ``~/.cache/smt-vision``."""
+    """Directory of unpacked and downloaded datasets and of indices: ``$SMT_CACHE_DIR``, or ``~/.cache/smt-vision``."""
     return Path(os.environ.get("SMT_CACHE_DIR") or Path.home() / ".cache" / "smt-vision")
 
 
@@ -64,6 +66,10 @@ class TarIndex:
     counts, as if the tar were unpacked. Other members, e.g. links to files outside of the tar, are counted in a
     warning. Files are read with ``pread``, so forked processes can share the open descriptor.
 
+    Attributes:
+        names: Names of the files.
+        version: Size of the tar in bytes, and its time of modification in nanoseconds.
+
     Args:
         path: Path of the tar file.
         allow_damaged: Use a damaged tar up to the damage, with a warning.
@@ -81,7 +87,7 @@ class TarIndex:
         source = source or path
         file = _OpenFile(path)
         stat = os.fstat(file.descriptor)
-        self._version = stat.st_size, stat.st_mtime_ns
+        self.version = stat.st_size, stat.st_mtime_ns
         rows: dict[str, int] = {}
         folders: list[str] = []
         offsets: list[int] = []
@@ -145,11 +151,30 @@ class TarIndex:
                 source, len(ignored), ignored[0],
             )  # fmt: skip
 
+    @classmethod
+    def of_files(cls, path: Path, version: tuple[int, int], offsets: Offsets, sizes: Offsets) -> Self:
+        """An index of known files, without their names.
+
+        Args:
+            path: Path of the tar file.
+            version: Its size and time of modification, as :attr:`version`.
+            offsets: Positions of the files' content, (N,).
+            sizes: Lengths of the files in bytes, (N,).
+        """
+        index = cls.__new__(cls)
+        index.path, index.version, index.names, index.folders, index.damaged = path, version, [], [], False
+        index._offsets, index._sizes = offsets, sizes
+        return index
+
     def __len__(self) -> int:
         return len(self._sizes)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"names": [], "folders": []}  # worker processes read by row and need no names
+
+    def positions(self, rows: Sequence[int]) -> tuple[Offsets, Offsets]:
+        """Positions of the content of files, and their lengths in bytes, (N,) each."""
+        return self._offsets[rows], self._sizes[rows]
 
     def size(self, row: int) -> int:
         """Length of file ``row`` in bytes."""
@@ -164,7 +189,7 @@ class TarIndex:
         return hash_content(int(self._sizes[row]), lambda offset, length: self._read(row, offset, length))
 
     def _read(self, row: int, offset: int, length: int) -> bytes:
-        file = _open_file(self.path, self._version)
+        file = _open_file(self.path, self.version)
         length = min(length, int(self._sizes[row]) - offset)
         return os.pread(file.descriptor, length, int(self._offsets[row]) + offset)
 

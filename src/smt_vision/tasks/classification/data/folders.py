@@ -52,7 +52,7 @@ class TarDataset(ImageDataset):
     def __init__(
         self,
         tars: Sequence[TarIndex],
-        members: Sequence[tuple[int, int]],
+        members: Sequence[tuple[int, int]] | npt.NDArray[np.int64],
         classes: Sequence[str],
         targets: Sequence[int],
         ids: Sequence[str],

@@ -1,16 +1,22 @@
 """WebDataset shards: tars of samples; a sample is a group of files with one stem, e.g. 17.jpg and 17.cls."""
 
 import glob
+import hashlib
 import itertools
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ....data.archive import TarIndex, is_tar, open_tar
+from ....data.ahead import map_ahead
+from ....data.archive import TarIndex, cache_dir, is_tar, open_tar
 from ....data.dataset import Split
 from ....data.files import (
     TRAIN_NAMES,
@@ -25,6 +31,7 @@ from ....data.files import (
 )
 from ....data.subset import held_out
 from ....data.validation import first_few
+from ....files import write_atomic
 from ....text import get_logger
 from .dataset import MAX_CLASSES, ImageDataset
 from .folders import TarDataset
@@ -33,6 +40,9 @@ log = get_logger(__name__)
 _TARGET_FILES = ("cls", "json")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
 MAX_SHARDS, MAX_DIGITS = 1_000_000, 18
+THREADS = 16  # that read shards: they wait for the storage
+MIN_INDEXED = 1000  # samples of a shard whose index is worth a file in the cache
+INDEX_FORMAT = 1
 MAX_TARGET_BYTES = 1 << 24  # of a .cls or .json file
 
 
@@ -112,50 +122,120 @@ def open_shards(
     return subset
 
 
-def _index_samples(shards: list[Path], where: str, allow_damaged: bool) -> TarDataset:
-    tars = [open_tar(path, allow_damaged=allow_damaged) for path in shards]
-    root = os.path.commonpath([path.parent for path in shards])
-    members: list[tuple[int, int]] = []
-    targets: list[int] = []
-    ids: list[str] = []
-    unused: list[str] = []
-    without_image: list[str] = []  # files of samples without an image
-    cut_off: list[str] = []  # images whose class is behind the end of a damaged tar
-    for tar_index, tar in enumerate(tars):
-        shard = shards[tar_index].relative_to(root).as_posix()
-        samples: dict[str, dict[str, int]] = defaultdict(dict)
-        for row, name in enumerate(tar.names):
-            folder, base = os.path.split(name)
-            stem, _, extension = base.partition(".")
-            if not is_hidden(name):
-                files = samples[os.path.join(folder, stem)]
-                if (earlier := files.get(extension.lower())) is not None:  # 17.jpg beside 17.JPG
-                    unused.append(tar.names[earlier])
-                files[extension.lower()] = row
-        for key, files in samples.items():
-            # 17.jpg takes precedence over 17.mask.png.
-            images = sorted((ext.count("."), row) for ext, row in files.items() if is_image(f"_.{ext}"))
-            unused += [tar.names[row] for _, row in images[1:]]
-            if images and tar.damaged and len(tar) - 1 in files.values() and files.keys().isdisjoint(_TARGET_FILES):
-                cut_off.append(tar.names[images[0][1]])
-            elif images:
-                members.append((tar_index, images[0][1]))
-                targets.append(_read_target(tar, files, f"{shards[tar_index]}:{key}"))
-                ids.append(f"{shard}:{key}")
-            else:
-                without_image += [tar.names[row] for row in files.values()]
+@dataclass
+class _Shard:
+    """The samples of a shard.
+
+    Args:
+        tar: The shard.
+        keys: Name of each sample.
+        rows: File of each sample's image in ``tar``.
+        targets: Class index of each sample.
+        unused: Images beside the one of their sample.
+        without_image: Files of samples without an image.
+        cut_off: Images whose class is behind the end of a damaged tar.
+    """
+
+    tar: TarIndex
+    keys: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    without_image: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
+
+
+def _index_samples(paths: list[Path], where: str, allow_damaged: bool) -> TarDataset:
+    shards = list(map_ahead(lambda path: _open_shard(path, allow_damaged), paths, threads=THREADS))
+    root = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(root).as_posix() for path in paths]
+    without_image = [name for shard in shards for name in shard.without_image]
+    targets = [target for shard in shards for target in shard.targets]
     if not targets:
         raise ValueError(
             f"{where}: no images in {len(shards)} shard(s) ({describe_suffixes(without_image)}); expected samples such "
             "as 17.jpg and 17.cls"
         )
     warn_ignored(where, without_image)
-    if cut_off:
-        log.warning("%s: ignored %d images without a class at the end of damaged shards", where, len(cut_off))
-    if unused:
+    if cut_off := sum(len(shard.cut_off) for shard in shards):
+        log.warning("%s: ignored %d images without a class at the end of damaged shards", where, cut_off)
+    if unused := [name for shard in shards for name in shard.unused]:
         log.warning("%s: one image per sample is used; ignored %d others, e.g. %s", where, len(unused), unused[0])
-    classes = _read_classes(shards[0], max(targets))
-    return TarDataset(tars, members, classes, targets, ids, f"{root}{os.sep}")
+    members = np.empty((len(targets), 2), dtype=np.int64)
+    members[:, 0] = np.repeat(np.arange(len(shards)), [len(shard.rows) for shard in shards])
+    members[:, 1] = np.concatenate([shard.rows for shard in shards])
+    ids = [f"{name}:{key}" for name, shard in zip(names, shards, strict=True) for key in shard.keys]
+    classes = _read_classes(paths[0], max(targets))
+    return TarDataset([shard.tar for shard in shards], members, classes, targets, ids, f"{root}{os.sep}")
+
+
+def _open_shard(path: Path, allow_damaged: bool) -> _Shard:
+    """The samples of a shard: from the cache if they have been read before, since a header per file takes long."""
+    stat = path.stat()
+    version = stat.st_size, stat.st_mtime_ns
+    known = hashlib.sha256(os.fsencode(f"{path.resolve()}|{version}|{INDEX_FORMAT}")).hexdigest()[:16]
+    cached = cache_dir() / "shards" / f"{path.name.partition('.')[0]}-{known}.npz"
+    if (shard := _read_index(cached, path, version)) is not None:
+        return shard
+    shard = _read_samples(path, allow_damaged)
+    # Another one is read again, for its warnings; a compressed one has been unpacked to a file that may be removed.
+    usual = not (shard.unused or shard.without_image or shard.tar.damaged) and shard.tar.path == path
+    if usual and len(shard.rows) >= MIN_INDEXED:
+        with suppress(OSError):  # a cache that is read-only or full
+            _write_index(cached, shard)
+    return shard
+
+
+def _read_index(file: Path, path: Path, version: tuple[int, int]) -> _Shard | None:
+    """A shard from the cache; ``None`` if it is not there, or damaged."""
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            keys = arrays["keys"].tobytes().decode("utf-8", "surrogateescape").split("\0")
+            targets, offsets, sizes = (arrays[name].astype(np.int64) for name in ("targets", "offsets", "sizes"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    if not len(keys) == len(targets) == len(offsets) == len(sizes):
+        return None
+    tar = TarIndex.of_files(path, version, offsets, sizes)
+    return _Shard(tar, keys, list(range(len(keys))), targets.tolist())
+
+
+def _write_index(file: Path, shard: _Shard) -> None:
+    offsets, sizes = shard.tar.positions(shard.rows)
+    keys = np.frombuffer("\0".join(shard.keys).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+    targets = np.array(shard.targets)
+
+    def write(path: Path) -> None:
+        np.savez_compressed(path, keys=keys, targets=targets, offsets=offsets, sizes=sizes)
+
+    write_atomic(file, write)
+
+
+def _read_samples(path: Path, allow_damaged: bool) -> _Shard:
+    tar = open_tar(path, allow_damaged=allow_damaged)
+    shard = _Shard(tar)
+    samples: dict[str, dict[str, int]] = defaultdict(dict)
+    for row, name in enumerate(tar.names):
+        folder, base = os.path.split(name)
+        stem, _, extension = base.partition(".")
+        if not is_hidden(name):
+            files = samples[os.path.join(folder, stem)]
+            if (earlier := files.get(extension.lower())) is not None:  # 17.jpg beside 17.JPG
+                shard.unused.append(tar.names[earlier])
+            files[extension.lower()] = row
+    for key, files in samples.items():
+        # 17.jpg takes precedence over 17.mask.png.
+        images = sorted((ext.count("."), row) for ext, row in files.items() if is_image(f"_.{ext}"))
+        shard.unused += [tar.names[row] for _, row in images[1:]]
+        if images and tar.damaged and len(tar) - 1 in files.values() and files.keys().isdisjoint(_TARGET_FILES):
+            shard.cut_off.append(tar.names[images[0][1]])
+        elif images:
+            shard.rows.append(images[0][1])
+            shard.targets.append(_read_target(tar, files, f"{path}:{key}"))
+            shard.keys.append(key)
+        else:
+            shard.without_image += [tar.names[row] for row in files.values()]
+    return shard
 
 
 def _read_target(tar: TarIndex, files: dict[str, int], name: str) -> int:
