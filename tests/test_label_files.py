@@ -28,6 +28,7 @@ from smt_vision.engine.folds import cross_validate
 from smt_vision.engine.loop import train
 from smt_vision.tasks.classes import label_separator
 from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig, LabelsConfig
+from smt_vision.tasks.classification.data import label_files
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.data.transforms import eval_transform
@@ -74,6 +75,19 @@ def labels_of(images: ImageDataset) -> dict[str, Any]:
             else {images.classes[k] for k in np.flatnonzero(target).tolist()}
         )
     return found
+
+
+def test_a_folder_is_listed_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On network storage, a question for every file takes long. What is not listed may exist nevertheless."""
+    file = write(table(*"ababab"))
+    asked: list[str] = []
+    is_file = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(str(path)) or is_file(path))
+    assert len(opened(file)) == 6
+    assert not [path for path in asked if path.endswith(".png")]
+    monkeypatch.setattr(label_files, "_files_in", lambda folder: frozenset())
+    assert len(opened(file)) == 6
+    assert len([path for path in asked if path.endswith(".png")]) == 6
 
 
 # --- label files ---

@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,6 +282,7 @@ class _RowReader:
         self._absolute = os.path.abspath(root)
         self._seen: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {}
         self._repeated: list[str] = []
+        self._files: dict[str, frozenset[str]] = {}  # names of the files in each folder
 
     def entry(self, row: str, cells: Mapping[int, Cell]) -> Entry | None:
         """The entry of a row; ``None`` if it is invalid, which is reported, or repeats an earlier one."""
@@ -319,7 +321,7 @@ class _RowReader:
             return None
         name = text.strip() + self.config.suffix
         path = os.path.normpath(os.path.join(self._absolute, name))
-        if not os.path.isfile(path):
+        if not self._exists(path):
             self.report.error(
                 "files that do not exist", f"{_shown(name)} ({row})",
                 f"paths are relative to {self.root} and end with the suffix; see labels.folder and labels.suffix"
@@ -328,6 +330,14 @@ class _RowReader:
             return None
         # Independent of where the dataset is stored, if it is inside of the folder.
         return path.removeprefix(os.path.join(self._absolute, ""))
+
+    def _exists(self, path: str) -> bool:
+        """Whether a file exists: a folder is listed once, since a question per file takes long on network storage."""
+        folder, name = os.path.split(path)
+        if folder not in self._files:
+            self._files[folder] = _files_in(folder)
+        # Not all that can be opened is listed: case and Unicode forms may not matter.
+        return name in self._files[folder] or os.path.isfile(path)
 
     def _split(self, row: str, cells: Mapping[int, Cell]) -> str | None:
         if self.columns.split is None:
@@ -405,6 +415,13 @@ class _RowReader:
                         "; if each is the name of one class, set labels.separator to a text that does not occur"
                     )
                     self.report.error("labels that join other labels", f"{_shown(label)} ({entry.row})", fix)
+
+
+def _files_in(folder: str) -> frozenset[str]:
+    """Names of the files in a folder; none if it does not exist or cannot be listed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return frozenset(entry.name for entry in entries if entry.is_file())
+    return frozenset()
 
 
 def _name(text: str) -> str:
