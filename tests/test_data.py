@@ -228,7 +228,7 @@ def test_describe(tmp_path: Path) -> None:
         ({"1.png": 1, "2.png": 1}, "no class folders"),
         (
             layout("train/") | layout("val/") | {"train/new/1.png": 1, "val/odd/1.png": 1},
-            r"new \(only in train/\), odd \(only in val/\)",
+            r"1 class folders in val/ are not in train/: odd \(only in val/\), new \(only in train/\)",
         ),
     ],
 )
@@ -236,6 +236,16 @@ def test_invalid_folders_raise(tmp_path: Path, files: dict[str, int], message: s
     with pytest.raises(ValueError, match=message) as error:
         open_dataset(str(write(tmp_path, files)), "train")
     assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_rare_class_may_have_no_validation_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its index is that of training in both splits."""
+    write(tmp_path, layout("train/") | {f"val/{name}": value for name, value in layout().items() if "a10" not in name})
+    train_set, val_set = open_both(tmp_path)
+    assert train_set.classes == val_set.classes == CLASSES
+    assert {target for _, target in contents(train_set)} == {*CLASSES}
+    assert {target for _, target in contents(val_set)} == {"a2", "b"}
+    assert "no images in val/ of 1 classes: a10" in caplog.text
 
 
 @pytest.mark.parametrize("split", ["train/", ""])

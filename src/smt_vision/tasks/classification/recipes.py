@@ -34,6 +34,7 @@ _LARGE_22K = ClassificationRecipe(
     data="imagenet22k",
     epochs=90,
     batch_size=128,
+    input=ClassificationInput(val_fraction=0.005),  # of 14 million images that have no validation split
     optim=Optim(lr=1.25e-4, warmup_lr=1.25e-7, min_lr=1.25e-6),
     engine=Engine(accumulate=4),
     expected_source="no top-1 on 22K is published",
@@ -48,6 +49,7 @@ _LARGE_224 = replace(
     pretrained=True,
     data="imagenet",
     epochs=30,
+    input=ClassificationInput(),
     optim=Optim(lr=1e-5, warmup_lr=1e-8, min_lr=1e-7),
     engine=Engine(),
     expected={"top1": 87.1, "top5": 98.1},

@@ -142,9 +142,9 @@ def _class_folders(
         if folder is not None
     }
     if train and val:
-        _check_same_classes(groups, train, val, where)
+        _check_classes(groups, train, val, where)
     by_class = groups[top]
-    classes = sorted(by_class, key=natural_order)
+    classes = sorted(groups[train] if train and val else by_class, key=natural_order)
     if not classes:
         raise NoClassFolders(
             f"{where}: no class folders; expected images in class folders, e.g. train/cat/1.jpg and train/dog/1.jpg"
@@ -157,7 +157,7 @@ def _class_folders(
         )
     _warn_passed_over(listing, root, train, val, top, where)
     names = listing.images
-    labeled = [(row, target) for target, name in enumerate(classes) for row in by_class[name]]
+    labeled = [(row, target) for target, name in enumerate(classes) for row in by_class.get(name, ())]
     labeled.sort(key=lambda pair: natural_order(names[pair[0]]))
     rows, targets = [row for row, _ in labeled], [target for _, target in labeled]
     images = build(rows, classes, targets, top)
@@ -319,11 +319,19 @@ def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str |
     warn_ignored(where, [name for name in listing.others if not name.startswith(other)])
 
 
-def _check_same_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:
-    unmatched = sorted(set(splits[train]) ^ set(splits[val]), key=natural_order)
-    if unmatched:
-        examples = ", ".join(f"{name} (only in {train if name in splits[train] else val})" for name in unmatched[:10])
+def _check_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:
+    """Check that all classes of the validation images are those of training; a rare one may have none of the former.
+
+    Raises:
+        ValueError: There are class folders of the validation split only.
+    """
+    absent = sorted(splits[train].keys() - splits[val].keys(), key=natural_order)
+    unknown = sorted(splits[val].keys() - splits[train].keys(), key=natural_order)
+    if unknown:
+        examples = [f"{name} (only in {val})" for name in unknown] + [f"{name} (only in {train})" for name in absent]
         raise ValueError(
-            f"{where}: {train} and {val} must have the same class folders, but {len(unmatched)} are in only one of "
-            f"them: {examples}{' ...' if len(unmatched) > 10 else ''}; add or remove these"
+            f"{where}: {len(unknown)} class folders in {val} are not in {train}: {first_few(examples)}; add images of "
+            "these classes for training, or remove or rename the folders"
         )
+    if absent:
+        log.warning("%s: no images in %s of %d classes: %s", where, val, len(absent), first_few(absent))
