@@ -334,4 +334,7 @@ def _check_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str
             "these classes for training, or remove or rename the folders"
         )
     if absent:
-        log.warning("%s: no images in %s of %d classes: %s", where, val, len(absent), first_few(absent))
+        log.warning(
+            "%s: %s has no images of %d of %d classes: %s",
+            where, val, len(absent), len(splits[train]), first_few(absent),
+        )  # fmt: skip
