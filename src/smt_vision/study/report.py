@@ -22,9 +22,9 @@ correction for all comparisons of the study at that budget: `supported` or `cont
 otherwise `undecided at this scale`, which does not mean that the variants are equal. A claim about several variants is
 supported by all of its comparisons, and contradicted by any. Intervals cover variation over training seeds, on one set
 of validation images, not over images. Differences that are equal for all seeds have no variance to estimate, and so no
-p-value and no verdict. The number of seeds should be fixed in advance: checking for a verdict after
-every additional seed gives too many false positives. In the pictures of differences, green is supported, orange
-contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
+p-value and no verdict. The number of seeds should be fixed in advance: checking for a verdict after every additional
+seed gives too many false positives. In the pictures of differences, green is supported, orange contradicted, gray
+undecided; an arrow is an interval that extends beyond the panel.
 """
 METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
