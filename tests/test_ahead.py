@@ -1,17 +1,23 @@
 """Items that are computed by threads, ahead of the one that is taken."""
 
-import io
+import math
+import subprocess
+import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from smt_vision.data import ahead
 from smt_vision.data.ahead import map_ahead
-from smt_vision.data.decode import decode
+from smt_vision.data.decode import count_pixels
+from tiny_run import environment
+from waiting import DEADLINE
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +44,9 @@ def test_few_items_are_taken_ahead() -> None:
 
     results = map_ahead(lambda i: i, items())
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(taken) == 3 + 4
+    assert len(taken) == 3 + 4 + 1
     results.close()  # type: ignore[attr-defined]
-    assert len(taken) == 3 + 4
+    assert len(taken) == 3 + 4 + 1
 
 
 def test_an_error_is_raised_in_place_of_its_result() -> None:
@@ -53,8 +59,8 @@ def test_an_error_is_raised_in_place_of_its_result() -> None:
         next(results)
 
 
-def test_items_that_are_computed_alone() -> None:
-    """Nothing else is computed at that time: all items before are done, and none after has begun."""
+def test_items_of_infinite_size_are_computed_alone() -> None:
+    """By the calling thread; all items before are done, and none after has begun."""
     begun, done = [], []
 
     def record(i: int) -> int:
@@ -66,17 +72,47 @@ def test_items_that_are_computed_alone() -> None:
         done.append(i)
         return i
 
-    assert list(map_ahead(record, range(10), alone=lambda i: i == 5)) == list(range(10))
+    assert list(map_ahead(record, range(10), pixels=lambda i: math.inf if i == 5 else 0)) == list(range(10))
 
 
-def test_the_filters_of_warnings_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contexts of several threads overlap in any order."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # Pillow warns, and warnings are errors in tests
-    image = Image.new("RGB", (8, 8))
-    before = list(warnings.filters)
-    files = [io.BytesIO() for _ in range(40)]
-    for file in files:
-        image.save(file, "PNG")
-    sizes = [picture.size for picture in map_ahead(lambda f: decode(f.getvalue(), 3, name="a"), files)]
-    assert sizes == [(8, 8)] * 40
-    assert list(warnings.filters) == before
+def test_large_items_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are computed or wait to be taken, together."""
+    monkeypatch.setattr(ahead, "MAX_PIXELS", 100)
+    sizes = [10, 60, 60, 30, 200, 50, 10, 10]
+    taken = 0
+    most = []
+
+    def items() -> Iterator[int]:
+        for i in range(len(sizes)):
+            most.append(sum(sizes[taken:i]))  # of those before the one that is given now
+            yield i
+
+    for i in map_ahead(lambda i: i, items(), pixels=lambda i: sizes[i]):
+        assert i == taken
+        taken += 1
+    assert max(most[:4]) <= 100
+    assert most[5] == 200  # an item that is larger is computed alone
+
+
+def test_pixels_are_counted_without_decoding(tmp_path: Path) -> None:
+    Image.new("RGB", (70, 30)).save(tmp_path / "a.png")
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    np.save(tmp_path / "a.npy", np.zeros((20, 10, 5), dtype=np.float32))
+    names = ("a.png", "damaged.png", "a.npy", "missing.png")
+    assert [count_pixels(tmp_path / name) for name in names] == [2100, 0, 200, 0]
+
+
+def test_large_photographs_are_no_warnings() -> None:
+    """In any thread, and in a process that makes errors of warnings."""
+    program = """
+import io
+from PIL import Image
+from smt_vision.data.decode import decode
+Image.MAX_IMAGE_PIXELS = 60  # Pillow warns
+file = io.BytesIO()
+Image.new("RGB", (8, 8)).save(file, "PNG")
+print(decode(file.getvalue(), 3, name="a").size)
+"""
+    command = [sys.executable, "-W", "error::PIL.Image.DecompressionBombWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE, env=environment())
+    assert (done.stdout, done.returncode) == ("(8, 8)\n", 0), done.stderr

@@ -457,6 +457,14 @@ def test_interrupted_predictions_are_kept_beside_the_earlier_ones(
     }
     assert (tmp_path / "predictions.partial.csv").read_text().splitlines() == before.splitlines()[:2]
     assert f"{tmp_path / 'predictions.partial.csv'}: the results of the images before the interruption" in caplog.text
+
+    def failed() -> Iterator[Any]:
+        raise RuntimeError
+        yield
+
+    with pytest.raises(RuntimeError):
+        classifier.save(failed(), tmp_path)
+    assert (tmp_path / "predictions.partial.csv").exists()  # there is nothing better
     classifier.save(results, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "predictions.png"}
 
@@ -466,11 +474,13 @@ def test_the_table_of_many_predictions_is_in_the_files(
 ) -> None:
     monkeypatch.setattr(predict, "MAX_ROWS", 2)
     images = sorted((colored / "val").rglob("*.png"))[:5]
-    assert run("predict", trained, *images, "--out", tmp_path / "out") == 0
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"")
+    assert run("predict", trained, *images, damaged, "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert (str(images[1]) in text, str(images[2]) in text) == (True, False)
-    assert "\n3 more in the files\n" in text
-    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 6
+    assert (str(images[1]) in text, str(images[2]) in text, str(damaged) in text) == (True, False, True)
+    assert "\nimages in the files only: 3\n" in text
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 7
     assert len(answer(capsys, "predict", trained, *images, "--out", tmp_path / "out")) == 5
     assert run("predict", trained, *images) == 0
     assert str(images[4]) in capsys.readouterr().out

@@ -228,7 +228,7 @@ def test_describe(tmp_path: Path) -> None:
         ({"1.png": 1, "2.png": 1}, "no class folders"),
         (
             layout("train/") | layout("val/") | {"train/new/1.png": 1, "val/odd/1.png": 1},
-            r"1 class folders in val/ are not in train/: odd \(only in val/\), new \(only in train/\)",
+            r"class folders in val/ that are not in train/: odd \(only in val/\), new \(only in train/\)",
         ),
     ],
 )
@@ -238,14 +238,27 @@ def test_invalid_folders_raise(tmp_path: Path, files: dict[str, int], message: s
     assert str(error.value).startswith(str(tmp_path))
 
 
-def test_a_rare_class_may_have_no_validation_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_a_rare_class_may_have_no_validation_images(
+    has_folder: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its index is that of training in both splits."""
     write(tmp_path, layout("train/") | {f"val/{name}": value for name, value in layout().items() if "a10" not in name})
+    if has_folder:
+        (tmp_path / "val" / "a10").mkdir()
     train_set, val_set = open_both(tmp_path)
     assert train_set.classes == val_set.classes == CLASSES
     assert {target for _, target in contents(train_set)} == {*CLASSES}
     assert {target for _, target in contents(val_set)} == {"a2", "b"}
     assert "val/ has no images of 1 of 3 classes: a10" in caplog.text
+
+
+def test_a_validation_split_without_images_raises(tmp_path: Path) -> None:
+    write(tmp_path, layout("train/"))
+    for name in CLASSES:
+        (tmp_path / "val" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="no images in val/; add some, or remove it"):
+        open_both(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train/", ""])
@@ -372,18 +385,44 @@ def test_the_index_of_a_shard_is_read_once(tmp_path: Path, cache: Path, monkeypa
     assert contents(open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0))[0] == (100, "0")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alone.txt", "files that are not images"),
+        ("a.jpg", "one image per sample is used; ignored 1 others"),
+        ("a.txt", "1 files are replaced by a later one of the same name, e.g. a.txt"),
+        ("link", "ignored 1 members that are neither files nor links to files in the archive, e.g. link"),
+    ],
+)
 def test_warnings_of_a_shard_are_repeated(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str,
+    message: str,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(shards, "MIN_INDEXED", 1)
-    shard(tmp_path / "s" / "0.tar", [("a", 1, 0), ("A", 2, 1)])
+    shard(tmp_path / "s" / "0.tar", [("a", 1, 0), ("b", 2, 1)])
     with tarfile.open(tmp_path / "s" / "0.tar", "a") as tar:
-        tar.addfile(tarfile.TarInfo("alone.txt"))
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/elsewhere"
+        tar.addfile(member)
     for _ in range(2):
         caplog.clear()
         open_dataset(str(tmp_path / "s"), "val", val_fraction=1.0)
-        assert "alone" in caplog.text or "1 files that are not images" in caplog.text
+        assert message in caplog.text
     assert not (cache / "shards").exists()
+
+
+def test_shards_without_a_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(shards, "cache_dir", no_home)
+    shard(tmp_path / "0.tar", [("a", 1, 0), ("b", 2, 1)])
+    assert len(open_dataset(str(tmp_path), "val", val_fraction=1.0)) == 2
 
 
 def test_open_files_are_bounded_with_many_shards(tmp_path: Path) -> None:

@@ -60,8 +60,11 @@ def test_dark_16_bit_images_are_said_once(monkeypatch: pytest.MonkeyPatch, caplo
     for name in ("first.png", "second.png"):
         decode(encoded(gray16([[0, 4095]])), 3, name=name)
     assert "first.png: the largest value of this 16-bit image is 4095" in caplog.text
-    assert "input.max_value (e.g. 4095 for values of 12 bits)" in caplog.text
+    assert "set input.channels to 1 and input.max_value, e.g. to 4095 for values of 12 bits" in caplog.text
     assert "second.png" not in caplog.text
+    advised = BandsInput(channels=1, max_value=4095)
+    pixels = decode_input(encoded(gray16([[0, 4095]])), advised, name="first.png")
+    assert pixels.flatten().tolist() == [0, 1]  # type: ignore[union-attr]
 
 
 def test_16_bit_big_endian_tiff() -> None:

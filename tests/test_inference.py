@@ -177,8 +177,8 @@ def test_files_are_prepared_by_threads_in_order(
     assert threads == {threading.main_thread().name}
     assert [(result.label, result.score) for result in found] == [(each.label, each.score) for each in one_by_one]
     threads.clear()
-    monkeypatch.setattr(predictor, "SMALL_FILE", 0)  # large files are decoded one at a time
-    classifier(files)
+    opened = picture()
+    classifier([opened, opened])  # which only one thread may decode
     assert threads == {threading.main_thread().name}
 
 

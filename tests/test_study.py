@@ -317,7 +317,7 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("stacking", "--budgets", "7"), r"unknown budget of these studies: '7'.*5 epochs"),
-        (("stacking", "--only", "sam_only"), r"aggregation has none of sam_only; omit its name"),
+        (("stacking", "--only", "sam_only", "--budgets", "5 epochs"), r"aggregation has none of sam_only; omit"),
         (("--only", "sa"), r"unknown variant of aggregation: 'sa'; did you mean saa\?; expected one of saa, none"),
         (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
         (("--seeds", "0"), "invalid --seeds 0"),
@@ -460,7 +460,7 @@ def test_a_report_of_one_budget_is_of_the_studies_that_have_it(
     assert "## stacking\n" in text
     assert "### 5 epochs" in text
     assert "2 epochs" not in text
-    assert "1 results do not record which images they are of" in text
+    assert "results that do not record which images they are of, which is assumed to be the same: 1" in text
     assert refusal(capsys, 1, "study", "--run", tmp_path, "--report", "--budgets", "7 epochs")
     page, _ = answer(capsys, "study", "stacking", "--run", tmp_path, "--report")
     assert "No results yet at: " not in Path(page).read_text(encoding="utf-8")

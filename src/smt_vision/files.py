@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".writing-"  # in the names of temporary files
+_umask_lock = threading.Lock()
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,8 +40,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], size: int = 0) -> 
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
+        with _umask_lock:  # it belongs to the process, and is read by setting it
+            umask = os.umask(0)
+            os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
         _sync_folder(path.parent)

@@ -82,7 +82,7 @@ def run(args: Any) -> Output:
         return _videos(model, videos, args, options)
     folder = args.out if args.out or "top_k" in model.options else Path("predictions")
 
-    shown = len(images) if folder is None else MAX_ROWS  # the files have all
+    shown = len(images) if folder is None else MAX_ROWS  # the others, if readable, are in the files
     rows: list[tuple[str, str | None, tuple[str, ...]]] = []
     data: list[Any] = []
     readable = 0
@@ -93,7 +93,7 @@ def run(args: Any) -> Output:
             readable += not result.error
             if args.json:
                 data.append(model.to_dict(result, **options))
-            elif len(rows) < shown:
+            elif result.error or len(rows) < shown:
                 rows.append((result.id, result.error, model.row(result, **options)))
             yield result
 
@@ -110,7 +110,7 @@ def run(args: Any) -> Output:
         table.add_row(id, *((styled(("unreadable", "red")), error) if error else cells))
     show: list[Any] = [table]
     if not args.json and len(images) > len(rows):
-        show.append(f"{len(images) - len(rows):,} more in the files")
+        show.append(f"images in the files only: {len(images) - len(rows):,}")
     if args.precision:
         show.append(describe_precision(model.precision, args.device))
     if written:

@@ -124,7 +124,7 @@ def _studies(names: Sequence[str]) -> "list[Study]":
 
 
 def _chosen(studies: "Sequence[Study]", args: Any) -> "list[Study]":
-    """The studies, of debug size or restricted to what the arguments name; without those that have nothing of it."""
+    """The studies, of debug size or restricted to what the arguments name, without those that have none of it."""
     if args.report and args.only:
         raise ValueError(
             "--only chooses the variants to train; a report has all that have results, since verdicts are corrected "
@@ -137,7 +137,9 @@ def _chosen(studies: "Sequence[Study]", args: Any) -> "list[Study]":
     restricted = [_restricted(study, args) for study in studies]
     empty = [study.name for study in restricted if not (study.variants and study.budgets)]
     if args.studies and empty:
-        raise ValueError(f"{empty[0]} has none of {', '.join([*args.only, *args.budgets])}; omit its name")
+        study = next(study for study in restricted if study.name == empty[0])
+        names = args.budgets if study.variants else args.only
+        raise ValueError(f"{study.name} has none of {', '.join(names)}; omit its name")
     return [study for study in restricted if study.name not in empty]
 
 

@@ -69,6 +69,8 @@ class TarIndex:
     Attributes:
         names: Names of the files.
         version: Size of the tar in bytes, and its time of modification in nanoseconds.
+        damaged: Whether it ends early or is invalid.
+        has_warnings: Whether it is damaged, or has members that do not count.
 
     Args:
         path: Path of the tar file.
@@ -133,6 +135,7 @@ class TarIndex:
         self._offsets = np.array(offsets, dtype=np.int64)
         self._sizes = np.array(sizes, dtype=np.int64)
         self.damaged = damage is not None
+        self.has_warnings = bool(self.damaged or replaced or ignored)
         if damage is not None:
             if not (count and allow_damaged):
                 raise _damaged(source, damage, count)
@@ -162,7 +165,8 @@ class TarIndex:
             sizes: Lengths of the files in bytes, (N,).
         """
         index = cls.__new__(cls)
-        index.path, index.version, index.names, index.folders, index.damaged = path, version, [], [], False
+        index.path, index.version, index.names, index.folders = path, version, [], []
+        index.damaged = index.has_warnings = False
         index._offsets, index._sizes = offsets, sizes
         return index
 

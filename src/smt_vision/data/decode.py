@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,20 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ..recipe import Input
 from ..text import get_logger, printable
-from .bands import TIFF_MAGIC, bands_to_picture, bands_to_tensor, has_arrays, is_numpy, pillow_array, read_array
+from .bands import (
+    TIFF_MAGIC,
+    bands_to_picture,
+    bands_to_tensor,
+    has_arrays,
+    is_numpy,
+    pillow_array,
+    read_array,
+    stored_size,
+)
 from .files import FORMATS, image_formats
 from .stored import stored_scale
 
@@ -46,42 +55,16 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # in Image.info
 
 
+# max_pixels is the limit; Pillow's warning at half of its own would only be noise for large photographs. It is not
+# turned off around each call: images are opened in threads, and all threads have the same filters.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 class UnreadableImage(ValueError):
     """Raised for an image that cannot be decoded; the message, of one printable line, names the file and the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
-
-
-class _NoBombWarnings:
-    """Context without Pillow's warning of large images, in any number of threads.
-
-    ``max_pixels`` is the limit; the warning, at half of Pillow's own, would only be noise for large photographs. The
-    filters of warnings belong to the process: the first thread that enters sets them, and the last one that leaves
-    restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters: warnings.catch_warnings[None] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._filters is not None:
-                self._filters.__exit__(None, None, None)
-
-
-_no_bomb_warnings = _NoBombWarnings()
 
 
 @contextlib.contextmanager
@@ -91,8 +74,7 @@ def open_image(data: bytes | Path | IO[bytes] | Image.Image, name: str, max_pixe
     An image in memory is passed through and not closed; its pixels may not have been decoded yet.
     """
     try:
-        with _no_bomb_warnings:
-            image = data if isinstance(data, Image.Image) else Image.open(_file(data), formats=image_formats())
+        image = data if isinstance(data, Image.Image) else Image.open(_file(data), formats=image_formats())
         with contextlib.nullcontext() if image is data else image:
             width, height = image.size
             if not width * height:
@@ -328,12 +310,13 @@ def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
 
 
 def _warn_of_dark_image(name: str, largest: int) -> None:
-    """Log that values of fewer bits become nearly black: once per process, since most of such sets' images are so."""
-    if not _dark_images:
+    """Log that values of fewer bits become nearly black: once, and of several worker processes by the first."""
+    worker = get_worker_info()
+    if not _dark_images and (worker is None or worker.id == 0):
         _dark_images.append(name)
         log.warning(
-            "%s: the largest value of this 16-bit image is %d, so that it becomes nearly black in 8 bits; if the "
-            "others are like it, set input.max_value (e.g. 4095 for values of 12 bits), which also keeps all bits",
+            "%s: the largest value of this 16-bit image is %d, so it becomes nearly black in 8 bits; if the others are "
+            "like it, set input.channels to 1 and input.max_value, e.g. to 4095 for values of 12 bits",
             printable(name), largest,
         )  # fmt: skip
 
@@ -405,6 +388,17 @@ def decode_for_resize(data: bytes | Path | Image.Image, input: Input, *, name: s
             return _to_picture(image, channels, name)
         width, height = image.size if _orientation(image) not in _ON_ITS_SIDE else image.size[::-1]
         return LargeJpeg(data, channels, name, (width, height), (0, 0, width, height))
+
+
+def count_pixels(path: Path) -> int:
+    """Height times width of an image file, from its header; 0 if it cannot be read."""
+    with contextlib.suppress(Exception), Image.open(path, formats=image_formats()) as image:
+        return image.width * image.height
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # the readers can raise almost any exception
+        if has_arrays(file.read(8)):
+            height, width = stored_size(path)
+            return height * width
+    return 0
 
 
 def _is_large_jpeg(image: Image.Image) -> bool:

@@ -19,7 +19,7 @@ from ..analysis.subject import Subject
 from ..bounds import Count, checked
 from ..data.ahead import map_ahead
 from ..data.dataset import Raw, RawDataset
-from ..data.decode import UnreadableImage
+from ..data.decode import UnreadableImage, count_pixels
 from ..data.fingerprint import hash_pixels
 from ..extras import require
 from ..files import write_atomic
@@ -163,8 +163,12 @@ def embed(
         except UnreadableImage as error:
             return item, error
 
+    def pixels(item: tuple[str, int]) -> int:
+        split, i = item
+        return count_pixels(Path(datasets[split].name(i)))  # of files; those in archives are small
+
     def prepared() -> Iterator[tuple[tuple[str, int], Tensor]]:
-        for done, (item, found) in enumerate(map_ahead(read, items)):
+        for done, (item, found) in enumerate(map_ahead(read, items, pixels=pixels)):
             on_progress(done, total)
             if isinstance(found, Tensor):
                 yield item, found

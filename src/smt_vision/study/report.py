@@ -175,7 +175,9 @@ def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
         for summary in summaries
         if any(c.claim == claim for c in summary.comparisons)
     ]
-    return ", ".join(by_budget) or "no results yet"
+    compared = {claim.better, *claim.than}
+    have_results = any(len(compared & {each.variant for each in summary.variants}) > 1 for summary in summaries)
+    return ", ".join(by_budget) or ("no results that can be compared" if have_results else "no results yet")
 
 
 def _verdict(claim: Claim, summary: BudgetSummary) -> str:
@@ -297,7 +299,7 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
     ]
     if unknown:
         lines.append(
-            f"- images: {unknown} results do not record which images they are of; these are assumed to be the same"
+            f"- results that do not record which images they are of, which is assumed to be the same: {unknown}"
         )
     if conditions := throughput.get("conditions"):
         lines.append(

@@ -36,7 +36,8 @@ class CellResult:
         date: Day on which the cell was finished, e.g. ``2026-11-26``.
         val_images: Hash of the content of the validation images; empty where it is not known. Cells that were evaluated
             on different images are not compared.
-        listing: Hash of names and labels of the training and validation images; empty where it is not known.
+        listing: Hash of names and labels of the training and validation images; empty where it is not known. Cells
+            whose recipes name the same images are not compared if it differs.
     """
 
     key: str

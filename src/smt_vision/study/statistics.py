@@ -168,8 +168,8 @@ class Trend:
         than: The variant that ``claim.better`` is compared with.
         first, later: Names of the budgets.
         change: Difference at the later budget less that at the first, over the seeds that both have.
-        p_value: Two-sided p-value of no change, corrected by Holm's method for all trends of the study; NaN with one
-            seed.
+        p_value: Two-sided p-value of no change, corrected by Holm's method for all trends of the study; NaN
+            where ``change`` has none.
     """
 
     claim: Claim

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..bounds import Count, checked, short
 from ..data.ahead import map_ahead
-from ..data.decode import UnreadableImage, decode_for_resize
+from ..data.decode import UnreadableImage, count_pixels, decode_for_resize
 from ..data.files import find_images
 from ..data.fingerprint import UsedImages
 from ..data.resample import image_size
@@ -29,7 +29,6 @@ from . import get_task
 from .results import Source
 
 R = TypeVar("R")
-SMALL_FILE = 8 << 20  # bytes of an image file that is decoded beside others
 MAX_VALUES = 1 << 27  # of the network input of a batch, 0.5 GB; a larger image is a batch of its own
 
 
@@ -241,11 +240,19 @@ class Predictor(ABC, Generic[R]):
         """The images in order, prepared; files in a list by threads, ahead of the model.
 
         Each image of an iterator is prepared before the next is taken, so that the iterator may close or remove it.
+        Images in memory are prepared by the calling thread: two entries of a list may be the same image.
         """
         items = enumerate(images)
         if not isinstance(images, list | tuple):
             return (self._prepare(*item) for item in items)
-        return map_ahead(lambda item: self._prepare(*item), items, alone=lambda item: not _is_small_file(item[1]))
+
+        def pixels(item: tuple[int, Source]) -> float:
+            source = item[1]
+            if not isinstance(source, str | os.PathLike):
+                return math.inf
+            return count_pixels(Path(source)) * max(1, self.input.channels / 3)
+
+        return map_ahead(lambda item: self._prepare(*item), items, pixels=pixels)
 
     def _predict(self, batch: list[PreparedImage], **options: Any) -> Iterator[R]:
         """Results of a batch; where memory does not suffice, of one image at a time, and then an error."""
@@ -298,17 +305,6 @@ class Predictor(ABC, Generic[R]):
     @abstractmethod
     def _unreadable(self, source: Source, id: str, error: str) -> R:
         """The result of an unreadable image."""
-
-
-def _is_small_file(source: Source) -> bool:
-    """Whether several such images may be decoded at the same time: files whose pixels are no memory to speak of.
-
-    An image in memory is none: two entries of a list may be the same image, which only one thread may decode.
-    """
-    try:
-        return isinstance(source, str | os.PathLike) and os.path.getsize(source) <= SMALL_FILE
-    except (OSError, ValueError):  # reported when it is read
-        return False
 
 
 def not_finite(id: str) -> str:

@@ -19,23 +19,22 @@ DRAWN = "drawn"  # folder of copies of the images with the results drawn over th
 
 
 @contextmanager
-def kept_when_interrupted(path: Path, save: Callable[[Path], object]) -> Iterator[None]:
+def kept_when_interrupted(path: Path, save: Callable[[Path], bool]) -> Iterator[None]:
     """Save the results so far beside ``path``, e.g. in ``detections.partial.json``, if the block does not finish.
 
     Args:
         path: The file of all results, which the caller writes after the block.
-        save: Writes the results so far, if there are any, to the path that it is called with.
+        save: Writes the results so far to the path that it is called with, atomically; false if there are none.
     """
     partial = path.with_suffix(f".partial{path.suffix}")
-    partial.unlink(missing_ok=True)
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            save(partial)
-        if partial.exists():
-            log.warning("%s: the results of the images before the interruption", partial)
+            if save(partial):
+                log.warning("%s: the results of the images before the interruption", partial)
         raise
+    partial.unlink(missing_ok=True)
 
 
 class Result(Protocol):

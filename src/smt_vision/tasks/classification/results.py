@@ -61,10 +61,11 @@ def write_predictions(
     def write(path: Path) -> None:
         written = 0
 
-        def save(partial: Path) -> None:
+        def save(partial: Path) -> bool:
             if written:
                 file.flush()
-                shutil.copyfile(path, partial)
+                write_atomic(partial, lambda copy: shutil.copyfile(path, copy))
+            return bool(written)
 
         with (
             open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,

@@ -387,10 +387,10 @@ def open_labeled(
     """
     trained = recipe if isinstance(recipe, ClassificationRecipe) else None
     if allow_damaged is None:
-        allow_damaged = trained is not None and trained.input.allow_damaged
+        allow_damaged = recipe is not None and getattr(recipe.input, "allow_damaged", False)
     if multi_label is None:
         multi_label = trained is not None and trained.classify.multi_label
-    ways = [labels or (LabelsConfig() if trained is None else trained.labels)]
+    ways = [labels or getattr(recipe, "labels", LabelsConfig())]  # classifiers and pretraining have them
     if labels is None and not own and ways[0] != LabelsConfig():
         ways.append(LabelsConfig())
     errors: list[ValueError] = []

@@ -306,9 +306,10 @@ def write_detections(
     entries: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
 
-    def save(path: Path) -> None:
+    def save(path: Path) -> bool:
         if entries:
             write_text_atomic(path, json.dumps(rows))
+        return bool(entries)
 
     with kept_when_interrupted(folder / RESULTS, save):
         for result, output, name, image_id in zip(results, outputs, names, image_ids, strict=True):

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -136,11 +136,11 @@ def _class_folders(
     if val and not train and split == "train":
         raise ValueError(f"{where}: has {val} but no train/; add the training images as train/CLASS/IMAGE")
     top = (train if split == "train" else val) or train or root
-    groups = {
-        folder: _group_by_class(listing, folder, where)
-        for folder in dict.fromkeys([train, val, top])
-        if folder is not None
-    }
+    groups: dict[str, dict[str, list[int]]] = {}
+    for folder in dict.fromkeys([train, val, top]):
+        if folder is not None:
+            known = groups[train].keys() if train in groups and folder == val else ()
+            groups[folder] = _group_by_class(listing, folder, where, known)
     if train and val:
         _check_classes(groups, train, val, where)
     by_class = groups[top]
@@ -230,8 +230,14 @@ def _class_of(folder: str) -> str:
     return unicodedata.normalize("NFC", os.path.basename(folder))
 
 
-def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[int]]:
+def _group_by_class(listing: Listing, root: str, where: str, known: Collection[str] = ()) -> dict[str, list[int]]:
     """Rows of the images of each class in ``root``; as in timm, the parent folder of an image is its class.
+
+    Args:
+        listing: All files.
+        root: A folder of class folders.
+        where: The dataset, for messages.
+        known: Classes whose folders may have no files.
 
     Raises:
         ValueError: If a class folder has no images, is in another one, or has the name of another one.
@@ -255,7 +261,7 @@ def _group_by_class(listing: Listing, root: str, where: str) -> dict[str, list[i
     for name in listing.others:
         others[os.path.dirname(name)].append(name)
     for folder in sorted(set(listing.folders) - by_folder.keys() - parents):
-        if folder.startswith(root):
+        if folder.startswith(root) and (others[folder] or _class_of(folder) not in known):
             case = f"{folder} ({describe_suffixes(others[folder])})"
             report.error(
                 "class folders without images", case, "add images in a supported format, or remove these folders"
@@ -320,18 +326,20 @@ def _warn_passed_over(listing: Listing, root: str, train: str | None, val: str |
 
 
 def _check_classes(splits: dict[str, dict[str, list[int]]], train: str, val: str, where: str) -> None:
-    """Check that all classes of the validation images are those of training; a rare one may have none of the former.
+    """Check that all classes with validation images have training images; those without are a warning.
 
     Raises:
-        ValueError: There are class folders of the validation split only.
+        ValueError: There are classes with validation images only, or no validation images.
     """
+    if not splits[val]:
+        raise ValueError(f"{where}: no images in {val}; add some, or remove it to hold out images of {train}")
     absent = sorted(splits[train].keys() - splits[val].keys(), key=natural_order)
     unknown = sorted(splits[val].keys() - splits[train].keys(), key=natural_order)
     if unknown:
         examples = [f"{name} (only in {val})" for name in unknown] + [f"{name} (only in {train})" for name in absent]
         raise ValueError(
-            f"{where}: {len(unknown)} class folders in {val} are not in {train}: {first_few(examples)}; add images of "
-            "these classes for training, or remove or rename the folders"
+            f"{where}: class folders in {val} that are not in {train}: {first_few(examples)}; add images of these "
+            "classes for training, or remove or rename the folders"
         )
     if absent:
         log.warning(

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path"
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets", "category", "tags")
 NO_SPLIT = "none"  # labels.split for no column
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+LISTED_FROM = 100  # rows of a folder from which it is listed
 MAX_CELLS = 1 << 32  # of the table of images and classes, one byte each
 
 
@@ -282,7 +284,8 @@ class _RowReader:
         self._absolute = os.path.abspath(root)
         self._seen: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {}
         self._repeated: list[str] = []
-        self._files: dict[str, frozenset[str]] = {}  # names of the files in each folder
+        self._asked: Counter[str] = Counter()  # rows of each folder so far
+        self._files: dict[str, frozenset[str]] = {}  # names of the files in folders of many rows
 
     def entry(self, row: str, cells: Mapping[int, Cell]) -> Entry | None:
         """The entry of a row; ``None`` if it is invalid, which is reported, or repeats an earlier one."""
@@ -332,12 +335,16 @@ class _RowReader:
         return path.removeprefix(os.path.join(self._absolute, ""))
 
     def _exists(self, path: str) -> bool:
-        """Whether a file exists: a folder is listed once, since a question per file takes long on network storage."""
+        """Whether a file exists.
+
+        A folder of many images is listed, once, since a question per file takes long on network storage.
+        """
         folder, name = os.path.split(path)
-        if folder not in self._files:
+        self._asked[folder] += 1
+        if self._asked[folder] == LISTED_FROM:
             self._files[folder] = _files_in(folder)
         # Not all that can be opened is listed: case and Unicode forms may not matter.
-        return name in self._files[folder] or os.path.isfile(path)
+        return name in self._files.get(folder, ()) or os.path.isfile(path)
 
     def _split(self, row: str, cells: Mapping[int, Cell]) -> str | None:
         if self.columns.split is None:
@@ -419,7 +426,7 @@ class _RowReader:
 
 def _files_in(folder: str) -> frozenset[str]:
     """Names of the files in a folder; none if it does not exist or cannot be listed."""
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
         return frozenset(entry.name for entry in entries if entry.is_file())
     return frozenset()
 

@@ -173,14 +173,19 @@ def _open_shard(path: Path, allow_damaged: bool) -> _Shard:
     """The samples of a shard: from the cache if they have been read before, since a header per file takes long."""
     stat = path.stat()
     version = stat.st_size, stat.st_mtime_ns
-    known = hashlib.sha256(os.fsencode(f"{path.resolve()}|{version}|{INDEX_FORMAT}")).hexdigest()[:16]
-    cached = cache_dir() / "shards" / f"{path.name.partition('.')[0]}-{known}.npz"
+    # A corrected label may change neither, where the time of modification is copied with the file.
+    state = f"{path.resolve()}|{version}|{stat.st_ctime_ns}|{INDEX_FORMAT}"
+    name = f"{path.name.partition('.')[0]}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:16]}.npz"
+    try:
+        cached = cache_dir() / "shards" / name
+    except RuntimeError:  # there is no home directory
+        return _read_samples(path, allow_damaged)
     if (shard := _read_index(cached, path, version)) is not None:
         return shard
     shard = _read_samples(path, allow_damaged)
     # Another one is read again, for its warnings; a compressed one has been unpacked to a file that may be removed.
-    usual = not (shard.unused or shard.without_image or shard.tar.damaged) and shard.tar.path == path
-    if usual and len(shard.rows) >= MIN_INDEXED:
+    is_usual = not (shard.unused or shard.without_image or shard.tar.has_warnings) and shard.tar.path == path
+    if is_usual and len(shard.rows) >= MIN_INDEXED:
         with suppress(OSError):  # a cache that is read-only or full
             _write_index(cached, shard)
     return shard
