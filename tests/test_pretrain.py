@@ -17,6 +17,7 @@ from same_run import assert_same_run
 from smt_vision import RECIPES, calibrate, checkpoints, evaluate, load
 from smt_vision.cli import main
 from smt_vision.data.fingerprint import UsedImages
+from smt_vision.embedding.embeddings import embed
 from smt_vision.engine.loop import train
 from smt_vision.recipe import Recipe
 from smt_vision.tasks import get_task
@@ -225,6 +226,20 @@ def test_resumed_equals_uninterrupted(unlabeled: Path, tmp_path: Path, fields: d
     run = train(recipe, tmp_path / "halves", display=False)
     assert run.step == run.total_steps == 4
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_images_are_embedded_as_the_label_file_was_read(tmp_path: Path, no_report: None) -> None:
+    rows = []
+    for i in range(12):
+        Image.new("RGB", (40, 40), (20 * i, 90, 0)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}\t{'cat' if i % 2 else 'dog'}")
+    (tmp_path / "list.tsv").write_text("\n".join(["scan\tfinding", *rows]))
+    way = LabelsConfig(path="scan", label="finding", suffix=".png")
+    train(small(tmp_path / "list.tsv", labels=way, epochs=1), tmp_path / "run", display=False)
+    found = embed(tmp_path / "run", tmp_path / "list.tsv")
+    assert sorted(found.ids) == sorted(f"{i}.png" for i in range(12))
+    assert {name for name, id in zip(found.labels, found.ids, strict=True) if int(id[:-4]) % 2} == {"cat"}
+    assert set(found.splits) == {"train", "val"}
 
 
 def test_best_weights_are_those_of_a_network_without_classifier(pretrained: Path) -> None:

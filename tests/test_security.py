@@ -124,7 +124,11 @@ def keywords(call: ast.Call) -> dict[str | None, str]:
 
 @pytest.mark.parametrize(
     ("function", "keyword", "value"),
-    [("Image.open", "formats", r"image_formats\(\)|\['PNG'(, 'JPEG')?\]"), ("torch.load", "weights_only", "True")],
+    [
+        ("Image.open", "formats", r"image_formats\(\)|\['PNG'(, 'JPEG')?\]"),
+        ("torch.load", "weights_only", "True"),
+        ("np.load", "allow_pickle", "False"),
+    ],
 )
 def test_readers_are_restricted_wherever_they_are_called(function: str, keyword: str, value: str) -> None:
     found = [(path, call) for path, name, call in all_calls() if name == function]
@@ -142,6 +146,7 @@ def test_pickles_and_archives_are_read_nowhere_else() -> None:
         # It packs values of a dataset for worker processes, and unpacks its own bytes only.
         ("src/smt_vision/tasks/detection/data/dataset.py", "pickle.loads"),
         ("src/smt_vision/yaml_files.py", "yaml.load"),  # with a SafeLoader
+        ("src/smt_vision/tasks/classification/data/shards.py", "np.load"),  # of its own files in the cache
     }
 
 
