@@ -135,12 +135,11 @@ def _chosen(studies: "Sequence[Study]", args: Any) -> "list[Study]":
     _check_known("variant", args.only, [study.variants for study in studies], studies)
     _check_known("budget", args.budgets, [study.budgets for study in studies], studies)
     restricted = [_restricted(study, args) for study in studies]
-    empty = [study.name for study in restricted if not (study.variants and study.budgets)]
+    empty = [study for study in restricted if not (study.variants and study.budgets)]
     if args.studies and empty:
-        study = next(study for study in restricted if study.name == empty[0])
-        names = args.budgets if study.variants else args.only
-        raise ValueError(f"{study.name} has none of {', '.join(names)}; omit its name")
-    return [study for study in restricted if study.name not in empty]
+        names = args.budgets if empty[0].variants else args.only
+        raise ValueError(f"{empty[0].name} has none of {', '.join(names)}; omit its name")
+    return [study for study in restricted if study.variants and study.budgets]
 
 
 def _check_known(what: str, names: Sequence[str], of_each: Sequence[Mapping[str, Any]],

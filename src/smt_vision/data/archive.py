@@ -43,6 +43,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("SMT_CACHE_DIR") or Path.home() / ".cache" / "smt-vision")
 
 
+def cache_name(path: Path, suffix: str, *state: int) -> str:
+    """Name of the file of the cache that is made from a file, e.g. ``train-0123456789abcdef.npz``.
+
+    Args:
+        path: The file.
+        suffix: Suffix of the name.
+        state: What changes with the file's content, e.g. its size and time of modification.
+    """
+    key = hashlib.sha256(os.fsencode("|".join(map(str, (path.resolve(), *state))))).hexdigest()[:16]
+    return f"{path.name.partition('.')[0]}-{key}{suffix}"
+
+
 @contextmanager
 def cache_lock(target: Path) -> Iterator[None]:
     """Let one process at a time make a file of the cache; those of other machines and other runs may want it, too."""
@@ -274,8 +286,7 @@ def open_tar(path: Path, *, allow_damaged: bool = False) -> TarIndex:
 
 def _open_compressed(path: Path, opener: Callable[..., Any], allow_damaged: bool) -> TarIndex:
     stat = path.stat()
-    key = hashlib.sha256(os.fsencode(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}")).hexdigest()[:16]
-    target = cache_dir() / "tars" / f"{path.name.partition('.')[0]}-{key}.tar"
+    target = cache_dir() / "tars" / cache_name(path, ".tar", stat.st_size, stat.st_mtime_ns)
     target.parent.mkdir(parents=True, exist_ok=True)
     with cache_lock(target):
         if target.exists():

@@ -1,7 +1,6 @@
 """WebDataset shards: tars of samples; a sample is a group of files with one stem, e.g. 17.jpg and 17.cls."""
 
 import glob
-import hashlib
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ....data.ahead import map_ahead
-from ....data.archive import TarIndex, cache_dir, is_tar, open_tar
+from ....data.archive import TarIndex, cache_dir, cache_name, is_tar, open_tar
 from ....data.dataset import Split
 from ....data.files import (
     TRAIN_NAMES,
@@ -174,8 +173,7 @@ def _open_shard(path: Path, allow_damaged: bool) -> _Shard:
     stat = path.stat()
     version = stat.st_size, stat.st_mtime_ns
     # A corrected label may change neither, where the time of modification is copied with the file.
-    state = f"{path.resolve()}|{version}|{stat.st_ctime_ns}|{INDEX_FORMAT}"
-    name = f"{path.name.partition('.')[0]}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:16]}.npz"
+    name = cache_name(path, ".npz", *version, stat.st_ctime_ns, INDEX_FORMAT)
     try:
         cached = cache_dir() / "shards" / name
     except RuntimeError:  # there is no home directory
