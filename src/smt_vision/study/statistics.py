@@ -211,15 +211,16 @@ def summarize(
         ]
         waiting = [cell for cell in absent if cell.recipe.seed < planned]
         lost = [cell for cell in absent if cell.key in failed]
+        comparisons, incomparable = _compare(study, budget, table, [cell.variant for cell in lost])
         summaries.append(
             BudgetSummary(
                 budget,
                 variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
-                comparisons=_compare(study, budget, table, [cell.variant for cell in lost]),
+                comparisons=comparisons,
                 missing=len(waiting),
                 incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
                 failed=tuple(cell.label for cell in lost),
-                incomparable=_incomparable(study, budget, table),
+                incomparable=incomparable,
             )
         )
     return summaries
@@ -300,19 +301,17 @@ def _tried_seeds(study: Study, budget: str, results: Mapping[str, CellResult], f
     return count
 
 
-def _incomparable(study: Study, budget: str, table: Mapping[str, Sequence[CellResult]]) -> tuple[int, ...]:
-    compared = [(claim.better, than) for claim in study.claims for than in claim.than]
-    return tuple(sorted(set().union(*(_pairs(study, budget, table, *names)[1] for names in compared))))
-
-
 def _compare(
     study: Study, budget: str, table: Mapping[str, Sequence[CellResult]], failed: Sequence[str]
-) -> tuple[Comparison, ...]:
-    """All comparisons that have pairs, with p-values that are corrected for all that are planned."""
+) -> tuple[tuple[Comparison, ...], tuple[int, ...]]:
+    """All comparisons that have pairs, with p-values that are corrected for all that are planned; and the seeds whose
+    results are of other images."""
     comparisons = []
+    incomparable: set[int] = set()
     for claim in study.claims:
         for than in claim.than:
-            pairs, _ = _pairs(study, budget, table, claim.better, than)
+            pairs, others = _pairs(study, budget, table, claim.better, than)
+            incomparable |= others
             if pairs:
                 differences = {seed: one.value - other.value for seed, (one, other) in pairs.items()}
                 interval = paired_interval(list(differences.values()))
@@ -324,10 +323,11 @@ def _compare(
     p_values = np.ones(planned)
     p_values[: len(comparisons)] = np.nan_to_num([c.interval.p_value for c in comparisons], nan=1.0)
     corrected = correct_p_values(p_values)
-    return tuple(
+    with_p_values = tuple(
         comparison if isnan(comparison.interval.p_value) else replace(comparison, p_value=float(p))
         for comparison, p in zip(comparisons, corrected, strict=False)
     )
+    return with_p_values, tuple(sorted(incomparable))
 
 
 def _pairs(
