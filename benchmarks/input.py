@@ -34,7 +34,7 @@ MODEL_BATCH_SIZE = 16
 
 
 def find_bottleneck(input_speed: float, model_speed: float, shared_cores: bool) -> dict[str, Any]:
-    """Speed of training given the speeds of its input and of its training steps alone, in images per second.
+    """Speed of training given the speeds of its input and of only its training steps, in images per second.
 
     On shared cores the times of both add up. Otherwise they overlap, and the slower one decides.
 

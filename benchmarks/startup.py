@@ -1,4 +1,4 @@
-"""Start-up: processor time of short commands, beside that of importing PyTorch and timm alone.
+"""Start-up: processor time of short commands, beside that of only importing PyTorch and timm.
 
     python benchmarks/startup.py --out startup.json
 

@@ -222,7 +222,7 @@ class LargeJpeg:
         with open_image(data, self.name, MAX_PIXELS) as image:
             width, height = image.size
             if scale > 1 and image.draft(None, (width // scale, height // scale)):
-                # Where the sides are no multiples of the scale, the last row and column may be mostly padding.
+                # Where the sides are not multiples of the scale, the last row and column may be mostly padding.
                 image = image.crop((0, 0, round(width / scale), round(height / scale)))
             return _to_picture(image, self.channels, self.name)
 

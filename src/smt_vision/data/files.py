@@ -124,6 +124,18 @@ def list_files(root: Path) -> Listing:
     return _with_arrays(listing)
 
 
+def files_in(folder: str | Path) -> list[str]:
+    """Names of all files directly in a directory, hidden ones as well; none if there is no such directory.
+
+    Raises:
+        OSError: If the directory cannot be read.
+    """
+    if not os.path.isdir(folder):  # also where the name is too long for the file system
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
+
+
 def _identity(path: str | Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino

@@ -31,7 +31,7 @@ class ExportForm(ABC):
     tolerance: float = 1e-4
     has_fixed_batch: ClassVar[bool] = False  # whether a program takes a fixed number of images
     min_agreement: ClassVar[float] = 0.0  # smallest fraction of equal results
-    min_case_agreement: ClassVar[float] = 0.0  # the same, of each case alone
+    min_case_agreement: ClassVar[float] = 0.0  # the same, of each case by itself
     can_control_accuracy: ClassVar[bool] = True  # whether quantization can be told how much accuracy it may cost
 
     def __init__(self, model: nn.Module, spec: ModelSpec, name: str, batch_size: int | None = None) -> None:

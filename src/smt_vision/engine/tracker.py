@@ -61,7 +61,7 @@ class RunTracker:
             try:
                 self._loggers += build_loggers([name], folder, config, start_step)
             except Exception as error:
-                # A server that does not answer now is no reason to end a run that was going on.
+                # A server that does not answer now should not end a run that was going on.
                 if not start_step or isinstance(error, ValueError):
                     self._log.close()
                     raise

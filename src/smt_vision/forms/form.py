@@ -20,7 +20,7 @@ class FastForm(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # Not the first base: FSDP2 derives a class from the form and from one of its own, which is no module.
+        # Not the first base: FSDP2 derives a class from the form and from one of its own, which is not a module.
         modules = (base for base in cls.__mro__ if issubclass(base, nn.Module))
         plain: Any = next(base for base in modules if not issubclass(base, FastForm))
         cls.plain_forward = _renamed(plain.forward, "plain_forward")

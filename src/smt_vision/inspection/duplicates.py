@@ -14,7 +14,7 @@ from ..data.subset import group_by
 BITS, BANDS = 6, 8  # bits in which two hashes may differ, and parts of a hash of which two are compared if one is equal
 BRIGHTNESS = 10.0  # gray levels of 255 by which the brightness of two reduced images may differ
 DETAIL = 0.15  # deviation of their difference, as a share of the contrast, that counts as the same
-NOISE = 2.0  # gray levels; a smaller deviation is none, e.g. of images of one color
+NOISE = 2.0  # gray levels; a smaller deviation counts as zero, e.g. in images of one color
 
 
 def same_files(fingerprints: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

@@ -36,7 +36,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def hangs(x: Tensor, columns: int) -> bool:
-    """Whether PyTorch's operator may not return from a depthwise convolution with kernels of so many columns."""
+    """Whether PyTorch's operator may not return from a depthwise convolution with kernels of this many columns."""
     if columns < HANGS_FROM or x.device.type != "cpu":
         return False
     return (autocast_dtype("cpu") or x.dtype) is torch.bfloat16

@@ -106,7 +106,7 @@ class Comparison:
     def verdict(self) -> Verdict:
         """``supported`` or ``contradicted`` by the sign of the difference, if the corrected p-value is below 0.05.
 
-        ``undecided`` with fewer than four pairs, and if cells failed: the seeds that are left are no random choice.
+        ``undecided`` with fewer than four pairs, and if cells failed: the seeds that remain are not a random choice.
         """
         if self.pairs < MIN_PAIRS or self.failed or not self.p_value < 1 - CONFIDENCE:
             return Verdict.UNDECIDED
@@ -130,7 +130,7 @@ class BudgetSummary:
         failed: Labels of the cells that failed and have no result.
         incomplete: The variants that the missing cells are of.
         incomparable: Seeds at which two variants of a claim were evaluated on different images, or trained on different
-            images or labels although their recipes name the same; these are no pairs.
+            images or labels although their recipes name the same; these are not pairs.
     """
 
     budget: str

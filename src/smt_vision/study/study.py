@@ -226,7 +226,7 @@ def decisive_fields(recipe: Recipe) -> dict[str, Any]:
 
 def changed_fields(recipe: Recipe) -> dict[str, Any]:
     """The fields that decide a run's result and have another value than the task's default, by dotted name."""
-    defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is no Hashable
+    defaults = _defaults(type(recipe))  # type: ignore[arg-type]  # mypy: a class with fields is not Hashable
     return {
         name: value for name, value in decisive_fields(recipe).items() if name in REQUIRED or value != defaults[name]
     }

@@ -145,7 +145,7 @@ def _normalize(name: str) -> str:
 
 
 def _number(name: str) -> int | float:
-    """The number that a name of digits stands for; infinity if it is no index by any means."""
+    """The number that a name of digits stands for; infinity if it cannot be an index."""
     return int(name) if len(name) <= MAX_DIGITS else math.inf
 
 

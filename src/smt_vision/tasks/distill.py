@@ -59,7 +59,7 @@ class Distillation:
             raise ValueError(f"distill.teacher: {error}") from error
         self._model = self.predictor.model.requires_grad_(False)
         self._student, self._weight = student, config.features
-        # Of a detector or segmenter, the backbone alone.
+        # Of a detector or segmenter, only the backbone.
         self._network = find_backbone(self._model) or self._model
         self._dtype = DTYPES.get(recipe.engine.precision)
         theirs: Input = self.predictor.input

@@ -39,7 +39,7 @@ class DetectorForExport(nn.Module):
 
     Shape: ``(B, C, H, W)``, normalized and not padded. With B = 1 to ``boxes`` (N, 4) in pixels of that image,
         ``scores`` (N,) and ``labels`` (N,), best first, and with masks ``masks`` (N, 28, 28), probabilities inside the
-        box. With more images to (B, D, 4), (B, D), (B, D) and (B, D, 28, 28), where scores of 0 are no detections.
+        box. With more images to (B, D, 4), (B, D), (B, D) and (B, D, 28, 28), in which a score of 0 marks padding.
     """
 
     def __init__(self, detector: nn.Module, batch_size: int, max_detections: int) -> None:

@@ -4,7 +4,7 @@ Each object is found once, without merging parts. A tile reports the objects who
 middle of each overlap, and which are smaller than the overlap: they lie completely in the tile. Larger objects are
 found in the whole image. A part of an object is never reported: if it is small enough, its center is too close to the
 border that cuts it. Non-maximum suppression only decides between complete detections of an object near a limit.
-(supervision's ``InferenceSlicer`` decides by overlap alone: it keeps the part of an object that has a higher score, or
+(supervision's ``InferenceSlicer`` decides by overlap only: it keeps the part of an object that has a higher score, or
 unites objects that touch.)
 
 Shapes: an image of H x W pixels, N detections, boxes ``(x1, y1, x2, y2)`` in pixels of the image.

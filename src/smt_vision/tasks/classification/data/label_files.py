@@ -12,7 +12,7 @@ import numpy as np
 
 from ....bounds import short
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, list_files
+from ....data.files import TRAIN_NAMES, VAL_NAMES, files_in, first_existing, list_files
 from ....data.subset import held_out
 from ....data.tables import SUFFIXES, Cell, open_table
 from ....data.validation import ValidationReport, first_few
@@ -96,7 +96,7 @@ def find_label_files(root: Path, config: LabelsConfig, *, labeled: bool = True) 
     Returns:
         By split (``train``, ``val``) the files of one, e.g. ``train.csv``, ``train/metadata.csv`` or
         ``train/labels.csv``; under an empty name that of all images, ``metadata.*`` or ``labels.*``; empty if there is
-        none. A file without a path column is none, which a warning says.
+        none. Files without a path column are left out with a warning.
 
     Raises:
         ValueError: There are several for one split, or there is one for the training split only although another
@@ -342,7 +342,8 @@ class _RowReader:
         folder, name = os.path.split(path)
         self._asked[folder] += 1
         if self._asked[folder] == LISTED_FROM:
-            self._files[folder] = _files_in(folder)
+            with suppress(OSError):  # files can be opened in directories that cannot be listed
+                self._files[folder] = frozenset(files_in(folder))
         # Not all that can be opened is listed: case and Unicode forms may not matter.
         return name in self._files.get(folder, ()) or os.path.isfile(path)
 
@@ -422,13 +423,6 @@ class _RowReader:
                         "; if each is the name of one class, set labels.separator to a text that does not occur"
                     )
                     self.report.error("labels that join other labels", f"{_shown(label)} ({entry.row})", fix)
-
-
-def _files_in(folder: str) -> frozenset[str]:
-    """Names of the files in a folder; none if it does not exist or cannot be listed."""
-    with suppress(OSError, ValueError), os.scandir(folder) as entries:
-        return frozenset(entry.name for entry in entries if entry.is_file())
-    return frozenset()
 
 
 def _name(text: str) -> str:

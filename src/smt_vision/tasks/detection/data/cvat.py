@@ -128,7 +128,7 @@ def _add(shapes: list[Shape], shape: Shape, group: str | None, groups: dict[tupl
 
 
 def _shape(element: Element, image: int, labels: list[str]) -> Shape | None:
-    """The object of an element of an image; a tag, which is of the whole image, is none."""
+    """The object of an element of an image; ``None`` for a tag, which describes the whole image."""
     if element.tag == "tag":
         return None
     label = (element.get("label") or "").strip()

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 
 from ....data import bands
 from ....data.dataset import RawDataset
-from ....data.files import image_formats
+from ....data.files import files_in, image_formats
 from ....data.fingerprint import hash_bytes
 from ....data.subset import group_by
 from ....data.validation import ValidationReport, first_few
@@ -434,7 +434,5 @@ def stored_size(path: Path) -> tuple[int, int] | None:
 
 
 def _list_files(folder: Path) -> dict[str, str]:
-    if not os.path.isdir(folder):  # also where the name is too long for the file system
-        return {}
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    names = files_in(folder)
     return {unicodedata.normalize("NFC", name): name for name in names} | {name: name for name in names}

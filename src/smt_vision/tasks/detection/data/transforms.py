@@ -148,7 +148,7 @@ class DetectionTransform:
             torch.from_numpy(target["boxes"][used]), format=BoundingBoxFormat.XYXY, canvas_size=target["size"]
         )
         found = self.iou_crop.make_params([boxes])
-        if not found:  # one of torchvision's options is no crop
+        if not found:  # one of torchvision's options is not to crop
             return None, used
         used[used] = found["is_within_crop_area"].numpy()
         left, top = found["left"], found["top"]

@@ -134,7 +134,7 @@ def is_finite(detections: dict[str, Tensor]) -> bool:
 
 
 def _checked(model: nn.Module, image: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
-    """Detections of images of equal size; images together with one whose outputs are not finite are run alone."""
+    """Detections of images of equal size; if an output is not finite, each image is run by itself."""
     with checked_outputs(model) as checks:
         found: list[dict[str, Tensor]] = model(image, sizes)
     if not checks or torch.stack(checks).all():

@@ -67,7 +67,7 @@ class Pyramid(nn.Module):
 class StridedAnchors(AnchorGenerator):
     """torchvision's anchors, with the strides of the levels.
 
-    torchvision's own are the quotients of the sides of images and maps. Where a side is no multiple of a stride, they
+    torchvision's own are the quotients of the sides of images and maps. If a side is not a multiple of a stride, they
     are smaller, e.g. 114 instead of 128, and depend on the padding.
 
     Args:

@@ -141,7 +141,7 @@ class RCNN(WeightsClasses):
         losses: dict[str, Tensor] = {}
         for i, (stage, weight) in enumerate(zip(self.stages, self.weights, strict=True)):
             # The ground-truth boxes are added to the regions of each stage, so that every stage has positive samples;
-            # what a stage makes of them is no region of the next one.
+            # what a stage makes of them is not a region of the next one.
             proposals, matched, labels, box_targets = stage.select_training_samples(proposals, targets)
             scores, deltas = _box_outputs(stage, levels, proposals, shapes)
             if self.giou:
