@@ -18,7 +18,7 @@ from command import answer, refusal, run
 from pages import REPO
 from smt_vision.study import report, runner, throughput
 from smt_vision.study.debug import write_debug_data
-from smt_vision.study.estimate import estimate_seconds
+from smt_vision.study.estimate import PassTimes, estimate_seconds
 from smt_vision.study.file import study_from_file
 from smt_vision.study.report import verdict_table
 from smt_vision.study.results import FAILURES, RESULTS, add_failure, add_result, read_failures, read_results
@@ -189,7 +189,7 @@ def test_finished_cells(finished: Path, shapes: Path) -> None:
         assert result.by_epoch == (pytest.approx(evaluation["top1"]),)
         assert (result.epochs, result.value, result.steps) == ((1,), result.by_epoch[-1], 6)
         assert result.seconds > 0
-        assert re.fullmatch(r"[0-9a-f]{16} [0-9a-f]{16}", f"{result.val_images} {result.listing}")
+        assert re.fullmatch(r"([0-9a-f]{16} ){3}", f"{result.val_images} {result.listing} {result.code} ")
     assert len({result.val_images for result in results.values()}) == 1
     saa, none = (results[TINY_STUDY.cell("", name, 0).key] for name in ("saa", "none"))
     assert saa.parameters > none.parameters
@@ -311,6 +311,8 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
     labels = answer(capsys, "study", "aggregation", "--list", "--only", "saa", "none", "--budgets", "5 epochs")
     assert labels[:3] == [f"aggregation / 5 epochs / {v} / seed {s}" for v, s in (("saa", 0), ("none", 0), ("saa", 1))]
     assert len(labels) == 8
+    other = answer(capsys, "study", "aggregation", "--list", "--only", "saa", "--seeds", "6", "--first_seed", "4")
+    assert other == [f"aggregation / {n} epochs / saa / seed {seed}" for n in (2, 5) for seed in (4, 5)]
 
 
 @pytest.mark.parametrize(
@@ -321,6 +323,8 @@ def test_the_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:
         (("--only", "sa"), r"unknown variant of aggregation: 'sa'; did you mean saa\?; expected one of saa, none"),
         (("--budgets", "7"), r"unknown budget of aggregation: '7'.*5 epochs"),
         (("--seeds", "0"), "invalid --seeds 0"),
+        (("--first_seed", "4"), r"leaves no seed of aggregation, which has the seeds 0 to 3; add e.g. --seeds 8"),
+        (("--report", "--first_seed", "1"), r"a report has those of all seeds: omit --first_seed"),
         (("--data", "a", "b"), r"invalid data=a b.*torch/cifar10=PATH"),
         (("--report", "--only", "saa"), r"a report has all that have results.*omit --only"),
         (("--report", "--run", "nowhere"), r"no results of aggregation; train cells first"),
@@ -370,6 +374,18 @@ def test_estimates_respect_the_fraction_of_the_images_and_the_model() -> None:
     results = {known.key: known}
     cells = [study.cell(budget, "smt", 0) for budget in ("5 epochs", "10 epochs", "10 % of the images")]
     assert list(estimate_seconds(cells, results).values()) == pytest.approx([120.0, 60.0])
+
+
+def test_the_time_of_a_model_is_that_of_the_most_similar_runs() -> None:
+    times = PassTimes()
+    small, wide = (STUDIES["budget"].cell(budget, "smt", 0).recipe for budget in ("5 epochs", "twice the width"))
+    assert times.of(small, rough=True) is None
+    times.add(STUDIES["aggregation_camvid"].base, 140.0)
+    assert (times.of(small), times.of(small, rough=True)) == (None, 10.0)  # 14 epochs
+    times.add(wide, 100.0)
+    assert (times.of(small), times.of(small, rough=True)) == (None, 20.0)
+    times.add(small, 50.0)
+    assert (times.of(small), times.of(wide)) == (10.0, 20.0)
 
 
 def test_an_unknown_study(capsys: pytest.CaptureFixture[str]) -> None:
@@ -460,7 +476,7 @@ def test_a_report_of_one_budget_is_of_the_studies_that_have_it(
     assert "## stacking\n" in text
     assert "### 5 epochs" in text
     assert "2 epochs" not in text
-    assert "results that do not record which images they are of, which is assumed to be the same: 1" in text
+    assert "- 1 results do not record which images they are of, which is assumed to be the same" in text
     assert refusal(capsys, 1, "study", "--run", tmp_path, "--report", "--budgets", "7 epochs")
     page, _ = answer(capsys, "study", "stacking", "--run", tmp_path, "--report")
     assert "No results yet at: " not in Path(page).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from smt_vision.study import pictures
-from smt_vision.study.report import verdict_table
+from smt_vision.study.paired import correct_p_values, detectable_difference
+from smt_vision.study.report import training_commands, verdict_table
 from smt_vision.study.results import CellResult, add_result, read_failures, read_results
-from smt_vision.study.statistics import BudgetSummary, Verdict, correct_p_values, decisive_summary, summarize, trends
+from smt_vision.study.statistics import BudgetSummary, Verdict, decisive_summary, significant_together, summarize
 from smt_vision.study.studies import CIFAR10
-from smt_vision.study.study import Claim, Study
+from smt_vision.study.study import Claim, Study, with_overrides
 from study_results import made_up_result
 
 BETTER = Claim("a is better than b", "a", ("b",), {"b": 1.5})
@@ -96,7 +98,20 @@ def test_comparisons_are_paired_t_tests() -> None:
     ],
 )
 def test_holm(p_values: list[float], expected: list[float]) -> None:
-    assert correct_p_values(np.array(p_values)).tolist() == pytest.approx(expected)
+    assert correct_p_values(p_values, len(p_values)) == pytest.approx(expected)
+    absent = correct_p_values([*p_values, math.nan], len(p_values) + 1)  # counts as the least significant one
+    assert absent[:-1] == pytest.approx(correct_p_values([*p_values, 1.0], 0)[:-1])
+    assert math.isnan(absent[-1])
+
+
+@pytest.mark.parametrize(("pairs", "tests"), [(4, 1), (4, 5), (8, 8)])
+def test_what_a_test_can_find(pairs: int, tests: int) -> None:
+    """A simulation with the difference that should be found four times of five."""
+    difference = detectable_difference(0.5, pairs, tests)
+    samples = np.random.default_rng(0).normal(difference, 0.5, (20_000, pairs))
+    found = stats.ttest_1samp(samples, 0, axis=1)
+    assert np.mean((found.pvalue < 0.05 / tests) & (found.statistic > 0)) == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(0.5, 2, 50) == math.inf
 
 
 def test_the_rate_of_false_verdicts_is_that_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +247,20 @@ def test_trend() -> None:
     results = made_up(STUDY, "short", dict(a=60, b=60), noise=0.01)
     results |= made_up(STUDY, "long", dict(a=80, b=78), noise=0.01, rng=1)
     short, long = summarize(STUDY, results)
-    (trend,) = trends(STUDY, [short, long])
+    (trend,) = long.trends
     assert (trend.first, trend.later, trend.than) == ("short", "long", "b")
     assert trend.change.mean == pytest.approx(2, abs=0.05)
     changes = [long.comparisons[0].by_seed[seed] - short.comparisons[0].by_seed[seed] for seed in range(4)]
     expected = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
     assert (trend.change.low, trend.change.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
-    assert trend.p_value == pytest.approx(trend.change.p_value)
-    assert trends(STUDY, [short]) == []
+    assert trend.p_value == pytest.approx(min(3 * trend.change.p_value, 1))  # of the three that are planned
+    assert (trend.pairs, trend.mixed, short.trends) == (4, 0, ())
+    moved = STUDY.cell("long", "a", 2).key
+    elsewhere = results | {moved: replace(results[moved], hardware="another machine")}
+    assert summarize(STUDY, elsewhere)[1].trends[0].mixed == 1
+    lost = STUDY.cell("short", "b", 4).key
+    for few in (summarize(STUDY, results, seeds=3), summarize(STUDY, results, failed=[lost])):
+        assert math.isnan(few[1].trends[0].p_value)
 
 
 def test_trends_start_at_the_budget_that_the_study_names_and_are_corrected() -> None:
@@ -248,22 +269,121 @@ def test_trends_start_at_the_budget_that_the_study_names_and_are_corrected() -> 
     results: dict[str, CellResult] = {}
     for rng, (budget, b) in enumerate((("short", 60), ("long", 58), ("wide", 57))):
         results |= made_up(study, budget, dict(a=60, b=b), noise=0.5, rng=rng)
-    found = trends(study, summarize(study, results))
+    found = [trend for summary in summarize(study, results) for trend in summary.trends]
     assert [(trend.first, trend.later) for trend in found] == [("short", "long"), ("long", "wide")]
-    raw = sorted(trend.change.p_value for trend in found)
-    assert sorted(trend.p_value for trend in found) == pytest.approx([min(2 * raw[0], 1), max(2 * raw[0], raw[1])])
+    for trend in found:  # whatever other budgets have results
+        assert trend.p_value == pytest.approx(min(3 * trend.change.p_value, 1))
     with pytest.raises(ValueError, match="trend_from has 'other', which is not a budget"):
         replace(STUDY, trend_from={"other": "short"})
 
 
+def test_differences_that_other_studies_judge_have_no_verdict() -> None:
+    study = replace(STUDY, reference_budgets=("short",))
+    results = made_up(study, "short", dict(a=60, b=50)) | made_up(study, "long", dict(a=80, b=70), rng=1)
+    short, long = summarize(study, results)
+    assert [(each.judged, each.verdict(BETTER)) for each in (short, long)] == [
+        (False, Verdict.UNDECIDED),
+        (True, Verdict.SUPPORTED),
+    ]
+    assert math.isnan(short.comparisons[0].p_value)
+    assert long.trends[0].first == "short"
+    for decisive in (False, True):
+        (row,) = verdict_table([study], {STUDY.name: [short, long]}, decisive=decisive)[2:]
+        assert "made_up, long" in row
+    assert decisive_summary(BETTER, [short]) is None
+    with pytest.raises(ValueError, match="reference_budgets has 'other', which is not a budget"):
+        replace(STUDY, reference_budgets=("other",))
+
+
+def exact(study: Study, variant: str, values: Sequence[float]) -> dict[str, CellResult]:
+    rows = [made_up_result(study.cell("long", variant, seed), value) for seed, value in enumerate(values)]
+    return {row.key: row for row in rows}
+
+
+def test_what_is_significant_together() -> None:
+    """The same difference in several studies counts once."""
+    study = replace(STUDY, claims=(BETTER,))
+    rates = (1.0, 2.0, 3.0)
+    equal = [replace(study, name=f"n{r}", base=with_overrides(CIFAR10, {"optim.lr": r})) for r in rates]
+        replace(study, name=f"n{rate}", base=with_overrides(CIFAR10, {"optim.lr": rate})) for rate in (1.0, 2.0, 3.0)
+    ]
+    results = exact(study, "a", [81, 82, 81, 82]) | exact(study, "b", [80, 80, 80, 80])  # p = 0.014
+    for each in equal:
+        results |= exact(each, "a", [81, 79, 80, 80]) | exact(each, "b", [80, 80, 80, 80])
+    summaries = {each.name: summarize(each, results) for each in (study, *equal)}
+    summaries["again"] = summarize(replace(study, name="again"), results)
+    for names, expected in (
+        (("made_up", "again"), ([("made_up", "b")], 1)),
+        (("made_up", "again", "n1.0", "n2.0"), ([("made_up", "b")], 3)),
+        (("made_up", "again", "n1.0", "n2.0", "n3.0"), ([], 4)),
+    ):
+        found, count = significant_together({name: summaries[name] for name in names})
+        assert ([(name, comparison.than) for name, comparison in found], count) == expected
+
+
+def test_what_comparisons_can_find() -> None:
+    """Of results with large effects of the seeds, which pairing removes."""
+    precision = summary(a=80, b=78, c=81, d=80).precision
+    assert precision is not None
+    assert precision.kept < 0.01
+    assert precision.pairs == 4
+    assert precision.single == pytest.approx(detectable_difference(precision.deviation, 4))
+    assert precision.corrected == pytest.approx(detectable_difference(precision.deviation, 4, 3))
+    assert summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=78), seeds=3))[0].precision is None
+    assert summarize(STUDY, made_up(STUDY, "long", dict(a=80, b=78), noise=0))[0].precision is None
+
+
+def test_more_seeds_than_planned_are_said() -> None:
+    results = made_up(STUDY, "long", dict(a=80, b=70, c=60, d=60), seeds=6)
+    table = verdict_table([STUDY], {STUDY.name: summarize(STUDY, results)})
+    assert table[-2].endswith("| **supported** (6 seeds, 4 planned) |")
+
+
+def test_a_comparison_without_a_verdict_is_the_least_significant_one() -> None:
+    """Its p-value, of the seeds that remain, must not lower the bar for the others."""
+    study = replace(STUDY, claims=(Claim("a is best", "a", ("b", "c")),))
+    results = exact(study, "a", [81, 82, 81, 82]) | exact(study, "b", [80, 80, 80, 80])
+    results |= exact(study, "c", [60, 61, 60, 61.1, 60])
+    assert [c.p_value for c in summarize(study, results)[0].comparisons] == pytest.approx([0.0138, 0.0], abs=1e-4)
+    lost = study.cell("long", "c", 5).key
+    failed = summarize(study, results, failed=[lost])[0].comparisons
+    assert failed[0].p_value == pytest.approx(2 * 0.0138, abs=1e-4)
+    assert math.isnan(failed[1].p_value)
+
+
+def test_cells_that_failed_before_they_finished_are_named() -> None:
+    results = made_up(STUDY, "long", dict(a=80, b=78))
+    cell = STUDY.cell("long", "b", 1)
+    assert summarize(STUDY, results, failed=[cell.key])[0].retried == (cell.label,)
+
+
+def test_commands_train_what_has_results() -> None:
+    other = replace(STUDY, name="other")
+    all_of_it = made_up(STUDY, "short", dict(a=60, b=60)) | made_up(STUDY, "long", dict(a=60, b=60))
+    summaries = {
+        "made_up": summarize(STUDY, all_of_it),
+        "other": summarize(other, made_up(other, "long", dict(a=1, b=2))),
+    }
+    lines = training_commands([STUDY, other], summaries, {"made_up": "my study.py", "other": "other"}, ["--run", "x"],
+                              {"torch/cifar10": "PATH"})  # fmt: skip
+    assert lines == [
+        "smt study 'my study.py' --run x --data torch/cifar10=PATH",
+        "smt study other --budgets long --run x --data torch/cifar10=PATH",
+    ]
+
+
 def test_pairs_of_different_conditions_are_counted() -> None:
-    results = made_up(STUDY, "long", dict(a=80, b=70))
-    elsewhere = dict(hardware="another machine"), dict(torch="9.0"), dict(version="9.9")
-    keys = [STUDY.cell("long", "a", seed).key for seed in range(3)]
+    results = {
+        key: replace(r, code="1" if r.seed == 3 else "") for key, r in made_up(STUDY, "long", dict(a=80, b=70)).items()
+    }
+    elsewhere = dict(hardware="another machine"), dict(torch="9.0"), dict(version="9.9"), dict(code="2")
+    keys = [STUDY.cell("long", "a", seed).key for seed in range(4)]
     moved = {key: replace(results[key], **change) for key, change in zip(keys, elsewhere, strict=True)}
     plain, mixed = (summarize(STUDY, each)[0] for each in (results, results | moved))
-    assert (plain.comparisons[0].mixed, mixed.comparisons[0].mixed) == (0, 3)
-    assert (plain.mixed(BETTER), mixed.mixed(BETTER)) == (0, 3)
+    assert (plain.comparisons[0].mixed, mixed.comparisons[0].mixed) == (0, 4)
+    assert (plain.mixed(BETTER), mixed.mixed(BETTER)) == (0, 4)
+    unknown = {keys[0]: replace(results[keys[0]], code="2")}  # the other cell of the pair does not record it
+    assert summarize(STUDY, results | unknown)[0].mixed(BETTER) == 0
 
 
 def test_a_claim_is_judged_by_the_last_budget_with_four_pairs_of_all_its_comparisons() -> None:
@@ -291,7 +411,7 @@ def test_the_short_table_names_other_budgets_that_decide() -> None:
     assert row.endswith("| **undecided at this scale**; supported at short |")
     assert "long" in row
     few = verdict_table([study], {STUDY.name: summarize(study, made_up(STUDY, "long", dict(a=80, b=75), seeds=2))})
-    assert few[-1].endswith("| **undecided at this scale**, 2 of 4 seeds |")
+    assert few[-1].endswith("| **undecided at this scale** (2 of 4 seeds) |")
     later = verdict_table([study], {STUDY.name: summarize(replace(study, seeds=5), results)}, decisive=True)[-1]
     assert later.endswith("; supported (preliminary: not all of its cells have a result yet) at short |")
     everything = verdict_table([study], {STUDY.name: summarize(study, results)})

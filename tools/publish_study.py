@@ -9,7 +9,7 @@ two comments, the table of verdicts with one line per claim.
 import sys
 from pathlib import Path
 
-from smt_vision.study.report import verdict_table, write_report
+from smt_vision.study.report import training_commands, verdict_table, write_report
 from smt_vision.study.results import FAILURES, RESULTS, add_failure, add_result, read_failures, read_results
 from smt_vision.study.statistics import summarize
 from smt_vision.study.studies import STUDIES
@@ -17,12 +17,7 @@ from smt_vision.study.throughput import THROUGHPUT, read_throughput
 
 REPO = Path(__file__).resolve().parents[1]
 FIRST, LAST = "<!-- verdicts: written by tools/publish_study.py -->", "<!-- end of verdicts -->"
-COMMAND = """\
-smt study {names} \\
-    --data torch/cifar10=cifar10.tar.gz camvid=camvid --jobs 2
-smt study {names} \\
-    --data torch/cifar10=cifar10.tar.gz camvid=camvid --throughput
-python tools/publish_study.py runs/study"""
+DATA = {"torch/cifar10": "cifar10.tar.gz", "camvid": "camvid"}
 
 
 def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme: Path = REPO / "README.md") -> None:
@@ -40,7 +35,10 @@ def main(run: Path, results: Path = REPO / "docs" / "results" / "study", readme:
         (results / THROUGHPUT).write_bytes((run / THROUGHPUT).read_bytes())
     summaries = {name: summarize(study, found, failed=failed) for name, study in STUDIES.items()}
     studies = [study for name, study in STUDIES.items() if any(summary.comparisons for summary in summaries[name])]
-    command = COMMAND.format(names=" ".join(study.name for study in studies))
+    names = {study.name: study.name for study in studies}
+    trained = [f"{line} --jobs 2" for line in training_commands(studies, summaries, names, data=DATA)]
+    measured = [line.replace("--jobs 2", "--throughput") for line in trained]
+    command = "\n".join([*trained, *measured, "python tools/publish_study.py runs/study"])
     write_report(studies, summaries, results, throughput=read_throughput(results), command=command)
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(FIRST)[0], text.split(LAST)[1]

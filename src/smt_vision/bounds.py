@@ -151,6 +151,7 @@ def _can_be_folder(path: Path) -> bool:
 
 # Upper limits are far above useful values: beyond them, the machine would fail later and with another message.
 Count = Annotated[int, Range(ge=1, le=1_000_000)]
+Seed = Annotated[int, Range(ge=0, le=2**32 - 1)]
 CountOrZero = Annotated[int, Range(ge=0)]
 Resamples = Annotated[int, Range(ge=0, le=100_000)]
 Seconds = Annotated[float, Range(ge=0, le=1_000_000)]

@@ -22,6 +22,7 @@ from .bounds import (
     PositiveFraction,
     Processes,
     Range,
+    Seed,
     Where,
     Workers,
     check_fields,
@@ -441,12 +442,12 @@ class Recipe:
     distill: Distill = field(default_factory=Distill)
     data: str
     train_fraction: PositiveFraction = 1.0
-    split_seed: Annotated[int, Range(ge=0, le=2**32 - 1)] | None = None
+    split_seed: Seed | None = None
     folds: Annotated[int, Range(ge=2, le=1000)] | None = None
     fold: Annotated[int, Range(ge=1, le=1000)] | None = None
     epochs: Count
     batch_size: Count
-    seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = 0
+    seed: Seed = 0
     input: Input = field(default_factory=Input)
     augment: Augment = field(default_factory=Augment)
     sampling: Sampling = field(default_factory=Sampling)

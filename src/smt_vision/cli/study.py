@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..bounds import Count, OutputFolder, Processes
+from ..bounds import Count, OutputFolder, Processes, Seed
 from ..text import printable, shell_word
 from .common import EXIT_USAGE, Output, Parser, nearest, new_parser
 from .console import PlainConsole
@@ -52,7 +52,10 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="these variants only")
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
-    parser.add_argument("--seeds", type=Count | None, help="number of seeds; default: the study's")
+    parser.add_argument("--seeds", type=Count | None, help="number of seeds, from 0; default: the study's")
+    parser.add_argument(
+        "--first_seed", type=Seed, default=0, help="leave out the seeds before this one, e.g. those of another machine"
+    )
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -74,20 +77,24 @@ def run(args: Any) -> Output:
     from ..study.runner import run_cells, unique_cells
 
     args.run = args.run or Path("runs/study_debug" if args.debug else "runs/study")
-    studies = _chosen(_studies(args.studies), args)
+    named = _studies(args.studies)
+    if args.debug:
+        named = [study.for_debugging() for study in named]
+    studies = _chosen(named, args)
     if args.report and args.throughput:
         raise ValueError("--report and --throughput are two steps: measure first, then write the report")
     if (args.results or args.out) and not args.report:
         raise ValueError(f"{'--results' if args.results else '--out'} is for the report; add --report")
     if not args.studies and not args.report:
-        steps, choices = (args.throughput, args.dry_run, args.debug), (args.only, args.budgets, args.seeds)
+        steps = args.throughput, args.dry_run, args.debug
+        choices = args.only, args.budgets, args.seeds, args.first_seed
         if any((*steps, *choices, args.data, args.jobs != 1)):
             raise ValueError("which studies? Name them: smt study NAME ...; without a name or option, all are listed")
     if (not args.studies and not args.report) or (args.list and not args.dry_run):
-        return _listed(studies, cells=bool(args.studies))
+        return _listed(studies, args)
     if args.report:
-        return _report(studies, args)
-    cells = unique_cells(_ordered(studies))
+        return _report(named, studies, args)
+    cells = unique_cells(_ordered(studies, args.first_seed))
     data = _data(studies, args)
     if args.throughput:
         return _throughput(cells, data, args)
@@ -124,14 +131,20 @@ def _studies(names: Sequence[str]) -> "list[Study]":
 
 
 def _chosen(studies: "Sequence[Study]", args: Any) -> "list[Study]":
-    """The studies, of debug size or restricted to what the arguments name, without those that have none of it."""
+    """The studies, restricted to what the arguments name, without those that have none of it."""
+    if args.report and args.first_seed:
+        raise ValueError("--first_seed chooses the cells to train; a report has those of all seeds: omit --first_seed")
+    for study in studies:
+        if args.first_seed >= (count := args.seeds or study.seeds):
+            raise ValueError(
+                f"--first_seed {args.first_seed} leaves no seed of {study.name}, which has the seeds 0 to {count - 1}; "
+                f"add e.g. --seeds {args.first_seed + 4}"
+            )
     if args.report and args.only:
         raise ValueError(
             "--only chooses the variants to train; a report has all that have results, since verdicts are corrected "
             "for all comparisons of a study: omit --only"
         )
-    if args.debug:
-        studies = [study.for_debugging() for study in studies]
     _check_known("variant", args.only, [study.variants for study in studies], studies)
     _check_known("budget", args.budgets, [study.budgets for study in studies], studies)
     restricted = [_restricted(study, args) for study in studies]
@@ -166,6 +179,7 @@ def _restricted(study: "Study", args: Any) -> "Study":
     return replace(
         study, variants=variants, budgets=budgets, claims=claims, seeds=args.seeds or study.seeds,
         debug_variants=debug_variants, trend_from=trend_from,
+        reference_budgets=tuple(name for name in study.reference_budgets if name in budgets),
     )  # fmt: skip
 
 
@@ -173,10 +187,10 @@ def _subset(known: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if not names or name in names}
 
 
-def _ordered(studies: "Sequence[Study]") -> "list[Cell]":
+def _ordered(studies: "Sequence[Study]", first_seed: int) -> "list[Cell]":
     """The cells of all studies: the first budget of each before the second, and seed by seed."""
     rank = {(study.name, budget): i for study in studies for i, budget in enumerate(study.budgets)}
-    cells = [cell for study in studies for cell in study.cells()]
+    cells = [cell for study in studies for cell in study.cells() if cell.recipe.seed >= first_seed]
     return sorted(cells, key=lambda cell: (rank[cell.study, cell.budget], cell.recipe.seed))
 
 
@@ -203,11 +217,11 @@ def _datasets(studies: "Sequence[Study]") -> list[str]:
     return list(dict.fromkeys(cell.recipe.data for study in studies for cell in study.cells(seeds=1)))
 
 
-def _listed(studies: "Sequence[Study]", cells: bool) -> Output:
+def _listed(studies: "Sequence[Study]", args: Any) -> Output:
     from ..study.study import to_plain
 
-    if cells:
-        labels = [cell.label for cell in _ordered(studies)]
+    if args.studies:
+        labels = [cell.label for cell in _ordered(studies, args.first_seed)]
         return Output(labels, [*labels])
     table = Table("study", "question", "variants", "budgets", "seeds", "data", box=None, header_style="bold")
     table.columns[0].no_wrap = True
@@ -230,8 +244,9 @@ def _dry_run(cells: "Sequence[Cell]", data: Mapping[str, str], args: Any) -> Out
     return Output({"cells": rows, "seconds": total}, show)
 
 
-def _report(studies: "Sequence[Study]", args: Any) -> Output:
-    from ..study.report import write_report
+def _report(named: "Sequence[Study]", studies: "Sequence[Study]", args: Any) -> Output:
+    """The report of the restricted studies; trends and corrections are those of the whole ones, as they were named."""
+    from ..study.report import training_commands, write_report
     from ..study.results import FAILURES, RESULTS, read_failures, read_results
     from ..study.statistics import summarize
     from ..study.throughput import read_throughput
@@ -241,16 +256,25 @@ def _report(studies: "Sequence[Study]", args: Any) -> Output:
             raise FileNotFoundError(f"{path}: there is no such file; expected a results file of studies")
     results = read_results([args.run / RESULTS, *args.results])
     failed = read_failures(path.with_name(FAILURES) for path in [args.run / RESULTS, *args.results])
-    summaries = {study.name: summarize(study, results, args.seeds, failed) for study in studies}
+    whole = {study.name: study for study in named}
+    summaries = {
+        study.name: [
+            summary
+            for summary in summarize(whole[study.name], results, args.seeds, failed)
+            if summary.budget in study.budgets
+        ]
+        for study in studies
+    }
     studies = [study for study in studies if args.studies or summaries[study.name]]
-    known = [study.name.removesuffix("_debug") if args.debug else study.name for study in studies]
-    chosen = [*(args.studies or known), "--run", str(args.run)]
-    for option, values in (("--budgets", args.budgets), ("--seeds", [args.seeds])):
-        chosen += [option, *map(str, values)] if any(values) else []
-    chosen += ["--debug"] if args.debug else []
-    names = " ".join(map(shell_word, chosen))
-    data = "" if args.debug else " --data " + " ".join(shell_word(f"{name}=PATH") for name in _datasets(studies))
-    command = f"smt study {names}{data}\nsmt study {names} --report"
+    words = dict(zip(whole, args.studies or (name.removesuffix("_debug") for name in whole), strict=True))
+    options = ["--run", str(args.run)]
+    options += ["--seeds", str(args.seeds)] if args.seeds else []
+    options += ["--debug"] if args.debug else []
+    data = {} if args.debug else dict.fromkeys(_datasets(studies), "PATH")
+    trained = training_commands([whole[study.name] for study in studies], summaries, words, options, data)
+    chosen = [*(words[study.name] for study in studies), *options]
+    chosen += ["--budgets", *args.budgets] if args.budgets else []
+    command = "\n".join([*trained, f"smt study {' '.join(map(shell_word, chosen))} --report"])
     files = write_report(
         studies, summaries, args.out or args.run / "report", throughput=read_throughput(args.run), command=command
     )

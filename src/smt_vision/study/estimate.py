@@ -32,26 +32,46 @@ def estimate_seconds(
         results: Results by key.
         data: Path of the dataset, by the name that recipes have for it.
     """
-    waiting = [cell for cell in cells if cell.key not in results]
-    known: dict[tuple[str, ...], list[float]] = {}  # seconds per pass over all images
+    times = PassTimes()
     for cell in cells:
         if result := results.get(cell.key):
-            for group in _groups(cell.recipe):
-                known.setdefault(group, []).append(result.seconds / passes(cell.recipe))
+            times.add(cell.recipe, result.seconds)
     estimates = {}
-    for cell in waiting:
-        same, similar = _groups(cell.recipe)
-        if same not in known:
-            known[same] = known.get(similar) or [_measure_pass(cell, data or {})]
-        estimates[cell.key] = mean(known[same]) * passes(cell.recipe)
+    for cell in cells:
+        if cell.key not in results:
+            seconds = times.of(cell.recipe)
+            if seconds is None:
+                seconds = _measure_pass(cell, data or {})
+                times.add(cell.recipe, seconds * passes(cell.recipe))
+            estimates[cell.key] = seconds * passes(cell.recipe)
     return estimates
 
 
-def _groups(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What recipes of the same time per image have in common, and recipes of a similar time."""
+class PassTimes:
+    """Seconds per pass over all images of the runs that are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], list[float]] = {}
+
+    def add(self, recipe: Recipe, seconds: float) -> None:
+        """Add a run that took this long."""
+        for group in _groups(recipe):
+            self._known.setdefault(group, []).append(seconds / passes(recipe))
+
+    def of(self, recipe: Recipe, *, rough: bool = False) -> float | None:
+        """The mean of runs of the same model or else of a similar one; ``rough``: or else of any, on the same data if
+        there are such. ``None`` without one."""
+        groups = _groups(recipe)
+        found = (self._known[group] for group in (groups if rough else groups[:2]) if group in self._known)
+        times = next(found, None)
+        return None if times is None else mean(times)
+
+
+def _groups(recipe: Recipe) -> tuple[tuple[str, ...], ...]:
+    """What recipes have in common: those of the same time per image, of a similar one, on the same data, and all."""
     size = str(getattr(recipe.input, "size", ""))
     shape = json.dumps([recipe.model, *(recipe.model_args.get(name) for name in SHAPE)], default=list)
-    return (recipe.data, inference_key(recipe)), (recipe.data, size, shape)
+    return (recipe.data, inference_key(recipe)), (recipe.data, size, shape), (recipe.data,), ()
 
 
 def _measure_pass(cell: Cell, data: Mapping[str, str]) -> float:

@@ -39,6 +39,10 @@ RECIPE, RESULT, MESSAGES, LOCK = "cell.yaml", "result.json", "messages.txt", ".l
 FAILED = 1  # exit code after an error, also of Python after a traceback
 EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError)
 
+# Hash of the package's source files as they are when this process, which imports them, starts.
+_SOURCES = sorted(Path(__file__).parents[1].rglob("*.py"))
+CODE = hash_bytes(*(part for file in _SOURCES for part in (file.name.encode(), file.read_bytes())))
+
 
 def train_cell(folder: Path, key: str, label: str, device: str | None, files: Sequence[Path] = ()) -> None:
     """Train the recipe in ``cell.yaml``, from where it was stopped, and write ``result.json``.
@@ -68,7 +72,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None, files: Se
             for file in files:
                 import_file(file)
             recipe = read_recipe_file(folder / RECIPE)
-            result = _result(train(recipe, folder, display=False), folder, key, label)
+            result = _result(train(recipe, folder, display=False), folder, key, label, files)
         except Stopped as stopped:
             print(printable(stopped), flush=True)
             sys.exit(128 + stopped.signal)
@@ -78,7 +82,7 @@ def train_cell(folder: Path, key: str, label: str, device: str | None, files: Se
         write_text_atomic(folder / RESULT, json.dumps(asdict(result)))
 
 
-def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
+def _result(run: Run, folder: Path, key: str, label: str, files: Sequence[Path]) -> CellResult:
     metric = run.task.primary_metric
     lines: Sequence[dict[str, Any]] = [line for line in read_log(folder) if line["kind"] == "eval"]
     cost = describe(*get_task(run.task.spec.task).flops_model(run.raw, run.task.spec))
@@ -100,6 +104,7 @@ def _result(run: Run, folder: Path, key: str, label: str) -> CellResult:
         date=date.today().isoformat(),
         val_images=hash_of_images(run.task.val_set),
         listing=hash_of_listing(run.task),
+        code=_hex(hash_bytes(str(CODE).encode(), *(file.read_bytes() for file in files))),
     )
 
 

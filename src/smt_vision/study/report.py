@@ -1,16 +1,27 @@
 """The report of studies: one page of Markdown and one of HTML, which contains its pictures."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from math import isnan
+from itertools import groupby
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
 from ..pages import html_page, table_lines
-from ..text import Markdown, code, markdown
+from ..text import Markdown, code, markdown, shell_word
+from .paired import MIN_PAIRS, Interval
 from .pictures import draw_cost, draw_curves, draw_differences
-from .results import CellResult
-from .statistics import MIN_PAIRS, BudgetSummary, Comparison, Interval, Trend, Verdict, decisive_summary, trends
+from .results import FAILURES, CellResult, under_same_conditions
+from .statistics import (
+    BudgetSummary,
+    Comparison,
+    Precision,
+    Trend,
+    Verdict,
+    decisive_summary,
+    significant_together,
+)
 from .study import Claim, Study, changed_fields, inference_key
 
 METHOD = """\
@@ -18,13 +29,15 @@ Every cell is one training run; its result is the metric of the weights at the e
 the recipe has one), not of the best epoch. The cells of one seed have the same data order and augmentation. Two
 variants are compared by the paired t test over the seeds that both have; the 95 % interval is its t interval, not
 corrected for the number of comparisons. A verdict needs four pairs and a two-sided p-value below 0.05 after Holm's
-correction for all comparisons of the study at that budget: `supported` or `contradicted` by the sign of the difference,
-otherwise `undecided at this scale`, which does not mean that the variants are equal. A claim about several variants is
-supported by all of its comparisons, and contradicted by any. Intervals cover variation over training seeds, on one set
-of validation images, not over images. Differences that are equal for all seeds have no variance to estimate, and so no
-p-value and no verdict. The number of seeds should be fixed in advance: checking for a verdict after every additional
-seed gives too many false positives. In the pictures of differences, green is supported, orange contradicted, gray
-undecided; an arrow is an interval that extends beyond the panel.
+correction for all comparisons of the study at that budget, so that the level of 5 % holds for each study and budget:
+`supported` or `contradicted` by the sign of the difference, otherwise `undecided at this scale`, which does not mean
+that the variants are equal. A claim about several variants is supported by all of its comparisons, and contradicted by
+any. Studies with the same base share its runs, and some share variants: their differences vary together. Intervals
+cover variation over training seeds, on one set of validation images, not over images. Differences that are equal for
+all seeds have no variance to estimate, and so no p-value and no verdict. The number of seeds should be fixed in
+advance: checking for a verdict after every additional seed gives too many false positives. Published differences are
+shown for comparison; they were measured in other conditions. In the pictures of differences, green is supported, orange
+contradicted, gray undecided; an arrow is an interval that extends beyond the panel.
 """
 METRIC_NAMES = {"top1": "top-1", "map": "mAP", "miou": "mIoU", "box_ap": "box AP", "mask_ap": "mask AP"}
 
@@ -56,7 +69,7 @@ def write_report(
         raise ValueError(f"no results of {', '.join(summaries)}; train cells first: smt study NAME --run FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
     speeds = throughput["images_per_s"]
-    page = ["# Studies", "", *verdict_table(studies, summaries), "", METHOD]
+    page = ["# Studies", "", *verdict_table(studies, summaries), "", *_together(summaries), METHOD]
     pictures: list[Path] = []
     for study in studies:
         page += ["", f"## {study.name}", "", study.about, ""]
@@ -76,6 +89,39 @@ def write_report(
     return [*files, *pictures]
 
 
+def training_commands(
+    studies: Sequence[Study],
+    summaries: Mapping[str, Sequence[BudgetSummary]],
+    words: Mapping[str, str],
+    options: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The commands that train the cells that have results: one for all studies that have results at every budget, and
+    one for each other study.
+
+    Args:
+        studies: The studies.
+        summaries: Summaries of each study, by its name.
+        words: What ``smt study`` calls each study, by its name: the name or a file.
+        options: Further options.
+        data: Path of each dataset, by the name that recipes have for it.
+    """
+    groups: dict[tuple[str, ...], list[Study]] = {}
+    for study in studies:
+        found = tuple(each.budget for each in summaries[study.name] if each.comparisons or not study.claims)
+        if found:
+            groups.setdefault(() if len(found) == len(study.budgets) else (study.name, *found), []).append(study)
+    commands = []
+    for budgets, group in groups.items():
+        words_of_one = [words[study.name] for study in group]
+        words_of_one += ["--budgets", *budgets[1:]] if budgets else []
+        used = dict.fromkeys(study.base.data for study in group)
+        paths = [f"{name}={data[name]}" for name in used if data and name in data]
+        words_of_one += [*options, *(["--data", *paths] if paths else [])]
+        commands.append(f"smt study {' '.join(map(shell_word, words_of_one))}")
+    return commands
+
+
 def verdict_table(
     studies: Sequence[Study], summaries: Mapping[str, Sequence[BudgetSummary]], *, decisive: bool = False
 ) -> list[str]:
@@ -84,22 +130,41 @@ def verdict_table(
     Args:
         studies: The studies.
         summaries: Summaries of each study, by its name.
-        decisive: One line per claim, of the budget that it is judged by
-            (:func:`smt_vision.study.statistics.decisive_summary`), instead of one per claim and budget; it names the
-            other budgets at which the verdict is another one and not undecided.
+        decisive: Of the budgets that follow each other, only the one that a claim is judged by
+            (:func:`smt_vision.study.statistics.decisive_summary`), with the names of the others at which the verdict is
+            another one and not undecided, or at which cells failed.
     """
     rows = []
     for study in studies:
         for claim in study.claims:
-            found_for = summaries[study.name]
-            for summary in filter(None, [decisive_summary(claim, found_for)]) if decisive else found_for:
-                if found := [c for c in summary.comparisons if c.claim == claim]:
+            judged = [each for each in summaries[study.name] if each.judged]
+            following = [each for each in judged if each.budget not in study.trend_from]
+            decides = decisive_summary(claim, following) if decisive else None
+            for summary in judged:
+                if decisive and summary in following and summary is not decides:
+                    continue
+                if found := summary.of(claim):
                     where = ", ".join(filter(None, [study.name, summary.budget]))
                     measured = "; ".join(f"{c.than}: {_difference(c)}" for c in found)
                     published = "; ".join(f"{c.than}: {c.published:+.1f}" for c in found if c.published is not None)
-                    verdict = _verdict(claim, summary) + (_elsewhere(claim, summary, found_for) if decisive else "")
-                    rows.append([claim.text, where, measured, published, Markdown(verdict)])
+                    elsewhere = _elsewhere(claim, summary, following) if summary is decides else ""
+                    rows.append(
+                        [claim.text, where, measured, published, Markdown(_verdict(claim, summary) + elsewhere)]
+                    )
     return table_lines(["claim", "study", "difference in points (95 % interval)", "published", "verdict"], rows)
+
+
+def _together(summaries: Mapping[str, Sequence[BudgetSummary]]) -> list[str]:
+    """What remains significant after a correction for all comparisons of the page."""
+    found, count = significant_together(summaries)
+    if count < 2:
+        return []
+    groups = groupby(found, key=lambda entry: ", ".join(filter(None, [entry[0], entry[1].budget])))
+    names = "; ".join(
+        markdown(f"{where} ({', '.join(f'{c.claim.better} - {c.than}' for _, c in group)})") for where, group in groups
+    )
+    about = f"After a correction for all {count} different comparisons of this page together"
+    return [f"{about}, significant are: {names}." if names else f"{about}, none is significant.", ""]
 
 
 def _section(
@@ -109,7 +174,7 @@ def _section(
     lines = [f"- {claim.text}: {_verdicts(claim, summaries)}" for claim in study.claims]
     for source in dict.fromkeys(claim.source for claim in study.claims if claim.source):
         theirs = "; ".join(claim.text for claim in study.claims if claim.source == source)
-        lines += ["", f"Claimed by {source}: {theirs}."]
+        lines += ["", f"From {source}: {theirs}."]
     lines += ["", _recipe(study), ""]
     if waiting := study.budgets.keys() - {summary.budget for summary in summaries}:
         names = ", ".join(markdown(budget) for budget in study.budgets if budget in waiting)
@@ -128,6 +193,12 @@ def _section(
                 "verdict: the remaining seeds are not a random choice.",
                 "",
             ]
+        if summary.retried:
+            lines += [
+                f"{len(summary.retried)} cells failed and finished when they were tried again: "
+                f"{markdown(', '.join(summary.retried))}. The reasons are in `{FAILURES}`.",
+                "",
+            ]
         if summary.incomparable:
             lines += [
                 f"Cells of seed {', '.join(map(str, summary.incomparable))} were trained or evaluated on different "
@@ -136,13 +207,15 @@ def _section(
             ]
         if mixed := _seeds_of_several_machines(summary):
             lines += [
-                f"The cells of seed {', '.join(map(str, mixed))} were trained on different hardware, or with different "
-                "versions of PyTorch or of this package; pairing by seed does not remove what these change. Pairs of "
+                f"Not all cells of seed {', '.join(map(str, mixed))} were trained on the same hardware, with the same "
+                "versions of PyTorch and of this package; pairing by seed does not remove what these change. Pairs of "
                 "such cells are called mixed.",
                 "",
             ]
         lines += [*_variant_table(study, summary, label, speeds), *_comparison_table(summary)]
-    if changes := trends(study, summaries):
+        if summary.judged and (precision := summary.precision):
+            lines += [_precision(precision, summary.planned), ""]
+    if changes := [trend for summary in summaries for trend in summary.trends]:
         lines += ["### Trend", "", *_trend_table(changes)]
     lines += [line for path in drawn for line in (f"![{path.stem.replace('_', ' ')}]({path.name})", "")]
     return lines
@@ -162,18 +235,18 @@ def _recipe(study: Study) -> str:
 
 
 def _seeds_of_several_machines(summary: BudgetSummary) -> list[int]:
-    machines: dict[int, set[tuple[str, ...]]] = {}
+    by_seed: dict[int, list[CellResult]] = {}
     for variant in summary.variants:
         for result in variant.results:
-            machines.setdefault(result.seed, set()).add(result.conditions)
-    return sorted(seed for seed, found in machines.items() if len(found) > 1)
+            by_seed.setdefault(result.seed, []).append(result)
+    return sorted(seed for seed, results in by_seed.items() if not under_same_conditions(results))
 
 
 def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
     by_budget = [
         _verdict(claim, summary) + (f" ({summary.budget})" if summary.budget else "")
         for summary in summaries
-        if any(c.claim == claim for c in summary.comparisons)
+        if summary.judged and summary.of(claim)
     ]
     compared = {claim.better, *claim.than}
     have_results = any(len(compared & {each.variant for each in summary.variants}) > 1 for summary in summaries)
@@ -181,21 +254,27 @@ def _verdicts(claim: Claim, summaries: Sequence[BudgetSummary]) -> str:
 
 
 def _verdict(claim: Claim, summary: BudgetSummary) -> str:
-    """The verdict in bold, and what it lacks: seeds, pairs that were trained under the same conditions, or cells."""
+    """The verdict in bold, and what limits it: seeds, pairs that were trained under other conditions, and cells."""
     verdict, pairs, mixed = summary.verdict(claim), summary.pairs(claim), summary.mixed(claim)
-    if verdict == Verdict.UNDECIDED:
-        return f"**{verdict}**" + (f", {pairs} of {MIN_PAIRS} seeds" if pairs < MIN_PAIRS else "")
     waiting = {claim.better, *claim.than} & {*summary.incomplete}
     notes = [
-        *([f"{mixed} of {pairs} pairs mixed"] if mixed else []),
-        *(["preliminary: not all of its cells have a result yet"] if waiting else []),
+        *([f"{pairs} of {MIN_PAIRS} seeds"] if pairs < MIN_PAIRS else []),
+        *([f"up to {mixed} of {pairs} pairs mixed"] if mixed else []),
+        *([f"{pairs} seeds, {summary.seeds} planned"] if pairs > summary.seeds else []),
+        *(["preliminary: not all of its cells have a result yet"] if waiting and verdict != Verdict.UNDECIDED else []),
+        *(["cells failed"] if any(comparison.failed for comparison in summary.of(claim)) else []),
     ]
     return f"**{verdict}**" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _elsewhere(claim: Claim, shown: BudgetSummary, summaries: Sequence[BudgetSummary]) -> str:
-    """The budgets that decide a claim otherwise than the one shown."""
-    others = [each for each in summaries if each.verdict(claim) not in (Verdict.UNDECIDED, shown.verdict(claim))]
+    """The budgets that decide a claim otherwise than the one shown, or at which cells failed."""
+    others = [
+        each
+        for each in summaries
+        if each.verdict(claim) not in (Verdict.UNDECIDED, shown.verdict(claim))
+        or (each is not shown and any(comparison.failed for comparison in each.of(claim)))
+    ]
     return "".join(
         f"; {_verdict(claim, summary).replace('**', '')} at {markdown(summary.budget)}" for summary in others
     )
@@ -228,31 +307,38 @@ def _comparison_table(summary: BudgetSummary) -> list[str]:
         return []
     header = ["difference in points", "pairs", "measured", "95 % interval", "published", "p (Holm)", "verdict"]
     rows = [
-        [f"{c.claim.better} - {c.than}", f"{c.pairs}, {c.mixed} of them mixed" if c.mixed else str(c.pairs),
-         f"{c.interval.mean:+z.2f}", _shown(c.interval), _published(c), _p_value(c.p_value), str(c.verdict)]
+        [f"{c.claim.better} - {c.than}", _pairs(c), f"{c.interval.mean:+z.2f}", _shown(c.interval),
+         "" if c.published is None else f"{c.published:+.1f}", _p_value(c.p_value),
+         str(c.verdict) if summary.judged else "judged in other studies"]
         for c in summary.comparisons
     ]  # fmt: skip
     return [*table_lines(header, rows), ""]
 
 
 def _trend_table(changes: Sequence[Trend]) -> list[str]:
-    header = ["difference in points", "from", "to", "change", "95 % interval", "p (Holm)"]
-    rows = []
-    for trend in changes:
-        change = [f"{trend.change.mean:+z.2f}", _shown(trend.change), _p_value(trend.p_value)]
-        rows.append([f"{trend.claim.better} - {trend.than}", trend.first, trend.later, *change])
+    header = ["difference in points", "from", "to", "pairs", "change", "95 % interval", "p (Holm)"]
+    rows = [
+        [f"{trend.claim.better} - {trend.than}", trend.first, trend.later, _pairs(trend),
+         f"{trend.change.mean:+z.2f}", _shown(trend.change), _p_value(trend.p_value)]
+        for trend in changes
+    ]  # fmt: skip
     return [*table_lines(header, rows), ""]
 
 
-def _published(comparison: Comparison) -> str:
-    """The published difference, and whether it lies in the interval."""
-    if comparison.published is None:
-        return ""
-    low, high = comparison.interval.low, comparison.interval.high
-    if isnan(low):
-        return f"{comparison.published:+.1f}"
-    inside = low <= comparison.published <= high
-    return f"{comparison.published:+.1f} ({'inside' if inside else 'outside'} the interval)"
+def _pairs(compared: Comparison | Trend) -> str:
+    return f"{compared.pairs}, {compared.mixed} of them mixed" if compared.mixed else str(compared.pairs)
+
+
+def _precision(found: Precision, planned: int) -> str:
+    """What the comparisons at a budget can find, in words."""
+    text = (
+        f"The differences of pairs have a standard deviation of {found.deviation:.2f} points (median); pairing by seed "
+        f"leaves {100 * found.kept:.0f} % of the variance of unpaired ones. With {found.pairs} pairs, a single test "
+        f"finds a true difference of {found.single:.1f} points with a probability of 80 %"
+    )
+    if planned < 2 or not isfinite(found.corrected):
+        return f"{text}."
+    return f"{text}; to be the most significant of {planned} comparisons, it must be {found.corrected:.1f}."
 
 
 def _difference(comparison: Comparison) -> str:
@@ -298,9 +384,12 @@ def _conditions(used: Sequence[CellResult], throughput: Mapping[str, Any], comma
         f"- dates: {markdown(min(r.date for r in used))} to {markdown(max(r.date for r in used))}",
     ]
     if unknown:
-        lines.append(
-            f"- results that do not record which images they are of, which is assumed to be the same: {unknown}"
-        )
+        lines.append(f"- {unknown} results do not record which images they are of, which is assumed to be the same")
+    codes = Counter(result.code for result in used)
+    if without := codes.pop("", 0):
+        lines.append(f"- {without} results do not record the code of the package; development versions have one number")
+    if codes:
+        lines.append(f"- code: {', '.join(f'{code} ({count} cells)' for code, count in codes.most_common())}")
     if conditions := throughput.get("conditions"):
         lines.append(
             f"- images/s: inference, {markdown(conditions['precision'])}, batch {conditions['batch_size']:d}, in turn "

@@ -1,7 +1,7 @@
 """The results file of studies: one JSON line per finished cell."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -38,6 +38,8 @@ class CellResult:
             on different images are not compared.
         listing: Hash of names and labels of the training and validation images; empty where it is not known. Cells
             whose recipes name the same images are not compared if it differs.
+        code: Hash of the source files of this package and of the study; empty where it is not known. A development
+            version changes without its number.
     """
 
     key: str
@@ -57,11 +59,15 @@ class CellResult:
     date: str
     val_images: str = ""
     listing: str = ""
+    code: str = ""
 
-    @property
-    def conditions(self) -> tuple[str, str, str]:
-        """Hardware, version of PyTorch and version of this package."""
-        return self.hardware, self.torch, self.version
+
+def under_same_conditions(results: Collection[CellResult]) -> bool:
+    """Whether results are of the same hardware, versions of PyTorch and of this package and, if recorded, code."""
+    return all(
+        len({getattr(result, name) for result in results} - {""}) < 2
+        for name in ("hardware", "torch", "version", "code")
+    )
 
 
 def read_results(paths: Iterable[Path]) -> dict[str, CellResult]:

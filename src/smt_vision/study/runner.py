@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from ..tasks import get_task
 from ..tasks.build import create_model
 from ..tasks.task import Training
 from . import process
+from .estimate import PassTimes
 from .results import FAILURES, RESULTS, CellResult, add_failure, add_result, read_result, read_results
 from .study import Cell, model_key, passes, with_data
 
@@ -215,7 +215,7 @@ class _Runner:
         self.running: list[_Running] = []
         self.failed: list[tuple[Cell, str]] = []
         self._stopped = False
-        self._speeds: list[float] = []  # seconds per pass over the data of the cells that were trained
+        self._times = PassTimes()  # of the cells that were trained
         # Processes are forked from a clean one that has imported everything, which takes longer than a tiny cell.
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(
@@ -261,7 +261,7 @@ class _Runner:
                 add_result(self.folder / RESULTS, result)
                 self.results[result.key] = result
                 self.done += 1
-                self._speeds.append(result.seconds / passes(each.cell.recipe))
+                self._times.add(each.cell.recipe, result.seconds)
                 left = self._seconds_left(fractions)
                 self.on_progress(
                     Progress(self.done, self.total, fractions, finished=(each.cell, result), seconds_left=left)
@@ -273,9 +273,10 @@ class _Runner:
         self.on_progress(Progress(self.done, self.total, fractions))
 
     def _seconds_left(self, fractions: Mapping[str, float]) -> float:
-        whole = sum(passes(cell.recipe) for cell in self.waiting)
-        rest = sum((1 - fractions[each.cell.label]) * passes(each.cell.recipe) for each in self.running)
-        return (whole + rest) * mean(self._speeds) / self.jobs
+        rest = [(each.cell.recipe, 1 - fractions[each.cell.label]) for each in self.running]
+        rest += [(cell.recipe, 1.0) for cell in self.waiting]
+        seconds = (fraction * passes(recipe) * (self._times.of(recipe, rough=True) or 0.0) for recipe, fraction in rest)
+        return sum(seconds) / self.jobs
 
 
 def _device(recipe: Recipe, slot: int) -> str | None:

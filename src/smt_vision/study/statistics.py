@@ -8,18 +8,15 @@ the other. Holm's method corrects the p-values for all comparisons of a study at
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import product
-from math import isnan, nan
+from functools import cached_property
+from math import nan
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from ..extras import require
-from .results import CellResult
+from .paired import LEVEL, MIN_PAIRS, Interval, correct_p_values, detectable_difference, paired_interval
+from .results import CellResult, under_same_conditions
 from .study import Claim, Study, names_same_images
-
-CONFIDENCE = 0.95
-MIN_PAIRS = 4  # seeds of both variants that a verdict needs
 
 
 class Verdict(StrEnum):
@@ -55,23 +52,6 @@ class VariantSummary:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """The mean of paired differences, in percentage points, with its t interval.
-
-    Args:
-        mean: Mean of the differences.
-        low, high: 95 % interval; NaN with one difference.
-        p_value: Two-sided p-value of a mean of zero; NaN likewise, and where all differences are equal and not zero,
-            since a sample without variance has no t statistic.
-    """
-
-    mean: float
-    low: float = nan
-    high: float = nan
-    p_value: float = nan
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The difference of two variants at one budget, in percentage points of the primary metric.
 
@@ -79,36 +59,47 @@ class Comparison:
         claim: The claim that the comparison belongs to.
         budget: Name of the budget.
         than: The variant that ``claim.better`` is compared with.
-        by_seed: The difference for each seed of which both variants have a result: positive if ``claim.better`` has the
-            higher metric.
-        interval: Mean and interval of the difference, not corrected for the number of comparisons.
-        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN where ``interval`` has none.
+        results: The results of ``claim.better`` and of ``than`` for each seed of which both have one.
+        interval: Mean and interval of the difference, not corrected for the number of comparisons: positive if
+            ``claim.better`` has the higher metric.
         failed: Number of cells of the two variants that failed and have no result.
-        mixed: Number of pairs whose two cells were trained on different hardware, or with other versions of PyTorch or
-            of this package, which pairing by seed does not remove.
+        p_value: Two-sided p-value of no difference, corrected by Holm's method; NaN where ``interval`` has none, where
+            a verdict is not possible, and at a budget that the study does not judge.
     """
 
     claim: Claim
     budget: str
     than: str
-    by_seed: Mapping[int, float]
+    results: Mapping[int, tuple[CellResult, CellResult]]
     interval: Interval
-    p_value: float = nan
     failed: int = 0
-    mixed: int = 0
+    p_value: float = nan
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The difference for each seed."""
+        return {seed: one.value - other.value for seed, (one, other) in self.results.items()}
 
     @property
     def pairs(self) -> int:
         """Number of seeds for which both variants have a result."""
-        return len(self.by_seed)
+        return len(self.results)
+
+    @cached_property
+    def mixed(self) -> int:
+        """Number of pairs whose two cells were trained on different hardware, or with other versions of PyTorch or of
+        this package, which pairing by seed does not remove."""
+        return sum(not under_same_conditions(pair) for pair in self.results.values())
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether there are four pairs, and no cell failed: the seeds that remain are not a random choice."""
+        return self.pairs >= MIN_PAIRS and not self.failed
 
     @property
     def verdict(self) -> Verdict:
-        """``supported`` or ``contradicted`` by the sign of the difference, if the corrected p-value is below 0.05.
-
-        ``undecided`` with fewer than four pairs, and if cells failed: the seeds that remain are not a random choice.
-        """
-        if self.pairs < MIN_PAIRS or self.failed or not self.p_value < 1 - CONFIDENCE:
+        """``supported`` or ``contradicted`` by the sign of the difference, if the corrected p-value is below 0.05."""
+        if not self.p_value < LEVEL:
             return Verdict.UNDECIDED
         return Verdict.SUPPORTED if self.interval.mean > 0 else Verdict.CONTRADICTED
 
@@ -116,47 +107,6 @@ class Comparison:
     def published(self) -> float | None:
         """The published difference in percentage points, if there is one."""
         return self.claim.published.get(self.than)
-
-
-@dataclass(frozen=True)
-class BudgetSummary:
-    """The results of a study at one budget.
-
-    Args:
-        budget: Name of the budget.
-        variants: The variants that have results.
-        comparisons: All comparisons whose two variants have results.
-        missing: Number of cells without a result, among the seeds that are planned.
-        failed: Labels of the cells that failed and have no result.
-        incomplete: The variants that the missing cells are of.
-        incomparable: Seeds at which two variants of a claim were evaluated on different images, or trained on different
-            images or labels although their recipes name the same; these are not pairs.
-    """
-
-    budget: str
-    variants: tuple[VariantSummary, ...]
-    comparisons: tuple[Comparison, ...]
-    missing: int
-    failed: tuple[str, ...] = ()
-    incomplete: tuple[str, ...] = ()
-    incomparable: tuple[int, ...] = ()
-
-    def verdict(self, claim: Claim) -> Verdict:
-        """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
-        verdicts = {c.than: c.verdict for c in self.comparisons if c.claim == claim}
-        if Verdict.CONTRADICTED in verdicts.values():
-            return Verdict.CONTRADICTED
-        supported = all(verdicts.get(than) == Verdict.SUPPORTED for than in claim.than)
-        return Verdict.SUPPORTED if supported else Verdict.UNDECIDED
-
-    def mixed(self, claim: Claim) -> int:
-        """Number of mixed pairs of the comparison of a claim that has the most."""
-        return max((c.mixed for c in self.comparisons if c.claim == claim), default=0)
-
-    def pairs(self, claim: Claim) -> int:
-        """Number of pairs of the comparison of a claim that has the fewest."""
-        pairs = {c.than: c.pairs for c in self.comparisons if c.claim == claim}
-        return min(pairs.get(than, 0) for than in claim.than)
 
 
 @dataclass(frozen=True)
@@ -168,8 +118,10 @@ class Trend:
         than: The variant that ``claim.better`` is compared with.
         first, later: Names of the budgets.
         change: Difference at the later budget less that at the first, over the seeds that both have.
-        p_value: Two-sided p-value of no change, corrected by Holm's method for all trends of the study; NaN
-            where ``change`` has none.
+        pairs: Number of these seeds.
+        mixed: Number of seeds whose four cells were not trained on the same hardware with the same versions.
+        p_value: Two-sided p-value of no change, corrected by Holm's method for all planned trends to the later budget;
+            NaN where ``change`` has none, with fewer than four pairs, and if cells failed.
     """
 
     claim: Claim
@@ -177,7 +129,96 @@ class Trend:
     first: str
     later: str
     change: Interval
+    pairs: int
+    mixed: int
     p_value: float = nan
+
+
+class Precision(NamedTuple):
+    """What comparisons at a budget can find, in percentage points.
+
+    Args:
+        deviation: Standard deviation of the differences of pairs, the median over the comparisons.
+        kept: Variance of the differences of pairs over the sum of the variances of the two variants: 1 if pairing by
+            seed removes nothing.
+        pairs: Number of pairs that the next two are for.
+        single: True difference that is found with a probability of 80 % by a single test.
+        corrected: The same as the most significant of the planned comparisons of the study; may be infinite.
+    """
+
+    deviation: float
+    kept: float
+    pairs: int
+    single: float
+    corrected: float
+
+
+@dataclass(frozen=True)
+class BudgetSummary:
+    """The results of a study at one budget.
+
+    Args:
+        budget: Name of the budget.
+        variants: The variants that have results.
+        comparisons: All comparisons whose two variants have results.
+        planned: Number of comparisons of the study.
+        seeds: Number of planned seeds.
+        missing: Number of cells without a result, among the seeds that are planned.
+        failed: Labels of the cells that failed and have no result.
+        retried: Labels of the cells that failed and have finished since.
+        incomplete: The variants that the missing cells are of.
+        incomparable: Seeds at which two variants of a claim were evaluated on different images, or trained on different
+            images or labels although their recipes name the same; these are not pairs.
+        trends: Changes of the differences from an earlier budget.
+        judged: Whether the study has verdicts at this budget; see ``Study.reference_budgets``.
+    """
+
+    budget: str
+    variants: tuple[VariantSummary, ...]
+    comparisons: tuple[Comparison, ...]
+    planned: int
+    seeds: int
+    missing: int
+    failed: tuple[str, ...] = ()
+    retried: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()
+    incomparable: tuple[int, ...] = ()
+    trends: tuple[Trend, ...] = ()
+    judged: bool = True
+
+    def of(self, claim: Claim) -> list[Comparison]:
+        """The comparisons of a claim."""
+        return [comparison for comparison in self.comparisons if comparison.claim == claim]
+
+    def verdict(self, claim: Claim) -> Verdict:
+        """The verdict of a claim: contradicted by any of its comparisons, or supported by all of them."""
+        verdicts = {c.than: c.verdict for c in self.of(claim)}
+        if Verdict.CONTRADICTED in verdicts.values():
+            return Verdict.CONTRADICTED
+        supported = all(verdicts.get(than) == Verdict.SUPPORTED for than in claim.than)
+        return Verdict.SUPPORTED if supported else Verdict.UNDECIDED
+
+    def mixed(self, claim: Claim) -> int:
+        """Number of mixed pairs of the comparison of a claim that has the most."""
+        return max((c.mixed for c in self.of(claim)), default=0)
+
+    def pairs(self, claim: Claim) -> int:
+        """Number of pairs of the comparison of a claim that has the fewest."""
+        pairs = {c.than: c.pairs for c in self.of(claim)}
+        return min(pairs.get(than, 0) for than in claim.than)
+
+    @property
+    def precision(self) -> Precision | None:
+        """What the comparisons with four pairs or more can find; ``None`` if there are none, or without variance."""
+        enough = [comparison for comparison in self.comparisons if comparison.pairs >= MIN_PAIRS]
+        values = [np.array([[each.value for each in pair] for pair in c.results.values()]) for c in enough]
+        deviation = float(np.median([np.std(v[:, 0] - v[:, 1], ddof=1) for v in values])) if values else 0.0
+        if not deviation > 0:
+            return None
+        kept = sum(np.var(v[:, 0] - v[:, 1]) for v in values) / sum(v.var(0).sum() for v in values)
+        pairs = min(comparison.pairs for comparison in enough)
+        single, corrected = (detectable_difference(deviation, pairs, tests) for tests in (1, self.planned))
+        return Precision(deviation, float(kept), pairs, single, corrected)
 
 
 def summarize(
@@ -191,39 +232,45 @@ def summarize(
         seeds: Number of seeds; ``None`` for all that have a result or a cell that failed, at least the study's.
         failed: Keys of cells that failed. Those with a result count as finished.
     """
-    summaries = []
+    summaries: list[BudgetSummary] = []
     for budget in study.budgets:
         count = _tried_seeds(study, budget, results, failed) if seeds is None else seeds
+        cells = [study.cell(budget, variant, seed) for variant in study.variants for seed in range(count)]
         table = {
-            variant: tuple(
-                results[key] for seed in range(count) if (key := study.cell(budget, variant, seed).key) in results
-            )
+            variant: tuple(results[cell.key] for cell in cells if cell.variant == variant and cell.key in results)
             for variant in study.variants
         }
         if not any(table.values()):
             continue
         planned = study.seeds if seeds is None else seeds
-        absent = [
-            cell
-            for variant in study.variants
-            for seed in range(count)
-            if (cell := study.cell(budget, variant, seed)).key not in results
-        ]
+        absent = [cell for cell in cells if cell.key not in results]
         waiting = [cell for cell in absent if cell.recipe.seed < planned]
         lost = [cell for cell in absent if cell.key in failed]
         comparisons, incomparable = _compare(study, budget, table, [cell.variant for cell in lost])
-        summaries.append(
-            BudgetSummary(
-                budget,
-                variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
-                comparisons=comparisons,
-                missing=len(waiting),
-                incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
-                failed=tuple(cell.label for cell in lost),
-                incomparable=incomparable,
-            )
+        summary = BudgetSummary(
+            budget,
+            variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
+            comparisons=comparisons,
+            planned=_planned(study),
+            seeds=planned,
+            missing=len(waiting),
+            incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
+            failed=tuple(cell.label for cell in lost),
+            retried=tuple(cell.label for cell in cells if cell.key in failed and cell.key in results),
+            incomparable=incomparable,
+            judged=budget not in study.reference_budgets,
         )
+        start = study.trend_from.get(budget, summaries[0].budget if summaries else None)
+        first = next((each for each in summaries if each.budget == start), None)
+        if first is not None and summary.judged:
+            summary = replace(summary, trends=_trends(study, first, summary))
+        summaries.append(summary)
     return summaries
+
+
+def _planned(study: Study) -> int:
+    """Number of comparisons at each budget."""
+    return sum(len(claim.than) for claim in study.claims)
 
 
 def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> BudgetSummary | None:
@@ -241,47 +288,49 @@ def decisive_summary(claim: Claim, summaries: Sequence[BudgetSummary]) -> Budget
     """
 
     def evidence(summary: BudgetSummary) -> tuple[int, int]:
-        enough = [min(c.pairs, MIN_PAIRS) for c in summary.comparisons if c.claim == claim]
+        enough = [min(comparison.pairs, MIN_PAIRS) for comparison in summary.of(claim)]
         return min(summary.pairs(claim), MIN_PAIRS), sum(enough)
 
-    compared = [summary for summary in reversed(summaries) if evidence(summary)[1]]
+    compared = [summary for summary in reversed(summaries) if summary.judged and evidence(summary)[1]]
     return max(compared, key=evidence, default=None)
 
 
-def trends(study: Study, summaries: Sequence[BudgetSummary]) -> list[Trend]:
-    """Trends of all comparisons, to each budget from the one that ``study.trend_from`` names, or else from the first.
+def significant_together(summaries: Mapping[str, Sequence[BudgetSummary]]) -> tuple[list[tuple[str, Comparison]], int]:
+    """The comparisons that remain significant after a correction for those of all studies and budgets together.
+
+    A difference of the same cells that several studies have counts once.
 
     Args:
-        study: The study.
-        summaries: Its summaries.
+        summaries: Summaries by name of the study.
+
+    Returns:
+        The comparisons, each with the name of its study, and the number of all.
     """
-    by_budget = {summary.budget: summary for summary in summaries}
-    found = []
-    for later in summaries[1:]:
-        first = by_budget.get(study.trend_from.get(later.budget, summaries[0].budget))
-        for before, after in product(first.comparisons if first is not None else (), later.comparisons):
-            seeds = sorted(before.by_seed.keys() & after.by_seed.keys())
-            if (before.claim, before.than) == (after.claim, after.than) and seeds:
-                change = paired_interval([after.by_seed[seed] - before.by_seed[seed] for seed in seeds])
-                found.append(Trend(after.claim, after.than, before.budget, after.budget, change))
-    corrected = correct_p_values(np.nan_to_num([trend.change.p_value for trend in found], nan=1.0))
-    return [
-        trend if isnan(trend.change.p_value) else replace(trend, p_value=float(p))
-        for trend, p in zip(found, corrected, strict=True)
-    ]
+    different: dict[frozenset[tuple[str, str]], tuple[str, Comparison]] = {}
+    for name, of_study in summaries.items():
+        for comparison in (c for summary in of_study if summary.judged for c in summary.comparisons):
+            cells = frozenset((one.key, other.key) for one, other in comparison.results.values())
+            different.setdefault(cells, (name, comparison))
+    found = list(different.values())
+    raw = [comparison.interval.p_value if comparison.can_decide else nan for _, comparison in found]
+    corrected = correct_p_values(raw, len(found))
+    return [entry for entry, p in zip(found, corrected, strict=True) if p < LEVEL], len(found)
 
 
-def paired_interval(differences: Sequence[float]) -> Interval:
-    """The mean of paired differences, its 95 % t interval and the p-value of a mean of zero."""
-    values = np.round(differences, 9)  # so that equal results differ by nothing, and not by rounding errors
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else nan)
-    test = require("scipy.stats", "study").ttest_1samp(values, 0.0)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Interval(mean, float(low), float(high), float(test.pvalue))
+def _trends(study: Study, first: BudgetSummary, later: BudgetSummary) -> tuple[Trend, ...]:
+    """The changes of all comparisons between two budgets, with p-values that are corrected for all that are planned."""
+    found, raw = [], []
+    for after in later.comparisons:
+        before = next((each for each in first.of(after.claim) if each.than == after.than), None)
+        seeds = sorted(before.results.keys() & after.results.keys()) if before is not None else []
+        if before is not None and seeds:
+            change = paired_interval([after.by_seed[seed] - before.by_seed[seed] for seed in seeds])
+            mixed = sum(not under_same_conditions((*before.results[s], *after.results[s])) for s in seeds)
+            found.append(Trend(after.claim, after.than, first.budget, later.budget, change, len(seeds), mixed))
+            can_decide = before.can_decide and after.can_decide and len(seeds) >= MIN_PAIRS
+            raw.append(change.p_value if can_decide else nan)
+    corrected = correct_p_values(raw, _planned(study))
+    return tuple(replace(trend, p_value=p) for trend, p in zip(found, corrected, strict=True))
 
 
 def _tried_seeds(study: Study, budget: str, results: Mapping[str, CellResult], failed: Collection[str]) -> int:
@@ -306,28 +355,21 @@ def _compare(
 ) -> tuple[tuple[Comparison, ...], tuple[int, ...]]:
     """All comparisons that have pairs, with p-values that are corrected for all that are planned; and the seeds whose
     results are of other images."""
-    comparisons = []
+    found = []
     incomparable: set[int] = set()
     for claim in study.claims:
         for than in claim.than:
             pairs, others = _pairs(study, budget, table, claim.better, than)
             incomparable |= others
             if pairs:
-                differences = {seed: one.value - other.value for seed, (one, other) in pairs.items()}
-                interval = paired_interval(list(differences.values()))
+                interval = paired_interval([one.value - other.value for one, other in pairs.values()])
                 lost = sum(variant in (claim.better, than) for variant in failed)
-                mixed = sum(one.conditions != other.conditions for one, other in pairs.values())
-                comparisons.append(Comparison(claim, budget, than, differences, interval, failed=lost, mixed=mixed))
-    planned = sum(len(claim.than) for claim in study.claims)
-    # Those without results count as the least significant ones, so that results of others do not make a verdict.
-    p_values = np.ones(planned)
-    p_values[: len(comparisons)] = np.nan_to_num([c.interval.p_value for c in comparisons], nan=1.0)
-    corrected = correct_p_values(p_values)
-    with_p_values = tuple(
-        comparison if isnan(comparison.interval.p_value) else replace(comparison, p_value=float(p))
-        for comparison, p in zip(comparisons, corrected, strict=False)
-    )
-    return with_p_values, tuple(sorted(incomparable))
+                found.append(Comparison(claim, budget, than, pairs, interval, lost))
+    judged = budget not in study.reference_budgets
+    raw = [c.interval.p_value if judged and c.can_decide else nan for c in found]
+    corrected = correct_p_values(raw, _planned(study))
+    comparisons = tuple(replace(comparison, p_value=p) for comparison, p in zip(found, corrected, strict=True))
+    return comparisons, tuple(sorted(incomparable))
 
 
 def _pairs(
@@ -350,12 +392,3 @@ def _are_comparable(one: CellResult, other: CellResult, same_listing: bool) -> b
     """
     recorded = [(one.val_images, other.val_images), *([(one.listing, other.listing)] if same_listing else [])]
     return all(a == b or not (a and b) for a, b in recorded)
-
-
-def correct_p_values(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The p-values (n,) of n tests, corrected by Holm's method."""
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.maximum.accumulate(p_values[order] * factors).clip(max=1)
-    return corrected

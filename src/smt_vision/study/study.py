@@ -67,7 +67,10 @@ class Study:
             every budget.
         seeds: Number of seeds, from 0; a verdict needs four.
         trend_from: The budget from which the trend to a budget is shown, by the latter's name; by default the first
-            one. E.g. that of the same length for one of another size.
+            one. E.g. that of the same length for one of another size. Claims are judged at each budget that has one,
+            and at the last one of the others.
+        reference_budgets: Budgets at which other studies judge the same differences. Here they have no p-values and
+            verdicts, so that no difference is judged twice, and are only what trends start from.
         debug: Values that make a cell small enough for a test.
         debug_variants: Variants that replace those of the same name in a test, for models that ``debug`` does not make
             small.
@@ -87,6 +90,7 @@ class Study:
     debug: Overrides = field(default_factory=dict)
     debug_variants: Mapping[str, Overrides] = field(default_factory=dict)
     trend_from: Mapping[str, str] = field(default_factory=dict)
+    reference_budgets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check("seeds", self.seeds, Count)
@@ -106,6 +110,8 @@ class Study:
                 )
         if unknown := {*self.trend_from, *self.trend_from.values()} - self.budgets.keys():
             raise ValueError(f"study {self.name!r}: trend_from has {min(unknown)!r}, which is not a budget")
+        if unknown := {*self.reference_budgets} - self.budgets.keys():
+            raise ValueError(f"study {self.name!r}: reference_budgets has {min(unknown)!r}, which is not a budget")
         if unknown := self.debug_variants.keys() - self.variants.keys():
             raise ValueError(f"study {self.name!r}: debug_variants has {min(unknown)!r}, which is not a variant")
         for values in (
@@ -167,8 +173,9 @@ class Study:
         base = with_overrides(self.base, self.debug)
         variants = {**self.variants, **self.debug_variants}
         return replace(
-            self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2, trend_from={}
-        )
+            self, name=f"{self.name}_debug", base=base, variants=variants, budgets={"debug": {}}, seeds=2,
+            trend_from={}, reference_budgets=(),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
