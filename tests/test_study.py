@@ -380,8 +380,8 @@ def test_the_time_of_a_model_is_that_of_the_most_similar_runs() -> None:
     times = PassTimes()
     small, wide = (STUDIES["budget"].cell(budget, "smt", 0).recipe for budget in ("5 epochs", "twice the width"))
     assert times.of(small, rough=True) is None
-    times.add(STUDIES["aggregation_camvid"].base, 140.0)
-    assert (times.of(small), times.of(small, rough=True)) == (None, 10.0)  # 14 epochs
+    times.add(STUDIES["aggregation_camvid"].cell("14 epochs", "saa", 0).recipe, 140.0)
+    assert (times.of(small), times.of(small, rough=True)) == (None, 10.0)
     times.add(wide, 100.0)
     assert (times.of(small), times.of(small, rough=True)) == (None, 20.0)
     times.add(small, 50.0)

@@ -305,8 +305,6 @@ def test_what_is_significant_together() -> None:
     study = replace(STUDY, claims=(BETTER,))
     rates = (1.0, 2.0, 3.0)
     equal = [replace(study, name=f"n{r}", base=with_overrides(CIFAR10, {"optim.lr": r})) for r in rates]
-        replace(study, name=f"n{rate}", base=with_overrides(CIFAR10, {"optim.lr": rate})) for rate in (1.0, 2.0, 3.0)
-    ]
     results = exact(study, "a", [81, 82, 81, 82]) | exact(study, "b", [80, 80, 80, 80])  # p = 0.014
     for each in equal:
         results |= exact(each, "a", [81, 79, 80, 80]) | exact(each, "b", [80, 80, 80, 80])
