@@ -247,24 +247,26 @@ def summarize(
         waiting = [cell for cell in absent if cell.recipe.seed < planned]
         lost = [cell for cell in absent if cell.key in failed]
         comparisons, incomparable = _compare(study, budget, table, [cell.variant for cell in lost])
-        summary = BudgetSummary(
-            budget,
-            variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
-            comparisons=comparisons,
-            planned=_planned(study),
-            seeds=planned,
-            missing=len(waiting),
-            incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
-            failed=tuple(cell.label for cell in lost),
-            retried=tuple(cell.label for cell in cells if cell.key in failed and cell.key in results),
-            incomparable=incomparable,
-            judged=budget not in study.reference_budgets,
+        summaries.append(
+            BudgetSummary(
+                budget,
+                variants=tuple(VariantSummary(variant, rows) for variant, rows in table.items() if rows),
+                comparisons=comparisons,
+                planned=_planned(study),
+                seeds=planned,
+                missing=len(waiting),
+                incomplete=tuple(dict.fromkeys(cell.variant for cell in waiting)),
+                failed=tuple(cell.label for cell in lost),
+                retried=tuple(cell.label for cell in cells if cell.key in failed and cell.key in results),
+                incomparable=incomparable,
+                judged=budget not in study.reference_budgets,
+            )
         )
-        start = study.trend_from.get(budget, summaries[0].budget if summaries else None)
-        first = next((each for each in summaries if each.budget == start), None)
-        if first is not None and summary.judged:
-            summary = replace(summary, trends=_trends(study, first, summary))
-        summaries.append(summary)
+    by_budget = {summary.budget: summary for summary in summaries}
+    for index, later in enumerate(summaries):
+        first = by_budget.get(study.trend_from.get(later.budget, summaries[0].budget))
+        if later.judged and first is not None and first.budget != later.budget:
+            summaries[index] = replace(later, trends=_trends(study, first, later))
     return summaries
 
 
