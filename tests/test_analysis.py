@@ -327,10 +327,10 @@ def test_attention_that_is_something_else_is_refused() -> None:
 
 
 def test_receptive_field_of_a_convolution_is_its_kernel() -> None:
-    conv = nn.Conv2d(3, 4, 3, padding=1)
+    conv = nn.Conv2d(3, 1, 3, padding=1)
     (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
     expected = np.zeros((9, 11))
-    expected[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach().numpy()
+    expected[3:6, 4:7] = conv.weight[0].abs().sum(0).detach().numpy()
     np.testing.assert_allclose(field.map, expected, rtol=1e-5)
     nn.init.ones_(conv.weight)
     (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
@@ -349,7 +349,7 @@ def test_receptive_field_of_a_stack_has_its_known_size() -> None:
 
 
 def test_images_of_different_sizes_are_averaged_at_the_center() -> None:
-    conv = nn.Conv2d(3, 4, 3, padding=1)
+    conv = nn.Conv2d(3, 1, 3, padding=1)
     alone, both = (effective_receptive_fields(conv, [images(1, 3, *s) for s in sizes])[0] for sizes in
                    ([(9, 9)], [(9, 9), (15, 11)]))  # fmt: skip
     assert both.map.shape == (15, 11)
@@ -359,11 +359,21 @@ def test_images_of_different_sizes_are_averaged_at_the_center() -> None:
 
 @pytest.mark.parametrize("build", [smt, vit, swin])
 def test_receptive_fields_grow_with_depth(build: Callable[[], Any]) -> None:
-    """Untrained too: behind a LayerNorm the sum over channels would be constant, and the gradient zero."""
     fields = effective_receptive_fields(build(), [images(1, 3, 64, 64)])
     radii = [field.radius95 for field in fields]
     assert radii == sorted(radii)
     assert 0 < radii[0] < radii[-1]
+
+
+def test_receptive_field_behind_a_norm_without_weights() -> None:
+    """The sum over channels is constant there; the Jacobian, whose rows' length random signs give, is not."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(1, 16)), images(1, 3, 1, 1)
+    (field,) = effective_receptive_fields(network, [x])
+    jacobian: Any = torch.autograd.functional.jacobian(lambda x: network(x)[0, :, 0, 0], x)  # (16, 1, 3, 1, 1)
+    assert 0.5 < field.map.sum() / float(jacobian.norm(dim=0).sum()) < 1.3
+    (again,) = effective_receptive_fields(network, [x])
+    np.testing.assert_array_equal(field.map, again.map)
 
 
 def test_contribution_radius() -> None:
