@@ -101,6 +101,21 @@ def test_of_several_outputs_the_feature_map_is_taken() -> None:
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens[:, 1:])
 
 
+def test_prefix_tokens_are_as_many_as_the_network_declares() -> None:
+    """The 2 x 2 cells and 5 other tokens of this network could be 3 x 3 cells."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, reg_tokens=4).eval()
+    x, kept = images(1, 3, 32, 32), []
+    model.blocks[0].register_forward_hook(lambda module, args, out: kept.append(out))
+    (output,) = block_outputs(model, x, lambda value: value)
+    torch.testing.assert_close(output.value.flatten(2).transpose(1, 2), kept[0][:, 5:])
+    assert attention_maps(model, x)[0].from_query.shape == (3, 2, 2)
+    with pytest.raises(NotDefined, match="class token"):
+        class_activation(model, x)
+    last = timm.create_model("cait_xxs24_224", img_size=32, depth=1).eval()  # class token in the last blocks only
+    assert block_outputs(last, x, lambda value: value.shape)[0].value == (1, 192, 2, 2)
+
+
 @pytest.mark.parametrize(
     "compute",
     [

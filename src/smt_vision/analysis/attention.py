@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..forms.inference import is_fused
 from ..model import MSA
 from ..modes import evaluation_mode
-from .blocks import NotDefined, require_one_image, token_grid
+from .blocks import NotDefined, prefix_tokens, require_one_image, token_grid
 
 Floats = npt.NDArray[np.float32]
 WEIGHTS = 2**24  # attention weights in memory at a time
@@ -104,7 +104,7 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
     require_one_image(x)
     found = find_attention(network)
     windows = {block.attn: block for block in network.modules() if isinstance(block, SwinTransformerBlock)}
-    size = (x.shape[-2], x.shape[-1])
+    size, prefix = (x.shape[-2], x.shape[-1]), prefix_tokens(network)
     seen: dict[nn.Module, dict[str, Any]] = {module: {} for module in found.values()}
     maps: list[AttentionMaps] = []
 
@@ -133,7 +133,7 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
             elif len(kept["qkv"]) != 1:
                 raise _unlike(name, module, f"it attends within {len(kept['qkv'])} parts of the image")
             else:
-                weights = _Global(module, kept, size)
+                weights = _Global(module, kept, size, prefix)
             maps.append(weights.maps(name, size, query))
 
         return hook
@@ -197,13 +197,13 @@ class _Weights:
 class _Global(_Weights):
     """Attention between all tokens."""
 
-    def __init__(self, module: Any, kept: dict[str, Any], size: tuple[int, int]) -> None:
+    def __init__(self, module: Any, kept: dict[str, Any], size: tuple[int, int], prefix: int | None) -> None:
         self.module, self.output, qkv = module, kept["output"], kept["qkv"]
         self.others = 0  # tokens before the grid's
         if qkv.ndim == 4:
             self.grid = (qkv.shape[1], qkv.shape[2])
         else:
-            self.grid, self.others = token_grid(qkv.shape[1], size)
+            self.grid, self.others = token_grid(qkv.shape[1], size, prefix)
             if not self.grid[0]:
                 raise NotDefined(
                     f"{qkv.shape[1]} tokens do not form a grid over an image of {size[0]} x {size[1]} pixels"

@@ -19,6 +19,7 @@ T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 # Names that timm gives to a container of blocks: blocks (most models), layer1 (ResNet).
 BLOCKS = re.compile(r"(?:.*\.)?(?:blocks|layer\d+)")
+MAX_PREFIX = 8  # tokens before those of the grid, where the network does not declare them
 LEAST_SHARE = 0.1  # of the parameters: what holds less is not the network's blocks, e.g. layer1 of an HRNet
 
 
@@ -117,7 +118,7 @@ def block_outputs(
         NotDefined: There are no feature maps, or a block's output is not one.
     """
     blocks = find_blocks(network)
-    layout = is_channels_last(network)
+    layout, prefix = is_channels_last(network), prefix_tokens(network)
     outputs: list[BlockOutput[T]] = []
     if not blocks:
         with evaluation_mode(network):
@@ -130,7 +131,7 @@ def block_outputs(
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}")
+            value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}", prefix)
             outputs.append(BlockOutput(name, blocks[name], reduce(value)))
 
         return hook
@@ -173,7 +174,7 @@ def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
     return list(dict.fromkeys(names[math.ceil(len(names) * (i + 1) / parts) - 1] for i in range(parts)))
 
 
-def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) -> Tensor:
+def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str, prefix: int | None = None) -> Tensor:
     """A module's output as ``(B, C, H, W)``.
 
     Args:
@@ -181,6 +182,7 @@ def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) 
         shape: Shape of the network's input, ``(B, C, H, W)``; its aspect ratio tells the axes of a map apart.
         channels_last: Layout if the shape fits both.
         what: Whose output it is, for the message.
+        prefix: Number of tokens before those of the grid, see :func:`token_grid`.
 
     Raises:
         NotDefined: The output is not a feature map.
@@ -194,25 +196,33 @@ def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) 
             if first or last:
                 return item.permute(0, 3, 1, 2) if last and (channels_last or not first) else item
         elif item.ndim == 3:
-            grid, prefix = token_grid(item.shape[1], size)
+            grid, others = token_grid(item.shape[1], size, prefix)
             if grid[0]:
-                return item[:, prefix:].transpose(1, 2).unflatten(2, grid)
+                return item[:, others:].transpose(1, 2).unflatten(2, grid)
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     raise NotDefined(f"the output of {what}, {found}, is not a feature map of an image of {size[0]} x {size[1]} pixels")
 
 
-def token_grid(tokens: int, size: tuple[int, int], most: int = 8) -> tuple[tuple[int, int], int]:
-    """The grid of a sequence of tokens that may begin with up to ``most`` others, e.g. a class token.
+def token_grid(tokens: int, size: tuple[int, int], prefix: int | None = None) -> tuple[tuple[int, int], int]:
+    """The grid of a sequence of tokens that may begin with others, e.g. a class token.
+
+    Args:
+        tokens: Number of tokens.
+        size: Height and width of the image.
+        prefix: Number of other tokens that the network declares. If it is ``None``, or if no grid is left without them,
+            since some networks add them to the last blocks only, the smallest number up to 8 that leaves a grid.
 
     Returns:
         Height and width of the grid, and the number of other tokens; ``(0, 0)`` if no grid has the image's shape.
     """
-    for prefix in range(min(most + 1, tokens)):
-        n = tokens - prefix
+    for others in (*([] if prefix is None else [prefix]), *range(MAX_PREFIX + 1)):
+        n = tokens - others
+        if n < 1:
+            continue
         height = max(1, round(math.sqrt(n * size[0] / size[1])))
         for h in (height, height + 1, height - 1):
             if h > 0 and n % h == 0 and _fits((h, n // h), size):
-                return (h, n // h), prefix
+                return (h, n // h), others
     return (0, 0), 0
 
 
@@ -236,6 +246,12 @@ def is_channels_last(network: nn.Module) -> bool:
     return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in network.modules())
 
 
+def prefix_tokens(network: nn.Module) -> int | None:
+    """The number of class tokens and the like that timm declares for a network; ``None`` if it does not."""
+    declared = (getattr(module, "num_prefix_tokens", None) for module in network.modules())
+    return next((number for number in declared if isinstance(number, int)), None)
+
+
 def _size_without_classifier(network: Any) -> int:
     classifier: Any = network.get_classifier() if hasattr(network, "get_classifier") else None
     heads = classifier.parameters() if isinstance(classifier, nn.Module) else ()
@@ -248,5 +264,8 @@ def _stage_maps(network: Any, x: Tensor) -> Mapping[str, Tensor]:
     else:
         out = network(x)
     maps = out if isinstance(out, list) else [out]
-    name, last = type(network).__name__, is_channels_last(network)
-    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, x.shape, last, name) for i, m in enumerate(maps)}
+    name, last, prefix = type(network).__name__, is_channels_last(network), prefix_tokens(network)
+    return {
+        f"map {i}" if len(maps) > 1 else "map": feature_map(value, x.shape, last, name, prefix)
+        for i, value in enumerate(maps)
+    }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..modes import evaluation_mode
-from .blocks import NotDefined, feature_map, require_one_image
+from .blocks import NotDefined, feature_map, prefix_tokens, require_one_image
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,7 +69,7 @@ class LastMap(nn.Module):
         if not isinstance(features, Tensor):  # e.g. CrossViT's, of two branches
             raise NotDefined("there are no class activation maps: the network has several last feature maps")
         channels_last = features.ndim == 4 and features.shape[-1] == self.classifier.num_features
-        before = feature_map(features, x.shape, channels_last, "forward_features")
+        before = feature_map(features, x.shape, channels_last, "forward_features", prefix_tokens(self.classifier))
         map = self.map(before)
         if features.ndim == 3:
             others = features.shape[1] - before[0, 0].numel()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..modes import evaluation_mode
-from .blocks import feature_map, is_channels_last
+from .blocks import feature_map, is_channels_last, prefix_tokens
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -60,8 +60,8 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
             out: Any = network(x)
             features = out[-1] if isinstance(out, list) else out
     if features.ndim != 2:
-        last = is_channels_last(network)
-        features = feature_map(features, x.shape, last, type(network).__name__).mean(dim=(2, 3))
+        last, prefix = is_channels_last(network), prefix_tokens(network)
+        features = feature_map(features, x.shape, last, type(network).__name__, prefix).mean(dim=(2, 3))
     return features.float().cpu().numpy()
 
 
