@@ -68,12 +68,30 @@ def test_blocks_of_known_models() -> None:
         "legacy_seresnet18": ("layer1.0", 4),  # layer0 is the stem
         "gcvit_xxtiny": ("stages.0.blocks.0", 4),  # not stages.0.global_block.blocks
         "hrnet_w18_small": None,  # layer1 is not the network
+        "convmixer_768_32": ("blocks.0", 1),  # a sequence of layers is one block
         "hiera_tiny_224": None,  # tokens of its blocks are not in raster order
     }
     with torch.device("meta"):
         for name, blocks in expected.items():
             found = find_blocks(timm.create_model(name))
             assert (next(iter(found)), len({info.stage for info in found.values()})) == blocks if blocks else not found
+
+
+def test_what_has_no_parameters_is_no_block() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("efficientformer_l1")
+    assert type(model.stages[3].blocks[3]).__name__ == "Flat"
+    assert [name for name in find_blocks(model) if name.startswith("stages.3")] == [
+        f"stages.3.blocks.{i}" for i in (0, 1, 2, 4)
+    ]
+
+
+def test_the_end_of_a_stage_whose_blocks_are_a_branch_is_the_stage() -> None:
+    model = timm.create_model("cs3darknet_focus_s")
+    outputs = block_outputs(model, images(1, 3, 64, 64), lambda value: value.shape[1], stage_ends(model))
+    assert [(output.name, output.value) for output in outputs] == [
+        (info["module"], info["num_chs"]) for info in model.feature_info[1:]
+    ]
 
 
 def test_stages_of_a_network_without_stages_are_quarters() -> None:

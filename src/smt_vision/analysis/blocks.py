@@ -78,9 +78,9 @@ def find_blocks(network: nn.Module) -> dict[str, BlockInfo]:
 
     def add(container: nn.Module, path: str, stage: str) -> None:
         for key, child in container.named_children():
-            if isinstance(child, CONTAINERS):
+            if isinstance(child, CONTAINERS) and not _has_layers(child):
                 add(child, f"{path}.{key}", stage or f"{path}.{key}")
-            else:
+            elif any(True for _ in child.parameters()):  # others change the layout only, e.g. EfficientFormer's Flat
                 blocks[f"{path}.{key}"] = BlockInfo(stage, _mixer(child))
 
     modules = dict(network.named_modules())
@@ -112,7 +112,7 @@ def block_outputs(
         network: A timm model, a :class:`~smt_vision.tasks.backbone.Backbone`, or any module that returns feature maps.
         x: Images ``(B, C, H, W)``.
         reduce: Applied to each map ``(B, C, H, W)``.
-        names: Blocks to consider; ``None`` for all.
+        names: Blocks and stages to consider; ``None`` for all blocks.
 
     Raises:
         NotDefined: There are no feature maps, or a block's output is not one.
@@ -129,18 +129,16 @@ def block_outputs(
             if names is None or name in names
         ]
 
+    infos = blocks if names is None else {name: blocks.get(name, BlockInfo(name)) for name in names}
+
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}", prefix)
-            outputs.append(BlockOutput(name, blocks[name], reduce(value)))
+            outputs.append(BlockOutput(name, infos[name], reduce(value)))
 
         return hook
 
-    handles = [
-        network.get_submodule(name).register_forward_hook(hook_for(name))
-        for name in blocks
-        if names is None or name in names
-    ]
+    handles = [network.get_submodule(name).register_forward_hook(hook_for(name)) for name in infos]
     try:
         with evaluation_mode(network):
             network(x)
@@ -157,6 +155,8 @@ def block_outputs(
 def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
     """Names of the last block of each stage; for a network of one stage, of the blocks after each quarter of it.
 
+    Where convolutions follow the blocks of a stage (CSPNet, whose blocks are one of two branches), of the stage.
+
     Args:
         network: The network.
         parts: Number of parts of a network that has one stage only.
@@ -169,7 +169,8 @@ def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
         return None
     ends = {info.stage: name for name, info in blocks.items()}
     if len(ends) > 1:
-        return list(ends.values())
+        modules = dict(network.named_modules())
+        return [stage if _continues(modules.get(stage)) else end for stage, end in ends.items()]
     names = list(blocks)
     return list(dict.fromkeys(names[math.ceil(len(names) * (i + 1) / parts) - 1] for i in range(parts)))
 
@@ -230,6 +231,21 @@ def _fits(grid: Any, size: tuple[int, int]) -> bool:
     """Whether a grid is one of square cells over the image: sides in the same ratio, up to one cell."""
     (h, w), (height, width) = grid, size
     return h <= height and w <= width and abs(h * width - w * height) < max(height, width)
+
+
+def _has_layers(container: nn.Module) -> bool:
+    """Whether a container has layers among its children: it is one block then, e.g. of ConvMixer."""
+    return any(not list(child.children()) and any(True for _ in child.parameters()) for child in container.children())
+
+
+def _continues(stage: nn.Module | None) -> bool:
+    """Whether convolutions follow the blocks of a stage; ``downsample`` precedes them, wherever it is defined."""
+    children = [] if stage is None else list(stage.named_children())
+    keys = [key for key, _ in children]
+    after = children[keys.index("blocks") + 1 :] if "blocks" in keys else []
+    return any(
+        isinstance(module, nn.Conv2d) for key, child in after if key != "downsample" for module in child.modules()
+    )
 
 
 def _mixer(block: nn.Module) -> str:
