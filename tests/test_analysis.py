@@ -23,6 +23,7 @@ from smt_vision.analysis.class_activation import class_activation
 from smt_vision.analysis.kinds import KINDS, class_index
 from smt_vision.analysis.modulation import modulation_maps
 from smt_vision.analysis.neighbors import nearest, pooled_features
+from smt_vision.analysis.pictures import attention_picture
 from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields
 from smt_vision.analysis.spectrum import relative_log_amplitude, spectra
 from smt_vision.analysis.subject import MAX_PIXELS, image_names, load_subject, model_names
@@ -265,9 +266,67 @@ def test_attention_of_a_vit_is_what_unfused_attention_computes(options: dict[str
     for block, weights in zip(found, kept, strict=True):
         first = model.num_prefix_tokens
         weights = weights[:, first:, first:]
+        np.testing.assert_allclose(block.share, weights.sum(-1).mean(-1), rtol=1e-5)
+        assert (block.share.max() < 0.99) == bool(first)
         weights = weights / weights.sum(-1, keepdim=True)
         np.testing.assert_allclose(block.from_query, weights[:, 10].reshape(3, 4, 4), rtol=1e-4)
         np.testing.assert_allclose(block.distance, brute_force_distance(weights, (4, 4), (16, 16)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beit_base_patch16_224", {}),
+        ("eva02_tiny_patch14_224", {"patch_size": 16}),
+        ("vit_small_patch16_dinov3", {}),
+        ("vit_relpos_small_patch16_224", {}),
+    ],
+)
+def test_attention_with_positions_is_run_unfused(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, img_size=64, depth=2, embed_dim=48, num_heads=3, **options).eval()
+    attn, x = model.blocks[1].attn, images(1, 3, 64, 64)
+    for parameter in attn.parameters():
+        nn.init.normal_(parameter, std=0.3)  # also the position bias, which is zero otherwise
+    assert attn.fused_attn
+    block = attention_maps(model, x)[1]
+    assert attn.fused_attn
+    kept: list[Tensor] = []
+    attn.fused_attn = False
+    attn.attn_drop.register_forward_hook(lambda module, args, out: kept.append(out[0].detach()))
+    model(x)
+    first = model.num_prefix_tokens
+    weights = kept[0][:, first:, first:]
+    np.testing.assert_allclose(block.share, weights.sum(-1).mean(-1), rtol=1e-5)
+    weights = weights / weights.sum(-1, keepdim=True)
+    np.testing.assert_allclose(block.from_query, weights[:, 10].reshape(3, 4, 4), rtol=1e-4)
+    np.testing.assert_allclose(block.mean, weights.mean(1).reshape(3, 4, 4), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("xcit_nano_12_p16_224", "softmax"), ("maxvit_pico_rw_256", "weights, ")]
+)
+def test_attention_that_is_not_between_all_tokens_is_refused(name: str, message: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=64) if "maxvit" in name else timm.create_model(name)
+    fused = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
+    with pytest.raises(NotDefined, match=message):
+        attention_maps(model, images(1, 3, 64, 64))
+    assert [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")] == fused
+
+
+def test_uniform_attention_is_drawn_as_1_in_windows_too(tmp_path: Path) -> None:
+    model = swin()
+    for name, parameter in model.named_parameters():
+        if "qkv" in name or "relative_position_bias" in name:
+            nn.init.zeros_(parameter)
+    maps = attention_maps(model, images(1, 3, 64, 64), (0.1, 0.1))
+    assert [block.keys for block in maps[:2]] == [16, 4]  # the shifted window in the corner is 2 x 2
+    figure = attention_picture(np.zeros((64, 64, 3), np.uint8), maps, "Attention", tmp_path / "a.png")
+    shown = [image.get_array() for axes in figure.axes for image in axes.images if image.get_array().ndim == 2]
+    assert len(shown) > 8
+    for values in shown:
+        assert values.max() == pytest.approx(1, rel=1e-5)
 
 
 def test_attention_in_windows() -> None:
@@ -289,6 +348,8 @@ def test_attention_in_windows() -> None:
             assert maps.from_query.shape == (1, 16, 16)
             assert maps.from_query.sum() == pytest.approx(1, rel=1e-5)
             assert maps.mean.sum() == pytest.approx(1, rel=1e-5)
+            assert (maps.from_query > 1e-9).sum() == maps.keys
+            assert maps.share == pytest.approx(1)
             # The cells that the output at the query depends on are those with a weight.
             source = inputs[i].clone().requires_grad_()
             (gradient,) = torch.autograd.grad(model.layers[0].blocks[i]._attn(source)[0, row, column].sum(), source)
@@ -307,6 +368,7 @@ def test_padded_windows_do_not_count() -> None:
     maps = attention_maps(swin(img_size=56), images(1, 3, 56, 56))[-1]  # 7 x 7 cells in windows of 4
     assert maps.mean.shape == (2, 7, 7)
     np.testing.assert_allclose(maps.mean.sum((1, 2)), 1, rtol=1e-5)
+    assert (maps.share < 0.9).all()
 
 
 def test_distance_in_padded_and_shifted_windows_is_that_on_the_grid() -> None:

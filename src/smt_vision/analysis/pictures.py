@@ -106,8 +106,9 @@ def modulators_picture(
 def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: str, path: Path) -> Figure:
     """Draw the attention of every block: of a query, by head and on average, and averaged over all queries.
 
-    Weights are relative to uniform attention, which is 1. The heads of a block and their mean have one scale, the mean
-    over queries has its own. Of more than eight heads, eight are drawn, evenly spaced.
+    Weights are relative to uniform attention over the cells that the query can attend to, which is 1. The heads of a
+    block and their mean have one scale, the mean over queries has its own. Of more than eight heads, eight are drawn,
+    evenly spaced.
 
     Args:
         picture: The image ``(H, W, 3)``.
@@ -127,7 +128,7 @@ def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: st
             _image(row[0], picture, _two_lines(block.name))
             _query(row[0], block.query, (H, W), picture)
             shown = np.linspace(0, A - 1, min(A, most)).round().astype(int)
-            relative = block.from_query * (H * W)
+            relative = block.from_query * block.keys
             top = float(relative.max())
             over_all = _map(row[1], block.mean.mean(axis=0) * (H * W), picture, "all queries")
             _colorbar(figure, over_all, row[1])
