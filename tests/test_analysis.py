@@ -17,6 +17,7 @@ from command import answer, refusal, run
 from debug_model import create, images
 from sample_images import photograph, picture
 from smt_vision.analysis import attention as attention_module
+from smt_vision.analysis import neighbors as neighbors_module
 from smt_vision.analysis.attention import attention_maps
 from smt_vision.analysis.blocks import NotDefined, block_outputs, feature_map, find_blocks, stage_ends
 from smt_vision.analysis.class_activation import class_activation
@@ -587,6 +588,22 @@ def test_the_nearest_neighbor_of_a_vector_is_its_multiple() -> None:
     assert found.indices[0].tolist() == np.argsort(-cosines)[:5].tolist()
 
 
+def test_neighbors_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(-2, 3, (30, 3)).astype(np.float32)  # with equal similarities
+    excluded = [[i, (i + 1) % 30] if i % 3 else [] for i in range(30)]
+    found = nearest(gallery, gallery, 29, excluded)
+    monkeypatch.setattr(neighbors_module, "MAX_SIMILARITIES", 70)
+    parts = nearest(gallery, gallery, 29, excluded)
+    np.testing.assert_array_equal(found.indices, parts.indices)
+    for i, row in enumerate(found.indices.tolist()):
+        assert not set(excluded[i]) & set(row)
+        assert row.count(-1) == max(0, len(excluded[i]) - 1)
+    assert np.isnan(found.similarities[found.indices < 0]).all()
+    unit = gallery / np.maximum(np.linalg.norm(gallery, axis=1, keepdims=True), 1e-12)
+    np.testing.assert_allclose(found.similarities[0], np.sort(unit @ unit[0])[::-1][:29], atol=1e-6)
+
+
 def test_pooled_features_are_what_the_classifier_reads() -> None:
     model, x = smt(), images(2, 3, 64, 64)
     with torch.no_grad():
@@ -732,6 +749,19 @@ def test_an_image_is_not_its_own_neighbor(photo: Path, tmp_path: Path, capsys: p
         assert sorted(arrays["indices"][1]) == [0, 1, 2]
     alone = ("--kinds", "neighbors", "--folder", photo, "--out", tmp_path / "alone")
     assert "no other image" in refusal(capsys, 1, "analyze", CIFAR, photo, *alone)
+
+
+def test_at_most_20_queries_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for i in range(22):
+        picture(seed=i).save(folder / f"{i}.png")
+    arguments = ("analyze", CIFAR, folder, "--kinds", "neighbors", "--folder", folder, "--top_k", "1")
+    (model,) = answer(capsys, *arguments, "--out", tmp_path / "out", "--format", "svg")["models"]
+    assert len(model["results"]["neighbors"]) == 22
+    assert any("first 20 of 22" in note for note in model["notes"])
+    svg = (tmp_path / "out" / CIFAR / "neighbors.svg").read_text()
+    assert svg.count("<image") == 40
 
 
 def test_models_are_checked_before_the_first_is_analyzed(

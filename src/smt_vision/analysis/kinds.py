@@ -23,6 +23,7 @@ from .subject import Sample, Subject
 
 THUMBNAIL_SIDE = 200  # pixels
 GALLERY_BATCH = 32
+MAX_QUERIES = 20  # rows of a figure of nearest neighbors
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,11 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     if not paths:
         raise ValueError(f"none of the {len(options.gallery)} images to search can be read, e.g. {notes[0]}")
     queries = [(sample.name, sample.path, pooled_features(subject.network, sample.pixels)) for sample in samples()]
-    resolved = np.array([str(path.resolve()) for path in paths])
-    excluded = np.array([resolved == str(own.resolve()) for _, own, _ in queries])
-    k = min(options.top_k, int((~excluded).sum(1).max()))
+    places: dict[Path, list[int]] = {}
+    for i, path in enumerate(paths):
+        places.setdefault(path.resolve(), []).append(i)
+    excluded = [places.get(own.resolve(), []) for _, own, _ in queries]
+    k = min(options.top_k, len(paths) - min(map(len, excluded)))
     if not k:
         raise ValueError(f"there is no other image than {paths[0]} to search; name a folder of images with --folder")
     found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
@@ -236,6 +239,8 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
         nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
+        if len(lines) == MAX_QUERIES:
+            continue
         cells = [
             (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
             for path, s in nearby
@@ -243,6 +248,9 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
         lines.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
+    if len(queries) > len(lines):
+        title += f", first {len(lines)} of {len(queries):,} queries"
+        notes.append(f"neighbors: the figure has the first {len(lines)} of {len(queries):,} images, the npz file all")
     pictures.neighbors_picture(lines, title, picture)
     most = max(map(len, data.values()))
     return Outcome(f"{most} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
