@@ -1,5 +1,6 @@
 """What ``smt analyze`` computes, against closed forms and brute force, and the command itself."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ from smt_vision.analysis.class_activation import class_activation
 from smt_vision.analysis.kinds import KINDS, class_index
 from smt_vision.analysis.modulation import modulation_maps
 from smt_vision.analysis.neighbors import nearest, pooled_features
-from smt_vision.analysis.pictures import attention_picture
-from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields
+from smt_vision.analysis.pictures import attention_picture, modulators_picture, receptive_field_picture
+from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields, uniform_radii
 from smt_vision.analysis.spectrum import relative_log_amplitude, spectra
 from smt_vision.analysis.subject import MAX_PIXELS, image_names, load_subject, model_names
 from smt_vision.cli.analyze import KINDS as DESCRIBED
@@ -472,6 +473,29 @@ def test_receptive_field_behind_a_norm_without_weights() -> None:
     np.testing.assert_array_equal(field.map, again.map)
 
 
+def test_receptive_fields_are_drawn_in_pixels(tmp_path: Path) -> None:
+    fields = effective_receptive_fields(nn.Conv2d(3, 1, 3, padding=1), [images(1, 3, 20, 30)])
+    figure = receptive_field_picture([("model", fields)], "ERF", tmp_path / "a.png")
+    axes, _ = figure.axes
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 30), (20, 0))
+    circle: Any = axes.patches[0]
+    assert circle.center == pytest.approx((fields[0].centroid[1] + 0.5, fields[0].centroid[0] + 0.5))
+    radii = uniform_radii((20, 30))
+    assert radii[0] == pytest.approx((300 / np.pi) ** 0.5, rel=0.05)
+    assert f"20 × 30: {radii[0]:.3g} / {radii[1]:.3g} px" in figure.get_supxlabel()
+
+
+def test_maps_on_small_grids_are_not_interpolated(tmp_path: Path) -> None:
+    maps = modulation_maps(smt(), images(1, 3, 96, 96))
+    models = [("model", (np.zeros((96, 96, 3), np.uint8), maps))]
+    figure = modulators_picture(models, "Modulators", tmp_path / "a.png")
+    drawn = [image for axes in figure.axes for image in axes.images if image.get_array().ndim == 2]
+    assert [(image.get_array().shape[0], image.get_interpolation()) for image in drawn] == [
+        (24, "bilinear"), (12, "nearest"), (6, "nearest")
+    ]  # fmt: skip
+    assert sum("colorbar" in axes.get_label() for axes in figure.axes) == len(maps)
+
+
 def test_contribution_radius() -> None:
     map = np.zeros((5, 5))
     map[2, 2], map[2, 4] = 3, 1
@@ -684,9 +708,10 @@ def test_compared_models(photo: Path, tmp_path: Path, trained: Path, capsys: pyt
     kinds = ("--kinds", "modulation", "erf", "spectrum")
     data = answer(capsys, "analyze", CIFAR, photo, *kinds, "--compare", trained, "--out", tmp_path, "--format", "svg")
     assert [model["model"] for model in data["models"]] == [CIFAR, "tiny"]
-    for stem in ("modulators", "erf", "spectrum"):
+    for stem, end in (("modulators", "photo"), ("erf", "1 image"), ("spectrum", "1 image")):
         text = (tmp_path / f"{stem}.svg").read_text()
         assert text.startswith("<?xml")
+        assert re.search(rf"<!-- [^>]*, {end} -->", text)  # the title
     assert (tmp_path / "tiny" / "erf.npz").exists()
 
 

@@ -76,12 +76,12 @@ class Comparison:
 
     Attributes:
         stem: File name without suffix.
-        title: Title of the figure.
+        title: Title of the figure, from the names of the images.
         draw: Draws names with :attr:`Outcome.comparable`, a title, to a path.
     """
 
     stem: str
-    title: str
+    title: Callable[[Sequence[str]], str]
     draw: Callable[[list[tuple[str, Any]], str, Path], Any]
 
 
@@ -271,6 +271,10 @@ def class_index(target: str, classes: Sequence[str]) -> int:
     )
 
 
+def _averaged(title: str) -> Callable[[Sequence[str]], str]:
+    return lambda names: f"{title}, {_images(len(names))}"
+
+
 def _always(subject: Subject) -> None:
     pass
 
@@ -279,22 +283,22 @@ KINDS: Mapping[str, Kind] = {
     "modulation": Kind(
         lambda subject: find_modulation(subject.network),
         _modulation,
-        Comparison("modulators", "Modulators by block", pictures.modulators_picture),
+        Comparison("modulators", lambda names: f"Modulators by block, {names[0]}", pictures.modulators_picture),
     ),
     "attention": Kind(
         lambda subject: find_attention(subject.network),
         _attention,
-        Comparison("attention-distance", "Attention distance", pictures.distance_picture),
+        Comparison("attention-distance", _averaged("Attention distance"), pictures.distance_picture),
     ),
     "erf": Kind(
         _always,
         _receptive_field,
-        Comparison("erf", "Effective receptive field of the center", pictures.receptive_field_picture),
+        Comparison("erf", _averaged("Effective receptive field of the center"), pictures.receptive_field_picture),
     ),
     "spectrum": Kind(
         _always,
         _spectrum,
-        Comparison("spectrum", "Fourier spectrum of feature maps", pictures.spectrum_picture),
+        Comparison("spectrum", _averaged("Fourier spectrum of feature maps"), pictures.spectrum_picture),
     ),
     "cam": Kind(lambda subject: require_classifier(subject.network), _class_activation),
     "neighbors": Kind(_always, _neighbors),

@@ -109,6 +109,13 @@ def contribution_radius(map: Floats, centroid: tuple[float, float], fraction: fl
     return float(distance[order[min(np.searchsorted(held, fraction * held[-1] * (1 - 1e-12)), len(order) - 1)]])
 
 
+def uniform_radii(shape: tuple[int, ...]) -> tuple[float, float]:
+    """The radii of 50 % and 95 % of a map ``(H, W)`` with equal values, for comparison."""
+    map = np.ones(shape)
+    centroid = centroid_of(map)
+    return contribution_radius(map, centroid, 0.5), contribution_radius(map, centroid, 0.95)
+
+
 def centroid_of(map: Floats) -> tuple[float, float]:
     """Row and column of the center of gravity of nonnegative values ``(H, W)``."""
     rows, columns = np.indices(map.shape)

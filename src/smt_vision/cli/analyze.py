@@ -61,7 +61,7 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     options, images = _options(args)
     from ..analysis.kinds import KINDS as ALL
-    from ..analysis.subject import load_subject, model_names
+    from ..analysis.subject import image_names, load_subject, model_names
 
     kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
     sources = [args.model, *args.compare]
@@ -95,7 +95,7 @@ def run(args: Any) -> Output:
         for kind, models in comparable.items():
             if len(models) > 1 and (comparison := ALL[kind].comparison):
                 path = args.out / f"{comparison.stem}.{args.format}"
-                comparison.draw(models, comparison.title, path)
+                comparison.draw(models, comparison.title(image_names(images)), path)
                 written.append(path)
     show.append("written:")
     show += [f"  {path}" for path in written]
