@@ -1,8 +1,10 @@
 """What ``smt analyze`` computes, against closed forms and brute force, and the command itself."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -796,7 +798,24 @@ def test_models_are_checked_before_the_first_is_analyzed(
     arguments = ("analyze", "smt_atto", photo, "--untrained", "--input.size", "64", "--out", out, "--compare")
     assert "smt_tinny" in refusal(capsys, 1, *arguments, "smt_tinny", "--kinds", "erf")
     assert "not defined for resnet10t" in refusal(capsys, 1, *arguments, "resnet10t", "--kinds", "modulation")
+    for kind, name in (("attention", "xcit_nano_12_p16_224"), ("cam", "test_vit")):
+        assert f"not defined for {name}" in refusal(capsys, 1, *arguments, name, "--kinds", kind)
     assert not out.exists()
+
+
+def test_an_error_of_one_kind_leaves_the_others(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    arguments = ("analyze", CIFAR, photo, "--kinds", "attention", "erf", "--out", tmp_path / "out", "--json")
+    for name in ("run", "check"):
+        monkeypatch.setitem(KINDS, "attention", replace(KINDS["attention"], **{name: fail}))
+        assert run(*arguments) == 1
+        (model,) = json.loads(capsys.readouterr().out)["models"]
+        assert list(model["results"]) == ["erf"]
+        assert model["failed"] == {"attention": "CUDA out of memory."}
 
 
 def test_several_last_maps_have_no_class_activation_map() -> None:

@@ -12,8 +12,8 @@ from ..bounds import Count, Fraction, check_fields
 from ..data.decode import UnreadableImage, decode_picture
 from ..tasks.classes import some_names
 from . import pictures
-from .attention import AttentionMaps, attention_maps, find_attention
-from .blocks import find_blocks
+from .attention import AttentionMaps, attention_maps
+from .blocks import block_outputs, find_blocks, stage_ends
 from .class_activation import class_activation, require_classifier
 from .modulation import find_modulation, modulation_maps
 from .neighbors import batch_features, nearest, pooled_features
@@ -90,12 +90,13 @@ class Kind:
     """A quantity.
 
     Attributes:
-        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model's structure does not have it.
+        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model does not have it; runs the network once or
+            twice on a sample.
         run: Computes, writes and draws it.
         comparison: How several models are drawn in one picture; ``None`` if they are not.
     """
 
-    check: Callable[[Subject], Any]
+    check: Callable[[Subject, Sample], Any]
     run: Callable[[Subject, Samples, Options, Path], Outcome]
     comparison: Comparison | None = None
 
@@ -235,7 +236,8 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     stem = folder / "neighbors"
     names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}
     written = _save(stem, {**names, **found.arrays(), "features": np.concatenate(features)})
-    lines, data = [], {}
+    lines: list[tuple[Any, str, list[Any]]] = []
+    data = {}
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
         nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
@@ -275,33 +277,41 @@ def _averaged(title: str) -> Callable[[Sequence[str]], str]:
     return lambda names: f"{title}, {_images(len(names))}"
 
 
-def _always(subject: Subject) -> None:
-    pass
+def _check_class_activation(subject: Subject, sample: Sample) -> None:
+    require_classifier(subject.network)
+    class_activation(subject.network, sample.pixels)
+
+
+@torch.no_grad()
+def _check_maps(subject: Subject, sample: Sample) -> None:
+    """Raise if blocks or stages have no feature maps; they are not kept."""
+    block_outputs(subject.network, sample.pixels, lambda value: None)
+    block_outputs(subject.network, sample.pixels, lambda value: None, stage_ends(subject.network))
 
 
 KINDS: Mapping[str, Kind] = {
     "modulation": Kind(
-        lambda subject: find_modulation(subject.network),
+        lambda subject, sample: find_modulation(subject.network),
         _modulation,
         Comparison("modulators", lambda names: f"Modulators by block, {names[0]}", pictures.modulators_picture),
     ),
     "attention": Kind(
-        lambda subject: find_attention(subject.network),
+        lambda subject, sample: attention_maps(subject.network, sample.pixels),
         _attention,
         Comparison("attention-distance", _averaged("Attention distance"), pictures.distance_picture),
     ),
     "erf": Kind(
-        _always,
+        _check_maps,
         _receptive_field,
         Comparison("erf", _averaged("Effective receptive field of the center"), pictures.receptive_field_picture),
     ),
     "spectrum": Kind(
-        _always,
+        _check_maps,
         _spectrum,
         Comparison("spectrum", _averaged("Fourier spectrum of feature maps"), pictures.spectrum_picture),
     ),
-    "cam": Kind(lambda subject: require_classifier(subject.network), _class_activation),
-    "neighbors": Kind(_always, _neighbors),
+    "cam": Kind(_check_class_activation, _class_activation),
+    "neighbors": Kind(lambda subject, sample: pooled_features(subject.network, sample.pixels), _neighbors),
 }
 
 
