@@ -660,12 +660,30 @@ def photo(tmp_path: Path) -> Path:
 
 
 KEYS = {
-    "modulation-photo": ("image", "stages.0.blocks.0.mixer.heads", "stages.2.blocks.2.mixer.modulator"),
-    "attention-photo": ("image", "stages.2.blocks.1.mixer.from_query", "stages.3.blocks.0.mixer.mean"),
-    "attention-distance": ("stages.2.blocks.1.mixer.distance", "stages.3.blocks.0.mixer.uniform_distance"),
-    "erf": ("stages.0.blocks.0.map", "stages.3.blocks.0.radius95"),
-    "spectrum": ("stages.0.blocks.0.frequencies", "stages.3.blocks.0.log_amplitude"),
-    "cam-photo": ("image", "class_id", "score", "map", "upsampled"),
+    "modulation-photo": ("path", "image", "stages.0.blocks.0.mixer.heads", "stages.2.blocks.2.mixer.modulator"),
+    "attention-photo": (
+        "path",
+        "image",
+        *(f"stages.2.blocks.1.mixer.{key}" for key in ("query", "keys", "from_query", "mean", "distance", "share")),
+    ),
+    "attention-distance": ("paths", "stages.2.blocks.1.mixer.distance", "stages.3.blocks.0.mixer.uniform_distance"),
+    "erf": ("paths", "stages.0.blocks.0.map", "stages.3.blocks.0.radius95"),
+    "spectrum": (
+        "paths",
+        "stages.3.blocks.0.frequencies",
+        *(f"stages.0.blocks.0.{key}" for key in ("stage", "mixer", "depth", "log_amplitude", "complex_share", "high")),
+    ),
+    "cam-photo": (
+        "path",
+        "image",
+        "class_id",
+        "predicted_id",
+        "label",
+        "predicted_label",
+        "score",
+        "map",
+        "upsampled",
+    ),
     "neighbors": ("images", "queries", "indices", "similarities", "features"),
 }
 
@@ -687,7 +705,8 @@ def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     for stem, keys in KEYS.items():
         assert (out / CIFAR / f"{stem}.png").stat().st_size > 10_000
         with np.load(out / CIFAR / f"{stem}.npz") as arrays:
-            assert set(keys) <= set(arrays.files)
+            assert {"model", *keys} <= set(arrays.files)
+            assert str(arrays["model"]) == CIFAR
             assert all(np.isfinite(arrays[key]).all() for key in arrays.files if arrays[key].dtype.kind == "f")
     results = model["results"]
     assert next(Path(n["image"]).name for n in results["neighbors"]["photo"]) == "copy.png"
@@ -697,6 +716,10 @@ def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [block["mixer"] for block in results["spectrum"].values()] == list("SSSASAA")
     with np.load(out / CIFAR / "cam-photo.npz") as arrays:
         assert arrays["image"].shape == (32, 32, 3)  # as the model sees it
+        assert str(arrays["label"]) == results["cam"]["photo"]["label"] == str(arrays["predicted_label"])
+    with np.load(out / CIFAR / "spectrum.npz") as arrays:
+        assert arrays["paths"].tolist() == [str(photo)]
+        assert (str(arrays["stages.0.blocks.0.stage"]), str(arrays["stages.0.blocks.0.mixer"])) == ("stages.0", "S")
 
 
 def test_results_are_the_same_twice(photo: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class ClassActivation:
     Attributes:
         class_id: Index of the class.
         score: Softmax score of the class.
-        predicted: Whether it is the class with the highest score.
+        predicted_id: Index of the class with the highest score.
         map: ``(h, w)``: the last feature map, each channel weighted by the mean gradient of the class's logit, summed
             over channels. Negative values are evidence against the class.
         upsampled: ``(H, W)``: the positive part, bilinearly interpolated to the image.
@@ -36,14 +36,20 @@ class ClassActivation:
 
     class_id: int
     score: float
-    predicted: bool
+    predicted_id: int
     map: Floats
     upsampled: Floats
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the class is the one with the highest score."""
+        return self.class_id == self.predicted_id
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
         return {
             "class_id": np.array(self.class_id),
+            "predicted_id": np.array(self.predicted_id),
             "score": np.array(self.score),
             "map": self.map,
             "upsampled": self.upsampled,
@@ -118,7 +124,7 @@ def class_activation(
     return ClassActivation(
         target,
         float(found[target]),
-        target == predicted,
+        predicted,
         map[0, 0].cpu().numpy(),
         upsampled[0, 0].cpu().numpy(),
     )

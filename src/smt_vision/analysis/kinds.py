@@ -1,11 +1,12 @@
 """The quantities that ``smt analyze`` knows: how each is computed over images, written and drawn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..bounds import Count, Fraction, check_fields
@@ -90,8 +91,8 @@ class Kind:
     """A quantity.
 
     Attributes:
-        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model does not have it; runs the network once or
-            twice on a sample.
+        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model does not have it; runs the network
+            once or twice on a sample.
         run: Computes, writes and draws it.
         comparison: How several models are drawn in one picture; ``None`` if they are not.
     """
@@ -107,7 +108,7 @@ def _modulation(subject: Subject, samples: Samples, options: Options, folder: Pa
     for sample in samples():
         maps = modulation_maps(subject.network, sample.pixels)
         stem = folder / f"modulation-{sample.name}"
-        written += _save(stem, {"image": sample.picture}, maps)
+        written += _save(stem, subject, _image_arrays(sample), maps)
         picture = _beside(stem, options)
         pictures.modulation_picture(sample.picture, maps, f"Modulation: {subject.name}, {sample.name}", picture)
         written.append(picture)
@@ -122,29 +123,29 @@ def _modulation(subject: Subject, samples: Samples, options: Options, folder: Pa
 def _attention(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
     written, data = [], {}
     total: list[AttentionMaps] = []
-    count = 0
+    paths: list[Path] = []
     for sample in samples():
+        paths.append(sample.path)
         maps = attention_maps(subject.network, sample.pixels, options.query)
         stem = folder / f"attention-{sample.name}"
-        written += _save(stem, {"image": sample.picture}, maps)
+        written += _save(stem, subject, _image_arrays(sample), maps)
         picture = _beside(stem, options)
         pictures.attention_picture(sample.picture, maps, f"Attention: {subject.name}, {sample.name}", picture)
         written.append(picture)
-        count += 1
         total = [
             replace(
                 new,
-                distance=(old.distance + (new.distance - old.distance) / count).astype(np.float32),
-                uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / count,
+                distance=(old.distance + (new.distance - old.distance) / len(paths)).astype(np.float32),
+                uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / len(paths),
             )
             for old, new in zip(total or maps, maps, strict=True)
         ]
     stem = folder / "attention-distance"
     distances = {f"{block.name}.distance": block.distance for block in total}
     distances |= {f"{block.name}.uniform_distance": np.array(block.uniform_distance) for block in total}
-    written += _save(stem, distances)
+    written += _save(stem, subject, {"paths": _texts(paths), **distances})
     picture = _beside(stem, options)
-    pictures.distance_picture([(subject.name, total)], f"Attention distance, {_images(count)}", picture)
+    pictures.distance_picture([(subject.name, total)], f"Attention distance, {_images(len(paths))}", picture)
     written.append(picture)
     data = {
         block.name: {"distance": block.distance.tolist(), "uniform_distance": block.uniform_distance} for block in total
@@ -158,12 +159,12 @@ def _attention(subject: Subject, samples: Samples, options: Options, folder: Pat
 
 
 def _receptive_field(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    images = _Counted(samples())
+    images = _Listed(samples())
     fields = effective_receptive_fields(subject.network, images)
     stem = folder / "erf"
-    written = _save(stem, {}, fields)
+    written = _save(stem, subject, {"paths": _texts(images.paths)}, fields)
     picture = _beside(stem, options)
-    title = f"Effective receptive field of the center, {_images(images.count)}"
+    title = f"Effective receptive field of the center, {_images(len(images.paths))}"
     pictures.receptive_field_picture([(subject.name, fields)], title, picture)
     data = {f.name: {"radius50": f.radius50, "radius95": f.radius95, "centroid": list(f.centroid)} for f in fields}
     radii = ", ".join(f"{f.radius50:.3g} / {f.radius95:.3g}" for f in fields)
@@ -171,19 +172,20 @@ def _receptive_field(subject: Subject, samples: Samples, options: Options, folde
 
 
 def _spectrum(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    images = _Counted(samples())
+    images = _Listed(samples())
     blocks = spectra(subject.network, images)
     stem = folder / "spectrum"
-    written = _save(stem, {}, blocks)
+    written = _save(stem, subject, {"paths": _texts(images.paths)}, blocks)
     picture = _beside(stem, options)
     pictures.spectrum_picture(
-        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(images.count)}", picture
+        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(len(images.paths))}", picture
     )
     data = {b.name: {"depth": b.depth, "mixer": b.info.mixer, "high": _number(b.high)} for b in blocks}
     single = [b.name for b in blocks if len(b.log_amplitude) < 2]
     notes = [f"spectrum: {some_names(single)}: one cell along a side, hence one frequency"] if single else []
     known = [b.high for b in blocks if len(b.log_amplitude) > 1]
-    summary = f"log amplitude of the highest frequency: {known[0]:.2f} at the first block, {known[-1]:.2f} at the last"
+    ends = f"{known[0]:.2f} at the first block, {known[-1]:.2f} at the last"
+    summary = f"relative log amplitude of the highest frequency: {ends}"
     return Outcome(summary, data, [*written, picture], blocks, notes)
 
 
@@ -193,9 +195,10 @@ def _class_activation(subject: Subject, samples: Samples, options: Options, fold
     class_id = None if options.target is None else class_index(options.target, classifier.classes)
     for sample in samples():
         activation = class_activation(subject.network, sample.pixels, class_id, classifier.scores)
-        label = classifier.classes[activation.class_id]
+        label, predicted = (classifier.classes[i] for i in (activation.class_id, activation.predicted_id))
         stem = folder / f"cam-{sample.name}"
-        written += _save(stem, {"image": sample.picture, **activation.arrays()})
+        labels = {"label": np.array(label), "predicted_label": np.array(predicted)}
+        written += _save(stem, subject, {**_image_arrays(sample), **activation.arrays(), **labels})
         picture = _beside(stem, options)
         title = f"Class activation: {subject.name}, {sample.name}"
         pictures.class_activation_picture(sample.picture, activation, label, title, picture)
@@ -234,8 +237,8 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
         raise ValueError(f"there is no other image than {paths[0]} to search; name a folder of images with --folder")
     found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
     stem = folder / "neighbors"
-    names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}
-    written = _save(stem, {**names, **found.arrays(), "features": np.concatenate(features)})
+    names = {"images": _texts(paths), "queries": _texts(path for _, path, _ in queries)}
+    written = _save(stem, subject, {**names, **found.arrays(), "features": np.concatenate(features)})
     lines: list[tuple[Any, str, list[Any]]] = []
     data = {}
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
@@ -315,10 +318,10 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def _save(stem: Path, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> list[Path]:
+def _save(stem: Path, subject: Subject, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> list[Path]:
     path = stem.with_name(f"{stem.name}.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = dict(arrays)
+    named = {"model": np.array(subject.name), **arrays}
     for block in blocks:
         named |= block.arrays()
     with path.open("wb") as file:
@@ -330,16 +333,24 @@ def _beside(stem: Path, options: Options) -> Path:
     return stem.with_name(f"{stem.name}.{options.format}")
 
 
-class _Counted:
-    """Network inputs of samples, counted."""
+def _image_arrays(sample: Sample) -> dict[str, Any]:
+    return {"path": np.array(str(sample.path)), "image": sample.picture}
+
+
+def _texts(paths: Iterable[Path]) -> npt.NDArray[np.str_]:
+    return np.array([str(path) for path in paths])
+
+
+class _Listed:
+    """Network inputs of samples, whose paths are kept."""
 
     def __init__(self, samples: Iterator[Sample]) -> None:
         self.samples = samples
-        self.count = 0
+        self.paths: list[Path] = []
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for sample in self.samples:
-            self.count += 1
+            self.paths.append(sample.path)
             yield sample.pixels
 
 
