@@ -25,7 +25,7 @@ KINDS = {
     "neighbors": "nearest neighbors of the images in --folder by pooled features",
 }
 EXAMPLES = """\
-smt analyze smt_femto.cifar10 PHOTO.jpg                        all kinds that are defined; no network needed
+smt analyze smt_femto.cifar10 PHOTO.jpg                        all kinds that apply; works offline
 smt analyze runs/finetune PHOTOS/ --kinds erf spectrum --compare runs/swin runs/all_attention
 smt analyze runs/nuclei PHOTO.jpg --kinds attention --query 0.3 0.7
 smt analyze runs/finetune --kinds neighbors --folder MY_IMAGES PHOTO.jpg
@@ -40,7 +40,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("analyze", about, EXAMPLES, "smt analyze MODEL IMAGE ... [--OPTION VALUE ...]")
     parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
     parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
-    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that the model defines")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that apply to the model")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="MODEL", help="further models, drawn in one picture with the first"
     )
@@ -210,6 +210,6 @@ class _Analysis:
             if isinstance(error, ImportError):
                 raise error
             raise ValueError(
-                f"{kind} is not defined for {self.subject.name}: {error}; without --kinds, what is defined is computed"
+                f"{kind} is not defined for {self.subject.name}: {error}; without --kinds, what applies is computed"
             ) from error
         self.undefined[kind] = str(error)
