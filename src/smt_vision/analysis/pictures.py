@@ -199,7 +199,7 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
     def draw() -> Figure:
         columns = max(len(fields) for _, fields in models)
         sizes = [fields[0].map.shape for _, fields in models]
-        heights = [2.15 * h / w + 0.6 for h, w in sizes]
+        heights = [2.15 * h / w + 0.45 for h, w in sizes]
         figure = Figure(figsize=(2.15 * columns + 1.3, sum(heights) + 0.8), dpi=DPI)
         figure.suptitle(printable(title), fontsize=11, fontweight="bold")
         uniform = [
