@@ -1,7 +1,10 @@
 """What ``smt analyze`` computes, against closed forms and brute force, and the command itself."""
 
+import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,15 @@ from command import answer, refusal, run
 from debug_model import create, images
 from sample_images import photograph, picture
 from smt_vision.analysis import attention as attention_module
+from smt_vision.analysis import neighbors as neighbors_module
 from smt_vision.analysis.attention import attention_maps
 from smt_vision.analysis.blocks import NotDefined, block_outputs, feature_map, find_blocks, stage_ends
 from smt_vision.analysis.class_activation import class_activation
 from smt_vision.analysis.kinds import KINDS, class_index
 from smt_vision.analysis.modulation import modulation_maps
 from smt_vision.analysis.neighbors import nearest, pooled_features
-from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields
+from smt_vision.analysis.pictures import attention_picture, modulators_picture, receptive_field_picture
+from smt_vision.analysis.receptive_field import contribution_radius, effective_receptive_fields, uniform_radii
 from smt_vision.analysis.spectrum import relative_log_amplitude, spectra
 from smt_vision.analysis.subject import MAX_PIXELS, image_names, load_subject, model_names
 from smt_vision.cli.analyze import KINDS as DESCRIBED
@@ -68,12 +73,30 @@ def test_blocks_of_known_models() -> None:
         "legacy_seresnet18": ("layer1.0", 4),  # layer0 is the stem
         "gcvit_xxtiny": ("stages.0.blocks.0", 4),  # not stages.0.global_block.blocks
         "hrnet_w18_small": None,  # layer1 is not the network
+        "convmixer_768_32": ("blocks.0", 1),  # a sequence of layers is one block
         "hiera_tiny_224": None,  # tokens of its blocks are not in raster order
     }
     with torch.device("meta"):
         for name, blocks in expected.items():
             found = find_blocks(timm.create_model(name))
             assert (next(iter(found)), len({info.stage for info in found.values()})) == blocks if blocks else not found
+
+
+def test_what_has_no_parameters_is_no_block() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("efficientformer_l1")
+    assert type(model.stages[3].blocks[3]).__name__ == "Flat"
+    assert [name for name in find_blocks(model) if name.startswith("stages.3")] == [
+        f"stages.3.blocks.{i}" for i in (0, 1, 2, 4)
+    ]
+
+
+def test_the_end_of_a_stage_whose_blocks_are_a_branch_is_the_stage() -> None:
+    model = timm.create_model("cs3darknet_focus_s")
+    outputs = block_outputs(model, images(1, 3, 64, 64), lambda value: value.shape[1], stage_ends(model))
+    assert [(output.name, output.value) for output in outputs] == [
+        (info["module"], info["num_chs"]) for info in model.feature_info[1:]
+    ]
 
 
 def test_stages_of_a_network_without_stages_are_quarters() -> None:
@@ -99,6 +122,21 @@ def test_of_several_outputs_the_feature_map_is_taken() -> None:
     parts, tokens = torch.zeros(2 * 16, 16, 8), torch.arange(2 * 17 * 8.0).reshape(2, 17, 8)  # as TNT's blocks give
     found = feature_map((parts, tokens), x.shape, channels_last=False, what="block")
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+def test_prefix_tokens_are_as_many_as_the_network_declares() -> None:
+    """The 2 x 2 cells and 5 other tokens of this network could be 3 x 3 cells."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, reg_tokens=4).eval()
+    x, kept = images(1, 3, 32, 32), []
+    model.blocks[0].register_forward_hook(lambda module, args, out: kept.append(out))
+    (output,) = block_outputs(model, x, lambda value: value)
+    torch.testing.assert_close(output.value.flatten(2).transpose(1, 2), kept[0][:, 5:])
+    assert attention_maps(model, x)[0].from_query.shape == (3, 2, 2)
+    with pytest.raises(NotDefined, match="class token"):
+        class_activation(model, x)
+    last = timm.create_model("cait_xxs24_224", img_size=32, depth=1).eval()  # class token in the last blocks only
+    assert block_outputs(last, x, lambda value: value.shape)[0].value == (1, 192, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +270,67 @@ def test_attention_of_a_vit_is_what_unfused_attention_computes(options: dict[str
     for block, weights in zip(found, kept, strict=True):
         first = model.num_prefix_tokens
         weights = weights[:, first:, first:]
+        np.testing.assert_allclose(block.share, weights.sum(-1).mean(-1), rtol=1e-5)
+        assert (block.share.max() < 0.99) == bool(first)
         weights = weights / weights.sum(-1, keepdim=True)
         np.testing.assert_allclose(block.from_query, weights[:, 10].reshape(3, 4, 4), rtol=1e-4)
         np.testing.assert_allclose(block.distance, brute_force_distance(weights, (4, 4), (16, 16)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beit_base_patch16_224", {}),
+        ("eva02_tiny_patch14_224", {"patch_size": 16}),
+        ("vit_small_patch16_dinov3", {}),
+        ("vit_relpos_small_patch16_224", {}),
+    ],
+)
+def test_attention_with_positions_is_run_unfused(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, img_size=64, depth=2, embed_dim=48, num_heads=3, **options).eval()
+    attn, x = model.blocks[1].attn, images(1, 3, 64, 64)
+    for parameter in attn.parameters():
+        nn.init.normal_(parameter, std=0.3)  # also the position bias, which is zero otherwise
+    assert attn.fused_attn
+    block = attention_maps(model, x)[1]
+    assert attn.fused_attn
+    kept: list[Tensor] = []
+    attn.fused_attn = False
+    attn.attn_drop.register_forward_hook(lambda module, args, out: kept.append(out[0].detach()))
+    model(x)
+    first = model.num_prefix_tokens
+    weights = kept[0][:, first:, first:]
+    np.testing.assert_allclose(block.share, weights.sum(-1).mean(-1), rtol=1e-5)
+    weights = weights / weights.sum(-1, keepdim=True)
+    np.testing.assert_allclose(block.from_query, weights[:, 10].reshape(3, 4, 4), rtol=1e-4)
+    np.testing.assert_allclose(block.mean, weights.mean(1).reshape(3, 4, 4), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("xcit_nano_12_p16_224", "softmax"), ("maxvit_pico_rw_256", "weights, ")]
+)
+def test_attention_that_is_not_between_all_tokens_is_refused(name: str, message: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=64) if "maxvit" in name else timm.create_model(name)
+    fused = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
+    with pytest.raises(NotDefined, match=message):
+        attention_maps(model, images(1, 3, 64, 64))
+    assert [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")] == fused
+
+
+def test_uniform_attention_is_drawn_as_1_in_windows_too(tmp_path: Path) -> None:
+    model = swin()
+    for name, parameter in model.named_parameters():
+        if "qkv" in name or "relative_position_bias" in name:
+            nn.init.zeros_(parameter)
+    maps = attention_maps(model, images(1, 3, 64, 64), (0.1, 0.1))
+    assert [block.keys for block in maps[:2]] == [16, 4]  # the shifted window in the corner is 2 x 2
+    figure = attention_picture(np.zeros((64, 64, 3), np.uint8), maps, "Attention", tmp_path / "a.png")
+    shown = [image.get_array() for axes in figure.axes for image in axes.images if image.get_array().ndim == 2]
+    assert len(shown) > 8
+    for values in shown:
+        assert values.max() == pytest.approx(1, rel=1e-5)
 
 
 def test_attention_in_windows() -> None:
@@ -256,6 +352,8 @@ def test_attention_in_windows() -> None:
             assert maps.from_query.shape == (1, 16, 16)
             assert maps.from_query.sum() == pytest.approx(1, rel=1e-5)
             assert maps.mean.sum() == pytest.approx(1, rel=1e-5)
+            assert (maps.from_query > 1e-9).sum() == maps.keys
+            assert maps.share == pytest.approx(1)
             # The cells that the output at the query depends on are those with a weight.
             source = inputs[i].clone().requires_grad_()
             (gradient,) = torch.autograd.grad(model.layers[0].blocks[i]._attn(source)[0, row, column].sum(), source)
@@ -274,6 +372,7 @@ def test_padded_windows_do_not_count() -> None:
     maps = attention_maps(swin(img_size=56), images(1, 3, 56, 56))[-1]  # 7 x 7 cells in windows of 4
     assert maps.mean.shape == (2, 7, 7)
     np.testing.assert_allclose(maps.mean.sum((1, 2)), 1, rtol=1e-5)
+    assert (maps.share < 0.9).all()
 
 
 def test_distance_in_padded_and_shifted_windows_is_that_on_the_grid() -> None:
@@ -327,10 +426,10 @@ def test_attention_that_is_something_else_is_refused() -> None:
 
 
 def test_receptive_field_of_a_convolution_is_its_kernel() -> None:
-    conv = nn.Conv2d(3, 4, 3, padding=1)
+    conv = nn.Conv2d(3, 1, 3, padding=1)
     (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
     expected = np.zeros((9, 11))
-    expected[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach().numpy()
+    expected[3:6, 4:7] = conv.weight[0].abs().sum(0).detach().numpy()
     np.testing.assert_allclose(field.map, expected, rtol=1e-5)
     nn.init.ones_(conv.weight)
     (field,) = effective_receptive_fields(conv, [images(1, 3, 9, 11)])
@@ -349,7 +448,7 @@ def test_receptive_field_of_a_stack_has_its_known_size() -> None:
 
 
 def test_images_of_different_sizes_are_averaged_at_the_center() -> None:
-    conv = nn.Conv2d(3, 4, 3, padding=1)
+    conv = nn.Conv2d(3, 1, 3, padding=1)
     alone, both = (effective_receptive_fields(conv, [images(1, 3, *s) for s in sizes])[0] for sizes in
                    ([(9, 9)], [(9, 9), (15, 11)]))  # fmt: skip
     assert both.map.shape == (15, 11)
@@ -359,11 +458,44 @@ def test_images_of_different_sizes_are_averaged_at_the_center() -> None:
 
 @pytest.mark.parametrize("build", [smt, vit, swin])
 def test_receptive_fields_grow_with_depth(build: Callable[[], Any]) -> None:
-    """Untrained too: behind a LayerNorm the sum over channels would be constant, and the gradient zero."""
     fields = effective_receptive_fields(build(), [images(1, 3, 64, 64)])
     radii = [field.radius95 for field in fields]
     assert radii == sorted(radii)
     assert 0 < radii[0] < radii[-1]
+
+
+def test_receptive_field_behind_a_norm_without_weights() -> None:
+    """The sum over channels is constant there; the Jacobian, whose rows' length random signs give, is not."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(1, 16)), images(1, 3, 1, 1)
+    (field,) = effective_receptive_fields(network, [x])
+    jacobian: Any = torch.autograd.functional.jacobian(lambda x: network(x)[0, :, 0, 0], x)  # (16, 1, 3, 1, 1)
+    assert 0.5 < field.map.sum() / float(jacobian.norm(dim=0).sum()) < 1.3
+    (again,) = effective_receptive_fields(network, [x])
+    np.testing.assert_array_equal(field.map, again.map)
+
+
+def test_receptive_fields_are_drawn_in_pixels(tmp_path: Path) -> None:
+    fields = effective_receptive_fields(nn.Conv2d(3, 1, 3, padding=1), [images(1, 3, 20, 30)])
+    figure = receptive_field_picture([("model", fields)], "ERF", tmp_path / "a.png")
+    axes, _ = figure.axes
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 30), (20, 0))
+    circle: Any = axes.patches[0]
+    assert circle.center == pytest.approx((fields[0].centroid[1] + 0.5, fields[0].centroid[0] + 0.5))
+    radii = uniform_radii((20, 30))
+    assert radii[0] == pytest.approx((300 / np.pi) ** 0.5, rel=0.05)
+    assert f"20 × 30: {radii[0]:.3g} / {radii[1]:.3g} px" in figure.get_supxlabel()
+
+
+def test_maps_on_small_grids_are_not_interpolated(tmp_path: Path) -> None:
+    maps = modulation_maps(smt(), images(1, 3, 96, 96))
+    models = [("model", (np.zeros((96, 96, 3), np.uint8), maps))]
+    figure = modulators_picture(models, "Modulators", tmp_path / "a.png")
+    drawn = [image for axes in figure.axes for image in axes.images if image.get_array().ndim == 2]
+    assert [(image.get_array().shape[0], image.get_interpolation()) for image in drawn] == [
+        (24, "bilinear"), (12, "nearest"), (6, "nearest")
+    ]  # fmt: skip
+    assert sum("colorbar" in axes.get_label() for axes in figure.axes) == len(maps)
 
 
 def test_contribution_radius() -> None:
@@ -482,6 +614,22 @@ def test_the_nearest_neighbor_of_a_vector_is_its_multiple() -> None:
     assert found.indices[0].tolist() == np.argsort(-cosines)[:5].tolist()
 
 
+def test_neighbors_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(-2, 3, (30, 3)).astype(np.float32)  # with equal similarities
+    excluded = [[i, (i + 1) % 30] if i % 3 else [] for i in range(30)]
+    found = nearest(gallery, gallery, 29, excluded)
+    monkeypatch.setattr(neighbors_module, "MAX_SIMILARITIES", 70)
+    parts = nearest(gallery, gallery, 29, excluded)
+    np.testing.assert_array_equal(found.indices, parts.indices)
+    for i, row in enumerate(found.indices.tolist()):
+        assert not set(excluded[i]) & set(row)
+        assert row.count(-1) == max(0, len(excluded[i]) - 1)
+    assert np.isnan(found.similarities[found.indices < 0]).all()
+    unit = gallery / np.maximum(np.linalg.norm(gallery, axis=1, keepdims=True), 1e-12)
+    np.testing.assert_allclose(found.similarities[0], np.sort(unit @ unit[0])[::-1][:29], atol=1e-6)
+
+
 def test_pooled_features_are_what_the_classifier_reads() -> None:
     model, x = smt(), images(2, 3, 64, 64)
     with torch.no_grad():
@@ -512,12 +660,30 @@ def photo(tmp_path: Path) -> Path:
 
 
 KEYS = {
-    "modulation-photo": ("image", "stages.0.blocks.0.mixer.heads", "stages.2.blocks.2.mixer.modulator"),
-    "attention-photo": ("image", "stages.2.blocks.1.mixer.from_query", "stages.3.blocks.0.mixer.mean"),
-    "attention-distance": ("stages.2.blocks.1.mixer.distance", "stages.3.blocks.0.mixer.uniform_distance"),
-    "erf": ("stages.0.blocks.0.map", "stages.3.blocks.0.radius95"),
-    "spectrum": ("stages.0.blocks.0.frequencies", "stages.3.blocks.0.log_amplitude"),
-    "cam-photo": ("image", "class_id", "score", "map", "upsampled"),
+    "modulation-photo": ("path", "image", "stages.0.blocks.0.mixer.heads", "stages.2.blocks.2.mixer.modulator"),
+    "attention-photo": (
+        "path",
+        "image",
+        *(f"stages.2.blocks.1.mixer.{key}" for key in ("query", "keys", "from_query", "mean", "distance", "share")),
+    ),
+    "attention-distance": ("paths", "stages.2.blocks.1.mixer.distance", "stages.3.blocks.0.mixer.uniform_distance"),
+    "erf": ("paths", "stages.0.blocks.0.map", "stages.3.blocks.0.radius95"),
+    "spectrum": (
+        "paths",
+        "stages.3.blocks.0.frequencies",
+        *(f"stages.0.blocks.0.{key}" for key in ("stage", "mixer", "depth", "log_amplitude", "complex_share", "high")),
+    ),
+    "cam-photo": (
+        "path",
+        "image",
+        "class_id",
+        "predicted_id",
+        "label",
+        "predicted_label",
+        "score",
+        "map",
+        "upsampled",
+    ),
     "neighbors": ("images", "queries", "indices", "similarities", "features"),
 }
 
@@ -539,7 +705,8 @@ def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     for stem, keys in KEYS.items():
         assert (out / CIFAR / f"{stem}.png").stat().st_size > 10_000
         with np.load(out / CIFAR / f"{stem}.npz") as arrays:
-            assert set(keys) <= set(arrays.files)
+            assert {"model", *keys} <= set(arrays.files)
+            assert str(arrays["model"]) == CIFAR
             assert all(np.isfinite(arrays[key]).all() for key in arrays.files if arrays[key].dtype.kind == "f")
     results = model["results"]
     assert next(Path(n["image"]).name for n in results["neighbors"]["photo"]) == "copy.png"
@@ -549,6 +716,10 @@ def test_all_kinds(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [block["mixer"] for block in results["spectrum"].values()] == list("SSSASAA")
     with np.load(out / CIFAR / "cam-photo.npz") as arrays:
         assert arrays["image"].shape == (32, 32, 3)  # as the model sees it
+        assert str(arrays["label"]) == results["cam"]["photo"]["label"] == str(arrays["predicted_label"])
+    with np.load(out / CIFAR / "spectrum.npz") as arrays:
+        assert arrays["paths"].tolist() == [str(photo)]
+        assert (str(arrays["stages.0.blocks.0.stage"]), str(arrays["stages.0.blocks.0.mixer"])) == ("stages.0", "S")
 
 
 def test_results_are_the_same_twice(photo: Path, tmp_path: Path) -> None:
@@ -562,9 +733,10 @@ def test_compared_models(photo: Path, tmp_path: Path, trained: Path, capsys: pyt
     kinds = ("--kinds", "modulation", "erf", "spectrum")
     data = answer(capsys, "analyze", CIFAR, photo, *kinds, "--compare", trained, "--out", tmp_path, "--format", "svg")
     assert [model["model"] for model in data["models"]] == [CIFAR, "tiny"]
-    for stem in ("modulators", "erf", "spectrum"):
+    for stem, end in (("modulators", "photo"), ("erf", "1 image"), ("spectrum", "1 image")):
         text = (tmp_path / f"{stem}.svg").read_text()
         assert text.startswith("<?xml")
+        assert re.search(rf"<!-- [^>]*, {end} -->", text)  # the title
     assert (tmp_path / "tiny" / "erf.npz").exists()
 
 
@@ -629,6 +801,19 @@ def test_an_image_is_not_its_own_neighbor(photo: Path, tmp_path: Path, capsys: p
     assert "no other image" in refusal(capsys, 1, "analyze", CIFAR, photo, *alone)
 
 
+def test_at_most_20_queries_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for i in range(22):
+        picture(seed=i).save(folder / f"{i}.png")
+    arguments = ("analyze", CIFAR, folder, "--kinds", "neighbors", "--folder", folder, "--top_k", "1")
+    (model,) = answer(capsys, *arguments, "--out", tmp_path / "out", "--format", "svg")["models"]
+    assert len(model["results"]["neighbors"]) == 22
+    assert any("first 20 of 22" in note for note in model["notes"])
+    svg = (tmp_path / "out" / CIFAR / "neighbors.svg").read_text()
+    assert svg.count("<image") == 40
+
+
 def test_models_are_checked_before_the_first_is_analyzed(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -636,7 +821,24 @@ def test_models_are_checked_before_the_first_is_analyzed(
     arguments = ("analyze", "smt_atto", photo, "--untrained", "--input.size", "64", "--out", out, "--compare")
     assert "smt_tinny" in refusal(capsys, 1, *arguments, "smt_tinny", "--kinds", "erf")
     assert "not defined for resnet10t" in refusal(capsys, 1, *arguments, "resnet10t", "--kinds", "modulation")
+    for kind, name in (("attention", "xcit_nano_12_p16_224"), ("cam", "test_vit")):
+        assert f"not defined for {name}" in refusal(capsys, 1, *arguments, name, "--kinds", kind)
     assert not out.exists()
+
+
+def test_an_error_of_one_kind_leaves_the_others(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    arguments = ("analyze", CIFAR, photo, "--kinds", "attention", "erf", "--out", tmp_path / "out", "--json")
+    for name in ("run", "check"):
+        monkeypatch.setitem(KINDS, "attention", replace(KINDS["attention"], **{name: fail}))
+        assert run(*arguments) == 1
+        (model,) = json.loads(capsys.readouterr().out)["models"]
+        assert list(model["results"]) == ["erf"]
+        assert model["failed"] == {"attention": "CUDA out of memory."}
 
 
 def test_several_last_maps_have_no_class_activation_map() -> None:

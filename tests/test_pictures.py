@@ -46,6 +46,16 @@ def image(side: int = 32) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
 
+def test_a_pdf_has_no_date_and_no_type_3_fonts(tmp_path):
+    for name in ("a.pdf", "b.pdf"):
+        curves(LOG, tmp_path / name, "quickstart", **TOP1)
+    data = (tmp_path / "a.pdf").read_bytes()
+    assert data == (tmp_path / "b.pdf").read_bytes()
+    assert b"/TrueType" in data or b"/Type0" in data
+    assert b"/Type3" not in data
+    assert b"CreationDate" not in data
+
+
 def test_curves_show_the_training_log(tmp_path):
     before = dict(rcParams)
     figure = curves(LOG, tmp_path / "curves.png", "quickstart", **TOP1)

@@ -3,13 +3,15 @@
 Source of the distance: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, figure 7; Raghu et al., "Do
 Vision Transformers See Like Convolutional Neural Networks?", NeurIPS 2021.
 
-The weights are recomputed from the output of the block's query-key-value layer, since fused attention does not return
-them, and their product with the values is compared with what the block computed: a block that does more, e.g. rotary
-embeddings or other biases, is refused instead of shown wrongly.
+Fused attention does not return its weights. Those of SMT, ViT, CAFormer and Swin are recomputed from the output of the
+query-key-value layer, a part at a time, and their product with the values is compared with what the block computed, so
+that a block that does more is refused instead of shown wrongly. Other attention of timm, e.g. with rotary embeddings or
+position biases (BEiT, EVA, DINOv3), is run unfused, and its weights are taken where dropout would be applied to them.
 
 Shapes: ``A`` heads of ``d`` channels, ``N`` tokens, a grid of ``H W`` cells; ``G`` windows of ``n`` tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +20,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from timm.models.metaformer import Attention as MetaFormerAttention
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
+from timm.models.vision_transformer import Attention
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from ..forms.inference import is_fused
 from ..model import MSA
 from ..modes import evaluation_mode
-from .blocks import NotDefined, require_one_image, token_grid
+from .blocks import NotDefined, prefix_tokens, require_one_image, token_grid
 
 Floats = npt.NDArray[np.float32]
 WEIGHTS = 2**24  # attention weights in memory at a time
-TOLERANCE = 1e-3  # largest difference of recomputed outputs, relative to the largest output
+TOLERANCE = 1e-3  # largest difference of recomputed outputs, relative to the largest output, and of a sum of weights
+RECOMPUTED = (MSA, Attention, MetaFormerAttention, WindowAttention, XCA)  # XCA, between channels, is refused by that
 
 
 @dataclass(frozen=True)
@@ -40,33 +46,41 @@ class AttentionMaps:
     Attributes:
         name: Module path of the attention, e.g. ``stages.3.blocks.0.mixer``.
         query: Row and column of the query's cell.
+        keys: Number of cells that the query can attend to: those of its window, or all.
         from_query: ``(A, H, W)``: weights of the query.
         mean: ``(A, H, W)``: weights averaged over all queries.
         distance: ``(A,)``: mean distance in pixels of the network's input between a query and what it attends to,
             weighted by attention and averaged over all queries.
         uniform_distance: The same for equal weights.
+        share: ``(A,)``: what the cells received of the weights before they were scaled, averaged over all queries.
     """
 
     name: str
     query: tuple[int, int]
+    keys: int
     from_query: Floats
     mean: Floats
     distance: Floats
     uniform_distance: float
+    share: Floats
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
         return {
             f"{self.name}.query": np.array(self.query),
+            f"{self.name}.keys": np.array(self.keys),
             f"{self.name}.from_query": self.from_query,
             f"{self.name}.mean": self.mean,
             f"{self.name}.distance": self.distance,
             f"{self.name}.uniform_distance": np.array(self.uniform_distance),
+            f"{self.name}.share": self.share,
         }
 
 
 def find_attention(network: nn.Module) -> dict[str, nn.Module]:
-    """The attention modules of a network by module path: those with a linear layer ``qkv``, ``num_heads`` and ``proj``.
+    """The attention modules of a network by module path: those with ``qkv``, ``num_heads`` and a linear layer ``proj``.
+
+    ``qkv`` is a linear layer, or ``None`` if query, key and value have a layer each, as in EVA.
 
     Raises:
         NotDefined: There are none.
@@ -74,12 +88,12 @@ def find_attention(network: nn.Module) -> dict[str, nn.Module]:
     found = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(getattr(module, "qkv", None), nn.Linear)
+        if (isinstance(getattr(module, "qkv", None), nn.Linear) or (hasattr(module, "qkv") and _can_unfuse(module)))
         and isinstance(getattr(module, "num_heads", None), int)
         and isinstance(getattr(module, "proj", None), nn.Linear)
     }
     if not found:
-        why = "the network has no attention with one linear layer for query, key and value"
+        why = "the network has no attention with a layer qkv"
         if is_fused(network):
             why = "a fused network does not keep them; use the original network"
         raise NotDefined(f"there are no attention maps: {why}")
@@ -90,11 +104,12 @@ def find_attention(network: nn.Module) -> dict[str, nn.Module]:
 def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (0.5, 0.5)) -> list[AttentionMaps]:
     """The attention of every block, in the order of execution.
 
-    Weights are computed for a part of the queries at a time, so that memory does not grow with the square of the number
-    of tokens.
+    Weights are recomputed for a part of the queries at a time, so that memory does not grow with the square of the
+    number of tokens; with attention that has to be run unfused it does.
 
     Args:
-        network: A network with :class:`~smt_vision.model.MSA`, timm's ``Attention`` or Swin's ``WindowAttention``.
+        network: A network with :class:`~smt_vision.model.MSA`, timm's ``Attention`` or Swin's ``WindowAttention``, or
+            with global attention that has timm's switch ``fused_attn`` and dropout ``attn_drop``.
         x: An image ``(1, C, H, W)``.
         query: Vertical and horizontal position of the query, from 0 (top, left) to 1.
 
@@ -104,7 +119,9 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
     require_one_image(x)
     found = find_attention(network)
     windows = {block.attn: block for block in network.modules() if isinstance(block, SwinTransformerBlock)}
-    size = (x.shape[-2], x.shape[-1])
+    size, prefix = (x.shape[-2], x.shape[-1]), prefix_tokens(network)
+    unfused: list[Any] = [m for m in found.values() if not isinstance(m, RECOMPUTED) and _can_unfuse(m)]
+    fused = [module.fused_attn for module in unfused]
     seen: dict[nn.Module, dict[str, Any]] = {module: {} for module in found.values()}
     maps: list[AttentionMaps] = []
 
@@ -124,39 +141,48 @@ def attention_maps(network: nn.Module, x: Tensor, query: tuple[float, float] = (
     def analyze(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             kept, seen[module] = seen[module], {}
-            if "qkv" not in kept or "output" not in kept:
-                raise _unlike(name, module, "it does not call its layers qkv and proj")
-            if module in windows:
-                weights: _Weights = _Windows(windows[module], kept)
+            if module in unfused:
+                weights: _Weights = _Unfused(name, module, kept | {"input": args[0]}, size, prefix)
+            elif "qkv" not in kept or "output" not in kept:
+                raise _unlike(name, module, "it does not call its layers qkv and proj as modules")
+            elif module in windows:
+                weights = _Windows(windows[module], kept)
             elif isinstance(module, WindowAttention) or kept.get("mask") is not None:
                 raise _unlike(name, module, "its call has further arguments, e.g. a mask")
             elif len(kept["qkv"]) != 1:
                 raise _unlike(name, module, f"it attends within {len(kept['qkv'])} parts of the image")
             else:
-                weights = _Global(module, kept, size)
+                weights = _Global(module, kept, size, prefix)
             maps.append(weights.maps(name, size, query))
 
         return hook
 
     handles = [block.register_forward_pre_hook(keep_grid) for block in windows.values()]
     for name, module in found.items():
-        handles += [
-            module.register_forward_pre_hook(keep_mask, with_kwargs=True),
-            module.get_submodule("qkv").register_forward_hook(keep(module, "qkv")),
-            module.get_submodule("proj").register_forward_pre_hook(keep(module, "output")),
-            module.register_forward_hook(analyze(name)),
-        ]
+        if module in unfused:
+            handles.append(module.get_submodule("attn_drop").register_forward_pre_hook(keep(module, "weights")))
+        else:
+            handles += [
+                module.register_forward_pre_hook(keep_mask, with_kwargs=True),
+                module.get_submodule("qkv").register_forward_hook(keep(module, "qkv")),
+                module.get_submodule("proj").register_forward_pre_hook(keep(module, "output")),
+            ]
+        handles.append(module.register_forward_hook(analyze(name)))
     try:
+        for module in unfused:
+            module.fused_attn = False
         with evaluation_mode(network):
             network(x)
     finally:
+        for module, was_fused in zip(unfused, fused, strict=True):
+            module.fused_attn = was_fused
         for handle in handles:
             handle.remove()
     return maps
 
 
 class _Weights:
-    """Attention weights of a module, recomputed.
+    """Attention weights of a module.
 
     Attributes:
         module: The attention module.
@@ -197,38 +223,44 @@ class _Weights:
 class _Global(_Weights):
     """Attention between all tokens."""
 
-    def __init__(self, module: Any, kept: dict[str, Any], size: tuple[int, int]) -> None:
+    def __init__(self, module: Any, kept: dict[str, Any], size: tuple[int, int], prefix: int | None) -> None:
         self.module, self.output, qkv = module, kept["output"], kept["qkv"]
         self.others = 0  # tokens before the grid's
         if qkv.ndim == 4:
             self.grid = (qkv.shape[1], qkv.shape[2])
         else:
-            self.grid, self.others = token_grid(qkv.shape[1], size)
-            if not self.grid[0]:
-                raise NotDefined(
-                    f"{qkv.shape[1]} tokens do not form a grid over an image of {size[0]} x {size[1]} pixels"
-                )
+            self.grid, self.others = _token_grid(qkv.shape[1], size, prefix)
         self.qkv = self._split(qkv, 1)
+        self.out = torch.empty_like(self.qkv[2])
+
+    def rows(self, part: slice) -> Tensor:
+        """Weights of the queries of a part, ``(A, n, N)``."""
+        q, k, v = (part[0] for part in self.qkv)
+        weights = (q[:, part] @ k.transpose(1, 2)).softmax(-1)
+        self.out[0, :, part] = weights @ v
+        return weights
+
+    def check(self, name: str) -> None:
+        self._check(name, self.out)
 
     def maps(self, name: str, size: tuple[int, int], query: tuple[float, float]) -> AttentionMaps:
-        q, k, v = (part[0] for part in self.qkv)
-        A, N, _ = q.shape
         H, W = self.grid
-        places = _places(self.grid, size, q.device)
+        A, N, device = self.module.num_heads, self.others + H * W, self.output.device
+        places = _places(self.grid, size, device)
         row, column = _cell(query, self.grid)
         chosen = self.others + row * W + column
-        out = torch.empty_like(v)
-        from_query, mean = torch.zeros(2, A, H * W, device=q.device)
-        distance, uniform = torch.zeros(A, dtype=torch.float64), 0.0  # on the CPU: MPS has no float64
+        from_query, mean = torch.zeros(2, A, H * W, device=device)
+        distance, share = torch.zeros(2, A, dtype=torch.float64)  # on the CPU: MPS has no float64
+        uniform = 0.0
         step = max(1, WEIGHTS // (A * N))
         for start in range(0, N, step):
-            weights = (q[:, start : start + step] @ k.transpose(1, 2)).softmax(-1)
-            out[:, start : start + step] = weights @ v
+            weights = self.rows(slice(start, start + step))
             first = max(self.others - start, 0)  # queries before it are not of the grid
             weights = weights[:, first:, self.others :]
             if not weights.shape[1]:
                 continue
-            weights = weights / weights.sum(-1, keepdim=True)
+            share += weights.sum((1, 2)).cpu().double()
+            weights = _scaled(weights)
             begin = start + first
             if begin <= chosen < start + step:
                 from_query = weights[:, chosen - begin]
@@ -236,15 +268,17 @@ class _Global(_Weights):
             apart = torch.cdist(places[begin - self.others :][: weights.shape[1]], places)
             distance += (weights * apart).sum(-1).cpu().double().sum(-1)
             uniform += float(apart.mean(-1).cpu().double().sum())
-        self._check(name, out[None])
+        self.check(name)
         n = H * W
         return AttentionMaps(
             name,
             (row, column),
+            n,
             from_query.reshape(A, H, W).cpu().numpy(),
             (mean / n).reshape(A, H, W).cpu().numpy(),
-            (distance / n).float().cpu().numpy(),
+            (distance / n).float().numpy(),
             uniform / n,
+            (share / n).float().numpy(),
         )
 
     def _finish(self, out: Tensor) -> Tensor:
@@ -253,6 +287,27 @@ class _Global(_Weights):
             return out + self.module.local_conv(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         norm = getattr(self.module, "norm", None)
         return norm(out) if isinstance(norm, nn.Module) else out
+
+
+class _Unfused(_Global):
+    """Attention between all tokens that was run unfused, with the weights that it computed."""
+
+    def __init__(self, name: str, module: Any, kept: dict[str, Any], size: tuple[int, int], prefix: int | None) -> None:
+        if "weights" not in kept:
+            raise _unlike(name, module, "it does not call its dropout attn_drop")
+        self.module, self.output = module, kept["weights"].float()
+        shape = tuple(self.output.shape)
+        tokens = math.prod(kept["input"].shape[1:-1])
+        if shape != (1, module.num_heads, tokens, tokens):
+            raise _unlike(name, module, f"its weights, {shape}, are not those between all tokens by head")
+        self.grid, self.others = _token_grid(shape[3], size, prefix)
+
+    def rows(self, part: slice) -> Tensor:
+        return self.output[0, :, part]
+
+    def check(self, name: str) -> None:
+        if (self.output.sum(-1) - 1).abs().max() > TOLERANCE or self.output.min() < 0:
+            raise _unlike(name, self.module, "its weights do not sum to 1")
 
 
 class _Windows(_Weights):
@@ -279,7 +334,8 @@ class _Windows(_Weights):
         is_query = self._partition(chosen)[:, 0]  # (G, n)
         out = torch.empty_like(v)
         from_query, mean = torch.zeros(2, G, A, n, device=q.device)
-        distance, uniform = torch.zeros(A, dtype=torch.float64), 0.0  # on the CPU: MPS has no float64
+        distance, share = torch.zeros(2, A, dtype=torch.float64)  # on the CPU: MPS has no float64
+        uniform, keys = 0.0, 0
         step = max(1, WEIGHTS // (A * n * n))
         for start in range(0, G, step):
             part = slice(start, start + step)
@@ -287,20 +343,26 @@ class _Windows(_Weights):
             apart = torch.cdist(places[part], places[part])  # (g, n, n); wrapped rows are at the opposite edge
             weights = (q[part] @ k[part].transpose(2, 3) + bias + mask).softmax(-1)  # (g, A, n, n)
             out[part] = weights @ v[part]
-            weights = _scaled(weights * valid[part, None, None])
+            weights = weights * valid[part, None, None]
+            share += (weights.sum(-1) * valid[part, None]).cpu().double().sum((0, 2))
+            weights = _scaled(weights)
             from_query[part] = (weights * is_query[part, None, :, None]).sum(2)
             mean[part] = (weights * valid[part, None, :, None]).sum(2)
             distance += ((weights * apart[:, None]).sum(-1) * valid[part, None]).cpu().double().sum((0, 2))
-            equal = _scaled((mask[:, 0] > -1) * valid[part, None])
+            reached = (mask[:, 0] > -1) * valid[part, None]
+            keys += int((reached * is_query[part, :, None]).sum())
+            equal = _scaled(reached)
             uniform += float(((equal * apart).sum(-1) * valid[part]).cpu().double().sum())
         self._check(name, out)
         return AttentionMaps(
             name,
             (row, column),
+            keys,
             self._reverse(from_query),
             self._reverse(mean / (H * W)),
-            (distance / (H * W)).float().cpu().numpy(),
+            (distance / (H * W)).float().numpy(),
             uniform / (H * W),
+            (share / (H * W)).float().numpy(),
         )
 
     def _partition(self, map: Tensor) -> Tensor:
@@ -320,6 +382,20 @@ class _Windows(_Weights):
         return out
 
 
+def _can_unfuse(module: nn.Module) -> bool:
+    """Whether attention has timm's switch for fused attention, and the dropout of unfused weights."""
+    return isinstance(getattr(module, "fused_attn", None), bool) and isinstance(
+        getattr(module, "attn_drop", None), nn.Module
+    )
+
+
+def _token_grid(tokens: int, size: tuple[int, int], prefix: int | None) -> tuple[tuple[int, int], int]:
+    grid, others = token_grid(tokens, size, prefix)
+    if not grid[0]:
+        raise NotDefined(f"{tokens} tokens do not form a grid over an image of {size[0]} x {size[1]} pixels")
+    return grid, others
+
+
 def _scaled(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
 
@@ -337,4 +413,4 @@ def _cell(query: tuple[float, float], grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _unlike(name: str, module: nn.Module, why: str) -> NotDefined:
-    return NotDefined(f"the attention weights of {name} ({type(module).__name__}) cannot be recomputed: {why}")
+    return NotDefined(f"the attention weights of {name} ({type(module).__name__}) are not available: {why}")

@@ -19,6 +19,7 @@ T = TypeVar("T")
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 # Names that timm gives to a container of blocks: blocks (most models), layer1 (ResNet).
 BLOCKS = re.compile(r"(?:.*\.)?(?:blocks|layer\d+)")
+MAX_PREFIX = 8  # tokens before those of the grid, where the network does not declare them
 LEAST_SHARE = 0.1  # of the parameters: what holds less is not the network's blocks, e.g. layer1 of an HRNet
 
 
@@ -77,9 +78,9 @@ def find_blocks(network: nn.Module) -> dict[str, BlockInfo]:
 
     def add(container: nn.Module, path: str, stage: str) -> None:
         for key, child in container.named_children():
-            if isinstance(child, CONTAINERS):
+            if isinstance(child, CONTAINERS) and not _has_layers(child):
                 add(child, f"{path}.{key}", stage or f"{path}.{key}")
-            else:
+            elif any(True for _ in child.parameters()):  # others change the layout only, e.g. EfficientFormer's Flat
                 blocks[f"{path}.{key}"] = BlockInfo(stage, _mixer(child))
 
     modules = dict(network.named_modules())
@@ -111,13 +112,13 @@ def block_outputs(
         network: A timm model, a :class:`~smt_vision.tasks.backbone.Backbone`, or any module that returns feature maps.
         x: Images ``(B, C, H, W)``.
         reduce: Applied to each map ``(B, C, H, W)``.
-        names: Blocks to consider; ``None`` for all.
+        names: Blocks and stages to consider; ``None`` for all blocks.
 
     Raises:
         NotDefined: There are no feature maps, or a block's output is not one.
     """
     blocks = find_blocks(network)
-    layout = is_channels_last(network)
+    layout, prefix = is_channels_last(network), prefix_tokens(network)
     outputs: list[BlockOutput[T]] = []
     if not blocks:
         with evaluation_mode(network):
@@ -128,18 +129,16 @@ def block_outputs(
             if names is None or name in names
         ]
 
+    infos = blocks if names is None else {name: blocks.get(name, BlockInfo(name)) for name in names}
+
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
-            value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}")
-            outputs.append(BlockOutput(name, blocks[name], reduce(value)))
+            value = feature_map(out, x.shape, layout or isinstance(module, Block), f"block {name}", prefix)
+            outputs.append(BlockOutput(name, infos[name], reduce(value)))
 
         return hook
 
-    handles = [
-        network.get_submodule(name).register_forward_hook(hook_for(name))
-        for name in blocks
-        if names is None or name in names
-    ]
+    handles = [network.get_submodule(name).register_forward_hook(hook_for(name)) for name in infos]
     try:
         with evaluation_mode(network):
             network(x)
@@ -156,6 +155,8 @@ def block_outputs(
 def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
     """Names of the last block of each stage; for a network of one stage, of the blocks after each quarter of it.
 
+    Where convolutions follow the blocks of a stage (CSPNet, whose blocks are one of two branches), of the stage.
+
     Args:
         network: The network.
         parts: Number of parts of a network that has one stage only.
@@ -168,12 +169,13 @@ def stage_ends(network: nn.Module, parts: int = 4) -> list[str] | None:
         return None
     ends = {info.stage: name for name, info in blocks.items()}
     if len(ends) > 1:
-        return list(ends.values())
+        modules = dict(network.named_modules())
+        return [stage if _continues(modules.get(stage)) else end for stage, end in ends.items()]
     names = list(blocks)
     return list(dict.fromkeys(names[math.ceil(len(names) * (i + 1) / parts) - 1] for i in range(parts)))
 
 
-def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) -> Tensor:
+def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str, prefix: int | None = None) -> Tensor:
     """A module's output as ``(B, C, H, W)``.
 
     Args:
@@ -181,6 +183,7 @@ def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) 
         shape: Shape of the network's input, ``(B, C, H, W)``; its aspect ratio tells the axes of a map apart.
         channels_last: Layout if the shape fits both.
         what: Whose output it is, for the message.
+        prefix: Number of tokens before those of the grid, see :func:`token_grid`.
 
     Raises:
         NotDefined: The output is not a feature map.
@@ -194,25 +197,33 @@ def feature_map(out: Any, shape: Sequence[int], channels_last: bool, what: str) 
             if first or last:
                 return item.permute(0, 3, 1, 2) if last and (channels_last or not first) else item
         elif item.ndim == 3:
-            grid, prefix = token_grid(item.shape[1], size)
+            grid, others = token_grid(item.shape[1], size, prefix)
             if grid[0]:
-                return item[:, prefix:].transpose(1, 2).unflatten(2, grid)
+                return item[:, others:].transpose(1, 2).unflatten(2, grid)
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     raise NotDefined(f"the output of {what}, {found}, is not a feature map of an image of {size[0]} x {size[1]} pixels")
 
 
-def token_grid(tokens: int, size: tuple[int, int], most: int = 8) -> tuple[tuple[int, int], int]:
-    """The grid of a sequence of tokens that may begin with up to ``most`` others, e.g. a class token.
+def token_grid(tokens: int, size: tuple[int, int], prefix: int | None = None) -> tuple[tuple[int, int], int]:
+    """The grid of a sequence of tokens that may begin with others, e.g. a class token.
+
+    Args:
+        tokens: Number of tokens.
+        size: Height and width of the image.
+        prefix: Number of other tokens that the network declares. If it is ``None``, or if no grid is left without them,
+            since some networks add them to the last blocks only, the smallest number up to 8 that leaves a grid.
 
     Returns:
         Height and width of the grid, and the number of other tokens; ``(0, 0)`` if no grid has the image's shape.
     """
-    for prefix in range(min(most + 1, tokens)):
-        n = tokens - prefix
+    for others in (*([] if prefix is None else [prefix]), *range(MAX_PREFIX + 1)):
+        n = tokens - others
+        if n < 1:
+            continue
         height = max(1, round(math.sqrt(n * size[0] / size[1])))
         for h in (height, height + 1, height - 1):
             if h > 0 and n % h == 0 and _fits((h, n // h), size):
-                return (h, n // h), prefix
+                return (h, n // h), others
     return (0, 0), 0
 
 
@@ -220,6 +231,21 @@ def _fits(grid: Any, size: tuple[int, int]) -> bool:
     """Whether a grid is one of square cells over the image: sides in the same ratio, up to one cell."""
     (h, w), (height, width) = grid, size
     return h <= height and w <= width and abs(h * width - w * height) < max(height, width)
+
+
+def _has_layers(container: nn.Module) -> bool:
+    """Whether a container has layers among its children: it is one block then, e.g. of ConvMixer."""
+    return any(not list(child.children()) and any(True for _ in child.parameters()) for child in container.children())
+
+
+def _continues(stage: nn.Module | None) -> bool:
+    """Whether convolutions follow the blocks of a stage; ``downsample`` precedes them, wherever it is defined."""
+    children = [] if stage is None else list(stage.named_children())
+    keys = [key for key, _ in children]
+    after = children[keys.index("blocks") + 1 :] if "blocks" in keys else []
+    return any(
+        isinstance(module, nn.Conv2d) for key, child in after if key != "downsample" for module in child.modules()
+    )
 
 
 def _mixer(block: nn.Module) -> str:
@@ -236,6 +262,12 @@ def is_channels_last(network: nn.Module) -> bool:
     return any(str(getattr(module, "output_fmt", "")).endswith("NHWC") for module in network.modules())
 
 
+def prefix_tokens(network: nn.Module) -> int | None:
+    """The number of class tokens and the like that timm declares for a network; ``None`` if it does not."""
+    declared = (getattr(module, "num_prefix_tokens", None) for module in network.modules())
+    return next((number for number in declared if isinstance(number, int)), None)
+
+
 def _size_without_classifier(network: Any) -> int:
     classifier: Any = network.get_classifier() if hasattr(network, "get_classifier") else None
     heads = classifier.parameters() if isinstance(classifier, nn.Module) else ()
@@ -248,5 +280,8 @@ def _stage_maps(network: Any, x: Tensor) -> Mapping[str, Tensor]:
     else:
         out = network(x)
     maps = out if isinstance(out, list) else [out]
-    name, last = type(network).__name__, is_channels_last(network)
-    return {f"map {i}" if len(maps) > 1 else "map": feature_map(m, x.shape, last, name) for i, m in enumerate(maps)}
+    name, last, prefix = type(network).__name__, is_channels_last(network), prefix_tokens(network)
+    return {
+        f"map {i}" if len(maps) > 1 else "map": feature_map(value, x.shape, last, name, prefix)
+        for i, value in enumerate(maps)
+    }

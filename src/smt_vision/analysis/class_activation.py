@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..modes import evaluation_mode
-from .blocks import NotDefined, feature_map, require_one_image
+from .blocks import NotDefined, feature_map, prefix_tokens, require_one_image
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,7 +28,7 @@ class ClassActivation:
     Attributes:
         class_id: Index of the class.
         score: Softmax score of the class.
-        predicted: Whether it is the class with the highest score.
+        predicted_id: Index of the class with the highest score.
         map: ``(h, w)``: the last feature map, each channel weighted by the mean gradient of the class's logit, summed
             over channels. Negative values are evidence against the class.
         upsampled: ``(H, W)``: the positive part, bilinearly interpolated to the image.
@@ -36,14 +36,20 @@ class ClassActivation:
 
     class_id: int
     score: float
-    predicted: bool
+    predicted_id: int
     map: Floats
     upsampled: Floats
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the class is the one with the highest score."""
+        return self.class_id == self.predicted_id
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
         return {
             "class_id": np.array(self.class_id),
+            "predicted_id": np.array(self.predicted_id),
             "score": np.array(self.score),
             "map": self.map,
             "upsampled": self.upsampled,
@@ -69,7 +75,7 @@ class LastMap(nn.Module):
         if not isinstance(features, Tensor):  # e.g. CrossViT's, of two branches
             raise NotDefined("there are no class activation maps: the network has several last feature maps")
         channels_last = features.ndim == 4 and features.shape[-1] == self.classifier.num_features
-        before = feature_map(features, x.shape, channels_last, "forward_features")
+        before = feature_map(features, x.shape, channels_last, "forward_features", prefix_tokens(self.classifier))
         map = self.map(before)
         if features.ndim == 3:
             others = features.shape[1] - before[0, 0].numel()
@@ -118,7 +124,7 @@ def class_activation(
     return ClassActivation(
         target,
         float(found[target]),
-        target == predicted,
+        predicted,
         map[0, 0].cpu().numpy(),
         upsampled[0, 0].cpu().numpy(),
     )

@@ -1,19 +1,20 @@
 """The quantities that ``smt analyze`` knows: how each is computed over images, written and drawn."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..bounds import Count, Fraction, check_fields
 from ..data.decode import UnreadableImage, decode_picture
 from ..tasks.classes import some_names
 from . import pictures
-from .attention import AttentionMaps, attention_maps, find_attention
-from .blocks import find_blocks
+from .attention import AttentionMaps, attention_maps
+from .blocks import block_outputs, find_blocks, stage_ends
 from .class_activation import class_activation, require_classifier
 from .modulation import find_modulation, modulation_maps
 from .neighbors import batch_features, nearest, pooled_features
@@ -23,6 +24,7 @@ from .subject import Sample, Subject
 
 THUMBNAIL_SIDE = 200  # pixels
 GALLERY_BATCH = 32
+MAX_QUERIES = 20  # rows of a figure of nearest neighbors
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ class Comparison:
 
     Attributes:
         stem: File name without suffix.
-        title: Title of the figure.
+        title: Title of the figure, from the names of the images.
         draw: Draws names with :attr:`Outcome.comparable`, a title, to a path.
     """
 
     stem: str
-    title: str
+    title: Callable[[Sequence[str]], str]
     draw: Callable[[list[tuple[str, Any]], str, Path], Any]
 
 
@@ -89,12 +91,13 @@ class Kind:
     """A quantity.
 
     Attributes:
-        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model's structure does not have it.
+        check: Raises :class:`~smt_vision.analysis.blocks.NotDefined` if a model does not have it; runs the network
+            once or twice on a sample.
         run: Computes, writes and draws it.
         comparison: How several models are drawn in one picture; ``None`` if they are not.
     """
 
-    check: Callable[[Subject], Any]
+    check: Callable[[Subject, Sample], Any]
     run: Callable[[Subject, Samples, Options, Path], Outcome]
     comparison: Comparison | None = None
 
@@ -105,7 +108,7 @@ def _modulation(subject: Subject, samples: Samples, options: Options, folder: Pa
     for sample in samples():
         maps = modulation_maps(subject.network, sample.pixels)
         stem = folder / f"modulation-{sample.name}"
-        written += _save(stem, {"image": sample.picture}, maps)
+        written += _save(stem, subject, _image_arrays(sample), maps)
         picture = _beside(stem, options)
         pictures.modulation_picture(sample.picture, maps, f"Modulation: {subject.name}, {sample.name}", picture)
         written.append(picture)
@@ -120,29 +123,29 @@ def _modulation(subject: Subject, samples: Samples, options: Options, folder: Pa
 def _attention(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
     written, data = [], {}
     total: list[AttentionMaps] = []
-    count = 0
+    paths: list[Path] = []
     for sample in samples():
+        paths.append(sample.path)
         maps = attention_maps(subject.network, sample.pixels, options.query)
         stem = folder / f"attention-{sample.name}"
-        written += _save(stem, {"image": sample.picture}, maps)
+        written += _save(stem, subject, _image_arrays(sample), maps)
         picture = _beside(stem, options)
         pictures.attention_picture(sample.picture, maps, f"Attention: {subject.name}, {sample.name}", picture)
         written.append(picture)
-        count += 1
         total = [
             replace(
                 new,
-                distance=(old.distance + (new.distance - old.distance) / count).astype(np.float32),
-                uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / count,
+                distance=(old.distance + (new.distance - old.distance) / len(paths)).astype(np.float32),
+                uniform_distance=old.uniform_distance + (new.uniform_distance - old.uniform_distance) / len(paths),
             )
             for old, new in zip(total or maps, maps, strict=True)
         ]
     stem = folder / "attention-distance"
     distances = {f"{block.name}.distance": block.distance for block in total}
     distances |= {f"{block.name}.uniform_distance": np.array(block.uniform_distance) for block in total}
-    written += _save(stem, distances)
+    written += _save(stem, subject, {"paths": _texts(paths), **distances})
     picture = _beside(stem, options)
-    pictures.distance_picture([(subject.name, total)], f"Attention distance, {_images(count)}", picture)
+    pictures.distance_picture([(subject.name, total)], f"Attention distance, {_images(len(paths))}", picture)
     written.append(picture)
     data = {
         block.name: {"distance": block.distance.tolist(), "uniform_distance": block.uniform_distance} for block in total
@@ -156,12 +159,12 @@ def _attention(subject: Subject, samples: Samples, options: Options, folder: Pat
 
 
 def _receptive_field(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    images = _Counted(samples())
+    images = _Listed(samples())
     fields = effective_receptive_fields(subject.network, images)
     stem = folder / "erf"
-    written = _save(stem, {}, fields)
+    written = _save(stem, subject, {"paths": _texts(images.paths)}, fields)
     picture = _beside(stem, options)
-    title = f"Effective receptive field of the center, {_images(images.count)}"
+    title = f"Effective receptive field of the center, {_images(len(images.paths))}"
     pictures.receptive_field_picture([(subject.name, fields)], title, picture)
     data = {f.name: {"radius50": f.radius50, "radius95": f.radius95, "centroid": list(f.centroid)} for f in fields}
     radii = ", ".join(f"{f.radius50:.3g} / {f.radius95:.3g}" for f in fields)
@@ -169,19 +172,20 @@ def _receptive_field(subject: Subject, samples: Samples, options: Options, folde
 
 
 def _spectrum(subject: Subject, samples: Samples, options: Options, folder: Path) -> Outcome:
-    images = _Counted(samples())
+    images = _Listed(samples())
     blocks = spectra(subject.network, images)
     stem = folder / "spectrum"
-    written = _save(stem, {}, blocks)
+    written = _save(stem, subject, {"paths": _texts(images.paths)}, blocks)
     picture = _beside(stem, options)
     pictures.spectrum_picture(
-        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(images.count)}", picture
+        [(subject.name, blocks)], f"Fourier spectrum of feature maps, {_images(len(images.paths))}", picture
     )
     data = {b.name: {"depth": b.depth, "mixer": b.info.mixer, "high": _number(b.high)} for b in blocks}
     single = [b.name for b in blocks if len(b.log_amplitude) < 2]
     notes = [f"spectrum: {some_names(single)}: one cell along a side, hence one frequency"] if single else []
     known = [b.high for b in blocks if len(b.log_amplitude) > 1]
-    summary = f"log amplitude of the highest frequency: {known[0]:.2f} at the first block, {known[-1]:.2f} at the last"
+    ends = f"{known[0]:.2f} at the first block, {known[-1]:.2f} at the last"
+    summary = f"relative log amplitude of the highest frequency: {ends}"
     return Outcome(summary, data, [*written, picture], blocks, notes)
 
 
@@ -191,9 +195,10 @@ def _class_activation(subject: Subject, samples: Samples, options: Options, fold
     class_id = None if options.target is None else class_index(options.target, classifier.classes)
     for sample in samples():
         activation = class_activation(subject.network, sample.pixels, class_id, classifier.scores)
-        label = classifier.classes[activation.class_id]
+        label, predicted = (classifier.classes[i] for i in (activation.class_id, activation.predicted_id))
         stem = folder / f"cam-{sample.name}"
-        written += _save(stem, {"image": sample.picture, **activation.arrays()})
+        labels = {"label": np.array(label), "predicted_label": np.array(predicted)}
+        written += _save(stem, subject, {**_image_arrays(sample), **activation.arrays(), **labels})
         picture = _beside(stem, options)
         title = f"Class activation: {subject.name}, {sample.name}"
         pictures.class_activation_picture(sample.picture, activation, label, title, picture)
@@ -223,19 +228,24 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     if not paths:
         raise ValueError(f"none of the {len(options.gallery)} images to search can be read, e.g. {notes[0]}")
     queries = [(sample.name, sample.path, pooled_features(subject.network, sample.pixels)) for sample in samples()]
-    resolved = np.array([str(path.resolve()) for path in paths])
-    excluded = np.array([resolved == str(own.resolve()) for _, own, _ in queries])
-    k = min(options.top_k, int((~excluded).sum(1).max()))
+    places: dict[Path, list[int]] = {}
+    for i, path in enumerate(paths):
+        places.setdefault(path.resolve(), []).append(i)
+    excluded = [places.get(own.resolve(), []) for _, own, _ in queries]
+    k = min(options.top_k, len(paths) - min(map(len, excluded)))
     if not k:
         raise ValueError(f"there is no other image than {paths[0]} to search; name a folder of images with --folder")
     found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
     stem = folder / "neighbors"
-    names = {"images": np.array([str(path) for path in paths]), "queries": np.array([str(p) for _, p, _ in queries])}
-    written = _save(stem, {**names, **found.arrays(), "features": np.concatenate(features)})
-    lines, data = [], {}
+    names = {"images": _texts(paths), "queries": _texts(path for _, path, _ in queries)}
+    written = _save(stem, subject, {**names, **found.arrays(), "features": np.concatenate(features)})
+    lines: list[tuple[Any, str, list[Any]]] = []
+    data = {}
     for (name, own, _), indices, similarities in zip(queries, found.indices, found.similarities, strict=True):
         nearby = [(paths[i], float(s)) for i, s in zip(indices, similarities, strict=True) if np.isfinite(s)]
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
+        if len(lines) == MAX_QUERIES:
+            continue
         cells = [
             (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
             for path, s in nearby
@@ -243,6 +253,9 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
         lines.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
+    if len(queries) > len(lines):
+        title += f", first {len(lines)} of {len(queries):,} queries"
+        notes.append(f"neighbors: the figure has the first {len(lines)} of {len(queries):,} images, the npz file all")
     pictures.neighbors_picture(lines, title, picture)
     most = max(map(len, data.values()))
     return Outcome(f"{most} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
@@ -263,40 +276,52 @@ def class_index(target: str, classes: Sequence[str]) -> int:
     )
 
 
-def _always(subject: Subject) -> None:
-    pass
+def _averaged(title: str) -> Callable[[Sequence[str]], str]:
+    return lambda names: f"{title}, {_images(len(names))}"
+
+
+def _check_class_activation(subject: Subject, sample: Sample) -> None:
+    require_classifier(subject.network)
+    class_activation(subject.network, sample.pixels)
+
+
+@torch.no_grad()
+def _check_maps(subject: Subject, sample: Sample) -> None:
+    """Raise if blocks or stages have no feature maps; they are not kept."""
+    block_outputs(subject.network, sample.pixels, lambda value: None)
+    block_outputs(subject.network, sample.pixels, lambda value: None, stage_ends(subject.network))
 
 
 KINDS: Mapping[str, Kind] = {
     "modulation": Kind(
-        lambda subject: find_modulation(subject.network),
+        lambda subject, sample: find_modulation(subject.network),
         _modulation,
-        Comparison("modulators", "Modulators by block", pictures.modulators_picture),
+        Comparison("modulators", lambda names: f"Modulators by block, {names[0]}", pictures.modulators_picture),
     ),
     "attention": Kind(
-        lambda subject: find_attention(subject.network),
+        lambda subject, sample: attention_maps(subject.network, sample.pixels),
         _attention,
-        Comparison("attention-distance", "Attention distance", pictures.distance_picture),
+        Comparison("attention-distance", _averaged("Attention distance"), pictures.distance_picture),
     ),
     "erf": Kind(
-        _always,
+        _check_maps,
         _receptive_field,
-        Comparison("erf", "Effective receptive field of the center", pictures.receptive_field_picture),
+        Comparison("erf", _averaged("Effective receptive field of the center"), pictures.receptive_field_picture),
     ),
     "spectrum": Kind(
-        _always,
+        _check_maps,
         _spectrum,
-        Comparison("spectrum", "Fourier spectrum of feature maps", pictures.spectrum_picture),
+        Comparison("spectrum", _averaged("Fourier spectrum of feature maps"), pictures.spectrum_picture),
     ),
-    "cam": Kind(lambda subject: require_classifier(subject.network), _class_activation),
-    "neighbors": Kind(_always, _neighbors),
+    "cam": Kind(_check_class_activation, _class_activation),
+    "neighbors": Kind(lambda subject, sample: pooled_features(subject.network, sample.pixels), _neighbors),
 }
 
 
-def _save(stem: Path, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> list[Path]:
+def _save(stem: Path, subject: Subject, arrays: Mapping[str, Any], blocks: Sequence[Any] = ()) -> list[Path]:
     path = stem.with_name(f"{stem.name}.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = dict(arrays)
+    named = {"model": np.array(subject.name), **arrays}
     for block in blocks:
         named |= block.arrays()
     with path.open("wb") as file:
@@ -308,16 +333,24 @@ def _beside(stem: Path, options: Options) -> Path:
     return stem.with_name(f"{stem.name}.{options.format}")
 
 
-class _Counted:
-    """Network inputs of samples, counted."""
+def _image_arrays(sample: Sample) -> dict[str, Any]:
+    return {"path": np.array(str(sample.path)), "image": sample.picture}
+
+
+def _texts(paths: Iterable[Path]) -> npt.NDArray[np.str_]:
+    return np.array([str(path) for path in paths])
+
+
+class _Listed:
+    """Network inputs of samples, whose paths are kept."""
 
     def __init__(self, samples: Iterator[Sample]) -> None:
         self.samples = samples
-        self.count = 0
+        self.paths: list[Path] = []
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for sample in self.samples:
-            self.count += 1
+            self.paths.append(sample.path)
             yield sample.pixels
 
 

@@ -30,7 +30,8 @@ class ModulationMaps:
         name: Module path of the mixer, e.g. ``stages.0.blocks.0.mixer``.
         kernels: Kernel size of each head.
         heads: ``(N, H, W)``: absolute value of each head's convolution, averaged over the head's channels.
-        modulator: ``(H, W)``: absolute value of the modulator, which multiplies the value, averaged over all channels.
+        modulator: ``(H, W)``: absolute value of the modulator, which multiplies the value or is added to it, averaged
+            over all channels.
     """
 
     name: str

@@ -3,7 +3,7 @@
 Shapes: ``Q`` queries and ``G`` images of a gallery with ``D`` features each.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..modes import evaluation_mode
-from .blocks import feature_map, is_channels_last
+from .blocks import feature_map, is_channels_last, prefix_tokens
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
+MAX_SIMILARITIES = 2**24  # in memory at a time
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def pooled_features(network: Any, x: Tensor) -> Floats:
             out: Any = network(x)
             features = out[-1] if isinstance(out, list) else out
     if features.ndim != 2:
-        last = is_channels_last(network)
-        features = feature_map(features, x.shape, last, type(network).__name__).mean(dim=(2, 3))
+        last, prefix = is_channels_last(network), prefix_tokens(network)
+        features = feature_map(features, x.shape, last, type(network).__name__, prefix).mean(dim=(2, 3))
     return features.float().cpu().numpy()
 
 
@@ -91,25 +92,30 @@ def batch_features(
         yield keys, pooled_features(network, torch.stack(batch).to(device))
 
 
-def nearest(queries: Floats, gallery: Floats, k: int, excluded: npt.NDArray[np.bool_] | None = None) -> Neighbors:
+def nearest(queries: Floats, gallery: Floats, k: int, excluded: Sequence[Sequence[int]] | None = None) -> Neighbors:
     """The nearest images by cosine similarity; of equal ones, the first in the gallery's order.
+
+    Queries are compared with the gallery a part at a time, so that memory does not grow with their number.
 
     Args:
         queries: ``(Q, D)``.
         gallery: ``(G, D)``.
         k: Number of neighbors; at most G.
-        excluded: ``(Q, G)``: pairs that do not count, e.g. a query and its own file. Where fewer than k are left, the
-            last indices are -1 and their similarities NaN.
+        excluded: Per query the indices of images that do not count, e.g. its own file. Rows with fewer than k neighbors
+            are padded with -1 and, for the similarities, NaN.
     """
-    similarities = _normalized(queries) @ _normalized(gallery).T
-    if excluded is not None:
-        similarities = np.where(excluded, -np.inf, similarities)
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(similarities, order, axis=1)
-    left = np.isfinite(found)
-    return Neighbors(np.where(left, order, -1).astype(np.int64), np.where(left, found, np.nan).astype(np.float32))
+    indices, similarities = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.nan, np.float32)
+    unit, rows = _normalized(gallery), max(MAX_SIMILARITIES // len(gallery), 1)
+    for start in range(0, len(queries), rows):
+        chunk = _normalized(queries[start : start + rows]) @ unit.T
+        order = np.argsort(-chunk, axis=1, kind="stable")[:, : k + max(map(len, excluded or [()]))]
+        for i, candidates in enumerate(order, start):
+            kept = candidates[~np.isin(candidates, excluded[i])] if excluded else candidates
+            kept = kept[:k]
+            indices[i, : len(kept)] = kept
+            similarities[i, : len(kept)] = chunk[i - start, kept].clip(-1, 1)
+    return Neighbors(indices, similarities)
 
 
-def _normalized(features: Floats) -> npt.NDArray[np.float64]:
-    features64 = features.astype(np.float64)
-    return features64 / np.maximum(np.linalg.norm(features64, axis=1, keepdims=True), 1e-12)
+def _normalized(features: Floats) -> Floats:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

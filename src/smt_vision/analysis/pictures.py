@@ -1,6 +1,6 @@
 """Pictures of what is analyzed, for reports and papers.
 
-Maps are drawn over the extent of the image, bilinearly interpolated between their cells.
+Maps are drawn over the extent of the image, bilinearly interpolated between their cells, except those on small grids.
 """
 
 import math
@@ -23,13 +23,14 @@ from ..text import printable
 from .attention import AttentionMaps
 from .class_activation import ClassActivation
 from .modulation import ModulationMaps
-from .receptive_field import ReceptiveField
+from .receptive_field import ReceptiveField, uniform_radii
 from .spectrum import BlockSpectrum
 
 DPI = 200
 CELL = 1.35  # inches, width of a map in a grid
 MAX_HEADS = 8  # attention heads drawn per block
 MAX_BLOCKS = 8  # modulation blocks drawn per model in a comparison
+SMALL_GRID = 16  # cells along the longer side, up to which they are drawn as they are
 MAP_COLORS, FIELD_COLORS = "viridis", "magma"
 SMALLEST_SHOWN = 1e-3  # of a receptive field, relative to its maximum
 MARKERS = {"S": "o", "A": "s"}  # by mixer; others have a triangle
@@ -92,11 +93,12 @@ def modulators_picture(
         figure, grid = _grid(len(models), most + 1, models[0][1][0], title, caption)
         for row, (name, (picture, maps)) in zip(grid, models, strict=True):
             _image(row[0], picture, short(name, 26))
-            shown = np.linspace(0, len(maps) - 1, min(len(maps), most)).round().astype(int)
-            for axes, block in zip(row[1:], [maps[i] for i in shown], strict=False):
+            chosen = np.linspace(0, len(maps) - 1, min(len(maps), most)).round().astype(int)
+            for axes, block in zip(row[1:], [maps[i] for i in chosen], strict=False):
                 kernels = ", ".join(map(str, block.kernels))
-                _map(axes, block.modulator, picture, f"{_without_leaf(block.name)}\nkernels {kernels}")
-            for axes in row[1 + len(shown) :]:
+                shown = _map(axes, block.modulator, picture, f"{_without_leaf(block.name)}\nkernels {kernels}")
+                _colorbar(figure, shown, axes)
+            for axes in row[1 + len(chosen) :]:
                 axes.axis("off")
         return figure
 
@@ -106,8 +108,9 @@ def modulators_picture(
 def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: str, path: Path) -> Figure:
     """Draw the attention of every block: of a query, by head and on average, and averaged over all queries.
 
-    Weights are relative to uniform attention, which is 1. The heads of a block and their mean have one scale, the mean
-    over queries has its own. Of more than eight heads, eight are drawn, evenly spaced.
+    Weights are relative to uniform attention over the cells that the query can attend to, which is 1. The heads of a
+    block and their mean have one scale, the mean over queries has its own. Of more than eight heads, eight are drawn,
+    evenly spaced.
 
     Args:
         picture: The image ``(H, W, 3)``.
@@ -127,7 +130,7 @@ def attention_picture(picture: Picture, maps: Sequence[AttentionMaps], title: st
             _image(row[0], picture, _two_lines(block.name))
             _query(row[0], block.query, (H, W), picture)
             shown = np.linspace(0, A - 1, min(A, most)).round().astype(int)
-            relative = block.from_query * (H * W)
+            relative = block.from_query * block.keys
             top = float(relative.max())
             over_all = _map(row[1], block.mean.mean(axis=0) * (H * W), picture, "all queries")
             _colorbar(figure, over_all, row[1])
@@ -185,6 +188,8 @@ def distance_picture(models: Sequence[tuple[str, Sequence[AttentionMaps]]], titl
 def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]]], title: str, path: Path) -> Figure:
     """Draw effective receptive fields, one row per model and one column per stage, with the 50 % and 95 % radii.
 
+    Axes are in pixels of the network's input. For comparison, the radii of a uniform map are given.
+
     Args:
         models: Name and receptive fields of each model.
         title: Title of the figure.
@@ -194,9 +199,17 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
     def draw() -> Figure:
         columns = max(len(fields) for _, fields in models)
         sizes = [fields[0].map.shape for _, fields in models]
-        heights = [2.15 * h / w + 0.4 for h, w in sizes]
-        figure = Figure(figsize=(2.15 * columns + 1.1, sum(heights) + 0.6), dpi=DPI)
+        heights = [2.15 * h / w + 0.45 for h, w in sizes]
+        figure = Figure(figsize=(2.15 * columns + 1.3, sum(heights) + 0.8), dpi=DPI)
         figure.suptitle(printable(title), fontsize=11, fontweight="bold")
+        uniform = [
+            f"{size[0]} × {size[1]}: {' / '.join(f'{radius:.3g}' for radius in uniform_radii(size))} px"
+            for size in dict.fromkeys(sizes)
+        ]
+        figure.supxlabel(
+            f"Axes: pixels of the network's input. Radii of 50 % / 95 % of a uniform map: {', '.join(uniform)}",
+            fontsize=8.5,
+        )
         grid = figure.subplots(len(models), columns, squeeze=False, height_ratios=heights)
         norm = LogNorm(SMALLEST_SHOWN, 1)
         for row, (name, fields) in zip(grid, models, strict=True):
@@ -204,16 +217,20 @@ def receptive_field_picture(models: Sequence[tuple[str, Sequence[ReceptiveField]
                 axes.axis("off")
             for axes, field in zip(row, fields, strict=False):
                 values = np.maximum(field.map / field.map.max(), SMALLEST_SHOWN)
-                axes.imshow(values, cmap=FIELD_COLORS, norm=norm, interpolation="nearest")
+                height, width = values.shape
+                extent = (0, width, height, 0)
+                axes.imshow(values, cmap=FIELD_COLORS, norm=norm, interpolation="nearest", extent=extent)
                 _bare(axes)
+                axes.set(xticks=[0, width // 2, width], yticks=[0, height // 2, height])
+                axes.tick_params(labelsize=6.5, length=2)
                 for radius, style in ((field.radius50, "-"), (field.radius95, "--")):
-                    center = (field.centroid[1], field.centroid[0])
+                    center = (field.centroid[1] + 0.5, field.centroid[0] + 0.5)  # of the pixel
                     axes.add_patch(Circle(center, radius, fill=False, color="#7fd4ff", linestyle=style, linewidth=1.1))
                 text = f"50 %: {field.radius50:.3g} px, 95 %: {field.radius95:.3g} px"
                 axes.set_title(f"{_without_leaf(field.name)}\n{text}", fontsize=7.5, fontweight="normal", loc="center")
             row[0].set_ylabel(short(name, 34), fontsize=8)
         mappable = ScalarMappable(norm, FIELD_COLORS)
-        bar = figure.colorbar(mappable, ax=grid, shrink=0.9, aspect=30, pad=0.01, format="{x:g}")
+        bar = figure.colorbar(mappable, ax=grid, shrink=0.9, aspect=30, pad=0.01, format="{x:g}", extend="min")
         bar.set_label("gradient relative to its maximum", fontsize=8)
         bar.ax.tick_params(labelsize=7)
         return figure
@@ -357,7 +374,8 @@ def _image(axes: Axes, picture: Picture, label: str) -> None:
 def _map(axes: Axes, values: Any, picture: Picture, name: str, top: float | None = None) -> Any:
     height, width = picture.shape[:2]
     extent = (0, width, height, 0)
-    shown = axes.imshow(values, cmap=MAP_COLORS, extent=extent, interpolation="bilinear", vmin=0, vmax=top)
+    interpolation = "nearest" if max(values.shape) <= SMALL_GRID else "bilinear"
+    shown = axes.imshow(values, cmap=MAP_COLORS, extent=extent, interpolation=interpolation, vmin=0, vmax=top)
     _bare(axes)
     axes.set_title(name, fontsize=7.5, fontweight="normal", loc="center")
     return shown

@@ -2,8 +2,10 @@
 
 Source: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016.
 
-The output unit is the sum over the channels of the center cell after the last block of a stage, before the norm that
-may follow the stage: behind a LayerNorm, the sum over channels is constant up to the norm's weights.
+The output unit is a projection of the channels of the center cell with random signs, so the map is an average over
+random directions of the feature space. The plain sum over channels is one such direction, and a bad one: a LayerNorm
+gives it a constant value up to the norm's weights, so behind it, e.g. after the blocks of Swin v2, its gradient is
+rounding error.
 """
 
 from collections.abc import Iterable
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from .blocks import NotDefined, block_outputs, require_one_image, stage_ends
 
 Floats = npt.NDArray[np.float64]
+PROJECTIONS = 4  # per image
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class ReceptiveField:
     Attributes:
         name: Module path of the block whose output it is.
         map: ``(H, W)``, a value per pixel of the network's input: absolute value of the gradient, summed over the
-            input's channels, averaged over images.
+            input's channels, averaged over images and projections.
         centroid: Row and column of the center of gravity of the map, in pixels.
         radius50: Radius in pixels of the disk around the centroid that holds 50 % of the map's sum.
         radius95: The same for 95 %.
@@ -50,7 +54,10 @@ class ReceptiveField:
 
 
 def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> list[ReceptiveField]:
-    """The effective receptive field by stage.
+    """The effective receptive field by stage: the gradient of the center cell after the last block of the stage.
+
+    Of each image, the gradients of four projections of the cell's channels with random signs are averaged in absolute
+    value. The signs are other ones for each image, and the same in each call.
 
     Images of different sizes are averaged with the center cells in one place.
 
@@ -64,6 +71,7 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
     """
     names = stage_ends(network)
     sums: dict[str, _CenteredSum] = {}
+    generator = torch.Generator().manual_seed(SEED)
     for image in images:
         require_one_image(image)
         x = image.detach().clone().requires_grad_()
@@ -71,10 +79,15 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
             outputs = block_outputs(network, x, lambda value: value, names)
         for i, output in enumerate(outputs):
             h, w = output.value.shape[-2:]
-            center = output.value[0, :, h // 2, w // 2].sum()
-            (gradient,) = torch.autograd.grad(center, x, retain_graph=i < len(outputs) - 1)
+            center = output.value[0, :, h // 2, w // 2]
+            total = torch.zeros(x.shape[-2:], dtype=torch.float64)
+            for projection in range(PROJECTIONS):
+                signs = torch.randint(2, center.shape, generator=generator).to(center) * 2 - 1
+                last = i == len(outputs) - 1 and projection == PROJECTIONS - 1
+                (gradient,) = torch.autograd.grad((signs * center).sum(), x, retain_graph=not last)
+                total += gradient[0].abs().sum(0).cpu().double()
             place = (int((h // 2 + 0.5) * x.shape[-2] / h), int((w // 2 + 0.5) * x.shape[-1] / w))
-            sums.setdefault(output.name, _CenteredSum()).add(gradient[0].abs().sum(0).cpu().double().numpy(), place)
+            sums.setdefault(output.name, _CenteredSum()).add(total.numpy() / PROJECTIONS, place)
     if not sums:
         raise ValueError("no images to average over: expected at least one")
     return [_receptive_field(name, total.mean()) for name, total in sums.items()]
@@ -94,6 +107,13 @@ def contribution_radius(map: Floats, centroid: tuple[float, float], fraction: fl
     held = np.cumsum(map.ravel()[order])
     # Rounding must not move the last pixel out of a disk that holds all.
     return float(distance[order[min(np.searchsorted(held, fraction * held[-1] * (1 - 1e-12)), len(order) - 1)]])
+
+
+def uniform_radii(shape: tuple[int, ...]) -> tuple[float, float]:
+    """The radii of 50 % and 95 % of a map ``(H, W)`` with equal values, for comparison."""
+    map = np.ones(shape)
+    centroid = centroid_of(map)
+    return contribution_radius(map, centroid, 0.5), contribution_radius(map, centroid, 0.95)
 
 
 def centroid_of(map: Floats) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Fourier spectrum of feature maps by depth: how much of the high frequencies each block keeps.
 
 Source: Park and Kim, "How Do Vision Transformers Work?", ICLR 2022, figure 2: the log amplitude of the
-Fourier-transformed maps, averaged over channels, along the diagonal, relative to that of frequency 0.
+Fourier-transformed maps, averaged over channels, along the diagonal, relative to that of frequency 0. With an even
+side of n cells, the diagonal ends at (n - 2) / n pi in their code and at pi here; only here is the highest frequency
+corrected for odd grids.
 
 Shapes: ``B`` images, ``C`` channels, a map of ``H W`` cells, ``F`` frequencies.
 """
@@ -58,9 +60,12 @@ class BlockSpectrum:
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, for an npz file."""
         return {
+            f"{self.name}.stage": np.array(self.info.stage),
+            f"{self.name}.mixer": np.array(self.info.mixer),
             f"{self.name}.depth": np.array(self.depth),
             f"{self.name}.frequencies": self.frequencies,
             f"{self.name}.log_amplitude": self.log_amplitude,
+            f"{self.name}.complex_share": np.array(self.complex_share),
             f"{self.name}.high": np.array(self.high),
         }
 

@@ -1,6 +1,7 @@
 """``smt analyze``."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ KINDS = {
     "neighbors": "nearest neighbors of the images in --folder by pooled features",
 }
 EXAMPLES = """\
-smt analyze smt_femto.cifar10 PHOTO.jpg                        all kinds that are defined; no network needed
+smt analyze smt_femto.cifar10 PHOTO.jpg                        all kinds that apply; works offline
 smt analyze runs/finetune PHOTOS/ --kinds erf spectrum --compare runs/swin runs/all_attention
 smt analyze runs/nuclei PHOTO.jpg --kinds attention --query 0.3 0.7
 smt analyze runs/finetune --kinds neighbors --folder MY_IMAGES PHOTO.jpg
@@ -39,7 +40,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser("analyze", about, EXAMPLES, "smt analyze MODEL IMAGE ... [--OPTION VALUE ...]")
     parser.add_argument("model", help="a run folder, a checkpoint, or a timm model name (its pretrained weights)")
     parser.add_argument("images", nargs="+", help="images, or folders, which are searched recursively")
-    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that the model defines")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), help="default: all that apply to the model")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="MODEL", help="further models, drawn in one picture with the first"
     )
@@ -61,7 +62,7 @@ def build_parser(words: list[str]) -> Parser:
 def run(args: Any) -> Output:
     options, images = _options(args)
     from ..analysis.kinds import KINDS as ALL
-    from ..analysis.subject import load_subject, model_names
+    from ..analysis.subject import image_names, load_subject, model_names
 
     kinds = args.kinds or [kind for kind in ALL if kind != "neighbors" or args.folder]
     sources = [args.model, *args.compare]
@@ -79,10 +80,12 @@ def run(args: Any) -> Output:
             analyses[-1].check(kinds)
         for source, analysis in zip(sources, analyses, strict=True):
             subject = analysis.subject
-            outcomes, undefined, notes = analysis.run(kinds, on_status)
+            outcomes, notes = analysis.run(kinds, on_status)
+            undefined, failed = analysis.undefined, analysis.failed
             show.append(styled((subject.name, "bold")))
             show += [f"  {kind:<12}{outcome.summary}" for kind, outcome in outcomes.items()]
             show += [styled(f"  {kind:<12}", ("not defined:", "yellow"), f" {why}") for kind, why in undefined.items()]
+            show += [styled(f"  {kind:<12}", ("failed:", "red"), f" {why}") for kind, why in failed.items()]
             show += [f"  {note}" for note in notes]
             files = [path for outcome in outcomes.values() for path in outcome.written]
             written += files
@@ -91,15 +94,16 @@ def run(args: Any) -> Output:
                     comparable.setdefault(kind, []).append((subject.name, outcome.comparable))
             results = {kind: outcome.data for kind, outcome in outcomes.items()}
             entry = {"model": subject.name, "source": source, "results": results, "undefined": undefined}
-            data.append({**entry, "notes": notes})
+            data.append({**entry, "failed": failed, "notes": notes})
         for kind, models in comparable.items():
             if len(models) > 1 and (comparison := ALL[kind].comparison):
                 path = args.out / f"{comparison.stem}.{args.format}"
-                comparison.draw(models, comparison.title, path)
+                comparison.draw(models, comparison.title(image_names(images)), path)
                 written.append(path)
     show.append("written:")
     show += [f"  {path}" for path in written]
-    return Output({"models": data, "written": [str(path) for path in written]}, show)
+    code = int(any(analysis.failed for analysis in analyses))
+    return Output({"models": data, "written": [str(path) for path in written]}, show, code)
 
 
 def _options(args: Any) -> tuple["Options", list[Path]]:
@@ -134,6 +138,7 @@ class _Analysis:
 
     Attributes:
         undefined: The kinds that are not defined for the model, with the reason.
+        failed: The kinds that ended with an error of PyTorch, e.g. for lack of memory, with its message.
     """
 
     def __init__(
@@ -145,28 +150,26 @@ class _Analysis:
         self.folder = folder
         self.all_or_error = all_or_error
         self.undefined: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
 
     def check(self, kinds: list[str]) -> None:
         """Raise what can be known before anything is computed, e.g. that an image is unreadable."""
-        from ..analysis.blocks import NotDefined
         from ..analysis.kinds import KINDS as ALL
         from ..analysis.kinds import class_index
 
-        for i, path in enumerate(self.images):
-            sample = self.subject.sample(path, path.stem)
-            if i == 0:
-                self.subject.check(sample)
+        first, *others = self.images
+        sample = self.subject.sample(first, first.stem)
+        self.subject.check(sample)
+        for path in others:
+            self.subject.sample(path, path.stem)
         if self.options.target is not None and self.subject.is_classifier:
             class_index(self.options.target, self.subject.predictor.classes)
         for kind in kinds:
-            try:
-                ALL[kind].check(self.subject)
-            except NotDefined as error:
-                self._leave_out(kind, error)
+            with self._errors_of(kind):
+                ALL[kind].check(self.subject, sample)
 
-    def run(self, kinds: list[str], on_status: Any) -> tuple[dict[str, "Outcome"], dict[str, str], list[str]]:
-        """Results by kind, reasons of what is not defined, and notes."""
-        from ..analysis.blocks import NotDefined
+    def run(self, kinds: list[str], on_status: Any) -> tuple[dict[str, "Outcome"], list[str]]:
+        """Results by kind, and notes."""
         from ..analysis.kinds import KINDS as ALL
         from ..analysis.subject import image_names
 
@@ -181,15 +184,25 @@ class _Analysis:
 
         outcomes: dict[str, Outcome] = {}
         for kind in kinds:
-            if kind in self.undefined:
+            if kind in self.undefined or kind in self.failed:
                 continue
             on_status(f"{self.subject.name}: {kind}")
-            try:
+            with self._errors_of(kind):
                 outcomes[kind] = ALL[kind].run(self.subject, samples, self.options, self.folder)
-            except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
-                self._leave_out(kind, error)
         notes = [note for outcome in outcomes.values() for note in outcome.notes]
-        return outcomes, self.undefined, [*reduced.values(), *notes]
+        return outcomes, [*reduced.values(), *notes]
+
+    @contextmanager
+    def _errors_of(self, kind: str) -> Iterator[None]:
+        """Keep the errors that concern one kind only."""
+        from ..analysis.blocks import NotDefined
+
+        try:
+            yield
+        except (NotDefined, ImportError) as error:  # the package that a kind needs may not be installed
+            self._leave_out(kind, error)
+        except RuntimeError as error:
+            self.failed[kind] = (str(error).strip() or type(error).__name__).splitlines()[0]
 
     def _leave_out(self, kind: str, error: Exception) -> None:
         """Keep the reason; for kinds that were asked for by name it is an error."""
@@ -197,6 +210,6 @@ class _Analysis:
             if isinstance(error, ImportError):
                 raise error
             raise ValueError(
-                f"{kind} is not defined for {self.subject.name}: {error}; without --kinds, what is defined is computed"
+                f"{kind} is not defined for {self.subject.name}: {error}; without --kinds, what applies is computed"
             ) from error
         self.undefined[kind] = str(error)

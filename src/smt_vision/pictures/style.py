@@ -28,9 +28,12 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8a8f98",
     "grid.color": "#e3e6ea",
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType: publishers reject Type 3 fonts
+    "ps.fonttype": 42,
     "svg.hashsalt": "smt-vision",  # the same picture is the same file
     "text.parse_math": False,  # class and file names may contain a $
 }
+WITHOUT_DATE: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 TRAIN, EVAL, BEST, GRAY = "#3b6fb6", "#d1662b", "#2a8f5b", "#666f7a"
 
 
@@ -42,7 +45,7 @@ def save(draw: Callable[[], "Figure"], path: Path) -> "Figure":
         # Names may be in a script that the font lacks; its characters are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")
         figure = draw()
-        metadata = {"Date": None} if path.suffix == ".svg" else None
+        metadata = WITHOUT_DATE.get(path.suffix)
         write_atomic(path, lambda part: figure.savefig(part, metadata=metadata))
     return figure
 
