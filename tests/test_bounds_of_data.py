@@ -64,6 +64,9 @@ def test_allocation_errors_are_recognized() -> None:
     assert is_out_of_memory(allocation_error())
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    for message in ("MPS backend out of memory (MPS allocated: 9 GB)", "CUDA error: out of memory",
+                    "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):  # fmt: skip
+        assert is_out_of_memory(RuntimeError(message))
     assert not is_out_of_memory(RuntimeError("invalid shape"))
 
 

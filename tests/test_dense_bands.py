@@ -15,6 +15,7 @@ from PIL import Image
 import smt_vision
 from command import answer, run
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
+from smt_vision.data.bands import read_array
 from smt_vision.data.decode import decode_input
 from smt_vision.data.region import Region
 from smt_vision.engine.loop import train
@@ -160,6 +161,16 @@ def test_export_takes_the_bands(tmp_path: Path) -> None:
     assert run(*words, "--detect.score_threshold", "0.001") == 0
     manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
     assert manifest["parity"]["cases"][0]["shape"][1] == 5
+
+
+def test_memory_of_a_damaged_header_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 5), dtype=np.float64))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(4, 5), }    ", b"(9999, 9999)}"))
+    assert path.read_bytes() != content
+    with pytest.raises(ValueError, match=r"truncated: an array of shape \(9999, 9999\).* needs 799840008 bytes"):
+        read_array(path)
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,16 @@ def test_save_detections_in_pil_images(tmp_path: Path) -> None:
     assert rows[2]["segmentation"]["size"] == [100, 300]
 
 
+def test_predictions_have_at_least_the_given_score(detector_run: Path) -> None:
+    image = Image.new("RGB", (96, 64), (90, 120, 60))
+    detector = load_detector(detector_run, score_threshold=0.0)
+    (found,) = detector([image])
+    score = float(found.scores.median())
+    (above,) = detector([image], score=score)
+    assert 0 < len(above.scores) < len(found.scores)
+    assert float(above.scores.min()) >= score
+
+
 def test_drawn_detections_have_at_least_the_given_score(tmp_path: Path) -> None:
     detector = fixed_detector(masks=False)
     image = Image.new("RGB", (300, 200))

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ from smt_vision.tasks.detection.heads.class_loss import (
 )
 from smt_vision.tasks.detection.heads.detectors import FlopsView, build_detector, is_finite, run_detector, to_original
 from smt_vision.tasks.detection.heads.dino import DINO
-from smt_vision.tasks.detection.heads.pyramid import Pyramid, group_norm
+from smt_vision.tasks.detection.heads.pyramid import Pyramid, checked_outputs, group_norm, in_float32
 from smt_vision.tasks.detection.heads.rcnn import GIOU_WEIGHT, giou_loss
 from smt_vision.tasks.processes import mean_count
 
@@ -762,3 +763,12 @@ def test_fcos_counts_the_positive_points_of_all_processes(weighted: bool, monkey
     shared = head.compute_loss(targets, outputs, anchors, matched)
     for name, loss in alone.items():
         assert float(shared[name]) == pytest.approx(float(loss) * 2 / 4)
+
+
+def test_checks_of_outputs_are_those_of_the_own_thread() -> None:
+    """An output of another thread that is not finite is none of its business."""
+    layer = in_float32(nn.Identity())
+    with checked_outputs(layer) as checks, ThreadPoolExecutor(1) as pool:
+        pool.submit(layer, torch.tensor(torch.nan)).result()
+        layer(torch.zeros(1))
+    assert torch.stack(checks).tolist() == [True]

@@ -41,6 +41,7 @@ from smt_vision.deploy.exported import (
 from smt_vision.deploy.openvino_core import openvino_core, signal_stack_restored
 from smt_vision.deploy.openvino_form import FlatNorm, for_openvino
 from smt_vision.deploy.parity import detection_parity, logits_parity
+from smt_vision.deploy.programs import program_metadata
 from smt_vision.deploy.quantize import AccuracyControl
 from smt_vision.deploy.samples import evenly_spaced, image_to_tensor, sample_names, sample_photo_crops, source_name
 from smt_vision.engine import evaluation
@@ -685,10 +686,20 @@ def test_programs_say_what_they_are(exported: Callable[[str], Path], format: str
         program = openvino_core().read_model(folder / "model.xml")
         found = {name: value.astype(str) for name, value in program.get_rt_info()["smt_vision"].items()}
     spec = Manifest.read(folder).spec
-    assert found.keys() == {"task", "classes", "input", "head"}
+    assert found.keys() == {"task", "smt_vision", "classes", "input", "head"}
+    assert found["smt_vision"] == smt_vision.__version__
     assert found["task"] == "classify"
     for name in ("classes", "input", "head"):
         assert json.loads(found[name]) == spec[name]
+
+
+def test_what_programs_say_is_what_evaluation_does() -> None:
+    spec = replace(classifier_spec("ab"), category_ids=(1, 90))
+    random = replace(spec, input=replace(spec.input, interpolation="random"))
+    for each, expected in ((spec, spec.input.interpolation), (random, "bicubic")):
+        about = program_metadata(each)
+        assert json.loads(about["input"])["interpolation"] == expected
+        assert json.loads(about["category_ids"]) == [1, 90]
 
 
 # Invalid arguments

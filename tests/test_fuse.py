@@ -332,3 +332,10 @@ def test_at_dtype_fuses_what_it_can() -> None:
     assert isinstance(maps, AutocastModel)
     assert is_fused(maps)
     assert [x.dtype for x in maps(x)] == [torch.float32] * 4
+
+
+def test_bfloat16_is_refused_where_it_would_not_return() -> None:
+    model = timm.create_model("smt_atto", conv_heads=1, conv_kernels=(15,))
+    fuse(model)
+    with pytest.raises(ValueError, match=r"invalid dtype=torch.bfloat16: the convolution kernels have 15 columns"):
+        fuse(model, torch.bfloat16)

@@ -6,6 +6,7 @@ import json
 import re
 import stat
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import EpsImagePlugin, Image
+from torch import nn
 
 from drawn_sets import shapes_recipe, write_shapes
 from smt_vision import checkpoints
@@ -25,7 +27,7 @@ from smt_vision.registry import create_timm_model
 from smt_vision.tasks import recipe_class
 from smt_vision.tasks.build import create_model
 from smt_vision.tasks.detection.task import DetectionTraining
-from smt_vision.tasks.load import load
+from smt_vision.tasks.load import limited_parameters, load
 
 REPO = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("src", "tools") for path in (REPO / folder).rglob("*.py"))
@@ -234,3 +236,13 @@ def test_the_tests_of_the_faults_exist() -> None:
     assert [
         row for row in faults if "test_" not in row and "Fuzz" not in row and "corpus" not in row and "soak" not in row
     ] == []
+
+
+def test_the_limit_of_parameters_is_that_of_the_thread_that_loads() -> None:
+    """Another thread may build a larger model meanwhile."""
+    weights = {"weight": torch.zeros(1)}
+    with limited_parameters(weights), ThreadPoolExecutor(1) as pool, torch.device("meta"):
+        pool.submit(nn.Linear, 50_000, 50_000, device="meta").result()
+        with pytest.raises(ValueError, match="much larger than its 1 tensors"):
+            nn.Linear(50_000, 50_000)
+    nn.Linear(50_000, 50_000, device="meta")

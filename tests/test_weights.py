@@ -428,6 +428,9 @@ def test_only_a_namespace_is_allowed_and_only_while_reading(tmp_path: Path) -> N
     torch.save({"args": argparse.Namespace(a=1), "model": {}}, tmp_path / "a.pth")
     assert read_tensors(tmp_path / "a.pth")[0]["args"] == argparse.Namespace(a=1)
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([argparse.Namespace]):  # an application's own
+        read_tensors(tmp_path / "a.pth")
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
     torch.save({"args": argparse.Namespace(a=CfgNode())}, tmp_path / "b.pth")
     with pytest.raises(ValueError, match="CfgNode"):
         read_tensors(tmp_path / "b.pth")

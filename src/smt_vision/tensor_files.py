@@ -3,8 +3,10 @@
 import argparse
 import pickle
 import re
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ WEIGHTS = ("model", "state_dict")
 MAX_NESTING = 100  # containers in each other
 SHOWN_NAME = 100  # characters of a nested name in a message
 _END = object()  # of a container's items
+_lock = threading.Lock()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -50,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 metadata = tensors.metadata() or {}
             return load_file(path), metadata
         # Of a path, torch.load would take the suffix for the format.
-        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with open(path, "rb") as file, _namespaces_allowed():
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the description of a tensor in a damaged file can raise almost any exception
         unreadable = f"{path}: not a readable {path.suffix} tensor file"
@@ -67,6 +70,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(f"{path}: contains a {type(content).__name__}; expected a state dict, tensors by name")
     _check_tensors(content, path)
     return content, {}
+
+
+@contextmanager
+def _namespaces_allowed() -> Iterator[None]:
+    """Let ``torch.load`` read ``argparse.Namespace``, which the authors' checkpoints contain.
+
+    The list of allowed types is that of the process, so one thread at a time changes it.
+    """
+    with _lock:
+        known = argparse.Namespace in torch.serialization.get_safe_globals()  # by the application
+        with torch.serialization.safe_globals([] if known else [argparse.Namespace]):
+            yield
 
 
 def _check_zip(path: Path) -> None:
@@ -147,7 +162,7 @@ def _refused_types(path: Path, error: Exception) -> list[str]:
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _namespaces_allowed():
             types = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # not a zip file: the format before PyTorch 1.6, of which the error names the first type
         types = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]

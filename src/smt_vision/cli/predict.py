@@ -87,9 +87,12 @@ def run(args: Any) -> Output:
     data: list[Any] = []
     readable = 0
 
+    # The files have all detections; the score is for what is shown and drawn.
+    of_results = {name: value for name, value in options.items() if name != "score"}
+
     def results() -> Any:
         nonlocal readable
-        for result in track(model.stream(images, args.batch_size, **options), len(images), "predicting"):
+        for result in track(model.stream(images, args.batch_size, **of_results), len(images), "predicting"):
             readable += not result.error
             if args.json:
                 data.append(model.to_dict(result, **options))

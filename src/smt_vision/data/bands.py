@@ -91,7 +91,11 @@ def _read_numpy(file: Any) -> npt.NDArray[Any]:
     shape, is_fortran, dtype = _read_numpy_header(file)
     if dtype.hasobject or dtype.kind not in "iuf":
         raise ValueError(f"an array of type {dtype}; expected integers or floating point")
-    content = file.read(math.prod(shape) * dtype.itemsize)
+    size, start = math.prod(shape) * dtype.itemsize, file.tell()
+    if file.seek(0, io.SEEK_END) - start < size:  # before memory of the size that a damaged header claims is taken
+        raise ValueError(f"truncated: an array of shape {shape} and type {dtype} needs {size} bytes")
+    file.seek(start)
+    content = file.read(size)
     return np.frombuffer(content, dtype=dtype, count=math.prod(shape)).reshape(shape, order="F" if is_fortran else "C")
 
 

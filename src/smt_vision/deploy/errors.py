@@ -9,8 +9,11 @@ from ..data.decode import UnreadableImage
 from ..signals import Stopped
 
 MAX_REASON = 300  # characters of the original message, which can be a page long
-# In the messages of PyTorch on a CPU and under Windows, ONNX Runtime and OpenVINO.
-SIGNS = ("can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+# In the messages of PyTorch on a CPU, under Windows, on MPS and of CUDA and its libraries, ONNX Runtime and OpenVINO.
+SIGNS = (
+    "can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc", "bad allocation",
+    "out of memory", "alloc_failed",
+)  # fmt: skip
 
 
 class ProgramError(ValueError):

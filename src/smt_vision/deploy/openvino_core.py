@@ -8,6 +8,7 @@ Ctrl-C or the end of a data loader's worker, ends the process with SIGSEGV.
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,10 +16,17 @@ from typing import Any
 
 from ..extras import require
 
+_lock = threading.Lock()
 
-@cache
+
 def openvino_core() -> Any:
     """The one ``openvino.Core`` of this package, which lives as long as the process."""
+    with _lock:  # two threads would each make one
+        return _core()
+
+
+@cache
+def _core() -> Any:
     return require("openvino", "export").Core()
 
 

@@ -19,6 +19,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from .._version import __version__
+from ..data.transforms import resize_filter
 from ..extras import require
 from ..forms.inference import fuse, is_fused
 from ..model.smt import SMT
@@ -126,7 +128,10 @@ def write(
 def program_metadata(spec: ModelSpec) -> dict[str, str]:
     """What a program's file says of its model, as text and JSON: the task, the classes, and the preprocessing."""
     plain = spec.to_dict()
-    return {"task": spec.task, **{name: json.dumps(plain[name]) for name in ("classes", "input", "head")}}
+    plain["input"]["interpolation"] = resize_filter(spec.input)
+    names = "classes", "category_ids", "input", "head"
+    about = {name: json.dumps(plain[name]) for name in names if plain[name] is not None}
+    return {"task": spec.task, "smt_vision": __version__, **about}
 
 
 def _set_onnx_metadata(model: Any, metadata: Mapping[str, str]) -> None:

@@ -57,10 +57,16 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     Raises:
         ValueError: The model does not contain an SMT, is fused already, or one of its modules has behavior beyond its
             type and weights, e.g. an adapter (LoRA) or a hook, that fusion would drop. Or ``dtype`` is not a floating
-            point type, or given for a model with a block that cannot be fused.
+            point type, or given for a model with a block that cannot be fused, or bfloat16 for a model on a CPU with
+            convolution kernels of 15 or more columns, from which oneDNN does not return.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"invalid dtype={dtype}: expected a floating point type, e.g. torch.bfloat16")
+    if dtype is torch.bfloat16 and _hangs_in_bfloat16(model):
+        raise ValueError(
+            f"invalid dtype={dtype}: the convolution kernels have {HANGS_FROM} columns or more, from which oneDNN does "
+            "not return in bfloat16 on a CPU; omit dtype"
+        )
     with torch.inference_mode(False), torch.no_grad():
         parts = {name: m for name, m in model.named_modules() if _can_fuse(m)}
         if not parts:
@@ -98,13 +104,20 @@ def at_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     smts = [module for module in model.modules() if isinstance(module, SMT)]
     blocks = [block for smt in smts for block in smt.modules() if isinstance(block, Block)]
-    widest = max((max(mhmc.kernel_sizes) for mhmc in model.modules() if isinstance(mhmc, MHMC)), default=0)
-    hanging = dtype is torch.bfloat16 and widest >= HANGS_FROM
-    if on_cpu and smts and not hanging and all(map(_can_fuse, blocks)):
+    hangs = dtype is torch.bfloat16 and _hangs_in_bfloat16(model)
+    if on_cpu and smts and not hangs and all(map(_can_fuse, blocks)):
         model = fuse(model, dtype)
         if isinstance(model, SMT):
             return model  # its classifier stays float32
     return AutocastModel(model, dtype)
+
+
+def _hangs_in_bfloat16(model: nn.Module) -> bool:
+    """Whether a depthwise convolution of the model on a CPU would not return in bfloat16."""
+    return any(
+        max(mhmc.kernel_sizes) >= HANGS_FROM and any(parameter.device.type == "cpu" for parameter in mhmc.parameters())
+        for mhmc in model.modules() if isinstance(mhmc, MHMC)
+    )  # fmt: skip
 
 
 class AutocastModel(nn.Module):

@@ -1,8 +1,10 @@
 """Loading predictors from runs, exports, checkpoints, released weights and timm."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +143,7 @@ def _from_checkpoint(checkpoint: Checkpoint, device: str | torch.device, overrid
         stored = read_spec(checkpoint.spec)
     spec = override(stored, overrides)
     with _named(checkpoint.path):
-        with _limited_parameters(weights):
+        with limited_parameters(weights):
             model = get_task(spec.task).build_model(spec)
         model.load_state_dict(weights)
         _check_finite(model, checkpoint.path)
@@ -178,23 +180,35 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
+def limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Raise a ValueError as soon as a model that is built has many more parameters than its file."""
-    left = MAX_TIMES * sum(tensor.numel() for tensor in weights.values()) + MAX_MORE
-    tensors_left = MAX_TIMES * len(weights) + MAX_MORE_TENSORS
-
-    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal left, tensors_left
-        left -= 0 if parameter is None else parameter.numel()
-        tensors_left -= 1
-        if left < 0 or tensors_left < 0:
-            raise ValueError(f"the spec describes a model that is much larger than its {len(weights)} tensors")
-
-    hook = register_module_parameter_registration_hook(count)
+    _install_hook()
+    _limit.parameters = MAX_TIMES * sum(tensor.numel() for tensor in weights.values()) + MAX_MORE
+    _limit.tensors = MAX_TIMES * len(weights) + MAX_MORE_TENSORS
+    _limit.stored = len(weights)
     try:
         yield
     finally:
-        hook.remove()
+        del _limit.stored
+
+
+_limit = threading.local()  # of the model that a thread builds
+
+
+@cache
+def _install_hook() -> None:
+    """Install the hook that counts parameters, once: other threads may build models, which a hook that comes and goes
+    would disturb."""
+    register_module_parameter_registration_hook(_count)
+
+
+def _count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+    if (stored := getattr(_limit, "stored", None)) is None:
+        return
+    _limit.parameters -= 0 if parameter is None else parameter.numel()
+    _limit.tensors -= 1
+    if _limit.parameters < 0 or _limit.tensors < 0:
+        raise ValueError(f"the spec describes a model that is much larger than its {stored} tensors")
 
 
 def _from_export(

@@ -283,16 +283,18 @@ class Predictor(ABC, Generic[R]):
             )
         id = str(i) if isinstance(image, Image.Image) else str(image)
         source = image if isinstance(image, Image.Image) else Path(image)
+        size = ""
         try:
             picture = decode_for_resize(source, self.spec.input, name=id)
             width, height = image_size(picture)
+            size = f" {width} x {height} pixels"
             return PreparedImage(image, id, (height, width), self._pixels(picture))
         except UnreadableImage as error:
             return image, id, str(error)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return image, id, f"{id}: not enough memory to resize {width} x {height} pixels"
+            return image, id, f"{id}: not enough memory to {'resize' if size else 'decode'}{size or ' it'}"
 
     def _pixels(self, image: Any) -> Tensor:
         """The model's input, or as far as it is prepared, from the result of :func:`decode_for_resize`."""

@@ -118,7 +118,9 @@ class Detector(Predictor[Detections]):
         return image.pixels if self.input.has_bands else Image.fromarray(image.pixels.numpy())
 
     @torch.inference_mode()
-    def _predict_batch(self, batch: list[PreparedImage], **options: Any) -> Sequence[Detections]:
+    def _predict_batch(
+        self, batch: list[PreparedImage], score: float | None = None, **options: Any
+    ) -> Sequence[Detections]:
         originals = torch.tensor([image.size for image in batch])
         if self.config.tiles:
             pixels, sizes = RegionPixels(self.input), originals
@@ -130,7 +132,7 @@ class Detector(Predictor[Detections]):
             outputs = run_detector(self.model, images.to(self.device), sizes)
         outputs = [{name: value.cpu() for name, value in output.items()} for output in outputs]
         outputs = to_original(outputs, sizes, originals)
-        return [
+        found = [
             self._unreadable(image.source, image.id, not_finite(image.id))
             if not is_finite(output)
             else Detections(
@@ -145,6 +147,7 @@ class Detector(Predictor[Detections]):
             )
             for image, output in zip(batch, outputs, strict=True)
         ]
+        return found if score is None else [each.above(score) for each in found]
 
     def _unreadable(self, source: Source, id: str, error: str) -> Detections:
         return Detections(

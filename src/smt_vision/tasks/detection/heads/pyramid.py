@@ -3,6 +3,7 @@
 Shapes: B images of H x W pixels; four maps of C_i channels and strides s_i, finest first.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -123,19 +124,25 @@ def in_float32(module: nn.Module) -> nn.Module:
     return module
 
 
+_hooks_lock = threading.Lock()
+
+
 @contextmanager
 def checked_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the context, every call of an output layer of a detector appends whether its outputs are finite.
+    """Within the context, every call of an output layer by this thread appends whether its outputs are finite.
 
     Detections do not show it: no comparison with NaN is true, so that they are dropped.
     """
     checks: list[Tensor] = []
+    thread = threading.get_ident()
 
     def check(module: nn.Module, args: Any, output: Any) -> None:
-        checks.extend(x.isfinite().all() for x in tree_leaves(output))
+        if threading.get_ident() == thread:
+            checks.extend(x.isfinite().all() for x in tree_leaves(output))
 
     layers = [module for module in model.modules() if getattr(module, "is_output_layer", False)]
-    handles = [layer.register_forward_hook(check) for layer in layers]
+    with _hooks_lock:  # PyTorch numbers hooks with a counter that two threads may read at once
+        handles = [layer.register_forward_hook(check) for layer in layers]
     try:
         yield checks
     finally:
