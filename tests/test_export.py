@@ -333,6 +333,20 @@ def test_threads_get_their_own_results(format: str, model: nn.Module, exported: 
         assert max(pool.map(largest_difference, range(4))) < 1e-3
 
 
+def test_onnx_runtime_keeps_no_memory_by_shape(
+    exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    kept: list[bool] = []
+    session = runtime.InferenceSession
+    monkeypatch.setattr(
+        runtime, "InferenceSession",
+        lambda path, options, **others: kept.append(options.enable_mem_pattern) or session(path, options, **others),
+    )  # fmt: skip
+    load_exported(exported("onnx"))
+    assert kept == [False]
+
+
 def test_what_a_program_for_any_shape_keeps_is_limited(exported: Callable[[str], Path]) -> None:
     """By a setting that OpenVINO knows, though it cannot be read back."""
     program = OpenVINOProgram(exported("openvino") / "model.xml")

@@ -293,6 +293,8 @@ def open_onnx(path: Path, providers: Sequence[Provider] = ()) -> Program:
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Otherwise ONNX Runtime plans and keeps memory for each shape of images: 0.3 GB after 240 shapes up to 224 pixels.
+    options.enable_mem_pattern = False
     used = [*providers, *([] if CPU_PROVIDER in names else [CPU_PROVIDER])]
     session = runtime.InferenceSession(path, options, providers=used)
     if idle := [name for name in names if name not in session.get_providers()]:
