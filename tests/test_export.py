@@ -337,13 +337,14 @@ def test_onnx_runtime_keeps_no_memory_by_shape(
     exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
+    folder = exported("onnx")
     kept: list[bool] = []
     session = runtime.InferenceSession
     monkeypatch.setattr(
         runtime, "InferenceSession",
         lambda path, options, **others: kept.append(options.enable_mem_pattern) or session(path, options, **others),
     )  # fmt: skip
-    load_exported(exported("onnx"))
+    load_exported(folder)
     assert kept == [False]
 
 
