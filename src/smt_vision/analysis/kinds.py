@@ -246,11 +246,8 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
         data[name] = [{"image": str(path), "similarity": similarity} for path, similarity in nearby]
         if len(lines) == MAX_QUERIES:
             continue
-        cells = [
-            (_thumbnail(path, subject), f"{pictures.short(f'{path.parent.name}/{path.name}', 20)}\n{s:.3f}")
-            for path, s in nearby
-        ]
-        lines.append((np.asarray(_thumbnail(own, subject)), pictures.short(name, 18), cells))
+        cells = [(_thumbnail(path, subject), f"{_caption(path)}\n{s:.3f}") for path, s in nearby]
+        lines.append((np.asarray(_thumbnail(own, subject)), _caption(own), cells))
     picture = _beside(stem, options)
     title = f"Nearest neighbors: {subject.name}, cosine similarity of pooled features, {_images(len(paths))}"
     if len(queries) > len(lines):
@@ -259,6 +256,10 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     pictures.neighbors_picture(lines, title, picture)
     most = max(map(len, data.values()))
     return Outcome(f"{most} nearest of {len(paths)} images", data, [*written, picture], notes=notes)
+
+
+def _caption(path: Path) -> str:
+    return pictures.short(f"{path.parent.name}/{path.name}", 20)
 
 
 def class_index(target: str, classes: Sequence[str]) -> int:
