@@ -20,7 +20,7 @@ from ..tasks.predictor import Predictor
 from ..text import get_logger
 from .evaluation import FLOAT32, count_used, open_evaluation
 from .evaluation_loop import run_evaluation
-from .launch import launch
+from .launch import ends_after_an_error, launch
 from .lock import FolderLock
 
 log = get_logger(__name__)
@@ -28,6 +28,7 @@ FEW_IMAGES = 100
 
 
 @checked
+@ends_after_an_error()
 def calibrate(
     source: str | Path,
     data: str | Path | None = None,
