@@ -913,6 +913,25 @@ def test_wait_for_images_has_a_time_limit(
     assert_same_weights(folder, whole)
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TimeoutError("waiting for training images for 1800 s"), os.EX_TEMPFAIL),
+        (torch.distributed.DistNetworkError("connection reset by peer"), os.EX_TEMPFAIL),
+        (OSError("no space"), 1),
+        (RuntimeError("out of memory"), 1),
+    ],
+)
+def test_what_may_pass_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "train", fail)
+    assert main(["train", "quickstart", "--run", str(tmp_path / "run")]) == code
+
+
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
     errors = tmp_path / "errors.txt"
@@ -931,7 +950,7 @@ def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Sig
     code = exit_code(in_fork(stand_still))
     message = "without a response to SIGTERM" if number else r"longer than engine\.timeout_minutes"
     assert re.match(rf"smt train: error: runs/a: training step 7 for \d+ s, {message}", errors.read_text())
-    assert code == (128 + number if number else 1)
+    assert code == (128 + number if number else os.EX_TEMPFAIL)
 
 
 def test_process_whose_standard_error_nobody_reads_is_ended() -> None:
@@ -1034,7 +1053,7 @@ def test_a_full_pipe_does_not_keep_a_process_from_being_ended() -> None:
 
     pid = in_fork(stand_still)
     os.close(write_end)
-    assert exit_code(pid) == 1
+    assert exit_code(pid) == os.EX_TEMPFAIL
     os.close(read_end)
 
 

@@ -86,7 +86,7 @@ class Watchdog:
             grace = max(GRACE_SECONDS, 2 * self._longest)
             if self.stalled:
                 if polled - max(self._since, asked) > (self._limit if self._phase == SAVING else grace):
-                    self._exit(self.stalled, 1)
+                    self._exit(self.stalled, os.EX_TEMPFAIL)
             elif self._first and polled - max(self._since, self._arrived) > (
                 self._limit if self._phase in PATIENT else grace
             ):
