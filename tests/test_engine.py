@@ -397,10 +397,10 @@ def test_failing_evaluation_costs_no_training(
     with monkeypatch.context() as patch:
         evaluations = iter(range(1, 4))
 
-        def fail(*args: Any) -> dict[str, Any]:
+        def fail(*args: Any, **kwargs: Any) -> dict[str, Any]:
             if next(evaluations) == epoch:
                 raise ValueError("12 unreadable images")
-            return evaluate(*args)
+            return evaluate(*args, **kwargs)
 
         patch.setattr(loop, "run_evaluation", fail)
         with pytest.raises(ValueError, match="12 unreadable"):

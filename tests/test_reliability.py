@@ -1201,7 +1201,7 @@ def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tm
 def test_signal_outside_of_training(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the signal ends nothing")
 
