@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -467,16 +466,18 @@ def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("variables", "refused"),
+    ("variables", "devices", "refused"),
     [
-        ({}, True),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_JOB_NAME": "interactive"}, False),
-        ({"SLURM_STEP_ID": None}, False),  # a batch script, without srun
+        ({}, -1, True),
+        ({}, 2, True),
+        ({}, 1, False),  # a run of each process, as asked for
+        ({"SLURM_NTASKS": "1"}, -1, False),
+        ({"SLURM_JOB_NAME": "interactive"}, -1, False),
+        ({"SLURM_STEP_ID": None}, -1, False),  # a batch script, without srun
     ],
 )
 def test_processes_of_slurm_that_would_each_start_a_run_are_an_error(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str | None], refused: bool
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str | None], devices: int, refused: bool
 ) -> None:
     """As where each of them sees one GPU only."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
@@ -484,12 +485,12 @@ def test_processes_of_slurm_that_would_each_start_a_run_are_an_error(
     for name, value in {**step, **variables}.items():
         if value is not None:
             monkeypatch.setenv(name, value)
-    with (
-        pytest.raises(ValueError, match=r"srun started 4 processes for engine\.devices=1 .*--engine\.nodes.*all GPUs")
-        if refused
-        else nullcontext()
-    ):
-        assert launch(Engine(accelerator="cpu", devices=-1)).world_size == 1
+    engine = Engine(accelerator="cpu", devices=devices)
+    if refused:
+        with pytest.raises(ValueError, match=r"srun started 4 processes for . devices .*--engine\.nodes.*all GPUs"):
+            launch(engine)
+    else:
+        assert launch(engine).world_size == 1
 
 
 def test_processes_that_are_started_after_a_launch_do_not_end_with_this_one() -> None:

@@ -91,11 +91,12 @@ def launch(engine: Engine) -> Fabric:
             end_with_parent(int(os.environ[LAUNCHER]))
         # With one device, Fabric would not look at SLURM's variables, and each process start a run of its own.
         tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-        if tasks > 1 and "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect() and tasks != devices * nodes:
+        by_srun = tasks > 1 and "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect()
+        if by_srun and tasks != devices * nodes and not engine.devices == engine.nodes == 1:
             raise ValueError(
-                f"srun started {tasks} processes for engine.devices={devices} and engine.nodes={nodes}; set "
-                "--engine.nodes, start one process per device, and let each see all GPUs of its machine: with --gres, "
-                "and without --gpus-per-task and --gpu-bind"
+                f"srun started {tasks} processes for {devices} devices x engine.nodes={nodes}; set --engine.nodes, "
+                "start one process per device, and let each see all GPUs of its machine: with --gres, and without "
+                "--gpus-per-task and --gpu-bind; or set --engine.devices 1 if each is a run of its own"
             )
     # Depthwise kernels have one input channel, so contiguous and channels-last strides describe the same memory: the
     # warning's copy does not happen.

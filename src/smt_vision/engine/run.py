@@ -222,9 +222,10 @@ class Run(TrainingState):
 
     def roll_back(self) -> None:
         """Return to the weights of the last checkpoint, and continue with the images after the present step."""
-        checkpoint = self._newest_readable()
-        self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
-        self._load_state(checkpoint)
+        with together(self.fabric):
+            checkpoint = self._newest_readable()
+            self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
+            self._load_state(checkpoint)
         self._check_same_state()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:

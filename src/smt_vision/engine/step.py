@@ -61,10 +61,10 @@ def train_step(
     if run.step == 0:
         check_adapters(run.raw)
     statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
-    shared = torch.tensor(flags or [], dtype=torch.float32, device=fabric.device)
-    average(fabric, [*statistics, *means.values(), shared])
+    shares = [] if flags is None else [torch.tensor(flags, dtype=torch.float32, device=fabric.device)]
+    average(fabric, [*statistics, *means.values(), *shares])
     if flags is not None:
-        flags[:] = [mean > 0 for mean in shared.tolist()]
+        flags[:] = [share > 0 for share in shares[0].tolist()]
     if flags and flags[-1]:
         _restore(buffers, before)
         run.optimizer.zero_grad()
