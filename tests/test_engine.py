@@ -35,7 +35,6 @@ from smt_vision.engine.launch import LAUNCHER, launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
-from smt_vision.engine.processes import average
 from smt_vision.engine.run import Run
 from smt_vision.engine.step import train_step
 from smt_vision.engine.watchdog import Watchdog
@@ -397,10 +396,10 @@ def test_failing_evaluation_costs_no_training(
     with monkeypatch.context() as patch:
         evaluations = iter(range(1, 4))
 
-        def fail(*args: Any) -> dict[str, Any]:
+        def fail(*args: Any, **kwargs: Any) -> dict[str, Any]:
             if next(evaluations) == epoch:
                 raise ValueError("12 unreadable images")
-            return evaluate(*args)
+            return evaluate(*args, **kwargs)
 
         patch.setattr(loop, "run_evaluation", fail)
         with pytest.raises(ValueError, match="12 unreadable"):
@@ -464,6 +463,34 @@ def test_another_number_of_processes_is_an_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ValueError, match=r"1 processes were started for engine.devices=4.*--ntasks-per-node"):
         launch(Engine(accelerator="cpu", devices=4))
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "refused"),
+    [
+        ({}, -1, True),
+        ({}, 2, True),
+        ({}, 1, False),  # a run of each process, as asked for
+        ({"SLURM_NTASKS": "1"}, -1, False),
+        ({"SLURM_JOB_NAME": "interactive"}, -1, False),
+        ({"SLURM_STEP_ID": None}, -1, False),  # a batch script, without srun
+    ],
+)
+def test_processes_of_slurm_that_would_each_start_a_run_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str | None], devices: int, refused: bool
+) -> None:
+    """As where each of them sees one GPU only."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    step = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}
+    for name, value in {**step, **variables}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    engine = Engine(accelerator="cpu", devices=devices)
+    if refused:
+        with pytest.raises(ValueError, match=r"srun started 4 processes for . devices .*--engine\.nodes.*all GPUs"):
+            launch(engine)
+    else:
+        assert launch(engine).world_size == 1
 
 
 def test_processes_that_are_started_after_a_launch_do_not_end_with_this_one() -> None:
@@ -904,7 +931,8 @@ def test_a_process_that_fails_at_the_start_of_an_epoch_has_the_last_batches_of_t
 
     batches: Any = [["first"], ["second"]]
     epoch = iter(batches)
-    assert [each._next(epoch) for _ in range(3)] == [["first"], ["second"], None]
+    each._last = next(epoch)
+    assert each._next(epoch) == ["second"]
     assert each._failure is None
     assert each._next(damaged()) == ["second"]
     assert isinstance(each._failure, UnreadableImage)
@@ -916,10 +944,10 @@ def test_a_step_that_is_given_up_changes_nothing(colored: Path, tmp_path: Path) 
     assert any(name.endswith("running_mean") for name in before)
     batch = next(iter(run.task.train_loader(0, 1).epoch(1)))
     run.train_mode()
-    train_step(run, [batch], lr=0.1, flags=torch.tensor([0.0, 0.0, 1.0]))
+    train_step(run, [batch], lr=0.1, flags=[False, False, True])
     assert run.step == 1
     assert all(torch.equal(value, before[name]) for name, value in run.raw.state_dict().items())
-    train_step(run, [batch], lr=0.1, flags=torch.zeros(3))
+    train_step(run, [batch], lr=0.1, flags=[False] * 3)
     assert run.step == 2
     assert not torch.equal(run.raw.state_dict()["head.fc.weight"], before["head.fc.weight"])
 
@@ -963,27 +991,3 @@ def test_two_processes_keep_what_is_frozen(two: SimpleNamespace, whole: Path) ->
     assert any("running_var" in name for name in kept)
     assert {name for name in before if torch.equal(before[name], after[name])} == kept
     assert two.out["frozen"]["trained_parameters"] < two.out["frozen"]["parameters"]
-
-
-def test_average_is_the_mean_over_processes() -> None:
-    other = torch.tensor([3.0, 5.0, 3.0, 5.0])  # mean and variance, as one message
-
-    class TwoProcesses:
-        world_size = 2
-
-        def all_reduce(self, value: Tensor, reduce_op: str) -> Tensor:
-            assert reduce_op == "mean"
-            return (value + other) / 2
-
-    norm = nn.BatchNorm1d(2)
-    fabric: Any = TwoProcesses()
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    average(fabric, [norm.running_mean, norm.running_var])
-    assert norm.num_batches_tracked is not None
-    assert norm.running_mean.tolist() == [1.5, 2.5]
-    assert norm.running_var.tolist() == [2.0, 3.0]
-    assert int(norm.num_batches_tracked) == 0
-    fabric.world_size = 1
-    average(fabric, [norm.running_mean])
-    assert norm.running_mean.tolist() == [1.5, 2.5]

@@ -30,6 +30,7 @@ from same_run import assert_identical
 from smt_vision import checkpoints, load
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
+from smt_vision.data import retry
 from smt_vision.data.decode import UnreadableImage
 from smt_vision.data.loaders import DeadWorker, TrainLoader
 from smt_vision.engine import lock, loggers, loop, watchdog
@@ -469,6 +470,22 @@ def test_full_disk_is_named_with_the_space_that_is_missing(tmp_path: Path) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_an_error_of_the_storage_is_not_hidden_by_that_of_a_library(tmp_path: Path) -> None:
+    class Broken:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def safetensors(part: Path) -> None:
+        raise RuntimeError("I/O error: Input/output error (os error 5)")
+
+    broken: Any = Broken()
+    for write in (lambda part: torch.save(torch.zeros(9), broken), safetensors):
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            write_atomic(tmp_path / "last.pt", write)
+        assert caught.value.errno == errno.EIO
+    assert not list(tmp_path.iterdir())
+
+
 def full_disk(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -595,6 +612,21 @@ def test_a_lock_that_was_removed_is_no_error(tmp_path: Path) -> None:
     with FolderLock(tmp_path) as held:
         (tmp_path / LOCK).unlink()
         held.check()
+
+
+def test_a_lock_is_read_again_after_an_error_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (0.0,))
+    read, errors = Path.read_text, iter([OSError(errno.ESTALE, "Stale file handle")])
+
+    def read_text(path: Path, **kwargs: Any) -> str:
+        if (error := next(errors, None)) is not None:
+            raise error
+        return read(path, **kwargs)
+
+    with FolderLock(tmp_path) as held, monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read_text)
+        held.check()
+    assert next(errors, None) is None
 
 
 def test_a_lock_shows_signs_of_life_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -881,6 +913,25 @@ def test_wait_for_images_has_a_time_limit(
     assert_same_weights(folder, whole)
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TimeoutError("waiting for training images for 1800 s"), os.EX_TEMPFAIL),
+        (torch.distributed.DistNetworkError("connection reset by peer"), os.EX_TEMPFAIL),
+        (OSError("no space"), 1),
+        (RuntimeError("out of memory"), 1),
+    ],
+)
+def test_what_may_pass_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "train", fail)
+    assert main(["train", "quickstart", "--run", str(tmp_path / "run")]) == code
+
+
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
     errors = tmp_path / "errors.txt"
@@ -899,7 +950,7 @@ def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Sig
     code = exit_code(in_fork(stand_still))
     message = "without a response to SIGTERM" if number else r"longer than engine\.timeout_minutes"
     assert re.match(rf"smt train: error: runs/a: training step 7 for \d+ s, {message}", errors.read_text())
-    assert code == (128 + number if number else 1)
+    assert code == (128 + number if number else os.EX_TEMPFAIL)
 
 
 def test_process_whose_standard_error_nobody_reads_is_ended() -> None:
@@ -954,7 +1005,7 @@ def test_waits_for_images_say_nothing_about_the_time_of_a_step() -> None:
     def stand_still() -> int:
         watchdog.GRACE_SECONDS = 1.0
         with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
-            for phase in (watchdog.WAITING, watchdog.SAVING):
+            for phase in (watchdog.WAITING, *watchdog.PATIENT):
                 dog.at(phase)
                 dog._since -= DEADLINE
             dog.at("training step 7")
@@ -1002,16 +1053,16 @@ def test_a_full_pipe_does_not_keep_a_process_from_being_ended() -> None:
 
     pid = in_fork(stand_still)
     os.close(write_end)
-    assert exit_code(pid) == 1
+    assert exit_code(pid) == os.EX_TEMPFAIL
     os.close(read_end)
 
 
-@pytest.mark.parametrize("phase", ["writing a checkpoint", "training step 7"])
+@pytest.mark.parametrize("phase", [*watchdog.PATIENT, "training step 7"])
 def test_what_a_signal_asked_for_is_not_cut_short(phase: str) -> None:
     """A checkpoint may take long, and a step that had taken long before the signal is given the whole time."""
 
     def go_on() -> int:
-        if phase == watchdog.SAVING:
+        if phase in watchdog.PATIENT:
             watchdog.GRACE_SECONDS = 1.0
         with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
             dog.at(phase)
@@ -1150,7 +1201,7 @@ def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tm
 def test_signal_outside_of_training(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the signal ends nothing")
 

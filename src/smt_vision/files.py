@@ -47,14 +47,24 @@ def write_atomic(path: Path, write: Callable[[Path], object], size: int = 0) -> 
         temporary.replace(path)
         _sync_folder(path.parent)
     except Exception as error:
-        reasons = (error, error.__context__)  # torch.save raises another error for the one of the file
-        code = re.search(r"os error (\d+)", str(error))  # as safetensors tells it
-        if any(getattr(each, "errno", None) in NO_SPACE for each in reasons) or (code and int(code[1]) in NO_SPACE):
+        if (cause := _of_storage(error, path)) is None:
+            raise
+        if cause.errno in NO_SPACE:
             written = temporary.stat().st_size
             raise _disk_full(path, max(size, written), shutil.disk_usage(path.parent).free + written) from error
-        raise
+        raise cause from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _of_storage(error: Exception, path: Path) -> OSError | None:
+    """The error of the storage behind an error of a library that wrote to it; ``None`` if there is none."""
+    if code := re.search(r"os error (\d+)", str(error)):  # as safetensors tells it
+        return OSError(int(code[1]), os.strerror(int(code[1])), str(path))
+    each: BaseException | None = error
+    while each is not None and not isinstance(each, OSError):
+        each = each.__context__  # torch.save raises another error for the one of the file
+    return each
 
 
 def _disk_full(path: Path, size: int, free: int) -> OSError:

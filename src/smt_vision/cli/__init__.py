@@ -42,8 +42,8 @@ usage: smt COMMAND [ARGUMENTS]      smt COMMAND --help shows the arguments
 {commands}
 
 Every command takes --json: standard output is then the result as JSON, and nothing else.
-Exit codes: 0 success, 1 error (described on standard error), 2 invalid usage, 128 + signal number if
-stopped by a signal, e.g. 130 (Ctrl-C).
+Exit codes: 0 success, 1 error (described on standard error), 2 invalid usage, 75 nothing happened for too
+long or another process is gone (try again), 128 + signal number if stopped by a signal, e.g. 130 (Ctrl-C).
 
 Examples:
   smt train quickstart                     train on handwritten digits: a few minutes on two cores, no network
@@ -106,7 +106,7 @@ def _run(command: str, arguments: list[str]) -> int:
         # The package's own errors, which are these, have one line.
         shown = printable(message, multiline=not isinstance(error, ValueError | OSError))
         print(f"smt {command}{rank}: error: {shown}", file=sys.stderr)
-        return EXIT_ERROR
+        return os.EX_TEMPFAIL if isinstance(error, TimeoutError) or _is_of_connection(error) else EXIT_ERROR
     if _rank():  # every process has the same result; only the first prints it
         return output.code
     try:
@@ -133,6 +133,12 @@ def _is_child_of_fabric() -> bool:
     """Whether Fabric in the first process started this one: it kills the first one if another ends with a code."""
     started = int(os.environ.get("LOCAL_RANK", "0")) > 0
     return started and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_NTASKS" not in os.environ
+
+
+def _is_of_connection(error: Exception) -> bool:
+    """Whether an error is one of the connection to another process of the run, e.g. on a machine that has failed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and isinstance(error, torch.distributed.DistError)
 
 
 def _rank() -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from ..tasks.predictor import Predictor
 from ..text import get_logger
 from .evaluation import FLOAT32, count_used, open_evaluation
 from .evaluation_loop import run_evaluation
-from .launch import launch
+from .launch import ends_after_an_error, launch
 from .lock import FolderLock
+from .processes import on_first
 
 log = get_logger(__name__)
 FEW_IMAGES = 100
 
 
 @checked
+@ends_after_an_error()
 def calibrate(
     source: str | Path,
     data: str | Path | None = None,
@@ -88,9 +91,7 @@ def calibrate(
                         "more, or check the calibration error on others", data, len(evaluation.val_set),
                         FEW_IMAGES)  # fmt: skip
         found = run_evaluation(fabric, CalibrationEvaluation(evaluation), model.model, loader, progress)
-    if fabric.is_global_zero:
-        _write(model, source, target, found["temperature"], evaluation)
-    fabric.barrier()
+    on_first(fabric, partial(_write, model, source, target, found["temperature"], evaluation))
     return {"model": model.name, "data": data, "file": str(target), **found}
 
 

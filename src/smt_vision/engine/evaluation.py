@@ -22,7 +22,7 @@ from ..tasks.predictor import Predictor
 from ..tasks.task import EvalLoader, Evaluation
 from ..text import get_logger
 from .evaluation_loop import run_evaluation
-from .launch import launch
+from .launch import ends_after_an_error, launch
 from .processes import check_same_images
 
 log = get_logger(__name__)
@@ -92,6 +92,7 @@ def evaluate(
 
 
 @checked
+@ends_after_an_error()
 def evaluate_with_details(
     source: str | Path,
     data: str | Path | None = None,

@@ -8,11 +8,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ..data.decode import UnreadableImage
-from ..data.loaders import DeadWorker
 from ..modes import evaluation_mode
 from ..tasks.task import EvalLoader, Evaluation
-from .processes import any_process, gathered, reduced
+from .processes import any_process, gathered, reduced, together
 
 
 @torch.inference_mode()
@@ -23,6 +21,7 @@ def run_evaluation(
     loader: EvalLoader,
     on_progress: Callable[[int], None] | None = None,
     resamples: int = 0,
+    on_end: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model over a loader, exactly, on any number of processes.
 
@@ -33,35 +32,37 @@ def run_evaluation(
         loader: The batches of this process.
         on_progress: Called with 1 after each batch.
         resamples: Resamples for the bootstrap interval of the primary metric; 0 for none.
+        on_end: Called after the last batch, before the process waits for the others and for the metrics.
 
     Returns:
-        The metrics, the same on every process.
+        The metrics, those of the first process: computed by each, they could differ in a last digit, and with it what
+        the processes do next.
 
     Raises:
         ValueError: No image could be read, or too many could not, on any process.
-        DeadWorker: A worker process of this process died.
+        DeadWorker: A worker process died, on any process.
     """
     metric = task.metric(fabric.device, resamples)
-    any_image, failure = False, None
-    with evaluation_mode(weights):
-        try:
-            for batch in loader:
-                any_image = True
-                batch = fabric.to_device(batch)
-                with fabric.autocast():
-                    output = task.predict(weights, batch)
-                metric.update(output, batch)
-                if on_progress is not None:
-                    on_progress(1)
-        except (DeadWorker, UnreadableImage) as error:
-            failure = error
-    any_image, any_failure = any_process(fabric, any_image, failure is not None)
-    if any_failure:
-        raise failure or UnreadableImage(f"{task.val_set.where}: another process could not read its images")
-    if not any_image:
+    any_image = False
+    with together(fabric), evaluation_mode(weights):
+        for batch in loader:
+            any_image = True
+            batch = fabric.to_device(batch)
+            with fabric.autocast():
+                output = task.predict(weights, batch)
+            metric.update(output, batch)
+            if on_progress is not None:
+                on_progress(1)
+        if on_end is not None:
+            on_end()
+    if not any_process(fabric, any_image)[0]:
         raise ValueError(
             f"{task.val_set.where}: none of the {len(task.val_set)} images to evaluate on could be read; the warnings "
             "above say why"
         )
     metric.reduce(partial(reduced, fabric, "sum"), partial(gathered, fabric))
-    return metric.compute()
+    metrics: dict[str, Any] = {}
+    with together(fabric):
+        if fabric.is_global_zero:
+            metrics = metric.compute()
+    return fabric.broadcast(metrics)

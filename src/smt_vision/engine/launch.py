@@ -1,17 +1,24 @@
 """Devices, processes and precision of a run, through Lightning Fabric."""
 
+import atexit
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.utilities.distributed import _destroy_dist_connection
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..recipe import Engine
-from ..signals import end_with_parent
+from ..signals import Stopped, end_with_parent
 
 MARGIN_MINUTES = 10.0  # by which a collective may take longer than engine.timeout_minutes
 MAX_MINUTES = 525_600.0  # a year: backends count in integers
@@ -28,9 +35,34 @@ class Autocast(MixedPrecision):
         return data
 
 
+class Processes(DDPStrategy):
+    """Fabric's strategy without a broadcast of all buffers in each step: ``average`` keeps them equal."""
+
+    def setup_module(self, module: nn.Module) -> DistributedDataParallel:
+        model = super().setup_module(module)  # which makes them equal
+        model.broadcast_buffers = False
+        return model
+
+
 def runs_on_cuda(engine: Engine) -> bool:
     """Whether the recipe's accelerator is CUDA on this machine."""
     return engine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+
+
+@contextmanager
+def ends_after_an_error() -> Iterator[None]:
+    """After an error, end the program without closing the connection to the other processes.
+
+    Fabric does that when the program exits, if the processes communicate with NCCL; it would wait for those that wait
+    for this one, and nothing that looks after the processes would see one end.
+    """
+    try:
+        yield
+    except Stopped:  # all processes do
+        raise
+    except BaseException:
+        atexit.unregister(_destroy_dist_connection)
+        raise
 
 
 def launch(engine: Engine) -> Fabric:
@@ -57,6 +89,15 @@ def launch(engine: Engine) -> Fabric:
             os.environ[LAUNCHER] = str(os.getpid())
         elif LAUNCHER in os.environ:
             end_with_parent(int(os.environ[LAUNCHER]))
+        # With one device, Fabric would not look at SLURM's variables, and each process start a run of its own.
+        tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+        by_srun = tasks > 1 and "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect()
+        if by_srun and tasks != devices * nodes and not engine.devices == engine.nodes == 1:
+            raise ValueError(
+                f"srun started {tasks} processes for {devices} devices x engine.nodes={nodes}; set --engine.nodes, "
+                "start one process per device, and let each see all GPUs of its machine: with --gres, and without "
+                "--gpus-per-task and --gpu-bind; or set --engine.devices 1 if each is a run of its own"
+            )
     # Depthwise kernels have one input channel, so contiguous and channels-last strides describe the same memory: the
     # warning's copy does not happen.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -69,7 +110,10 @@ def launch(engine: Engine) -> Fabric:
         num_nodes=nodes,
         plugins=autocast,
         # The watchdog ends a run that stands still; a collective must not end it before.
-        strategy=DDPStrategy(timeout=timedelta(minutes=min(engine.timeout_minutes + MARGIN_MINUTES, MAX_MINUTES)))
+        strategy=Processes(
+            timeout=timedelta(minutes=min(engine.timeout_minutes + MARGIN_MINUTES, MAX_MINUTES)),
+            gradient_as_bucket_view=True,
+        )
         if devices * nodes > 1
         else "auto",
     )

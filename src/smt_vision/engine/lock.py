@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from ..data.retry import retried
 from ..text import get_logger
 
 log = get_logger(__name__)
@@ -97,7 +98,7 @@ class FolderLock:
     def _holder(self) -> dict[str, Any] | None:
         """What the file says of the process that holds the lock, or that died with it."""
         try:
-            holder = json.loads(self.path.read_text(encoding="utf-8"))
+            holder = json.loads(retried(lambda: self.path.read_text(encoding="utf-8")))
             return {"host": str(holder["host"]), "pid": int(holder["pid"])}
         except (ValueError, TypeError, KeyError):  # empty, as after an orderly end, or damaged
             return None

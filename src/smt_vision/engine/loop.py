@@ -15,7 +15,7 @@ from .. import checkpoints
 from ..bounds import CountOrZero, checked
 from ..checkpoints import training_checkpoints
 from ..data.decode import UnreadableImage
-from ..data.loaders import DeadWorker, explained_dead_workers
+from ..data.loaders import explained_dead_workers
 from ..precision import has_bf16
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
@@ -23,16 +23,16 @@ from ..tasks import get_task
 from ..tasks.task import Batch, EvalLoader, Training, TrainLoader
 from .evaluation_loop import run_evaluation
 from .fields import flat_fields
-from .launch import launch
+from .launch import ends_after_an_error, launch
 from .lock import FolderLock
 from .loggers import check_loggers
 from .optim import learning_rate
-from .processes import any_process, gathered_objects, on_first
+from .processes import any_process, gathered_objects, on_first, raise_together, together
 from .report import draw_samples, write_report
 from .run import Run
 from .step import named, step_batches, train_step
 from .tracker import RunTracker
-from .watchdog import SAVING, WAITING, Watchdog
+from .watchdog import MEASURING, RECORDING, SAVING, WAITING, Watchdog
 
 T = TypeVar("T")
 MAX_LEFT_OUT = 0.05  # share of the images of an epoch that may be left out without a note
@@ -57,6 +57,7 @@ class Plan:
 
 
 @checked
+@ends_after_an_error()
 def train(
     recipe: GivenRecipe,
     folder: str | Path,
@@ -219,19 +220,21 @@ def _early(run: Run) -> str:
 
 def _tracker(run: Run, display: bool) -> RunTracker:
     primary = run.task.primary_metric
-    return RunTracker(
-        run.folder,
-        loggers=run.recipe.engine.loggers,
-        config=flat_fields(run.recipe),
-        total_steps=run.total_steps,
-        total_epochs=run.recipe.epochs,
-        primary_metric=primary,
-        label=run.task.metric_formats[primary].label,
-        start_step=run.step,
-        best=run.metrics.get(primary, -math.inf),
-        display=display,
-        active=run.fabric.is_global_zero,
-    )
+    with together(run.fabric):
+        tracker = RunTracker(
+            run.folder,
+            loggers=run.recipe.engine.loggers,
+            config=flat_fields(run.recipe),
+            total_steps=run.total_steps,
+            total_epochs=run.recipe.epochs,
+            primary_metric=primary,
+            label=run.task.metric_formats[primary].label,
+            start_step=run.step,
+            best=run.metrics.get(primary, -math.inf),
+            display=display,
+            active=run.fabric.is_global_zero,
+        )
+    return tracker
 
 
 class _Loop:
@@ -253,7 +256,7 @@ class _Loop:
         self._saved = True  # whether the last checkpoint that was due could be written
         self._failed_in_a_row = 0
         self._last: list[Batch] | None = None  # the last step's batches, of one of several processes
-        self._failure: DeadWorker | UnreadableImage | None = None  # why this one of several processes has no batches
+        self._failure: Exception | None = None  # why this one of several processes has no batches
 
     def run_to_end(self, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:
         """Train up to ``plan.stop_at``, and evaluate whenever it is due."""
@@ -335,7 +338,7 @@ class _Loop:
             lr = learning_rate(run.step, recipe.optim, run.total_steps, plan.steps_per_epoch, plan.images_per_step)
             flags = self._flags()
             losses, grad_norm, reason = train_step(run, group, lr, flags)
-            if flags is not None and flags[-1] > 0:
+            if flags and flags[-1]:
                 raise self._without_batches()
             images_per_s = speed.after_step()
             self.tracker.progress(run.step, lr=lr, images_per_s=images_per_s)
@@ -350,35 +353,33 @@ class _Loop:
                     done = run.step / plan.steps_per_epoch
                     self.tracker.step(run.step, done, lr=lr, images_per_s=images_per_s, **values)
 
-            if run.step == plan.stop_at:
+            # After the last step of an epoch, the caller saves; batches that are too few for a step are not loaded.
+            if run.step == plan.stop_at or run.step % plan.steps_per_epoch == 0:
                 break
-            # Not after the last step of an epoch: the caller saves there.
-            if run.step % plan.steps_per_epoch:
-                # Several processes act on a signal one step later: on what all knew before this one.
-                if flags is None:
-                    stop, checkpoint_due = bool(self.signals), run.checkpoint_due()
-                else:
-                    stop, checkpoint_due, _ = (flags > 0).tolist()
-                if stop:
-                    break
-                if checkpoint_due:
-                    self._try_to_save()
+            # Several processes act on a signal one step later: on what all knew before this one.
+            if flags is None:
+                stop, checkpoint_due = bool(self.signals), run.checkpoint_due()
+            else:
+                stop, checkpoint_due, _ = flags
+            if stop:
+                break
+            if checkpoint_due:
+                self._try_to_save()
         if run.step == start and not self.signals:
             raise no_batch(recipe)
 
-    def _flags(self) -> torch.Tensor | None:
+    def _flags(self) -> list[bool] | None:
         """What the other processes must know: whether there is a signal, whether a checkpoint is due, and whether this
         process has no more batches. ``None`` without others."""
         if self.fabric.world_size == 1:
             return None
-        flags = [bool(self.signals), self.run.checkpoint_due(), self._failure is not None]
-        return torch.tensor(flags, dtype=torch.float32, device=self.fabric.device)
+        return [bool(self.signals), self.run.checkpoint_due(), self._failure is not None]
 
     def _next(self, groups: Iterator[list[Batch]]) -> list[Batch] | None:
-        """The batches of the next step; ``None`` at the end of the epoch, or if a signal ends the wait for them.
+        """The batches of the next step; ``None`` if there are none, or if a signal ends the wait for them.
 
         One of several processes that fails has the last step's batches once more: it takes part in a step, which the
-        others give up when it tells them.
+        others give up when it tells them. Before the first step, they only agree that there are batches.
 
         Raises:
             DeadWorker: A worker process died; the run has saved itself.
@@ -386,22 +387,28 @@ class _Loop:
         """
         self.watchdog.at(WAITING)
         several = self.fabric.world_size > 1
+        group, error = None, None
         try:
             # Of several processes, all must stop at the same step.
             with self.signals.interruptible(not several):
                 group = next(groups, None)
         except Interrupted:
             return None
-        except (DeadWorker, UnreadableImage) as error:
-            if several and self._last is not None:
-                self._failure = error
-                return self._last
-            if not several and self.run.step:
+        except Exception as caught:
+            error = caught
+        if not several:
+            if error is None:
+                return group
+            if self.run.step:
                 self._save()
-            raise
-        if several and group is not None:  # at the end of an epoch, the last ones stay for the next one
-            self._last = group
-        return group
+            raise error
+        if group is None:
+            error = error or no_batch(self.run.recipe)
+        if self._last is None:
+            raise_together(self.fabric, error)
+        self._failure = error
+        self._last = group or self._last
+        return self._last
 
     def _without_batches(self) -> Exception:
         """The error to raise after a step that a process had no batches for; the run has saved itself."""
@@ -432,7 +439,7 @@ class _Loop:
             run.left_out.append(run.step)
 
     def _evaluate(self, loader: EvalLoader, epoch: int) -> None:
-        """Evaluate the weights, keep them if they are the best so far, and record metrics and sample images."""
+        """Evaluate the weights, and record metrics and sample images; the next checkpoint writes the best weights."""
         run, done = self.run, 0
 
         def count(n: int) -> None:
@@ -447,17 +454,21 @@ class _Loop:
                 # Several processes stop together, after the evaluation.
                 alone = self.fabric.world_size == 1
                 with self.signals.interruptible(alone), self.tracker.evaluating(len(loader)) as on_progress:
-                    metrics = run_evaluation(self.fabric, run.task, run.weights, loader, count)
+                    metrics = run_evaluation(
+                        self.fabric, run.task, run.weights, loader, count, on_end=lambda: self.watchdog.at(MEASURING)
+                    )
             except Interrupted:
                 raise self._stopped() from None
-            self.watchdog.at("recording the evaluation")
-            on_first(self.fabric, self.lock.check)
+            self.watchdog.at(RECORDING)
             run.keep_if_best(metrics, epoch)
             run.evaluated_step = run.step
             numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
             self.tracker.evaluation(run.step, epoch, numbers)
-            if (samples := draw_samples(run, epoch)) is not None:
-                self.tracker.image("samples", run.step, samples)
+            try:
+                if (samples := draw_samples(run, epoch)) is not None:
+                    self.tracker.image("samples", run.step, samples)
+            except Exception as error:  # e.g. a full disk, or too little memory of the GPU
+                self.tracker.note(f"no sample images of epoch {epoch}: {type(error).__name__}: {error}")
 
 
 def no_batch(recipe: Recipe) -> ValueError:

@@ -16,6 +16,7 @@ from ..files import write_text_atomic
 from ..pictures.training import lr_curve
 from ..recipe import GivenRecipe, Recipe
 from ..tasks.task import Batch, TrainLoader
+from .launch import ends_after_an_error
 from .loop import no_batch, open_task, start
 from .optim import learning_rate_scale
 from .state import TrainingState
@@ -51,6 +52,7 @@ class LearningRateCurve:
 
 
 @checked
+@ends_after_an_error()
 def find_lr(
     recipe: GivenRecipe,
     folder: str | Path | None = None,

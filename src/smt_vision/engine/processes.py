@@ -1,7 +1,9 @@
 """What the processes of a run tell each other; with one process, nothing is sent."""
 
+import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -23,7 +25,12 @@ def average(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
 
 
 def reduced(fabric: Fabric, how: Literal["sum", "mean"], value: Tensor) -> Tensor:
-    return cast(Tensor, fabric.all_reduce(value, reduce_op=how))
+    """The sum or mean of a tensor over all processes, in its place: without the barrier of Fabric's function."""
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(value)
+        if how == "mean":  # not an operation of the gloo backend
+            value /= fabric.world_size
+    return value
 
 
 def gathered(fabric: Fabric, value: Tensor) -> Tensor:
@@ -65,20 +72,64 @@ def is_first() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
-def on_first(fabric: Fabric, action: Callable[[], object]) -> None:
-    """Do something on the first process, e.g. write a file, while the others wait.
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """A block without collectives, which ends with an error on every process if it does on one.
+
+    Otherwise the process with the error would leave the others waiting for it in their next collective.
 
     Raises:
-        ValueError, OSError: It failed with one; on every process.
+        Exception: That of this process, or of the first one that has one.
+    """
+    if fabric.world_size == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    raise_together(fabric, error)
+
+
+def raise_together(fabric: Fabric, error: Exception | None) -> None:
+    """Called by every process: raise its own error, or that of the first process that has one."""
+    errors = gathered_objects(fabric, None if error is None else _sendable(error))
+    if error is not None:
+        raise error
+    for other in errors:
+        if other is not None:
+            raise other
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one of its text if other processes could not read it."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (its own)
+    except Exception:  # of any kind: classes decide how they are pickled
+        return RuntimeError(repr(error))
+    return error
+
+
+def on_first(fabric: Fabric, action: Callable[[], object], long: bool = False) -> None:
+    """Do something on the first process, e.g. write a file, while the others wait.
+
+    Args:
+        fabric: The processes.
+        action: What to do.
+        long: Whether it may take longer than the time limit of a collective.
+
+    Raises:
+        Exception: It failed; on every process.
     """
     error = None
-    if fabric.is_global_zero:
-        try:
-            action()
-        except (ValueError, OSError) as caught:
-            error = caught
-    if error := fabric.broadcast(error):
-        raise error
+    with fabric.rank_zero_first() if long else nullcontext():
+        if fabric.is_global_zero:
+            try:
+                action()
+            except Exception as caught:
+                error = caught
+    raise_together(fabric, error)
 
 
 def gathered_objects(fabric: Fabric, content: T) -> list[T]:

@@ -21,7 +21,7 @@ from ..tasks.classes import some_names
 from ..tasks.task import Training
 from ..text import get_logger, shell_word
 from .fields import FREE_FIELDS, flat_fields
-from .processes import gathered_objects, on_first
+from .processes import gathered_objects, on_first, together
 from .run_images import RunImages
 from .state import TrainingState
 from .stored_state import check_optimizer, checked_state, not_finite
@@ -58,17 +58,23 @@ class Run(TrainingState):
         self._teacher = task.distillation.identity if task.distillation is not None else None
         self._seconds_before = self._kept_at = 0.0
         self._started = self._saved = time.monotonic()
+        self._best: dict[str, Any] | None = None  # content of best.pt, to be written with the next last.pt
         self._saved_step: int | None = None  # of last.pt; None if there is none, or none that can be read
         self.left_out: list[int] = []
         self._never_finite = self._not_finite()  # e.g. a mask of minus infinities
-        if fabric.is_global_zero:
-            remove_temporary(folder)
-            remove_temporary(folder / SAMPLES)
-        if training_checkpoints(folder):
-            self._restore(self._newest_readable())
+        checkpoint = None
+        with together(fabric):
+            if fabric.is_global_zero:
+                remove_temporary(folder)
+                remove_temporary(folder / SAMPLES)
+            if training_checkpoints(folder):
+                checkpoint = self._newest_readable()
+                self._restore(checkpoint)
         self._check_same_state()
-        if fabric.is_global_zero:  # of a resumed run with the fields that may be others now
-            write_recipe(recipe, folder / RECIPE)
+        if self._images.compare(checkpoint, folder, recipe.engine.allow_changed_data):
+            self._forget_evaluations()
+        # Of a resumed run with the fields that may be others now.
+        on_first(fabric, lambda: write_recipe(recipe, folder / RECIPE))
         self._images.read()
 
     def _check_same_state(self) -> None:
@@ -138,7 +144,8 @@ class Run(TrainingState):
     def save_last(self) -> None:
         """Write ``last.pt``: everything needed to continue as if never stopped.
 
-        Earlier ones are kept as the recipe says.
+        Earlier ones are kept as the recipe says. ``best.pt`` is written before it if there are better weights, so that
+        a checkpoint never tells of an evaluation whose weights were lost.
 
         Raises:
             FloatingPointError: A weight or the optimizer's state is not finite; nothing is written.
@@ -167,6 +174,9 @@ class Run(TrainingState):
         }
 
         def write() -> None:
+            if self._best is not None:
+                self._write(BEST, self._best)
+                self._best = None
             self._set_aside()
             self._write(LAST, state)
             if keep:
@@ -212,20 +222,26 @@ class Run(TrainingState):
 
     def roll_back(self) -> None:
         """Return to the weights of the last checkpoint, and continue with the images after the present step."""
-        checkpoint = self._newest_readable()
-        self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
-        self._load_state(checkpoint)
+        with together(self.fabric):
+            checkpoint = self._newest_readable()
+            self.left_out += range(checkpoint.state["step"] + 1, self.step + 1)
+            self._load_state(checkpoint)
         self._check_same_state()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
-        """Add an evaluation; write ``best.pt`` if its primary metric is above that of every earlier one."""
+        """Add an evaluation; if its primary metric is above that of every earlier one, :meth:`save_last` writes
+        ``best.pt``."""
         primary = self.task.primary_metric
         self.history.append(metrics[primary])
         if not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch, self.metrics_from = metrics, epoch, None
-            weights = self.weights.state_dict()
-            kept = {name: value for name, value in weights.items() if not name.startswith(self.task.training_modules)}
-            on_first(self.fabric, lambda: self._write(BEST, {"model": kept, "metrics": metrics, "epoch": epoch}))
+            if self.fabric.is_global_zero:
+                kept = {
+                    name: value.to("cpu", copy=True)  # training goes on if they cannot be written now
+                    for name, value in self.weights.state_dict().items()
+                    if not name.startswith(self.task.training_modules)
+                }
+                self._best = {"model": kept, "metrics": metrics, "epoch": epoch}
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         """Write a checkpoint, with what all of a run's checkpoints say."""
@@ -295,9 +311,6 @@ class Run(TrainingState):
                 f"{some_names(self.task.spec.classes)} in {self.recipe.data}; restore them, or choose another folder "
                 "with --run"
             )
-        other_validation = before is not None and self._images.compare(
-            before, state, self.folder, allow_changed=self.recipe.engine.allow_changed_data
-        )
         self._load_state(checkpoint)
         self.step, self.metrics, self.best_epoch = state["step"], state["metrics"], state["best_epoch"]
         self.metrics_from = checkpoint.path
@@ -312,8 +325,6 @@ class Run(TrainingState):
         self._seconds_before, self._steps_per_epoch = state["seconds"], state["steps_per_epoch"]
         self._kept_at = state.get("kept_at", 0.0)
         self._processes_before = state.get("processes", 0)
-        if other_validation:
-            self._forget_evaluations()
 
     def _forget_evaluations(self) -> None:
         """Start the search for the best weights anew: metrics on other images cannot be compared.
@@ -321,15 +332,17 @@ class Run(TrainingState):
         The best weights so far are kept, under the name of their epoch. At the end of an epoch, the evaluation is
         repeated before training goes on.
         """
-        if self.metrics and self.fabric.is_global_zero:
+        if self.metrics:
             kept = self.folder / f"{Path(BEST).stem}-{self.best_epoch:03}.pt"
-            if (self.folder / BEST).is_file():
-                _link(self.folder / BEST, kept)
-            log.warning(
-                "%s: the validation images have changed: metrics are not compared with earlier ones, and the "
-                "patience restarts; the best weights so far are kept as %s",
-                self.folder, kept.name,
-            )  # fmt: skip
+            with together(self.fabric):
+                if self.fabric.is_global_zero and (self.folder / BEST).is_file():
+                    _link(self.folder / BEST, kept)
+            if self.fabric.is_global_zero:
+                log.warning(
+                    "%s: the validation images have changed: metrics are not compared with earlier ones, and the "
+                    "patience restarts; the best weights so far are kept as %s",
+                    self.folder, kept.name,
+                )  # fmt: skip
         self.metrics, self.history, self.best_epoch, self.evaluated_step = {}, [], 0, 0
 
     def _load_state(self, checkpoint: Checkpoint) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from lightning_fabric import Fabric
 
+from ..checkpoints import Checkpoint
 from ..data.fingerprint import MAX_TRAIN, UsedImages, hash_bytes
 from ..tasks.task import Training
 from ..text import get_logger
-from .processes import check_same_images
+from .processes import any_process, check_same_images, on_first
 
 log = get_logger(__name__)
 SAMPLED = 10_000  # training images whose content is compared when a run is resumed
@@ -59,18 +60,20 @@ class RunImages:
 
     def read(self) -> None:
         """Compute the fingerprints on the first process, unless they are known from a checkpoint."""
-        with self._fabric.rank_zero_first():  # without the time limit of a barrier: reading all images may take long
-            if self._fabric.is_global_zero and self.used is None:
+
+        def read() -> None:
+            if self.used is None:
                 self.used = self._with_initial(self._read())
 
-    def compare(self, before: UsedImages, state: Mapping[str, Any], folder: Path, allow_changed: bool) -> bool:
-        """Compare the images of a checkpoint with those of now; from then on, ``used`` has both.
+        on_first(self._fabric, read, long=True)
+
+    def compare(self, checkpoint: Checkpoint | None, folder: Path, allow_changed: bool) -> bool:
+        """Compare the images of a checkpoint with those of now, on the first process; from then on, ``used`` has both.
 
         All validation images and a sample of the training images are compared by content, the rest by name and label.
 
         Args:
-            before: The images that the checkpoint says the run has used.
-            state: The content of the checkpoint.
+            checkpoint: The checkpoint, if there is one; it may not say which images the run has used.
             folder: The run's folder, for messages.
             allow_changed: Accept other images, with a warning.
 
@@ -80,6 +83,18 @@ class RunImages:
         Raises:
             ValueError: There are other images now, and this is not allowed.
         """
+        differ = False
+
+        def compare() -> None:
+            nonlocal differ
+            before = UsedImages.from_checkpoint(checkpoint)
+            if checkpoint is not None and before is not None:
+                differ = self._compare(before, checkpoint.state, folder, allow_changed)
+
+        on_first(self._fabric, compare, long=True)
+        return any_process(self._fabric, differ)[0]
+
+    def _compare(self, before: UsedImages, state: Mapping[str, Any], folder: Path, allow_changed: bool) -> bool:
         self.used = before
         val = np.unique(self._task.val_set.identities())
         new_val = int((~np.isin(val, before.val)).sum())
@@ -103,8 +118,7 @@ class RunImages:
                 f"{folder}: {self._data} is not the data that this run was started with: {', '.join(changes)}. Restore "
                 "it, choose another folder with --run, or accept it with --engine.allow_changed_data true"
             )
-        if self._fabric.is_global_zero:
-            log.warning("%s: the data have changed since the run began: %s", self._data, ", ".join(changes))
+        log.warning("%s: the data have changed since the run began: %s", self._data, ", ".join(changes))
         now = self._read()
         self.used = replace(now, train=np.union1d(before.train, now.train), unlabeled=before.unlabeled)
         # Earlier checkpoints have one listing of the training and validation images.

@@ -28,7 +28,7 @@ def step_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def train_step(
-    run: TrainingState, batches: list[Batch], lr: float, flags: Tensor | None = None
+    run: TrainingState, batches: list[Batch], lr: float, flags: list[bool] | None = None
 ) -> tuple[dict[str, Tensor], Tensor | None, str]:
     """One optimizer step, or none if the loss or the gradient is not finite.
 
@@ -36,8 +36,8 @@ def train_step(
         run: What is trained.
         batches: The batches of the step on this process.
         lr: Learning rate.
-        flags: 0 or 1, of any number; replaced by their means over all processes, above 0 where any process has a 1. If
-            that is so of the last one, the step is given up: no process makes it, and it does not count.
+        flags: Of any number; each is replaced by whether any process has it set. If the last one is, the step is given
+            up: no process makes it, and it does not count.
 
     Returns:
         The mean losses over its batches and all processes; the gradient norm before clipping, if it was computed; and
@@ -61,8 +61,11 @@ def train_step(
     if run.step == 0:
         check_adapters(run.raw)
     statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
-    average(fabric, [*statistics, *means.values(), *([] if flags is None else [flags])])
-    if flags is not None and flags[-1] > 0:
+    shares = [] if flags is None else [torch.tensor(flags, dtype=torch.float32, device=fabric.device)]
+    average(fabric, [*statistics, *means.values(), *shares])
+    if flags is not None:
+        flags[:] = [share > 0 for share in shares[0].tolist()]
+    if flags and flags[-1]:
         _restore(buffers, before)
         run.optimizer.zero_grad()
         return means, None, ""

@@ -16,7 +16,9 @@ LAST_WORDS_SECONDS = 1.0  # to write why the process ends
 SUSPENDED_SECONDS = 5.0  # without a poll
 GRACE_SECONDS = 20.0  # to save and end after a signal, if steps are short
 STARTING, WAITING = "starting", "waiting for training images"  # phases whose time says nothing about a step's
-SAVING = "writing a checkpoint"  # a phase with the long limit, also after a signal: it is what the signal asked for
+SAVING = "writing a checkpoint"  # what a signal asks for
+MEASURING, RECORDING = "computing the metrics", "recording the evaluation"  # once per evaluation; no step is as long
+PATIENT = (SAVING, MEASURING, RECORDING)  # phases with the long limit, also after a signal
 
 
 class Watchdog:
@@ -26,8 +28,9 @@ class Watchdog:
 
     The main thread says what it does with :meth:`at`. Without a call for ``minutes``, its wait for data is ended as by
     a signal, if it is in one, so that the run can save itself; otherwise, the process is ended. After a signal, the
-    limit is 20 seconds, or twice the longest step so far, from the signal or the last step on; a checkpoint may take as
-    long as without a signal. A second signal, a second later or more, ends a process whose main thread cannot answer.
+    limit is 20 seconds, or twice the longest step so far, from the signal or the last step on; a checkpoint and the end
+    of an evaluation may take as long as without a signal. A second signal, a second later or more, ends a process whose
+    main thread cannot answer.
 
     Args:
         minutes: The limit.
@@ -50,7 +53,7 @@ class Watchdog:
     def at(self, phase: str) -> None:
         """Say what follows, e.g. "waiting for a training batch"."""
         now = time.monotonic()
-        if self._phase not in (STARTING, WAITING, SAVING):
+        if self._phase not in (STARTING, WAITING, *PATIENT):
             self._longest = max(self._longest, now - self._since)
         self._phase, self._since = phase, now
 
@@ -80,11 +83,13 @@ class Watchdog:
                 asked += late
             self._note(arrived, polled)
             still = polled - self._since
-            grace = self._limit if self._phase == SAVING else max(GRACE_SECONDS, 2 * self._longest)
+            grace = max(GRACE_SECONDS, 2 * self._longest)
             if self.stalled:
-                if polled - max(self._since, asked) > grace:
-                    self._exit(self.stalled, 1)
-            elif self._first and polled - max(self._since, self._arrived) > grace:
+                if polled - max(self._since, asked) > (self._limit if self._phase == SAVING else grace):
+                    self._exit(self.stalled, os.EX_TEMPFAIL)
+            elif self._first and polled - max(self._since, self._arrived) > (
+                self._limit if self._phase in PATIENT else grace
+            ):
                 self._unanswered(self._first)
             elif still > self._limit:
                 self.stalled = f"{self._where}: {self._phase} for {still:.0f} s, longer than engine.timeout_minutes"
