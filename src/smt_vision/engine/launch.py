@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
-from lightning_fabric.utilities.distributed import _destroy_dist_connection
+from lightning_fabric.utilities import distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,7 +61,8 @@ def ends_after_an_error() -> Iterator[None]:
     except Stopped:  # all processes do
         raise
     except BaseException:
-        atexit.unregister(_destroy_dist_connection)
+        if (close := getattr(distributed, "_destroy_dist_connection", None)) is not None:  # private in Fabric
+            atexit.unregister(close)
         raise
 
 
