@@ -18,6 +18,32 @@ Scale = Annotated[float, Range(ge=0.01, le=16)]
 
 
 @dataclass(frozen=True)
+class SegmentationInput(BandsInput):
+    """How images become tensors.
+
+    Args:
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
+        max_value: Pixel value that becomes 1. If set, images of 1 or 3 channels keep all their bits, too. ``None``: 255
+            for 8 bits and 65535 for 16 bits; other types need it.
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
+            ``lanczos``; the last three are not for bands.
+        mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
+            trained with.
+        std: Each channel is divided by it; ``None`` likewise.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error; counted by each
+            training process, in training and in validation, since its start.
+        exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
+            otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
+            files at the resolution that is needed. Not for bands.
+        val_fraction: Fraction held out from a dataset without a validation split; seeded.
+    """
+
+    val_fraction: PositiveFraction = 0.1
+
+
+@dataclass(frozen=True)
 class SegmentConfig(Group):
     """Segmentation head, image sizes and test-time options.
 
@@ -123,7 +149,7 @@ class SegmentationRecipe(Recipe):
     task: ClassVar[str] = "segment"
     head_group: ClassVar[str] = "segment"
 
-    input: BandsInput = field(default_factory=BandsInput)
+    input: SegmentationInput = field(default_factory=SegmentationInput)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     loss: SegmentationLoss = field(default_factory=SegmentationLoss)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, decode_for_resize, decode_picture
 from ...data.fingerprint import UsedImages
+from ...data.subset import held_out_in_training
 from ...files import write_atomic
 from ...pictures.drawing import sample_grid
 from ...recipe import Input
@@ -198,7 +199,9 @@ class SegmentationTraining(SegmentationEvaluation):
         self.input_description = f"crops of {self.input.channels} x {height} x {width} pixels"
 
     def _open(self, split: Literal["train", "val"]) -> SegmentationDataset:
-        return open_segmentation(self.recipe.data, split, self.recipe.segment)
+        recipe = self.recipe
+        val_fraction = recipe.input.val_fraction if recipe.folds is None else 0.0
+        return open_segmentation(recipe.data, split, recipe.segment, val_fraction, recipe.seed_of_split)
 
     def _class_weights(self) -> Tensor | None:
         loss = self.recipe.loss
@@ -400,11 +403,20 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int, split: SegmentationSplit = "val"
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
-    """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
+    """Evaluation of a segmenter on a dataset that has its classes, and the data loader.
+
+    Of the model's own training set, the images of its fold are used, or without a validation split the images that
+    training held out; of any other dataset without one, all.
+    """
     images = None
     if split == "val":
-        images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
-    images = with_classes(images or open_segmentation(data, split, model.config), model.classes)
+        images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config, 0.0))
+    if images is None:
+        images = open_segmentation(data, split, model.config, val_fraction=1.0)
+        if model.used_images is not None and split == "val":
+            fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+            images = held_out_in_training(images, model.used_images, fraction)
+    images = with_classes(images, model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 

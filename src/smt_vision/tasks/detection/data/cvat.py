@@ -23,11 +23,12 @@ OTHER_SHAPES = "only boxes without rotation, and polygons, are read; export the 
 
 
 class CvatSplit(NamedTuple):
-    """Images of a file, and the names of its labels."""
+    """Images of a file, the names of its labels, and the name of the subset."""
 
     file: Path
     images: list[Element]
     labels: list[str]
+    subset: str | None
 
 
 def find_cvat(root: Path, split: DetectionSplit) -> CvatSplit | None:
@@ -55,8 +56,8 @@ def find_cvat(root: Path, split: DetectionSplit) -> CvatSplit | None:
     if others := [subset for subset in subsets if name and not _is_split(subset)]:
         log.warning("%s: uses the subset %s, ignores images of %s", file, name, first_few(list(map(repr, others))))
     if name:
-        return CvatSplit(file, [image for image in images if (image.get("subset") or "").lower() == name], labels)
-    return None if any(map(_is_split, subsets)) or split != "train" else CvatSplit(file, images, labels)
+        return CvatSplit(file, [image for image in images if (image.get("subset") or "").lower() == name], labels, name)
+    return None if any(map(_is_split, subsets)) or split != "train" else CvatSplit(file, images, labels, None)
 
 
 def _is_split(subset: str) -> bool:

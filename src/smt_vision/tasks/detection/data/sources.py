@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ....data.dataset import Split
+from ....data.files import warn_if_test
 from ....data.subset import held_out
 from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
-from .cvat import find_cvat, open_cvat
+from .cvat import CvatSplit, find_cvat, open_cvat
 from .dataset import DetectionDataset, DetectionTarget
 from .fields import SPLIT_NAMES, DetectionSplit
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
@@ -82,6 +83,8 @@ def open_detection(
         if any(root.glob("labels/")) or any(root.glob("*/labels/")):
             problem += ": it has labels/, but no data.yaml or classes.txt with the class names"
         raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")
+    if split == "val" and not holds_out and val_fraction is not None and val_fraction < 1 and _is_test(root, opened):
+        warn_if_test("test", root)
     dataset = opened()
     dataset.check_sizes()
     dataset.check_crowds()
@@ -102,7 +105,14 @@ def find_splits(root: Path) -> list[DetectionSplit]:
     return [split for split in SPLIT_NAMES if _find(root, split) is not None]
 
 
-def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:
+def _is_test(root: Path, opened: "partial[DetectionDataset]") -> bool:
+    """Whether a split is the test split."""
+    found = [each and each.args[1] for each in (opened, _find(root, "test"))]
+    val, test = (each.subset if isinstance(each, CvatSplit) else each for each in found)  # XML cannot be compared
+    return bool(val == test)
+
+
+def _find(root: Path, split: DetectionSplit) -> "partial[DetectionDataset] | None":
     """A function that opens a split; ``None`` if there is none."""
     for find, open_split in LAYOUTS:
         if (found := find(root, split)) is not None:

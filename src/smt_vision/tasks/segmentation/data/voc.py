@@ -29,11 +29,13 @@ class VocSplit(NamedTuple):
         images: Folder of the images.
         labels: Folder of the label maps.
         pairs: Label map by image, both relative to their folder.
+        whole: Whether it is all of a dataset without splits.
     """
 
     images: Path
     labels: Path
     pairs: dict[str, str]
+    whole: bool = False
 
 
 def find_voc(root: Path, words: Sequence[str], *, whole: bool) -> VocSplit | None:
@@ -51,8 +53,11 @@ def find_voc(root: Path, words: Sequence[str], *, whole: bool) -> VocSplit | Non
     if not folder.is_dir() or not (root / IMAGES).is_dir() or not (root / LABELS).is_dir():
         return None
     lists = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
-    name = first_existing(words, lists, folder) or ("default" if whole and "default" in lists else None)
-    return None if name is None else VocSplit(root / IMAGES, root / LABELS, _pairs(root, lists[name]))
+    name = first_existing(words, lists, folder)
+    is_whole = name is None and whole and "default" in lists
+    if is_whole:
+        name = "default"
+    return None if name is None else VocSplit(root / IMAGES, root / LABELS, _pairs(root, lists[name]), is_whole)
 
 
 def _pairs(root: Path, file: Path) -> dict[str, str]:
