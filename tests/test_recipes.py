@@ -84,7 +84,7 @@ DETECTION_OWN = {
 }
 PRETRAINING_OWN = {"input": CLASSIFICATION_OWN["input"], "augment": {"scale", "color_jitter", "grayscale", "blur"}}
 GROUPS = {
-    "classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "segment": {"input": {"max_value"}},
+    "classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "segment": {"input": {"max_value", "val_fraction"}},
     "pretrain": PRETRAINING_OWN,
 }  # fmt: skip
 

@@ -75,6 +75,13 @@ def test_evaluation_resizes_logits_to_the_image_size():
         torch.testing.assert_close(model(image), resize(logits, (64, 64)))
 
 
+def test_evaluation_resizes_logits_in_float32_under_autocast():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = build().eval()(debug_model.images(1, 3, 64, 64))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_every_parameter_gets_a_gradient():
     model = build().train()
     image = debug_model.images(2, 3, 64, 64)
