@@ -64,7 +64,7 @@ def _is_split(subset: str) -> bool:
     return any(subset in names for names in SPLIT_NAMES.values())
 
 
-def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
+def open_cvat(root: Path, split: CvatSplit, clip_boxes: bool = False) -> DetectionDataset:
     """Open the images of a split, which are in ``images/`` or beside the file; the classes are its labels.
 
     Raises:
@@ -101,7 +101,7 @@ def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
         return f"{ids[shapes[m].image]} ({split.labels[shapes[m].label]})"
 
     all_sizes = np.array(sizes, dtype=np.int64)
-    objects = check_shapes(report, shapes, all_sizes, case)
+    objects = check_shapes(report, shapes, all_sizes, case, clip_boxes)
     report.raise_errors()
     image_ids, category_ids = np.arange(1, len(ids) + 1), range(1, len(split.labels) + 1)
     return DetectionDataset(root, ids, all_sizes, image_ids, split.labels, category_ids, objects)

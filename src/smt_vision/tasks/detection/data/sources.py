@@ -36,7 +36,7 @@ log = get_logger(__name__)
 
 
 # Per layout: what finds a split in a folder, and what opens it. The first that finds a split is used.
-LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any], DetectionDataset]], ...] = (
+LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[..., DetectionDataset]], ...] = (
     (find_coco, open_coco),
     (find_cvat, open_cvat),
     (find_voc, open_voc),
@@ -50,7 +50,7 @@ EXPECTED = (
 
 
 def open_detection(
-    data: str, split: DetectionSplit, val_fraction: float | None = None, seed: int = 0
+    data: str, split: DetectionSplit, val_fraction: float | None = None, seed: int = 0, clip_boxes: bool = False
 ) -> DetectionDataset:
     """Open and validate one split of a detection dataset.
 
@@ -63,9 +63,12 @@ def open_detection(
         val_fraction: Fraction of the training images that is held out if there is no validation split; with 1, all are
             for validation. ``None``: all are for training.
         seed: Random seed of the held-out images.
+        clip_boxes: Clip any number of boxes that extend outside of their image.
 
     Returns:
-        Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
+        Dataset with images not decoded. Boxes that extend outside of their image are clipped, with a
+        warning, if it is by up to two pixels, or if they are at most 5 % of the objects; evaluation uses them as
+        stored.
 
     Raises:
         ValueError: The folder has none of these layouts, or its content is invalid: missing files, boxes outside of
@@ -85,7 +88,7 @@ def open_detection(
         raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")
     if split == "val" and not holds_out and val_fraction is not None and val_fraction < 1 and _is_test(root, opened):
         warn_if_test("test", root)
-    dataset = opened()
+    dataset = opened(clip_boxes=clip_boxes)
     dataset.check_sizes()
     dataset.check_crowds()
     if holds_out:
