@@ -146,6 +146,7 @@ def test_run_without_validation_split_is_evaluated_on_what_it_held_out(masks: Pa
         shutil.copytree(masks / folder / "train", tmp_path / "set" / folder)
     recipe = scenes_recipe(tmp_path / "set", kind="binary")
     train(replace(recipe, input=replace(recipe.input, val_fraction=0.5)), tmp_path / "run", display=False)
+    assert {"thresholds.png", "worst.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
     metrics = smt_vision.evaluate(tmp_path / "run", workers=0)
     assert (metrics["count"], metrics.get("trained_on", 0)) == (2, 0)
 

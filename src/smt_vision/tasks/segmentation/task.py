@@ -21,6 +21,7 @@ from ...data.fingerprint import UsedImages
 from ...data.subset import held_out_in_training
 from ...files import write_atomic
 from ...pictures.drawing import sample_grid
+from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
 from ...text import get_logger
@@ -100,13 +101,17 @@ class SegmentationEvaluation:
         return [Table("Classes", ("class", "pixels (%)", "IoU (%)", "accuracy (%)"), rows)]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """``confusion.png``, unless segmentation is binary, and ``worst.png``: the images with the largest errors."""
+        """``confusion.png``, or of binary segmentation ``thresholds.png``: precision, recall, F- and E-measure; and
+        ``worst.png``: the images with the largest errors."""
         from ...pictures.confusion import confusion  # imported late: it imports matplotlib
 
         files = []
         if not self.binary:
             files.append(folder / "confusion.png")
             confusion(np.asarray(metrics["confusion"]), self.classes, files[-1], unit="pixels")
+        elif "curves" in metrics:  # not of metrics that an earlier version computed
+            files.append(folder / "thresholds.png")
+            _draw_thresholds(metrics["curves"], files[-1])
         items = []
         for entry in metrics["worst"]:
             caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
@@ -330,6 +335,24 @@ class SegmentationMetric:
         ]
         name = "s_measure" if self.binary else "miou"
         return as_interval(name, percentile_interval(np.concatenate(found)), self.resamples)
+
+
+def _draw_thresholds(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    from ...pictures.quality import area_curves  # imported late: it imports matplotlib
+
+    styles = {
+        "f": ("F-measure", TRAIN, "-"),
+        "e": ("E-measure", EVAL, "-"),
+        "precision": ("precision", TRAIN, "--"),
+        "recall": ("recall", TRAIN, ":"),
+    }
+    lines = [
+        (label, curves[name], 100 * float(np.mean(curves[name])), {"color": color, "linestyle": style})
+        for name, (label, color, style) in styles.items()
+    ]
+    grid = np.linspace(0, 1, len(curves["f"])).tolist()
+    title = "Metrics by threshold, mean over images"
+    area_curves(grid, lines, path, title=title, labels=("threshold", "metric"), area="mean")
 
 
 def _check(recipe: SegmentationRecipe) -> None:
