@@ -21,7 +21,7 @@ FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
     "fold", "folds", "freeze", "input.allow_damaged", "input.clip_boxes", "input.exact",
     "input.max_value", "input.val_fraction", "labels", "lora", "loss", "optim.backbone_lr_scale", "optim.milestones",
-    "optim.no_decay", "optim.schedule", "sampling", "split_seed", "train_fraction",
+    "optim.no_decay", "optim.schedule", "sampling", "segment.squash", "split_seed", "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

@@ -11,7 +11,17 @@ IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
-    "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip", "zero_is_ignored"),
+    "segment": (
+        "short_side",
+        "long_side",
+        "squash",
+        "crop",
+        "test",
+        "stride",
+        "test_scales",
+        "test_flip",
+        "zero_is_ignored",
+    ),
 }
 
 Scale = Annotated[float, Range(ge=0.01, le=16)]
@@ -55,6 +65,8 @@ class SegmentConfig(Group):
         short_side: Images are first resized to this short side in pixels, unless the long side would exceed
             long_side; 0 keeps their size.
         long_side: Maximum long side of a resized image in pixels, before scale.
+        squash: Resize images to ``short_side`` x ``short_side`` pixels, whatever their aspect ratio, before scale: the
+            protocol of salient and camouflaged object detection. ``long_side`` then has no effect.
         crop: Height and width of training crops and of sliding windows in pixels; multiples of 32, except for
             ``upernet``.
         scale: Range of the random factor that scales the resize in training.
@@ -79,6 +91,7 @@ class SegmentConfig(Group):
     kind: Literal["classes", "binary"] = "classes"
     short_side: Annotated[int, Range(ge=0, le=16_384)] = 512
     long_side: Side = 2048
+    squash: bool = False
     crop: tuple[Side, Side] = (512, 512)
     scale: Annotated[tuple[Scale, Scale], Ascending()] = (0.5, 2.0)
     max_class_share: PositiveFraction = 0.75
@@ -95,6 +108,8 @@ class SegmentConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.squash and not self.short_side:
+            raise ValueError("invalid segment.squash=true for segment.short_side=0: set the side of the square")
         if self.test == "slide" and any(step > side for step, side in zip(self.stride, self.crop, strict=True)):
             raise ValueError(
                 f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop} in each direction, "

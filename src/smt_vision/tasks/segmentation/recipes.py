@@ -70,9 +70,9 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         batch_size=16,
         input=SegmentationInput(interpolation="bilinear"),
         optim=Optim(lr=2e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, clip_grad=1.0),
-        # long_side is 352 as well: at scale 1 a crop holds the entire image, as in evaluation, and padding.
+        # The usual protocol: squares of 352 pixels in training and testing. At scale 1 a crop is the entire image.
         segment=SegmentConfig(
-            kind="binary", short_side=352, long_side=352, crop=(352, 352), scale=(0.75, 1.25), channels=256
+            kind="binary", short_side=352, squash=True, crop=(352, 352), scale=(0.75, 1.25), channels=256
         ),
         expected_source="depends on your data",
         hardware="one GPU of 16 GB",
