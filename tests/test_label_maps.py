@@ -828,6 +828,38 @@ def test_voc_s_own_classes_and_a_set_without_splits(tmp_path: Path) -> None:
         open_segmentation(str(tmp_path), "train", SegmentConfig())
 
 
+def test_voc_with_the_annotations_of_sbd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(3):
+        write_image(tmp_path / f"JPEGImages/{i}.jpg", 4, 2, seed=i)
+    for folder, stems, label in (("SegmentationClass", (0, 2), 1), ("SegmentationClassAug", (0, 1), 2)):
+        for i in stems:
+            write_labels(tmp_path / folder / f"{i}.png", np.full((2, 4), label))
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, stems in (("train", "0"), ("trainaug", "0 1"), ("val", "2")):
+        (lists / f"{name}.txt").write_text("\n".join(stems.split()))
+    train, val = (open_segmentation(str(tmp_path), split, SegmentConfig()) for split in ("train", "val"))
+    assert ([train.id(i) for i in range(len(train))], val.id(0)) == (["0.jpg", "1.jpg"], "2.jpg")
+    assert (train.read(0)[1][0, 0], val.read(0)[1][0, 0]) == (2, 1)
+    (tmp_path / "SegmentationClassAug").rename(tmp_path / "other")
+    caplog.clear()
+    assert len(open_train(tmp_path)) == 1
+    assert any("trainaug.txt is not used" in message for message in warnings_of(caplog))
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    for split, city, label in (("train", "aachen", 1), ("val", "lindau", 18)):
+        stem = f"{split}/{city}/{city}_000000_000019"
+        write_image(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png", 4, 2)
+        for kind in ("color", "instanceIds", "labelIds", "labelTrainIds"):
+            value = label if kind == "labelTrainIds" else 33
+            write_labels(tmp_path / "gtFine" / f"{stem}_gtFine_{kind}.png", np.full((2, 4), value))
+        found = open_segmentation(str(tmp_path), split, SegmentConfig())  # type: ignore[arg-type]
+        assert (len(found), len(found.classes)) == (1, 19)
+        assert found.read(0)[1].tolist() == [[label] * 4] * 2
+        assert found.id(0) == f"{city}/{city}_000000_000019_leftImg8bit.png"
+
+
 def test_camvid(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     if not (shared / "data" / "camvid").is_dir():
         pytest.skip("camvid is not among the reference files")

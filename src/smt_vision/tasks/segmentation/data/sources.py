@@ -36,8 +36,17 @@ log = get_logger(__name__)
 
 # Compared with the last word of a folder name in lower case, or with all of it: DUTS-TR-Image and Imgs are both image
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
-IMAGES = ("images", "image", "imgs", "img", "im", "rgb")
-LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
+IMAGES = ("images", "image", "imgs", "img", "im", "rgb", "leftimg8bit")
+LABELS = (
+    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object", "gtfine",
+)  # fmt: skip
+# Of Cityscapes: what follows the common part of the names of an image and its label map, and label maps not used.
+CITYSCAPES_ENDS = re.compile(r"_(leftImg8bit|gtFine_labelTrainIds)$")
+CITYSCAPES_OTHERS = re.compile(r"_gtFine_(color|instanceIds|labelIds)\.png$")
+CITYSCAPES_CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
 SPLITS: Mapping[Split, tuple[str, ...]] = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 SegmentationSplit = Literal["train", "val", "test"]
 WORDS: Mapping[SegmentationSplit, tuple[str, ...]] = {
@@ -264,7 +273,7 @@ def _child(folder: Path, words: Sequence[str]) -> Path | None:
 def _pairs(images: Path, labels: Path, others: Sequence[Path]) -> dict[str, str]:
     """Label map by image file, sorted by image file; ``others`` are folders of images with the same label maps."""
     report = ValidationReport(str(images))
-    elsewhere = {os.path.splitext(name)[0]: other / name for other in others for name in list_files(other).images}
+    elsewhere = {_stem(name): other / name for other in others for name in list_files(other).images}
     by_stem: dict[str, str] = {}
     for name in _files(labels):
         other = by_stem.setdefault(_stem(name), name)
@@ -295,14 +304,15 @@ def _pairs(images: Path, labels: Path, others: Sequence[Path]) -> dict[str, str]
 
 
 def _stem(name: str) -> str:
-    """Path without suffix, in composed Unicode: macOS stores names in decomposed Unicode."""
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    """What an image and its label map have in common: the path without suffix, in composed Unicode (macOS stores names
+    in decomposed Unicode), and of Cityscapes without the kind of file."""
+    return CITYSCAPES_ENDS.sub("", unicodedata.normalize("NFC", os.path.splitext(name)[0]))
 
 
 def _files(folder: Path) -> list[str]:
     listing = list_files(folder)
     warn_ignored(folder, listing.others)
-    return sorted(listing.images)
+    return sorted(name for name in listing.images if not CITYSCAPES_OTHERS.search(name))
 
 
 def _class_names(root: Path, *, is_voc: bool) -> _Names:
@@ -313,6 +323,8 @@ def _class_names(root: Path, *, is_voc: bool) -> _Names:
         where, names = root / LABEL_MAP, _Names(list(colors), None, list(colors.values()))
     elif is_voc:
         where, names = root, _Names(list(VOC_CLASSES), IGNORE_INDEX)
+    elif (root / "gtFine").is_dir():
+        where, names = root, _Names(list(CITYSCAPES_CLASSES), IGNORE_INDEX)
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
         try:
             lines = ade20k.read_text(encoding="utf-8").splitlines()[1:]
