@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 from debug_model import DEBUG
 from smt_vision import checkpoints
-from smt_vision.recipe import Augment, BandsInput, Engine, Optim
+from smt_vision.recipe import Augment, Engine, Optim
 from smt_vision.tasks.detection.config import DetectConfig, DetectionAugment, DetectionInput, DetectionRecipe
-from smt_vision.tasks.segmentation.config import SegmentationRecipe, SegmentConfig
+from smt_vision.tasks.segmentation.config import SegmentationInput, SegmentationRecipe, SegmentConfig
 from tiny_run import MODEL_ARGS
 
 SIDE = 96  # pixels of the images
@@ -134,7 +134,7 @@ def scenes_recipe(data: Path, **segment: Any) -> SegmentationRecipe:
         batch_size=4,
         hardware="any",
         citation="none",
-        input=BandsInput(interpolation="bilinear", workers=0),
+        input=SegmentationInput(interpolation="bilinear", workers=0),
         augment=Augment(hflip=0.0),
         optim=Optim(lr=4e-3, lr_batch=None, warmup_epochs=1.0),
         engine=Engine(accelerator="cpu", precision="32-true", log_every=1),

@@ -23,6 +23,7 @@ from smt_vision.recipe import BandsInput
 from smt_vision.tasks.detection.config import DetectionAugment, DetectionInput
 from smt_vision.tasks.detection.data.dataset import stored_size
 from smt_vision.tasks.detection.data.sources import open_detection
+from smt_vision.tasks.segmentation.config import SegmentationInput
 
 Capture = pytest.CaptureFixture[str]
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -77,7 +78,7 @@ def test_sizes_of_files_of_bands(suffix: str, tmp_path: Path) -> None:
 def test_segmentation(suffix: str, tmp_path: Path, capsys: Capture) -> None:
     data = write_scenes(tmp_path / "scenes")
     as_bands(data / "images", suffix)
-    recipe = replace(scenes_recipe(data), input=BandsInput(channels=5, interpolation="bilinear", workers=0))
+    recipe = replace(scenes_recipe(data), input=SegmentationInput(channels=5, interpolation="bilinear", workers=0))
     finished = train(recipe, tmp_path / "run", display=False)
     assert finished.metrics["count"] == 4
     for name in ("samples/epoch_001.png", "worst.png"):
@@ -178,7 +179,7 @@ def test_memory_of_a_damaged_header_is_not_taken(tmp_path: Path) -> None:
     [
         (lambda: replace(shapes_recipe(Path("x")), augment=DetectionAugment(color_jitter=0.5, mosaic=1.0),
                          input=DetectionInput(channels=5)), r"augment\.color_jitter=0\.5 and augment\.mosaic=1\.0"),
-        (lambda: replace(scenes_recipe(Path("x"), photometric=True), input=BandsInput(channels=5)),
+        (lambda: replace(scenes_recipe(Path("x"), photometric=True), input=SegmentationInput(channels=5)),
          r"segment\.photometric=true for input\.channels=5"),
         (lambda: BandsInput(channels=5, interpolation="lanczos"), r"input\.interpolation=lanczos"),
         (lambda: DetectionInput(max_value=3.0, exact=True), r"input\.exact=True"),

@@ -209,6 +209,18 @@ def test_segmentation_eval_transform_keeps_labels_at_file_size(short_side: int, 
     assert sample["label"].dtype == torch.uint8
 
 
+def test_images_are_squashed_in_training_and_evaluation() -> None:
+    config = SegmentConfig(short_side=32, squash=True, crop=(32, 32), scale=(1.0, 1.0), max_class_share=1.0)
+    for augment, label in ((None, (60, 80)), (PLAIN, (32, 32))):
+        sample = segmentation.SegmentationTransform(RAW, config, augment)(picture(60, 80), halves(), "x.png")
+        assert sample["image"].shape == (3, 32, 32)
+        assert sample["label"].shape == label
+    assert torch.equal(sample["label"], torch.from_numpy(halves(32, 32)).long())
+    assert sample["sizes"].tolist() == [32, 32]  # no padding
+    with pytest.raises(ValueError, match=r"segment\.squash=true.*short_side=0"):
+        SegmentConfig(short_side=0, squash=True)
+
+
 def test_segmentation_train_crops() -> None:
     config = SegmentConfig(short_side=60, crop=(50, 60), scale=(0.5, 2.0), max_class_share=1.0)
     transform = segmentation.SegmentationTransform(RAW, config, Augment(hflip=0.5))

@@ -223,6 +223,32 @@ def test_tolerated_problems_are_logged(tmp_path: Path, caplog: pytest.LogCapture
     assert stored["bbox"] == [-1.5, 40, 10, 11]
 
 
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_few_boxes_outside_are_clipped_and_all_if_asked_for(
+    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    boxes = [(1 + k, 1, 10 + k, 10) for k in range(19)] + [(21, 6, 60, 25)]  # as VOC counts
+    for root, outside in ((tmp_path / "few", 1), (tmp_path / "many", 2)):
+        chosen = [*boxes[outside - 1 :], *[boxes[-1]] * (outside - 1)]
+        if layout == "voc":
+            write_voc(root, {"a": [("dog", box, 0) for box in chosen]})
+        else:
+            content = coco_content()
+            content["annotations"] = [
+                annotation(k, 7, 18, (a - 1, b - 1, c - a + 1, d - b + 1)) for k, (a, b, c, d) in enumerate(chosen, 1)
+            ]
+            write_coco(root, content)
+    for name, clip in (("few", False), ("many", True)):
+        found = open_detection(str(tmp_path / name), "train", clip_boxes=clip)
+        i = next(i for i in range(len(found)) if found.id(i) == "a.png")
+        assert found.read(i)[1]["boxes"][-1].tolist() == [20, 5, 40, 25]
+        assert found.ground_truth()["annotations"][-1]["bbox"] == [20, 5, 40, 20]
+        assert "boxes more than 2 px outside of their image" in caplog.text
+        caplog.clear()
+    with pytest.raises(ValueError, match=r"2 boxes outside of their image.*input\.clip_boxes"):
+        open_detection(str(tmp_path / "many"), "train")
+
+
 def test_missing_masks(tmp_path: Path) -> None:
     def change(content: Json) -> None:
         del content["annotations"][0]["segmentation"]

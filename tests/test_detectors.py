@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss, project_masks_on_boxes
@@ -133,6 +134,20 @@ def test_bfloat16_is_close_to_float32(head: str) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         found = model.eval()(*batch())
     assert all(value.dtype == torch.float32 for f in found for key, value in f.items() if key != "labels")
+
+
+def test_last_layers_compute_in_float32_under_autocast(head: str) -> None:
+    model = detector(head).eval()
+    outputs: list[Tensor] = []
+    for part in model.modules():
+        if getattr(part, "is_output_layer", False):
+            part.register_forward_hook(lambda module, args, output: outputs.extend(tree_leaves(output)))
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        model(*batch())
+    outputs = [x for x in outputs if x.any()]  # DINO's boxes start at 0
+    assert len(outputs) >= 2
+    for x in outputs:
+        assert not torch.equal(x, x.bfloat16().float())
 
 
 def test_detections(head: str) -> None:

@@ -44,6 +44,7 @@ from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
 from smt_vision.tasks.build import build_backbone
 from smt_vision.tasks.classification.task import ClassificationTraining
+from smt_vision.tasks.detection.config import DetectConfig
 from smt_vision.tasks.segmentation.config import SegmentConfig
 from smt_vision.tasks.task import MetricFormat
 from tiny_run import COLORS, MODEL_ARGS, environment, tiny, write_config, write_images
@@ -234,6 +235,36 @@ def test_backbone_lr_scale(no_decay: Literal["1d", "norm"]) -> None:
         for o in (optimizer, plain)
     )
     assert decay == expected
+
+
+@pytest.mark.parametrize("model", ["smt_atto", "convnext_atto"])
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_layer_decay_of_a_backbone(task: str, model: str) -> None:
+    """The learning rates of the classifier's layers, and the full one of neck and heads."""
+    head = SegmentConfig(channels=8) if task == "segment" else DetectConfig(head="fcos", fpn_channels=8)
+    arguments = MODEL_ARGS if model == "smt_atto" else {}
+    spec = ModelSpec(task, model, ("a", "b"), Input(), arguments, head=head)
+    net = get_task(task).build_model(spec)
+    optim = Optim(layer_decay=0.5, backbone_lr_scale=0.1, weight_decay=0.05)
+    lr, classifier_lr, decay, classifier_decay = {}, {}, {}, {}
+    for trained, values, decays, config in (
+        (net, lr, decay, optim),
+        (timm.create_model(model, **arguments), classifier_lr, classifier_decay, replace(optim, backbone_lr_scale=1)),
+    ):
+        names = {id(p): name for name, p in trained.named_parameters()}
+        for group in build_optimizer(trained, config, spec).param_groups:
+            values |= {names[id(p)]: group["lr_scale"] for p in group["params"]}
+            decays |= {names[id(p)]: group["weight_decay"] for p in group["params"]}
+    inside = {
+        name.rpartition("backbone.net.")[2].removeprefix("model."): name for name in lr if "backbone.net." in name
+    }
+    assert len(inside) > 20
+    for name, full in inside.items():
+        theirs = name if name in classifier_lr else name.replace("_", ".", 1)
+        assert lr[full] == pytest.approx(0.1 * classifier_lr[theirs]), name
+        assert decay[full] == classifier_decay[theirs], name
+    assert {lr[name] for name in lr.keys() - set(inside.values())} == {1.0}
+    assert len({lr[full] for full in inside.values()}) >= 4
 
 
 def test_backbone_lr_scale_of_a_classifier_is_refused() -> None:

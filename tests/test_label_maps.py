@@ -9,6 +9,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -622,8 +623,10 @@ def test_test_sets_without_splits_are_opened_whole(tmp_path: Path, images: str, 
     assert len(found) == 2
     assert found.read(1)[0] == root / images / "1.jpg"
     assert found.read(1)[1].tolist() == [[0, 1]]
-    with pytest.raises(ValueError, match=r"no subfolders for training and validation.*smt eval"):
+    with pytest.raises(ValueError, match=r"for train\b"):
         open_train(root, BINARY)
+    parts = [open_segmentation(str(root), split, BINARY, 0.5) for split in ("train", "val")]
+    assert sorted(Path(part.id(0)).name for part in parts) == ["0.jpg", "1.jpg"]
 
 
 def test_splits_of_images_with_one_folder_of_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -659,6 +662,44 @@ def test_several_test_sets_in_a_folder_are_named(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "TestDataset"):
         with pytest.raises(ValueError, match=r"for val; .*TestDataset/CAMO, .*TestDataset/NC4K: set --data"):
             open_segmentation(str(root), "val", BINARY)
+
+
+def test_part_of_the_training_images_is_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in the usual download of camouflaged objects, whose test folder has several sets."""
+    root = write_dataset(tmp_path, "TrainDataset/Imgs", "TrainDataset/GT", [[0, 255]], classes=None, count=20)
+    for name in ("CAMO", "NC4K"):
+        write_dataset(root / "TestDataset" / name, "Imgs", "GT", content=[[0, 255]], classes=None)
+
+    def ids(path: Path, split: Literal["train", "val"], seed: int = 0) -> set[str]:
+        images = open_segmentation(str(path), split, BINARY, 0.1, seed)
+        assert images.images == root / "TrainDataset/Imgs"
+        return {images.id(i) for i in range(len(images))}
+
+    train, val = (ids(root, split) for split in ("train", "val"))
+    assert (len(train), len(val), len(train | val)) == (18, 2, 20)
+    assert val == ids(root / "TrainDataset", "val") != ids(root, "val", seed=1)
+    assert len(open_segmentation(str(root), "train", BINARY, 0.0)) == 20  # of a cross-validation
+    assert not warnings_of(caplog)
+
+
+def test_incomplete_validation_folder_is_an_error(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path)
+    write_image(root / "images/val/9.jpg", 4, 2)
+    with pytest.raises(ValueError, match=r"for val\b"):
+        open_segmentation(str(root), "val", SegmentConfig(), 0.1)
+
+
+@pytest.mark.parametrize(("name", "told"), [("test", True), ("val", False)])
+def test_selection_on_a_test_split_is_told(
+    name: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_dataset(write_dataset(tmp_path), f"images/{name}", f"labels/{name}")
+    for fraction in (None, 1.0):  # evaluation
+        open_segmentation(str(root), "val", SegmentConfig(), fraction)
+    assert "best weights" not in caplog.text
+    for split in ("train", "val"):
+        open_segmentation(str(root), split, SegmentConfig(), 0.1)
+    assert caplog.text.count("best weights are selected on it") == told
 
 
 def test_folder_with_one_split_is_not_used_for_the_other(tmp_path: Path) -> None:
@@ -785,6 +826,38 @@ def test_voc_s_own_classes_and_a_set_without_splits(tmp_path: Path) -> None:
     assert found.read(0)[1].tolist() == [[0, 15, 20, 255]]
     with pytest.raises(ValueError, match="for train"):
         open_segmentation(str(tmp_path), "train", SegmentConfig())
+
+
+def test_voc_with_the_annotations_of_sbd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(3):
+        write_image(tmp_path / f"JPEGImages/{i}.jpg", 4, 2, seed=i)
+    for folder, stems, label in (("SegmentationClass", (0, 2), 1), ("SegmentationClassAug", (0, 1), 2)):
+        for i in stems:
+            write_labels(tmp_path / folder / f"{i}.png", np.full((2, 4), label))
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, stems in (("train", "0"), ("trainaug", "0 1"), ("val", "2")):
+        (lists / f"{name}.txt").write_text("\n".join(stems.split()))
+    train, val = (open_segmentation(str(tmp_path), split, SegmentConfig()) for split in ("train", "val"))
+    assert ([train.id(i) for i in range(len(train))], val.id(0)) == (["0.jpg", "1.jpg"], "2.jpg")
+    assert (train.read(0)[1][0, 0], val.read(0)[1][0, 0]) == (2, 1)
+    (tmp_path / "SegmentationClassAug").rename(tmp_path / "other")
+    caplog.clear()
+    assert len(open_train(tmp_path)) == 1
+    assert any("trainaug.txt is not used" in message for message in warnings_of(caplog))
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    for split, city, label in (("train", "aachen", 1), ("val", "lindau", 18)):
+        stem = f"{split}/{city}/{city}_000000_000019"
+        write_image(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png", 4, 2)
+        for kind in ("color", "instanceIds", "labelIds", "labelTrainIds"):
+            value = label if kind == "labelTrainIds" else 33
+            write_labels(tmp_path / "gtFine" / f"{stem}_gtFine_{kind}.png", np.full((2, 4), value))
+        found = open_segmentation(str(tmp_path), split, SegmentConfig())  # type: ignore[arg-type]
+        assert (len(found), len(found.classes)) == (1, 19)
+        assert found.read(0)[1].tolist() == [[label] * 4] * 2
+        assert found.id(0) == f"{city}/{city}_000000_000019_leftImg8bit.png"
 
 
 def test_camvid(shared: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,12 +79,12 @@ CLASSIFICATION_OWN = {
     },
 }  # fmt: skip
 DETECTION_OWN = {
-    "input": {"val_fraction", "max_value"},
+    "input": {"val_fraction", "max_value", "clip_boxes"},
     "augment": {"color_jitter", "scale_jitter", "iou_crop", "mosaic", "close_mosaic", "copy_paste"},
 }
 PRETRAINING_OWN = {"input": CLASSIFICATION_OWN["input"], "augment": {"scale", "color_jitter", "grayscale", "blur"}}
 GROUPS = {
-    "classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "segment": {"input": {"max_value"}},
+    "classify": CLASSIFICATION_OWN, "detect": DETECTION_OWN, "segment": {"input": {"max_value", "val_fraction"}},
     "pretrain": PRETRAINING_OWN,
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Segmentation task: losses, training, metrics at the stored image size, pictures and checkpoints, on drawn scenes."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+import smt_vision
 from drawn_sets import CHECKPOINT_FORMS, CLASSES, COLORS, SIZES, checkpoint_in_form, scenes_recipe, write_scenes
 from smt_vision import checkpoints
 from smt_vision.engine.loop import run_evaluation, train
@@ -137,6 +139,16 @@ def test_run_writes_checkpoints_metrics_summary_and_pictures(scenes: Path, tmp_p
     assert spec.head == recipe.segment
     assert spec.head.crop == (64, 64)
     assert read_recipe(best.state["recipe"]).to_dict() == recipe.to_dict()
+
+
+def test_run_without_validation_split_is_evaluated_on_what_it_held_out(masks: Path, tmp_path: Path):
+    for folder in ("images", "masks"):
+        shutil.copytree(masks / folder / "train", tmp_path / "set" / folder)
+    recipe = scenes_recipe(tmp_path / "set", kind="binary")
+    train(replace(recipe, input=replace(recipe.input, val_fraction=0.5)), tmp_path / "run", display=False)
+    assert {"thresholds.png", "worst.png"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    metrics = smt_vision.evaluate(tmp_path / "run", workers=0)
+    assert (metrics["count"], metrics.get("trained_on", 0)) == (2, 0)
 
 
 def test_cost_is_reported_at_the_crop_size(scenes: Path):

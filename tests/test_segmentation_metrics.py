@@ -154,6 +154,12 @@ def test_binary_known_answers():
     area = float(mask.double().mean())
     assert found["mean_f"] == pytest.approx(100 * (255 + 1.3 * area / (0.3 * area + 1)) / 256, abs=1e-6)
     assert 99.6 < found["mean_e"] < 100
+    curves = found["curves"]
+    assert {len(curve) for curve in curves.values()} == {256}
+    assert curves["precision"] == pytest.approx([area] + [1.0] * 255, abs=1e-4)
+    assert curves["recall"] == [1.0] * 256
+    assert curves["f"] == pytest.approx([1.3 * area / (0.3 * area + 1)] + [1.0] * 255, abs=1e-4)
+    assert max(curves["e"]) == pytest.approx(found["max_e"] / 100, abs=1e-4)
 
     inverse = BinaryMetrics()
     assert inverse.update(1 - mask.float(), mask) == 1
@@ -184,7 +190,12 @@ def test_binary_metrics_are_means_over_images_for_any_number_of_processes():
         metrics = BinaryMetrics()
         metrics.update(probability, mask)
         per_image.append(metrics.compute())
-    for name, value in shards[1].compute().items():
+    metrics_of_all = shards[1].compute()
+    curves = metrics_of_all.pop("curves")
+    for name, values in curves.items():
+        expected = np.mean([found["curves"][name] for found in per_image], axis=0)
+        assert values == pytest.approx(expected, abs=1e-4)
+    for name, value in metrics_of_all.items():
         if not name.startswith("max"):  # the maximum is that of the mean curve
             expected = 3 if name == "count" else np.mean([found[name] for found in per_image])
             assert value == pytest.approx(expected, rel=1e-12)
@@ -223,6 +234,9 @@ def test_binary_metrics_equal_those_of_pysodmetrics_over_the_whole_set():
         expected[f"adaptive_{name}"] = found["adp"]
     metrics = shards[1].compute()
     assert metrics.pop("count") == 10
+    curves = metrics.pop("curves")
+    for name in ("e", "f"):
+        assert curves[name] == pytest.approx(results[f"{name}m"]["curve"][::-1], abs=1e-4)
     assert metrics == pytest.approx({name: 100 * value for name, value in expected.items()}, rel=1e-13)
     assert len({round(value, 3) for value in metrics.values()}) == 9
 

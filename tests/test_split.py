@@ -538,6 +538,24 @@ def test_initial_weights_of_other_classes_are_not_taken_for_these(
     assert changed == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("task", ["classify", "detect"])
+def test_selection_on_a_test_split_is_told(task: str, shapes: Path, tmp_path: Path, caplog: Log) -> None:
+    if task == "classify":
+        write_split(tmp_path)
+        (tmp_path / "val").rename(tmp_path / "test")
+    else:
+        for part, name in (("images", "{}"), ("annotations", "instances_{}.json")):
+            (tmp_path / part).mkdir()
+            for split, other in (("train", "train"), ("val", "test")):
+                source = (shapes if part == "images" else shapes / part) / name.format(split)
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part / name.format(other))
+    opened = open_detection if task == "detect" else open_dataset
+    opened(str(tmp_path), "val", val_fraction=1.0)  # evaluation
+    assert "best weights" not in caplog.text
+    opened(str(tmp_path), "val", val_fraction=0.1)
+    assert caplog.text.count("best weights are selected on it") == 1
+
+
 # --- too few images
 
 

@@ -75,6 +75,13 @@ def test_evaluation_resizes_logits_to_the_image_size():
         torch.testing.assert_close(model(image), resize(logits, (64, 64)))
 
 
+def test_evaluation_resizes_logits_in_float32_under_autocast():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = build().eval()(debug_model.images(1, 3, 64, 64))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_every_parameter_gets_a_gradient():
     model = build().train()
     image = debug_model.images(2, 3, 64, 64)
@@ -319,6 +326,14 @@ def test_binary_probabilities_are_the_sigmoid_of_the_model():
         torch.testing.assert_close(found, model(image).sigmoid())
 
 
+def test_object_probabilities_are_those_of_the_resized_logits():
+    model = build(num_classes=1).eval()
+    image = debug_model.images(1, 3, 64, 64)
+    with torch.no_grad():
+        (found,) = segment(model, image, sizes((64, 64)), [(150, 101)], replace(SMALL, kind="binary"))
+        torch.testing.assert_close(found, resize(model(image), (150, 101)).sigmoid()[0, 0])
+
+
 @pytest.mark.parametrize("target", [(47, 61), (20, 30), (9, 200), (200, 9), (1, 1)])
 def test_rows_are_resized_as_the_complete_map(target, monkeypatch):
     maps = debug_model.images(2, 5, 20, 30)
@@ -331,13 +346,17 @@ def test_rows_are_resized_as_the_complete_map(target, monkeypatch):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.75)])
 @pytest.mark.parametrize("test", ["whole", "slide"])
-def test_label_map_is_the_argmax_of_the_probabilities_at_the_original_size(test, scales, flip, monkeypatch):
+def test_label_map_is_the_argmax_at_the_original_size(test, scales, flip, monkeypatch):
+    """Of the logits; of the probabilities, if they are averaged."""
     model = build().eval()
     image = debug_model.images(2, 3, 75, 90)
     config = replace(SMALL, test=test, crop=(64, 64), stride=(40, 33), test_scales=scales, test_flip=flip)
     originals = [(75, 90), (201, 121)]
     with torch.no_grad():
-        complete = probabilities_of(model, image, config)
+        single = len(scales) == 1 and not flip
+        complete = torch.cat(list(probability_rows(model, image, config, logits=single)), dim=-2)
+        if single and test == "whole":
+            torch.testing.assert_close(complete, model(F.pad(image, (0, 6, 0, 21)))[..., :75, :90])
         expected = [resize(p[None], size)[0].argmax(0) for p, size in zip(complete, originals, strict=True)]
         monkeypatch.setattr(sliding, "BAND", 4000)
         found = segment(model, image, sizes((75, 90), (75, 90)), originals, config)

@@ -19,9 +19,9 @@ FIELDS_ADDED_BEFORE_CHECKSUMS = {
     "detect.queries", "detect.roi_aligned", "detect.tile_overlap", "detect.tiles", "distill",
     "engine.allow_changed_data", "engine.keep_every_hours", "engine.keep_last", "engine.loggers",
     "engine.max_grad_norm", "engine.min_delta", "engine.on_nonfinite", "engine.patience", "engine.timeout_minutes",
-    "fold", "folds", "freeze", "input.allow_damaged", "input.exact", "input.max_value", "input.val_fraction", "labels",
-    "lora", "loss", "optim.backbone_lr_scale", "optim.milestones", "optim.no_decay", "optim.schedule", "sampling",
-    "split_seed", "train_fraction",
+    "fold", "folds", "freeze", "input.allow_damaged", "input.clip_boxes", "input.exact",
+    "input.max_value", "input.val_fraction", "labels", "lora", "loss", "optim.backbone_lr_scale", "optim.milestones",
+    "optim.no_decay", "optim.schedule", "sampling", "segment.squash", "split_seed", "train_fraction",
 }  # fmt: skip
 _RENAMED = {"max_broken": "max_unreadable", "free_sides": "dynamic_image_size"}
 

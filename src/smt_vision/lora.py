@@ -20,6 +20,13 @@ def merge_weight(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Te
     return weight + scaling * (up @ down)
 
 
+def plain_name(name: str) -> str:
+    """The name of a parameter without adapters; of those of an adapter, that of the weight it adapts."""
+    for part in (BASE, DOWN, UP):
+        name = name.replace(part, ".")
+    return name
+
+
 def has_adapters(state: Mapping[str, Any]) -> bool:
     """Whether a state dict has adapters."""
     return any(UP in key for key in state)

@@ -240,7 +240,8 @@ class Optim(Group):
         weight_decay: Weight decay of all parameters except those that ``no_decay`` excludes.
         no_decay: ``1d``: biases and 1-D parameters; ``norm``: parameters of normalization layers only; ``none``: all
             parameters have weight decay.
-        layer_decay: Factor on the learning rate per layer, from the head down; ``None`` for none.
+        layer_decay: Factor on the learning rate per layer, from the head down; of a detector or segmenter, per layer of
+            the backbone. ``None`` for none.
         backbone_lr_scale: Factor on the learning rate of a detector's or segmenter's backbone.
         clip_grad: Maximum gradient norm; ``None`` for no clipping.
     """

@@ -228,3 +228,15 @@ def first_existing(names: Sequence[str], existing: Collection[str], where: objec
         level = logging.WARNING if set(found[1:]) - set(TEST_NAMES) else logging.INFO
         log.log(level, "%s: uses %s, ignores %s", where, found[0], ", ".join(found[1:]))
     return found[0] if found else None
+
+
+def warn_if_test(name: str | None, where: object) -> None:
+    """Warn that the validation split of a run, by which its best weights are selected, is named like a test split."""
+    if name in TEST_NAMES:
+        log.warning(
+            "%s: there is no other validation split than %s, so the best weights are selected on it, and metrics on it "
+            "are optimistic; add val/, or train on data without %s, of which --input.val_fraction is held out",
+            where,
+            name,
+            name,
+        )

@@ -55,12 +55,13 @@ def _one(source: str, model: Predictor[Any] | None, labels: LabelsConfig | None)
     recipe = None if model is None else model.recipe
     fraction, seed = 0.1, 0
     own = recipe is not None and same_source(source, recipe.data)
+    clip = getattr(getattr(recipe, "input", None), "clip_boxes", False)
     if recipe is not None and own:
         fraction, seed = getattr(recipe.input, "val_fraction", fraction), recipe.seed_of_split
     if found := find_splits(path):
         if "train" in found and "val" not in found:
             found = [*found, "val"]
-        return _of_fold(model, lambda s, fraction: open_detection(source, s, fraction, seed), found, fraction)
+        return _of_fold(model, lambda s, fraction: open_detection(source, s, fraction, seed, clip), found, fraction)
     if images := {s: files for s in SPLITS if (files := split_images(path, s))}:  # without the label maps
         return {s: ImageFiles(files) for s, files in images.items()}
     listing = list_files(path) if path.is_dir() else None

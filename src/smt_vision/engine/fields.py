@@ -11,7 +11,7 @@ FREE_FIELDS = {
     "engine.checkpoint_minutes", "engine.keep_last", "engine.keep_every_hours", "engine.on_nonfinite",
     "engine.max_grad_norm", "engine.allow_changed_data", "engine.timeout_minutes", "engine.eval_every",
     "engine.loggers", "engine.patience", "engine.min_delta", "input.workers", "input.max_unreadable",
-    "input.allow_damaged",
+    "input.allow_damaged", "input.clip_boxes",
     # The number of processes, which must not change, is compared by itself. Others change the last digits only.
     "engine.accelerator", "engine.devices", "engine.nodes", "engine.grad_checkpointing",
 }  # fmt: skip

@@ -1,14 +1,16 @@
 """The optimizer, and the learning rate as a pure function of the step."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_weight_decay
 from torch import nn, optim
 
 from ..recipe import Optim
-from ..tasks.backbone import find_backbone
-from ..tasks.finetune import is_norm
+from ..spec import ModelSpec
+from ..tasks.backbone import Backbone, find_backbone
+from ..tasks.finetune import is_norm, layer_numbers
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:
@@ -41,22 +43,28 @@ def learning_rate_scale(config: Optim, images_per_step: int) -> float:
     return images_per_step / config.lr_batch if config.lr_batch else 1.0
 
 
-def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) -> optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: Optim, spec: ModelSpec | None = None, *, scaled: bool = False
+) -> optim.Optimizer:
     """timm's optimizer ``config.name``, without weight decay on what ``no_decay`` selects.
 
-    With ``layer_decay`` each layer has its own learning rate, with ``backbone_lr_scale`` the backbone.
+    With ``layer_decay`` each layer has its own learning rate, with ``backbone_lr_scale`` the backbone. In detectors and
+    segmenters, ``layer_decay`` is of the layers of the backbone; neck and heads have the full learning rate.
 
     Args:
         model: The model to train.
         config: The recipe's ``optim``.
+        spec: The model spec; ``layer_decay`` of a detector or segmenter needs it.
         scaled: Whether gradients are multiplied by a loss scale, as in float16. Adam is then not fused: the fused
             kernel undoes the scale inside its step, too late for gradient clipping.
 
     Raises:
-        ValueError: ``layer_decay`` with a model without ``group_matcher``, ``backbone_lr_scale`` with a model that has
-            no backbone, or ``betas`` or ``eps`` with an optimizer that has none.
+        ValueError: ``layer_decay`` with a model or backbone whose layers timm does not name, ``backbone_lr_scale`` with
+            a model that has no backbone, or ``betas`` or ``eps`` with an optimizer that has none.
     """
-    if config.layer_decay is not None and not hasattr(model, "group_matcher"):
+    backbone = find_backbone(model)
+    layer_decay = config.layer_decay if backbone is None else None  # timm's, of the model itself
+    if layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ValueError(
             f"optim.layer_decay={config.layer_decay} requires a model with group_matcher(), which "
             f"{type(model).__name__} does not have: set it to null"
@@ -69,16 +77,21 @@ def build_optimizer(model: nn.Module, config: Optim, *, scaled: bool = False) ->
         groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": config.weight_decay}]
     elif config.no_decay == "norm":
         groups = _groups_by_norm(model, config.weight_decay)
-    elif config.layer_decay is None:  # as timm does, which asks the model itself only, and not its backbone
+    elif layer_decay is None:  # as timm does, which asks the model itself only, and not its backbone
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=_without_decay(model))
-    if config.backbone_lr_scale != 1:
-        groups = _scale_backbone(model, groups or param_groups_weight_decay(model, config.weight_decay), config)
+    if backbone is None and config.backbone_lr_scale != 1:
+        raise ValueError(
+            f"optim.backbone_lr_scale={config.backbone_lr_scale} requires a detector or segmenter, but "
+            f"{type(model).__name__} has no separate backbone: set it to 1, or use optim.layer_decay"
+        )
+    if backbone is not None and groups is not None and (config.backbone_lr_scale, config.layer_decay) != (1, None):
+        groups = _scaled_groups(groups, _backbone_scales(backbone, config, spec))
     return create_optimizer_v2(
         groups or model,
         opt=config.name,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
+        layer_decay=layer_decay,
         **adam,
     )
 
@@ -121,21 +134,26 @@ def _groups_by_norm(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     ]
 
 
-def _scale_backbone(model: nn.Module, groups: list[dict[str, Any]], config: Optim) -> list[dict[str, Any]]:
-    """The groups, each split into the parameters of the backbone, with a factor, and the others."""
-    backbone = find_backbone(model)
-    if backbone is None:
-        raise ValueError(
-            f"optim.backbone_lr_scale={config.backbone_lr_scale} requires a detector or segmenter, but "
-            f"{type(model).__name__} has no separate backbone: set it to 1, or use optim.layer_decay"
-        )
-    inside = {id(p) for p in backbone.parameters()}
-    return [
-        {**group, "params": params, "lr_scale": scale}
-        for group in groups
-        for scale, in_backbone in ((config.backbone_lr_scale, True), (1.0, False))
-        if (params := [p for p in group["params"] if (id(p) in inside) == in_backbone])
-    ]
+def _backbone_scales(backbone: Backbone, config: Optim, spec: ModelSpec | None) -> dict[int, float]:
+    """The factor on the learning rate of each parameter of the backbone, by its id."""
+    scales = {id(p): config.backbone_lr_scale for p in backbone.parameters()}
+    if config.layer_decay is not None:
+        assert spec is not None
+        layers, count = layer_numbers(backbone.network, spec, f"optim.layer_decay={config.layer_decay}", coarse=False)
+        for name, p in backbone.network.named_parameters():
+            scales[id(p)] *= config.layer_decay ** max(count + 1 - layers[name], 0)
+    return scales
+
+
+def _scaled_groups(groups: list[dict[str, Any]], scales: dict[int, float]) -> list[dict[str, Any]]:
+    """The groups, each split by the factors on the learning rate of its parameters, from low to high."""
+    split = []
+    for group in groups:
+        by_scale: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for p in group["params"]:
+            by_scale[scales.get(id(p), 1.0)].append(p)
+        split += [{**group, "params": by_scale[scale], "lr_scale": scale} for scale in sorted(by_scale)]
+    return split
 
 
 def set_learning_rate(optimizer: optim.Optimizer, lr: float) -> None:

@@ -39,7 +39,7 @@ class TrainingState:
         self._eval_modules = select_trained(self.raw, task.spec, recipe)
         self.trained_parameters = _count(self.raw, trained=True)
         model: Any = torch.compile(self.raw) if recipe.engine.compile else self.raw
-        optimizer = build_optimizer(self.raw, recipe.optim, scaled=recipe.engine.precision == "16-mixed")
+        optimizer = build_optimizer(self.raw, recipe.optim, task.spec, scaled=recipe.engine.precision == "16-mixed")
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.ema = (
             ModelEmaV3(self.raw, decay=recipe.engine.ema, use_warmup=True) if recipe.engine.ema is not None else None

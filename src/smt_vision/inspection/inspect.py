@@ -50,8 +50,9 @@ def inspect(
         seed: Seed of this sample, and of the images held out from data without a validation split.
         overrides: Fields that differ from a recipe's defaults, by group, e.g. ``{"segment": {"kind": "binary"}}``: to
             classify, of ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
-            (``multi_label``) and ``labels``; to detect, of ``input`` (``val_fraction``, ``channels``, ``max_value``);
-            to segment, of ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``, ``zero_is_ignored``).
+            (``multi_label``) and ``labels``; to detect, of ``input`` (``val_fraction``, ``clip_boxes``, ``channels``,
+            ``max_value``); to segment, of ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``,
+            ``zero_is_ignored``).
         on_progress: Called with the number of images read and the total to read.
 
     Returns:

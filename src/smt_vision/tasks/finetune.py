@@ -10,7 +10,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from ..extras import require
-from ..lora import ADAPTER, UP
+from ..lora import ADAPTER, UP, plain_name
 from ..recipe import Lora, Recipe
 from ..spec import ModelSpec
 from .backbone import find_backbone
@@ -78,7 +78,7 @@ def _frozen_names(network: nn.Module, heads: tuple[str, ...], spec: ModelSpec, p
     names = [name for name, _ in network.named_parameters() if not _in(name, heads)]
     if part == "backbone":
         return set(names)
-    stages, count = _stages(network, spec)
+    stages, count = layer_numbers(network, spec, f"freeze={part}", coarse=True)
     last = 0 if part == "stem" else int(part)
     if last > count:
         raise ValueError(
@@ -89,18 +89,30 @@ def _frozen_names(network: nn.Module, heads: tuple[str, ...], spec: ModelSpec, p
     return {name for i, name in enumerate(names) if stages[name] <= last or (stages[name] > count and i < matched[-1])}
 
 
-def _stages(network: nn.Module, spec: ModelSpec) -> tuple[Mapping[str, int], int]:
-    """The stage of each parameter (0 for the stem, more than the number of stages for the head), and their number."""
+def layer_numbers(network: nn.Module, spec: ModelSpec, option: str, *, coarse: bool) -> tuple[Mapping[str, int], int]:
+    """The layer of each parameter, 0 for the stem and more than the number of layers for the head, and their number.
+
+    Args:
+        network: A timm model, of classification or of feature maps.
+        spec: Its model spec.
+        option: What needs the layers, in messages.
+        coarse: Whether layers are the stages.
+
+    Raises:
+        ValueError: timm does not say which layers a model has.
+    """
     whole: Any = network
     if not hasattr(network, "group_matcher"):  # timm's networks of feature maps, whose layers may have other names
         whole = classifier_of(spec.model, spec.model_args)
     names = [name for name, _ in whole.named_parameters()]
-    matcher = whole.group_matcher(coarse=True) if hasattr(whole, "group_matcher") else _feature_matcher(whole, names)
+    matcher = whole.group_matcher(coarse=coarse) if hasattr(whole, "group_matcher") else _feature_matcher(whole, names)
     if matcher is None:
-        raise ValueError(f"freeze: timm does not say which layers of {spec.model} form its stages; use freeze=backbone")
-    # The empty name is of no stage.
+        remedy = "use freeze=backbone" if coarse else "set it to null"
+        raise ValueError(f"{option}: timm does not say which layers {spec.model} has; {remedy}")
+    # The empty name is of no layer.
     ids = group_with_matcher(chain(((name, None) for name in names), [("", None)]), matcher, reverse=True)
-    return {name: ids[classifier_key(name, ids)] for name, _ in network.named_parameters()}, ids[""] - 1
+    names = [name for name, _ in network.named_parameters()]
+    return {name: ids[name if name in ids else classifier_key(plain_name(name), ids)] for name in names}, ids[""] - 1
 
 
 def _feature_matcher(network: Any, names: list[str]) -> Callable[[str], float] | None:

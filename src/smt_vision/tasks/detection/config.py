@@ -8,7 +8,7 @@ from ...recipe import Augment, BandsInput, Group, Loss, Recipe
 
 # Groups and fields that can be changed at inference, e.g. --detect.score_threshold.
 INFERENCE_OVERRIDES = {
-    "input": ("exact",),
+    "input": ("exact", "clip_boxes"),
     "detect": (
         "short_side",
         "long_side",
@@ -45,9 +45,12 @@ class DetectionInput(BandsInput):
             otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
             files at the resolution that is needed.
         val_fraction: Fraction held out from a dataset without a validation split, stratified and seeded.
+        clip_boxes: Clip any number of boxes that extend outside of their image; otherwise they are an error if they are
+            more than 5 % of the objects. Evaluation uses the boxes as stored, except those of YOLO's layout.
     """
 
     val_fraction: PositiveFraction = 0.1
+    clip_boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ class DetectConfig(Group):
             paper's runs, or one ``shared`` by all classes, as in the Cascade R-CNN paper and in earlier runs.
         fcos_points: Point of a cell from which ``fcos`` measures distances: its ``center``, as published, or its upper
             left ``corner``, as in torchvision and in earlier runs.
-        roi_aligned: Whether RoIAlign has the center of a cell at half a stride, as in the paper's runs; if not, it has
-            it at the cell's upper left corner, as torchvision and earlier runs.
+        roi_aligned: Whether RoIAlign has the center of a cell at half a stride, as in MMDetection; if not, it has it
+            at the cell's upper left corner, as torchvision and earlier runs.
         queries: Queries of ``dino``: the maximum number of objects it can detect per image.
         rois: Proposals per image sampled to train a box head.
         score_threshold: Detections with a lower score are dropped.

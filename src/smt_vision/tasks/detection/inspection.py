@@ -25,16 +25,18 @@ GRID = 16  # cells per side of the map of centers
 class DetectionInspection(TaskInspection[DetectionTarget]):
     """Images and objects per class, and the size and place of the boxes."""
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"input": ("val_fraction", "channels", "max_value")}
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input": ("val_fraction", "clip_boxes", "channels", "max_value")
+    }
 
     def recognizes(self, data: str) -> bool:
         return bool(find_splits(Path(data).expanduser()))
 
     def open(self, data: str, seed: int, options: Options) -> dict[str, RawDataset[DetectionTarget]]:
-        fraction = self.input(options).val_fraction
+        input = self.input(options)
         found = find_splits(Path(data).expanduser()) or ("train",)
         splits = dict.fromkeys(("train", "val", *found) if "train" in found else found)
-        return {split: open_detection(data, split, fraction, seed) for split in splits}
+        return {split: open_detection(data, split, input.val_fraction, seed, input.clip_boxes) for split in splits}
 
     def input(self, options: Options) -> DetectionInput:
         return DetectionInput(**options.get("input", {}))

@@ -170,8 +170,9 @@ class DetectionTraining(DetectionEvaluation):
         )
 
     def _open(self, split: Literal["train", "val"]) -> DetectionDataset:
-        val_fraction = self.recipe.input.val_fraction if self.recipe.folds is None else 0.0
-        dataset = open_detection(self.recipe.data, split, val_fraction, self.recipe.seed_of_split)
+        recipe = self.recipe
+        val_fraction = recipe.input.val_fraction if recipe.folds is None else 0.0
+        dataset = open_detection(recipe.data, split, val_fraction, recipe.seed_of_split, recipe.input.clip_boxes)
         if self.recipe.detect.has_masks:
             dataset.require_masks()
         return dataset
@@ -349,9 +350,12 @@ def open_evaluation(
     Of the model's own training set, the images of its fold are used, or without a validation split the images that
     training held out; of any other dataset without one, all.
     """
-    dataset = held_out_fold(model, lambda: open_detection(data, "train", 0.0)) if split == "val" else None
+    clip: bool = getattr(input, "clip_boxes", False)
+    dataset = None
+    if split == "val":
+        dataset = held_out_fold(model, lambda: open_detection(data, "train", 0.0, clip_boxes=clip))
     if dataset is None:
-        dataset = open_detection(data, split, val_fraction=1.0 if split == "val" else None)
+        dataset = open_detection(data, split, 1.0 if split == "val" else None, clip_boxes=clip)
         if model.used_images is not None and split == "val":
             fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
             dataset = held_out_in_training(dataset, model.used_images, fraction)

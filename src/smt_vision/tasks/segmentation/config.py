@@ -11,10 +11,46 @@ IGNORE_INDEX = 255  # label of pixels that losses and metrics ignore
 # Fields that may be changed after training, by group, e.g. --segment.test_flip.
 INFERENCE_OVERRIDES = {
     "input": ("exact",),
-    "segment": ("short_side", "long_side", "crop", "test", "stride", "test_scales", "test_flip", "zero_is_ignored"),
+    "segment": (
+        "short_side",
+        "long_side",
+        "squash",
+        "crop",
+        "test",
+        "stride",
+        "test_scales",
+        "test_flip",
+        "zero_is_ignored",
+    ),
 }
 
 Scale = Annotated[float, Range(ge=0.01, le=16)]
+
+
+@dataclass(frozen=True)
+class SegmentationInput(BandsInput):
+    """How images become tensors.
+
+    Args:
+        channels: Image channels: 3 for RGB, 1 for grayscale; any other number of bands, in TIFF or NumPy (.npy) files.
+        max_value: Pixel value that becomes 1. If set, images of 1 or 3 channels keep all their bits, too. ``None``: 255
+            for 8 bits and 65535 for 16 bits; other types need it.
+        interpolation: Interpolation of every resize: ``bicubic``, ``bilinear``, ``nearest``, ``box``, ``hamming`` or
+            ``lanczos``; the last three are not for bands.
+        mean: Subtracted from each channel, for values in [0, 1]; ``None``: the mean that the model's weights were
+            trained with.
+        std: Each channel is divided by it; ``None`` likewise.
+        workers: Data loading processes per training process; 0 loads in the training process. At most one per batch,
+            and per CPU core of the training process's share.
+        max_unreadable: Unreadable images to report and skip before the run stops with an error; counted by each
+            training process, in training and in validation, since its start.
+        exact: Decode and resize with Pillow exactly as timm does, for numbers that are compared with published ones;
+            otherwise resize with torch, which is faster and differs by a level or two of 255, and decode large JPEG
+            files at the resolution that is needed. Not for bands.
+        val_fraction: Fraction held out from a dataset without a validation split; seeded.
+    """
+
+    val_fraction: PositiveFraction = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,6 +65,8 @@ class SegmentConfig(Group):
         short_side: Images are first resized to this short side in pixels, unless the long side would exceed
             long_side; 0 keeps their size.
         long_side: Maximum long side of a resized image in pixels, before scale.
+        squash: Resize images to ``short_side`` x ``short_side`` pixels, whatever their aspect ratio, before scale: the
+            protocol of salient and camouflaged object detection. ``long_side`` then has no effect.
         crop: Height and width of training crops and of sliding windows in pixels; multiples of 32, except for
             ``upernet``.
         scale: Range of the random factor that scales the resize in training.
@@ -53,6 +91,7 @@ class SegmentConfig(Group):
     kind: Literal["classes", "binary"] = "classes"
     short_side: Annotated[int, Range(ge=0, le=16_384)] = 512
     long_side: Side = 2048
+    squash: bool = False
     crop: tuple[Side, Side] = (512, 512)
     scale: Annotated[tuple[Scale, Scale], Ascending()] = (0.5, 2.0)
     max_class_share: PositiveFraction = 0.75
@@ -69,6 +108,8 @@ class SegmentConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.squash and not self.short_side:
+            raise ValueError("invalid segment.squash=true for segment.short_side=0: set the side of the square")
         if self.test == "slide" and any(step > side for step, side in zip(self.stride, self.crop, strict=True)):
             raise ValueError(
                 f"invalid segment.stride={self.stride}: expected at most segment.crop={self.crop} in each direction, "
@@ -123,7 +164,7 @@ class SegmentationRecipe(Recipe):
     task: ClassVar[str] = "segment"
     head_group: ClassVar[str] = "segment"
 
-    input: BandsInput = field(default_factory=BandsInput)
+    input: SegmentationInput = field(default_factory=SegmentationInput)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     loss: SegmentationLoss = field(default_factory=SegmentationLoss)
 

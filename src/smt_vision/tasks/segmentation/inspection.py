@@ -11,9 +11,8 @@ from PIL import Image
 
 from ...data.dataset import RawDataset, Split
 from ...pictures.drawing import resize_long_side
-from ...recipe import BandsInput
 from ..inspection import Counts, Labels, Options, TaskInspection, class_rows
-from .config import IGNORE_INDEX, SegmentConfig
+from .config import IGNORE_INDEX, SegmentationInput, SegmentConfig
 from .data.dataset import Labels as LabelMap
 from .data.dataset import SegmentationDataset, check_size
 from .data.sources import find_splits, open_segmentation
@@ -36,8 +35,8 @@ class SegmentationInspection(TaskInspection[LabelMap]):
         splits: Sequence[Split] = find_splits(data) or ("train",)
         return {split: open_segmentation(data, split, config, check=False) for split in splits}
 
-    def input(self, options: Options) -> BandsInput:
-        return BandsInput(**options.get("input", {}))
+    def input(self, options: Options) -> SegmentationInput:
+        return SegmentationInput(**options.get("input", {}))
 
     def measure(self, image: Image.Image, target: LabelMap, name: str) -> Counts:
         check_size(image.size, target, name)

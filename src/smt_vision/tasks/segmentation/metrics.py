@@ -26,7 +26,7 @@ BINARY_METRICS = {  # by name: how it is displayed
     "mae": "MAE",
 }
 MEANS = ("mae", "weighted_f", "s_measure", "adaptive_e", "adaptive_f")  # metrics that are means over images
-CURVES = ("e", "f")  # metrics by threshold, of which the mean curve is evaluated
+CURVES = ("e", "f", "precision", "recall")  # by threshold, averaged over images
 LEVELS = 256  # thresholds
 PIXELS = 1 << 22  # counted at a time, which limits the memory
 AllReduce = Callable[[Tensor], Tensor]
@@ -173,20 +173,25 @@ class BinaryMetrics:
         levels = (255 * probability.float()).round().to("cpu", torch.uint8).numpy()
         mask = (255 * (label == 1)).to("cpu", torch.uint8).numpy()
         library = self._library
-        f_measure = library.FmeasureHandler(with_dynamic=True, with_adaptive=True)
+        handlers = {
+            "f": library.FmeasureHandler(with_dynamic=True, with_adaptive=True),
+            "precision": library.PrecisionHandler(with_dynamic=True, with_adaptive=False),
+            "recall": library.RecallHandler(with_dynamic=True, with_adaptive=False),
+        }
         metrics = (
             library.MAE(),
             library.WeightedFmeasure(),
             library.Smeasure(),
             library.Emeasure(),
-            library.FmeasureV2({"fm": f_measure}),
+            library.FmeasureV2(handlers),
         )
         for metric in metrics:
             metric.step(pred=levels, gt=mask)
         found = {name: value for metric in metrics for name, value in metric.get_results().items()}
-        e, f = found["em"], found["fm"]
+        e, f = found["em"], found["f"]
         means = (found["mae"], found["wfm"], found["sm"], e["adp"], f["adaptive"])
-        sums = np.concatenate([means, e["curve"], f["dynamic"], [1.0]])
+        curves = [e["curve"], *(found[name]["dynamic"] for name in CURVES[1:])]
+        sums = np.concatenate([means, *curves, [1.0]])
         self._sums += torch.from_numpy(sums).to(self._sums)
         self.image_values = torch.tensor([float(found["sm"])], dtype=torch.float64)
         return float(found["mae"])
@@ -209,6 +214,7 @@ class BinaryMetrics:
             (Achanta et al., CVPR 2009) as ``mean_f``, ``max_f`` and ``adaptive_f``, and ``mae``, of which only ``mae``
             is better if lower. E and F are averaged over the images per threshold; ``mean`` and ``max`` are over the
             256 thresholds, ``adaptive`` uses twice the mean of each probability map. ``count``: number of images.
+            ``curves``: ``e``, ``f``, ``precision`` and ``recall``, as fractions, at thresholds of 0, 1/255, ... 1.
 
         Raises:
             ValueError: No image was added.
@@ -218,9 +224,13 @@ class BinaryMetrics:
             raise ValueError("no image was evaluated: the validation set, or this process's part of it, is empty")
         averages = 100 * self._sums[:-1].cpu() / count
         found = dict(zip(MEANS, averages.tolist(), strict=False))
-        for name, curve in zip(CURVES, averages[len(MEANS) :].view(-1, LEVELS), strict=True):
+        by_threshold = dict(zip(CURVES, averages[len(MEANS) :].view(-1, LEVELS), strict=True))
+        for name in ("e", "f"):
+            curve = by_threshold[name]
             found |= {f"mean_{name}": float(curve.mean()), f"max_{name}": float(curve.max())}
-        return {**{name: found[name] for name in BINARY_METRICS}, "count": count}
+        # The library begins with the highest threshold.
+        curves = {name: (curve.flip(0) / 100).numpy().round(4).tolist() for name, curve in by_threshold.items()}
+        return {**{name: found[name] for name in BINARY_METRICS}, "count": count, "curves": curves}
 
 
 def _check_shapes(prediction: Tensor, label: Tensor) -> None:

@@ -32,6 +32,8 @@ class Segmenter(Predictor[SegmentationResult]):
     def input_description(self) -> str:
         config = self.config
         sides = f"short side {config.short_side} px, at most {config.long_side}" if config.short_side else "as stored"
+        if config.squash:
+            sides = f"{config.short_side} x {config.short_side} px"
         windows = "" if config.test == "whole" else f" in windows of {config.crop[0]} x {config.crop[1]}"
         scales = ", ".join(f"{scale:g}" for scale in config.test_scales)
         return f"{sides}, {config.test}{windows}, scales {scales}{', flipped' if config.test_flip else ''}"

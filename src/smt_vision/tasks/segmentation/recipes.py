@@ -1,7 +1,7 @@
 """Segmentation recipes: for one's own images, the paper's runs on ADE20K, and a small run for a CPU."""
 
-from ...recipe import OWN_DATA, PAPER, BandsInput, Engine, Optim
-from .config import SegmentationRecipe, SegmentConfig
+from ...recipe import OWN_DATA, PAPER, Engine, Optim
+from .config import SegmentationInput, SegmentationRecipe, SegmentConfig
 
 ADE20K_EPOCH = 20_210 // 16  # optimizer steps
 
@@ -16,7 +16,7 @@ def _ade20k(variant: str, drop_path: float, miou: float, multi_scale_miou: float
         data="ade20k",
         epochs=127,  # the paper trains for 160,000 steps: 126.7 epochs of 1,263 steps
         batch_size=2,
-        input=BandsInput(interpolation="bilinear", workers=4),
+        input=SegmentationInput(interpolation="bilinear", workers=4),
         optim=Optim(
             lr=6e-5,
             min_lr=0.0,
@@ -47,7 +47,7 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         data=OWN_DATA,
         epochs=60,
         batch_size=8,
-        input=BandsInput(interpolation="bilinear", workers=4),
+        input=SegmentationInput(interpolation="bilinear", workers=4),
         optim=Optim(
             lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, backbone_lr_scale=0.2, clip_grad=1.0
         ),
@@ -68,11 +68,11 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         data=OWN_DATA,
         epochs=40,
         batch_size=16,
-        input=BandsInput(interpolation="bilinear"),
+        input=SegmentationInput(interpolation="bilinear"),
         optim=Optim(lr=2e-4, min_lr=1e-6, warmup_lr=1e-6, lr_batch=16, warmup_epochs=1.0, clip_grad=1.0),
-        # long_side is 352 as well: at scale 1 a crop holds the entire image, as in evaluation, and padding.
+        # The usual protocol: squares of 352 pixels in training and testing. At scale 1 a crop is the entire image.
         segment=SegmentConfig(
-            kind="binary", short_side=352, long_side=352, crop=(352, 352), scale=(0.75, 1.25), channels=256
+            kind="binary", short_side=352, squash=True, crop=(352, 352), scale=(0.75, 1.25), channels=256
         ),
         expected_source="depends on your data",
         hardware="one GPU of 16 GB",
@@ -85,7 +85,7 @@ RECIPES: tuple[SegmentationRecipe, ...] = (
         data="camvid",
         epochs=100,
         batch_size=8,
-        input=BandsInput(interpolation="bilinear", workers=1),
+        input=SegmentationInput(interpolation="bilinear", workers=1),
         optim=Optim(lr=2e-3, min_lr=1e-5, warmup_lr=1e-5, lr_batch=None, warmup_epochs=2.0, clip_grad=1.0),
         segment=SegmentConfig(short_side=360, long_side=480, crop=(256, 256), channels=64, aux_channels=32),
         engine=Engine(ema=0.99, log_every=10, eval_every=4),

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ...checkpoints import Checkpoint
 from ...data.decode import UnreadableImage, decode_for_resize, decode_picture
 from ...data.fingerprint import UsedImages
+from ...data.subset import held_out_in_training
 from ...files import write_atomic
 from ...pictures.drawing import sample_grid
+from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
 from ...text import get_logger
@@ -99,13 +101,17 @@ class SegmentationEvaluation:
         return [Table("Classes", ("class", "pixels (%)", "IoU (%)", "accuracy (%)"), rows)]
 
     def pictures(self, folder: Path, metrics: dict[str, Any]) -> list[Path]:
-        """``confusion.png``, unless segmentation is binary, and ``worst.png``: the images with the largest errors."""
+        """``confusion.png``, or of binary segmentation ``thresholds.png``: precision, recall, F- and E-measure; and
+        ``worst.png``: the images with the largest errors."""
         from ...pictures.confusion import confusion  # imported late: it imports matplotlib
 
         files = []
         if not self.binary:
             files.append(folder / "confusion.png")
             confusion(np.asarray(metrics["confusion"]), self.classes, files[-1], unit="pixels")
+        elif "curves" in metrics:  # not of metrics that an earlier version computed
+            files.append(folder / "thresholds.png")
+            _draw_thresholds(metrics["curves"], files[-1])
         items = []
         for entry in metrics["worst"]:
             caption = f"{entry['error']:.1f} % wrong: {self.val_set.id(entry['index'])}"
@@ -198,7 +204,9 @@ class SegmentationTraining(SegmentationEvaluation):
         self.input_description = f"crops of {self.input.channels} x {height} x {width} pixels"
 
     def _open(self, split: Literal["train", "val"]) -> SegmentationDataset:
-        return open_segmentation(self.recipe.data, split, self.recipe.segment)
+        recipe = self.recipe
+        val_fraction = recipe.input.val_fraction if recipe.folds is None else 0.0
+        return open_segmentation(recipe.data, split, recipe.segment, val_fraction, recipe.seed_of_split)
 
     def _class_weights(self) -> Tensor | None:
         loss = self.recipe.loss
@@ -329,6 +337,24 @@ class SegmentationMetric:
         return as_interval(name, percentile_interval(np.concatenate(found)), self.resamples)
 
 
+def _draw_thresholds(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    from ...pictures.quality import area_curves  # imported late: it imports matplotlib
+
+    styles = {
+        "f": ("F-measure", TRAIN, "-"),
+        "e": ("E-measure", EVAL, "-"),
+        "precision": ("precision", TRAIN, "--"),
+        "recall": ("recall", TRAIN, ":"),
+    }
+    lines = [
+        (label, curves[name], 100 * float(np.mean(curves[name])), {"color": color, "linestyle": style})
+        for name, (label, color, style) in styles.items()
+    ]
+    grid = np.linspace(0, 1, len(curves["f"])).tolist()
+    title = "Metrics by threshold, mean over images"
+    area_curves(grid, lines, path, title=title, labels=("threshold", "metric"), area="mean")
+
+
 def _check(recipe: SegmentationRecipe) -> None:
     """Raise a ValueError for a recipe that cannot be trained."""
     if recipe.segment.head == "upernet" and recipe.batch_size < 2:
@@ -400,11 +426,20 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
 def open_evaluation(
     model: Segmenter, data: str, input: Input, batch_size: int, rank: int, world: int, split: SegmentationSplit = "val"
 ) -> tuple[SegmentationEvaluation, EvalLoader]:
-    """Evaluation of a segmenter on a dataset that has its classes, and the data loader."""
+    """Evaluation of a segmenter on a dataset that has its classes, and the data loader.
+
+    Of the model's own training set, the images of its fold are used, or without a validation split the images that
+    training held out; of any other dataset without one, all.
+    """
     images = None
     if split == "val":
-        images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config))
-    images = with_classes(images or open_segmentation(data, split, model.config), model.classes)
+        images = held_out_fold(model, lambda: open_segmentation(data, "train", model.config, 0.0))
+    if images is None:
+        images = open_segmentation(data, split, model.config, val_fraction=1.0)
+        if model.used_images is not None and split == "val":
+            fraction = 1.0 if model.recipe is None else model.recipe.train_fraction
+            images = held_out_in_training(images, model.used_images, fraction)
+    images = with_classes(images, model.classes)
     loader = segmentation_eval_loader(images, input, model.config, batch_size, rank=rank, world=world)
     return SegmentationEvaluation(images, input, model.config), loader
 

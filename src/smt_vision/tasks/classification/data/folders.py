@@ -22,6 +22,7 @@ from ....data.files import (
     list_files,
     sort_names,
     split_in_name,
+    warn_if_test,
     warn_ignored,
 )
 from ....data.subset import held_out
@@ -162,6 +163,8 @@ def _class_folders(
     rows, targets = [row for row, _ in labeled], [target for _, target in labeled]
     images = build(rows, classes, targets, top)
     if val and top in (train, val):
+        if split == "val" and val_fraction < 1:
+            warn_if_test(val.removeprefix(root).rstrip("/").lower(), where)
         return images
     return held_out(images, split, val_fraction=val_fraction, seed=seed)
 

@@ -12,7 +12,15 @@ import numpy as np
 
 from ....bounds import short
 from ....data.dataset import Split
-from ....data.files import TRAIN_NAMES, VAL_NAMES, files_in, first_existing, list_files
+from ....data.files import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    files_in,
+    first_existing,
+    list_files,
+    split_in_name,
+    warn_if_test,
+)
 from ....data.subset import held_out
 from ....data.tables import SUFFIXES, Cell, open_table
 from ....data.validation import ValidationReport, first_few
@@ -184,6 +192,7 @@ def open_label_files(
         read = _read(files[""], config, multi_label, labeled)
         named = {name for entry in read.entries if (name := entry.split)}
         train, val = (first_existing(names, named, where) for names in (TRAIN_NAMES, VAL_NAMES))
+        val_name = val
         parts = {
             part: read._replace(entries=[entry for entry in read.entries if entry.split == name])
             for part, name in (("train", train if named else ""), ("val", val))
@@ -191,6 +200,7 @@ def open_label_files(
         }
     else:
         parts = {part: _read(path, config, multi_label, labeled) for part, path in files.items()}
+        val_name = split_in_name("/".join(files["val"].parts[-2:])) if "val" in files else None
     if split == "train" and "train" not in parts:
         raise ValueError(f"{where}: no training images; expected train.csv beside it, or train in the split column")
     classes = _classes(parts, config, multi_label) if labeled else ["image"]
@@ -201,7 +211,11 @@ def open_label_files(
     index = {name: i for i, name in enumerate(classes)}
     targets = _targets(entries, index, multi_label, where) if labeled else [0] * len(entries)
     images: ImageDataset = LabeledFiles(part.root, classes, targets, [entry.id for entry in entries])
-    return images if "val" in parts else held_out(images, split, val_fraction=val_fraction, seed=seed)
+    if "val" not in parts:
+        return held_out(images, split, val_fraction=val_fraction, seed=seed)
+    if split == "val" and val_fraction < 1:
+        warn_if_test(val_name, where)
+    return images
 
 
 def _targets(entries: Sequence[Entry], index: dict[str, int], multi_label: bool, where: str) -> Any:

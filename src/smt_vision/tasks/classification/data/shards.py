@@ -26,6 +26,7 @@ from ....data.files import (
     is_image,
     list_files,
     split_in_name,
+    warn_if_test,
     warn_ignored,
 )
 from ....data.subset import held_out
@@ -118,6 +119,8 @@ def open_shards(
     subset = images.select(np.flatnonzero(np.array(wanted)[images.tar_of()]))
     if not len(subset):
         raise ValueError(f"{where}: no {split} images; expected shards of both splits, e.g. set-{split}-000.tar")
+    if split == "val" and val_fraction < 1:
+        warn_if_test(val, where)
     return subset
 
 

@@ -88,7 +88,7 @@ def _has_coco_keys(file: Path) -> bool:
     return file.name == ROBOFLOW or all(f'"{kind}"'.encode() in content for kind in KINDS)
 
 
-def open_coco(root: Path, file: Path) -> DetectionDataset:
+def open_coco(root: Path, file: Path, clip_boxes: bool = False) -> DetectionDataset:
     """Open the images of a COCO annotation file.
 
     Numbers may be written as text or as whole floats where COCO has integers. Missing annotation ids, boxes, areas and
@@ -98,6 +98,7 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
         root: Folder of the dataset. Images are in a subfolder named like the file without ``instances_``, e.g.
             ``train2017/`` or ``images/train2017/``; otherwise in ``images/``, in ``root`` itself, or beside the file.
         file: Annotation file with the keys ``images``, ``annotations`` and ``categories``.
+        clip_boxes: See :func:`smt_vision.tasks.detection.data.dataset.check_boxes`.
 
     Raises:
         ValueError: The file is invalid; the message lists the first few cases of each kind of error.
@@ -138,7 +139,7 @@ def open_coco(root: Path, file: Path) -> DetectionDataset:
     # Class indices follow the order of the category ids.
     class_of = dict(sorted(zip(category_ids, classes, strict=True)))
     with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
-        objects = _objects(content["annotations"], file, report, image_ids, list(class_of), ids, sizes)
+        objects = _objects(content["annotations"], file, report, image_ids, list(class_of), ids, sizes, clip_boxes)
     report.raise_errors()
     return DetectionDataset(
         folder, ids, sizes, np.array(image_ids, dtype=np.int64), list(class_of.values()), list(class_of), objects
@@ -172,6 +173,7 @@ def _objects(
     category_ids: list[int],
     names: list[str],
     sizes: npt.NDArray[np.int64],
+    clip_boxes: bool,
 ) -> Objects:
     """Validate the annotations and convert them to columns; ``names`` and ``sizes`` belong to the images."""
     if any(annotation.get("id") is not None for annotation in annotations):
@@ -206,7 +208,7 @@ def _objects(
 
     boxes = _boxes(annotations, ids, outlines, file, report)
     crowd = _crowd(annotations, ids, file)
-    check_boxes(report, boxes[known], sizes[image[known]], lambda i: case(int(known[i])))
+    check_boxes(report, boxes[known], sizes[image[known]], lambda i: case(int(known[i])), clip_boxes)
     if not are_shares(report, boxes[known], lambda i: case(int(known[i]))):
         _check_outlines(report, boxes, outlines, np.flatnonzero((image >= 0) & ~crowd), case)
     for key, kind, consequence in UNUSED:

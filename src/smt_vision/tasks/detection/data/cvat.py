@@ -23,11 +23,12 @@ OTHER_SHAPES = "only boxes without rotation, and polygons, are read; export the 
 
 
 class CvatSplit(NamedTuple):
-    """Images of a file, and the names of its labels."""
+    """Images of a file, the names of its labels, and the name of the subset."""
 
     file: Path
     images: list[Element]
     labels: list[str]
+    subset: str | None
 
 
 def find_cvat(root: Path, split: DetectionSplit) -> CvatSplit | None:
@@ -55,15 +56,15 @@ def find_cvat(root: Path, split: DetectionSplit) -> CvatSplit | None:
     if others := [subset for subset in subsets if name and not _is_split(subset)]:
         log.warning("%s: uses the subset %s, ignores images of %s", file, name, first_few(list(map(repr, others))))
     if name:
-        return CvatSplit(file, [image for image in images if (image.get("subset") or "").lower() == name], labels)
-    return None if any(map(_is_split, subsets)) or split != "train" else CvatSplit(file, images, labels)
+        return CvatSplit(file, [image for image in images if (image.get("subset") or "").lower() == name], labels, name)
+    return None if any(map(_is_split, subsets)) or split != "train" else CvatSplit(file, images, labels, None)
 
 
 def _is_split(subset: str) -> bool:
     return any(subset in names for names in SPLIT_NAMES.values())
 
 
-def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
+def open_cvat(root: Path, split: CvatSplit, clip_boxes: bool = False) -> DetectionDataset:
     """Open the images of a split, which are in ``images/`` or beside the file; the classes are its labels.
 
     Raises:
@@ -100,7 +101,7 @@ def open_cvat(root: Path, split: CvatSplit) -> DetectionDataset:
         return f"{ids[shapes[m].image]} ({split.labels[shapes[m].label]})"
 
     all_sizes = np.array(sizes, dtype=np.int64)
-    objects = check_shapes(report, shapes, all_sizes, case)
+    objects = check_shapes(report, shapes, all_sizes, case, clip_boxes)
     report.raise_errors()
     image_ids, category_ids = np.arange(1, len(ids) + 1), range(1, len(split.labels) + 1)
     return DetectionDataset(root, ids, all_sizes, image_ids, split.labels, category_ids, objects)

@@ -31,6 +31,7 @@ log = get_logger(__name__)
 TOLERANCE = 2.0  # pixels that a box may extend outside of the image, e.g. if coordinates count from one
 PROBED = 16  # images whose header is read when a dataset is opened
 ROUNDING = 0.01  # pixels; COCO boxes have two decimals
+FEW = 0.05  # of the objects, those that are clipped to their image; more of them are taken for another format
 SHARES = 1.1  # largest coordinate that is taken for a share of the image size, which may be rounded or not clipped
 Segmentation = Any  # as COCO stores it: polygons or an RLE mask, compressed or not
 
@@ -43,8 +44,8 @@ class DetectionTarget(TypedDict):
         boxes: Boxes (n, 4) float32, ``(x1, y1, x2, y2)``, clipped to the image.
         labels: Class indices (n,) int64, 0 to K - 1.
         masks: n segmentations as stored, or ``None`` for a dataset with boxes only.
-        crowd: Flags (n,) bool of regions with many objects and of objects marked difficult, which training and
-            evaluation ignore.
+        crowd: Flags (n,) bool of regions with many objects and of objects marked difficult, which are no targets of
+            training, where their area is background, and on which evaluation ignores detections.
         ids: Annotation ids (n,) int64, for messages.
     """
 
@@ -193,7 +194,7 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         ) + (f"; {len(unused)} classes without objects: {first_few(unused)}" if unused else "")
 
     def check_crowds(self) -> None:
-        """Warn if most objects, or all of a class, are crowds or difficult, which training and evaluation ignore.
+        """Warn if most objects, or all of a class, are crowds or difficult, which are no targets of training.
 
         Raises:
             ValueError: All are, or there are no objects.
@@ -203,7 +204,8 @@ class DetectionDataset(RawDataset[DetectionTarget]):
         gone = self._lost_classes(np.ones_like(self._crowd), self._crowd)
         ignored += f", among them all of {len(gone)} classes: {first_few(gone)}" if gone else ""
         advice = (
-            "training and evaluation ignore them; if they are ordinary objects, set iscrowd or difficult to 0 (CVAT's "
+            "training takes their area as background, and evaluation ignores detections on them; if they are ordinary "
+            "objects, set iscrowd or difficult to 0 (CVAT's "
             "COCO export marks all objects that were drawn with the brush)"
         )
         if crowds == count:
@@ -351,14 +353,19 @@ def check_boxes(
     boxes: npt.NDArray[np.float64],
     sizes: npt.NDArray[np.int64],
     case: Callable[[int], str],
+    clip: bool = False,
 ) -> None:
     """Report boxes that are malformed, have no area, or extend outside of their image.
+
+    The latter are a warning if they are few: boxes that are stored as corners, or with width and height in the other
+    order, extend outside as well, but they are many. Datasets clip the boxes that they return for training.
 
     Args:
         report: Report to add to.
         boxes: Boxes (M, 4) as x, y, width, height.
         sizes: Image height and width of each box (M, 2).
         case: Function from a row to its name in messages.
+        clip: Accept any number of boxes that extend outside of their image, and those that are entirely outside.
     """
     malformed = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1)
     beyond = np.concatenate([-boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - sizes[:, ::-1]], axis=1).max(1, initial=0)
@@ -366,13 +373,21 @@ def check_boxes(
         report.error("boxes that are not x, y, width and height", f"{case(row)} {boxes[row].tolist()}", "fix them")
     for row in np.flatnonzero(~malformed & (boxes[:, 2:] == 0).any(1)):
         report.warning("boxes without area", case(row), "training ignores them, evaluation counts them as COCO does")
-    for row in np.flatnonzero(~malformed & (beyond > TOLERANCE)):
+    outside = ~malformed & (beyond > TOLERANCE)
+    overlaps = (boxes[:, :2] < sizes[:, ::-1]).all(1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(1)
+    few = int((outside & overlaps).sum()) <= FEW * len(boxes)
+    accepted = outside & (clip | (overlaps & few))
+    for row in np.flatnonzero(accepted):
+        fix = "clipped for training, and evaluated as stored"
+        report.warning(f"boxes more than {TOLERANCE:g} px outside of their image", case(row), fix)
+    for row in np.flatnonzero(outside & ~accepted):
         height, width = sizes[row]
         report.error(
             "boxes outside of their image",
             f"{case(row)} {boxes[row].tolist()} in {width} x {height}",
             f"more than {TOLERANCE:g} px outside is not a rounding error: boxes may be stored as corners (x1, y1, x2, "
-            "y2), widths and heights may be swapped, or the images resized; fix or clip the boxes",
+            "y2), widths and heights may be swapped, or the images resized; fix the boxes, or clip them all with "
+            "input.clip_boxes (on the command line: --input.clip_boxes true)",
         )
     for row in np.flatnonzero(~malformed & (beyond > ROUNDING) & (beyond <= TOLERANCE)):
         report.warning(f"boxes up to {TOLERANCE:g} px outside of their image", case(row), "clipped")

@@ -28,7 +28,11 @@ class Shape(NamedTuple):
 
 
 def check_shapes(
-    report: ValidationReport, shapes: Sequence[Shape], sizes: npt.NDArray[np.int64], case: Callable[[int], str]
+    report: ValidationReport,
+    shapes: Sequence[Shape],
+    sizes: npt.NDArray[np.int64],
+    case: Callable[[int], str],
+    clip_boxes: bool = False,
 ) -> Objects:
     """Check objects, and convert them to columns; the box of polygons is their extent, ids count from 1.
 
@@ -37,6 +41,7 @@ def check_shapes(
         shapes: M objects.
         sizes: Height and width of the N images (N, 2).
         case: Function from an object to its name in messages.
+        clip_boxes: See :func:`check_boxes`.
     """
     image = np.array([shape.image for shape in shapes], dtype=np.int64)
     measured = check_segmentations(report, [shape.polygons for shape in shapes], sizes[image], case)
@@ -45,7 +50,7 @@ def check_shapes(
     own = np.array([shape.box or (np.nan,) * 4 for shape in shapes], dtype=np.float64).reshape(-1, 4)
     is_box = np.array([shape.polygons is None for shape in shapes], dtype=bool)
     boxes = np.where(is_box[:, None], own, extents)
-    check_boxes(report, boxes, sizes[image], case)
+    check_boxes(report, boxes, sizes[image], case, clip_boxes)
     return Objects(
         image=image,
         boxes=boxes,

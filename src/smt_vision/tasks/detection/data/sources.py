@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ....data.dataset import Split
+from ....data.files import warn_if_test
 from ....data.subset import held_out
 from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
-from .cvat import find_cvat, open_cvat
+from .cvat import CvatSplit, find_cvat, open_cvat
 from .dataset import DetectionDataset, DetectionTarget
 from .fields import SPLIT_NAMES, DetectionSplit
 from .loaders import DetectionBatch, detection_eval_loader, detection_train_loader
@@ -35,7 +36,7 @@ log = get_logger(__name__)
 
 
 # Per layout: what finds a split in a folder, and what opens it. The first that finds a split is used.
-LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[[Path, Any], DetectionDataset]], ...] = (
+LAYOUTS: tuple[tuple[Callable[[Path, DetectionSplit], Any], Callable[..., DetectionDataset]], ...] = (
     (find_coco, open_coco),
     (find_cvat, open_cvat),
     (find_voc, open_voc),
@@ -49,7 +50,7 @@ EXPECTED = (
 
 
 def open_detection(
-    data: str, split: DetectionSplit, val_fraction: float | None = None, seed: int = 0
+    data: str, split: DetectionSplit, val_fraction: float | None = None, seed: int = 0, clip_boxes: bool = False
 ) -> DetectionDataset:
     """Open and validate one split of a detection dataset.
 
@@ -62,9 +63,12 @@ def open_detection(
         val_fraction: Fraction of the training images that is held out if there is no validation split; with 1, all are
             for validation. ``None``: all are for training.
         seed: Random seed of the held-out images.
+        clip_boxes: Clip any number of boxes that extend outside of their image.
 
     Returns:
-        Dataset with images not decoded. Boxes up to two pixels outside of their image are clipped, with a warning.
+        Dataset with images not decoded. Boxes that extend outside of their image are clipped, with a
+        warning, if it is by up to two pixels, or if they are at most 5 % of the objects; evaluation uses them as
+        stored.
 
     Raises:
         ValueError: The folder has none of these layouts, or its content is invalid: missing files, boxes outside of
@@ -82,7 +86,9 @@ def open_detection(
         if any(root.glob("labels/")) or any(root.glob("*/labels/")):
             problem += ": it has labels/, but no data.yaml or classes.txt with the class names"
         raise ValueError(f"data {data!r} {problem}; expected {EXPECTED}; set --data")
-    dataset = opened()
+    if split == "val" and not holds_out and val_fraction is not None and val_fraction < 1 and _is_test(root, opened):
+        warn_if_test("test", root)
+    dataset = opened(clip_boxes=clip_boxes)
     dataset.check_sizes()
     dataset.check_crowds()
     if holds_out:
@@ -102,7 +108,14 @@ def find_splits(root: Path) -> list[DetectionSplit]:
     return [split for split in SPLIT_NAMES if _find(root, split) is not None]
 
 
-def _find(root: Path, split: DetectionSplit) -> Callable[[], DetectionDataset] | None:
+def _is_test(root: Path, opened: "partial[DetectionDataset]") -> bool:
+    """Whether a split is the test split."""
+    found = [each and each.args[1] for each in (opened, _find(root, "test"))]
+    val, test = (each.subset if isinstance(each, CvatSplit) else each for each in found)  # XML cannot be compared
+    return bool(val == test)
+
+
+def _find(root: Path, split: DetectionSplit) -> "partial[DetectionDataset] | None":
     """A function that opens a split; ``None`` if there is none."""
     for find, open_split in LAYOUTS:
         if (found := find(root, split)) is not None:

@@ -62,13 +62,13 @@ def find_voc(root: Path, split: DetectionSplit) -> Path | None:
     return folders.get("annotations") or (root if any(map(_is_xml, root.glob("*.xml"))) else None)
 
 
-def open_voc(root: Path, source: Path) -> DetectionDataset:
+def open_voc(root: Path, source: Path, clip_boxes: bool = False) -> DetectionDataset:
     """Open the images of a Pascal VOC list, or of a folder of XML files; see :func:`find_voc`.
 
     The classes are the sorted names in all files of ``Annotations/``, or of the folders of all splits, so that all
     splits have the same. Box coordinates count from one and include the last pixel; in exports of CVAT, which have a
     ``labelmap.txt``, they count from zero and end after the last pixel. Objects marked difficult are
-    ignored, like COCO's crowds. An XML file belongs to the image of its own name, not to the one in its field
+    crowds. An XML file belongs to the image of its own name, not to the one in its field
     ``filename``.
 
     Raises:
@@ -122,7 +122,7 @@ def open_voc(root: Path, source: Path) -> DetectionDataset:
         )
     with np.errstate(over="ignore", invalid="ignore"):  # of absurd coordinates, which are reported as errors
         boxes = np.concatenate([corners[:, :2] - first, corners[:, 2:] - corners[:, :2] + first], axis=1)
-        check_boxes(report, boxes, sizes[image], case)
+        check_boxes(report, boxes, sizes[image], case, clip_boxes)
     report.raise_errors()
     objects = Objects(
         image=image,

@@ -18,7 +18,7 @@ from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from ....yaml_files import parse_yaml, read_yaml_text
 from .annotation_files import read_text
-from .dataset import SHARES, TOLERANCE, DetectionDataset, FileIndex, stored_size
+from .dataset import FEW, SHARES, TOLERANCE, DetectionDataset, FileIndex, stored_size
 from .fields import SPLIT_NAMES, DetectionSplit, are_finite, parse_integer, shown
 from .shapes import Shape, check_shapes
 
@@ -34,7 +34,6 @@ NAMES = ("classes.txt", "labels/classes.txt")  # Label Studio's and LabelImg's, 
 ALL_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 DARKNET = "*/_darknet.labels"  # Roboflow's names of classes, beside the images and text files of each split
 THREADS = 8
-FEW = 0.05  # of the objects, those that are clipped to their image; more of them are taken for another format
 
 
 class YoloSplit(NamedTuple):
@@ -95,7 +94,7 @@ def find_yolo(root: Path, split: DetectionSplit) -> YoloSplit | None:
     return YoloSplit(file, base, names, given[name]) if name else None
 
 
-def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
+def open_yolo(root: Path, split: YoloSplit, clip_boxes: bool = False) -> DetectionDataset:
     """Open the images of a split.
 
     The label file of an image is at its path with the last folder ``images`` replaced by ``labels``, or beside it. An
@@ -143,8 +142,8 @@ def open_yolo(root: Path, split: YoloSplit) -> DetectionDataset:
                 shapes.append(_shape(i, values, *sizes[i, ::-1].tolist()))
                 places.append(place)
     report.raise_errors()
-    shapes = _clip_few(shapes, sizes, places, report)
-    objects = check_shapes(report, shapes, sizes, places.__getitem__)
+    shapes = _clip_few(shapes, sizes, places, report, clip_boxes)
+    objects = check_shapes(report, shapes, sizes, places.__getitem__, clip_boxes)
     report.raise_errors()
     inside = all(path.is_relative_to(split.base) for path in images)
     folder = split.base if inside else Path(os.path.commonpath([path.parent for path in images]))
@@ -323,12 +322,11 @@ def _shape(image: int, values: list[float], width: int, height: int) -> Shape:
 
 
 def _clip_few(
-    shapes: list[Shape], sizes: npt.NDArray[np.int64], places: list[str], report: ValidationReport
+    shapes: list[Shape], sizes: npt.NDArray[np.int64], places: list[str], report: ValidationReport, clip_all: bool
 ) -> list[Shape]:
-    """Clip boxes that extend outside of their image, reported as a warning, if they are few.
+    """Clip boxes that extend outside of their image, reported as a warning, if they are few or ``clip_all`` is set.
 
-    Boxes that are stored as corners, or with width and height in the other order, extend outside of it as well, but
-    they are many.
+    Unlike those of other layouts, they are evaluated as clipped, too.
     """
     clipped = {}
     for i, shape in enumerate(shapes):
@@ -338,7 +336,7 @@ def _clip_few(
                 left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
                 if left < right and top < bottom:
                     clipped[i] = shape._replace(box=(left, top, right - left, bottom - top))
-    if len(clipped) > FEW * len(shapes):
+    if len(clipped) > FEW * len(shapes) and not clip_all:
         return shapes
     for i in clipped:
         report.warning(f"boxes more than {TOLERANCE:g} px outside of their image", places[i], "clipped")

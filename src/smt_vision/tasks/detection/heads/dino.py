@@ -122,7 +122,7 @@ class DINO(WeightsClasses):
         # One of each per decoder layer, and the last for the proposals.
         self.classifiers: Any = nn.ModuleList(in_float32(nn.Linear(dim, num_classes)) for _ in range(config.layers + 1))
         self.box_heads: Any = nn.ModuleList(
-            in_float32(mlp(dim, dim, 4, num_layers=3)) for _ in range(config.layers + 1)
+            in_float32(mlp(dim, dim, 4, num_layers=3), "layers.2") for _ in range(config.layers + 1)
         )
         self._init_weights()
         losses = require("transformers.loss.loss_deformable_detr", "detr")

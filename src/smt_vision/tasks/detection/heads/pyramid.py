@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from ....kernels.availability import autocast_dtype
 from ...backbone import Backbone
 from ..config import DetectConfig
 
@@ -117,9 +118,35 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
 
 
-def in_float32(module: nn.Module) -> nn.Module:
-    """Cast the outputs of a module to float32 in any precision, because boxes and losses are computed from them."""
-    module.register_forward_hook(_cast)
+class _WithoutAutocast(nn.Module):
+    """A layer that computes in the precision of its weights, also where autocast would use a lower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        if autocast_dtype(device) is None:
+            return super().forward(x)
+        weight: Any = self.weight
+        with torch.autocast(device, enabled=False):
+            return super().forward(x.to(weight.dtype))
+
+
+class _Linear(_WithoutAutocast, nn.Linear): ...
+
+
+class _Conv2d(_WithoutAutocast, nn.Conv2d): ...
+
+
+def in_float32(module: nn.Module, *last: str) -> nn.Module:
+    """Compute the outputs of a module in float32 under autocast, because boxes and losses are computed from them.
+
+    Args:
+        module: An output layer, or layers that end in one or several; changed in place.
+        last: Names of these last layers, convolutions or linear; none if it is the module itself.
+    """
+    for name in last or ("",):
+        layer = module.get_submodule(name)
+        layer.__class__ = _Linear if isinstance(layer, nn.Linear) else _Conv2d
+    module.register_forward_hook(_cast)  # for weights in a lower precision
     module.is_output_layer = True  # type: ignore[assignment]
     return module
 

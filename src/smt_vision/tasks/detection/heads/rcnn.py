@@ -79,7 +79,7 @@ class RCNN(WeightsClasses):
         anchors = StridedAnchors(pyramid.strides, tuple((side,) for side in config.anchor_sizes), RATIOS)
         self.rpn = RegionProposalNetwork(
             anchors,
-            in_float32(RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0])),
+            in_float32(RPNHead(config.fpn_channels, anchors.num_anchors_per_location()[0]), "cls_logits", "bbox_pred"),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -320,13 +320,13 @@ def _roi_heads(
         masks = dict(
             mask_roi_pool=_roi_align(MASK_SIZE, pyramid.strides, config.roi_aligned),
             mask_head=MaskRCNNHeads(C, (C,) * 4, dilation=1, norm_layer=head_norm(config)),
-            mask_predictor=in_float32(MaskRCNNPredictor(C, C, num_classes + 1)),
+            mask_predictor=in_float32(MaskRCNNPredictor(C, C, num_classes + 1), "mask_fcn_logits"),
         )
     x, y, w, h = stage.stds
     return RoIHeads(
         _roi_align(BOX_SIZE, pyramid.strides, config.roi_aligned),
         head,
-        in_float32(predictor),
+        in_float32(predictor, "cls_score", "bbox_pred"),
         fg_iou_thresh=stage.iou,
         bg_iou_thresh=stage.iou,
         batch_size_per_image=config.rois,

@@ -91,7 +91,7 @@ class RetinaNet(SingleStage, TorchvisionRetinaNet):
             pyramid,
             num_classes,
             anchor_generator=anchors,
-            head=in_float32(head),
+            head=in_float32(head, "classification_head.cls_logits", "regression_head.bbox_reg"),
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
             detections_per_img=config.max_detections,
@@ -133,7 +133,9 @@ class FCOS(SingleStage, TorchvisionFCOS):
                 (1.0,),
                 offset=0.5 if config.fcos_points == "center" else 0.0,
             ),
-            head=in_float32(head),
+            head=in_float32(
+                head, "classification_head.cls_logits", "regression_head.bbox_reg", "regression_head.bbox_ctrness"
+            ),
             score_thresh=config.score_threshold,
             nms_thresh=config.nms_threshold,
             detections_per_img=config.max_detections,

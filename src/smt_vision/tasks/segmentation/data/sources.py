@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from ....data.dataset import Split
 from ....data.files import (
@@ -20,8 +20,10 @@ from ....data.files import (
     first_existing,
     is_hidden,
     list_files,
+    warn_if_test,
     warn_ignored,
 )
+from ....data.subset import held_out
 from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
@@ -34,8 +36,17 @@ log = get_logger(__name__)
 
 # Compared with the last word of a folder name in lower case, or with all of it: DUTS-TR-Image and Imgs are both image
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
-IMAGES = ("images", "image", "imgs", "img", "im", "rgb")
-LABELS = ("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object")
+IMAGES = ("images", "image", "imgs", "img", "im", "rgb", "leftimg8bit")
+LABELS = (
+    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object", "gtfine",
+)  # fmt: skip
+# Of Cityscapes: what follows the common part of the names of an image and its label map, and label maps not used.
+CITYSCAPES_ENDS = re.compile(r"_(leftImg8bit|gtFine_labelTrainIds)$")
+CITYSCAPES_OTHERS = re.compile(r"_gtFine_(color|instanceIds|labelIds)\.png$")
+CITYSCAPES_CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
 SPLITS: Mapping[Split, tuple[str, ...]] = {"train": (*TRAIN_NAMES, "tr"), "val": (*VAL_NAMES, "te")}
 SegmentationSplit = Literal["train", "val", "test"]
 WORDS: Mapping[SegmentationSplit, tuple[str, ...]] = {
@@ -46,8 +57,24 @@ WORDS: Mapping[SegmentationSplit, tuple[str, ...]] = {
 LAYOUT = (
     "images/train/NAME.jpg and labels/train/NAME.png, images/val/ and labels/val/ (or annotations/ or masks/, "
     "training/ and validation/), or labels/ without subfolders, or train/images/ and train/masks/ (or Imgs/ and GT/); "
-    f"to evaluate, also only Imgs/ and GT/ with all files of a test set; or Pascal VOC's: {VOC_LAYOUT}"
+    f"or only Imgs/ and GT/ with all files; or Pascal VOC's: {VOC_LAYOUT}"
 )
+
+
+class _Folders(NamedTuple):
+    """The folders of a split.
+
+    Args:
+        images: Folder of the images.
+        labels: Folder of the label maps.
+        others: Folders of images of other splits that have the same folder of label maps.
+        whole: Whether they are all of a dataset without splits.
+    """
+
+    images: Path
+    labels: Path
+    others: Sequence[Path] = ()
+    whole: bool = False
 
 
 class _Names(NamedTuple):
@@ -59,19 +86,24 @@ class _Names(NamedTuple):
 
 
 def find_splits(data: str) -> list[Split]:
-    """The splits that a folder of images and label maps has."""
+    """The splits that a folder of images and label maps has; ``val`` of one without splits."""
     root = Path(data).expanduser()
     found: list[Split] = []
     for split in SPLITS if root.is_dir() else ():
         with suppress(ValueError):
-            if _voc(root, split) is None:
-                _folders(root, split)
-            found.append(split)
+            if _find(root, split) is not None:
+                found.append(split)
     return found
 
 
 def open_segmentation(
-    data: str, split: SegmentationSplit, config: SegmentConfig, *, check: bool = True
+    data: str,
+    split: SegmentationSplit,
+    config: SegmentConfig,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    *,
+    check: bool = True,
 ) -> SegmentationDataset:
     """Open one split of a dataset of images and label maps, and check that each image has a label map.
 
@@ -79,9 +111,12 @@ def open_segmentation(
         data: Folder with subfolders of images and of label maps; see ``LAYOUT``. An image and its label map have the
             same file name apart from the suffix. Class names are read from ``classes.json`` (a list, or
             ``{"classes": [...], "ignore_index": 255}``) or ADE20K's ``objectInfo150.txt``; binary masks need none.
-        split: ``train``, ``val``, or ``test``, a test split beside the validation split. A dataset without splits can
-            only be opened as ``val``, which is all of it.
+        split: ``train``, ``val``, or ``test``, a test split beside the validation split.
         config: ``kind`` and ``zero_is_ignored`` are used.
+        val_fraction: Fraction of the training images, or of all images of a dataset without splits, that is held out if
+            there is no validation split; with 1, all are for validation. ``None``: a dataset without splits can only
+            be opened as ``val``, which is all of it.
+        seed: Random seed of the held-out images.
         check: Read pairs evenly spaced over the dataset, to find systematic errors.
 
     Returns:
@@ -95,29 +130,42 @@ def open_segmentation(
     root = Path(data).expanduser()
     if not root.is_dir():
         raise ValueError(f"data {data!r} is not a directory; expected {LAYOUT}; set --data")
-    voc = _voc(root, split)
-    if voc is not None:
-        images, labels, pairs = voc
-    else:
-        images, labels, others = _folders(root, split)
-        pairs = _pairs(images, labels, others)
-    names = _Names(["object"], None) if config.is_binary else _class_names(root, is_voc=voc is not None)
+    found = _find(root, split)
+    holds_out = False
+    if val_fraction is not None and split != "test":
+        val = found if split == "val" else _find(root, "val")
+        holds_out = (val is None and not _has_val_folder(root)) or (val is not None and val.whole)
+        if holds_out:
+            found = val or _find(root, "train")
+        elif split == "val" and val_fraction < 1 and val == _find(root, "test"):
+            warn_if_test("test", root)
+    if found is None:
+        raise ValueError(
+            f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}{_hint(root, split)}"
+        )
+    pairs = found.pairs if isinstance(found, VocSplit) else _pairs(*found[:3])
+    is_voc = isinstance(found, VocSplit)
+    names = _Names(["object"], None) if config.is_binary else _class_names(root, is_voc=is_voc)
     if config.zero_is_ignored and len(names.classes) >= IGNORE_INDEX:
         raise ValueError(
             f"{root}: {len(names.classes)} classes with zero_is_ignored, the last of which would be stored as "
             f"{IGNORE_INDEX}, the label of ignored pixels; expected at most {IGNORE_INDEX - 1}"
         )
     dataset = SegmentationDataset(
-        images, labels, list(pairs), list(pairs.values()), names.classes, config, names.ignore, names.colors
+        found.images, found.labels, list(pairs), list(pairs.values()), names.classes, config, names.ignore, names.colors
     )
+    if holds_out:
+        images = dataset
+        dataset = held_out(images, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
+        if not len(dataset):
+            raise ValueError(
+                f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
+                "validation split"
+            )
     if check:
         dataset.check()
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
-
-
-def _voc(root: Path, split: SegmentationSplit) -> VocSplit | None:
-    return find_voc(root, WORDS[split], whole=split == "val")
 
 
 def split_images(root: Path, split: Split) -> list[Path]:
@@ -125,16 +173,30 @@ def split_images(root: Path, split: Split) -> list[Path]:
     if not root.is_dir():
         return []
     try:
-        voc = _voc(root, split)
-        return find_images([_folders(root, split)[0]]) if voc is None else [voc.images / name for name in voc.pairs]
+        found = _find(root, split)
+        if isinstance(found, VocSplit):
+            return [found.images / name for name in found.pairs]
+        return [] if found is None else find_images([found.images])
     except (ValueError, FileNotFoundError):
         return []
 
 
-def _folders(root: Path, split: SegmentationSplit) -> tuple[Path, Path, list[Path]]:
-    """A split's folder of images, its folder of label maps, and folders of images that have the same of label maps."""
+def _find(root: Path, split: SegmentationSplit) -> VocSplit | _Folders | None:
+    """A split; ``None`` if the folder lacks it. A dataset without splits is found as ``val``."""
+    voc = find_voc(root, WORDS[split], whole=split == "val")
+    return voc or _folders(root, split)
+
+
+def _has_val_folder(root: Path) -> bool:
+    """Whether there is a folder for validation, not for testing, in which images or label maps are missing."""
+    parents = [root, *filter(None, [_child(root, IMAGES), _child(root, LABELS)])]
+    return any(word in _children(parent) for parent in parents for word in VAL_NAMES if word not in TEST_NAMES)
+
+
+def _folders(root: Path, split: SegmentationSplit) -> _Folders | None:
     images, labels = _child(root, IMAGES), _child(root, LABELS)
     others: list[Path] = []
+    whole = False
     if images and labels:  # images/train, or images of a test set
         folders = _same_split(images, labels, split)
         images_are_split, labels_are_split = (
@@ -143,22 +205,12 @@ def _folders(root: Path, split: SegmentationSplit) -> tuple[Path, Path, list[Pat
         if folders[0] and not labels_are_split:  # CAMO
             folders = folders[0], labels
             others = [child for child in images.iterdir() if child.is_dir() and child != folders[0]]
-        elif not images_are_split and not labels_are_split:
-            if split != "val":
-                raise ValueError(
-                    f"{root}: {images.name}/ and {labels.name}/ have no subfolders for training and validation, e.g. "
-                    "train/ and val/; the dataset can be evaluated as a whole (smt eval without --split), but training "
-                    "needs both"
-                )
-            folders = images, labels
+        elif split == "val" and not images_are_split and not labels_are_split:
+            folders, whole = (images, labels), True
     else:  # train/images
         parent = _child(root, WORDS[split])
         folders = (_child(parent, IMAGES), _child(parent, LABELS)) if parent else (None, None)
-    if folders[0] is None or folders[1] is None:
-        raise ValueError(
-            f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}{_hint(root, split)}"
-        )
-    return folders[0], folders[1], others
+    return None if folders[0] is None or folders[1] is None else _Folders(folders[0], folders[1], others, whole)
 
 
 def _same_split(images: Path, labels: Path, split: SegmentationSplit) -> tuple[Path | None, Path | None]:
@@ -221,7 +273,7 @@ def _child(folder: Path, words: Sequence[str]) -> Path | None:
 def _pairs(images: Path, labels: Path, others: Sequence[Path]) -> dict[str, str]:
     """Label map by image file, sorted by image file; ``others`` are folders of images with the same label maps."""
     report = ValidationReport(str(images))
-    elsewhere = {os.path.splitext(name)[0]: other / name for other in others for name in list_files(other).images}
+    elsewhere = {_stem(name): other / name for other in others for name in list_files(other).images}
     by_stem: dict[str, str] = {}
     for name in _files(labels):
         other = by_stem.setdefault(_stem(name), name)
@@ -252,14 +304,15 @@ def _pairs(images: Path, labels: Path, others: Sequence[Path]) -> dict[str, str]
 
 
 def _stem(name: str) -> str:
-    """Path without suffix, in composed Unicode: macOS stores names in decomposed Unicode."""
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    """What an image and its label map have in common: the path without suffix, in composed Unicode (macOS stores names
+    in decomposed Unicode), and of Cityscapes without the kind of file."""
+    return CITYSCAPES_ENDS.sub("", unicodedata.normalize("NFC", os.path.splitext(name)[0]))
 
 
 def _files(folder: Path) -> list[str]:
     listing = list_files(folder)
     warn_ignored(folder, listing.others)
-    return sorted(listing.images)
+    return sorted(name for name in listing.images if not CITYSCAPES_OTHERS.search(name))
 
 
 def _class_names(root: Path, *, is_voc: bool) -> _Names:
@@ -270,6 +323,8 @@ def _class_names(root: Path, *, is_voc: bool) -> _Names:
         where, names = root / LABEL_MAP, _Names(list(colors), None, list(colors.values()))
     elif is_voc:
         where, names = root, _Names(list(VOC_CLASSES), IGNORE_INDEX)
+    elif (root / "gtFine").is_dir():
+        where, names = root, _Names(list(CITYSCAPES_CLASSES), IGNORE_INDEX)
     elif ade20k.is_file():  # tab-separated; the last column lists a class's names, of which the first is used
         try:
             lines = ade20k.read_text(encoding="utf-8").splitlines()[1:]

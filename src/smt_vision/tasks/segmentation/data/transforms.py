@@ -23,7 +23,9 @@ RETRIES = 10  # further samples of a crop with too much of one class
 
 def eval_region(width: int, height: int, config: SegmentConfig) -> Region:
     """The entire image, resized as in evaluation."""
-    size = fit_size(width, height, config.short_side, config.long_side) if config.short_side else (width, height)
+    size = (config.short_side, config.short_side)
+    if not config.squash:
+        size = fit_size(width, height, config.short_side, config.long_side) if config.short_side else (width, height)
     return Region(0, 0, width, height, *size)
 
 

@@ -1,7 +1,8 @@
 """Pascal VOC's layout of semantic segmentation, which CVAT's "Segmentation mask" has, too.
 
 ``ImageSets/Segmentation/train.txt`` and the like list the images in ``JPEGImages/``, whose label maps are in
-``SegmentationClass/``. With ``labelmap.txt``, as of CVAT, these have a color per class.
+``SegmentationClass/``. With ``labelmap.txt``, as of CVAT, these have a color per class. With the annotations of SBD,
+the training images are those of ``trainaug.txt``, and their label maps in ``SegmentationClassAug/``.
 """
 
 import os
@@ -12,8 +13,11 @@ from typing import NamedTuple
 
 from ....data.files import first_existing, list_files
 from ....data.validation import ValidationReport
+from ....text import get_logger
 
+log = get_logger(__name__)
 LISTS, IMAGES, LABELS, LABEL_MAP = "ImageSets/Segmentation", "JPEGImages", "SegmentationClass", "labelmap.txt"
+AUGMENTED_LIST, AUGMENTED_LABELS = "trainaug", "SegmentationClassAug"
 LAYOUT = f"{IMAGES}/, {LABELS}/, and {LISTS}/train.txt and val.txt"
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -29,11 +33,13 @@ class VocSplit(NamedTuple):
         images: Folder of the images.
         labels: Folder of the label maps.
         pairs: Label map by image, both relative to their folder.
+        whole: Whether it is all of a dataset without splits.
     """
 
     images: Path
     labels: Path
     pairs: dict[str, str]
+    whole: bool = False
 
 
 def find_voc(root: Path, words: Sequence[str], *, whole: bool) -> VocSplit | None:
@@ -51,20 +57,30 @@ def find_voc(root: Path, words: Sequence[str], *, whole: bool) -> VocSplit | Non
     if not folder.is_dir() or not (root / IMAGES).is_dir() or not (root / LABELS).is_dir():
         return None
     lists = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
-    name = first_existing(words, lists, folder) or ("default" if whole and "default" in lists else None)
-    return None if name is None else VocSplit(root / IMAGES, root / LABELS, _pairs(root, lists[name]))
+    if "train" in words and AUGMENTED_LIST in lists:
+        if (root / AUGMENTED_LABELS).is_dir():
+            log.info("%s: trains on %s.txt and %s/", root, AUGMENTED_LIST, AUGMENTED_LABELS)
+            pairs = _pairs(root, lists[AUGMENTED_LIST], AUGMENTED_LABELS)
+            return VocSplit(root / IMAGES, root / AUGMENTED_LABELS, pairs)
+        log.warning("%s: %s.txt is not used, because there is no %s/", root, AUGMENTED_LIST, AUGMENTED_LABELS)
+    name = first_existing(words, lists, folder)
+    is_whole = name is None and whole and "default" in lists
+    if is_whole:
+        name = "default"
+    return None if name is None else VocSplit(root / IMAGES, root / LABELS, _pairs(root, lists[name]), is_whole)
 
 
-def _pairs(root: Path, file: Path) -> dict[str, str]:
+def _pairs(root: Path, file: Path, label_folder: str = LABELS) -> dict[str, str]:
+    folders = (IMAGES, label_folder)
     images, labels = (
-        {os.path.splitext(name)[0]: name for name in list_files(root / folder).images} for folder in (IMAGES, LABELS)
+        {os.path.splitext(name)[0]: name for name in list_files(root / folder).images} for folder in folders
     )
     report = ValidationReport(str(file))
     pairs: dict[str, str] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         if not (stem := line.strip()):
             continue
-        for found, folder in ((images, IMAGES), (labels, LABELS)):
+        for found, folder in zip((images, labels), folders, strict=True):
             if stem not in found:
                 report.error(f"files are not in {folder}/", stem, "add them, or remove the lines from the list")
         if stem in images and stem in labels:

@@ -59,4 +59,4 @@ class SegmentationNetwork(nn.Module):
             logits = self.head(maps)
         if self.training:
             return logits, None if self.auxiliary is None else self.auxiliary(maps[-2])
-        return resize(logits, image.shape[-2:])[..., :height, :width]
+        return resize(logits.float(), image.shape[-2:])[..., :height, :width]

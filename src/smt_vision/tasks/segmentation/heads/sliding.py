@@ -39,18 +39,20 @@ def segment(
 
     Returns:
         Per image the most probable class of each pixel, ``(H, W)`` int16; with ``config.kind`` ``binary`` the object
-        probabilities, ``(H, W)`` float32. The probabilities are resized, not the labels. ``None`` for an image whose
-        logits are infinite or not a number.
+        probabilities, ``(H, W)`` float32. Logits are resized to this size, or where they are averaged over scales or
+        flips, probabilities; labels never. ``None`` for an image whose logits are infinite or not a number.
     """
+    single = len(config.test_scales) == 1 and not config.test_flip
     by_row: dict[int, Tensor | None] = {}
     for same_size, (height, width) in group_by_size(sizes):
         together = max(1, MAX_PIXELS // (height * width))
         for start in range(0, len(same_size), together):
             rows = same_size[start : start + together]
-            maps = [_OutputMap((height, width), originals[row], config.is_binary, image.device) for row in rows]
+            size = height, width
+            maps = [_OutputMap(size, originals[row], config.is_binary, single, image.device) for row in rows]
             checked = _CheckedNetwork(model)
-            for probabilities in probability_rows(checked, image[rows, :, :height, :width], config):
-                for output, values in zip(maps, probabilities, strict=True):
+            for scores in probability_rows(checked, image[rows, :, :height, :width], config, logits=single):
+                for output, values in zip(maps, scores, strict=True):
                     output.add(values)
             for row, output, finite in zip(rows, maps, checked.finite(), strict=True):
                 by_row[row] = output.values if finite else None
@@ -73,7 +75,7 @@ class _CheckedNetwork:
         return torch.stack(self._checks).all(dim=0).tolist()
 
 
-def probability_rows(model: Network, image: Tensor, config: SegmentConfig) -> Iterator[Tensor]:
+def probability_rows(model: Network, image: Tensor, config: SegmentConfig, *, logits: bool = False) -> Iterator[Tensor]:
     """Yield the class probabilities of images of one size, from top to bottom: ``(B, K, n, w)`` for n rows each.
 
     Args:
@@ -82,9 +84,10 @@ def probability_rows(model: Network, image: Tensor, config: SegmentConfig) -> It
         config: Probabilities, sigmoid if ``kind`` is ``binary`` and else softmax, are averaged over ``test_scales`` and
             ``test_flip``. With ``slide``, logits are averaged where windows overlap. Scales are relative to ``image``,
             not to the size of the file.
+        logits: Yield the logits instead; for one scale without flips.
     """
     variants = [
-        _variant_rows(model, image, scale, flipped, config)
+        _variant_rows(model, image, scale, flipped, config, logits)
         for scale, flipped in itertools.product(config.test_scales, (False, True) if config.test_flip else (False,))
     ]
     if config.test == "slide" or len(variants) == 1:
@@ -158,33 +161,40 @@ class ResizedRows:
 
 
 class _OutputMap:
-    """The label map or object probabilities of an image, from its class probabilities in rows.
+    """The label map or object probabilities of an image, from its class probabilities or logits in rows.
 
     Args:
         size: Height h and width w of the image as the model sees it.
         original: Height H and width W of the image as stored.
         binary: Whether there is one class, whose probabilities are the result.
-        device: Device of the probabilities.
+        logits: Whether the rows are logits.
+        device: Device of the rows.
     """
 
-    def __init__(self, size: tuple[int, int], original: tuple[int, int], binary: bool, device: torch.device) -> None:
+    def __init__(
+        self, size: tuple[int, int], original: tuple[int, int], binary: bool, logits: bool, device: torch.device
+    ) -> None:
         self.values = torch.empty(original, dtype=torch.float32 if binary else torch.int16, device=device)
         self._binary = binary
+        self._logits = logits
         self._rows = ResizedRows(size, original)
         self._top = 0
 
-    def add(self, probabilities: Tensor) -> None:
-        """Add rows of class probabilities ``(K, n, w)``."""
-        for rows in self._rows.add(probabilities[None]):
+    def add(self, scores: Tensor) -> None:
+        """Add rows of class probabilities or logits ``(K, n, w)``."""
+        for rows in self._rows.add(scores[None]):
             part = self.values[self._top : self._top + rows.shape[-2]]
-            part.copy_(rows[0, 0] if self._binary else rows[0].max(dim=0).indices)
+            if self._binary:
+                part.copy_(rows[0, 0].sigmoid() if self._logits else rows[0, 0])
+            else:
+                part.copy_(rows[0].max(dim=0).indices)
             self._top += len(part)
 
 
 def _variant_rows(
-    model: Network, image: Tensor, scale: float, flipped: bool, config: SegmentConfig
+    model: Network, image: Tensor, scale: float, flipped: bool, config: SegmentConfig, only_logits: bool
 ) -> Iterator[Tensor]:
-    """Yield the probabilities of a scale, flipped or not, in rows of the same number for all scales."""
+    """Yield the probabilities, or logits, of a scale, flipped or not, in rows of the same number for all scales."""
     size = (image.shape[-2], image.shape[-1])
     scaled_size = size
     if scale != 1:
@@ -193,7 +203,10 @@ def _variant_rows(
     resized = ResizedRows(scaled_size, size)
     for logits in _logit_rows(model, image.flip(-1) if flipped else image, config):
         for rows in resized.add(logits.flip(-1) if flipped else logits):
-            yield rows.sigmoid() if config.is_binary else rows.softmax(dim=1)
+            if only_logits:
+                yield rows
+            else:
+                yield rows.sigmoid() if config.is_binary else rows.softmax(dim=1)
             del rows
         del logits  # otherwise kept while the next are computed
 
