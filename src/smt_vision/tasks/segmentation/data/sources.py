@@ -38,7 +38,8 @@ log = get_logger(__name__)
 # folders, and of COD10K's GT_Object, GT_Instance and GT_Edge, only the first has masks.
 IMAGES = ("images", "image", "imgs", "img", "im", "rgb", "leftimg8bit")
 LABELS = (
-    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object", "gtfine",
+    "labels", "label", "annotations", "annotation", "masks", "mask", "gt", "groundtruth", "truth", "gt_object",
+    "gtfine",
 )  # fmt: skip
 # Of Cityscapes: what follows the common part of the names of an image and its label map, and label maps not used.
 CITYSCAPES_ENDS = re.compile(r"_(leftImg8bit|gtFine_labelTrainIds)$")
