@@ -252,8 +252,12 @@ def model_key(recipe: Recipe) -> str:
 def inference_key(recipe: Recipe) -> str:
     """What decides the time of a recipe's model in inference, as text: the model, its head and its input."""
     parts = {"input.size", "input.channels"}
-    head = {name: value for name, value in flat_fields(recipe).items()
-            if name in parts or name.partition(".")[0] in ("segment", "detect")}  # fmt: skip
+    newer = [("segment.squash", False)]  # than measurements in files, with the default
+    head = {
+        name: value
+        for name, value in flat_fields(recipe).items()
+        if (name in parts or name.partition(".")[0] in ("segment", "detect")) and (name, value) not in newer
+    }
     return json.dumps([recipe.model, recipe.to_dict()["model_args"], head], sort_keys=True, default=list)
 
 
