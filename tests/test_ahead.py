@@ -1,5 +1,6 @@
 """Items that are computed by threads, ahead of the one that is taken."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -14,15 +15,12 @@ import torch
 from PIL import Image
 
 from smt_vision.data import ahead
-from smt_vision.data.ahead import map_ahead
+from smt_vision.data.ahead import image_threads
 from smt_vision.data.decode import count_pixels
 from tiny_run import environment
 from waiting import DEADLINE
 
-
-@pytest.fixture(autouse=True)
-def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+map_ahead = functools.partial(ahead.map_ahead, threads=4)
 
 
 def test_results_are_in_order() -> None:
@@ -47,6 +45,18 @@ def test_few_items_are_taken_ahead() -> None:
     assert len(taken) == 3 + 4 + 1
     results.close()  # type: ignore[attr-defined]
     assert len(taken) == 3 + 4 + 1
+    taken.clear()
+    results = map_ahead(lambda i: i, items(), ahead=20)  # e.g. two batches
+    assert next(results) == 0
+    assert len(taken) == 20 + 1
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_threads_beside_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model on a GPU leaves the cores to the images."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(ahead, "share_of_cores", lambda: 16)
+    assert (image_threads(torch.device("cpu")), image_threads(torch.device("cuda"))) == (1, 8)
 
 
 def test_an_error_is_raised_in_place_of_its_result() -> None:

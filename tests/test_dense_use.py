@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -416,6 +417,40 @@ def test_save_detections_in_pil_images(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [row["bbox"] for row in rows[2:]] == [[0, 0, 150, 50], [75, 50, 150, 50]]
     assert rows[2]["segmentation"]["size"] == [100, 300]
+
+
+def test_threads_share_a_predictor(detector_run: Path, segmenter_run: Path) -> None:
+    """An image whose outputs are not finite is that of its own thread."""
+    detector, segmenter = load_detector(detector_run, score_threshold=0.0), smt_vision.load(segmenter_run)
+    images = [Image.new("RGB", (64 + 8 * i, 48), (40 * i, 90, 200 - 40 * i)) for i in range(4)]
+    expected = [detector(images), segmenter(images)]
+    with ThreadPoolExecutor(4) as pool:
+        found = [list(pool.map(lambda image, p=p: p([image])[0], images)) for p in (detector, segmenter)]
+    for one, other in zip(expected[0], found[0], strict=True):
+        torch.testing.assert_close((one.boxes, one.scores), (other.boxes, other.scores), rtol=1e-4, atol=1e-4)
+    for one, other in zip(expected[1], found[1], strict=True):
+        assert torch.equal(one.class_ids, other.class_ids)
+
+
+def test_pictures_may_be_left_out(tmp_path: Path) -> None:
+    for predictor in (fixed_detector(), brightness_segmenter(binary=False)):
+        folder = tmp_path / predictor.kind
+        written = predictor.save(predictor([third_bright()]), folder, draw=False)
+        assert all(path.exists() for path in written)
+        assert not (folder / "drawn").exists()
+
+
+def test_an_image_that_is_gone_is_not_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.png"
+    third_bright().save(path)
+    for predictor in (fixed_detector(), brightness_segmenter(binary=False)):
+        results = predictor([path])
+        path.rename(tmp_path / "b.png")
+        written = predictor.save(results, tmp_path / predictor.kind)
+        assert written[0].exists()
+        assert f"not drawn: {path}" in caplog.text
+        (tmp_path / "b.png").rename(path)
+        caplog.clear()
 
 
 def test_predictions_have_at_least_the_given_score(detector_run: Path) -> None:

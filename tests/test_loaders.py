@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from smt_vision.data.decode import UnreadableImage
-from smt_vision.data.loaders import TrainLoader, _share_of_cores, seed_all
+from smt_vision.data.loaders import TrainLoader, seed_all, share_of_cores
 from smt_vision.data.samplers import EvalSampler, TrainSampler
 from smt_vision.data.transforms import ToNormalized
 from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationInput
@@ -440,16 +440,16 @@ def test_workers_are_limited_to_batches_and_cores(monkeypatch: pytest.MonkeyPatc
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)  # a run in this process sets it
-    assert _share_of_cores() == 16
+    assert share_of_cores() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert _share_of_cores() == 4
+    assert share_of_cores() == 4
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     monkeypatch.setenv("SLURM_NTASKS", "1")  # a shell in a job, in which the processes are started otherwise
-    assert _share_of_cores() == 4
+    assert share_of_cores() == 4
     monkeypatch.setenv("SLURM_NTASKS", "8")  # SLURM has started the processes, four per machine
-    assert _share_of_cores() == 12
+    assert share_of_cores() == 12
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # one torchrun per task
-    assert _share_of_cores() == 4
+    assert share_of_cores() == 4
 
 
 def test_eval_batches_over_ranks_cover_the_dataset() -> None:

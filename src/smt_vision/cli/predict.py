@@ -23,7 +23,7 @@ smt predict runs/camvid PHOTOS/ --out labeled             labeled/labels/*.png, 
 smt predict runs/nuclei CLIP.mp4 --every 5                predictions/CLIP.jsonl, and predictions/drawn/CLIP.mp4
 """
 MAX_ROWS = 1000  # images in the table on standard output where files are written
-OPTIONS = ("top_k", "score", "annotations")  # of some tasks only
+OPTIONS = ("top_k", "score", "annotations", "draw")  # of some tasks only
 
 
 def build_parser(words: list[str]) -> Parser:
@@ -47,6 +47,9 @@ def build_parser(words: list[str]) -> Parser:
     )
     parser.add_argument(
         "--annotations", type=Path | None, help="COCO annotations to take the images' ids from (detectors only)"
+    )
+    parser.add_argument(
+        "--draw", type=bool | None, help="draw the results over copies of the images; default: true (not classifiers)"
     )
     parser.add_argument("--every", type=Count | None, help="predict only every n-th frame; default: 1 (videos only)")
     add_precision(parser)
@@ -127,6 +130,8 @@ def _videos(model: Any, videos: list[Path], args: Any, options: dict[str, Any]) 
 
     if "annotations" in options:
         raise ValueError("--annotations has the ids of images, and these are videos; omit it")
+    if "draw" in options:
+        raise ValueError("--draw is for images, and these are videos, of which results are always drawn; omit it")
     folder = args.out or Path("predictions")
     _refuse_own_input(folder, videos)
     stems: dict[Path, Path] = {}

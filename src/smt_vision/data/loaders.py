@@ -389,10 +389,10 @@ def eval_loader(
 
 def _workers(requested: int, batches: int) -> int:
     """Number of worker processes: at most one per batch, and at most this process's share of the CPU cores."""
-    return max(0, min(requested, _share_of_cores(), batches))
+    return max(0, min(requested, share_of_cores(), batches))
 
 
-def _share_of_cores() -> int:
+def share_of_cores() -> int:
     """Number of CPU cores per training process; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..analysis.neighbors import Floats, batch_features
 from ..analysis.subject import Subject
 from ..bounds import Count, checked
-from ..data.ahead import map_ahead
+from ..data.ahead import image_threads, map_ahead
 from ..data.dataset import Raw, RawDataset
 from ..data.decode import UnreadableImage, count_pixels
 from ..data.fingerprint import hash_pixels
@@ -167,15 +167,19 @@ def embed(
         split, i = item
         return count_pixels(Path(datasets[split].name(i)))  # of files; those in archives are small
 
+    device = subject.predictor.device
+
     def prepared() -> Iterator[tuple[tuple[str, int], Tensor]]:
-        for done, (item, found) in enumerate(map_ahead(read, items, pixels=pixels)):
+        for done, (item, found) in enumerate(
+            map_ahead(read, items, pixels=pixels, threads=image_threads(device), ahead=2 * batch_size)
+        ):
             on_progress(done, total)
             if isinstance(found, Tensor):
                 yield item, found
             else:
                 unreadable.append(str(found))
 
-    for keys, rows in batch_features(subject.network, prepared(), batch_size, subject.predictor.device):
+    for keys, rows in batch_features(subject.network, prepared(), batch_size, device):
         if features is None:
             features = np.empty((total, rows.shape[1]), dtype=np.float32)
         features[len(kept) : len(kept) + len(rows)] = rows

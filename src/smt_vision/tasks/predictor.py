@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..bounds import Count, checked, short
-from ..data.ahead import map_ahead
+from ..data.ahead import image_threads, map_ahead
 from ..data.decode import UnreadableImage, count_pixels, decode_for_resize
 from ..data.files import find_images
 from ..data.fingerprint import UsedImages
@@ -51,6 +51,8 @@ class PreparedImage:
 
 class Predictor(ABC, Generic[R]):
     """A model with its classes and preprocessing; R is the type of its results.
+
+    Several threads may use a predictor at the same time, e.g. those of a web server.
 
     Args:
         model: Set to evaluation mode and moved to the device.
@@ -223,7 +225,7 @@ class Predictor(ABC, Generic[R]):
         """
         batch: list[PreparedImage | tuple[Source, str, str]] = []
         sizes: list[tuple[int, ...]] = []
-        for image in self._prepared(images):
+        for image in self._prepared(images, ahead=2 * batch_size):
             if isinstance(image, PreparedImage):
                 sizes.append(tuple(image.pixels.shape))
                 if len(sizes) > 1 and len(sizes) * math.prod(map(max, zip(*sizes, strict=True))) > MAX_VALUES:
@@ -236,7 +238,7 @@ class Predictor(ABC, Generic[R]):
         if batch:
             yield batch
 
-    def _prepared(self, images: Iterable[Source]) -> Iterator[PreparedImage | tuple[Source, str, str]]:
+    def _prepared(self, images: Iterable[Source], ahead: int) -> Iterator[PreparedImage | tuple[Source, str, str]]:
         """The images in order, prepared; files in a list by threads, ahead of the model.
 
         Each image of an iterator is prepared before the next is taken, so that the iterator may close or remove it.
@@ -252,7 +254,9 @@ class Predictor(ABC, Generic[R]):
                 return math.inf
             return count_pixels(Path(source)) * max(1, self.input.channels / 3)
 
-        return map_ahead(lambda item: self._prepare(*item), items, pixels=pixels)
+        return map_ahead(
+            lambda item: self._prepare(*item), items, pixels=pixels, threads=image_threads(self.device), ahead=ahead
+        )
 
     def _predict(self, batch: list[PreparedImage], **options: Any) -> Iterator[R]:
         """Results of a batch; where memory does not suffice, of one image at a time, and then an error."""

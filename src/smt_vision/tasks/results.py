@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from ..data.decode import decode_picture
+from ..data.decode import UnreadableImage, decode_picture
 from ..data.files import relative_names
 from ..recipe import Input
 from ..text import get_logger
@@ -96,6 +96,14 @@ def decode_source(source: Source, input: Input | None = None) -> Image.Image:
     return decode_picture(
         source if isinstance(source, Image.Image) else Path(source), input or Input(), name=str(source)
     )
+
+
+def save_drawn(draw: Callable[[], Image.Image], path: Path) -> None:
+    """Save what ``draw`` returns; an image that cannot be read again is a warning, since its result is there."""
+    try:
+        save_image(draw(), path)
+    except UnreadableImage as error:
+        log.warning("not drawn: %s", error)
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -29,7 +29,7 @@ class Detector(Predictor[Detections]):
 
     kind = "a detector"
     columns = ("objects",)
-    options = frozenset({"score", "annotations"})
+    options = frozenset({"score", "annotations", "draw"})
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -51,6 +51,7 @@ class Detector(Predictor[Detections]):
         images: Sequence[Source] | None = None,
         score: Fraction = DRAWN_SCORE,
         annotations: str | Path | None = None,
+        draw: bool = True,
         **options: Any,
     ) -> list[Path]:
         """Write detections as files, and images with drawn detections to ``drawn/``.
@@ -66,6 +67,7 @@ class Detector(Predictor[Detections]):
             score: Detections with a lower score are not drawn.
             annotations: COCO annotation file with the ids of the images and categories, see
                 :func:`smt_vision.tasks.detection.results.coco_ids`; by default images are numbered from 1.
+            draw: Whether to write images with drawn detections.
             options: Unused.
 
         Raises:
@@ -74,7 +76,7 @@ class Detector(Predictor[Detections]):
         """
         return write_detections(
             results, images, Path(folder), classes=self.classes, category_ids=self.category_ids, score=score,
-            input=self.input,
+            input=self.input, draw=draw,
             annotations=None if annotations is None else Path(annotations),
         )  # fmt: skip
 

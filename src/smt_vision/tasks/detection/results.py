@@ -24,7 +24,7 @@ from ..results import (
     image_names,
     kept_when_interrupted,
     result_names,
-    save_image,
+    save_drawn,
     with_sources,
 )
 from .box_masks import BoxMasks
@@ -293,6 +293,7 @@ def write_detections(
     score: float,
     annotations: Path | None,
     input: Input,
+    draw: bool,
 ) -> list[Path]:
     """See :meth:`smt_vision.tasks.detection.predictor.Detector.save`."""
     results, images = with_sources(results, images)
@@ -320,12 +321,13 @@ def write_detections(
             entries.append({"id": image_id, "file_name": name, "height": result.size[0], "width": result.size[1]})
             shown = (row for row, value in zip(found, result.scores.tolist(), strict=True) if value >= score)
             objects += [_as_annotation(row, len(objects) + i) for i, row in enumerate(shown, 1)]
-            save_image(draw_result(result, score, classes, input), folder / DRAWN / output)
+            if draw:
+                save_drawn(lambda: draw_result(result, score, classes, input), folder / DRAWN / output)  # noqa: B023
     categories = [{"id": id, "name": name} for id, name in zip(written_ids, classes, strict=True)]
     dataset = {"images": entries, "annotations": objects, "categories": categories}
     write_text_atomic(folder / RESULTS, json.dumps(rows))
     write_text_atomic(folder / ANNOTATIONS, json.dumps(dataset))
-    return [folder / RESULTS, folder / ANNOTATIONS, folder / DRAWN]
+    return [folder / RESULTS, folder / ANNOTATIONS, *([folder / DRAWN] if draw else [])]
 
 
 def _as_annotation(row: Mapping[str, Any], id: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Segmenter(Predictor[SegmentationResult]):
 
     kind = "a segmenter"
     columns = ("fraction of pixels",)
+    options = frozenset({"draw"})
 
     @property
     def input_description(self) -> str:
@@ -44,6 +45,7 @@ class Segmenter(Predictor[SegmentationResult]):
         folder: str | Path,
         *,
         images: Sequence[Source] | None = None,
+        draw: bool = True,
         **options: Any,
     ) -> list[Path]:
         """Write one map per image, and the images with classes drawn over them to ``drawn/``.
@@ -56,13 +58,14 @@ class Segmenter(Predictor[SegmentationResult]):
             folder: Output folder; created if necessary.
             images: Images of the results, in order. If given, file names are checked before the first result is
                 computed.
+            draw: Whether to write images with drawn classes.
             options: Unused.
 
         Raises:
             ValueError: An image is given twice, or two have the same output path.
         """
         return write_label_maps(
-            results, images, Path(folder), classes=self.classes, config=self.config, input=self.input
+            results, images, Path(folder), classes=self.classes, config=self.config, input=self.input, draw=draw
         )
 
     @property

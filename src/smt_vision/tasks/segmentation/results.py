@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...recipe import Input
-from ..results import DRAWN, Source, decode_source, result_names, save_image, with_sources
+from ..results import DRAWN, Source, decode_source, result_names, save_drawn, save_image, with_sources
 from .config import IGNORE_INDEX, SegmentConfig
 from .pictures import draw_label_map
 
@@ -45,6 +45,7 @@ def write_label_maps(
     classes: Sequence[str],
     config: SegmentConfig,
     input: Input,
+    draw: bool,
 ) -> list[Path]:
     """See :meth:`smt_vision.tasks.segmentation.predictor.Segmenter.save`."""
     results, images = with_sources(results, images)
@@ -53,8 +54,9 @@ def write_label_maps(
         if result.error is not None:
             continue
         save_image(stored_map(result, config), maps / name)
-        save_image(draw_result(result, classes, input), folder / DRAWN / name)
-    return [maps, folder / DRAWN]
+        if draw:
+            save_drawn(lambda: draw_result(result, classes, input), folder / DRAWN / name)  # noqa: B023
+    return [maps, *([folder / DRAWN] if draw else [])]
 
 
 def stored_map(result: SegmentationResult, config: SegmentConfig) -> Image.Image:
