@@ -77,6 +77,7 @@ class Squares(predictors.Predictor[tuple[str, str | None]]):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.device = torch.device("cpu")
         self.spec = ModelSpec("classify", "none", (), Input())
         self.transform = lambda image: torch.zeros(3, image.height, image.width)
 
