@@ -6,7 +6,6 @@ Triton's interpreter, which is slow and meant for tests.
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -101,8 +100,3 @@ def gradients_of(
     wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(function(*inputs, *arguments), wanted, grad, create_graph=True))
     return [next(found) if x.requires_grad else None for x in inputs]
-
-
-def on_device(x: Tensor) -> AbstractContextManager[object]:
-    """A context that makes the device of ``x`` current; Triton launches kernels on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .availability import on_device
+from .triton_probe import on_device
 
 WARPS = 4
 ROWS = 2  # output rows per thread: an input is loaded and converted once for all of them

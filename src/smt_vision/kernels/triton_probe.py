@@ -1,12 +1,18 @@
-"""A kernel that shows whether Triton kernels can be compiled and launched."""
+"""Launching Triton kernels: the device, and a kernel that shows whether it is possible."""
 
 # mypy: allow-untyped-defs
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .availability import on_device
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """A context that makes the device of ``x`` current; Triton launches kernels on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def launch(device: torch.device) -> None:

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .availability import on_device
+from .triton_probe import on_device
 
 WARPS = 4
 TILE = 2048  # positions x outputs per iteration: 16 per thread
