@@ -4,7 +4,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,8 +231,9 @@ def first_existing(names: Sequence[str], existing: Collection[str], where: objec
     return found[0] if found else None
 
 
-def warn_if_test(name: str | None, where: object) -> None:
-    """Warn that the validation split of a run, by which its best weights are selected, is named like a test split."""
+@cache
+def warn_if_test(name: str | None, where: Hashable) -> None:
+    """Warn once that the validation split of a run, which selects its best weights, is named like a test split."""
     if name in TEST_NAMES:
         log.warning(
             "%s: there is no other validation split than %s, so the best weights are selected on it, and metrics on it "
