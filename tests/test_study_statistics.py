@@ -368,6 +368,10 @@ def test_commands_train_what_has_results() -> None:
         "smt study 'my study.py' --run x --data torch/cifar10=PATH",
         "smt study other --budgets long --run x --data torch/cifar10=PATH",
     ]
+    two = replace(STUDY, variants={**STUDY.variants, "b": {"data": "cifar100"}})
+    found = {"made_up": summarize(two, made_up(two, "short", dict(a=60, b=60)) | made_up(two, "long", dict(a=1, b=1)))}
+    (line,) = training_commands([two], found, {"made_up": "two"}, data={"torch/cifar10": "A", "cifar100": "B"})
+    assert line == "smt study two --data torch/cifar10=A cifar100=B"
 
 
 def test_pairs_of_different_conditions_are_counted() -> None:

@@ -57,7 +57,7 @@ def effective_receptive_fields(network: nn.Module, images: Iterable[Tensor]) -> 
     """The effective receptive field by stage: the gradient of the center cell after the last block of the stage.
 
     Of each image, the gradients of four projections of the cell's channels with random signs are averaged in absolute
-    value. The signs are other ones for each image, and the same in each call.
+    value. The signs differ from image to image, but are the same in every call.
 
     Images of different sizes are averaged with the center cells in one place.
 

@@ -115,7 +115,7 @@ def training_commands(
     for budgets, group in groups.items():
         words_of_one = [words[study.name] for study in group]
         words_of_one += ["--budgets", *budgets[1:]] if budgets else []
-        used = dict.fromkeys(study.base.data for study in group)
+        used = dict.fromkeys(cell.recipe.data for study in group for cell in study.cells(seeds=1))
         paths = [f"{name}={data[name]}" for name in used if data and name in data]
         words_of_one += [*options, *(["--data", *paths] if paths else [])]
         commands.append(f"smt study {' '.join(map(shell_word, words_of_one))}")
@@ -163,8 +163,8 @@ def _together(summaries: Mapping[str, Sequence[BudgetSummary]]) -> list[str]:
     names = "; ".join(
         markdown(f"{where} ({', '.join(f'{c.claim.better} - {c.than}' for _, c in group)})") for where, group in groups
     )
-    about = f"After a correction for all {count} different comparisons of this page together"
-    return [f"{about}, significant are: {names}." if names else f"{about}, none is significant.", ""]
+    about = f"After a correction for all {count} different comparisons on this page together"
+    return [f"{about}, these remain significant: {names}." if names else f"{about}, none is significant.", ""]
 
 
 def _section(

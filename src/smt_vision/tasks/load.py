@@ -182,7 +182,8 @@ def _named(path: Path) -> Iterator[None]:
 @contextmanager
 def limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Raise a ValueError as soon as a model that is built has many more parameters than its file."""
-    _install_hook()
+    with _hook_lock:  # two threads would each install it
+        _install_hook()
     _limit.parameters = MAX_TIMES * sum(tensor.numel() for tensor in weights.values()) + MAX_MORE
     _limit.tensors = MAX_TIMES * len(weights) + MAX_MORE_TENSORS
     _limit.stored = len(weights)
@@ -192,6 +193,7 @@ def limited_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
         del _limit.stored
 
 
+_hook_lock = threading.Lock()
 _limit = threading.local()  # of the model that a thread builds
 
 
