@@ -230,6 +230,8 @@ def test_backbone_lr_scale(no_decay: Literal["1d", "norm"]) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     lr = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert lr == {name: 0.05 if name.startswith("backbone.") else 0.5 for name in names.values()}
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert scales == [0.1, 1.0] * (len(scales) // 2)  # checkpoints depend on this order
     decay, expected = (
         {names[id(p)]: group["weight_decay"] for group in o.param_groups for p in group["params"]}
         for o in (optimizer, plain)

@@ -828,6 +828,20 @@ def test_voc_s_own_classes_and_a_set_without_splits(tmp_path: Path) -> None:
         open_segmentation(str(tmp_path), "train", SegmentConfig())
 
 
+def test_a_test_split_without_label_maps_does_not_matter_in_training(tmp_path: Path) -> None:
+    """As of VOC 2012, whose test set is downloaded into the same folder."""
+    for i in range(3):
+        write_image(tmp_path / f"JPEGImages/{i}.jpg", 4, 2, seed=i)
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for i, name in enumerate(("train", "val", "test")):
+        (lists / f"{name}.txt").write_text(f"{i}\n")
+        if name != "test":
+            write_labels(tmp_path / "SegmentationClass" / f"{i}.png", np.full((2, 4), 1))
+    for split in ("train", "val"):
+        assert len(open_segmentation(str(tmp_path), split, SegmentConfig(), 0.1)) == 1
+
+
 def test_voc_with_the_annotations_of_sbd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in range(3):
         write_image(tmp_path / f"JPEGImages/{i}.jpg", 4, 2, seed=i)

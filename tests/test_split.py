@@ -594,3 +594,11 @@ def test_one_training_image_of_a_segmenter_is_an_early_error(scenes: Path, tmp_p
     with pytest.raises(ValueError, match="1 training images"):
         train(scenes_recipe(tmp_path / "set"), tmp_path / "run", display=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_test_sets_do_not_matter_in_training(shapes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for name in ("test_a", "test_b"):
+        shutil.copy(data / "annotations/instances_val.json", data / f"annotations/instances_{name}.json")
+    assert len(open_detection(str(data), "val", val_fraction=0.1)) > 0

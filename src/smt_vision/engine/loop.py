@@ -412,9 +412,10 @@ class _Loop:
 
     def _without_batches(self) -> Exception:
         """The error to raise after a step that a process had no batches for; the run has saved itself."""
-        reasons = gathered_objects(self.fabric, str(self._failure or ""))
+        own = None if self._failure is None else str(self._failure) or repr(self._failure)
+        reasons = gathered_objects(self.fabric, own)
         self._save()
-        rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+        rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason is not None)
         return self._failure or UnreadableImage(f"process {rank} has no more training images: {reason}")
 
     def _leave_out(self, reason: str, group: list[Batch]) -> None:

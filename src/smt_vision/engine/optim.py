@@ -146,13 +146,14 @@ def _backbone_scales(backbone: Backbone, config: Optim, spec: ModelSpec | None) 
 
 
 def _scaled_groups(groups: list[dict[str, Any]], scales: dict[int, float]) -> list[dict[str, Any]]:
-    """The groups, each split by the factors on the learning rate of its parameters, from low to high."""
+    """The groups, each split by the factors on the learning rate of its parameters: those of the backbone from low to
+    high, then the others. Checkpoints depend on this order."""
     split = []
     for group in groups:
-        by_scale: dict[float, list[nn.Parameter]] = defaultdict(list)
+        by_scale: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
         for p in group["params"]:
-            by_scale[scales.get(id(p), 1.0)].append(p)
-        split += [{**group, "params": by_scale[scale], "lr_scale": scale} for scale in sorted(by_scale)]
+            by_scale[id(p) not in scales, scales.get(id(p), 1.0)].append(p)
+        split += [{**group, "params": by_scale[key], "lr_scale": key[1]} for key in sorted(by_scale)]
     return split
 
 

@@ -110,9 +110,13 @@ def find_splits(root: Path) -> list[DetectionSplit]:
 
 def _is_test(root: Path, opened: "partial[DetectionDataset]") -> bool:
     """Whether a split is the test split."""
-    found = [each and each.args[1] for each in (opened, _find(root, "test"))]
-    val, test = (each.subset if isinstance(each, CvatSplit) else each for each in found)  # XML cannot be compared
-    return bool(val == test)
+    try:
+        test = _find(root, "test")
+    except ValueError:  # e.g. several files; it is not used
+        return False
+    found = [each and each.args[1] for each in (opened, test)]
+    one, other = (each.subset if isinstance(each, CvatSplit) else each for each in found)  # XML cannot be compared
+    return bool(one == other)
 
 
 def _find(root: Path, split: DetectionSplit) -> "partial[DetectionDataset] | None":

@@ -138,8 +138,10 @@ def open_segmentation(
         holds_out = (val is None and not _has_val_folder(root)) or (val is not None and val.whole)
         if holds_out:
             found = val or _find(root, "train")
-        elif split == "val" and val_fraction < 1 and val == _find(root, "test"):
-            warn_if_test("test", root)
+        elif split == "val" and val_fraction < 1:
+            with suppress(ValueError):  # a test split that cannot be opened, e.g. without label maps, is not used
+                if val == _find(root, "test"):
+                    warn_if_test("test", root)
     if found is None:
         raise ValueError(
             f"{root}: no folders of images and label maps for {split}; expected {LAYOUT}{_hint(root, split)}"
