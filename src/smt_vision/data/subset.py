@@ -92,6 +92,21 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
     return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
 
 
+def hold_some_out(images: Images, split: Split, *, val_fraction: float, seed: int) -> Images:
+    """:func:`held_out` of a dataset that must have images in both splits.
+
+    Raises:
+        ValueError: As :func:`held_out`, or there are too few images.
+    """
+    part = held_out(images, split, val_fraction=val_fraction, seed=seed)
+    if not len(part):
+        raise ValueError(
+            f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
+            "validation split"
+        )
+    return part
+
+
 def held_out_in_training(images: Images, used: UsedImages, train_fraction: float) -> Images:
     """The images that training held out of a dataset, if it is the one that the model was trained on.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from ....data.dataset import Split
 from ....data.files import warn_if_test
-from ....data.subset import held_out
+from ....data.subset import hold_some_out
 from ....text import get_logger
 from .coco import ROBOFLOW, find_coco, open_coco
 from .cvat import CvatSplit, find_cvat, open_cvat
@@ -92,13 +92,7 @@ def open_detection(
     dataset.check_sizes()
     dataset.check_crowds()
     if holds_out:
-        images = dataset
-        dataset = held_out(images, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
-        if not len(dataset):
-            raise ValueError(
-                f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
-                "validation split"
-            )
+        dataset = hold_some_out(dataset, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
     log.info("%s: %s", dataset.where, dataset.describe())
     return dataset
 

@@ -23,7 +23,7 @@ from ....data.files import (
     warn_if_test,
     warn_ignored,
 )
-from ....data.subset import held_out
+from ....data.subset import hold_some_out
 from ....data.validation import ValidationReport, first_few
 from ....text import get_logger
 from ..config import IGNORE_INDEX, SegmentConfig
@@ -158,13 +158,7 @@ def open_segmentation(
         found.images, found.labels, list(pairs), list(pairs.values()), names.classes, config, names.ignore, names.colors
     )
     if holds_out:
-        images = dataset
-        dataset = held_out(images, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
-        if not len(dataset):
-            raise ValueError(
-                f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "
-                "validation split"
-            )
+        dataset = hold_some_out(dataset, cast(Split, split), val_fraction=cast(float, val_fraction), seed=seed)
     if check:
         dataset.check()
     log.info("%s: %s", dataset.where, dataset.describe())
