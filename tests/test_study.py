@@ -8,6 +8,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -570,3 +571,12 @@ def test_the_readme_has_the_verdicts_of_the_committed_results() -> None:
     shown = [line for line in readme.splitlines() if re.search(rf"\*\*({'|'.join(Verdict)})\*\*", line)]
     assert shown
     assert shown == committed_rows(decisive=True)
+
+
+def test_the_history_has_the_changes_of_the_cells_that_were_trained_again() -> None:
+    before, now = (read_results([COMMITTED / name]) for name in ("replaced.jsonl", RESULTS))
+    changes = [now[key].value - result.value for key, result in before.items()]
+    found = len(changes), *(round(f, 2) for f in (mean(map(abs, changes)), max(map(abs, changes)), stdev(changes)))
+    text = (COMMITTED / "history.md").read_text(encoding="utf-8")
+    assert found == (38, 0.44, 1.04, 0.53)
+    assert f"# {', '.join(map(str, found))}" in text
