@@ -4,11 +4,13 @@ import argparse
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from http.client import IncompleteRead, RemoteDisconnected
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -24,6 +26,7 @@ import smt_vision
 from literal import LiteralSMT
 from smt_vision import registry
 from smt_vision.model import SMT
+from smt_vision.model.official import to_official
 from smt_vision.registry import VARIANTS
 from smt_vision.tensor_files import read_tensors
 
@@ -280,6 +283,20 @@ def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(again(images()), model(images()))
 
 
+def test_a_run_in_a_folder_of_the_hub_has_its_own_preprocessing(trained: Path, tmp_path: Path) -> None:
+    """The config has the size, crop, mean and classes of the run, and not those of the variant."""
+    classifier = smt_vision.load(trained)
+    _hub.save_for_hf(classifier.model, str(tmp_path))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    config, input = timm.data.resolve_model_data_config(again), classifier.input
+    assert config["input_size"] == (input.channels, input.size, input.size) != (3, 224, 224)
+    assert (config["crop_pct"], config["crop_mode"]) == (input.crop_pct, input.crop_mode)
+    assert (tuple(config["mean"]), tuple(config["std"])) == (input.mean, input.std)
+    assert again.pretrained_cfg["label_names"] == list(classifier.classes)
+    x = torch.randn(2, *config["input_size"])
+    torch.testing.assert_close(again(x), classifier.model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_every_tag_has_a_variant() -> None:
     assert set(registry.default_cfgs) == set(VARIANTS)
     for name in registry.TAG_ARGS:
@@ -308,6 +325,9 @@ CHECKPOINTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
     },
     "authors": lambda s: {"model": s, "optimizer": {}, "lr_scheduler": {"t": 1}, "max_accuracy": 82.0, "epoch": 299},
     "mmdetection": lambda s: {"meta": {"epoch": 12}, "state_dict": {**under("backbone.", s), **OTHER}},
+    "MMDetection, the authors' backbone": lambda s: {
+        "state_dict": {f"backbone.{k.replace('attn.local_conv.', 'attn.dw_conv.')}": v for k, v in s.items()}
+    },
     "lightning": lambda s: {
         "state_dict": under("model.", s), "pytorch-lightning_version": "2.5", "hyper_parameters": {"lr": 0.1}
     },
@@ -424,6 +444,18 @@ def test_refused_objects_are_named(extra: Any, named: str, zipped: bool, literal
         create(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
 
 
+def test_the_state_dict_of_a_file_of_mmengine(literal: LiteralSMT, tmp_path: Path) -> None:
+    """Its runner pickles an object beside the state dict, which has another name than in most programs' files."""
+    buffer = type("HistoryBuffer", (), {"__module__": "mmengine.logging.history_buffer"})
+    module = ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = buffer  # type: ignore[attr-defined]
+    path = tmp_path / "epoch_12.pth"
+    with patch.dict(sys.modules, dict.fromkeys(("mmengine", "mmengine.logging", module.__name__), module)):
+        torch.save({"state_dict": under("backbone.", literal.state_dict()), "message_hub": buffer()}, path)
+    with pytest.raises(ValueError, match=r"HistoryBuffer.*weights_only=False\)\['state_dict'\], .*entry 'model'"):
+        read_tensors(path)
+
+
 def test_only_a_namespace_is_allowed_and_only_while_reading(tmp_path: Path) -> None:
     torch.save({"args": argparse.Namespace(a=1), "model": {}}, tmp_path / "a.pth")
     assert read_tensors(tmp_path / "a.pth")[0]["args"] == argparse.Namespace(a=1)
@@ -499,6 +531,16 @@ def test_backbone_of_weights_for_other_channels(channels: int, tmp_path: Path) -
     assert torch.equal(net.model.stem.conv1.weight, source.stem.conv1.weight)
     with pytest.raises(ValueError, match=rf"other\.pth: weights for images of {channels} channels, in_chans is 3"):
         smt_vision.backbone("smt_tiny", weights=tmp_path / "other.pth", **SIZE)
+
+
+def test_large_without_layer_scale(tmp_path: Path) -> None:
+    """The authors' ``smt_l()`` and their dense backbones have none; timm drops arguments that are None."""
+    small = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=1, mlp_ratios=4, stem_kernel=3)
+    source = timm.create_model("smt_large", layer_scale=0, **small)
+    assert not any("gamma" in key for key in source.state_dict())
+    torch.save(to_official(source.state_dict()), tmp_path / "smt_l.pth")
+    net = smt_vision.backbone("smt_large", weights=tmp_path / "smt_l.pth", layer_scale=0, **small).eval()
+    torch.testing.assert_close(net(images())[-1], source.eval().forward_intermediates(images())[1][-1])
 
 
 def test_backbone_of_weights_with_another_head(literal: LiteralSMT, tmp_path: Path) -> None:

@@ -303,14 +303,19 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
             f"{checkpoint.path}: weights for images of {channels} channels, in_chans is {in_chans}; only weights for 3 "
             f"channels can be adapted, so set in_chans={channels}"
         )
+    # Before 1.0.31, timm drops a first convolution that it cannot adapt, even where there is nothing to adapt.
+    adapted = None if channels == in_chans else "stem.conv1"
+    overlay = {"state_dict": state, "first_conv": adapted}
     try:
         net = timm.create_model(
-            name, features_only=True, **{**kwargs, "pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+            name, features_only=True, **{**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay}
         )
     except RuntimeError as error:
         raise RuntimeError(f"{checkpoint.path}: {error}") from error
     for module in net.modules():  # the wrapper and the network in it
-        getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+        if hasattr(module, "pretrained_cfg"):
+            module.pretrained_cfg.pop("state_dict", None)
+            module.pretrained_cfg["first_conv"] = "stem.conv1"
     return net
 
 

@@ -58,12 +58,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except Exception as error:  # the description of a tensor in a damaged file can raise almost any exception
         unreadable = f"{path}: not a readable {path.suffix} tensor file"
         if types := _refused_types(path, error):
+            # MMEngine's checkpoints have the first of these entries, most other programs' the second.
+            entries = ["state_dict", "model"] if any(name.startswith("mmengine.") for name in types) else WEIGHTS
             raise ValueError(
                 f"{unreadable}: it contains pickled objects ({', '.join(types)}), which are never loaded, since "
                 "loading them can execute code. Where you trust the file and have the libraries that it was written "
-                f"with, save its state dict only: torch.save(torch.load({path.name!r}, weights_only=False)['model'], "
-                "'weights.pth'), with its entry 'state_dict' instead of 'model', or .state_dict() of a model, if it "
-                "contains these"
+                f"with, save its state dict only: torch.save(torch.load({path.name!r}, weights_only=False)"
+                f"[{entries[0]!r}], 'weights.pth'), with its entry {entries[1]!r} instead, or .state_dict() of a "
+                "model, if it contains these"
             ) from error
         raise ValueError(f"{unreadable} ({type(error).__name__}): {_found_instead(start, error)}") from error
     if not isinstance(content, dict):

@@ -40,6 +40,8 @@ _TABLE: list[tuple[str | dict[str, int], str]] = [
     ({"block{i}.{j}.attn.q": 1, "block{i}.{j}.attn.kv": 2}, "stages.{i}.blocks.{j}.mixer.qkv"),
     ("block{i}.{j}.attn.local_conv_{k}", "stages.{i}.blocks.{j}.mixer.mhmc.convs.{k}"),
     ("block{i}.{j}.attn.local_conv", "stages.{i}.blocks.{j}.mixer.local_conv"),
+    # The name in the authors' backbones for MMDetection and MMSegmentation.
+    ("block{i}.{j}.attn.dw_conv", "stages.{i}.blocks.{j}.mixer.local_conv"),
     ("block{i}.{j}.attn.proj0", "stages.{i}.blocks.{j}.mixer.saa.expand"),
     ("block{i}.{j}.attn.bn", "stages.{i}.blocks.{j}.mixer.saa.norm"),
     ("block{i}.{j}.attn.proj1", "stages.{i}.blocks.{j}.mixer.saa.reduce"),

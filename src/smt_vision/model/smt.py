@@ -113,7 +113,7 @@ class Block(nn.Module):
         dim: Number of channels ``C``.
         mixer: The token mixer, :class:`SAM` or :class:`MSA`.
         mlp_ratio: Hidden channels of the FFN over ``C``.
-        layer_scale: Initial value of LayerScale; ``None`` for no LayerScale.
+        layer_scale: Initial value of LayerScale; ``None`` or 0 for no LayerScale.
         drop_path: Stochastic depth rate.
         drop_rate: Dropout rate of the FFN.
         dilation: Dilation of the FFN's convolution.
@@ -134,11 +134,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.mixer = mixer
-        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.scale1 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = FFN(dim, int(dim * mlp_ratio), drop_rate, dilation)
-        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.scale2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class SMT(nn.Module):
         aggregation: How modulation blocks combine the heads: ``saa`` (the paper's), ``none``, ``linear``, ``mlp`` or
             ``inverted_bottleneck``; see :func:`~smt_vision.model.modulation.build_aggregation`.
         modulation: Whether modulation blocks multiply (``product``) or add (``sum``) modulator and value.
-        layer_scale: Initial value of LayerScale; ``None`` for no LayerScale.
+        layer_scale: Initial value of LayerScale; ``None`` or 0 for no LayerScale.
         drop_path_rate: Stochastic depth rate of the last block; rates grow linearly from 0 at the first.
         drop_rate: Dropout rate before the classifier.
         proj_drop_rate: Dropout rate after the projections of mixers and FFNs.

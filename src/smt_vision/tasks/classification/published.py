@@ -4,6 +4,7 @@ from typing import Any
 
 from timm.data import ImageNetInfo, resolve_model_data_config
 
+from ...data.transforms import channel_statistics, resize_filter
 from ...spec import ModelSpec
 from .config import ClassificationInput, ClassifyConfig
 
@@ -43,6 +44,30 @@ def published_input(model: Any) -> ClassificationInput:
         std=tuple(config["std"]),
         exact=True,
     )
+
+
+def describe(model: Any, spec: ModelSpec) -> None:
+    """The inverse of :func:`published_spec`: write classes and preprocessing to a timm model's ``pretrained_cfg``.
+
+    What timm takes from there, e.g. to publish the model, is then that of the spec and not that of the variant.
+    """
+    input: Any = spec.input
+    mean, std = channel_statistics(input)
+    values = {
+        "num_classes": len(spec.classes),
+        "label_names": spec.classes,
+        "input_size": (input.channels, input.size, input.size),
+        "crop_pct": input.crop_pct,
+        "crop_mode": input.crop_mode,
+        "interpolation": resize_filter(input),
+        "mean": mean,
+        "std": std,
+        # Of the published weights: other values for testing, and what follows from their size.
+        "test_input_size": None,
+        "test_crop_pct": None,
+        "pool_size": None,
+    }
+    model.pretrained_cfg.update(values)
 
 
 def class_names(model: Any) -> tuple[str, ...]:

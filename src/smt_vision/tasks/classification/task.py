@@ -33,7 +33,7 @@ from .evaluation import ClassificationMetric
 from .export import ClassifierExport
 from .losses import classification_loss
 from .predictor import Classifier
-from .published import class_synonyms
+from .published import class_synonyms, describe
 
 log = get_logger(__name__)
 CLASS_COLUMNS = {  # by name: as displayed
@@ -307,6 +307,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
     )
     if checkpoint is not None:
         load_pretrained(model, checkpoint, spec.classes)
+    describe(model, spec)
     return model
 
 
