@@ -313,9 +313,10 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
     except RuntimeError as error:
         raise RuntimeError(f"{checkpoint.path}: {error}") from error
     for module in net.modules():  # the wrapper and the network in it
-        if hasattr(module, "pretrained_cfg"):
-            module.pretrained_cfg.pop("state_dict", None)
-            module.pretrained_cfg["first_conv"] = "stem.conv1"
+        cfg: Any = getattr(module, "pretrained_cfg", None)
+        if cfg is not None:
+            cfg.pop("state_dict", None)
+            cfg["first_conv"] = "stem.conv1"
     return net
 
 
