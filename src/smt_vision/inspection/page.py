@@ -260,12 +260,17 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         if sampled
         else "All images were read."
     )
+    splits = (
+        "Splits are those of the dataset; training holds out images from one without a validation split."
+        if report["task"] == "segment"
+        else "Splits are the ones that training uses: images are held out from a dataset without a validation split."
+    )
     return [
         "## Method", "",
-        f"{read} Splits are those that training uses; a dataset without a validation split has images held out. The "
-        "same files are found by a hash of their content, near duplicates by a difference hash of 64 bits (at most "
-        f"{BITS} differ) and the difference of the reduced images: copies of another size or compression, not flipped "
-        "or cropped ones, and also frames of a still camera and plain shapes that look alike, e.g. digits. "
-        "Brightness and contrast are the mean and the standard deviation of an image's gray values, 0 to 1. "
+        f"{read} {splits} Identical files are found by a hash of their content, near duplicates by a difference hash "
+        f"of 64 bits (at most {BITS} differ) and the difference of the reduced images: copies of another size or "
+        "compression, not flipped or cropped ones, and also frames of a static camera and simple shapes that look "
+        "alike, e.g. digits. Brightness and contrast are the mean and the standard deviation of an image's gray "
+        "values, 0 to 1. "
         f"smt_vision {report['version']}.", "",
     ]  # fmt: skip
