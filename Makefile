@@ -20,18 +20,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo     train a small SMT on handwritten digits, a few minutes on two cores, and classify unseen ones"
 	@echo "make test     run the tests"
-	@echo "make slow     the tests that take long, e.g. the exports of all detectors to all formats; before a release"
-	@echo "make soak     the long form of the tests for faults: KILLS=300 killed runs, INPUTS=100000 fuzzed inputs, about two hours"
+	@echo "make slow     run the slow tests, e.g. the exports of all detectors to all formats; before a release"
+	@echo "make soak     stress tests: KILLS=300 killed runs, INPUTS=100000 fuzzed inputs, about two hours"
 	@echo "make lint     ruff: lint and format"
 	@echo "make types    mypy"
-	@echo "make audit    look the installed packages up in a database of vulnerabilities"
+	@echo "make audit    check the installed packages against a database of vulnerabilities"
 	@echo "make clean    remove the environment and what tools left behind; runs/ stays"
 	@echo
 	@echo "The first call of each installs what it needs into $(VENV)/: several gigabytes, mostly torch."
 
 demo: $(VENV)/.installed-demo
-	@echo "==> training: recipe quickstart, into $(RUN)/ (stopped? make demo goes on; finished? it is used as it is;"
-	@echo "    anew: make demo RUN=runs/demo-2)"
+	@echo "==> training: recipe quickstart, into $(RUN)/ (a run that was stopped continues, a finished one is reused;"
+	@echo "    to start over: make demo RUN=runs/demo-2)"
 	@$(BIN)/smt train quickstart --run $(RUN)
 	@echo "==> classifying images that were not trained on"
 	@$(BIN)/python examples/demo_images.py $(RUN)/held_out

@@ -267,7 +267,9 @@ class Optim(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.schedule == "step" and not self.milestones:
-            raise ValueError("optim.schedule=step needs optim.milestones, the epochs after which it lowers the rate")
+            raise ValueError(
+                "optim.schedule=step needs optim.milestones, the epochs after which it lowers the learning rate"
+            )
         if self.milestones and self.schedule != "step":
             raise ValueError(
                 f"optim.milestones={short(list(self.milestones))} has no effect with optim.schedule={self.schedule}: "
@@ -306,7 +308,7 @@ class Lora(Group):
 
 @dataclass(frozen=True)
 class Distill(Group):
-    """A frozen teacher that the model learns from, beside the labels.
+    """A frozen teacher that the model learns from, in addition to the labels.
 
     Args:
         teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.

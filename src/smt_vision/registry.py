@@ -269,9 +269,9 @@ def backbone(name: str, weights: str | Path | None = None, **kwargs: Any) -> Any
 
     Args:
         name: Name of a variant, e.g. ``smt_tiny``.
-        weights: File of weights, or a run's folder: the authors' release, a checkpoint or a state dict, also of a
-            larger network that has one SMT under any prefix. Loading is strict; only a classifier is left out, and
-            stages that ``out_indices`` does not need. ``None`` for random weights.
+        weights: Weight file or run folder: the authors' release, a checkpoint or a state dict, also of a larger network
+            that has one SMT under any prefix. Loading is strict, except that a classifier, and stages that
+            ``out_indices`` does not need, are left out. ``None`` for random weights.
         kwargs: Further arguments of ``timm.create_model``: ``pretrained=True`` for the published weights,
             ``out_indices``, ``in_chans`` (the weights of the first convolution are adapted), arguments of
             :class:`~smt_vision.SMT`.

@@ -234,7 +234,7 @@ def _neighbors(subject: Subject, samples: Samples, options: Options, folder: Pat
     excluded = [places.get(own.resolve(), []) for _, own, _ in queries]
     k = min(options.top_k, len(paths) - min(map(len, excluded)))
     if not k:
-        raise ValueError(f"there is no other image than {paths[0]} to search; name a folder of images with --folder")
+        raise ValueError(f"there is no image other than {paths[0]} to search; name a folder of images with --folder")
     found = nearest(np.concatenate([f for _, _, f in queries]), np.concatenate(features), k, excluded)
     stem = folder / "neighbors"
     names = {"images": _texts(paths), "queries": _texts(path for _, path, _ in queries)}

@@ -54,7 +54,7 @@ def build_parser(words: list[str]) -> Parser:
     parser.add_argument("--budgets", nargs="+", default=[], metavar="BUDGET", help="these budgets only")
     parser.add_argument("--seeds", type=Count | None, help="number of seeds, from 0; default: the study's")
     parser.add_argument(
-        "--first_seed", type=Seed, default=0, help="leave out the seeds before this one, e.g. those of another machine"
+        "--first_seed", type=Seed, default=0, help="skip the seeds before this one, e.g. those of another machine"
     )
     parser.add_argument(
         "--debug",

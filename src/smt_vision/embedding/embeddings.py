@@ -40,12 +40,12 @@ class Embeddings:
         model: Display name of the model.
         ids: Id of each image, unique within its split: its path, or its number in a dataset without files.
         splits: Split of each image; ``all`` for images without splits.
-        labels: Class name of each image, several ones joined by ``|``, or by ``;`` or ``,`` where
-            the name of a class contains that; empty where it is not known.
+        labels: Class name of each image; several names are joined by ``|``, or by ``;`` or ``,`` if a class name
+            contains ``|``. Empty if unknown.
         features: ``(N, D)`` float32.
         fingerprints: ``(N,)`` int64 hashes of the content of files, or of the pixels of images that are not files;
             equal for copies.
-        unreadable: Messages about images that could not be read, which are left out.
+        unreadable: Messages about images that could not be read; these images are left out.
         datasets: The images by split.
         indices: ``(N,)`` index of each image in the dataset of its split.
         input: How the images are decoded.

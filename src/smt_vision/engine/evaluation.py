@@ -49,14 +49,14 @@ def evaluate(
 
     Args:
         source: A run's folder, a checkpoint, an export's folder, or a timm model name.
-        data: The images, as for training; ``None`` for the dataset of the run. The validation split is evaluated, or
-            without one all images, of the run's own dataset only those that training held out.
+        data: The images, as for training; ``None`` for the dataset of the run. The validation split is evaluated.
+            Without one, all images are, or of the run's own dataset the images that training held out.
         engine: Devices and processes, and the precision unless ``precision`` is given. By default all GPUs, or the CPU
             if there are none or the model is an export.
         batch_size: Images per batch; ``None``: 64 for a classifier, else 4.
         workers: Data loading processes per process.
         max_unreadable: Unreadable images to skip before giving up.
-        split: ``val``, or for a detector or segmenter ``test``.
+        split: ``val``; for a detector or segmenter also ``test``.
         bootstrap: Resamples of the images for a 95 % interval of the primary metric, e.g. 1000; 0 for none.
         overrides: Fields that differ from training; see :func:`smt_vision.load`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.load`.
@@ -68,7 +68,8 @@ def evaluate(
     Returns:
         Metrics by name; with ``bootstrap`` also ``interval``: ``metric``, ``low`` and ``high``. If the model says which
         images it was trained on, also ``trained_on`` and ``calibrated_on``, the number of evaluated images that it was
-        trained or calibrated on; a warning is logged if there are any.
+        trained or calibrated on, and after pretraining without labels ``pretrained_on``; a warning is logged if there
+        are any.
 
     Raises:
         ValueError: The dataset's classes are not the model's, ``data`` is neither given nor known, or a number is not

@@ -28,7 +28,7 @@ class CrossValidation:
     Args:
         folder: Its folder, with the run of fold i in ``fold-i``.
         primary_metric: Name of the metric that decides which weights of a fold are best.
-        folds: Metrics of each finished fold's best weights: those that are numbers, and ``best_epoch``.
+        folds: Numeric metrics of each finished fold's best weights, and ``best_epoch``.
         mean: Mean over the folds by metric; empty until all are finished.
         std: Sample standard deviation over the folds by metric, likewise.
     """
@@ -70,8 +70,8 @@ def cross_validate(
         The metrics of each fold, their mean and standard deviation.
 
     Raises:
-        ValueError: The recipe has no ``folds``, or a ``fold``, or the folder holds an ordinary run; and the errors of
-            :func:`smt_vision.train`.
+        ValueError: ``folds`` is not set in the recipe, or ``fold`` is, or the folder holds an ordinary run; and the
+            errors of :func:`smt_vision.train`.
     """
     folder = Path(folder)
     if recipe.folds is None or recipe.fold is not None:

@@ -40,7 +40,7 @@ class FolderLock:
 
     The lock is that of the operating system on the file ``run.lock``, which a process loses when it dies, however it
     dies. The file names the host and the process, and a thread renews its time, for file systems whose locks do not
-    reach other machines: there, a lock without a sign of life for 90 seconds is that of a process that has died.
+    reach other machines: there, a lock without a heartbeat for 90 seconds is that of a process that has died.
 
     Args:
         folder: The folder; created if missing, and removed again if nothing was written into it.
@@ -79,20 +79,20 @@ class FolderLock:
         holder = self._holder()
         # Where there are no locks, the number may be that of another process by now.
         if holder and (holder["host"] != socket.gethostname() or (not supported and _is_alive(holder["pid"]))):
-            self._wait_for_sign_of_life(holder)
+            self._wait_until_stale(holder)
         self._file.truncate(0)
         self._file.write(json.dumps(_this_process()))
         self._file.flush()
 
     def check(self) -> None:
-        """Raise a ValueError if another process has taken the lock over while this one showed no sign of life."""
+        """Raise a ValueError if another process has taken the lock over while this one did not update it."""
         with contextlib.suppress(FileNotFoundError):  # removed by hand; whoever comes next makes another one
             if (holder := self._holder()) == _this_process():
                 return
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
             raise ValueError(
-                f"{self.path.parent}: {who} has taken over this folder, since this process stood still for more than "
-                f"{STALE_SECONDS:.0f} s; it ends without writing anything"
+                f"{self.path.parent}: {who} has taken over this folder, since this process did not update its "
+                f"lock for more than {STALE_SECONDS:.0f} s; it ends without writing anything"
             )
 
     def _holder(self) -> dict[str, Any] | None:
@@ -103,16 +103,16 @@ class FolderLock:
         except (ValueError, TypeError, KeyError):  # empty, as after an orderly end, or damaged
             return None
 
-    def _wait_for_sign_of_life(self, holder: dict[str, Any]) -> None:
-        """Return when a process that a lock does not tell of has shown none for long enough.
+    def _wait_until_stale(self, holder: dict[str, Any]) -> None:
+        """Return if the lock's file is not updated for long enough, so that its process must have died.
 
         The file's time is only compared with itself: it may be of another machine's clock.
 
         Raises:
-            ValueError: It has shown one.
+            ValueError: It was updated.
         """
         log.warning(
-            "%s: of process %d on %s; waiting %.0f s for a sign of life, before the folder is taken over",
+            "%s: held by process %d on %s; waiting %.0f s for a heartbeat before taking over the folder",
             self.path, holder["pid"], holder["host"], STALE_SECONDS,
         )  # fmt: skip
         seen, start = self.path.stat().st_mtime_ns, time.monotonic()

@@ -182,7 +182,7 @@ def _plan(run: Run, loader: TrainLoader, max_steps: int | None) -> Plan:
 
 
 def _notes(run: Run, plan: Plan, loader: TrainLoader) -> Iterator[str]:
-    """What may not be as the recipe's reader expects, for the start of a run."""
+    """Notes for the start of a run, on what may differ from what its recipe suggests."""
     recipe, device = run.recipe, run.fabric.device
     if run.is_partial:
         yield f"training {run.trained_description}"

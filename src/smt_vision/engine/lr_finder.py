@@ -65,7 +65,7 @@ def find_lr(
     """Train a recipe's model for a few steps with a rising learning rate, to find a value for ``optim.lr``.
 
     The images, their augmentation, the loss and the optimizer are those of training. The learning rate rises
-    exponentially, until the loss diverges at the latest. The model is not kept, and no run is written.
+    exponentially, and the sweep ends early if the loss diverges. The model is not kept, and no run is written.
 
     Args:
         recipe: The recipe.

@@ -1,4 +1,4 @@
-"""Ends a run that stands still."""
+"""Ends a run that makes no progress."""
 
 import os
 import select

@@ -42,8 +42,8 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     The copy is in evaluation mode and keeps the device. Its parameters have no gradients and other state dict keys.
     On CUDA, fuse the model where it will run: the copy of a model on a CPU has no Triton kernels.
     Only the parts of the SMT are replaced; its methods, and modules around it such as a ``features_only`` wrapper or a
-    detector, stay the same. Blocks with parts that are for ablations (aggregations other than the paper's or none,
-    FocalNet's modulation) are only put into evaluation mode.
+    detector, stay the same. Blocks with ablation parts (aggregations other than the paper's or none, FocalNet's
+    modulation) are not fused, only put into evaluation mode.
 
     On a CPU, weights are packed at the first call, and again after an in-place operation on them or another
     ``load_state_dict``. Writes through ``weight.data`` are not noticed: write to the weight under ``torch.no_grad()``.
@@ -58,14 +58,14 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         ValueError: The model does not contain an SMT, is fused already, or one of its modules has behavior beyond its
             type and weights, e.g. an adapter (LoRA) or a hook, that fusion would drop. Or ``dtype`` is not a floating
             point type, or given for a model with a block that cannot be fused, or bfloat16 for a model on a CPU with
-            convolution kernels of 15 or more columns, from which oneDNN does not return.
+            convolution kernels of 15 or more columns, with which oneDNN hangs.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"invalid dtype={dtype}: expected a floating point type, e.g. torch.bfloat16")
     if dtype is torch.bfloat16 and _hangs_in_bfloat16(model):
         raise ValueError(
-            f"invalid dtype={dtype}: the convolution kernels have {HANGS_FROM} columns or more, from which oneDNN does "
-            "not return in bfloat16 on a CPU; omit dtype"
+            f"invalid dtype={dtype}: there are convolution kernels of {HANGS_FROM} or more columns, with which oneDNN "
+            "hangs in bfloat16 on a CPU; omit dtype"
         )
     with torch.inference_mode(False), torch.no_grad():
         parts = {name: m for name, m in model.named_modules() if _can_fuse(m)}

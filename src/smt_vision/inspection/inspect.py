@@ -45,13 +45,14 @@ def inspect(
             ``None`` writes nothing.
         task: ``classify``, ``detect`` or ``segment``; ``None`` infers it from the layout of the data.
         max_images: Images per split that are read, sampled at random if there are more. The classes of images and
-            objects are counted in all images, everything else in those that are read, also the classes of pixels
-            (``label_maps`` is their number).
-        seed: Seed of this sample, and of the images held out from data without a validation split.
-        overrides: Fields that differ from a recipe's defaults, by group, e.g. ``{"segment": {"kind": "binary"}}``: to
-            classify, of ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
-            (``multi_label``) and ``labels``; to detect, of ``input`` (``val_fraction``, ``clip_boxes``, ``channels``,
-            ``max_value``); to segment, of ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``,
+            objects are counted in all images, everything else only in the images that are read, including the classes
+            of pixels (``label_maps`` is the number of label maps read).
+        seed: Seed of this sample, and of the images held out from a classification or detection dataset without a
+            validation split.
+        overrides: Fields that differ from a recipe's defaults, by group, e.g. ``{"segment": {"kind": "binary"}}``. For
+            ``classify``: ``input`` (``val_fraction``, ``allow_damaged``, ``channels``, ``max_value``), ``classify``
+            (``multi_label``) and ``labels``. For ``detect``: ``input`` (``val_fraction``, ``clip_boxes``, ``channels``,
+            ``max_value``). For ``segment``: ``input`` (``channels``, ``max_value``) and ``segment`` (``kind``,
             ``zero_is_ignored``).
         on_progress: Called with the number of images read and the total to read.
 
@@ -59,7 +60,7 @@ def inspect(
         Plain data, ready for JSON; per split and class, and for all splits ``findings``, the potential problems.
 
     Raises:
-        ValueError: The data cannot be opened as those of the task, the task is unknown, or a field is of another task.
+        ValueError: The data cannot be opened for the task, the task is unknown, or a field belongs to another task.
     """
     data = str(data)
     name = task or next(each for each in INSPECTED if get_inspection(each).recognizes(data))

@@ -18,7 +18,7 @@ from . import charts
 from .duplicates import BITS
 from .measure import SplitInspection
 
-CLASSES, BROKEN, GROUPS, GROUP = 200, 50, 20, 5  # rows of tables, and images named of a group
+CLASSES, UNREADABLE, GROUPS, GROUP = 200, 50, 20, 5  # rows of tables, and images named of a group
 SHEET_CLASSES, SHEET_COLUMNS, SHEET_SIDE = 20, 8, 128  # sample sheet of a classification dataset; side in pixels
 SHEET_IMAGES, DRAWN_SIDE = 8, 400  # sample sheet with labels
 PAIRS = 6  # near duplicates that are shown
@@ -50,7 +50,7 @@ def inspection_page(
 
 
 def sample_note(facts: Mapping[str, Any]) -> str:
-    """Which images of a split something is known of, if not of all."""
+    """A note on the sample of a split's images that was read; empty if all were."""
     sampled = facts["read"] < facts["images"]
     return f" (in a sample of {facts['read']:,} of its {facts['images']:,} images)" if sampled else ""
 
@@ -219,7 +219,7 @@ def _duplicates(
     report: Mapping[str, Any], splits: Mapping[str, SplitInspection], input: Input, folder: Path
 ) -> list[str]:
     lines = []
-    for key, title in (("duplicates", "The same files"), ("near_duplicates", "Near duplicates")):
+    for key, title in (("duplicates", "Identical files"), ("near_duplicates", "Near duplicates")):
         found = report[key]
         lines += [f"## {title}", "", f"Groups: {found['groups']}; images in them: {found['images']}.", ""]
         if found["groups"]:
@@ -246,9 +246,10 @@ def _duplicates(
 def _unreadable(report: Mapping[str, Any]) -> list[str]:
     rows = [(split, each["error"]) for split, facts in report["splits"].items() for each in facts["unreadable"]]
     if not rows:
-        return ["## Broken images", "", "None.", ""]
-    more = [f"... and {len(rows) - BROKEN} more; {code('inspect.json')} has all.", ""] if len(rows) > BROKEN else []
-    return ["## Broken images", "", *table_lines(["split", "error"], rows[:BROKEN]), "", *more]
+        return ["## Unreadable images", "", "None.", ""]
+    left_out = len(rows) - UNREADABLE
+    more = [f"... and {left_out} more; {code('inspect.json')} has all.", ""] if left_out > 0 else []
+    return ["## Unreadable images", "", *table_lines(["split", "error"], rows[:UNREADABLE]), "", *more]
 
 
 def _method(report: Mapping[str, Any]) -> list[str]:
@@ -260,12 +261,17 @@ def _method(report: Mapping[str, Any]) -> list[str]:
         if sampled
         else "All images were read."
     )
+    splits = (
+        "Splits are those of the dataset; training holds out images from one without a validation split."
+        if report["task"] == "segment"
+        else "Splits are the ones that training uses: images are held out from a dataset without a validation split."
+    )
     return [
         "## Method", "",
-        f"{read} Splits are those that training uses; a dataset without a validation split has images held out. The "
-        "same files are found by a hash of their content, near duplicates by a difference hash of 64 bits (at most "
-        f"{BITS} differ) and the difference of the reduced images: copies of another size or compression, not flipped "
-        "or cropped ones, and also frames of a still camera and plain shapes that look alike, e.g. digits. "
-        "Brightness and contrast are the mean and the standard deviation of an image's gray values, 0 to 1. "
+        f"{read} {splits} Identical files are found by a hash of their content, near duplicates by a difference hash "
+        f"of 64 bits (at most {BITS} differ) and the difference of the reduced images: copies of another size or "
+        "compression, not flipped or cropped ones, and also frames of a static camera and simple shapes that look "
+        "alike, e.g. digits. Brightness and contrast are the mean and the standard deviation of an image's gray "
+        "values, 0 to 1. "
         f"smt_vision {report['version']}.", "",
     ]  # fmt: skip

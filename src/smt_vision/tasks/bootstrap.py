@@ -16,7 +16,7 @@ def bootstrap_generator() -> np.random.Generator:
 
 
 def resampled_counts(images: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:
-    """How often each image is drawn when as many as there are are drawn with replacement.
+    """How often each of N images is drawn when N images are drawn with replacement.
 
     Args:
         images: Number of images N.

@@ -53,12 +53,12 @@ def load(
         device: Device to run on.
         overrides: Values that differ from training, by recipe group, e.g. ``{"segment": {"test_flip": True}}``;
             :func:`smt_vision.tasks.inference_overrides` lists the fields of a task.
-        require_classes: Whether weights without a classifier are an error; they can be measured only, e.g. with
+        require_classes: Whether weights without a classifier are an error; they can only be measured, e.g. with
             :func:`smt_vision.cost.describe`.
         providers: Execution providers of an ONNX export; see :func:`smt_vision.deploy.exported.load_exported`.
         precision: ``fp32``; ``bf16``, which computes matrix products and convolutions in bfloat16 (an SMT is fused on
             a CPU); or ``auto``, which is ``bf16`` if the device has instructions for it. A predictor in bfloat16 is for
-            inference only, not for an export. ``None`` for ``fp32``, or for what an export was made for.
+            inference only, not for an export. ``None`` for ``fp32``, or for the precision that an export was made for.
 
     Returns:
         A :class:`~smt_vision.tasks.classification.predictor.Classifier`,

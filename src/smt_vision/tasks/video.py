@@ -41,7 +41,7 @@ def predict_video(
         options: Options of the task's predictor.
 
     Returns:
-        The two files, and of a segmenter the folder of the maps. They are written only if all frames can be read.
+        The two files, and for a segmenter the folder of the maps. They are written only if all frames can be read.
 
     Raises:
         FileNotFoundError: The video does not exist.

@@ -172,7 +172,7 @@ class ClassificationLoss(FocalLoss):
 
 @dataclass(frozen=True)
 class ClassificationDistill(Distill):
-    """A frozen teacher that the classifier learns from, beside the labels.
+    """A frozen teacher that the classifier learns from, in addition to the labels.
 
     Args:
         teacher: Run folder, checkpoint, or timm name of a model with published weights; ``None`` for no distillation.

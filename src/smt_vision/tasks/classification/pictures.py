@@ -26,7 +26,7 @@ class LabeledImage:
         prediction: Name of the predicted class.
         score: Score of the predicted class, in [0, 1].
         id: Image id, e.g. its file name.
-        labels: Of a multi-label classifier, names and scores of the predicted classes, best first.
+        labels: For a multi-label classifier, names and scores of the predicted classes, best first.
     """
 
     image: Image.Image

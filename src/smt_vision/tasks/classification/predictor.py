@@ -41,7 +41,7 @@ class Classifier(Predictor[Prediction]):
         """Write ``predictions.csv`` and ``predictions.png``, a contact sheet of the first 25 images.
 
         The CSV of a multi-label classifier is a label file: its columns ``image`` and ``labels`` can be trained on.
-        Labels are joined by ``|``, or by ``;`` or ``,`` where the name of a class contains that.
+        Labels are joined by ``|``, or by ``;`` or ``,`` if a class name contains ``|``.
 
         Args:
             results: Predictions of this classifier.

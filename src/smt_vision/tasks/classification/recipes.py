@@ -10,9 +10,10 @@ def _imagenet(
     variant: str, params: str, drop_path: float, top1: float | None, top5: float | None
 ) -> ClassificationRecipe:
     expected = {} if top1 is None or top5 is None else {"top1": top1, "top5": top5}
+    origin = "as in the paper" if expected else "with the settings of the other variants"
     return ClassificationRecipe(
         name=f"imagenet1k_{variant}",
-        about=f"smt_{variant} ({params} parameters) from scratch on ImageNet-1K, as in the paper",
+        about=f"smt_{variant} ({params} parameters) from scratch on ImageNet-1K, {origin}",
         model=f"smt_{variant}",
         model_args=dict(drop_path_rate=drop_path),
         data="imagenet",

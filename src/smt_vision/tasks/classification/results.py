@@ -25,8 +25,8 @@ class Prediction:
         score: Probability of the most probable class in [0, 1].
         top: Names and probabilities of the most probable classes, best first.
         error: Reason why the image could not be read; ``label`` and ``class_id`` are then ``None``.
-        labels: Of a multi-label classifier, names and scores of all classes whose score is at least
-            ``classify.threshold``, best first; may be empty. ``None`` of any other classifier.
+        labels: For a multi-label classifier, names and scores of all classes whose score is at least
+            ``classify.threshold``, best first; may be empty. ``None`` for any other classifier.
     """
 
     source: Source

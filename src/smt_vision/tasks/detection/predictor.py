@@ -81,7 +81,7 @@ class Detector(Predictor[Detections]):
         )  # fmt: skip
 
     def check_options(self, score: float = DRAWN_SCORE, **options: Any) -> None:
-        """Raise a ValueError for a score below ``detect.score_threshold``; 0 stands for all detections."""
+        """Raise a ValueError for a score below ``detect.score_threshold``; 0 means all detections."""
         if 0 < score < self.config.score_threshold:
             raise ValueError(
                 f"score={score:g} is below detect.score_threshold={self.config.score_threshold:g}, the lowest score of "
