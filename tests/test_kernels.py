@@ -188,6 +188,18 @@ def test_running_statistics(momentum: float | None) -> None:
 
 
 @on_kernels
+def test_running_statistics_that_are_not_tracked_stay() -> None:
+    module, exact = saa_pair(2, 4, 2)
+    before = {key: value.clone() for key, value in module.norm.state_dict().items()}
+    module.norm.track_running_stats = exact.norm.track_running_stats = False
+    x = randn(2, 3, 5, 4, 2)
+    with torch.no_grad():
+        assert off(norm_act_of(module, x), plain_norm_act(exact, x.double())) < 2e-6
+    for statistics in (module.norm.state_dict(), exact.norm.state_dict()):
+        assert all(torch.equal(value.to(before[key]), before[key]) for key, value in statistics.items())
+
+
+@on_kernels
 def test_without_running_statistics_the_batch_s_are_used() -> None:
     module, exact = saa_pair(2, 4, 2)
     for m in (module, exact):
@@ -350,6 +362,31 @@ def test_a_fused_model_uses_the_kernels(
     fuse(use_fast_forms(model))(image).sum().backward()  # gradients of the input need PyTorch's operators for SAA
     assert launches == ["convolve"] * 2
     assert image.grad is not None
+
+
+@on_kernels
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_a_fused_model_steps_aside(launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For TorchScript, FX, and hooks and replaced ``forward``s of the layer that the kernel replaces."""
+    product = saa.grouped_gelu
+    monkeypatch.setattr(saa, "grouped_gelu", lambda *args: launches.append("grouped_gelu") or product(*args))
+    model = (
+        SMT(embed_dims=(8,), depths=(1,), attn_heads=1, mlp_ratios=2, mixers="S", conv_heads=2, num_classes=3)
+        .to(DEVICE)
+        .eval()
+    )
+    fused, x = fuse(use_fast_forms(model)), randn(1, 3, 32, 32)
+    mixer = fused.stages[0].blocks[0].mixer
+    with torch.no_grad():
+        expected = fused(x)
+        assert launches == ["convolve", "grouped_gelu"]
+        launches.clear()
+        with mixer.expand.register_forward_hook(lambda *_: launches.append("hook")):
+            assert off(fused(x), expected) < 1e-5
+        assert launches == ["convolve", "hook"]
+        assert off(torch.jit.script(fused)(x), expected) < 1e-5
+    traced = torch.fx.symbolic_trace(fused)  # with gradients enabled
+    assert off(traced(x), expected) < 1e-5
 
 
 @on_kernels

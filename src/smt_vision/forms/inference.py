@@ -222,12 +222,19 @@ class KernelSAM(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         value, context = self.vs(x).chunk(2, dim=-1)
         maps = self.mhmc(context)
-        weight = self.expand.weight.flatten(1)
-        if saa.grouped_gelu_is_supported(maps, weight) and can_bypass(maps, in_compiled_code=True):
-            hidden = saa.grouped_gelu(maps, weight, self.expand.bias)
-        else:
+        if torch.jit.is_scripting():
             hidden = self.expand(maps.flatten(-2))
+        else:  # not compiled by TorchScript
+            hidden = self._expand(maps)
         return self.proj(self.reduce(hidden, value, self.join), residual)
+
+    def _expand(self, maps: Tensor) -> Tensor:
+        weight = self.expand.weight.flatten(1)
+        replaced = has_hooks(self.expand) or type(self.expand.weight) is not nn.Parameter
+        if not replaced and can_bypass(maps, in_compiled_code=True) and saa.grouped_gelu_is_supported(maps, weight):
+            return saa.grouped_gelu(maps, weight, self.expand.bias)
+        hidden: Tensor = self.expand(maps.flatten(-2))
+        return hidden
 
 
 def _has_kernels(sam: SAM) -> bool:

@@ -44,8 +44,10 @@ def _takes(x: Tensor, outputs: int) -> bool:
 
 def grouped_gelu_is_supported(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`grouped_gelu` supports this input and these weights, where no gradients are needed."""
+    if not triton_is_supported(x):  # first: x may be an FX proxy
+        return False
     differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return triton_is_supported(x) and x.numel() > 0 and _takes(x, len(weight)) and not differentiated
+    return x.numel() > 0 and _takes(x, len(weight)) and not differentiated
 
 
 def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
@@ -77,7 +79,7 @@ def expand_norm_gelu(x: Tensor, expand: nn.Conv2d, norm: nn.BatchNorm2d) -> Tens
 
 def _update_running_stats(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics like ``nn.BatchNorm2d``."""
-    if norm.running_mean is None or norm.running_var is None:
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     momentum: float | Tensor | None = norm.momentum
     if norm.num_batches_tracked is not None:
