@@ -20,6 +20,14 @@ from common import base_parser, write_results
 from smt_vision.benchmark.report import markdown_table
 
 SMALL = (224, 224)
+# The largest resident set size of a process starts from that of the process that starts it, which is this one with
+# PyTorch and a large image. Between them is a small one, which reports peak memory in KiB and processor time.
+LAUNCHER = """\
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
+"""
 
 
 def synthetic_image(path: Path, width: int, height: int) -> Path:
@@ -29,20 +37,19 @@ def synthetic_image(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def predict(model: str, image: Path, folder: Path, threads: int) -> tuple[int, float]:
-    """Peak memory in bytes and processor time in seconds of ``smt predict``.
+def measured(command: Sequence[str], threads: int) -> tuple[int, float]:
+    """Peak memory in bytes and processor time in seconds of a command.
 
     Raises:
         RuntimeError: It failed.
     """
-    command = [sys.executable, "-m", "smt_vision", "predict", model, str(image), "--out", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603  fixed arguments
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed with exit code {process.returncode}")
-    return usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+    launcher = [sys.executable, "-c", LAUNCHER, *command]
+    done = subprocess.run(launcher, env=environment, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603  fixed
+    code, peak, seconds = done.stdout.split()
+    if code != "0":
+        raise RuntimeError(f"{' '.join(command)} failed with exit code {code}")
+    return int(peak) * 1024, float(seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = [
             synthetic_image(folder / f"{width}.jpg", width, height) for width, height in (SMALL, tuple(args.image_size))
         ]
+        predict = [sys.executable, "-m", "smt_vision", "predict", "--out", str(folder / "out")]
         for model in args.models:
-            (small, _), (peak, seconds) = (predict(model, image, folder / "out", args.threads) for image in images)
+            (small, _), (peak, seconds) = (measured([*predict, model, str(image)], args.threads) for image in images)
             results.append({"model": model, "small_image": small, "peak_memory": peak, "seconds": seconds})
     rows = [
         [r["model"], f"{r['small_image'] / 1e6:,.0f}", f"{r['peak_memory'] / 1e6:,.0f}", f"{r['seconds']:.1f}"]

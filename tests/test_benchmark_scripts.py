@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert row["peak_memory"] - row["small_image"] < 20 * decoded
     assert row["seconds"] > 0
     assert "smt_femto.cifar10" in capsys.readouterr().out
+
+
+def test_memory_of_a_process_is_not_that_of_the_one_that_starts_it() -> None:
+    measured = importlib.import_module("large_image").measured
+    peak, _ = measured([sys.executable, "-c", "pass"], 1)
+    assert peak < 60e6  # this process has imported PyTorch
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        measured([sys.executable, "-c", "raise SystemExit(3)"], 1)
 
 
 def test_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

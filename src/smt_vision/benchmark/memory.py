@@ -98,7 +98,7 @@ def _peaks(prepare: Callable[[], Iterable[Callable[[], object]]], device: torch.
     peaks: list[int | None] = []
     for call in prepare():
         if not peaks:
-            _forget_peak(device)
+            forget_peak(device)
         call()
         call()
         after = read()
@@ -107,10 +107,11 @@ def _peaks(prepare: Callable[[], Iterable[Callable[[], object]]], device: torch.
     return peaks
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     """Free what is not in use, and measure the peak from here on, where the platform can."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
         release_free_memory()

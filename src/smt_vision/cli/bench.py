@@ -291,7 +291,10 @@ def _peak_memory(
     args: Any, models: list[str], batch_sizes: list[int], failures: dict[str, str]
 ) -> dict[tuple[str, int], int | None]:
     """Peak memory in bytes by model and batch size; the reason is added to ``failures`` where it cannot be measured."""
+    import torch
+
     from ..benchmark.candidates import candidate_peak_memory
+    from ..benchmark.memory import forget_peak
 
     measure = partial(
         candidate_peak_memory,
@@ -304,6 +307,7 @@ def _peak_memory(
         providers=providers_of(args),
         setup=partial(configure_process, args.device, args.threads, args.allocator),
     )
+    forget_peak(torch.device(args.device))  # the other process needs the memory that the first calls here left cached
     found: dict[tuple[str, int], int | None] = {}
     for spec in track(models, len(models), "peak memory"):
         try:
