@@ -1,4 +1,6 @@
-"""Eager float32 inference on the CPU: the reference, ours, and ours fused, with both settings of the allocator.
+"""Eager inference on the CPU: the reference, ours, and ours fused, with both settings of the allocator.
+
+In float32, and fused also in bfloat16 where the CPU has instructions for it.
 
     python benchmarks/inference.py --out inference.json
 
@@ -21,9 +23,12 @@ from smt_vision.allocator import keep_large_allocations
 from smt_vision.benchmark.compare import Candidate, compare
 from smt_vision.benchmark.memory import in_fresh_process
 from smt_vision.forms.inference import fuse
+from smt_vision.precision import has_bf16
 
 ALLOCATORS = ("default", "large")
+HALF = "fused, bfloat16"
 TOLERANCE = 1e-4  # relative to the largest logit
+HALF_TOLERANCE = 5e-2  # the same, in bfloat16
 
 
 def measure(args: argparse.Namespace, allocator: str) -> list[dict[str, Any]]:
@@ -33,17 +38,20 @@ def measure(args: argparse.Namespace, allocator: str) -> list[dict[str, Any]]:
         raise SystemExit("the allocator is not glibc's and has no such setting, so there is nothing to compare")
     reference, ours = reference_and_ours(args.model)
     models = {"reference": reference.eval(), "ours": ours.eval(), "fused": fuse(ours)}
+    if has_bf16():
+        models[HALF] = fuse(ours, torch.bfloat16)
     size = (3, args.size, args.size)
     x = torch.randn(2, *size)
     with torch.inference_mode():
         expected = reference(x)
         for name, model in models.items():
             error = ((model(x) - expected).abs().max() / expected.abs().max()).item()
-            if error > TOLERANCE:
-                raise SystemExit(f"{name}: relative error {error:.1e} of the logits exceeds {TOLERANCE:.0e}")
+            if error > (tolerance := HALF_TOLERANCE if name == HALF else TOLERANCE):
+                raise SystemExit(f"{name}: relative error {error:.1e} of the logits exceeds {tolerance:.0e}")
     candidates = [Candidate(name, model, size, ours) for name, model in models.items()]
     results = compare(candidates, args.batch_size, rounds=args.rounds, seconds=args.seconds)
-    return [{"allocator": allocator, **result.to_dict()} for result in results]
+    rows = [{"allocator": allocator, **result.to_dict()} for result in results]
+    return [row | {"share_of_peak": None} if row["model"] == HALF else row for row in rows]  # the peak is of float32
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +77,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = reference_parser(__doc__)
     parser.add_argument("--batch_size", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--visits", type=int, default=2, help="processes per setting of the allocator")
+    parser.add_argument("--visits", type=int, default=3, help="processes per setting of the allocator")
     args = parser.parse_args(argv)
     rows = [
         {"visit": visit, **row}
@@ -78,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in in_fresh_process(measure, args, allocator)
     ]
     summary = summarize(rows)
-    print(f"{'batch':>5}  {'model':<10}{'allocator':<10}{'images/s':>9}{'to reference':>14}{'to default':>12}")
+    print(f"{'batch':>5}  {'model':<16}{'allocator':<10}{'images/s':>9}{'to reference':>14}{'to default':>12}")
     for row in summary:
         print(
-            f"{row['batch_size']:>5}  {row['model']:<10}{row['allocator']:<10}{row['images_per_s']:>9.1f}"
+            f"{row['batch_size']:>5}  {row['model']:<16}{row['allocator']:<10}{row['images_per_s']:>9.1f}"
             f"{row['ratio']:>14.2f}{row['gain']:>12.2f}"
         )
     write_results(args.out, {"summary": summary, "visits": rows})

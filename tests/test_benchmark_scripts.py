@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from smt_vision.forms import training
 from smt_vision.kernels import linear
+from smt_vision.precision import has_bf16
 from smt_vision.study.studies import STUDIES
 
 TINY = "--model smt_atto --size 32 --threads 1 --rounds 1 --seconds 0"
@@ -44,11 +45,12 @@ def test_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     # In this process; test_speed.py tests the fresh one.
     monkeypatch.setattr("inference.in_fresh_process", lambda function, *args: function(*args))
     results = run("inference", f"{TINY} --batch_size 1 --visits 1", tmp_path / "inference.json")
+    models = ["reference", "ours", "fused", *(["fused, bfloat16"] if has_bf16() else [])]
     assert [(s["model"], s["allocator"]) for s in results["summary"]] == [
-        (model, allocator) for allocator in ("default", "large") for model in ("reference", "ours", "fused")
+        (model, allocator) for allocator in ("default", "large") for model in models
     ]
     assert results["summary"][0]["ratio"] == results["summary"][0]["gain"] == 1
-    assert capsys.readouterr().out.count("fused") == 2
+    assert capsys.readouterr().out.count("fused ") == 2
 
 
 def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
