@@ -114,7 +114,7 @@ def test_image_folder_matches_timm_validation(tmp_path: Path, name: str) -> None
     assert targets.tolist() == [target for _, target in theirs]
 
 
-@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", None])
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "3a", None])
 @pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 def test_train_transform_matches_timm(policy: str | None, interpolation: str) -> None:
     augment = ClassificationAugment(auto_augment=policy, random_erasing=0.5)

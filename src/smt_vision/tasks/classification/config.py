@@ -97,7 +97,8 @@ class ClassificationAugment(Augment):
         scale: Range of the area of ``rrc``, as a fraction of the image.
         ratio: Range of the aspect ratio of ``rrc``.
         pad: Padding on each side in pixels, for ``pad``.
-        color_jitter: Strength of brightness, contrast and saturation changes; ignored with auto_augment.
+        color_jitter: Strength of brightness, contrast and saturation changes; with auto_augment, only the policies of
+            3-Augment (``3a``, and ``rand`` with ``t3a`` or ``t3aw``) apply it.
         auto_augment: timm policy string, e.g. ``rand-m9-mstd0.5-inc1``; ``None`` for none.
         random_erasing: Probability of erasing a rectangle.
         erasing_mode: ``pixel`` (noise), ``rand`` (one random color) or ``const`` (zero).
