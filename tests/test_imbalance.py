@@ -1,6 +1,7 @@
 """Imbalanced classes: sampling, class weights and losses, with known answers."""
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from smt_vision.data.sampling import Draws, image_draws
 from smt_vision.recipe import Input, Loss, Sampling
 from smt_vision.tasks import get_task, read_recipe
 from smt_vision.tasks.class_weights import class_weights
-from smt_vision.tasks.classification.config import ClassificationLoss, ClassifyConfig
+from smt_vision.tasks.classification.config import ClassificationAugment, ClassificationLoss, ClassifyConfig
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.losses import classification_loss
 from smt_vision.tasks.detection.config import DetectionLoss
@@ -317,6 +318,21 @@ def test_cross_entropy_is_pytorchs(batch: dict[str, Tensor], target: str, smooth
     each = F.cross_entropy(logits, dense, label_smoothing=smoothing, reduction="none")
     naive = ((dense @ WEIGHTS) * each).mean()
     same(criterion("cross_entropy", weighted=True, smoothing=smoothing)(logits, labels), naive)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("name", ["focal", "asymmetric"])
+def test_the_lowest_loss_is_at_the_labels(name: Any, multi_label: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="smt_vision"):
+        compute = criterion(name, multi_label=multi_label, smoothing=ClassificationAugment().label_smoothing)
+    assert len(re.findall(rf"loss\.name={name}: augment\.label_smoothing=0\.1", caplog.text)) == 1
+    for target in (torch.eye(K)[:1], torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]])):  # the second one of mixup
+        grid = [torch.where(target > 0, a, b) for a, b in itertools.product(torch.arange(-9.0, 10.0), repeat=2)]
+        lowest = min(grid, key=lambda logits, target=target: float(compute(logits, target)))
+        scores = lowest.softmax(1) if name == "focal" and not multi_label else lowest.sigmoid()
+        assert scores[target == 0].max() < 0.05
+        if target.max() == 1:
+            assert scores.max() > 0.95
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "bce", "focal", "asymmetric"])

@@ -106,7 +106,8 @@ class ClassificationAugment(Augment):
         cutmix: Alpha of cutmix; 0 for none.
         mix_prob: Probability of applying mixup or cutmix to a batch.
         switch_prob: Probability of cutmix if both are enabled.
-        label_smoothing: Fraction of the target that is spread over all classes.
+        label_smoothing: Fraction of the target that is spread over all classes; not with the losses ``focal`` and
+            ``asymmetric``.
     """
 
     crop: Literal["rrc", "pad", "none"] = "rrc"
