@@ -19,15 +19,20 @@ import timm
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 from timm.models import _hub
 from torch import Tensor, nn
 
 import smt_vision
 from literal import LiteralSMT
-from smt_vision import registry
+from smt_vision import checkpoints, registry
 from smt_vision.model import SMT
 from smt_vision.model.official import to_official
 from smt_vision.registry import VARIANTS
+from smt_vision.spec import ModelSpec
+from smt_vision.tasks import get_task
+from smt_vision.tasks.classification.config import ClassificationInput, ClassifyConfig
+from smt_vision.tasks.classification.published import class_names, imagenet22k_rows
 from smt_vision.tensor_files import read_tensors
 
 SIZE: dict[str, Any] = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), attn_heads=(1, 2, 3, 4))
@@ -121,6 +126,87 @@ def test_the_22k_head(tmp_path: Path) -> None:
     assert torch.equal(model.get_classifier().weight, literal.head.weight)
     tuned = timm.create_model("smt_large.in22k", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, **args)
     assert tuned.get_classifier().weight.shape == (3, 8)
+
+
+IMAGENET_1K, IMAGENET_22K = (tuple(ImageNetInfo(name).label_names()) for name in ("imagenet-1k", "imagenet-22k"))
+TEDDY = "n04399382"  # the one class that is not among the 22K
+
+
+@pytest.fixture(scope="module")
+def weights_of_22k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TORCH_HOME with weights of ImageNet-22K in which the number of each row is its value."""
+    home = tmp_path_factory.mktemp("torch")
+    model = timm.create_model("smt_large", num_classes=21841, **SIZE)
+    rows = torch.arange(21841.0)
+    model.load_state_dict(
+        model.state_dict() | {"head.fc.weight": rows[:, None].expand(-1, 32).clone(), "head.fc.bias": rows + 0.25}
+    )
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"model": model.state_dict()}, home / "hub" / "checkpoints" / "smt_large_22k.pth")
+    return home
+
+
+def fine_tuned(home: Path, source: str, classes: tuple[str, ...]) -> Any:
+    spec = ModelSpec("classify", "smt_large.in22k", classes, ClassificationInput(), SIZE, ClassifyConfig())
+    checkpoint = checkpoints.load(home / "hub" / "checkpoints" / "smt_large_22k.pth") if source == "file" else None
+    return get_task("classify").build_model(spec, pretrained=source == "published", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("source", ["published", "file"])
+def test_fine_tuning_on_imagenet_1k_starts_from_its_rows_of_22k(
+    source: str, weights_of_22k: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(weights_of_22k))
+    with caplog.at_level("INFO", logger="smt_vision"):
+        model = fine_tuned(weights_of_22k, source, IMAGENET_1K)
+    assert len(re.findall(rf"999 of ImageNet-1K's classes, and from zero for {TEDDY}", caplog.text)) == 1
+    assert "reinitialized" not in caplog.text
+    for name, weight, bias in zip(IMAGENET_1K, model.head.fc.weight, model.head.fc.bias, strict=True):
+        expected = None if name == TEDDY else IMAGENET_22K.index(name)
+        assert weight.tolist() == [expected or 0.0] * 32
+        assert bias == (0 if expected is None else expected + 0.25)
+    assert model.head.fc.bias[IMAGENET_1K.index("n03933933")] == 9211.25  # the authors' file has 9212
+    assert model(images()).shape == (2, 1000)
+
+
+def test_classes_of_imagenet_are_recognized_by_name_in_any_order() -> None:
+    names = class_names(type("Model", (), {"pretrained_cfg": {}, "num_classes": 1000}))
+    by_id = imagenet22k_rows(IMAGENET_1K)
+    assert by_id is not None
+    assert imagenet22k_rows(names) == by_id
+    assert imagenet22k_rows(IMAGENET_1K[::-1]) == by_id[::-1]
+    assert imagenet22k_rows((*IMAGENET_1K[:-1], "n00004475")) is None
+    assert imagenet22k_rows((*IMAGENET_1K[:-1], IMAGENET_1K[0])) is None
+    assert imagenet22k_rows(tuple(map(str, range(1000)))) is None
+
+
+@pytest.mark.parametrize("source", ["published", "file"])
+@pytest.mark.parametrize("count", [2, 1000])
+def test_other_classes_than_imagenets_start_from_a_new_classifier(
+    source: str, count: int, weights_of_22k: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(weights_of_22k))
+    with caplog.at_level("INFO", logger="smt_vision"):
+        model = fine_tuned(weights_of_22k, source, tuple(f"class {i}" for i in range(count)))
+    assert model.head.fc.weight.shape == (count, 32)
+    assert model.head.fc.weight.abs().max() < 1
+    assert "reinitialized" in caplog.text
+
+
+@pytest.mark.parametrize("head", ["1000 classes", "none", "several layers"])
+def test_a_new_classifier_is_logged(
+    head: str, literal: LiteralSMT, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = literal.state_dict()
+    if head != "1000 classes":
+        values = state.pop("head.weight"), state.pop("head.bias")
+    if head == "several layers":
+        state |= {"head.0.weight": values[0], "head.0.bias": values[1]}
+    torch.save(state, tmp_path / "weights.pth")
+    spec = ModelSpec("classify", "smt_tiny", ("cat", "dog"), ClassificationInput(), SIZE, ClassifyConfig())
+    get_task("classify").build_model(spec, checkpoint=checkpoints.load(tmp_path / "weights.pth"))
+    found = "a classifier of 1000 classes" if head == "1000 classes" else "no such classifier"
+    assert len(re.findall(rf"weights\.pth has {found}, the recipe has 2 \(cat, dog\)", caplog.text)) == 1
 
 
 def drop(state: dict[str, Tensor], key: str) -> None:

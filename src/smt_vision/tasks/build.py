@@ -25,6 +25,7 @@ from ..spec import ModelSpec
 from ..text import get_logger
 from .backbone import Backbone
 from .classes import some_names
+from .classification.published import IMAGENET_22K, imagenet22k_rows
 from .image_size import arguments_for_any_size, check_any_size, is_for_one_size, run_on_black
 
 log = get_logger(__name__)
@@ -59,6 +60,34 @@ def create_model(name: str, **arguments: Any) -> Any:
         ) from error
     except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"model {name!r} does not accept {arguments}: {error or type(error).__name__}") from error
+
+
+def create_pretrained(name: str, classes: Sequence[str], **arguments: Any) -> Any:
+    """A classifier with its published weights, and a new head unless it has as many classes.
+
+    From weights of ImageNet-22K, ImageNet-1K's classes take the rows of theirs.
+
+    Args:
+        name: timm name of the model.
+        classes: Its class names.
+        arguments: Further arguments of the model.
+
+    Raises:
+        ValueError, PretrainedWeightsError: As :func:`create_model`.
+    """
+    weights = timm.get_pretrained_cfg(name)
+    of_22k = weights is not None and weights.num_classes == IMAGENET_22K != len(classes)
+    rows = imagenet22k_rows(classes) if of_22k else None
+    model = create_model(name, pretrained=True, num_classes=IMAGENET_22K if rows else len(classes), **arguments)
+    if rows is None:
+        if of_22k:
+            log.info("%s: %d other classes than ImageNet-1K's: the classifier is reinitialized", name, len(classes))
+        return model
+    heads = classifier_layers(model)
+    head = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] in heads}
+    model.reset_classifier(len(classes))
+    model.load_state_dict(model.state_dict() | _imagenet1k_rows(head, classes, rows, name))
+    return model
 
 
 def initial_weights(recipe: Recipe) -> Checkpoint | None:
@@ -127,19 +156,18 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     """Load a classifier's weights from a checkpoint of this library, the official release, or another program.
 
     The keys may have a prefix, e.g. ``module.`` or ``backbone.``, which is logged with the number of other tensors. The
-    classification head keeps its initialization if its shape differs, and the first convolution of an RGB model is
-    adapted to other channels as timm adapts it; all other weights must match.
+    first convolution of an RGB model is adapted to other channels as timm adapts it. The classification head keeps its
+    initialization if its shape or the checkpoint's classes differ, except that ImageNet-1K's classes are taken from a
+    file of ImageNet-22K. All other weights must match.
 
     Args:
         model: The classifier.
         checkpoint: The checkpoint.
-        classes: Class names of the classifier. If the checkpoint has others, the classification head keeps its
-            initialization.
+        classes: Class names of the classifier; ``None`` if its head is not used.
 
     Raises:
         ValueError: The weights do not match the model.
     """
-    same_classes = classes is None or checkpoint.spec is None or _same_classes(checkpoint, classes)
     own = model.state_dict()
     heads = classifier_layers(model)
     state = _state_for(model, [key for key in own if key.rpartition(".")[0] not in heads], checkpoint)
@@ -147,15 +175,59 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     for key in [f"{conv}.weight" for conv in ((convs,) if isinstance(convs, str) else convs)]:
         if key in own and key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(own[key].shape[1], state[key])
-    for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
-        if key not in own:
-            del state[key]
-        elif key not in state or state[key].shape != own[key].shape or not same_classes:
-            state[key] = own[key]
+    in_head = [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]
+    head = {key: state.pop(key) for key in in_head if key in state}
+    state |= _fitting_head(head, {key: own[key] for key in in_head if key in own}, checkpoint, classes)
     settings = "model and model_args"
     if not isinstance(model, SMT) and model.pretrained_cfg.get("fixed_input_size"):
         state, settings = _resampled(model, own, state), "model, model_args and input.size"
     _load_state(model, state, checkpoint, settings)
+
+
+def _fitting_head(
+    head: dict[str, Tensor], own: dict[str, Tensor], checkpoint: Checkpoint, classes: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """The tensors of a classification head for the classes of a model.
+
+    Args:
+        head: Those of the checkpoint.
+        own: Those of the model.
+        checkpoint: The checkpoint.
+        classes: Class names of the model; ``None`` if its head is not used.
+    """
+    if classes is not None and checkpoint.spec is not None and not _same_classes(checkpoint, classes):
+        return own
+    if classes is not None and checkpoint.spec is None:
+        outputs = sorted({len(value) for value in head.values() if value.ndim})
+        if outputs == [IMAGENET_22K] and (rows := imagenet22k_rows(classes)) is not None:
+            head = _imagenet1k_rows(head, classes, rows, f"checkpoint {checkpoint.path}")
+        if any(key not in head or head[key].shape != own[key].shape for key in own):
+            found = f"a classifier of {' and '.join(map(str, outputs))} classes" if outputs else "no such classifier"
+            _log_reinitialized(checkpoint, found, classes)
+    return {key: head[key] if key in head and head[key].shape == own[key].shape else own[key] for key in own}
+
+
+def _imagenet1k_rows(
+    head: Mapping[str, Tensor], classes: Sequence[str], rows: list[int], source: str
+) -> dict[str, Tensor]:
+    """A classifier of ImageNet-1K from one of ImageNet-22K, as in the authors' fine-tuning.
+
+    Args:
+        head: Weight (21841, ...) and bias (21841,) of one or several layers.
+        classes: Class names of ImageNet-1K.
+        rows: The row of each class; -1 for one that the 22K do not have, which starts at zero.
+        source: Where the weights are from, for messages.
+    """
+    absent = [name for name, row in zip(classes, rows, strict=True) if row < 0]
+    log.info(
+        "%s: the classifier starts from ImageNet-22K's rows of %d of ImageNet-1K's classes, and from zero for %s",
+        source, len(rows) - len(absent), some_names(absent),
+    )  # fmt: skip
+    index = torch.tensor(rows)
+    taken = {key: value[index] for key, value in head.items()}
+    for value in taken.values():
+        value[index < 0] = 0
+    return taken
 
 
 def _resampled(model: nn.Module, own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -230,11 +302,15 @@ def _same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> bool:
     known = checkpoint.spec["classes"]
     if tuple(known) == tuple(classes) or not known:  # none: there is no classifier to initialize anew
         return True
-    log.warning(
-        "checkpoint %s has %d other classes (%s), the recipe has %d (%s): layers with an output per class are "
-        "reinitialized", checkpoint.path, len(known), some_names(known), len(classes), some_names(classes),
-    )  # fmt: skip
+    _log_reinitialized(checkpoint, f"{len(known)} other classes ({some_names(known)})", classes)
     return False
+
+
+def _log_reinitialized(checkpoint: Checkpoint, found: str, classes: Sequence[str]) -> None:
+    log.warning(
+        "checkpoint %s has %s, the recipe has %d (%s): layers with an output per class are reinitialized",
+        checkpoint.path, found, len(classes), some_names(classes),
+    )  # fmt: skip
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint, settings: str) -> None:

@@ -1,12 +1,16 @@
-"""The spec of a published classifier, from timm's account of its weights."""
+"""The spec of a published classifier, from timm's account of its weights, and the classes of ImageNet."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.data import ImageNetInfo, resolve_model_data_config
 
 from ...data.transforms import channel_statistics, resize_filter
 from ...spec import ModelSpec
+from ..classes import class_candidates
 from .config import ClassificationInput, ClassifyConfig
+
+IMAGENET_22K = 21841  # classes
 
 
 def published_spec(model: Any, name: str) -> ModelSpec:
@@ -85,6 +89,30 @@ def class_synonyms(num_classes: int) -> tuple[str, ...]:
     return () if info is None else tuple(info.label_names())
 
 
+def imagenet22k_rows(classes: Sequence[str]) -> list[int] | None:
+    """The rows of ImageNet-1K's classes in a classifier of ImageNet-22K, by WordNet id.
+
+    The rows follow timm's list of the 21,841 classes, the archive of fall 2011. The authors' ``map22kto1k.txt`` numbers
+    a list of 21,843, with n03931044 and n09859684: by it, 281 classes would take the row of one of the next two.
+
+    Args:
+        classes: Class names, WordNet ids or names of ImageNet-1K's classes in any order.
+
+    Returns:
+        The row of each class, -1 for n04399382 (teddy bear), which is not among the 22K; ``None`` for other classes.
+    """
+    info = ImageNetInfo("imagenet-1k")
+    ids = info.label_names()
+    if len(classes) != len(ids):
+        return None
+    by_name = class_candidates(classes, [info.index_to_description(i) for i in range(len(ids))])
+    found = [first or second for first, second in zip(by_name, class_candidates(classes, ids), strict=True)]
+    if any(len(indices) != 1 for indices in found) or len({i for (i,) in found}) < len(ids):
+        return None
+    row_of = {name: row for row, name in enumerate(class_synonyms(IMAGENET_22K))}
+    return [row_of.get(ids[i], -1) for (i,) in found]
+
+
 def _imagenet(num_classes: int) -> ImageNetInfo | None:
-    subset = {1000: "imagenet-1k", 21841: "imagenet-22k"}.get(num_classes)
+    subset = {1000: "imagenet-1k", IMAGENET_22K: "imagenet-22k"}.get(num_classes)
     return None if subset is None else ImageNetInfo(subset)

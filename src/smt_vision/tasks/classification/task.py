@@ -18,7 +18,14 @@ from ...data.subset import held_out_in_training
 from ...recipe import Recipe
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
-from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
+from ..build import (
+    check_image_size,
+    create_model,
+    create_pretrained,
+    initial_weights,
+    load_pretrained,
+    resolve_input,
+)
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..image_size import arguments_for_size
@@ -298,13 +305,11 @@ def build_model(spec: ModelSpec, pretrained: bool = False, checkpoint: Checkpoin
         ValueError: If timm does not know the model, the model does not accept the spec's arguments, or the checkpoint
             does not match it.
     """
-    model = create_model(
-        spec.model,
-        pretrained=pretrained and checkpoint is None,
-        num_classes=len(spec.classes),
-        in_chans=spec.input.channels,
-        **spec.model_args,
-    )
+    arguments = dict(in_chans=spec.input.channels, **spec.model_args)
+    if pretrained and checkpoint is None:
+        model = create_pretrained(spec.model, spec.classes, **arguments)
+    else:
+        model = create_model(spec.model, num_classes=len(spec.classes), **arguments)
     if checkpoint is not None:
         load_pretrained(model, checkpoint, spec.classes)
     describe(model, spec)
