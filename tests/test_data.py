@@ -18,6 +18,7 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from smt_vision.data.decode import decode
+from smt_vision.data.files import warn_if_test
 from smt_vision.extras import require
 from smt_vision.tasks.classification.data import shards
 from smt_vision.tasks.classification.data.dataset import ImageDataset
@@ -467,6 +468,19 @@ def test_torchvision_dataset(cache: Path) -> None:
     assert val_set.name(1) == "torch/mnist val 1"
 
 
+def test_a_published_test_split_that_selects_the_weights_is_a_warning(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_if_test.cache_clear()
+    mnist_files(cache / "torch" / "MNIST" / "raw")
+    open_dataset("torch/mnist", "train", val_fraction=0.2)
+    open_dataset("torch/mnist", "val", val_fraction=1.0)  # evaluation only
+    assert "optimistic" not in caplog.text
+    open_dataset("torch/mnist", "val", val_fraction=0.2)
+    (message,) = caplog.messages
+    assert all(part in message for part in ("torch/mnist", "test", "--input.val_fraction is not used", "--folds"))
+
+
 def test_unavailable_torchvision_datasets_raise() -> None:
     with pytest.raises(ValueError, match="torch/cifar10: "):
         open_dataset("torch/cifar10", "train", download=False)
@@ -504,13 +518,16 @@ def test_a_configuration_of_a_hub_dataset_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_home")
-def test_hub_dataset_with_and_without_validation_split(tmp_path: Path) -> None:
+def test_hub_dataset_with_and_without_validation_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parquet(tmp_path / "set", "train", list(range(10)))
     train_set, val_set = open_both(f"hfds/{tmp_path / 'set'}", val_fraction=0.2)
     assert (len(train_set), len(val_set)) == (8, 2)
     parquet(tmp_path / "both", "train", list(range(10)))
     parquet(tmp_path / "both", "test", [21, 22])
+    open_dataset(f"hfds/{tmp_path / 'both'}", "val", val_fraction=1.0)  # evaluation only
+    assert "optimistic" not in caplog.text
     train_set, val_set = open_both(f"hfds/{tmp_path / 'both'}")
+    assert caplog.text.count("no other validation split than test") == 1
     assert contents(train_set) == [(v, ("even", "odd")[v % 2]) for v in range(10)]
     assert contents(val_set) == [(21, "odd"), (22, "even")]
 

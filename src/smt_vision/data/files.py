@@ -232,13 +232,21 @@ def first_existing(names: Sequence[str], existing: Collection[str], where: objec
 
 
 @cache
-def warn_if_test(name: str | None, where: Hashable) -> None:
-    """Warn once that the validation split of a run, which selects its best weights, is named like a test split."""
+def warn_if_test(name: str | None, where: Hashable, *, published: bool = False) -> None:
+    """Warn once that the validation split of a run, which selects its best weights, is named like a test split.
+
+    Args:
+        name: Name of the split.
+        where: The dataset.
+        published: Whether it is a published dataset, to which no split can be added.
+    """
     if name in TEST_NAMES:
         log.warning(
             "%s: there is no other validation split than %s, so the best weights are selected on it, and metrics on it "
-            "are optimistic; add val/, or train on data without %s, of which --input.val_fraction is held out",
+            "are optimistic; %s",
             where,
             name,
-            name,
+            "--input.val_fraction is not used, --folds holds out training images instead"
+            if published
+            else f"add val/, or train on data without {name}, of which --input.val_fraction is held out",
         )

@@ -14,7 +14,7 @@ from timm.data import create_dataset
 from ....data.archive import cache_dir, cache_lock
 from ....data.dataset import Split
 from ....data.decode import UnreadableImage
-from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing
+from ....data.files import TRAIN_NAMES, VAL_NAMES, first_existing, warn_if_test
 from ....data.fingerprint import hash_bytes
 from ....data.subset import held_out
 from ....extras import require
@@ -78,8 +78,18 @@ class ArrayDataset(ImageDataset):
         return Image.fromarray(self.pixels[row])
 
 
-def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
-    """Open a torchvision dataset by timm's name; its test split is used if it has no validation split."""
+def open_torchvision(name: str, split: Split, val_fraction: float, download: bool) -> ImageDataset:
+    """Open a torchvision dataset by timm's name; its test split is used if it has no validation split.
+
+    Args:
+        name: Its name.
+        split: The split to return.
+        val_fraction: Below 1, a test split that is used for validation is a warning.
+        download: Whether it may be downloaded.
+
+    Raises:
+        ValueError: It cannot be opened, or does not have one class per image.
+    """
     where = f"torch/{name}"
     root = cache_dir() / "torch"
     root.mkdir(parents=True, exist_ok=True)
@@ -95,6 +105,8 @@ def open_torchvision(name: str, split: Split, download: bool) -> ImageDataset:
     names = getattr(dataset, "classes", None) or numbered_classes(targets, where)
     # torchvision's ImageNet has a tuple of names per class.
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
+    if val_fraction < 1 and getattr(dataset, "train", True) is False:  # those of torchvision with a test split only
+        warn_if_test("test", where, published=True)
     return TorchvisionDataset(dataset, classes, targets, f"{where} {split} ")
 
 
@@ -153,7 +165,11 @@ def open_hub(name: str, split: Split, val_fraction: float, seed: int) -> ImageDa
     # Of the other columns nothing is read: an image in one of them would be decoded with every row.
     undecoded = dataset.select_columns([images[0]]).cast_column(images[0], datasets.Image(decode=False))
     hub_dataset = HubDataset(undecoded, images[0], classes, targets, f"{where} {split_name} ")
-    return hub_dataset if val else held_out(hub_dataset, split, val_fraction=val_fraction, seed=seed)
+    if val is None:
+        return held_out(hub_dataset, split, val_fraction=val_fraction, seed=seed)
+    if split == "val" and val_fraction < 1:
+        warn_if_test(val, where, published=True)
+    return hub_dataset
 
 
 def open_digits(split: Split, val_fraction: float, seed: int) -> ImageDataset:

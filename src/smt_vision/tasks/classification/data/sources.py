@@ -93,7 +93,7 @@ def _open(
     if source == "auto":
         return open_digits(split, val_fraction, seed)
     if kind == "torch" and name:
-        return open_torchvision(name, split, download)
+        return open_torchvision(name, split, val_fraction, download)
     if kind == "hfds" and name:
         return open_hub(name, split, val_fraction, seed)
     if kind == "wds" and name:
