@@ -201,6 +201,17 @@ def test_layer_decay_of_a_model_without_layers_is_refused() -> None:
         build_optimizer(Wrapped(), Optim(layer_decay=0.5))
 
 
+@pytest.mark.parametrize(("layer_decay", "warns"), [(0.2, True), (0.4, False), (None, False)])
+def test_first_layers_that_hardly_change_are_a_warning(
+    layer_decay: float | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = build_optimizer(timm.create_model("smt_atto"), Optim(layer_decay=layer_decay))
+    smallest = min(group.get("lr_scale", 1.0) for group in optimizer.param_groups)
+    assert (smallest < 1e-4) is warns
+    assert (f"optim.layer_decay={layer_decay}: the learning rate" in caplog.text) is warns
+    assert (f"multiplied by {smallest:.1e}" in caplog.text) is warns
+
+
 def test_layer_decay_is_strongest_at_the_stem() -> None:
     model = timm.create_model("smt_atto", **MODEL_ARGS)
     optimizer = build_optimizer(model, Optim(layer_decay=0.5))

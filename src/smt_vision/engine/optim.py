@@ -11,6 +11,10 @@ from ..recipe import Optim
 from ..spec import ModelSpec
 from ..tasks.backbone import Backbone, find_backbone
 from ..tasks.finetune import is_norm, layer_numbers
+from ..text import get_logger
+
+log = get_logger(__name__)
+FROZEN_SCALE = 1e-4  # a factor on the learning rate below which a layer hardly changes
 
 
 def learning_rate(step: int, config: Optim, total_steps: int, steps_per_epoch: int, images_per_step: int) -> float:
@@ -86,7 +90,7 @@ def build_optimizer(
         )
     if backbone is not None and groups is not None and (config.backbone_lr_scale, config.layer_decay) != (1, None):
         groups = _scaled_groups(groups, _backbone_scales(backbone, config, spec))
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         groups or model,
         opt=config.name,
         lr=config.lr,
@@ -94,6 +98,14 @@ def build_optimizer(
         layer_decay=layer_decay,
         **adam,
     )
+    smallest = min(group.get("lr_scale", 1.0) for group in optimizer.param_groups)
+    if config.layer_decay is not None and smallest < FROZEN_SCALE:
+        log.warning(
+            "optim.layer_decay=%g: the learning rate of the first trained layers is multiplied by %.1e, so they hardly "
+            "change; for a deep model, set it to e.g. 0.9, or save the time of these layers with --freeze",
+            config.layer_decay, smallest,
+        )  # fmt: skip
+    return optimizer
 
 
 def _betas_and_eps(config: Optim) -> dict[str, Any]:
