@@ -760,15 +760,23 @@ def test_training_images_that_are_added_leave_the_best_weights(tmp_path: Path) -
     assert (run.metrics, run.history) == (before.metrics, before.history)
 
 
-def test_a_large_dataset_with_identical_images_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_dataset_with_identical_images_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of a large dataset, not all fingerprints are known; identical images make them even fewer."""
     data = write_split(tmp_path / "data")
     for i in range(1, 4):
         shutil.copy(data / "train/red/0.png", data / f"train/red/{i}.png")
+    shutil.copy(data / "train/red/0.png", data / "val/red/0.png")
     monkeypatch.setattr("smt_vision.engine.run_images.MAX_TRAIN", 20)  # of 24 images
     train(tiny(data), tmp_path / "run", display=False, max_steps=2)
+    assert re.search(r"at least 1 of the \d+ validation images are identical", caplog.text)
     assert len(state(tmp_path / "run")["images"]["train"]) < 20
     assert train(tiny(data), tmp_path / "run", display=False, max_steps=3).step == 3
+    for path in (data / "train").glob("*/*.png"):
+        path.write_bytes(path.read_bytes() + b"changed")
+    with pytest.raises(ValueError, match="training images are new"):
+        train(tiny(data), tmp_path / "run", display=False, max_steps=4)
 
 
 def test_another_number_of_steps_per_epoch_is_refused(tmp_path: Path) -> None:

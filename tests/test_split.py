@@ -19,7 +19,7 @@ from command import answer, refusal
 from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
 from smt_vision.data.files import image_formats
-from smt_vision.data.fingerprint import hash_bytes, hash_content, hash_file
+from smt_vision.data.fingerprint import MAX_TRAIN, hash_bytes, hash_content, hash_file
 from smt_vision.engine.loop import train
 from smt_vision.tasks import classes as classes_module
 from smt_vision.tasks import get_task, read_spec
@@ -322,6 +322,14 @@ def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:
     assert len(some) == len(set(some.tolist()) & set(every.tolist())) == 10
     assert np.array_equal(some, images.fingerprints(limit=10))
     assert np.array_equal(every, images.fingerprints(limit=IMAGES))
+
+
+def test_samples_of_a_large_dataset_are_nested_whatever_its_order(unsplit: Path) -> None:
+    images = open_dataset(str(unsplit), "val", val_fraction=1.0)
+    fewer, more = (set(images.fingerprints(limit).tolist()) for limit in (5, 20))
+    assert fewer < more
+    assert set(images.select(np.arange(IMAGES)[::-1].copy()).fingerprints(20).tolist()) == more
+    assert MAX_TRAIN == 200_000
 
 
 def test_held_out_images_of_a_sampled_dataset_are_found(

@@ -100,10 +100,12 @@ class RawDataset(ABC, Generic[T]):
         """(N,) 64-bit hashes of the images' content, the same wherever they are stored.
 
         Args:
-            limit: Maximum number of images, sampled at random if there are more.
+            limit: Maximum number of images. If there are more, those whose ids have the lowest hashes: a smaller sample
+                is a part of a larger one, and does not depend on the order.
         """
         if limit is not None and len(self) > limit:
-            rows = np.sort(np.random.default_rng(0).choice(len(self), limit, replace=False))
+            hashes = np.array([hash_bytes(bytes(name)) for name in self._ids])
+            rows = np.sort(np.argsort(hashes, kind="stable")[:limit])
             return map_images(lambda k: self._fingerprint(int(rows[k])), limit)
         if self._fingerprints is None:
             self._fingerprints = map_images(self._fingerprint, len(self))

@@ -29,7 +29,9 @@ COMPRESSED = (
 )
 THREADS = 16  # reading is bound by latency
 CHUNK = 1024  # images per task of a thread
-MAX_TRAIN = 2_000_000  # training images of which fingerprints are kept, sampled at random from a larger dataset
+# Training images of which fingerprints are kept; a sample of a larger dataset, since they are computed before the first
+# step, by up to three reads of each file.
+MAX_TRAIN = 200_000
 ANNOUNCED = 100_000  # images from which computing the fingerprints takes long enough to be logged
 NONE: Fingerprints = np.zeros(0, dtype=np.int64)
 

@@ -131,10 +131,8 @@ class RunImages:
         return listings[0] != listings[1] or labels[0] != labels[1] or not np.array_equal(val, before.val)
 
     def _new_training_images(self, before: UsedImages) -> int:
-        """Number of training images, of a sample, that the run has not used; 0 where not all are known."""
-        if len(self._task.train_set) > MAX_TRAIN:
-            return 0
-        sample = np.unique(self._task.train_set.fingerprints(SAMPLED))
+        """Number of training images, of a sample that is a part of those that a run keeps, that it has not used."""
+        sample = np.unique(self._task.train_set.fingerprints(min(SAMPLED, MAX_TRAIN)))
         return int((~np.isin(sample, before.train)).sum())
 
     def _read(self) -> UsedImages:
@@ -143,8 +141,8 @@ class RunImages:
         used = UsedImages(np.unique(task.train_set.fingerprints(MAX_TRAIN)), np.unique(task.val_set.identities()))
         if common := int(np.isin(val, used.train).sum()):
             log.warning(
-                "%s: %d of the %d validation images are identical to a training image; the metrics will be too high",
-                self._data, common, len(val),
+                "%s: %s%d of the %d validation images are identical to a training image; the metrics will be too high",
+                self._data, "at least " if len(task.train_set) > MAX_TRAIN else "", common, len(val),
             )  # fmt: skip
         return used
 
