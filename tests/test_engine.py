@@ -37,6 +37,7 @@ from smt_vision.engine.loop import train
 from smt_vision.engine.optim import build_optimizer, learning_rate, set_learning_rate
 from smt_vision.engine.run import Run
 from smt_vision.engine.step import train_step
+from smt_vision.engine.stored_state import check_optimizer
 from smt_vision.engine.watchdog import Watchdog
 from smt_vision.recipe import Engine, Input, Optim, Recipe
 from smt_vision.signals import Stopped, StopSignals, stop_signals
@@ -283,6 +284,29 @@ def test_layer_decay_of_a_backbone(task: str, model: str) -> None:
 def test_backbone_lr_scale_of_a_classifier_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backbone_lr_scale=0\.1 .* Linear has no separate backbone"):
         build_optimizer(nn.Linear(2, 2), Optim(backbone_lr_scale=0.1))
+
+
+@pytest.mark.parametrize("unused", [0, 1])
+def test_a_parameter_that_never_had_a_gradient_has_no_state_in_a_checkpoint(unused: int) -> None:
+    def built() -> torch.optim.Optimizer:
+        return build_optimizer(nn.ParameterList([torch.zeros(3), torch.zeros(3)]), Optim(no_decay="none"))
+
+    before, after = built(), built()
+    (group,) = before.param_groups
+    assert group["fused"]
+    group["params"][1 - unused].grad = torch.ones(3)
+    before.step()
+    state = before.state_dict()
+    assert list(state["state"]) == [1 - unused]
+    check_optimizer(state, after)
+    after.load_state_dict(state)
+    for parameter in after.param_groups[0]["params"]:
+        parameter.grad = torch.ones(3)
+    after.step()
+    assert [float(after.state_dict()["state"][i]["step"]) for i in (unused, 1 - unused)] == [1, 2]
+    state["state"][unused] = {"step": torch.ones(())}
+    with pytest.raises(ValueError, match=r"parameter 1 has"):
+        check_optimizer(state, after)
 
 
 def test_one_learning_rate_without_layer_decay() -> None:

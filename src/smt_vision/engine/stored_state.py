@@ -76,7 +76,8 @@ def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def check_optimizer(state: Any, optimizer: Any) -> None:
     """Raise a ValueError for a state of other parameters: PyTorch's fused kernels would read beyond its end.
 
-    Other optimizers may have several kinds of states, as Muon, or one number per parameter, as NovoGrad.
+    Other optimizers may have several kinds of states, as Muon, or one number per parameter, as NovoGrad. A parameter
+    that never had a gradient has no state.
     """
     groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in ours]:
@@ -85,9 +86,10 @@ def check_optimizer(state: Any, optimizer: Any) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     states = [state["state"].get(number, {}) for number in numbers]
+    first: Any = next(filter(None, states), {})
     for number, parameter, values in zip(numbers, parameters, states, strict=True):
-        if fused and values.keys() != states[0].keys():
-            raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(states[0])}")
+        if fused and values and values.keys() != first.keys():
+            raise ValueError(f"parameter {number} has {sorted(values)} and the first one {sorted(first)}")
         for name, value in values.items():
             if name == "step" and isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"step of parameter {number} has shape {tuple(value.shape)} instead of one element")
