@@ -31,6 +31,7 @@ from smt_vision.tasks.classification.published import class_names, class_synonym
 from smt_vision.tasks.classification.task import ClassificationTraining, open_evaluation
 from smt_vision.tasks.detection.data.sources import open_detection
 from smt_vision.tasks.segmentation.data.sources import open_segmentation
+from smt_vision.tasks.splits import open_splits
 from tiny_run import COLORS, QUICK_TO_EXPORT, tiny, write_images, write_split
 
 Capture = pytest.CaptureFixture[str]
@@ -322,6 +323,31 @@ def test_fingerprints_of_a_large_dataset_are_sampled(unsplit: Path) -> None:
     assert len(some) == len(set(some.tolist()) & set(every.tolist())) == 10
     assert np.array_equal(some, images.fingerprints(limit=10))
     assert np.array_equal(every, images.fingerprints(limit=IMAGES))
+
+
+@pytest.mark.parametrize("source", ["folders", "tar", "label file"])
+def test_a_dataset_without_a_validation_split_is_read_once(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_images(tmp_path / "set", COLORS, [20] * 3)
+    (data / "red" / "notes.txt").write_text("not an image")
+    if source == "label file":
+        rows = [f"{path.relative_to(data)},{path.parent.name}" for path in sorted(data.glob("*/*.png"))]
+        (data / "labels.csv").write_text("\n".join(["path,label", *rows, *rows[:1]]))
+    elif source == "tar":
+        data = copy_as_tar(data, tmp_path / "set.tar.gz")
+    expected = [open_dataset(str(data), split, seed=3) for split in ("train", "val")]
+    caplog.clear()
+    opened = open_splits(tiny(data, seed=3), lambda split: open_dataset(str(data), split, seed=3))
+    assert len(caplog.messages) == 1
+    for ours, theirs in zip(opened, expected, strict=True):
+        assert (ours.listing(), ours.hash_labels(), ours.where) == (
+            theirs.listing(),
+            theirs.hash_labels(),
+            theirs.where,
+        )
+        assert np.array_equal(ours.identities(), theirs.identities())
+        assert ours.counterpart is None
 
 
 def test_samples_of_a_large_dataset_are_nested_whatever_its_order(unsplit: Path) -> None:

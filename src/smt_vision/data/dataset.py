@@ -29,6 +29,10 @@ class RawDataset(ABC, Generic[T]):
         classes: Class names, in the order of class indices.
         ids: N image ids, unique within the dataset and independent of where it is stored.
         where: Prefix of image ids in messages, e.g. the directory with a trailing slash.
+
+    Attributes:
+        counterpart: Of training images, the validation images that were held out of the same dataset; ``None`` if they
+            have to be opened.
     """
 
     def __init__(self, classes: Sequence[str], ids: Sequence[str], where: str) -> None:
@@ -36,6 +40,7 @@ class RawDataset(ABC, Generic[T]):
         self.where = where
         self._ids = np.array([os.fsencode(name) for name in ids], dtype=np.bytes_)
         self._fingerprints: Fingerprints | None = None
+        self.counterpart: Self | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -68,6 +73,7 @@ class RawDataset(ABC, Generic[T]):
         """Return the dataset with only the images at indices ``keep``, in that order."""
         subset = copy.copy(self)
         subset._ids = self._ids[keep]
+        subset.counterpart = None
         if self._fingerprints is not None:
             subset._fingerprints = self._fingerprints[keep]
         return subset

@@ -45,7 +45,7 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
     training. Images with several classes are chosen for the rarest of them, so that the shares of the frequent classes
     are approximate. The selection depends only on the image ids, their classes and the seed, not on the order or the
     storage location, and adding images later moves few others. With a ``val_fraction`` of 0, all images are for
-    training.
+    training. The training split has the validation split as ``counterpart``.
 
     Args:
         images: The complete dataset.
@@ -57,14 +57,24 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
     Raises:
         ValueError: ``val_fraction`` is out of range, or is 1 and the training split is requested.
     """
+    part, others = _held_out(images, split, val_fraction, seed)
+    if split == "train" and others is not None:
+        part.counterpart = images.select(others)
+    return part
+
+
+def _held_out(
+    images: Images, split: Split, val_fraction: float, seed: int
+) -> tuple[Images, npt.NDArray[np.int64] | None]:
+    """A split of a dataset, and the indices of the images of the other one, unless one split has all of them."""
     if val_fraction == 0.0 and split == "train":
-        return images
+        return images, None
     if val_fraction == 1.0:
         if split == "train":
             raise ValueError(
                 f"{images.where}: val_fraction=1.0 leaves no images for training; use a fraction below 1, e.g. 0.1"
             )
-        return images
+        return images, None
     if not 0.0 < val_fraction < 1.0:
         raise ValueError(
             f"{images.where}: invalid val_fraction={val_fraction}: expected a fraction in (0, 1], e.g. 0.1, because "
@@ -89,7 +99,9 @@ def held_out(images: Images, split: Split, *, val_fraction: float, seed: int) ->
                 for c in classes_of.get(i, ()):
                     left[c] -= 1
         decided[members] = True
-    return images.select(np.flatnonzero(in_val if split == "val" else ~in_val))
+    if split == "train":
+        in_val = ~in_val
+    return images.select(np.flatnonzero(in_val)), np.flatnonzero(~in_val)
 
 
 def hold_some_out(images: Images, split: Split, *, val_fraction: float, seed: int) -> Images:
@@ -98,7 +110,7 @@ def hold_some_out(images: Images, split: Split, *, val_fraction: float, seed: in
     Raises:
         ValueError: As :func:`held_out`, or there are too few images.
     """
-    part = held_out(images, split, val_fraction=val_fraction, seed=seed)
+    part, _ = _held_out(images, split, val_fraction, seed)
     if not len(part):
         raise ValueError(
             f"{images.where}: {len(images)} images, too few to hold any out for validation; add images, or a "

@@ -28,7 +28,9 @@ def open_splits(recipe: Recipe, open_split: Callable[[Split], Images]) -> tuple[
         ValueError: The recipe is a cross-validation of which no fold is chosen.
     """
     if recipe.folds is None:
-        return take_fraction(open_split("train"), recipe.train_fraction), open_split("val")
+        train = open_split("train")
+        val, train.counterpart = train.counterpart, None  # data loaders would pickle it with the training images
+        return take_fraction(train, recipe.train_fraction), open_split("val") if val is None else val
     if recipe.fold is None:
         raise ValueError(
             f"folds={recipe.folds} without a fold: choose one, e.g. fold=1, or train all with "
