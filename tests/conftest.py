@@ -17,7 +17,7 @@ import timm
 import torch
 from matplotlib.figure import Figure
 
-from blank_pictures import SAVE, no_pictures
+from blank_pictures import SAVE, no_pictures, without_report
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
@@ -58,6 +58,16 @@ def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Tests with the mark ``pictures`` have real ones."""
     if request.node.get_closest_marker("pictures"):
         monkeypatch.setattr(Figure, "savefig", SAVE)
+
+
+@pytest.fixture
+def no_report(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs of a test end without a report, unless it has the mark ``report``; those of other fixtures have one."""
+    if request.node.get_closest_marker("report"):
+        yield
+    else:
+        with without_report():
+            yield
 
 
 @pytest.fixture(autouse=True)

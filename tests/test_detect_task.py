@@ -66,6 +66,7 @@ def test_run_writes_checkpoints_metrics_summary_and_pictures(shapes: Path, tmp_p
     assert read_recipe(best.state["recipe"]).to_dict() == recipe.to_dict()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_training_with_ema_and_bfloat16(shapes: Path, tmp_path: Path) -> None:
     recipe = shapes_recipe(shapes, "retinanet", ema=0.9)
     engine = replace(recipe.engine, precision="bf16-mixed")
@@ -80,6 +81,7 @@ def small_recipe(shapes: Path, head: str, **engine: Any) -> DetectionRecipe:
     return replace(recipe, detect=replace(recipe.detect, layers=1, queries=20, score_threshold=0.0))
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("head", ["fcos", "dino"])
 def test_resumed_run_of_a_head_equals_an_uninterrupted_one(head: str, shapes: Path, tmp_path: Path) -> None:
     recipe = replace(small_recipe(shapes, head, ema=0.9), batch_size=2)  # two steps; DINO's noise is random

@@ -59,13 +59,7 @@ RANDOM: dict[str, Any] = dict(
 )  # 24 images in batches of 4, 2 batches per step: 3 steps per epoch, 9 in all
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures at the end of a run: they take seconds, and these tests do not read them."""
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 
 
 # --- the learning rate

@@ -26,6 +26,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blank_pictures import without_report
 from same_run import assert_identical
 from smt_vision import checkpoints, load, signals
 from smt_vision.checkpoints import training_checkpoints
@@ -53,11 +54,7 @@ from waiting import DEADLINE, in_fork, wait_until
 STEPS = 6  # per epoch
 
 
-@pytest.fixture(autouse=True)
-def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures and a summary, which take as long as their training, unless a test is marked so."""
-    if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(loop, "write_report", lambda run, command: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,8 @@ def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, left alone."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny(colored), folder, display=False)
+    with without_report():
+        train(tiny(colored), folder, display=False)
     return folder
 
 
@@ -77,7 +75,8 @@ def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps, with one checkpoint."""
     folder = tmp_path_factory.mktemp("started") / "run"
-    train(tiny(colored, engine=dict(keep_last=1)), folder, display=False, max_steps=2)
+    with without_report():
+        train(tiny(colored, engine=dict(keep_last=1)), folder, display=False, max_steps=2)
     return folder
 
 
@@ -441,7 +440,7 @@ def test_checkpoint_of_other_content_is_refused(colored: Path, started: Path, tm
         train(recipe, folder, display=False)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_metrics_that_cannot_be_drawn_are_those_of_the_checkpoint(colored: Path, tmp_path: Path) -> None:
     recipe, folder = tiny(colored, epochs=1), tmp_path / "run"
     train(recipe, folder, display=False)
@@ -715,7 +714,7 @@ def test_changed_data_is_refused_unless_accepted(tmp_path: Path, change: Any) ->
         assert train(accepted, tmp_path / "run", display=False, max_steps=3).step == 3
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("stopped_at", [8, 12])  # in an epoch, and at the end of the run
 def test_metrics_of_other_validation_images_are_not_compared(
     tmp_path: Path, stopped_at: int, caplog: pytest.LogCaptureFixture
@@ -739,7 +738,7 @@ def test_metrics_of_other_validation_images_are_not_compared(
     assert (again.best_epoch, len(again.history)) == (2, 1)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_the_report_leaves_out_an_image_that_has_become_unreadable(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1132,7 +1131,7 @@ class Unreliable(ExperimentLogger):
             raise ConnectionError("no answer")
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("fails_at", ["log_metrics", "finalize"])
 def test_training_goes_on_without_a_logger_that_fails(
     colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: str
@@ -1208,7 +1207,7 @@ def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tm
     assert kept.to_dict() == changed.to_dict()
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("when", ["evaluation", "report"])
 def test_signal_outside_of_training(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -1261,7 +1260,7 @@ def test_interrupt_within_an_import_or_at_exit_ends_the_process(tmp_path: Path) 
         assert (done.stdout, done.stderr, done.returncode) == ("raised\n", "", -signal.SIGINT)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_torn_log_does_not_keep_a_run_from_being_resumed(
     colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
