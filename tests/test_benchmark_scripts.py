@@ -153,11 +153,12 @@ def test_export(tmp_path: Path) -> None:
 
 
 def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = run("large_image", "smt_femto.cifar10 --image_size 3000 2000 --threads 1", tmp_path / "large.json")
+    results = run("large_image", "smt_femto.cifar10 --image_size 6000 4000 --threads 1", tmp_path / "large.json")
     [row] = results["large_image"]
-    decoded = 3 * 3000 * 2000
+    decoded = 3 * 6000 * 4000
     assert min(row["peak_memory"], row["small_image"]) > 100e6  # PyTorch by itself
-    assert row["peak_memory"] - row["small_image"] < 20 * decoded
+    # Measured: 3.9. An image of float32 values would be 4 more.
+    assert decoded < row["peak_memory"] - row["small_image"] < 5 * decoded
     assert row["seconds"] > 0
     assert "smt_femto.cifar10" in capsys.readouterr().out
 
