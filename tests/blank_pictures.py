@@ -1,10 +1,11 @@
-"""Pictures that take no time."""
+"""Pictures and reports that take no time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,3 +30,11 @@ def no_pictures() -> Iterator[None]:
         yield
     finally:
         Figure.savefig, style.STYLE[LAYOUT] = SAVE, True  # type: ignore[method-assign]
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Runs end without pictures and a summary, which take as long as their training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+        yield

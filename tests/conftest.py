@@ -9,6 +9,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import timm
 import torch
 from matplotlib.figure import Figure
 
-from blank_pictures import SAVE, no_pictures
+from blank_pictures import SAVE, no_pictures, without_report
 from drawn_sets import scenes_recipe, shapes_recipe, write_scenes, write_shapes
 from smt_vision.kernels import onednn
 from smt_vision.model.official import to_official
@@ -58,6 +59,26 @@ def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Tests with the mark ``pictures`` have real ones."""
     if request.node.get_closest_marker("pictures"):
         monkeypatch.setattr(Figure, "savefig", SAVE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:
+    """Measurements and studies share the one fork server of a process, which imports what its first user names."""
+    modules = {"timm", "smt_vision.study.process", "torchmetrics.classification", "matplotlib.backends.backend_agg"}
+    preload = forkserver.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", lambda names: preload(sorted({*names, *modules})))
+        yield
+
+
+@pytest.fixture
+def no_report(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs of a test end without a report, unless it has the mark ``report``; those of other fixtures have one."""
+    if request.node.get_closest_marker("report"):
+        yield
+    else:
+        with without_report():
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -192,7 +192,7 @@ def test_auto_is_a_precision_that_the_engine_has(capsys: Capture, monkeypatch: p
     """And the report has the version of the runtime."""
     runtime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr("smt_vision.precision.has_bf16", lambda device: True)
-    command = ("bench", "smt_atto", "--precision", "auto", "--batch_size", "1", *TINY)
+    command = ("bench", "test_resnet", "--precision", "auto", "--batch_size", "1", *TINY)
     found = answer(capsys, *command, "--engine", "onnxruntime")
     assert (found["precision"], found["versions"]["onnxruntime"]) == ("fp32", runtime.__version__)
     found = answer(capsys, *command)
@@ -215,11 +215,11 @@ def test_execution_providers(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(runtime, "InferenceSession", recorded)
     command = ("--batch_size", "1", *TINY, "--providers", "CPUExecutionProvider")
-    for words in ((EXPORT,), ("smt_atto", "--engine", "onnxruntime")):
+    for words in ((EXPORT,), ("test_resnet", "--engine", "onnxruntime")):
         assert answer(capsys, "bench", *words, *command)["providers"] == ["CPUExecutionProvider"]
         assert "NoSuchProvider" in refusal(capsys, 1, "bench", *words, *command[:-1], "NoSuchProvider")
     assert given == [["CPUExecutionProvider"]] * 2
-    assert "omit it" in refusal(capsys, 1, "bench", "smt_atto", *command)
+    assert "omit it" in refusal(capsys, 1, "bench", "test_resnet", *command)
 
 
 @pytest.mark.parametrize("pairs", [[], ["--pairs"]])

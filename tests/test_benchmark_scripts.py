@@ -137,9 +137,9 @@ def test_startup_of_commands_that_fail() -> None:
 
 def test_startup_measures_the_child_and_not_the_wait() -> None:
     seconds = importlib.import_module("startup").processor_seconds
-    idle = seconds(("-c", "import time; time.sleep(3)"), 1)
+    idle = seconds(("-c", "import time; time.sleep(1)"), 1)
     busy = seconds(("-c", "import time\nwhile time.process_time() < 0.5: pass"), 1)
-    assert idle < 3
+    assert idle < 1
     assert busy >= 0.5
 
 
@@ -156,11 +156,12 @@ def test_export(tmp_path: Path) -> None:
 
 
 def test_large_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = run("large_image", "smt_femto.cifar10 --image_size 3000 2000 --threads 1", tmp_path / "large.json")
+    results = run("large_image", "smt_femto.cifar10 --image_size 6000 4000 --threads 1", tmp_path / "large.json")
     [row] = results["large_image"]
-    decoded = 3 * 3000 * 2000
+    decoded = 3 * 6000 * 4000
     assert min(row["peak_memory"], row["small_image"]) > 100e6  # PyTorch by itself
-    assert row["peak_memory"] - row["small_image"] < 20 * decoded
+    # Measured: 3.9. An image of float32 values would be 4 more.
+    assert decoded < row["peak_memory"] - row["small_image"] < 5 * decoded
     assert row["seconds"] > 0
     assert "smt_femto.cifar10" in capsys.readouterr().out
 

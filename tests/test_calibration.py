@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import smt_vision
+from blank_pictures import without_report
 from command import answer, refusal, run
 from smt_vision import checkpoints
 from smt_vision.engine.lock import FolderLock
@@ -98,8 +99,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that held out a third of the images."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)  # its pictures take seconds
+    with without_report():
         train(tiny(images, epochs=2, batch_size=16, input={"val_fraction": 0.33}), folder, display=False)
     return folder
 
@@ -143,8 +143,7 @@ def test_run_is_calibrated_on_the_images_that_it_held_out(
     assert answer(capsys, "calibrate", copy, "--workers", "0")["temperature"] == found["temperature"]
 
 
-def test_run_that_is_calibrated_can_be_resumed(copy: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+def test_run_that_is_calibrated_can_be_resumed(copy: Path, capsys: Capture, no_report: None) -> None:
     answer(capsys, "calibrate", copy, "--workers", "0")
     assert answer(capsys, "train", "--resume", copy)["step"] > 0
 

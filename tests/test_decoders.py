@@ -111,6 +111,7 @@ def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         DecoderHead([8, 16, 32, 64], 3, SMALL)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_run_predicts_like_its_model_and_starts_another(scenes: Path, tmp_path: Path) -> None:
     recipe = scenes_recipe(scenes, head="unet")
     run = train(replace(recipe, batch_size=1), tmp_path / "run", display=False)  # only UPerNet needs two images

@@ -112,6 +112,7 @@ def as_detection(folder: Path, suffix: str) -> Path:
     return data
 
 
+@pytest.mark.usefixtures("no_report")
 def test_detection(tmp_path: Path, capsys: Capture) -> None:
     data = as_detection(tmp_path / "shapes", ".npy")
     recipe = shapes_recipe(data)
@@ -149,6 +150,7 @@ def test_yolo_folder_of_bands(tmp_path: Path) -> None:
     assert target["boxes"].tolist() == [[15.0, 15.0, 45.0, 25.0]]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_export_takes_the_bands(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     data = as_detection(tmp_path / "shapes", ".tif")

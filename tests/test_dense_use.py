@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,6 +158,41 @@ def test_to_supervision(masks: bool, tmp_path: Path) -> None:
         assert len(supervision.Detections.merge([empty, empty])) == 0
     assert (none.mask is None) != masks
     assert none.mask is None or none.mask.shape == (0, 20, 40)
+
+
+@dataclass
+class SupervisionDetections:
+    """The fields of ``supervision.Detections`` that are filled."""
+
+    xyxy: np.ndarray
+    mask: np.ndarray | None
+    confidence: np.ndarray
+    class_id: np.ndarray
+    data: dict[str, np.ndarray]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_supervision_is_given(masks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package is not installed."""
+    module = types.ModuleType("supervision")
+    module.Detections = SupervisionDetections  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", module)
+    (found,) = fixed_detector(masks)([Image.new("RGB", (40, 20))])
+    for detections, names in ((found, ["triangle", "square"]), (found.above(1.0), [])):
+        given = detections.to_supervision()
+        assert np.array_equal(given.xyxy, detections.boxes.numpy())
+        assert given.xyxy.shape == (len(names), 4)
+        assert given.confidence.tolist() == pytest.approx([0.9, 0.2][: len(names)])
+        assert given.class_id.tolist() == [1, 0][: len(names)]
+        assert (given.class_id.dtype, given.data.keys()) == (np.int64, {"class_name"})
+        assert given.data["class_name"].tolist() == names
+        assert given.data["class_name"].dtype.kind == "U"
+        if masks:
+            assert detections.masks is not None
+            assert np.array_equal(given.mask, detections.masks.numpy())
+            assert (given.mask.shape, given.mask.dtype) == ((len(names), 20, 40), bool)
+        else:
+            assert given.mask is None
 
 
 def test_coco_results() -> None:

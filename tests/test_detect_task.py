@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import smt_vision
 from drawn_sets import CHECKPOINT_FORMS, checkpoint_in_form, shapes_recipe, write_shapes
+from layer_types import types_in_training
+from same_run import assert_identical
 from smt_vision import checkpoints
 from smt_vision.engine.launch import launch
 from smt_vision.engine.loop import train
@@ -66,11 +68,18 @@ def test_run_writes_checkpoints_metrics_summary_and_pictures(shapes: Path, tmp_p
     assert read_recipe(best.state["recipe"]).to_dict() == recipe.to_dict()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_training_with_ema_and_bfloat16(shapes: Path, tmp_path: Path) -> None:
     recipe = shapes_recipe(shapes, "retinanet", ema=0.9)
     engine = replace(recipe.engine, precision="bf16-mixed")
-    run = train(replace(recipe, engine=engine), tmp_path / "run", display=False)
+    with types_in_training(nn.Conv2d) as types:  # two steps: the average begins at the weights after the first one
+        run = train(replace(recipe, batch_size=2, engine=engine), tmp_path / "run", display=False)
+    assert torch.bfloat16 in types
     assert run.ema is not None
+    raw, average = run.raw.state_dict(), run.ema.module.state_dict()
+    trained = [name for name, _ in run.raw.named_parameters()]
+    assert not any(torch.equal(raw[name], average[name]) for name in trained)
+    assert_identical(checkpoints.load(run.folder / "best.pt").weights, dict(average))
     assert 0 <= run.metrics["box_ap"] <= 100
     assert "mask_ap" not in run.metrics
 
@@ -80,6 +89,7 @@ def small_recipe(shapes: Path, head: str, **engine: Any) -> DetectionRecipe:
     return replace(recipe, detect=replace(recipe.detect, layers=1, queries=20, score_threshold=0.0))
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("head", ["fcos", "dino"])
 def test_resumed_run_of_a_head_equals_an_uninterrupted_one(head: str, shapes: Path, tmp_path: Path) -> None:
     recipe = replace(small_recipe(shapes, head, ema=0.9), batch_size=2)  # two steps; DINO's noise is random

@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from blank_pictures import without_report
 from drawn_sets import scenes_recipe, shapes_recipe
 from same_run import assert_same_run
 from smt_vision import checkpoints, load
@@ -27,12 +28,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MIXED = dict(mixup=0.2, cutmix=1.0, mix_prob=1.0)
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
-
-
 @pytest.fixture(scope="module")
 def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_split(tmp_path_factory.mktemp("distill") / "data", train=4, val=2)
@@ -43,8 +38,7 @@ def teacher(colored: Path) -> Path:
     """A run of the same classes, with another size and another normalization."""
     folder = colored.parent / "teacher"
     input = dict(size=40, mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+    with without_report():
         train(tiny(colored, input=input, seed=1), folder, display=False, max_steps=6)
     return folder
 

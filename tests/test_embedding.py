@@ -158,6 +158,7 @@ def test_images_of_every_layout(trained: Path, tmp_path: Path, caplog: pytest.Lo
     assert "without labels and splits" in caplog.text
 
 
+@pytest.mark.usefixtures("no_report")
 def test_splits_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By another path of the same folder, and of a fold."""
     root = write_images(tmp_path / "set", COLORS, [6, 6, 6])
@@ -183,6 +184,7 @@ def test_splits_are_those_of_training(tmp_path: Path, monkeypatch: pytest.Monkey
     assert counts == {"train": 12, "val": 6, "val of the dataset": 6}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_report_of_images_with_bands(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("val", 1)):
         for name in ("a", "b"):

@@ -26,11 +26,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from layer_types import types_in_training
 from same_run import assert_identical, assert_same_run
 from smt_vision import checkpoints, load
 from smt_vision.cli import main
 from smt_vision.data.decode import UnreadableImage
 from smt_vision.engine import loop, processes
+from smt_vision.engine import step as step_module
 from smt_vision.engine.launch import LAUNCHER, launch
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
@@ -60,13 +62,7 @@ RANDOM: dict[str, Any] = dict(
 )  # 24 images in batches of 4, 2 batches per step: 3 steps per epoch, 9 in all
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures at the end of a run: they take seconds, and these tests do not read them."""
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 
 
 # --- the learning rate
@@ -334,11 +330,27 @@ def test_learns_easy_images(colored: Path, trained: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_learns_with_clipped_gradients(
-    colored: Path, tmp_path: Path, precision: Literal["bf16-mixed", "16-mixed"]
+    colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Literal["bf16-mixed", "16-mixed"]
 ) -> None:
-    recipe = tiny(colored, engine=dict(precision=precision), optim=dict(clip_grad=1.0))
-    run = train(recipe, tmp_path / "run", display=False, max_steps=4)
+    norms: list[tuple[float, float]] = []  # before and after
+    clip = step_module._clip_gradients
+
+    def clip_and_record(run: Any) -> Any:
+        if (before := clip(run)) is not None:  # else the loss scale is lowered
+            gradients = [p.grad for p in run.raw.parameters() if p.grad is not None]
+            norms.append((float(before), float(torch.nn.utils.get_total_norm(gradients))))
+        return before
+
+    monkeypatch.setattr(step_module, "_clip_gradients", clip_and_record)
+    recipe = tiny(colored, engine=dict(precision=precision), optim=dict(clip_grad=0.1))
+    with types_in_training(nn.Linear) as types:
+        run = train(recipe, tmp_path / "run", display=False, max_steps=4)
     assert run.step == 4
+    assert types == {torch.bfloat16 if precision == "bf16-mixed" else torch.float16}
+    assert len(norms) == 4
+    for before, after in norms:
+        assert before > 0.2
+        assert after == pytest.approx(0.1, rel=1e-3)
     assert all(math.isfinite(line["loss"]) for line in read_log(tmp_path / "run") if line["kind"] == "train")
 
 

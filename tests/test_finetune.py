@@ -34,12 +34,6 @@ LORA = Lora(rank=2, alpha=4.0)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
-
-
 def prepared(model: str, arguments: dict[str, Any], **fields: Any) -> tuple[Any, list[nn.Module]]:
     """A classifier of five classes and its modules that stay in evaluation mode."""
     recipe = replace(RECIPES["finetune"], model=model, model_args=arguments, **fields)

@@ -618,7 +618,7 @@ for dtype in (torch.float32, torch.bfloat16):
 with torch.no_grad():
     outputs.append(at_dtype(model, torch.bfloat16)(x))
 for y in outputs[1:]:
-    torch.testing.assert_close(y, outputs[0], atol=0.05, rtol=0.05)
+    assert (y.float() - outputs[0]).norm() < 0.05 * outputs[0].norm()
 assert torch.nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
 """
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=DEADLINE)

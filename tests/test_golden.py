@@ -86,6 +86,7 @@ def interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run
 
 
+@pytest.mark.usefixtures("no_report")
 def test_resume_run_of_earlier_format(interrupted_run: Path) -> None:
     recipe = read_recipe(yaml.safe_load((interrupted_run / "recipe.yaml").read_text()))
     assert recipe.task == "classify"

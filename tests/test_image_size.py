@@ -69,6 +69,7 @@ def test_swin_as_a_backbone_equals_one_built_for_the_size(size: tuple[int, int])
             torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2), rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_detector_of_swin_is_trained_evaluated_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shapes(tmp_path / "shapes")
     recipe = replace(shapes_recipe(tmp_path / "shapes"), model=SWIN, model_args=SMALL_SWIN, epochs=1)
@@ -80,6 +81,7 @@ def test_a_detector_of_swin_is_trained_evaluated_and_used(tmp_path: Path, capsys
     assert run("predict", tmp_path / "run", image, "--out", tmp_path / "out") == 0
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_classifier_is_built_for_the_size_of_its_images(
     tmp_path: Path, colored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_backbone_for_one_size_is_refused(name: str) -> None:
         build_backbone(spec, pretrained=False, checkpoint=None)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_checkpoint_starts_a_run_at_another_size(tmp_path: Path, colored: Path) -> None:
     recipe = tiny(colored, epochs=1)
     deit = replace(recipe, model=DEIT, model_args={"depth": 1, "embed_dim": 24, "num_heads": 1})

@@ -490,6 +490,7 @@ def test_dice_loss_by_hand(binary: bool) -> None:
 # Runs
 
 
+@pytest.mark.usefixtures("no_report")
 def test_run_with_sampling_and_weights_is_resumed_bitwise(tmp_path: Path) -> None:
     write_images(tmp_path / "data" / "train", COLORS, [12, 4, 2])
     write_images(tmp_path / "data" / "val", COLORS, [2] * 3)

@@ -6,7 +6,6 @@ it is imported; ``make test`` runs them so.
 
 import copy
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -526,12 +525,6 @@ def test_where_triton_cannot_run_the_plain_form_does(
 @on_kernels
 def test_triton_runs_here() -> None:
     assert availability.triton_runs_on(torch.device("cuda" if CUDA else "cpu"))
-
-
-def test_an_unknown_choice_of_kernels() -> None:
-    command = [sys.executable, "-c", "import smt_vision, timm"]
-    run = subprocess.run(command, env={**os.environ, "SMT_VISION_KERNELS": "palin"}, capture_output=True, text=True)
-    assert "ValueError: invalid SMT_VISION_KERNELS='palin': expected one of 'auto', 'plain'" in run.stderr
 
 
 def test_on_a_cpu_the_plain_form_runs() -> None:

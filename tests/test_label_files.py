@@ -290,6 +290,7 @@ def test_metadata_of_hugging_face_is_read(tmp_path: Path) -> None:
     assert labels_of(open_dataset(str(tmp_path), "val")) == {"0.png": "b", "1.png": "a"}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_label_file_equals_class_folders(tmp_path: Path) -> None:
     root = write_images(tmp_path / "set", COLORS, [5, 5, 5])
     rows = sorted((str(path.relative_to(root)), path.parent.name) for path in root.rglob("*.png"))
@@ -425,6 +426,7 @@ def test_validation_images_without_any_label_are_an_error_at_the_start(write: Wr
         smt_vision.tasks.get_task("classify").training(tiny(file, classify=MULTI))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_label_files_of_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model reads them as in training, by default, or as an option says; evaluated are the images it held out."""
     root = write_images(tmp_path / "set", COLORS, [4, 4, 4])
@@ -500,6 +502,7 @@ def test_folds_that_stop_early_are_finished(tmp_path: Path) -> None:
     assert "epoch 2 of 5" in (tmp_path / "cv" / "fold-2" / "summary.md").read_text()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_folds_of_a_detector(tmp_path: Path) -> None:
     recipe = replace(shapes_recipe(write_shapes(tmp_path / "shapes"), "faster_rcnn"), folds=2, fold=2)
     run = train(recipe, tmp_path / "run", display=False)
@@ -617,6 +620,7 @@ def test_long_images_of_bands_need_little_memory() -> None:
     assert largest.elements <= long.numel()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_classifier_of_bands(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for k, name in enumerate(("dry", "wet")):
@@ -642,6 +646,7 @@ def test_classifier_of_bands(tmp_path: Path) -> None:
     assert predictor.model(torch.stack(samples)).shape == (2, 2)  # an export is checked on these
 
 
+@pytest.mark.usefixtures("no_report")
 def test_first_convolution_is_adapted(tmp_path: Path) -> None:
     source = tiny(write_split(tmp_path / "set", 2, 1), epochs=1)
     train(source, tmp_path / "run", display=False)

@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 
+from blank_pictures import without_report
 from drawn_sets import scenes_recipe, shapes_recipe
 from processes import run_on_processes
 from same_run import assert_same_run
@@ -29,12 +30,6 @@ from smt_vision.tasks.pretraining.task import NeighborMetric, PretrainingTrainin
 from tiny_run import COLORS, TINY, tiny, write_images, write_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the pictures at the end of a run: they take seconds."""
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +59,7 @@ def small(data: Path, **fields: Any) -> PretrainingRecipe:
 @pytest.fixture(scope="module")
 def pretrained(unlabeled: Path) -> Path:
     folder = unlabeled.parent / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+    with without_report():
         train(small(unlabeled), folder, display=False)
     return folder
 

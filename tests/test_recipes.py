@@ -186,10 +186,7 @@ def test_builds_at_full_size(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", CLASSIFICATION.values(), ids=CLASSIFICATION)
-def test_trains_one_step_and_evaluates(
-    recipe: Recipe, colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)  # pictures, seconds each
+def test_trains_one_step_and_evaluates(recipe: Recipe, colored: Path, tmp_path: Path, no_report: None) -> None:
     small = replace(
         recipe,
         data=str(colored),

@@ -26,8 +26,9 @@ import pytest
 import torch
 from PIL import Image
 
+from blank_pictures import without_report
 from same_run import assert_identical
-from smt_vision import checkpoints, load
+from smt_vision import checkpoints, load, signals
 from smt_vision.checkpoints import training_checkpoints
 from smt_vision.cli import main
 from smt_vision.data import retry
@@ -53,11 +54,7 @@ from waiting import DEADLINE, in_fork, wait_until
 STEPS = 6  # per epoch
 
 
-@pytest.fixture(autouse=True)
-def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without pictures and a summary, which take as long as their training, unless a test is marked so."""
-    if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(loop, "write_report", lambda run, command: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,8 @@ def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, left alone."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny(colored), folder, display=False)
+    with without_report():
+        train(tiny(colored), folder, display=False)
     return folder
 
 
@@ -77,7 +75,8 @@ def whole(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(colored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps, with one checkpoint."""
     folder = tmp_path_factory.mktemp("started") / "run"
-    train(tiny(colored, engine=dict(keep_last=1)), folder, display=False, max_steps=2)
+    with without_report():
+        train(tiny(colored, engine=dict(keep_last=1)), folder, display=False, max_steps=2)
     return folder
 
 
@@ -441,7 +440,7 @@ def test_checkpoint_of_other_content_is_refused(colored: Path, started: Path, tm
         train(recipe, folder, display=False)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_metrics_that_cannot_be_drawn_are_those_of_the_checkpoint(colored: Path, tmp_path: Path) -> None:
     recipe, folder = tiny(colored, epochs=1), tmp_path / "run"
     train(recipe, folder, display=False)
@@ -715,7 +714,7 @@ def test_changed_data_is_refused_unless_accepted(tmp_path: Path, change: Any) ->
         assert train(accepted, tmp_path / "run", display=False, max_steps=3).step == 3
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("stopped_at", [8, 12])  # in an epoch, and at the end of the run
 def test_metrics_of_other_validation_images_are_not_compared(
     tmp_path: Path, stopped_at: int, caplog: pytest.LogCaptureFixture
@@ -739,7 +738,7 @@ def test_metrics_of_other_validation_images_are_not_compared(
     assert (again.best_epoch, len(again.history)) == (2, 1)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_the_report_leaves_out_an_image_that_has_become_unreadable(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -855,66 +854,72 @@ def test_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     subprocess.run(words, env=environment(), stderr=subprocess.PIPE, timeout=DEADLINE, check=True)
 
 
-@contextmanager
-def running(config: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process group of its own, from the moment it has a checkpoint."""
-    words = [sys.executable, "-m", "smt_vision", "train", "quickstart", "--config", config, "--run", str(folder)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*words, *options], env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-    with process:
-        wait_until(lambda: (folder / "last.pt").exists() or process.poll() is not None)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+def start(config: str, folder: Path, output: Path) -> int:
+    """Start ``smt train`` in a process group of its own; returns its id, when it has a checkpoint."""
+
+    def run() -> int:
+        os.setsid()
+        with output.open("w") as sys.stdout:
+            sys.stderr = sys.stdout
+            return main(["train", "quickstart", "--config", config, "--run", str(folder)])
+
+    pid = in_fork(run)
+    wait_until(lambda: (folder / "last.pt").exists() or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    return pid
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_signal_to_all_processes_at_once(colored: Path, tmp_path: Path, number: signal.Signals) -> None:
     # As SLURM and systemd send it: worker processes receive it as well.
     recipe = tiny(colored, epochs=500, input=dict(workers=2), engine=dict(eval_every=500, checkpoint_minutes=0.0))
-    folder = tmp_path / "run"
-    with running(write_config(recipe, tmp_path / "tiny.yaml"), folder) as process:
-        os.killpg(process.pid, number)
-        _, error = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + number
-    assert re.search(rf"stopped after step {state(folder)['step']} of 3000 and saved", error)
-    assert "Traceback" not in error
+    folder, output = tmp_path / "run", tmp_path / "output.txt"
+    pid = start(write_config(recipe, tmp_path / "tiny.yaml"), folder, output)
+    os.killpg(pid, number)
+    assert exit_code(pid) == 128 + number
+    assert re.search(rf"stopped after step {state(folder)['step']} of 3000 and saved", output.read_text())
+    assert "Traceback" not in output.read_text()
 
 
 def test_signal_while_a_worker_stands_still(tmp_path: Path) -> None:
     # The images of one class are behind a pipe that nobody writes to: as on a file system that does not answer.
     data = write_split(tmp_path / "data")
     recipe = tiny(data, epochs=500, input=dict(workers=2), engine=dict(eval_every=500, checkpoint_minutes=0.0))
-    folder = tmp_path / "run"
-    with running(write_config(recipe, tmp_path / "tiny.yaml"), folder) as process:
-        for path in (data / "train").rglob("*.png"):
-            os.mkfifo(tmp_path / "pipe")
-            (tmp_path / "pipe").rename(path)  # there is an image at any time
-        time.sleep(1)  # for the steps of batches that were read before: without it, the test would test less
-        step = state(folder)["step"]
-        os.killpg(process.pid, signal.SIGTERM)
-        _, error = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert re.search(rf"stopped after step {state(folder)['step']} of 3000 and saved", error)  # not by the watchdog
+    folder, output = tmp_path / "run", tmp_path / "output.txt"
+    pid = start(write_config(recipe, tmp_path / "tiny.yaml"), folder, output)
+    for path in (data / "train").rglob("*.png"):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").rename(path)  # there is an image at any time
+    time.sleep(1)  # for the steps of batches that were read before: without it, the test would test less
+    step = state(folder)["step"]
+    os.killpg(pid, signal.SIGTERM)
+    assert exit_code(pid) == 128 + signal.SIGTERM
+    written = output.read_text()
+    assert re.search(rf"stopped after step {state(folder)['step']} of 3000 and saved", written)  # not by the watchdog
     assert state(folder)["step"] >= step
-    assert "Traceback" not in error
+    assert "Traceback" not in written
 
 
 def test_wait_for_images_has_a_time_limit(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dogs: list[Watchdog] = []
+
+    class Known(Watchdog):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            dogs.append(self)
+
     def standing_still(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        dogs[-1]._since -= 60  # the limit
         yield time.sleep(DEADLINE)
 
-    impatient = tiny(colored, engine=dict(timeout_minutes=0.05, loggers=()))
+    impatient = tiny(colored, engine=dict(timeout_minutes=1.0, loggers=()))
     folder = tmp_path / "run"
     train(tiny(colored), folder, display=False, max_steps=4)
     with monkeypatch.context() as patch:
         patch.setattr(TrainLoader, "epoch", standing_still)
+        patch.setattr(watchdog, "POLL_SECONDS", 0.1)
+        patch.setattr(loop, "Watchdog", Known)
         with pytest.raises(TimeoutError, match=r"waiting for training images for \d+ s.*saved after step 4\b"):
             train(impatient, folder, display=False)
     train(tiny(colored), folder, display=False)
@@ -940,14 +945,20 @@ def test_what_may_pass_has_an_exit_code_of_its_own(
     assert main(["train", "quickstart", "--run", str(tmp_path / "run")]) == code
 
 
+def hurry(grace: float = 0.2) -> None:
+    """Let the watchdog of a fork look often and wait little."""
+    watchdog.POLL_SECONDS, watchdog.GRACE_SECONDS, watchdog.LAST_WORDS_SECONDS = 0.1, grace, 0.2
+    watchdog.ONE_EVENT_SECONDS = signals.ONE_EVENT_SECONDS = 0.2
+
+
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_process_that_does_not_react_is_ended(tmp_path: Path, number: signal.Signals | None) -> None:
     errors = tmp_path / "errors.txt"
 
     def stand_still() -> None:
         sys.stderr = errors.open("w")
-        watchdog.GRACE_SECONDS = 1.0
-        minutes = 9.0 if number else 0.02
+        hurry()
+        minutes = 9.0 if number else 0.005
         with stop_signals() as signals, Watchdog(minutes, signals, "runs/a") as dog:
             dog.at("training step 7")
             if number:
@@ -966,7 +977,7 @@ def test_process_whose_standard_error_nobody_reads_is_ended() -> None:
         reading_end, writing_end = os.pipe()
         os.close(reading_end)
         sys.stderr = os.fdopen(writing_end, "w")
-        watchdog.GRACE_SECONDS = 1.0
+        hurry()
         with stop_signals() as signals, Watchdog(9.0, signals, "runs/a"):
             signal.raise_signal(signal.SIGTERM)
             time.sleep(DEADLINE)
@@ -974,7 +985,7 @@ def test_process_whose_standard_error_nobody_reads_is_ended() -> None:
     assert exit_code(in_fork(stand_still)) == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("grace", [1.0, DEADLINE], ids=["time limit", "second signal"])
+@pytest.mark.parametrize("grace", [0.2, DEADLINE], ids=["time limit", "second signal"])
 def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: float) -> None:
     """As in a collective that waits for another machine: Python calls handlers when the call returns."""
     errors = tmp_path / "errors.txt"
@@ -982,7 +993,7 @@ def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: f
 
     def stand_still() -> None:
         sys.stderr = errors.open("w")
-        watchdog.GRACE_SECONDS = grace
+        hurry(grace)
         mutex = ctypes.create_string_buffer(64)
         lock_mutex = ctypes.CDLL(None).pthread_mutex_lock
         lock_mutex(mutex)
@@ -993,11 +1004,11 @@ def test_process_whose_handlers_are_not_called_is_ended(tmp_path: Path, grace: f
 
     pid = in_fork(stand_still)
     wait_until((tmp_path / "ready").exists)
-    time.sleep(1)  # until it waits, in its next line
+    time.sleep(0.3)  # until it waits, in its next line
     os.kill(pid, signal.SIGTERM)
 
     def signal_again() -> str:
-        time.sleep(1.5)  # signals that are noticed within a second are one event
+        time.sleep(0.5)  # signals that are noticed within 0.2 seconds are one event
         os.kill(pid, signal.SIGINT)
         return errors.read_text()
 
@@ -1011,7 +1022,7 @@ def test_waits_for_images_say_nothing_about_the_time_of_a_step() -> None:
     """After a signal, a process that does not react is not given twice its longest wait."""
 
     def stand_still() -> int:
-        watchdog.GRACE_SECONDS = 1.0
+        hurry()
         with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
             for phase in (watchdog.WAITING, *watchdog.PATIENT):
                 dog.at(phase)
@@ -1029,14 +1040,14 @@ def test_a_run_saves_itself_after_a_stall_however_long_it_takes() -> None:
 
     def stall() -> int:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        watchdog.GRACE_SECONDS = 1.0
-        with stop_signals() as signals, Watchdog(0.1, signals, "runs/a") as dog:
+        hurry(grace=0.5)
+        with stop_signals() as signals, Watchdog(1.0, signals, "runs/a") as dog:
             dog.at(watchdog.WAITING)
             with suppress(Interrupted), signals.interruptible():
-                dog._since -= 6
+                dog._since -= 60
                 time.sleep(DEADLINE)
             dog.at(watchdog.SAVING)
-            time.sleep(4)
+            time.sleep(1.5)
             return 5 if dog.stalled else 6
 
     assert exit_code(in_fork(stall)) == 5
@@ -1053,8 +1064,8 @@ def test_a_full_pipe_does_not_keep_a_process_from_being_ended() -> None:
             while True:
                 os.write(write_end, bytes(4096))
         os.set_blocking(write_end, True)
-        watchdog.GRACE_SECONDS = 1.0
-        with stop_signals() as signals, Watchdog(0.02, signals, "runs/a") as dog:
+        hurry()
+        with stop_signals() as signals, Watchdog(0.005, signals, "runs/a") as dog:
             dog.at("training step 7")
             while True:
                 time.sleep(1)
@@ -1070,13 +1081,12 @@ def test_what_a_signal_asked_for_is_not_cut_short(phase: str) -> None:
     """A checkpoint may take long, and a step that had taken long before the signal is given the whole time."""
 
     def go_on() -> int:
-        if phase in watchdog.PATIENT:
-            watchdog.GRACE_SECONDS = 1.0
+        hurry(0.2 if phase in watchdog.PATIENT else 20.0)
         with stop_signals() as signals, Watchdog(9.0, signals, "runs/a") as dog:
             dog.at(phase)
             dog._since -= 100  # the step has taken longer than the 20 seconds that it is given after a signal
             signal.raise_signal(signal.SIGTERM)
-            time.sleep(3)
+            time.sleep(0.8)
         return 7
 
     assert exit_code(in_fork(go_on)) == 7
@@ -1088,8 +1098,9 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
 
     def work() -> bool:
         sys.stderr = errors.open("w")
-        watchdog.SUSPENDED_SECONDS = 1.0
-        with stop_signals() as signals, Watchdog(5 / 60, signals, "runs/a") as dog:
+        hurry()
+        watchdog.SUSPENDED_SECONDS = 0.5
+        with stop_signals() as signals, Watchdog(1.5 / 60, signals, "runs/a") as dog:
             dog.at("training step 1")
             since = dog._since
             ready.touch()
@@ -1099,7 +1110,7 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
     pid = in_fork(work)
     wait_until(ready.exists)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(6)  # longer than the limit
+    time.sleep(2.5)  # longer than the limit
     os.kill(pid, signal.SIGCONT)
     assert exit_code(pid) == 0
     assert errors.read_text() == ""
@@ -1128,7 +1139,7 @@ class Unreliable(ExperimentLogger):
             raise ConnectionError("no answer")
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("fails_at", ["log_metrics", "finalize"])
 def test_training_goes_on_without_a_logger_that_fails(
     colored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails_at: str
@@ -1204,7 +1215,7 @@ def test_what_a_resumed_run_may_change_holds_for_the_next_time(colored: Path, tm
     assert kept.to_dict() == changed.to_dict()
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 @pytest.mark.parametrize("when", ["evaluation", "report"])
 def test_signal_outside_of_training(
     colored: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -1257,7 +1268,7 @@ def test_interrupt_within_an_import_or_at_exit_ends_the_process(tmp_path: Path) 
         assert (done.stdout, done.stderr, done.returncode) == ("raised\n", "", -signal.SIGINT)
 
 
-@pytest.mark.pictures
+@pytest.mark.report
 def test_torn_log_does_not_keep_a_run_from_being_resumed(
     colored: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

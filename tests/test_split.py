@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import smt_vision
+from blank_pictures import without_report
 from command import answer, refusal
 from drawn_sets import scenes_recipe, shapes_recipe
 from smt_vision import checkpoints
@@ -39,7 +40,7 @@ Log = pytest.LogCaptureFixture
 IMAGES, HELD_OUT = 60, 6
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def unsplit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unsplit_run(unsplit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "unsplit"
-    train(tiny(unsplit, epochs=3, **QUICK_TO_EXPORT), folder, display=False)
+    with without_report():
+        train(tiny(unsplit, epochs=3, **QUICK_TO_EXPORT), folder, display=False)
     return folder
 
 

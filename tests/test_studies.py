@@ -16,6 +16,7 @@ from smt_vision.cost import describe
 from smt_vision.engine.log import read_log
 from smt_vision.engine.loop import train
 from smt_vision.engine.run import Run
+from smt_vision.model import SAM
 from smt_vision.recipe import Recipe
 from smt_vision.study.peers import EQUAL_GMAC, EQUAL_PARAMETERS, IMAGENET
 from smt_vision.study.runner import unique_cells
@@ -103,22 +104,38 @@ def train_one_epoch(recipe: Recipe, data: Mapping[str, Path], folder: Path) -> R
 )
 def test_study_trains_at_debug_size(name: str, data: Mapping[str, Path], tmp_path: Path) -> None:
     study = STUDIES[name].for_debugging()
-    run = train_one_epoch(study.cell("debug", list(study.variants)[-1], 0).recipe, data, tmp_path)
-    assert run.metrics[run.task.primary_metric] >= 0
+    first, *_, last = (study.cell("debug", variant, 0).recipe for variant in study.variants)
+    run = train_one_epoch(last, data, tmp_path)
+    trained, of_last, of_first = map(shapes_in_stages, (run.raw, network(last), network(first)))
+    assert trained == of_last != of_first
+    assert 0 <= run.metrics[run.task.primary_metric] <= 100
     losses = [line["loss"] for line in read_log(tmp_path) if line["kind"] == "train"]
     assert len(losses) == run.step
     assert all(map(math.isfinite, losses))
 
 
-def test_every_variant_builds() -> None:
+def network(recipe: Recipe) -> Any:
+    """The network of a recipe, without memory for its weights."""
+    with torch.device("meta"):
+        return create_model(recipe.model, **recipe.model_args)
+
+
+def shapes_in_stages(model: torch.nn.Module) -> dict[str, torch.Size]:
+    """The parameters of an SMT's stages; it may be a backbone."""
+    return {name.partition("stages.")[2]: p.shape for name, p in model.named_parameters() if "stages." in name}
+
+
+def test_every_variant_is_a_network_of_its_own() -> None:
     """Each network once: studies and budgets have many in common."""
     cells = [cell for name, study in STUDIES.items() if "peers" not in name for cell in study.cells(1)]
     networks = {model_key(cell.recipe): cell for cell in cells}
     assert len(networks) > 30
+    labels: dict[Any, str] = {}
     for cell in networks.values():
-        with torch.device("meta"):
-            model = create_model(cell.recipe.model, **cell.recipe.model_args)
-        assert model.num_classes > 0, cell.label
+        model = network(cell.recipe)
+        modulations = tuple(module.modulation for module in model.modules() if isinstance(module, SAM))
+        other = labels.setdefault((str(model), modulations), cell.label)
+        assert other == cell.label, f"{cell.label} is the network of {other}"
 
 
 @pytest.mark.parametrize("variant", STUDIES["peers_imagenet"].variants)

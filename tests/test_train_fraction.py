@@ -108,6 +108,7 @@ def test_segmentation_keeps_images_with_their_label_maps(scenes: Path) -> None:
         assert np.array_equal(part.read(i)[1], full.read(ids(full).index(name))[1])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_run_is_resumed_with_the_same_images_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = tiny(write_split(tmp_path / "data"), train_fraction=0.5, epochs=2)
     whole = smt_vision.train(recipe, tmp_path / "whole", display=False)
@@ -122,6 +123,7 @@ def test_run_is_resumed_with_the_same_images_only(tmp_path: Path, caplog: pytest
         assert torch.equal(value, resumed.raw.state_dict()[name]), name
 
 
+@pytest.mark.usefixtures("no_report")
 def test_run_on_a_fraction_is_evaluated_on_its_held_out_images(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", COLORS, [20] * 3)
     recipe = tiny(data, train_fraction=0.2, epochs=1, input={"val_fraction": 0.2})
