@@ -94,7 +94,7 @@ def _values(words: list[str], option: str) -> list[str]:
 
 
 def run(args: Any) -> Output:
-    """Train; the metrics of the best weights are the result."""
+    """Train; the metrics of the weights in ``best.pt`` are the result."""
     if args.find_lr and (args.resume or args.max_steps is not None):
         other = "--resume" if args.resume else "--max_steps"
         print(f"smt train: error: --find_lr starts from a recipe and trains no run; omit {other}", file=sys.stderr)
@@ -153,7 +153,8 @@ def run(args: Any) -> Output:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
     metric = done.task.primary_metric
-    result = f": {metric} {numbers[metric]:.2f} % (best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"
+    which = f"{'' if done.task.keeps_latest else 'best, '}epoch {done.best_epoch}"
+    result = f": {metric} {numbers[metric]:.2f} % ({which}), {done.seconds / 60:.1f} min"
     show: list[Any] = ["", styled((str(folder), "bold"), result)]
     show += [f"  {path.name}" for path in (*sorted(folder.glob("summary.*")), *sorted(folder.glob("*.png")))]
     if done.task.spec.classes:

@@ -27,8 +27,8 @@ class CrossValidation:
 
     Args:
         folder: Its folder, with the run of fold i in ``fold-i``.
-        primary_metric: Name of the metric that decides which weights of a fold are best.
-        folds: Numeric metrics of each finished fold's best weights, and ``best_epoch``.
+        primary_metric: Name of the primary metric.
+        folds: Numeric metrics of the weights in each finished fold's ``best.pt``, and ``best_epoch``.
         mean: Mean over the folds by metric; empty until all are finished.
         std: Sample standard deviation over the folds by metric, likewise.
     """
@@ -133,9 +133,9 @@ def _write(result: CrossValidation, run: Run, command: str) -> None:
         f"# {markdown(recipe.name)}: {recipe.folds}-fold cross-validation",
         "",
         f"{code(recipe.model)} on {code(recipe.data)}: **{mean:.2f} ± {std:.2f} % {primary.label}**, the mean and the "
-        "sample standard deviation over the folds, each with its best weights on its own validation images.",
+        "sample standard deviation over the folds, each with its `best.pt` on its own validation images.",
         "",
-        *table_lines(["run", "images", "best epoch", *(formats[name].title for name in shown)], rows),
+        *table_lines(["run", "images", "epoch", *(formats[name].title for name in shown)], rows),
         "",
         "Every training image is in the validation images of exactly one fold. Each fold is a run of its own, e.g. "
         f"`smt eval {shell_word(result.folder / 'fold-1')}`.",

@@ -78,7 +78,7 @@ def train(
         command: The command line, for the summary.
 
     Returns:
-        The run, with ``run.metrics`` of its best weights.
+        The run, with ``run.metrics`` of the weights in ``best.pt``.
 
     Raises:
         ValueError: The recipe is invalid, the folder holds a run of another recipe or on other data, or another process
@@ -230,7 +230,7 @@ def _tracker(run: Run, display: bool) -> RunTracker:
             primary_metric=primary,
             label=run.task.metric_formats[primary].label,
             start_step=run.step,
-            best=run.metrics.get(primary, -math.inf),
+            best=max(run.metrics.get(primary, -math.inf), *run.history, -math.inf),
             display=display,
             active=run.fabric.is_global_zero,
         )
@@ -440,7 +440,7 @@ class _Loop:
             run.left_out.append(run.step)
 
     def _evaluate(self, loader: EvalLoader, epoch: int) -> None:
-        """Evaluate the weights, and record metrics and sample images; the next checkpoint writes the best weights."""
+        """Evaluate the weights, and record metrics and sample images; the next checkpoint writes ``best.pt``."""
         run, done = self.run, 0
 
         def count(n: int) -> None:

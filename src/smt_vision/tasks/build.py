@@ -147,10 +147,10 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     for key in [f"{conv}.weight" for conv in ((convs,) if isinstance(convs, str) else convs)]:
         if key in own and key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(own[key].shape[1], state[key])
-    for key in [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]:
-        if key not in own:
-            del state[key]
-        elif key not in state or state[key].shape != own[key].shape or not same_classes:
+    # A projection head of pretraining has layers below the classifier's name.
+    state = {key: v for key, v in state.items() if key in own or not key.startswith(tuple(f"{h}." for h in heads))}
+    for key in [key for key in own if key.rpartition(".")[0] in heads]:
+        if key not in state or state[key].shape != own[key].shape or not same_classes:
             state[key] = own[key]
     settings = "model and model_args"
     if not isinstance(model, SMT) and model.pretrained_cfg.get("fixed_input_size"):

@@ -164,6 +164,7 @@ class ClassificationTraining(ClassificationEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe

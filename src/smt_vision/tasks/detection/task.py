@@ -134,6 +134,7 @@ class DetectionTraining(DetectionEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:

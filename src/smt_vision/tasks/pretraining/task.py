@@ -1,7 +1,9 @@
 """Self-supervised pretraining: SimCLR's loss between two views of each image.
 
-The network is a classifier of timm whose last layer is replaced by a projection head. Its best weights, without the
-head, are a checkpoint of a classifier without classes, from which a run of any other task starts.
+The network is a classifier of timm whose last layer is replaced by a projection head. The weights of the latest
+evaluation, without the head, are a checkpoint of a classifier without classes, from which a run of any other task
+starts. They are not selected by the metric, which is often 100 % on few validation images after a few epochs, while
+the features still improve.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,6 +48,7 @@ class PretrainingTraining:
     """
 
     distillation: Distillation | None = None
+    keeps_latest = True
 
     def __init__(self, recipe: PretrainingRecipe) -> None:
         self.recipe = recipe

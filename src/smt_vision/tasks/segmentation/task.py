@@ -175,6 +175,7 @@ class SegmentationTraining(SegmentationEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
