@@ -76,21 +76,20 @@ def cross_validate(
     folder = Path(folder)
     if recipe.folds is None or recipe.fold is not None:
         raise ValueError(f"folds={recipe.folds} and fold={recipe.fold}: a cross-validation needs folds, and no fold")
-    if training_checkpoints(folder):
-        raise ValueError(f"{folder} holds an ordinary run; choose another folder for a cross-validation (--run)")
+    folders = [fold_folder(folder, fold) for fold in range(1, recipe.folds + 1)]
     fabric = start(recipe)  # other processes choose their folder before this one makes it
     if fabric.is_global_zero and not (folder / RECIPE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, folder / RECIPE)  # first, so that it can be resumed whatever happens
     folds: list[dict[str, float]] = []
     left = max_steps
-    for fold in range(1, recipe.folds + 1):
+    for fold, place in enumerate(folders, 1):
         try:
-            run = train(replace(recipe, fold=fold), folder / f"fold-{fold}", display, left, command)
+            run = train(replace(recipe, fold=fold), place, display, left, command)
         except RunStopped as error:
             raise error.within(folder) from None
         except Exception:
-            if not (folder / "fold-1" / RECIPE).exists():  # e.g. data that do not exist: nothing to resume
+            if not (folders[0] / RECIPE).exists():  # e.g. data that do not exist: nothing to resume
                 (folder / RECIPE).unlink(missing_ok=True)
             raise
         primary = run.task.primary_metric
@@ -111,6 +110,20 @@ def cross_validate(
     if run.fabric.is_global_zero:
         _write(result, run, command)
     return result
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """The folder of a fold's run in that of its cross-validation.
+
+    Raises:
+        ValueError: The latter holds an ordinary run.
+    """
+    if training_checkpoints(folder):
+        raise ValueError(
+            f"{folder} holds an ordinary run; choose another folder for a cross-validation (--run), or continue that "
+            f"run (smt train --resume {shell_word(folder)})"
+        )
+    return folder / f"fold-{fold}"
 
 
 def _write(result: CrossValidation, run: Run, command: str) -> None:
