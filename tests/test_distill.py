@@ -258,6 +258,11 @@ def test_teachers_that_cannot_be_used(colored: Path, teacher: Path, segmenter_ru
     with pytest.raises(ValueError, match=r"2 of its 2 classes are not among the teacher's 3.*--distill\.alpha 0"):
         ClassificationTraining(taught(animals, teacher))  # type: ignore[arg-type]
     ClassificationTraining(taught(animals, teacher, alpha=0.0, features=1.0))  # type: ignore[arg-type]
+    numbers = write_images(
+        tmp_path / "numbers", {"0": (0, 0, 0), "2": (200, 0, 0)}, [4, 4]
+    )  # not the teacher's indices
+    with pytest.raises(ValueError, match=r"2 of its 2 classes are not among the teacher's 3.*--distill\.alpha 0"):
+        ClassificationTraining(taught(numbers, teacher))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gives no scores of classes.*--distill\.alpha 0"):
         ClassificationTraining(taught(colored, segmenter_run))  # type: ignore[arg-type]
     table = tmp_path / "labels.csv"
