@@ -20,6 +20,7 @@ from ..precision import has_bf16
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
+from ..tasks.build import without_unaccepted_drop_path
 from ..tasks.task import Batch, EvalLoader, Training, TrainLoader
 from .evaluation_loop import run_evaluation
 from .fields import flat_fields
@@ -90,6 +91,7 @@ def train(
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
     fabric = start(recipe)
+    recipe = without_unaccepted_drop_path(recipe)
     with _locked(fabric, folder) as lock:
         task = open_task(fabric, _without_initial_weights(recipe, folder))
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)

@@ -23,12 +23,14 @@ from ..recipe import OWN_DATA, Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
 from ..text import get_logger
+from . import RECIPES
 from .backbone import Backbone
 from .classes import some_names
 from .image_size import arguments_for_any_size, check_any_size, is_for_one_size, run_on_black
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 SMALL_SIDE = 64  # pixels; larger images are large enough for any known network
 
 
@@ -59,6 +61,49 @@ def create_model(name: str, **arguments: Any) -> Any:
         ) from error
     except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"model {name!r} does not accept {arguments}: {error or type(error).__name__}") from error
+
+
+def without_unaccepted_drop_path(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe, without its own ``drop_path_rate`` if its model is another one that has no such argument.
+
+    A rate that is not that of the named recipe is kept: that a model does not accept it is then an error.
+    """
+    own, rate = RECIPES.get(recipe.name), recipe.model_args.get("drop_path_rate")
+    if own is None or rate is None or recipe.model == own.model or rate != own.model_args.get("drop_path_rate"):
+        return recipe
+    if ":" not in recipe.model and not timm.is_model(recipe.model):  # an error, which create_model raises
+        return recipe
+    others = {name: value for name, value in recipe.model_args.items() if name != "drop_path_rate"}
+    if _accepts(recipe.model, recipe.model_args) or not _accepts(recipe.model, others):
+        return recipe
+    log.warning("model %r has no drop_path_rate: omitted that of recipe %s, %s", recipe.model, recipe.name, rate)
+    return replace(recipe, model_args=others)
+
+
+def _accepts(name: str, arguments: Mapping[str, Any]) -> bool:
+    try:
+        classifier_of(name, arguments)
+    except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError):
+        return False
+    return True
+
+
+def set_grad_checkpointing(network: Any, recipe: Recipe) -> None:
+    """Let a timm model recompute its activations in the backward pass, if the recipe says so.
+
+    Raises:
+        ValueError: The model does not support it.
+    """
+    if not recipe.engine.grad_checkpointing:
+        return
+    try:
+        network.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"engine.grad_checkpointing=true: model {recipe.model!r} does not support it; set it to false (a smaller "
+            "batch_size with engine.accumulate saves memory, too), or use another model, e.g. an SMT, ConvNeXt or "
+            "ResNet"
+        ) from error
 
 
 def initial_weights(recipe: Recipe) -> Checkpoint | None:

@@ -18,7 +18,14 @@ from ...data.subset import held_out_in_training
 from ...recipe import Recipe
 from ...spec import ModelSpec
 from ...text import Markdown, get_logger
-from ..build import check_image_size, create_model, initial_weights, load_pretrained, resolve_input
+from ..build import (
+    check_image_size,
+    create_model,
+    initial_weights,
+    load_pretrained,
+    resolve_input,
+    set_grad_checkpointing,
+)
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
 from ..image_size import arguments_for_size
@@ -184,8 +191,7 @@ class ClassificationTraining(ClassificationEvaluation):
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, arguments, recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         check_image_size(self.model, recipe.input.channels, recipe.input.size)
-        if recipe.engine.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)
+        set_grad_checkpointing(self.model, recipe)
         self.input = resolve_input(recipe.input, self.model, checkpoint)
         self.spec = replace(spec, input=self.input)
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"
