@@ -191,6 +191,16 @@ def test_models_without_maps_of_channels_first_are_refused(name: str, colored: P
         ClassificationTraining(recipe)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_models_without_maps_while_they_recompute(name: str, colored: Path, teacher: Path) -> None:
+    recipe = replace(taught(colored, teacher, features=1.0), model=name, model_args={})
+    ClassificationTraining(recipe)  # type: ignore[arg-type]
+    recipe = replace(recipe, engine=replace(recipe.engine, grad_checkpointing=True))
+    with pytest.raises(ValueError, match=rf"engine\.grad_checkpointing=true: {name} does not give its feature"):
+        ClassificationTraining(recipe)  # type: ignore[arg-type]
+    ClassificationTraining(replace(recipe, model="test_convnext"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_a_teacher_of_one_image_size_cannot_teach_a_dense_task(
     task: str, colored: Path, shapes: Path, scenes: Path, tmp_path: Path, no_report: None
@@ -252,6 +262,11 @@ def test_teachers_that_cannot_be_used(colored: Path, teacher: Path, segmenter_ru
     with pytest.raises(ValueError, match=r"2 of its 2 classes are not among the teacher's 3.*--distill\.alpha 0"):
         ClassificationTraining(taught(animals, teacher))  # type: ignore[arg-type]
     ClassificationTraining(taught(animals, teacher, alpha=0.0, features=1.0))  # type: ignore[arg-type]
+    numbers = write_images(
+        tmp_path / "numbers", {"0": (0, 0, 0), "2": (200, 0, 0)}, [4, 4]
+    )  # not the teacher's indices
+    with pytest.raises(ValueError, match=r"2 of its 2 classes are not among the teacher's 3.*--distill\.alpha 0"):
+        ClassificationTraining(taught(numbers, teacher))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gives no scores of classes.*--distill\.alpha 0"):
         ClassificationTraining(taught(colored, segmenter_run))  # type: ignore[arg-type]
     table = tmp_path / "labels.csv"

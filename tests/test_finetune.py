@@ -22,9 +22,11 @@ from smt_vision.engine.optim import build_optimizer
 from smt_vision.engine.run import evaluations_without_improvement
 from smt_vision.lora import merge_state, merge_weight
 from smt_vision.recipe import Lora, Recipe
+from smt_vision.recipe_files import read_recipe_file
 from smt_vision.spec import ModelSpec
 from smt_vision.tasks import get_task
 from smt_vision.tasks.backbone import Backbone
+from smt_vision.tasks.build import without_unaccepted_drop_path
 from smt_vision.tasks.finetune import select_trained
 from tiny_run import MODEL_ARGS, tiny
 
@@ -44,6 +46,59 @@ def prepared(model: str, arguments: dict[str, Any], **fields: Any) -> tuple[Any,
 
 def trained_names(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+# --- other models than the recipe's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "arguments", "kept"),
+    [
+        ("finetune", "dla46_c", {"drop_path_rate": 0.1}, {}),
+        ("finetune", "densenet121", {"drop_path_rate": 0.1, "memory_efficient": True}, {"memory_efficient": True}),
+        ("detect", "dla46_c", {"drop_path_rate": 0.1}, {}),
+        ("finetune", "dla46_c", {"drop_path_rate": 0.2}, {"drop_path_rate": 0.2}),  # the user's: an error
+        ("finetune", "naflexvit_base_patch16_gap", {"drop_path_rate": 0.1}, {"drop_path_rate": 0.1}),
+        ("finetune", "test_resnet", {"drop_path_rate": 0.1}, {"drop_path_rate": 0.1}),
+        ("finetune", "unknown", {"drop_path_rate": 0.1}, {"drop_path_rate": 0.1}),
+        ("quickstart", "dla46_c", {"drop_path_rate": 0.1}, {"drop_path_rate": 0.1}),  # that recipe has none
+    ],
+)
+def test_drop_path_of_the_recipe_is_left_out_for_models_without_it(
+    recipe: str, model: str, arguments: dict[str, Any], kept: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = without_unaccepted_drop_path(replace(RECIPES[recipe], model=model, model_args=arguments))
+    assert found.model_args == kept
+    assert len(caplog.records) == (arguments != kept)
+
+
+def test_command_for_a_model_without_drop_path(
+    colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["train", "finetune", "--model", "dla46_c", "--pretrained", "false", "--data", str(colored)]
+    command += ["--input.size", "32", "--input.workers", "0", "--max_steps", "0", "--engine.loggers", "none"]
+    assert main([*command, "--run", str(tmp_path / "run")]) == 0
+    assert "model 'dla46_c' has no drop_path_rate: omitted that of recipe finetune, 0.1" in caplog.messages
+    assert read_recipe_file(tmp_path / "run" / "recipe.yaml").model_args == {}
+    assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "0"]) == 0
+    assert main([*command, "--run", str(tmp_path / "other"), "--model_args.drop_path_rate", "0.2"]) == 1
+    assert "'drop_path_rate': 0.2}: DLA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "model"), [("finetune", "dla46_c"), ("pretrain", "darknet17")])
+def test_models_that_cannot_recompute_activations_are_named(name: str, model: str, colored: Path) -> None:
+    recipe = RECIPES[name]
+    recipe = replace(
+        recipe,
+        model=model,
+        model_args={},
+        pretrained=False,
+        data=str(colored),
+        input=replace(recipe.input, size=32),  # type: ignore[call-arg]
+        engine=replace(recipe.engine, grad_checkpointing=True),
+    )
+    with pytest.raises(ValueError, match=rf"engine\.grad_checkpointing=true: model '{model}' does not"):
+        get_task(recipe.task).training(recipe)
 
 
 # --- frozen parts

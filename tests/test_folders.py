@@ -14,11 +14,13 @@ import pytest
 from PIL import Image, features
 from timm.utils.misc import natural_key
 
+from smt_vision import RECIPES
 from smt_vision.cli.export import build_parser as export_parser
 from smt_vision.cli.train import build_parser as train_parser
 from smt_vision.data.decode import UnreadableImage, decode
 from smt_vision.data.files import find_images, is_hidden, is_image, list_files
 from smt_vision.data.video import find_videos
+from smt_vision.recipe_files import write_recipe
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.folders import natural_order
 from smt_vision.tasks.classification.data.sources import open_dataset
@@ -484,7 +486,7 @@ def timm_order(name: str) -> list[str | int]:
     return order
 
 
-def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of images from Python, and of paths of commands: the shell does not see ~ in --out=~/x."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "set").mkdir()
@@ -497,3 +499,10 @@ def test_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     args = export_parser(words).parse_args(words)
     assert (args.out, args.images) == (tmp_path / "out", [tmp_path / "a", Path("b")])
     assert train_parser(["quickstart"]).parse_args(["quickstart", "--run=~/r"]).run == tmp_path / "r"
+    write_recipe(RECIPES["quickstart"], tmp_path / "recipe.yaml")
+    for words in (["--resume=~/."], ["--resume", "~"]):
+        assert train_parser(words).parse_args(words).augment.pad == 3  # the recipe's value
+    (tmp_path / "cut.yaml").write_text("optim: [")
+    with pytest.raises(SystemExit):
+        train_parser(["quickstart", "--config=~/cut.yaml"])
+    assert f"--config {tmp_path / 'cut.yaml'}: not valid YAML" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from smt_vision.tasks.classification.data import label_files
 from smt_vision.tasks.classification.data.dataset import ImageDataset
 from smt_vision.tasks.classification.data.sources import open_dataset
 from smt_vision.tasks.classification.data.transforms import eval_transform
-from tiny_run import COLORS, tiny, write_images, write_split
+from tiny_run import COLORS, tiny, write_config, write_images, write_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Write = Callable[..., Path]
@@ -492,6 +492,30 @@ def test_cross_validation_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     again = smt_vision.evaluate(tmp_path / "cv" / "fold-2", workers=0)
     assert again["loss"] == pytest.approx(values[1], abs=1e-6)
     assert (again["count"], again["trained_on"]) == (6, 0)
+
+
+@pytest.mark.parametrize("place", [("--run", "cv"), ()])
+def test_folds_trained_one_by_one_are_collected(
+    place: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("smt_vision.engine.loop.write_report", lambda run, command: None)
+    (tmp_path / "runs" / "finetune").mkdir(parents=True)
+    (tmp_path / "runs" / "finetune" / "recipe.yaml").touch()  # an ordinary run, which is left alone
+    recipe = tiny(write_split(tmp_path / "set", train=4, val=2), epochs=1)
+    command = ["train", "finetune", "--config", write_config(recipe, tmp_path / "tiny.yaml"), "--folds", "2", *place]
+    folder = Path(place[1] if place else "runs/finetune-2")
+    found = answer(capsys, *command, "--fold", "2", "--max_steps", "0")
+    assert (found["run"], found["step"]) == (str(folder / "fold-2"), 0)
+    assert answer(capsys, "train", "--resume", folder / "fold-2")["step"] == 1
+    assert answer(capsys, *command, "--fold", "1")["run"] == str(folder / "fold-1")
+    written = [(folder / f"fold-{i}" / "last.pt").stat().st_mtime_ns for i in (1, 2)]
+    collected = answer(capsys, "train", "--resume", folder) if place else answer(capsys, *command)
+    assert (collected["run"], len(collected["folds"])) == (str(folder), 2)
+    assert written == [(folder / f"fold-{i}" / "last.pt").stat().st_mtime_ns for i in (1, 2)]
+    assert answer(capsys, "train", "--resume", folder, "--fold", "2")["run"] == str(folder / "fold-2")
+    inside = refusal(capsys, 1, *command, "--fold", "1", "--run", folder / "fold-2")
+    assert f"{folder / 'fold-2'} holds an ordinary run" in inside
 
 
 def test_folds_that_stop_early_are_finished(tmp_path: Path) -> None:

@@ -390,6 +390,7 @@ def summary(tmp_path, **changes) -> str:
         "primary_metric": "top1",
         "formats": ClassificationEvaluation.metric_formats,
         "best_epoch": 291,
+        "keeps_latest": False,
         "seconds": 3725.4,
         "hardware": "2 x a GPU",
         "command": "smt train imagenet1k_tiny --data pets",

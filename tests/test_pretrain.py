@@ -236,6 +236,21 @@ def test_images_are_embedded_as_the_label_file_was_read(tmp_path: Path, no_repor
     assert set(found.splits) == {"train", "val"}
 
 
+def test_weights_of_the_latest_evaluation_are_kept(
+    unlabeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the metric was higher before."""
+    values = iter([100.0, 60.0, 80.0])
+    monkeypatch.setattr(NeighborMetric, "compute", lambda self: {"count": 1, "retrieval": next(values)})
+    train(small(unlabeled, epochs=3), tmp_path / "run", max_steps=4)
+    run = train(small(unlabeled, epochs=3), tmp_path / "run")
+    best, last = (checkpoints.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
+    assert (run.best_epoch, best.state["epoch"], best.state["metrics"]["retrieval"]) == (3, 3, 80.0)
+    assert all(torch.equal(last.weights[name], value) for name, value in best.weights.items())
+    assert "retrieval of views 80.00 %   best 100.00 %" in capsys.readouterr().out
+    assert "with the weights of epoch 3 of 3." in (tmp_path / "run" / "summary.md").read_text()
+
+
 def test_best_weights_are_those_of_a_network_without_classifier(pretrained: Path) -> None:
     best, last = checkpoints.load(pretrained), checkpoints.load(pretrained / "last.pt")
     network = timm.create_model("smt_atto", num_classes=0, **TINY.model_args)
@@ -247,8 +262,11 @@ def test_best_weights_are_those_of_a_network_without_classifier(pretrained: Path
         load(pretrained)
 
 
-def test_classifier_starts_from_the_weights(colored: Path, pretrained: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = get_task("classify").training(tiny(colored, checkpoint=str(pretrained))).model
+@pytest.mark.parametrize("name", [".", "last.pt"])
+def test_classifier_starts_from_the_weights(
+    name: str, colored: Path, pretrained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = get_task("classify").training(tiny(colored, checkpoint=str(pretrained / name))).model
     state = model.state_dict()
     for name, value in checkpoints.load(pretrained).weights.items():
         assert torch.equal(state[name], value), name
@@ -304,6 +322,7 @@ def test_command(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]  # fmt: skip
     assert main(["train", "pretrain", "--data", str(colored), "--run", str(tmp_path / "run"), *arguments]) == 0
     out = capsys.readouterr().out
+    assert "% (epoch 1), " in out
     assert "knn" in out
     assert f"smt train finetune --checkpoint {tmp_path / 'run'}" in out
     assert "smt predict" not in out
@@ -317,6 +336,7 @@ def test_command(colored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (dict(batch_size=1), "batch_size=1"),
         (dict(distill=ClassificationDistill(teacher="runs/x")), "pretraining has no teacher"),
+        (dict(engine=replace(TINY.engine, patience=3)), r"engine\.patience=3"),
         (dict(input=replace(TINY.input, channels=4)), r"augment\.color_jitter=1\.0"),
         (dict(model="test_nfnet", model_args={"num_classes": 0}), "without.*num_classes"),
     ],

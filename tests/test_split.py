@@ -431,6 +431,8 @@ def test_classes_without_names_are_matched_by_index_with_a_warning(
     with caplog.at_level(logging.WARNING, logger=classes_module.__name__):
         assert match_classes(names, classes, "data") == expected
     assert len(caplog.records) == 1
+    with pytest.raises(ValueError, match=r"2 of its 2 classes are not among the teacher's"):
+        match_classes(names, classes, "data", owner="the teacher", by_index=False)
 
 
 @pytest.mark.parametrize(

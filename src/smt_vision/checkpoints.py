@@ -1,9 +1,9 @@
 """Checkpoints: plain data and tensors, written atomically and read without executing code from the file.
 
 A run folder has two kinds of checkpoints. ``last.pt`` is the complete training state for resuming; the ones before it
-are kept under names with their step. ``best.pt`` holds the weights with the best primary metric (the EMA weights if the
-recipe has an EMA) and the model spec. A checkpoint can also be a ``.safetensors`` file with the weights, and everything
-else as JSON in its metadata.
+are kept under names with their step. ``best.pt`` holds the weights with the best primary metric, or, of self-supervised
+pretraining, those of the latest evaluation (the EMA weights if the recipe has an EMA), and the model spec. A checkpoint
+can also be a ``.safetensors`` file with the weights, and everything else as JSON in its metadata.
 
 Every checkpoint has checksums, which are verified when it is read: those of its records for ``.pt``, which is a zip
 file, and one in the metadata for ``.safetensors``.

@@ -1,7 +1,8 @@
 """``smt train``."""
 
+import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ FLAGS = ("--json", "--find_lr")  # options without a value
 
 def build_parser(words: list[str]) -> Parser:
     """The options are the fields of a recipe of the task, with the values of the recipe that is named."""
-    resumed = _resumed(words)
+    folder = next(iter(_paths(words, "--resume")), None)
+    resumed = None if folder is None else _recipe_in(folder)
     # An option's value, e.g. of --run, may be a recipe's name too.
     positional = [
         word
@@ -45,7 +47,7 @@ def build_parser(words: list[str]) -> Parser:
     parser = new_parser(
         "train", f"{HELP}.", EXAMPLES, "smt train RECIPE [--FIELD VALUE ...], or smt train --resume FOLDER"
     )
-    for path in map(Path, _values(words, "--config")):
+    for path in _paths(words, "--config"):
         try:
             if path.is_file():
                 read_yaml(path)
@@ -76,25 +78,27 @@ def build_parser(words: list[str]) -> Parser:
     return parser
 
 
-def _resumed(words: list[str]) -> Recipe | None:
-    """The recipe of the run that ``--resume`` names."""
-    folder = next(iter(_values(words, "--resume")), None)
-    path = Path(folder or "") / "recipe.yaml"
-    return read_recipe_file(path) if folder and path.is_file() else None
+def _recipe_in(folder: Path) -> Recipe | None:
+    """The recipe of a run, or of a cross-validation of which only single folds have been trained."""
+    if (folder / "recipe.yaml").is_file():
+        return read_recipe_file(folder / "recipe.yaml")
+    of_folds = sorted(folder.glob("fold-*/recipe.yaml"))
+    return replace(read_recipe_file(of_folds[0]), fold=None) if of_folds else None
 
 
-def _values(words: list[str], option: str) -> list[str]:
-    """The values of an option in the arguments of the command."""
+def _paths(words: list[str], option: str) -> list[Path]:
+    """The paths that are given for an option in the arguments of the command."""
     pairs = zip(words, [*words[1:], ""], strict=False)
-    return [
+    values = [
         following if word == option else word.partition("=")[2]
         for word, following in pairs
         if word.partition("=")[0] == option
     ]
+    return [Path(os.path.expanduser(value)) for value in values if value]
 
 
 def run(args: Any) -> Output:
-    """Train; the metrics of the best weights are the result."""
+    """Train; the metrics of the weights in ``best.pt`` are the result."""
     if args.find_lr and (args.resume or args.max_steps is not None):
         other = "--resume" if args.resume else "--max_steps"
         print(f"smt train: error: --find_lr starts from a recipe and trains no run; omit {other}", file=sys.stderr)
@@ -106,10 +110,9 @@ def run(args: Any) -> Output:
             what = f"--run {args.run}" if args.run else f"the recipe {args.recipe}"
             print(f"smt train: error: --resume continues a run in its folder; omit {what}", file=sys.stderr)
             raise SystemExit(EXIT_USAGE)
-        if not (folder / "recipe.yaml").is_file():
+        if (resumed := _recipe_in(folder)) is None:
             of = f"; give its folder: --resume {folder.parent}" if (folder.parent / "recipe.yaml").is_file() else ""
             raise FileNotFoundError(f"{folder} is not a run's folder: there is no recipe.yaml in it{of}")
-        resumed = _resumed(["--resume", str(folder)])
     elif args.recipe in RECIPES:
         folder = args.run or _free_folder(Path("runs") / args.recipe)
     else:
@@ -127,11 +130,14 @@ def run(args: Any) -> Output:
         raise ValueError(f"{error} (values are from {files} and the command line)" if files else str(error)) from error
 
     from ..allocator import keep_large_allocations
+    from ..engine.folds import fold_folder
     from ..engine.launch import runs_on_cuda
     from ..engine.loop import train  # torch is imported late: only after arguments are validated
 
     if not runs_on_cuda(recipe.engine):
         keep_large_allocations()
+    if recipe.fold is not None and (resumed is None or resumed.fold is None):
+        folder = fold_folder(folder, recipe.fold)
     if args.find_lr:
         return _find_lr(recipe, folder)
     command = " ".join(["smt train", *map(shell_word, sys.argv[2:])])
@@ -153,7 +159,8 @@ def run(args: Any) -> Output:
         where = f"stopped after step {done.step} of {done.total_steps}, as --max_steps asks"
         return Output(data, [f"{where}; resume with: smt train --resume {shell_word(folder)}"])
     metric = done.task.primary_metric
-    result = f": {metric} {numbers[metric]:.2f} % (best, epoch {done.best_epoch}), {done.seconds / 60:.1f} min"
+    which = f"{'' if done.task.keeps_latest else 'best, '}epoch {done.best_epoch}"
+    result = f": {metric} {numbers[metric]:.2f} % ({which}), {done.seconds / 60:.1f} min"
     show: list[Any] = ["", styled((str(folder), "bold"), result)]
     show += [f"  {path.name}" for path in (*sorted(folder.glob("summary.*")), *sorted(folder.glob("*.png")))]
     if done.task.spec.classes:

@@ -27,8 +27,8 @@ class CrossValidation:
 
     Args:
         folder: Its folder, with the run of fold i in ``fold-i``.
-        primary_metric: Name of the metric that decides which weights of a fold are best.
-        folds: Numeric metrics of each finished fold's best weights, and ``best_epoch``.
+        primary_metric: Name of the primary metric.
+        folds: Numeric metrics of the weights in each finished fold's ``best.pt``, and ``best_epoch``.
         mean: Mean over the folds by metric; empty until all are finished.
         std: Sample standard deviation over the folds by metric, likewise.
     """
@@ -76,21 +76,20 @@ def cross_validate(
     folder = Path(folder)
     if recipe.folds is None or recipe.fold is not None:
         raise ValueError(f"folds={recipe.folds} and fold={recipe.fold}: a cross-validation needs folds, and no fold")
-    if training_checkpoints(folder):
-        raise ValueError(f"{folder} holds an ordinary run; choose another folder for a cross-validation (--run)")
+    folders = [fold_folder(folder, fold) for fold in range(1, recipe.folds + 1)]
     fabric = start(recipe)  # other processes choose their folder before this one makes it
     if fabric.is_global_zero and not (folder / RECIPE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, folder / RECIPE)  # first, so that it can be resumed whatever happens
     folds: list[dict[str, float]] = []
     left = max_steps
-    for fold in range(1, recipe.folds + 1):
+    for fold, place in enumerate(folders, 1):
         try:
-            run = train(replace(recipe, fold=fold), folder / f"fold-{fold}", display, left, command)
+            run = train(replace(recipe, fold=fold), place, display, left, command)
         except RunStopped as error:
             raise error.within(folder) from None
         except Exception:
-            if not (folder / "fold-1" / RECIPE).exists():  # e.g. data that do not exist: nothing to resume
+            if not (folders[0] / RECIPE).exists():  # e.g. data that do not exist: nothing to resume
                 (folder / RECIPE).unlink(missing_ok=True)
             raise
         primary = run.task.primary_metric
@@ -113,6 +112,20 @@ def cross_validate(
     return result
 
 
+def fold_folder(folder: Path, fold: int) -> Path:
+    """The folder of a fold's run in that of its cross-validation.
+
+    Raises:
+        ValueError: The latter holds an ordinary run.
+    """
+    if training_checkpoints(folder):
+        raise ValueError(
+            f"{folder} holds an ordinary run; choose another folder for a cross-validation (--run), or continue that "
+            f"run (smt train --resume {shell_word(folder)})"
+        )
+    return folder / f"fold-{fold}"
+
+
 def _write(result: CrossValidation, run: Run, command: str) -> None:
     """Write ``folds.json`` and ``summary.md``."""
     content: dict[str, Any] = {
@@ -133,9 +146,9 @@ def _write(result: CrossValidation, run: Run, command: str) -> None:
         f"# {markdown(recipe.name)}: {recipe.folds}-fold cross-validation",
         "",
         f"{code(recipe.model)} on {code(recipe.data)}: **{mean:.2f} ± {std:.2f} % {primary.label}**, the mean and the "
-        "sample standard deviation over the folds, each with its best weights on its own validation images.",
+        "sample standard deviation over the folds, each with its `best.pt` on its own validation images.",
         "",
-        *table_lines(["run", "images", "best epoch", *(formats[name].title for name in shown)], rows),
+        *table_lines(["run", "images", "epoch", *(formats[name].title for name in shown)], rows),
         "",
         "Every training image is in the validation images of exactly one fold. Each fold is a run of its own, e.g. "
         f"`smt eval {shell_word(result.folder / 'fold-1')}`.",

@@ -20,6 +20,7 @@ from ..precision import has_bf16
 from ..recipe import GivenRecipe, Recipe
 from ..signals import Interrupted, RunStopped, StopSignals, stop_signals
 from ..tasks import get_task
+from ..tasks.build import without_unaccepted_drop_path
 from ..tasks.task import Batch, EvalLoader, Training, TrainLoader
 from .evaluation_loop import run_evaluation
 from .fields import flat_fields
@@ -78,7 +79,7 @@ def train(
         command: The command line, for the summary.
 
     Returns:
-        The run, with ``run.metrics`` of its best weights.
+        The run, with ``run.metrics`` of the weights in ``best.pt``.
 
     Raises:
         ValueError: The recipe is invalid, the folder holds a run of another recipe or on other data, or another process
@@ -90,6 +91,7 @@ def train(
     folder = Path(folder)
     check_loggers(recipe.engine.loggers)
     fabric = start(recipe)
+    recipe = without_unaccepted_drop_path(recipe)
     with _locked(fabric, folder) as lock:
         task = open_task(fabric, _without_initial_weights(recipe, folder))
         train_loader = task.train_loader(fabric.global_rank, fabric.world_size)
@@ -230,7 +232,7 @@ def _tracker(run: Run, display: bool) -> RunTracker:
             primary_metric=primary,
             label=run.task.metric_formats[primary].label,
             start_step=run.step,
-            best=run.metrics.get(primary, -math.inf),
+            best=max(run.metrics.get(primary, -math.inf), *run.history, -math.inf),
             display=display,
             active=run.fabric.is_global_zero,
         )
@@ -440,7 +442,7 @@ class _Loop:
             run.left_out.append(run.step)
 
     def _evaluate(self, loader: EvalLoader, epoch: int) -> None:
-        """Evaluate the weights, and record metrics and sample images; the next checkpoint writes the best weights."""
+        """Evaluate the weights, and record metrics and sample images; the next checkpoint writes ``best.pt``."""
         run, done = self.run, 0
 
         def count(n: int) -> None:

@@ -15,6 +15,7 @@ from ..bounds import Range, checked
 from ..files import write_text_atomic
 from ..pictures.training import lr_curve
 from ..recipe import GivenRecipe, Recipe
+from ..tasks.build import without_unaccepted_drop_path
 from ..tasks.task import Batch, TrainLoader
 from .launch import ends_after_an_error
 from .loop import no_batch, open_task, start
@@ -86,6 +87,7 @@ def find_lr(
         raise ValueError(f"invalid min_lr={min_lr}: expected a value below max_lr={max_lr}")
     recipe = replace(recipe, engine=replace(recipe.engine, ema=None, on_nonfinite="stop", max_grad_norm=None))
     fabric = start(recipe)
+    recipe = without_unaccepted_drop_path(recipe)
     task = open_task(fabric, recipe)
     state = TrainingState(fabric, task, recipe)
     loader = task.train_loader(fabric.global_rank, fabric.world_size)

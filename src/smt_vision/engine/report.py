@@ -56,7 +56,7 @@ def write_report(run: Run, command: str) -> None:
         metric=task.primary_metric,
         label=formats[task.primary_metric].title,
         loss_label=formats["loss"].title if "loss" in formats else "loss",
-        best_epoch=run.best_epoch,
+        best_epoch=None if task.keeps_latest else run.best_epoch,
     )
     try:
         drawn, tables = task.pictures(run.folder, run.metrics), task.tables(run.metrics)
@@ -78,6 +78,7 @@ def write_report(run: Run, command: str) -> None:
         primary_metric=task.primary_metric,
         formats=formats,
         best_epoch=run.best_epoch,
+        keeps_latest=task.keeps_latest,
         seconds=run.seconds,
         hardware=describe_hardware(),
         command=command,

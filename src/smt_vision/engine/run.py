@@ -38,7 +38,7 @@ class Run(TrainingState):
         evaluated_step: The step of the last evaluation.
         total_steps: Optimizer steps of the whole run; 0 before :meth:`plan`.
         left_out: The steps that changed nothing, because of a loss or gradient that was not finite.
-        metrics: Metrics of the best weights so far; empty before the first evaluation.
+        metrics: Metrics of the weights in ``best.pt``; empty before the first evaluation.
         metrics_from: The checkpoint that they were read from; ``None`` if they are of this process.
         history: The primary metric at each evaluation.
 
@@ -144,7 +144,7 @@ class Run(TrainingState):
     def save_last(self) -> None:
         """Write ``last.pt``: everything needed to continue as if never stopped.
 
-        Earlier ones are kept as the recipe says. ``best.pt`` is written before it if there are better weights, so that
+        Earlier ones are kept as the recipe says. ``best.pt`` is written before it if it changes, so that
         a checkpoint never tells of an evaluation whose weights were lost.
 
         Raises:
@@ -229,11 +229,12 @@ class Run(TrainingState):
         self._check_same_state()
 
     def keep_if_best(self, metrics: dict[str, Any], epoch: int) -> None:
-        """Add an evaluation; if its primary metric is above that of every earlier one, :meth:`save_last` writes
-        ``best.pt``."""
+        """Add an evaluation; if its primary metric is above that of every earlier one, or the task keeps the latest
+        weights, :meth:`save_last` writes ``best.pt``."""
         primary = self.task.primary_metric
         self.history.append(metrics[primary])
-        if not self.metrics or metrics[primary] > self.metrics[primary]:
+        latest = self.task.keeps_latest and math.isfinite(metrics[primary])
+        if latest or not self.metrics or metrics[primary] > self.metrics[primary]:
             self.metrics, self.best_epoch, self.metrics_from = metrics, epoch, None
             if self.fabric.is_global_zero:
                 kept = {

@@ -29,6 +29,7 @@ def write_summary(
     primary_metric: str,
     formats: Mapping[str, MetricFormat],
     best_epoch: int,
+    keeps_latest: bool,
     seconds: float,
     hardware: str,
     command: str,
@@ -50,10 +51,11 @@ def write_summary(
     Args:
         folder: The run's folder.
         recipe: The recipe, as a dictionary.
-        metrics: Metrics of the best epoch; ``count`` is the number of images.
+        metrics: Metrics of the weights in ``best.pt``; ``count`` is the number of images.
         primary_metric: Name of the metric, in percent, that the result line states.
         formats: The metrics to list, in order.
         best_epoch: The epoch of ``metrics``.
+        keeps_latest: It is not the epoch with the best primary metric, but that of the latest evaluation.
         seconds: Training time.
         hardware: The hardware, in one line.
         command: The exact command line, printable and in one line.
@@ -86,7 +88,7 @@ def write_summary(
     result = (
         f"{code(recipe['model'])} on {code(recipe['data'])}: **{metrics[primary_metric]:.2f} % "
         f"{formats[primary_metric].label}** on {metrics['count']} images, with the weights of epoch {best_epoch} of "
-        f"{recipe['epochs']}, the best epoch on these same images."
+        f"{recipe['epochs']}{'' if keeps_latest else ', the best epoch on these same images'}."
     )
     page = [
         f"# {markdown(recipe['name'])}",

@@ -23,6 +23,7 @@ from ..recipe import OWN_DATA, Input, Recipe
 from ..registry import PretrainedWeightsError, create_timm_model
 from ..spec import ModelSpec
 from ..text import get_logger
+from . import RECIPES
 from .backbone import Backbone
 from .classes import some_names
 from .classification.published import IMAGENET_22K, imagenet22k_rows
@@ -30,6 +31,7 @@ from .image_size import arguments_for_any_size, check_any_size, is_for_one_size,
 
 log = get_logger(__name__)
 AnyInput = TypeVar("AnyInput", bound=Input)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 SMALL_SIDE = 64  # pixels; larger images are large enough for any known network
 
 
@@ -88,6 +90,49 @@ def create_pretrained(name: str, classes: Sequence[str], **arguments: Any) -> An
     model.reset_classifier(len(classes))
     model.load_state_dict(model.state_dict() | _imagenet1k_rows(head, classes, rows, name))
     return model
+
+
+def without_unaccepted_drop_path(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe, without its own ``drop_path_rate`` if its model is another one that has no such argument.
+
+    A rate that is not that of the named recipe is kept: that a model does not accept it is then an error.
+    """
+    own, rate = RECIPES.get(recipe.name), recipe.model_args.get("drop_path_rate")
+    if own is None or rate is None or recipe.model == own.model or rate != own.model_args.get("drop_path_rate"):
+        return recipe
+    if ":" not in recipe.model and not timm.is_model(recipe.model):  # an error, which create_model raises
+        return recipe
+    others = {name: value for name, value in recipe.model_args.items() if name != "drop_path_rate"}
+    if _accepts(recipe.model, recipe.model_args) or not _accepts(recipe.model, others):
+        return recipe
+    log.warning("model %r has no drop_path_rate: omitted that of recipe %s, %s", recipe.model, recipe.name, rate)
+    return replace(recipe, model_args=others)
+
+
+def _accepts(name: str, arguments: Mapping[str, Any]) -> bool:
+    try:
+        classifier_of(name, arguments)
+    except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError):
+        return False
+    return True
+
+
+def set_grad_checkpointing(network: Any, recipe: Recipe) -> None:
+    """Let a timm model recompute its activations in the backward pass, if the recipe says so.
+
+    Raises:
+        ValueError: The model does not support it.
+    """
+    if not recipe.engine.grad_checkpointing:
+        return
+    try:
+        network.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"engine.grad_checkpointing=true: model {recipe.model!r} does not support it; set it to false (a smaller "
+            "batch_size with engine.accumulate saves memory, too), or use another model, e.g. an SMT, ConvNeXt or "
+            "ResNet"
+        ) from error
 
 
 def initial_weights(recipe: Recipe) -> Checkpoint | None:
@@ -175,6 +220,8 @@ def load_pretrained(model: Any, checkpoint: Checkpoint, classes: Sequence[str] |
     for key in [f"{conv}.weight" for conv in ((convs,) if isinstance(convs, str) else convs)]:
         if key in own and key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
             state[key] = adapt_input_conv(own[key].shape[1], state[key])
+    # A projection head of pretraining has layers below the classifier's name.
+    state = {key: v for key, v in state.items() if key in own or not key.startswith(tuple(f"{h}." for h in heads))}
     in_head = [key for key in (own.keys() | state.keys()) if key.rpartition(".")[0] in heads]
     head = {key: state.pop(key) for key in in_head if key in state}
     state |= _fitting_head(head, {key: own[key] for key in in_head if key in own}, checkpoint, classes)

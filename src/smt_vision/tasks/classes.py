@@ -41,13 +41,14 @@ def match_classes(
     synonyms: Sequence[str] = (),
     unused: Collection[int] = (),
     owner: str = "the model",
+    by_index: bool = True,
 ) -> list[int]:
     """Index in ``classes`` of each of ``names``.
 
     Names are compared regardless of case, Unicode normalization, and whether words are separated by spaces, hyphens or
-    underscores. A class may have several names, separated by commas, as ImageNet's have. Names that are numbers stand
-    for class indices if none of the model's is a number; if the model's are just its indices and the dataset's are not
-    numbers, they are matched in order. Both is logged as a warning.
+    underscores. A class may have several names, separated by commas, as ImageNet's have. With ``by_index``, names that
+    are numbers stand for class indices if none of the model's is a number; if the model's are just its indices and the
+    dataset's are not numbers, they are matched in order. Both is logged as a warning.
 
     Args:
         names: Class names of a dataset.
@@ -57,6 +58,8 @@ def match_classes(
         unused: Indices in ``names`` of classes that do not occur in the dataset. They need not be among the model's,
             and have the index -1 if they are not.
         owner: What ``classes`` are of, in messages.
+        by_index: Numbers, as names of either, may be indices of the model's classes. Not so of a network that was
+            trained independently of the dataset.
 
     Raises:
         ValueError: A name is not among the model's or could be several of them, or several names are one of the
@@ -78,10 +81,11 @@ def match_classes(
                 f"{where}: several of {owner}'s classes are called {name!r} (indices {', '.join(map(str, indices))}); "
                 f"name the classes as {owner} does, in its order"
             )
-    if _are_numbers(names) and not any(map(str.isdecimal, classes)) and max(map(_number, names)) < len(classes):
+    indexed = by_index and _are_numbers(names) and not any(map(str.isdecimal, classes))
+    if indexed and max(map(_number, names)) < len(classes):
         log.warning("%s: the class names are numbers, which are taken for the model's class indices", where)
         return [int(name) for name in names]
-    unnamed = tuple(classes) == tuple(map(str, range(len(classes))))
+    unnamed = by_index and tuple(classes) == tuple(map(str, range(len(classes))))
     if unnamed and not any(map(str.isdecimal, names)) and len(names) == len(classes):
         log.warning("%s: the model's classes have no names; they are matched in order: %s", where, some_names(names))
         return list(range(len(names)))

@@ -68,7 +68,7 @@ class Distillation:
         if not any(True for _ in self._model.parameters()):
             raise ValueError(f"distill.teacher={config.teacher} is an export; expected the run that was exported")
         if self._weight:
-            _check_maps(student, recipe.model, input)
+            _check_maps(student, recipe.model, input, recipe.engine.grad_checkpointing)
             _check_maps(self._network, config.teacher, theirs)
         if find_backbone(student) is not None:  # of a task whose images have any size
             try:
@@ -176,9 +176,10 @@ def feature_maps(model: nn.Module) -> Iterator[list[Tensor]]:
 def attention_transfer(student: Sequence[Tensor], teacher: Sequence[Tensor], inside: Tensor | None = None) -> Tensor:
     """Loss between feature maps of two networks, of any numbers of channels.
 
-    The maps are matched from the last one back. Of each, the mean of the squares over the channels (B, H_i, W_i) is
-    normalized to a vector of length 1, and the loss is the squared distance between the two vectors, in [0, 2]: the
-    mean over images and maps. Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017.
+    The maps are matched from the last one back; the first ones of the network that has more are not compared. Of each,
+    the mean of the squares over the channels (B, H_i, W_i) is normalized to a vector of length 1, and the loss is the
+    squared distance between the two vectors, in [0, 2]: the mean over images and maps. Zagoruyko and Komodakis, Paying
+    More Attention to Attention, ICLR 2017.
 
     Args:
         student: Its maps.
@@ -208,14 +209,27 @@ def _feature_info(model: Any) -> list[dict[str, Any]]:
     return info if isinstance(info, list) else info.get_dicts()
 
 
-def _check_maps(model: nn.Module, name: str, input: Input) -> None:
-    """Raise a ValueError if timm does not name feature maps of a model, or they are not of several resolutions."""
+def _check_maps(model: Any, name: str, input: Input, grad_checkpointing: bool = False) -> None:
+    """Raise a ValueError if timm does not name feature maps of a model, or they are not of several resolutions.
+
+    With ``grad_checkpointing``, some models, e.g. ResNets, run the blocks of all stages without calling the stages,
+    whose outputs are the feature maps.
+    """
     if find_backbone(model) is not None:
         return
     info = _feature_info(model)
     strides = [entry.get("reduction") for entry in info]
     named = len(set(strides)) > 1 and all(entry.get("module") for entry in info)
-    if not named or not _has_maps(model, [entry["num_chs"] for entry in info], input):
+    channels = [entry["num_chs"] for entry in info]
+    if not named or not _has_maps(model, channels, input):
+        if named and grad_checkpointing:
+            model.set_grad_checkpointing(False)
+            if _has_maps(model, channels, input):
+                raise ValueError(
+                    f"distill.features and engine.grad_checkpointing=true: {name} does not give its feature maps with "
+                    "activation checkpointing; set distill.features to 0 or engine.grad_checkpointing to false, or use "
+                    "a model that does, e.g. an SMT or ConvNeXt"
+                )
         raise ValueError(
             f"invalid distill.features: {name} has no feature maps of several resolutions; set it to 0 to learn from "
             "the outputs of a classifier, or use a model that has, e.g. an SMT, ConvNeXt, EfficientNet or ResNet"

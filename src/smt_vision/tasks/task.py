@@ -110,7 +110,8 @@ class Evaluation(Protocol):
 
     Attributes:
         val_set: The images.
-        primary_metric: Name of the metric that decides which checkpoint is best: in percent, finite, higher is better.
+        primary_metric: Name of the metric that decides which checkpoint is best, unless the task keeps the latest: in
+            percent, finite, higher is better.
         metric_formats: The metrics listed in the summary, in order; includes the primary metric, and ``loss`` if the
             metric computes one.
     """
@@ -148,6 +149,7 @@ class Training(Evaluation, Protocol):
         initial_images: Images that the initial weights or the teacher were trained on, if these are of a run.
         distillation: The teacher to learn from, if there is one.
         training_modules: Prefixes of the parameters that only training needs, which the best weights are saved without.
+        keeps_latest: ``best.pt`` holds the weights of the latest evaluation, and the primary metric is only reported.
         input_description: Description of the model's input, e.g. ``3 x 224 x 224 pixels``.
     """
 
@@ -161,6 +163,7 @@ class Training(Evaluation, Protocol):
     initial_images: UsedImages | None
     distillation: Distillation | None
     training_modules: tuple[str, ...]
+    keeps_latest: bool
     input_description: str
 
     def train_loader(self, rank: int, world: int) -> TrainLoader: ...

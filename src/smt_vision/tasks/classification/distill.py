@@ -36,7 +36,12 @@ class SoftTargets:
             )
         try:
             columns = match_classes(
-                classes, teacher.classes, recipe.data, class_synonyms(len(teacher.classes)), owner="the teacher"
+                classes,
+                teacher.classes,
+                recipe.data,
+                class_synonyms(len(teacher.classes)),
+                owner="the teacher",
+                by_index=False,
             )
         except ValueError as error:
             raise ValueError(f"distill.teacher={name}: {error}; or {remedy}") from error

@@ -25,6 +25,7 @@ from ..build import (
     initial_weights,
     load_pretrained,
     resolve_input,
+    set_grad_checkpointing,
 )
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
@@ -171,6 +172,7 @@ class ClassificationTraining(ClassificationEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.recipe = recipe
@@ -190,8 +192,7 @@ class ClassificationTraining(ClassificationEvaluation):
         spec = ModelSpec("classify", recipe.model, self.classes, recipe.input, arguments, recipe.classify)
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         check_image_size(self.model, recipe.input.channels, recipe.input.size)
-        if recipe.engine.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)
+        set_grad_checkpointing(self.model, recipe)
         self.input = resolve_input(recipe.input, self.model, checkpoint)
         self.spec = replace(spec, input=self.input)
         self.input_description = f"{self.input.channels} x {self.input.size} x {self.input.size} pixels"

@@ -22,7 +22,7 @@ from ...pictures.style import EVAL, TRAIN
 from ...recipe import Input
 from ...spec import ModelSpec
 from ..bootstrap import as_interval
-from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input, set_grad_checkpointing
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
@@ -134,6 +134,7 @@ class DetectionTraining(DetectionEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: DetectionRecipe) -> None:
         if recipe.engine.compile:
@@ -156,8 +157,7 @@ class DetectionTraining(DetectionEvaluation):
         set_class_weights(self.model, class_weights(recipe.loss, classes, counts))
         for stage in getattr(self.model, "stages", ()):  # BatchNorm in a cascade's box heads, as published
             share_statistics(stage.box_head)
-        if recipe.engine.grad_checkpointing:
-            backbone.network.set_grad_checkpointing(True)
+        set_grad_checkpointing(backbone.network, recipe)
         super().__init__(val_set, resolve_input(recipe.input, backbone.network, checkpoint), recipe.detect)
         self.spec = replace(spec, input=self.input)
         self.distillation: Distillation | None = None

@@ -73,6 +73,11 @@ class PretrainingRecipe(Recipe):
         super().__post_init__()
         if self.distill.teacher is not None:
             raise ValueError(f"distill.teacher={self.distill.teacher}: pretraining has no teacher; set it to null")
+        if self.engine.patience is not None:
+            raise ValueError(
+                f"engine.patience={self.engine.patience}: the primary metric of pretraining does not say when to stop, "
+                "and the weights of the latest evaluation are kept; set it to null, and epochs to the length of the run"
+            )
         if self.batch_size < 2:
             raise ValueError(f"invalid batch_size={self.batch_size}: a contrastive loss needs at least two images")
         if self.input.has_bands and (self.augment.color_jitter or self.augment.grayscale):

@@ -1,7 +1,9 @@
 """Self-supervised pretraining: SimCLR's loss between two views of each image.
 
-The network is a classifier of timm whose last layer is replaced by a projection head. Its best weights, without the
-head, are a checkpoint of a classifier without classes, from which a run of any other task starts.
+The network is a classifier of timm whose last layer is replaced by a projection head. The weights of the latest
+evaluation, without the head, are a checkpoint of a classifier without classes, from which a run of any other task
+starts. They are not selected by the metric, which is often 100 % on few validation images after a few epochs, while
+the features still improve.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,15 @@ from ...extras import require
 from ...spec import ModelSpec
 from ...text import get_logger
 from .. import get_task, read_spec
-from ..build import check_image_size, classifier_layers, create_model, initial_weights, load_pretrained, resolve_input
+from ..build import (
+    check_image_size,
+    classifier_layers,
+    create_model,
+    initial_weights,
+    load_pretrained,
+    resolve_input,
+    set_grad_checkpointing,
+)
 from ..classification.data.dataset import ImageDataset
 from ..distill import Distillation
 from ..image_size import arguments_for_size
@@ -46,6 +56,7 @@ class PretrainingTraining:
     """
 
     distillation: Distillation | None = None
+    keeps_latest = True
 
     def __init__(self, recipe: PretrainingRecipe) -> None:
         self.recipe = recipe
@@ -71,8 +82,7 @@ class PretrainingTraining:
         # With statistics of its own on each process, the network could tell the two views of an image, which are on the
         # same process, from the negatives of the others (Chen et al., ICML 2020).
         self.model = share_statistics(self.model)
-        if recipe.engine.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)
+        set_grad_checkpointing(self.model, recipe)
         self._evaluated = _evenly_spaced(self.val_set, MAX_EVALUATED)
         self.input = resolve_input(recipe.input, self.model, checkpoint)
         spec = {"task": "classify", "model": recipe.model, "classes": [], "input": asdict(self.input), "head": {}}

@@ -26,7 +26,7 @@ from ...recipe import Input
 from ...spec import ModelSpec
 from ...text import get_logger
 from ..bootstrap import as_interval, percentile_interval, resampled_counts
-from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input
+from ..build import build_backbone, initial_weights, load_head_checkpoint, resolve_input, set_grad_checkpointing
 from ..class_weights import class_weights
 from ..classes import with_classes
 from ..distill import Distillation, with_teacher
@@ -175,6 +175,7 @@ class SegmentationTraining(SegmentationEvaluation):
     """
 
     training_modules: tuple[str, ...] = ()
+    keeps_latest = False
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         _check(recipe)
@@ -187,8 +188,7 @@ class SegmentationTraining(SegmentationEvaluation):
         )
         self.model = build_model(spec, recipe.pretrained, checkpoint)
         network: Any = self.model.backbone.network
-        if recipe.engine.grad_checkpointing:
-            network.set_grad_checkpointing(True)
+        set_grad_checkpointing(network, recipe)
         super().__init__(val_set, resolve_input(recipe.input, network, checkpoint), recipe.segment)
         self.spec = replace(spec, input=self.input)
         self.distillation: Distillation | None = None
