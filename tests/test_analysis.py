@@ -798,7 +798,7 @@ def test_an_image_is_not_its_own_neighbor(photo: Path, tmp_path: Path, capsys: p
         assert np.isnan(arrays["similarities"][0, -1])
         assert sorted(arrays["indices"][1]) == [0, 1, 2]
     alone = ("--kinds", "neighbors", "--folder", photo, "--out", tmp_path / "alone")
-    assert "no other image" in refusal(capsys, 1, "analyze", CIFAR, photo, *alone)
+    assert "no image other than" in refusal(capsys, 1, "analyze", CIFAR, photo, *alone)
 
 
 def test_at_most_20_queries_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
